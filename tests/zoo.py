@@ -1,0 +1,146 @@
+"""Tiny random models of every family, built from their configurations: nothing to download, and sharp enough to tell.
+
+`initializer_range=0.4` matters: with the default 0.02 all logits are near zero, every greedy path is the same, and a
+dropped cache, mask or position goes unseen.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    BloomConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    OPTConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    T5Config,
+)
+
+PAD, EOS, BOS, VOCAB = 0, 1, 2, 48
+SPECIAL = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": BOS, "vocab_size": VOCAB}
+WIDE = {"initializer_range": 0.4} | SPECIAL
+
+
+def _llama_like(config: Callable[..., PretrainedConfig], **more: Any) -> Callable[[int], PretrainedConfig]:
+    def build(hidden: int) -> PretrainedConfig:
+        return config(
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=hidden // 4,
+            max_position_embeddings=128,
+            **WIDE,
+            **more,
+        )
+
+    return build
+
+
+FAMILIES: dict[str, Callable[[int], PretrainedConfig]] = {
+    "llama": _llama_like(LlamaConfig),
+    "qwen2": _llama_like(Qwen2Config),
+    "qwen3": _llama_like(Qwen3Config),
+    "mistral": _llama_like(MistralConfig, sliding_window=5),
+    "gemma3": _llama_like(
+        Gemma3TextConfig,
+        sliding_window=5,
+        layer_types=["sliding_attention", "full_attention"],
+        tie_word_embeddings=False,
+    ),
+    "gpt2": lambda h: GPT2Config(n_embd=h, n_layer=2, n_head=4, n_positions=128, **WIDE),
+    "opt": lambda h: OPTConfig(
+        hidden_size=h,
+        ffn_dim=2 * h,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        word_embed_proj_dim=h,
+        init_std=0.4,
+        **SPECIAL,
+    ),
+    "bloom": lambda h: BloomConfig(hidden_size=h, n_layer=2, n_head=4, tie_word_embeddings=False, **WIDE),
+    "gpt_neox": lambda h: GPTNeoXConfig(
+        hidden_size=h,
+        intermediate_size=2 * h,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        **WIDE,
+    ),
+    "mamba": lambda h: MambaConfig(hidden_size=h, num_hidden_layers=2, state_size=8, **WIDE),
+    "t5": lambda h: T5Config(
+        d_model=h,
+        d_ff=2 * h,
+        d_kv=h // 4,
+        num_layers=2,
+        num_heads=4,
+        tie_word_embeddings=False,
+        decoder_start_token_id=PAD,
+        **SPECIAL,
+    ),
+    "bart": lambda h: BartConfig(
+        d_model=h,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=2 * h,
+        decoder_ffn_dim=2 * h,
+        max_position_embeddings=128,
+        init_std=0.4,
+        decoder_start_token_id=EOS,
+        forced_eos_token_id=None,
+        tie_word_embeddings=False,
+        **SPECIAL,
+    ),
+}
+ENCODER_DECODERS = {"t5", "bart"}
+REDRAWN = {"t5": (0.8, 0.2, 0.2), "bart": (0.2, 1.0, 0.4), "bloom": (0.3, 0.4, 0.4)}
+"""Standard deviations of matrices, embeddings and head for the families that otherwise repeat one token for ever."""
+
+
+def build(family: str, *, hidden: int = 32, seed: int = 0, **overrides: Any) -> Any:
+    """A random float32 model of a family, ready to generate."""
+    torch.manual_seed(seed)
+    config = FAMILIES[family](hidden)
+    for name, value in overrides.items():
+        setattr(config, name, value)
+    auto = AutoModelForSeq2SeqLM if family in ENCODER_DECODERS else AutoModelForCausalLM
+    model = auto.from_config(config).eval()
+    if family in REDRAWN:
+        matrix, embedding, head = REDRAWN[family]
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2:
+                std = embedding if "embed" in name or "shared" in name else head if "lm_head" in name else matrix
+                torch.nn.init.normal_(weight, std=std)
+    return model
+
+
+def prompts(batch: int, seed: int = 0) -> list[torch.Tensor]:
+    """Prompts of unequal length, none with a special token."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, VOCAB, (4 + 3 * i,), generator=generator) for i in range(batch)]
+
+
+def pad(rows: list[torch.Tensor], side: str = "left") -> dict[str, torch.Tensor]:
+    """The tokenizer's output for a batch: `input_ids` and `attention_mask`."""
+    width = max(map(len, rows))
+    inputs: dict[str, list[torch.Tensor]] = {"input_ids": [], "attention_mask": []}
+    for row in rows:
+        padding = torch.full((width - len(row),), PAD)
+        parts = (padding, row) if side == "left" else (row, padding)
+        inputs["input_ids"].append(torch.cat(parts))
+        inputs["attention_mask"].append(torch.cat([torch.full_like(part, part is row) for part in parts]))
+    return {name: torch.stack(values) for name, values in inputs.items()}
