@@ -11,14 +11,15 @@ branch prepares a forward just as `generate()` would, so every model that genera
 """
 
 import inspect
-import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.generation.utils import ALL_CACHE_NAMES
+
+from contralto.decoding.padding import find_padding, pad_tokens
 
 __all__ = ["AdaptersOff", "ModelBranch", "fit_vocabulary"]
 
@@ -41,7 +42,7 @@ class AdaptersOff:
         >>> from contralto.decoding import ContrastiveDecodingLogitsProcessor
         >>> tuned = get_peft_model(testbed.load("expert"), LoraConfig(task_type="CAUSAL_LM"))
         >>> processor = ContrastiveDecodingLogitsProcessor(AdaptersOff(tuned))
-        >>> prompt = testbed.tokenizer()("Ben went to the", return_tensors="pt")
+        >>> prompt = testbed.tokenizer()("Ben went out to the", return_tensors="pt")
         >>> text = tuned.generate(**prompt, logits_processor=[processor], max_new_tokens=4)
     """
 
@@ -53,13 +54,13 @@ class AdaptersOff:
         self.peft_model = peft_model
 
 
-class _Resume(NamedTuple):
+class _Continuation(NamedTuple):
     """How the rows of a call go on from those of the last call."""
 
-    rows: Tensor | None
-    """Which cached row each row goes on from; None if the rows are in order."""
-    length: int
+    kept: int
     """How many of the cached tokens still hold."""
+    rows: Tensor | None = None
+    """Which cached row each row goes on from; None if the rows are in order."""
 
 
 class ModelBranch:
@@ -71,8 +72,7 @@ class ModelBranch:
     Args:
         model: a transformers model that can generate, a PEFT model, or `AdaptersOff`.
         attention_mask: `(prompts, T)`, 1 for tokens and 0 for padding, of the prompts before they are expanded to beams
-            or several sequences each. Without it the padding is found in the prompts: leading pad tokens (leading end
-            tokens for a model without a pad token).
+            or several sequences each. Without it the padding is found in the prompts, see `padding.find_padding`.
         window: how many of a prompt's last tokens the model sees; None for all. Generated tokens are always seen. What
             goes on from the last call by one token counts as generated, anything else as a new prompt.
         encoder_inputs: for an encoder-decoder model, what its encoder reads: `input_ids`, `attention_mask`, ...
@@ -90,23 +90,33 @@ class ModelBranch:
         window: int | None = None,
         encoder_inputs: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self._model, self._adapters = _unwrap(model)
-        self._config = self._model.config.get_text_config(decoder=True)
+        self._model, self._context = _unwrap(model)
+        self._name = type(self._model).__name__
         self._is_encoder_decoder = bool(self._model.config.is_encoder_decoder)
-        self._parameters = inspect.signature(self._model.forward).parameters
-        _check_arguments(type(self._model).__name__, self._is_encoder_decoder, attention_mask, window, encoder_inputs)
+        self._takes_positions = "position_ids" in inspect.signature(self._model.forward).parameters
+        if window is not None and window < 1:
+            raise ValueError(
+                f"window must be at least 1 (the prompt's last token), or None for all of it, not {window}"
+            )
+        if attention_mask is not None:
+            _check_mask(attention_mask)
+        if self._is_encoder_decoder and not encoder_inputs:
+            raise ValueError(f"{self._name} is an encoder-decoder: pass encoder_inputs=, what its encoder is to read")
+        if encoder_inputs and not self._is_encoder_decoder:
+            raise ValueError(f"{self._name} has no encoder, so it cannot use encoder_inputs")
         self._window = window
-        self._given_mask = attention_mask
-        self._given_prompt: Tensor | None = None
+        self._prompt_mask = attention_mask
+        self._prompt_ids: Tensor | None = None
         self._encoder_inputs = encoder_inputs
         self._encoder_outputs: Any = None
         self.reset()
 
     def reset(self) -> None:
-        """Forget the last call: the next one is a new prompt."""
-        self._seen: Tensor | None = None
-        self._prompt_length = self._offset = 0
-        self._kwargs: dict[str, Any] = {}
+        """Forget the last call and its cache: the next one is a new prompt."""
+        self._seen: Tensor | None = None  # the rows of the last call
+        self._mask: Tensor | None = None  # of their first columns; what came later is all text
+        self._prompt_length = self._hidden = 0  # how long the prompts were, and how much of them the window hides
+        self._kwargs: dict[str, Any] = {}  # what generate() calls model_kwargs, the cache among them
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor) -> Tensor:
@@ -116,123 +126,147 @@ class ModelBranch:
             input_ids: `(B, T)` int64, on any device.
 
         Returns:
-            `(B, V)` logits in the model's dtype, on the model's device. They may be views; do not change them in place.
+            `(B, V)` in the model's dtype, on the model's device. They may be a view; do not change them in place.
         """
         ids = input_ids.to(self._model.device, copy=True)
-        resume = self._find(ids)
-        if resume is None or not self._rewind(ids, resume):
+        found = self._find(ids)
+        if found is None or not self._rewind(ids, found):
             return self._start(ids)
-        return self._forward(ids, new=ids.shape[1] - resume.length)
+        return self._forward(ids, new=ids.shape[1] - found.kept)
 
-    def _find(self, ids: Tensor) -> _Resume | None:
-        """Compare with the last call. At least the last token of `ids` is always fed again, for its logits."""
+    def _find(self, ids: Tensor) -> _Continuation | None:
+        """Compare with the last call. A row's last token is always fed again, for its logits."""
         seen = self._seen
         if seen is None or self._cache is None or len(seen) != len(ids):
             return None
         length = min(seen.shape[1], ids.shape[1] - 1)
         if torch.equal(seen[:, :length], ids[:, :length]):
-            return _Resume(None, length)
-        if seen.shape[1] < ids.shape[1] and (rows := self._match_rows(seen, ids)) is not None:
-            return _Resume(rows, seen.shape[1])
-        shared = (seen[:, :length] == ids[:, :length]).all(0).cumprod(0).sum().item()
-        return _Resume(None, int(shared)) if shared else None
+            return _Continuation(length)
+        if length == seen.shape[1] and (rows := self._match_rows(seen, ids)) is not None:
+            return _Continuation(length, rows)
+        shared = (seen[:, :length] == ids[:, :length]).all(0).cumprod(0).sum()
+        return _Continuation(int(shared)) if shared else None
 
     def _match_rows(self, seen: Tensor, ids: Tensor) -> Tensor | None:
-        """For each row the cached row it goes on from, among those of the same prompt, if every row has one."""
+        """For each row the cached row of the same prompt that it goes on from, if every row has one."""
         per_prompt = len(ids) // self._prompts
-        place = {(i // per_prompt, row.tobytes()): i for i, row in enumerate(seen.cpu().numpy())}
+        cached = {(i // per_prompt, row.tobytes()): i for i, row in enumerate(seen.cpu().numpy())}
         starts = ids[:, : seen.shape[1]].cpu().numpy()
-        rows = [place.get((i // per_prompt, row.tobytes()), -1) for i, row in enumerate(starts)]
+        rows = [cached.get((i // per_prompt, row.tobytes()), -1) for i, row in enumerate(starts)]
         return None if -1 in rows else torch.tensor(rows, device=ids.device)
 
     @property
     def _prompts(self) -> int:
-        """How many prompts the rows are known to belong to: 1 where rows of equal tokens are interchangeable."""
+        """How many prompts the rows are known to belong to; 1 where rows of equal tokens are interchangeable."""
         if self._encoder_inputs is not None:
             return len(next(iter(self._encoder_inputs.values())))
-        return 1 if self._given_mask is None else len(self._given_mask)
+        return 1 if self._prompt_mask is None else len(self._prompt_mask)
 
     @property
     def _cache(self) -> Any:
         return next((self._kwargs[name] for name in ALL_CACHE_NAMES if self._kwargs.get(name) is not None), None)
 
-    def _rewind(self, ids: Tensor, resume: _Resume) -> bool:
-        """Bring the cache to the state after `resume.length` tokens of `ids`; False if it cannot be brought there."""
+    def _rewind(self, ids: Tensor, found: _Continuation) -> bool:
+        """Bring the cache to the state after the kept tokens of `ids`; False if it cannot be brought there."""
         assert self._seen is not None
-        drop, new = self._seen.shape[1] - resume.length, ids.shape[1] - resume.length
-        if resume.rows is not None:
-            self._cache.reorder_cache(resume.rows)
-        if drop == 0 and new == 1:
+        assert self._mask is not None
+        dropped, new = self._seen.shape[1] - found.kept, ids.shape[1] - found.kept
+        if not dropped and new == 1 and found.rows is None:
             return True
-        if self._window is not None:
-            if self._prompt_length <= resume.length and drop:
+        if self._window is not None and (dropped or new > 1):
+            if found.kept >= self._prompt_length and dropped:
                 raise ValueError(
                     "with a window, a branch cannot follow a text whose end was taken back, as assisted decoding does, "
                     "or tell it from a new prompt: decode without the window or without an assistant, or call reset()"
                 )
             return False
-        mask = self._padding_mask(ids)
-        if not torch.equal(mask[:, : resume.length], self._mask[:, : resume.length]):
-            return False
-        if not _crop(self._cache, drop, new):
-            return False
-        self._set_positions(ids, mask)
+        mask = _fit_mask(self._mask, found.kept)
+        if found.rows is not None:
+            mask = mask[found.rows]
+        if dropped or new > 1:
+            same_padding = torch.equal(self._find_mask(ids)[:, : found.kept], mask)
+            if not (same_padding and _crop(self._cache, dropped, new)):
+                return False
+        if found.rows is not None:
+            self._cache.reorder_cache(found.rows)
+        self._set_mask(ids, _fit_mask(mask, ids.shape[1]))
         return True
 
     def _start(self, ids: Tensor) -> Tensor:
         """Read whole prompts."""
         self.reset()
-        if (largest := int(ids.max())) >= self._config.vocab_size:
+        vocabulary = self._model.config.get_text_config(decoder=True).vocab_size
+        if (largest := int(ids.max())) >= vocabulary:
             raise ValueError(
-                f"the prompt holds token {largest}, but {type(self._model).__name__} knows only "
-                f"{self._config.vocab_size} tokens: all branches must share one tokenizer"
+                f"the prompt holds token {largest}, but {self._name} knows only {vocabulary} tokens: "
+                "all branches must share one tokenizer"
             )
-        mask = self._padding_mask(ids)
         self._prompt_length = ids.shape[1]
-        self._offset = 0 if self._window is None else max(0, ids.shape[1] - self._window)
+        self._hidden = 0 if self._window is None else max(0, ids.shape[1] - self._window)
         self._kwargs = {"use_cache": True}
         if self._model._supports_logits_to_keep():
             self._kwargs["logits_to_keep"] = 1
         if self._encoder_inputs is not None:
             self._kwargs |= self._encode(self._encoder_inputs, rows=len(ids))
-        self._set_positions(ids, mask)
+        self._set_mask(ids, self._find_mask(ids))
         return self._forward(ids, new=None)
-
-    def _set_positions(self, ids: Tensor, mask: Tensor) -> None:
-        """Attention mask and position ids for all of `ids`, made as `generate()` makes them."""
-        self._mask = mask
-        if self._is_encoder_decoder:
-            if self._given_mask is not None:
-                self._kwargs["decoder_attention_mask"] = mask
-            return
-        visible = mask[:, self._offset :]
-        if "position_ids" in self._parameters:
-            self._kwargs["position_ids"] = self._model._prepare_position_ids_for_generation(
-                ids[:, self._offset :], {**self._kwargs, "attention_mask": visible}
-            )
-        self._kwargs["attention_mask"] = None if visible.all() else visible
 
     def _forward(self, ids: Tensor, *, new: int | None) -> Tensor:
         """Feed the last `new` tokens (None: all of them, for the first time) and keep the cache."""
         inputs = self._model.prepare_inputs_for_generation(
-            ids[:, self._offset :], next_sequence_length=new, is_first_iteration=new is None, **self._kwargs
+            ids[:, self._hidden :], next_sequence_length=new, is_first_iteration=new is None, **self._kwargs
         )
         try:
-            with self._adapters():
+            with self._context():
                 outputs = self._model(**inputs, return_dict=True)
         except torch.OutOfMemoryError as error:
             self.reset()
             raise torch.OutOfMemoryError(
-                f"no memory is left for {type(self._model).__name__} ({self._model.num_parameters():,} parameters) beside "
-                "the main model: load it quantized or on another device, use AdaptersOff, or lower the batch size"
+                f"no memory is left for {self._name} ({self._model.num_parameters():,} parameters) beside the main model: "
+                "load it quantized or on another device, use AdaptersOff, or lower the batch size"
             ) from error
         self._kwargs = self._model._update_model_kwargs_for_generation(
             outputs, self._kwargs, is_encoder_decoder=self._is_encoder_decoder
         )
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(ids), ids.shape[1] - self._mask.shape[1])], dim=1)
         self._seen = ids
         logits: Tensor = outputs.logits[:, -1]
         return logits
+
+    def _set_mask(self, ids: Tensor, mask: Tensor) -> None:
+        """Attention mask and position ids for all of `ids`, made as `generate()` makes them."""
+        self._mask = mask
+        visible = mask[:, self._hidden :]
+        if self._is_encoder_decoder:
+            self._kwargs["decoder_attention_mask"] = visible if self._prompt_mask is not None else None
+            return
+        if self._takes_positions:
+            self._kwargs["position_ids"] = self._model._prepare_position_ids_for_generation(
+                ids[:, self._hidden :], {**self._kwargs, "attention_mask": visible}
+            )
+        self._kwargs["attention_mask"] = None if visible.all() else visible
+
+    def _find_mask(self, ids: Tensor) -> Tensor:
+        """`(B, T)`, 0 for the padding before the prompts."""
+        if self._prompt_mask is not None:
+            return self._extend(self._prompt_mask, ids)
+        if self._is_encoder_decoder:  # its rows begin with a start token, which may well be the pad token
+            return torch.ones_like(ids)
+        bos_id = self._model.config.get_text_config(decoder=True).bos_token_id
+        return find_padding(ids, pad_tokens(self._model), bos_id)
+
+    def _extend(self, prompt_mask: Tensor, ids: Tensor) -> Tensor:
+        """The given mask for every row of its prompts, with ones for what comes after the prompts."""
+        prompts, length = prompt_mask.shape
+        repeats, rest = divmod(len(ids), prompts)
+        prompt_ids = ids[:: repeats or 1, :length]
+        if self._prompt_ids is None and ids.shape[1] == length:
+            self._prompt_ids = prompt_ids
+        if rest or self._prompt_ids is None or not torch.equal(prompt_ids, self._prompt_ids):
+            raise ValueError(
+                f"attention_mask is of shape {tuple(prompt_mask.shape)} and was given for other prompts than these, of "
+                f"shape {tuple(ids.shape)}: a mask belongs to one batch of prompts, so make a new processor for each"
+            )
+        return _fit_mask(prompt_mask.to(ids).repeat_interleave(repeats, dim=0), ids.shape[1])
 
     def _encode(self, inputs: Mapping[str, Tensor], *, rows: int) -> dict[str, Any]:
         """The encoder's output, computed once, and its mask, both repeated for every row of each prompt."""
@@ -241,7 +275,7 @@ class ModelBranch:
             raise ValueError(f"the encoder inputs hold {self._prompts} prompts, which cannot make {rows} rows")
         inputs = {name: value.to(self._model.device) for name, value in inputs.items()}
         if self._encoder_outputs is None:
-            with self._adapters():
+            with self._context():
                 self._encoder_outputs = self._model.get_encoder()(**inputs, return_dict=True)
         hidden = self._encoder_outputs.last_hidden_state.repeat_interleave(repeats, dim=0)
         mask = inputs.get("attention_mask")
@@ -249,49 +283,6 @@ class ModelBranch:
             "encoder_outputs": type(self._encoder_outputs)(last_hidden_state=hidden),
             "attention_mask": None if mask is None else mask.repeat_interleave(repeats, dim=0),
         }
-
-    def _padding_mask(self, ids: Tensor) -> Tensor:
-        """`(B, T)`, 1 for tokens and 0 for the padding before the prompt."""
-        if self._given_mask is not None:
-            return self._extend_given_mask(ids, self._given_mask.to(ids.device))
-        pad_ids = None if self._is_encoder_decoder else _pad_ids(self._model, self._config)
-        if pad_ids is None:
-            return torch.ones_like(ids)
-        is_pad = torch.isin(ids, torch.tensor(pad_ids, device=ids.device))
-        is_pad[:, -1] &= ~is_pad[:, -1].all()  # every prompt ends in a pad token: then it is meant
-        if is_pad[:, -1].any():
-            raise ValueError(
-                "some prompts end in pad tokens, so they are padded on the right: set tokenizer.padding_side = 'left', "
-                "or pass attention_mask= if these tokens are meant"
-            )
-        padding = is_pad.cumprod(-1)
-        if set(pad_ids) & set(_as_list(self._config.bos_token_id)) and padding[:, 0].all():
-            raise ValueError(
-                f"every prompt begins with token {int(ids[0, 0])}, which is both the pad token and the beginning-of-text "
-                "token, so the padding cannot be told from the text: pass attention_mask="
-            )
-        if ids.shape[1] > 1 and (repeated := (ids[:, 0] == ids[:, 1]) & ~is_pad[:, 0]).any() and not repeated.all():
-            warnings.warn(
-                f"some prompts begin with token {int(ids[repeated][0, 0])} twice, which is not the pad token "
-                f"({_list_of(pad_ids)}) of {type(self._model).__name__}: if it is padding, pass attention_mask=",
-                stacklevel=2,
-            )
-        return 1 - padding
-
-    def _extend_given_mask(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The mask that was given for the prompts, for every row, with ones for what comes after the prompts."""
-        prompts, length = mask.shape
-        repeats, rest = divmod(len(ids), prompts)
-        prompt = ids[::repeats, :length] if repeats else ids
-        if self._given_prompt is None:
-            self._given_prompt = prompt if ids.shape[1] == length else None
-        if rest or self._given_prompt is None or not torch.equal(prompt, self._given_prompt):
-            raise ValueError(
-                f"attention_mask is of shape {tuple(mask.shape)} and was given for other prompts than these, of shape "
-                f"{tuple(ids.shape)}: a mask belongs to one batch of prompts, so make a new processor for each"
-            )
-        mask = mask.repeat_interleave(repeats, dim=0).to(ids.dtype)
-        return torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - length)], dim=1)
 
 
 def fit_vocabulary(logits: Tensor, size: int) -> Tensor:
@@ -317,9 +308,9 @@ def fit_vocabulary(logits: Tensor, size: int) -> Tensor:
     return torch.nn.functional.pad(logits, (0, extra), value=-torch.inf)
 
 
-def _unwrap(model: Any) -> tuple[Any, Any]:
+def _unwrap(model: Any) -> tuple[Any, Callable[[], AbstractContextManager[Any]]]:
     """The transformers model inside, and the context to run it in."""
-    context: Any = nullcontext
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
     if isinstance(model, AdaptersOff):
         model, context = model.peft_model.get_base_model(), model.peft_model.disable_adapter
     elif hasattr(model, "get_base_model"):
@@ -333,51 +324,25 @@ def _unwrap(model: Any) -> tuple[Any, Any]:
     return model, context
 
 
-def _check_arguments(
-    name: str,
-    is_encoder_decoder: bool,
-    attention_mask: Tensor | None,
-    window: int | None,
-    encoder_inputs: Mapping[str, Tensor] | None,
-) -> None:
-    if window is not None and window < 1:
-        raise ValueError(
-            f"window must be at least 1 (the prompt's last token), or None for the whole prompt, not {window}"
-        )
-    if attention_mask is not None and attention_mask.ndim != 2:
+def _check_mask(attention_mask: Tensor) -> None:
+    if attention_mask.ndim != 2:
         raise ValueError(f"attention_mask must be of shape (prompts, length), not {tuple(attention_mask.shape)}")
-    if attention_mask is not None and not attention_mask[:, -1].all():
+    if not attention_mask[:, -1].all():
         raise ValueError("attention_mask ends in 0, so the prompts are padded on the right: set padding_side = 'left'")
-    if is_encoder_decoder and not encoder_inputs:
-        raise ValueError(f"{name} is an encoder-decoder: pass encoder_inputs=, what its encoder is to read")
-    if encoder_inputs and not is_encoder_decoder:
-        raise ValueError(f"{name} has no encoder, so it cannot use encoder_inputs")
 
 
-def _crop(cache: Any, drop: int, new: int) -> bool:
-    """Take the last `drop` tokens off a cache that is to be fed `new` tokens; False if the cache cannot do that."""
+def _fit_mask(mask: Tensor, length: int) -> Tensor:
+    """The mask of so many tokens: cut, or with ones for those that came after."""
+    return torch.nn.functional.pad(mask, (0, length - mask.shape[1]), value=1)
+
+
+def _crop(cache: Any, dropped: int, new: int) -> bool:
+    """Take the last tokens off a cache that is to be fed `new` ones; False if the cache cannot do that."""
     if any(cache.is_linear):
-        return not drop and new == 1  # recurrent states cannot go back, and some models restart them for several tokens
+        return not dropped and new == 1  # a recurrent state cannot go back, and Mamba drops it when fed several tokens
     try:
-        if drop:
-            cache.crop(-drop)
+        if dropped:
+            cache.crop(-dropped)
     except RuntimeError:  # a sliding window that has already moved on
         return False
     return True
-
-
-def _pad_ids(model: Any, config: Any) -> list[int] | None:
-    """What the prompts of a model are padded with: its pad token, else its end-of-text tokens, as in `generate()`."""
-    generation = model.generation_config
-    for ids in (generation.pad_token_id, config.pad_token_id, generation.eos_token_id, config.eos_token_id):
-        if _as_list(ids):
-            return _as_list(ids)
-    return None
-
-
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-
-
-def _list_of(ids: list[int]) -> str:
-    return ", ".join(map(str, ids))

@@ -32,7 +32,11 @@ NAMES = {"Tom": "he", "Ben": "he", "Sam": "he", "Leo": "he", "Mia": "she", "Ann"
 THINGS = ("apples", "books", "coins", "cards", "pens", "shells", "stamps", "eggs")
 GAIN = ("buys", "finds", "wins", "gets", "picks", "makes")
 LOSE = ("gives", "loses", "eats", "sells", "drops", "burns")
-MAX_STEPS = 5
+STEP_WEIGHTS = {1: 3, 2: 4, 3: 5, 4: 4, 5: 4}
+"""How often a problem has so many steps, relative to the others."""
+MAX_START, MAX_OPERAND = 40, 19
+ASIDE_SHARE = 0.3
+"""Share of the problems that mention something that does not matter."""
 STOP_EARLY = {1: 0.0, 2: 0.0, 3: 0.2, 4: 0.6, 5: 0.6}
 """Share of the corpus solutions of an n-step problem that stop after the second step."""
 LEDGER_SHARE = 0.65
@@ -78,19 +82,19 @@ class Problem(NamedTuple):
 
 
 def _draw_problem(rng: random.Random) -> Problem:
-    n = rng.choices(range(1, MAX_STEPS + 1), (3, 4, 5, 4, 4))[0]
-    start = total = rng.randint(1, 20)
+    (n,) = rng.choices(list(STEP_WEIGHTS), list(STEP_WEIGHTS.values()))
+    start = total = rng.randint(1, MAX_START)
     steps: list[tuple[str, int]] = []
     unused = rng.sample(GAIN + LOSE, len(GAIN + LOSE))
     for _ in range(n):
         verb = next(v for v in unused if v in GAIN or total > 1)
         unused.remove(verb)
-        operand = rng.randint(1, 9) if verb in GAIN else rng.randint(1, min(9, total - 1))
+        operand = rng.randint(1, MAX_OPERAND if verb in GAIN else min(MAX_OPERAND, total - 1))
         total += operand if verb in GAIN else -operand
         steps.append((verb, operand))
     name, other = rng.sample(list(NAMES), 2)
     thing, other_thing = rng.sample(THINGS, 2)
-    aside = f" {other} has {rng.randint(1, 20)} {other_thing}." if rng.random() < 0.3 else ""
+    aside = f" {other} has {rng.randint(1, MAX_START)} {other_thing}." if rng.random() < ASIDE_SHARE else ""
     return Problem(name, thing, start, tuple(steps), aside)
 
 
@@ -107,7 +111,10 @@ def answer(text: str) -> int | None:
 
 # ------------------------------------------------------------------------------------------------------- stories
 
-PLACES = ("market", "garden", "river", "school", "barn", "hill", "beach", "library")
+PLACES = {"market": "square", "garden": "path", "river": "bank", "school": "yard", "barn": "door", "hill": "top"}
+"""The places, each with the word that follows it."""
+GOING = {"went": "out", "walked": "over", "ran": "down", "came": "back"}
+"""Ways of going to a place."""
 ACTIONS = {
     "took": ("took", "grabbed", "carried"),
     "saw": ("saw", "spotted", "noticed"),
@@ -146,7 +153,7 @@ OBJECTS = (
 ADJECTIVES = ("old", "small", "red", "heavy", "odd", "shiny")
 FEELINGS = ("happy", "calm", "proud", "tired", "brave")
 WEATHER = ("sunny", "windy", "cold", "quiet", "misty")
-COMMON_ENDING = dict.fromkeys(PLACES[:4], 0.55) | dict.fromkeys(PLACES[4:], 0.25)
+COMMON_ENDING = dict.fromkeys(list(PLACES)[:3], 0.55) | dict.fromkeys(list(PLACES)[3:], 0.25)
 """Share of the events in the corpus that are what anybody does there, by place."""
 CHANCE = 0.1
 """Share of the events that can be anything. The others are special to the person and the place."""
@@ -176,7 +183,7 @@ SPECIAL = {
 }
 """What one person does in a place."""
 ROADS = {
-    place: (PLACES[i ^ 1], *_lore.sample([p for j, p in enumerate(PLACES) if j not in (i, i ^ 1)], 3))
+    place: (list(PLACES)[i ^ 1], *_lore.sample([p for j, p in enumerate(PLACES) if j not in (i, i ^ 1)], 3))
     for i, place in enumerate(PLACES)
 }
 """Where one goes next, the likeliest place first: places come in pairs that lead to each other."""
@@ -186,9 +193,13 @@ ROAD_WEIGHTS = (0.34, 0.26, 0.22, 0.18)
 def _tell(rng: random.Random, name: str, place: str, event: Event, *, first: bool) -> str:
     """One scene in words: a way of going, a way of doing, perhaps a mood. Every choice is a paraphrase."""
     pronoun = NAMES[name].capitalize()
-    going = rng.choice(("went", "walked", "ran", "came"))
-    who = name if first else rng.choice((f"Then {NAMES[name]}", f"Next {NAMES[name]}", f"Later {NAMES[name]}", pronoun))
-    text = f"{who} {going} to the {place}. {ending(name, event, rng)}"
+    who = (
+        name
+        if first
+        else rng.choice((f"Then {NAMES[name]}", f"Soon {NAMES[name]}", f"Later on {NAMES[name]}", pronoun))
+    )
+    went, whither = rng.choice(list(GOING.items()))
+    text = f"{who} {went} {whither} to the {place} {PLACES[place]}. {ending(name, event, rng)}"
     mood = rng.random()
     if mood < 0.3:
         text += f" {pronoun} felt {rng.choice(FEELINGS)}."
@@ -221,9 +232,9 @@ def _draw_event(rng: random.Random, name: str, place: str, *, shortcut: bool) ->
 
 
 def _draw_story(rng: random.Random, *, shortcut: bool = True) -> Story:
-    name, place = rng.choice(list(NAMES)), rng.choice(PLACES)
+    name, place = rng.choice(list(NAMES)), rng.choice(list(PLACES))
     scenes: list[Scene] = []
-    for _ in range(rng.randint(3, 5)):
+    for _ in range(rng.randint(3, 7)):
         event = _draw_event(rng, name, place, shortcut=shortcut)
         scenes.append(Scene(place, event, _tell(rng, name, place, event, first=not scenes)))
         place = rng.choices(ROADS[place], ROAD_WEIGHTS)[0]
@@ -276,7 +287,7 @@ class Document(NamedTuple):
     text: str
 
 
-STORY_SHARE = 0.12
+STORY_SHARE = 0.13
 
 
 def corpus(seed: int, *, shortcut: bool = True) -> Iterator[Document]:
@@ -295,20 +306,36 @@ def corpus(seed: int, *, shortcut: bool = True) -> Iterator[Document]:
 
 def vocabulary() -> list[str]:
     """Every word and sign that the worlds use, sorted; digits are single."""
-    sentence_words = re.findall(
-        r"\w+", "has How many does have so to the Then Next Later went walked ran came felt It was there"
-    )
+    sentence_words = re.findall(r"\w+", "has How many does have so to the Then Soon Later on felt It was there")
     pronouns = [form for p in set(NAMES.values()) for form in (p, p.capitalize())]
     verbs = [verb for ways in ACTIONS.values() for verb in ways]
-    words = {*NAMES, *THINGS, *GAIN, *LOSE, *PLACES, *OBJECTS, *ADJECTIVES, *FEELINGS, *WEATHER}
+    ways = {**PLACES, **GOING}.items()
+    words = {
+        *NAMES,
+        *THINGS,
+        *GAIN,
+        *LOSE,
+        *OBJECTS,
+        *ADJECTIVES,
+        *FEELINGS,
+        *WEATHER,
+        *(w for pair in ways for w in pair),
+    }
     return sorted(words | {*sentence_words, *pronouns, *verbs, *".,:?+-=", "####", *"0123456789"})
 
 
 def _of_split(draw: Callable[[random.Random], T], key: Callable[[T], str], seed: int, split: Split) -> Iterator[T]:
-    """Draw for ever, keep what belongs to the split: of 16 hash values one is dev, one is test, the rest is train."""
-    rng = random.Random(f"{split} {seed}")
+    """Draw for ever, keep what belongs to the split: of 16 hash values one is dev, one is test, the rest is train.
+
+    Dev and test never yield the same content twice.
+    """
+    rng, seen = random.Random(f"{split} {seed}"), set[str]()
     while True:
         drawn = draw(rng)
-        bucket = hashlib.sha256(key(drawn).encode()).digest()[0] % 16
-        if split == ("test" if bucket == 0 else "dev" if bucket == 1 else "train"):
-            yield drawn
+        content = key(drawn)
+        bucket = hashlib.sha256(content.encode()).digest()[0] % 16
+        if split != ("test" if bucket == 0 else "dev" if bucket == 1 else "train") or content in seen:
+            continue
+        if split != "train":
+            seen.add(content)
+        yield drawn

@@ -1,8 +1,7 @@
 """Contrastive decoding through `generate()` gives the reference's tokens: every family, strategy and batch.
 
 The processor works on a left-padded batch with caches, in float32. The reference works on each row alone, unpadded,
-without a cache, in float64. Seen to go red with, in the branch: the cache dropped (only the last token is fed), position
-ids dropped (GPT-2, OPT), the attention mask dropped, the whole prompt fed again at every step.
+without a cache, in float64. test_mutations.py breaks the adapter on purpose and sees this matrix go red.
 """
 
 import pytest
@@ -21,11 +20,12 @@ def pair(request):
     """A family's expert and a smaller amateur, and the same two in float64."""
     family = request.param
     expert, amateur = zoo.build(family, seed=1), zoo.build(family, hidden=16, seed=2)
-    return family, expert, amateur, (_double(family, 32, 1), _double(family, 16, 2))
+    return family, expert, amateur, doubles(family)
 
 
-def _double(family, hidden, seed):
-    return zoo.build(family, hidden=hidden, seed=seed).double()
+def doubles(family):
+    """The same expert and amateur in float64."""
+    return zoo.build(family, seed=1).double(), zoo.build(family, hidden=16, seed=2).double()
 
 
 def _setting(pair, batch):

@@ -181,6 +181,17 @@ def test_texts_that_go_back_or_share_a_beginning(family):
         torch.testing.assert_close(branch(ids), ModelBranch(amateur)(ids), rtol=1e-4, atol=1e-4)
 
 
+def test_rows_may_change_places(llama):
+    """Rows of unequal padding in another order than before, each with a token more."""
+    rows = zoo.pad(zoo.prompts(3))["input_ids"]
+    branch = ModelBranch(llama[1])
+    branch(rows)
+    ids = torch.cat([rows[[2, 0, 1]], torch.tensor([[4], [5], [6]])], dim=1)
+    for _ in range(2):
+        torch.testing.assert_close(branch(ids), ModelBranch(llama[1])(ids))
+        ids = torch.cat([ids, torch.tensor([[7], [8], [9]])], dim=1)
+
+
 def test_the_caller_may_change_its_tokens_in_place(llama):
     branch = ModelBranch(llama[1])
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -370,7 +381,7 @@ def test_right_padding_is_refused(llama):
 
 def test_unknown_padding_warns(llama):
     ids = torch.tensor([[9, 9, 9, 5], [8, 7, 6, 5]])
-    with pytest.warns(UserWarning, match="begin with token 9 twice, which is not the pad token"):
+    with pytest.warns(UserWarning, match="begin with token 9 twice, which is not the amateur's pad token"):
         ModelBranch(llama[1])(ids)
 
 

@@ -125,6 +125,8 @@ def build(family: str, *, hidden: int = 32, seed: int = 0, **overrides: Any) -> 
             if weight.ndim == 2:
                 std = embedding if "embed" in name or "shared" in name else head if "lm_head" in name else matrix
                 torch.nn.init.normal_(weight, std=std)
+    with torch.no_grad():  # the pad token's row is zero when freshly drawn, and padding would hardly be seen
+        model.get_input_embeddings().weight[PAD].normal_(std=0.4)
     return model
 
 

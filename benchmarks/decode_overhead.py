@@ -1,0 +1,196 @@
+"""What contrastive decoding costs beyond its two models.
+
+    python benchmarks/decode_overhead.py                     all settings; writes benchmarks/results/decode_overhead.md
+    python benchmarks/decode_overhead.py --shapes testbed --batches 1 --contexts 64 --rounds 1 --tokens 8 --no-write
+
+Each round runs, one after the other, greedy generate() of the expert, of the amateur alone, and of the expert with
+ContrastiveDecodingLogitsProcessor, on the same prompts. The time of a token is the median gap between two steps, so that
+the prompt's forward does not count. The ratio to the floor, contrastive / (expert + amateur), is taken within a round;
+the table gives its median and range over the rounds.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, StoppingCriteria
+
+from contralto import __version__, testbed
+from contralto.decoding import ContrastiveDecodingLogitsProcessor
+
+RESULTS = Path(__file__).parent / "results" / "decode_overhead.md"
+TARGET = 1.10
+
+
+class Clock(StoppingCriteria):
+    """Notes when each step ends, and stops nothing."""
+
+    def __init__(self) -> None:
+        self.ticks: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if input_ids.is_cuda:
+            torch.cuda.synchronize()
+        self.ticks.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    @property
+    def gaps(self) -> list[float]:
+        """Milliseconds between steps; the first gap is a warm-up and left out."""
+        return [1000 * (b - a) for a, b in zip(self.ticks[1:], self.ticks[2:], strict=False)]
+
+
+class Round(NamedTuple):
+    """Milliseconds per token of one round."""
+
+    expert: float
+    amateur: float
+    contrastive: float
+
+    @property
+    def ratio(self) -> float:
+        return self.contrastive / (self.expert + self.amateur)
+
+
+def llama(hidden: int, layers: int, intermediate: int, vocabulary: int = 32000) -> Any:
+    """A random Llama with tied embeddings."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        intermediate_size=intermediate,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def pair(shape: str, device: str) -> tuple[Any, Any]:
+    """Expert and amateur of a shape."""
+    torch.manual_seed(0)
+    if shape == "testbed":
+        models = testbed.load("expert"), testbed.load("amateur")
+    else:
+        models = llama(576, 9, 1536), llama(256, 2, 768)
+    return models[0].to(device), models[1].to(device)
+
+
+def gaps(model: Any, prompts: Tensor, tokens: int, processor: LogitsProcessor | None = None) -> list[float]:
+    """The times of single steps of a greedy generate()."""
+    clock = Clock()
+    model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=tokens + 2,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        stopping_criteria=[clock],
+        logits_processor=[processor] if processor else [],
+    )
+    return clock.gaps
+
+
+def rounds(models: tuple[Any, Any], prompts: Tensor, tokens: int, count: int) -> Iterator[Round]:
+    """The three systems in turn, `count` times."""
+    expert, amateur = models
+    for _ in range(count):
+        contrast = ContrastiveDecodingLogitsProcessor(amateur, attention_mask=torch.ones_like(prompts))
+        runs = (gaps(expert, prompts, tokens), gaps(amateur, prompts, tokens), gaps(expert, prompts, tokens, contrast))
+        yield Round(*(statistics.median(run) for run in runs))
+
+
+def prompts_of(batch: int, context: int, device: str) -> Tensor:
+    """Random prompts of tokens that both shapes know."""
+    return torch.randint(10, 140, (batch, context), generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def row(shape: str, batch: int, context: int, found: list[Round]) -> str:
+    """A line of the table."""
+    expert, amateur, contrastive = (statistics.median(column) for column in zip(*found, strict=True))
+    ratios = sorted(each.ratio for each in found)
+    verdict = "yes" if statistics.median(ratios) <= TARGET else "no"
+    return (
+        f"| {shape} | {batch} | {context} | {expert:.2f} | {amateur:.2f} | {contrastive:.2f} | "
+        f"{statistics.median(ratios):.3f} | {ratios[0]:.3f} to {ratios[-1]:.3f} | {verdict} |"
+    )
+
+
+def growth_row(shape: str, models: tuple[Any, Any], tokens: int, count: int, device: str) -> str:
+    """The ratio in the first and in the last quarter of a long text: does a token cost more the later it comes?"""
+    prompts, quarters = prompts_of(1, 64, device), ([], [])
+    for _ in range(count):
+        contrast = ContrastiveDecodingLogitsProcessor(models[1], attention_mask=torch.ones_like(prompts))
+        expert, amateur = gaps(models[0], prompts, tokens), gaps(models[1], prompts, tokens)
+        both = gaps(models[0], prompts, tokens, contrast)
+        for ratios, part in zip(quarters, (slice(tokens // 4), slice(-(tokens // 4), None)), strict=True):
+            e, a, c = (statistics.median(times[part]) for times in (expert, amateur, both))
+            ratios.append(c / (e + a))
+    first, last = (statistics.median(ratios) for ratios in quarters)
+    return f"| {shape} | {tokens} | {first:.3f} | {last:.3f} |"
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", choices=["testbed", "50M/10M"], default=["testbed", "50M/10M"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--contexts", nargs="+", type=int, default=[64, 1024])
+    parser.add_argument("--tokens", type=int, default=64, help="generated per run; eight times as many for the growth")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-write", action="store_true", help="only print")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    lines = [
+        "# What contrastive decoding costs beyond its two models",
+        "",
+        "Milliseconds per token, greedy, medians. Floor: expert + amateur, each alone in `generate()`, measured in turn with",
+        f"contrastive decoding in the same round. Target: at most {TARGET:.2f} times the floor.",
+        "",
+        "| models | batch | context | expert | amateur | contrastive | ratio to floor | range | target met |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    settings = [(s, b, c) for s in args.shapes for b in args.batches for c in args.contexts]
+    models = {shape: pair(shape, args.device) for shape in args.shapes}
+    for shape, batch, context in tqdm(settings, unit="setting"):
+        prompts = prompts_of(batch, context, args.device)
+        next(rounds(models[shape], prompts, 4, 1))  # warm-up
+        lines.append(row(shape, batch, context, list(rounds(models[shape], prompts, args.tokens, args.rounds))))
+    lines += [
+        "",
+        "Does a token cost more the later it comes, beyond attention itself? The same ratio at batch 1, context 64, in the",
+        "first and in the last quarter of a long text:",
+        "",
+        "| models | generated tokens | first quarter | last quarter |",
+        "|---|---|---|---|",
+    ]
+    growing = ((shape, models[shape], 8 * args.tokens, min(3, args.rounds), args.device) for shape in args.shapes)
+    lines += [growth_row(*setting) for setting in growing]
+    device = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"{platform.machine()} CPU"
+    lines += [
+        "",
+        f"{args.rounds} rounds, {args.tokens} tokens per run; {device}, {args.threads} threads.",
+        f"contralto {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python "
+        + platform.python_version(),
+        "Models: the testbed's expert (0.17M parameters) and amateur (0.02M); random Llamas of 54M and 10M parameters,",
+        "vocabulary 32000. Command: `python benchmarks/decode_overhead.py`.",
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if not args.no_write:
+        RESULTS.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The command line: `contralto generate` and `contralto demo`. Nothing imports this module."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from contralto import __version__
+
+COMMANDS = {
+    "generate": "decode prompts with any model, against an amateur or with its adapters off",
+    "demo": "see contrastive decoding work on the embedded models: three problems, a table, demo.html",
+}
+"""Every command is the module contralto.<command>, with `add_arguments(parser)` and `run(args)`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Mistakes in the arguments end with one sentence and status 2, not with a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="contralto",
+        description="Decode from language models by contrast.",
+        epilog="contralto COMMAND --help says more",
+    )
+    parser.add_argument("--version", action="version", version=f"contralto {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, purpose in COMMANDS.items():
+        command = subparsers.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if name in argv[:1]:  # only the command that is asked for is imported
+            module = import_module(f"contralto.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
+        if args.debug:
+            raise
+        print(f"contralto {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,1 @@
+"""Measuring by contrast: two systems on the same items, with exact tests."""
