@@ -1,15 +1,16 @@
 """What contrastive decoding costs beyond its two models.
 
     python benchmarks/decode_overhead.py                     all settings; writes benchmarks/results/decode_overhead.md
-    python benchmarks/decode_overhead.py --shapes testbed --batches 1 --contexts 64 --rounds 1 --tokens 8 --no-write
+    python benchmarks/decode_overhead.py --shapes testbed --batches 1 --contexts 64 --rounds 1 --seconds 0 --tokens 8 --no-write
 
 Each round runs, one after the other, greedy generate() of the expert, of the amateur alone, and of the expert with
 ContrastiveDecodingLogitsProcessor, on the same prompts. The time of a token is the median gap between two steps, so that
 the prompt's forward does not count. The ratio to the floor, contrastive / (expert + amateur), is taken within a round;
-the table gives its median and range over the rounds.
+the table gives its median and the range of the middle half of the rounds.
 """
 
 import argparse
+import itertools
 import platform
 import statistics
 import time
@@ -100,10 +101,13 @@ def gaps(model: Any, prompts: Tensor, tokens: int, processor: LogitsProcessor | 
     return clock.gaps
 
 
-def rounds(models: tuple[Any, Any], prompts: Tensor, tokens: int, count: int) -> Iterator[Round]:
-    """The three systems in turn, `count` times."""
+def rounds(models: tuple[Any, Any], prompts: Tensor, tokens: int, count: int, seconds: float = 0) -> Iterator[Round]:
+    """The three systems in turn, at least `count` times and for at least so many seconds."""
     expert, amateur = models
-    for _ in range(count):
+    end = time.perf_counter() + seconds
+    for done in itertools.count():
+        if done >= count and time.perf_counter() > end:
+            return
         contrast = ContrastiveDecodingLogitsProcessor(amateur, attention_mask=torch.ones_like(prompts))
         runs = (gaps(expert, prompts, tokens), gaps(amateur, prompts, tokens), gaps(expert, prompts, tokens, contrast))
         yield Round(*(statistics.median(run) for run in runs))
@@ -118,10 +122,11 @@ def row(shape: str, batch: int, context: int, found: list[Round]) -> str:
     """A line of the table."""
     expert, amateur, contrastive = (statistics.median(column) for column in zip(*found, strict=True))
     ratios = sorted(each.ratio for each in found)
+    quarter = len(ratios) // 4
     verdict = "yes" if statistics.median(ratios) <= TARGET else "no"
     return (
         f"| {shape} | {batch} | {context} | {expert:.2f} | {amateur:.2f} | {contrastive:.2f} | "
-        f"{statistics.median(ratios):.3f} | {ratios[0]:.3f} to {ratios[-1]:.3f} | {verdict} |"
+        f"{statistics.median(ratios):.3f} | {ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f} | {len(ratios)} | {verdict} |"
     )
 
 
@@ -146,7 +151,8 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--contexts", nargs="+", type=int, default=[64, 1024])
     parser.add_argument("--tokens", type=int, default=64, help="generated per run; eight times as many for the growth")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="at least so many per setting")
+    parser.add_argument("--seconds", type=float, default=30, help="at least so long per setting")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-write", action="store_true", help="only print")
@@ -158,15 +164,17 @@ def main() -> None:
         "Milliseconds per token, greedy, medians. Floor: expert + amateur, each alone in `generate()`, measured in turn with",
         f"contrastive decoding in the same round. Target: at most {TARGET:.2f} times the floor.",
         "",
-        "| models | batch | context | expert | amateur | contrastive | ratio to floor | range | target met |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| models | batch | context | expert | amateur | contrastive | ratio to floor | middle half | rounds | target met |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     settings = [(s, b, c) for s in args.shapes for b in args.batches for c in args.contexts]
     models = {shape: pair(shape, args.device) for shape in args.shapes}
     for shape, batch, context in tqdm(settings, unit="setting"):
         prompts = prompts_of(batch, context, args.device)
         next(rounds(models[shape], prompts, 4, 1))  # warm-up
-        lines.append(row(shape, batch, context, list(rounds(models[shape], prompts, args.tokens, args.rounds))))
+        lines.append(
+            row(shape, batch, context, list(rounds(models[shape], prompts, args.tokens, args.rounds, args.seconds)))
+        )
     lines += [
         "",
         "Does a token cost more the later it comes, beyond attention itself? The same ratio at batch 1, context 64, in the",
@@ -180,7 +188,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"{platform.machine()} CPU"
     lines += [
         "",
-        f"{args.rounds} rounds, {args.tokens} tokens per run; {device}, {args.threads} threads.",
+        f"{args.tokens} tokens per run; {device}, {args.threads} threads.",
         f"contralto {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python "
         + platform.python_version(),
         "Models: the testbed's expert (0.17M parameters) and amateur (0.02M); random Llamas of 54M and 10M parameters,",

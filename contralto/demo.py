@@ -76,7 +76,7 @@ PAIRS = (
 )
 
 READING = (
-    "How to read it: the gain is built into the world. In the corpus of seeds 0 to 2, six of ten solutions of four or five "
+    "The gain is built into the world. In the corpus of seeds 0 to 2, six of ten solutions of four or five "
     "steps stop too early. Expert and amateur both learned that mistake; only the expert learned how to go on, and the "
     "contrast brings that out. The control corpus has no such mistake, and there the contrast has nothing to repair. The "
     "mask alone never changes a greedy choice, so its row repeats greedy by definition. Under sampling it is a real baseline, "
@@ -264,7 +264,9 @@ def _example_text(number: int, example: Example, tokenizer: Any) -> str:
     for step in (step for step in example.steps if step.changed):
         lines.append(f"  at [{word(step.token, tokenizer)}]")
         for name, candidates in (("expert", step.main), ("amateur", step.contrast), ("contrast", step.combined)):
-            likely = "  ".join(f"{word(c.token, tokenizer)} {c.probability:.2f}" for c in candidates if c.probability)
+            likely = "  ".join(
+                f"{word(c.token, tokenizer)} {c.probability:.2f}" for c in candidates if c.probability > 0.005
+            )
             lines.append(f"    {name:<10} {likely}")
     width = min(110, shutil.get_terminal_size((100, 24)).columns)
     indents = [" " * 15 if line.startswith("  ") else "" for line in lines]
@@ -289,4 +291,4 @@ def _table_text(results: Results) -> str:
         f"Milliseconds per token at batch 1: greedy {cost.greedy:.2f}, amateur alone {cost.amateur:.2f}, contrastive "
         f"{cost.contrastive:.2f}, which is {cost.ratio:.2f} times the sum of the two."
     )
-    return "\n".join([*lines, "", *textwrap.wrap(price, 110), "", *textwrap.wrap(READING, 110)])
+    return "\n".join([*lines, "", *textwrap.wrap(price, 110), "", *textwrap.wrap(f"How to read it. {READING}", 110)])

@@ -18,8 +18,15 @@ try:
 except ImportError as error:
     raise ImportError("contralto demo draws its plots with matplotlib: pip install 'contralto[demo]'") from error
 
-COLORS = {demo.GREEDY: "#7a8899", demo.SAMPLING_MASKED: "#3f8fbf", demo.CONTRASTIVE: "#c2571a"}
-"""The systems in the plots; readable on light and on dark paper."""
+GREY, ORANGE = "#7a8899", "#c2571a"  # readable on light and on dark paper
+SIZE = (6, 3.9)  # inches, of each plot
+STYLES: dict[str, dict[str, str]] = {
+    demo.GREEDY: {"color": GREY},
+    demo.CONTRASTIVE: {"color": ORANGE},
+    demo.SHARPENED: {"color": GREY, "mfc": "none"},
+    demo.CONTRASTIVE_SAMPLING: {"color": ORANGE, "mfc": "none"},
+}
+"""The systems in the plots: contrast in orange, its baseline in grey, sampling hollow."""
 
 
 def render(results: demo.Results, tokenizer: Any) -> str:
@@ -47,25 +54,25 @@ def render(results: demo.Results, tokenizer: Any) -> str:
 
 def _accuracy_plot(results: demo.Results) -> Markup:
     """Accuracy with intervals, by pair and system."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     titles = [pair.title for pair in demo.PAIRS]
-    for at, (name, color) in enumerate(COLORS.items()):
+    for at, name in enumerate(STYLES):
         cells = [proportion(results.hits[title][name]) for title in titles]
-        _points(axes, [x + 0.2 * (at - 1) for x in range(len(titles))], cells, name, color)
-    axes.set(xticks=range(len(titles)), xticklabels=titles, ylim=(0, 1), title="accuracy, by model")
+        _points(axes, [x + 0.15 * (at - 1.5) for x in range(len(titles))], cells, name)
+    axes.set(xticks=range(len(titles)), xticklabels=titles, ylim=(0, 1.03), title="accuracy, by model")
     return _finish(figure)
 
 
 def _length_plot(results: demo.Results) -> Markup:
     """Accuracy by the number of steps, with the shortcut (three seeds together) and without it."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    figure = Figure(figsize=SIZE, layout="constrained")
     with_shortcut = [pair.title for pair in demo.PAIRS[:-1]]
     worlds = (("with the shortcut", with_shortcut), ("control", [demo.PAIRS[-1].title]))
     for axes, (world, titles) in zip(figure.subplots(1, 2, sharey=True), worlds, strict=True):
-        for at, (name, color) in enumerate((n, c) for n, c in COLORS.items() if n != demo.SAMPLING_MASKED):
+        for at, name in enumerate((demo.GREEDY, demo.CONTRASTIVE)):
             cells = [_of_length(results, titles, name, steps) for steps in demo.LENGTHS]
-            _points(axes, [steps + 0.16 * (at - 0.5) for steps in demo.LENGTHS], cells, name, color)
+            _points(axes, [steps + 0.2 * (at - 0.5) for steps in demo.LENGTHS], cells, name)
         axes.set(xticks=list(demo.LENGTHS), xlabel="steps", ylim=(-0.03, 1.03), title=world)
     return _finish(figure)
 
@@ -76,24 +83,21 @@ def _of_length(results: demo.Results, titles: Sequence[str], name: str, steps: i
     return proportion(hits)
 
 
-def _points(axes: Any, x: Sequence[float], cells: Sequence[Proportion], name: str, color: str) -> None:
+def _points(axes: Any, x: Sequence[float], cells: Sequence[Proportion], name: str) -> None:
     low, high = [c.value - c.low for c in cells], [c.high - c.value for c in cells]
-    axes.errorbar(x, [c.value for c in cells], (low, high), fmt="o", ms=5, lw=1.5, color=color, label=name)
+    axes.errorbar(x, [c.value for c in cells], (low, high), fmt="o", ms=6, lw=1.5, label=name, **STYLES[name])
 
 
 def _finish(figure: Figure) -> Markup:
     """The figure as inline SVG in greys that suit light and dark paper, its text as text."""
     for axes in figure.axes:
-        axes.grid(axis="y", color="#8a94a3", alpha=0.25)
+        axes.grid(axis="y", color=GREY, alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors="#7a8899")
-        for text in (axes.title, axes.xaxis.label):
-            text.set_color("#7a8899")
-        for spine in axes.spines.values():
-            spine.set_color("#7a8899")
-    legend = figure.axes[0].legend(frameon=False, fontsize=8, loc="lower left")
-    for text in legend.get_texts():
-        text.set_color("#7a8899")
+        axes.spines[:].set_color(GREY)
+        axes.tick_params(colors=GREY, labelsize=12)
+        axes.title.set(color=GREY, size=13)
+        axes.xaxis.label.set(color=GREY, size=12)
+    figure.axes[0].legend(frameon=False, fontsize=11, loc="lower left", labelcolor=GREY)
     image = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(image, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -128,7 +128,7 @@ class ModelBranch:
         Returns:
             `(B, V)` in the model's dtype, on the model's device. They may be a view; do not change them in place.
         """
-        ids = input_ids.to(self._model.device, copy=True)
+        ids = input_ids.to(self._model.device if self._seen is None else self._seen.device, copy=True)
         found = self._find(ids)
         if found is None or not self._rewind(ids, found):
             return self._start(ids)

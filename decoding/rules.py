@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
 __all__ = ["combine", "contrastive_decoding", "contrastive_decoding_li", "plausible"]
 
@@ -23,11 +24,11 @@ def plausible(logits: Tensor, *, alpha: float, min_tokens_to_keep: int = 1) -> T
         V_head = { v : p(v) >= alpha * max_w p(w) }
 
     Li et al. 2022 (arXiv 2210.15097), equation 2. In log space it reads `logits >= log(alpha) + max(logits)`, which does
-    not depend on the normaliser.
+    not depend on the normaliser. A token of probability zero is never plausible.
 
     Args:
         logits: `(..., V)`, raw or normalised.
-        alpha: in [0, 1]. 0 keeps every token, 1 keeps only the likeliest.
+        alpha: in [0, 1]. 0 keeps every possible token, 1 only the likeliest.
         min_tokens_to_keep: at least so many tokens stay, the likeliest ones (ties may keep more).
 
     Returns:
@@ -41,14 +42,19 @@ def plausible(logits: Tensor, *, alpha: float, min_tokens_to_keep: int = 1) -> T
         >>> plausible(p.log(), alpha=0.25).tolist()
         [True, True, False]
     """
+    return _margin(logits, alpha=alpha, min_tokens_to_keep=min_tokens_to_keep) >= 0
+
+
+def _margin(logits: Tensor, *, alpha: float, min_tokens_to_keep: int) -> Tensor:
+    """How far each token lies above the plausibility threshold; negative or NaN if it is not plausible."""
     check_alpha(alpha)
     if min_tokens_to_keep < 1:
         raise ValueError(f"min_tokens_to_keep must be at least 1, not {min_tokens_to_keep}")
-    threshold = logits.amax(-1, keepdim=True) + (math.log(alpha) if alpha > 0 else -math.inf)
+    least = logits.amax(-1, keepdim=True) + (math.log(alpha) if alpha > 0 else -math.inf)
     if min_tokens_to_keep > 1:
         kept = logits.topk(min(min_tokens_to_keep, logits.shape[-1]), dim=-1).values
-        threshold = torch.minimum(threshold, kept[..., -1:])
-    return logits >= threshold
+        least = torch.minimum(least, kept[..., -1:])
+    return logits - least
 
 
 def combine(
@@ -78,21 +84,27 @@ def combine(
         >>> combine((main, contrast), (2, -1), alpha=0.2).softmax(-1)  # p^2 / q, without the third token
         tensor([[0.5333, 0.4667, 0.0000]])
     """
-    check_alpha(alpha)
     if not branches or len(branches) != len(weights):
         raise ValueError(f"combine needs one weight per branch, not {len(weights)} for {len(branches)}")
     main = branches[0]
     if any(branch.shape != main.shape for branch in branches):
         raise ValueError(f"the branches' logits differ in shape: {[tuple(branch.shape) for branch in branches]}")
-    allowed = plausible(main, alpha=alpha, min_tokens_to_keep=min_tokens_to_keep) & (main != -math.inf)
     log_p = main.log_softmax(-1)
-    scores, possible = weights[0] * log_p, allowed
+    margin = _margin(log_p, alpha=alpha, min_tokens_to_keep=min_tokens_to_keep)
+    # 0 where plausible, -inf elsewhere. Added up it does what a masked fill does, in a fifth of the time on a CPU.
+    penalty = threshold(margin.clamp_(max=0), -torch.finfo(margin.dtype).tiny, -math.inf)
+    scores = weights[0] * log_p
     for branch, weight in zip(branches[1:], weights[1:], strict=True):
         if weight:
-            scores = scores + weight * branch.log_softmax(-1)
-            possible = possible & (branch != -math.inf)
-    fallback = log_p.masked_fill(~allowed, -math.inf)
-    return torch.where(possible.any(-1, keepdim=True), scores.masked_fill(~possible, -math.inf), fallback)
+            scores.add_(branch.log_softmax(-1), alpha=weight)
+    _rule_out_(scores.add_(penalty))
+    alive = scores.amax(-1, keepdim=True) > -math.inf
+    return scores if alive.all() else torch.where(alive, scores, _rule_out_(log_p + penalty))
+
+
+def _rule_out_(scores: Tensor) -> Tensor:
+    """Whatever is not finite (`-inf`, or an infinity less another) becomes `-inf`, in place."""
+    return scores.nan_to_num_(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
 
 
 def contrastive_decoding(

@@ -52,7 +52,8 @@ def proportion(hits: Sequence[bool], *, confidence: float = 0.95) -> Proportion:
     p, z = sum(hits) / n, NormalDist().inv_cdf((1 + confidence) / 2)
     centre, scale = p + z * z / (2 * n), 1 + z * z / n
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Proportion(p, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), n)
+    low, high = (centre - half) / scale, (centre + half) / scale
+    return Proportion(p, max(0.0, min(p, low)), min(1.0, max(p, high)), n)  # rounding must not push p out
 
 
 def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:

@@ -25,11 +25,11 @@ def log_softmax(logits: Sequence[float]) -> list[float]:
 
 
 def plausible(logits: Sequence[float], alpha: float, min_tokens_to_keep: int = 1) -> list[bool]:
-    """p_v >= alpha max_w p_w, or one of the likeliest tokens; computed on probabilities, not on logits."""
+    """p_v >= alpha max_w p_w, or one of the likeliest tokens, and possible; on probabilities, not on logits."""
     top = max(logits)
     p = [math.exp(z - top) for z in logits]
     kept = sorted(p, reverse=True)[min(min_tokens_to_keep, len(p)) - 1]
-    return [x >= alpha * max(p) * (1 - 1e-12) or x >= kept for x in p]
+    return [x > 0 and (x >= alpha * max(p) * (1 - 1e-12) or x >= kept) for x in p]
 
 
 def contrastive_decoding(

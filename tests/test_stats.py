@@ -25,6 +25,13 @@ def test_proportion_equals_wilson(hits, n, confidence):
     assert result == (pytest.approx(hits / n), pytest.approx(interval.low), pytest.approx(interval.high), n)
 
 
+@pytest.mark.parametrize("n", [3, 19, 57, 100, 400, 1000])
+def test_the_interval_holds_its_value_at_the_ends(n):
+    for hits in (0, n):
+        value, low, high, _ = proportion([True] * hits + [False] * (n - hits))
+        assert 0 <= low <= value <= high <= 1
+
+
 def test_unequal_or_no_items():
     with pytest.raises(ValueError, match="zip"):
         mcnemar_exact([True], [True, False])
