@@ -16,6 +16,7 @@ check: .venv/.dev links ## lint, format, types and the fast tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 	$(BIN)/pytest -n auto -m "not slow and not gpu"
 
 .venv:

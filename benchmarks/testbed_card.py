@@ -178,7 +178,10 @@ def stories_table(bench: Bench, count: int = 40, tokens: int = 120) -> list[str]
     prompts = [bench.tokenizer(story.scenes[0].text, return_tensors="pt") for story in stories]
     model, never_end = bench.model("expert-0"), {"suppress_tokens": [bench.tokenizer.eos_token_id]}
     torch.manual_seed(0)
-    ways = {"greedy": {"do_sample": False}, "nucleus 0.95": {"do_sample": True, "top_p": 0.95, "top_k": 0}}
+    ways: dict[str, dict[str, Any]] = {
+        "greedy": {"do_sample": False},
+        "nucleus 0.95": {"do_sample": True, "top_p": 0.95, "top_k": 0},
+    }
     texts = {
         way: [model.generate(**p, max_new_tokens=tokens, **never_end, **how)[0] for p in prompts]
         for way, how in ways.items()

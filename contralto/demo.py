@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 from transformers import LogitsProcessor, set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from contralto import testbed
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
@@ -129,6 +130,7 @@ def run(args: argparse.Namespace) -> None:
 
     started = time.perf_counter()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading, which takes no time here
     tokenizer = testbed.tokenizer()
     results = measure(args.problems, tokenizer)
     for number, example in enumerate(results.examples, 1):

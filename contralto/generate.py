@@ -22,6 +22,7 @@ from transformers import (
 
 from contralto import testbed
 from contralto.decoding import AdaptersOff, ContrastiveDecodingLogitsProcessor
+from contralto.decoding.processors import bind_rule
 
 Prompt = str | list[dict[str, str]]
 """A text, or the messages of a conversation."""
@@ -112,8 +113,22 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("max_new_tokens", "beams", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    if args.temperature <= 0:
+        raise ValueError(
+            f"--temperature must be above 0, not {args.temperature}: leave --sample out for the best token"
+        )
+    if not 0 < args.top_p <= 1:
+        raise ValueError(f"--top-p must lie in (0, 1], not {args.top_p}")
+    if args.method == "cd":
+        bind_rule(args.form, _own_parameters(args), {"alpha": args.alpha})
     if args.dtype != "auto" and not isinstance(getattr(torch, args.dtype, None), torch.dtype):
         raise ValueError(f"--dtype must be auto or a torch dtype such as bfloat16, not {args.dtype!r}")
+
+
+def _own_parameters(args: argparse.Namespace) -> dict[str, float]:
+    """The given parameters of one form or the other."""
+    own = {"beta": args.beta, "amateur_temperature": args.amateur_temperature}
+    return {name: value for name, value in own.items() if value is not None}
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -162,14 +177,14 @@ def _rows_done(output: Path, settings: dict[str, Any], *, resume: bool) -> int:
 
 
 def _load_models(args: argparse.Namespace) -> Models:
-    tokenizer = AutoTokenizer.from_pretrained(_locate(args.model), padding_side="left")
+    tokenizer = _from_pretrained(AutoTokenizer, args.model, padding_side="left")
     if args.adapters_off:
         from peft import AutoPeftModelForCausalLM
 
-        expert = AutoPeftModelForCausalLM.from_pretrained(_locate(args.model), **_placement(args)).eval()
+        expert = _from_pretrained(AutoPeftModelForCausalLM, args.model, **_placement(args)).eval()
         return Models(expert, AdaptersOff(expert), _with_pad_token(tokenizer))
     if args.amateur:
-        _check_same_tokenizer(args.model, tokenizer, args.amateur, AutoTokenizer.from_pretrained(_locate(args.amateur)))
+        _check_same_tokenizer(args.model, tokenizer, args.amateur, _from_pretrained(AutoTokenizer, args.amateur))
     expert = _load(args.model, args)
     amateur = _load(args.amateur, args) if args.amateur else None
     if expert.config.is_encoder_decoder:
@@ -178,12 +193,20 @@ def _load_models(args: argparse.Namespace) -> Models:
 
 
 def _load(name: str, args: argparse.Namespace) -> Any:
-    source = _locate(name)
-    auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(source).is_encoder_decoder else AutoModelForCausalLM
+    config = _from_pretrained(AutoConfig, name)
     placement = _placement(args)
     if placement["device_map"] == "cpu":
-        _check_memory(name, source)
-    return auto.from_pretrained(source, **placement)
+        _check_memory(name)
+    return _from_pretrained(
+        AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM, name, **placement
+    )
+
+
+def _from_pretrained(auto: Any, name: str, **how: Any) -> Any:
+    try:
+        return auto.from_pretrained(_locate(name), **how)
+    except OSError as error:  # it does not always say which model
+        raise OSError(f"cannot load {name}: {error}") from error
 
 
 def _locate(name: str) -> str:
@@ -194,9 +217,10 @@ def _placement(args: argparse.Namespace) -> dict[str, Any]:
     return {"dtype": args.dtype, "device_map": args.device or ("auto" if torch.accelerator.is_available() else "cpu")}
 
 
-def _check_memory(name: str, source: str) -> None:
-    """Refuse weights that cannot fit before the machine starts to swap."""
-    needed, free = sum(f.stat().st_size for f in Path(source).glob("*.safetensors")), psutil.virtual_memory().available
+def _check_memory(name: str) -> None:
+    """Refuse local weights that cannot fit before the machine starts to swap."""
+    needed = sum(file.stat().st_size for file in Path(_locate(name)).glob("*.safetensors"))
+    free = psutil.virtual_memory().available
     if needed > free:
         raise MemoryError(
             f"{name} holds {needed / 2**30:.1f} GiB of weights, and {free / 2**30:.1f} GiB of memory are free: "
@@ -263,7 +287,6 @@ def _decode(
 def _processor(
     models: Models, inputs: Mapping[str, Any], args: argparse.Namespace
 ) -> ContrastiveDecodingLogitsProcessor:
-    own = {"beta": args.beta, "amateur_temperature": args.amateur_temperature}
     encoded = models.expert.config.is_encoder_decoder
     return ContrastiveDecodingLogitsProcessor(
         models.amateur,
@@ -273,7 +296,7 @@ def _processor(
         min_tokens_to_keep=2 if args.beams > 1 else 1,
         attention_mask=None if encoded else inputs["attention_mask"],
         encoder_inputs=inputs if encoded else None,
-        **{name: value for name, value in own.items() if value is not None},
+        **_own_parameters(args),
     )
 
 

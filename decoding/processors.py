@@ -109,7 +109,7 @@ class ContrastiveDecodingLogitsProcessor(LogitsProcessor):
         encoder_inputs: Mapping[str, Tensor] | None = None,
     ) -> None:
         own = {"beta": beta, "amateur_temperature": amateur_temperature}
-        self._rule = _rule(form, own, {"alpha": alpha, "min_tokens_to_keep": min_tokens_to_keep})
+        self._rule = bind_rule(form, own, {"alpha": alpha, "min_tokens_to_keep": min_tokens_to_keep})
         self._amateur = ModelBranch(
             amateur, attention_mask=attention_mask, window=amateur_window, encoder_inputs=encoder_inputs
         )
@@ -124,10 +124,14 @@ class ContrastiveDecodingLogitsProcessor(LogitsProcessor):
         return self._rule(scores, fit_vocabulary(amateur, scores.shape[-1]))
 
 
-def _rule(
+def bind_rule(
     form: str, own: Mapping[str, float | None], common: Mapping[str, float]
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The rule of a form with its parameters, which are checked here, once, by trying it."""
+    """The rule of a form with its parameters, which are checked here, once, by trying it.
+
+    Raises:
+        ValueError: an unknown form, a parameter of the other form, or one outside its range.
+    """
     forms: dict[str, tuple[str, Callable[..., Tensor]]] = {
         "obrien": ("beta", rules.contrastive_decoding),
         "li": ("amateur_temperature", rules.contrastive_decoding_li),

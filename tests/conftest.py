@@ -1,11 +1,13 @@
 """Shared settings: one thread (tiny models), the helpers of this folder importable, GPU tests only where there is one."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # read when transformers is imported
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 

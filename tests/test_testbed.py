@@ -6,6 +6,9 @@ moved by one, digits joined in the tokenizer, a model's weights replaced by fres
 
 import itertools
 import re
+import runpy
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -233,3 +236,26 @@ def test_only_solutions_are_learned():
         assert "How many" not in learned
         assert learned.endswith("<eos>")
         assert torch.equal(ids[labels != training.IGNORED], labels[labels != training.IGNORED])
+
+
+@pytest.mark.slow
+def test_the_training_command_gives_the_models_back(tmp_path):
+    """The smallest recipe, trained anew through the command. Another processor may round otherwise, so figures are compared."""
+    command = [sys.executable, "-m", "contralto.testbed", "train", "--out", str(tmp_path), "--only", "control-amateur"]
+    subprocess.run(command, check=True, capture_output=True)
+    tokenizer, figures = testbed.tokenizer(), []
+    for folder in (tmp_path / "control-amateur", testbed.path("control-amateur")):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        losses = []
+        for story in _take(40, worlds.stories(12, "dev", shortcut=False)):
+            ids = tokenizer(story.text, return_tensors="pt")["input_ids"]
+            losses.append(model(ids, labels=ids).loss.item())
+        figures.append(sum(losses) / len(losses))
+    assert figures[0] == pytest.approx(figures[1], rel=0.05)
+
+
+def test_the_training_command_refuses_nonsense(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["testbed", "train", "--out", "x", "--jobs", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("contralto.testbed", run_name="__main__")
+    assert "--jobs must be at least 1, not 0" in capsys.readouterr().err

@@ -1,0 +1,31 @@
+"""The benchmark scripts run, at toy size, and print their tables."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+pytestmark = pytest.mark.slow
+
+
+def _run(name, *arguments):
+    command = [sys.executable, str(BENCHMARKS / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_decode_overhead():
+    small = "--shapes testbed --batches 1 --contexts 64 --rounds 1 --seconds 0 --tokens 8 --no-write"
+    result = _run("decode_overhead.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| testbed | ") == 2
+
+
+def test_testbed_card_compares_with_the_card():
+    """Few problems make wide scatter, so the verdict is open; every figure of the card must be compared."""
+    models = BENCHMARKS.parent / "testbed" / "models"
+    result = _run("testbed_card.py", "--models", str(models), "--problems", "30", "--items", "20")
+    assert result.returncode in (0, 1), result.stderr
+    assert result.stdout.count("  card ") == 58
