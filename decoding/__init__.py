@@ -1,26 +1,67 @@
 """Decoding by contrast.
 
 `rules` holds the mathematics: pure functions of logits, which import nothing but torch. `branches` says where a contrast
-distribution comes from, `processors` joins the two for an unmodified `generate()`.
+distribution comes from. `processors` joins the two for an unmodified `generate()`, `loop` for a faster one, `score` for the
+likelihood of given texts. `search` is contrastive search, `speculative` speculative contrastive decoding, `images` makes
+the contrast images, `trace` shows what a contrast did.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from contralto.decoding.branches import AdaptersOff as AdaptersOff
     from contralto.decoding.processors import (
+        ClassifierFreeGuidanceLogitsProcessor as ClassifierFreeGuidanceLogitsProcessor,
+    )
+    from contralto.decoding.processors import (
+        ContextAwareDecodingLogitsProcessor as ContextAwareDecodingLogitsProcessor,
+    )
+    from contralto.decoding.processors import (
         ContrastiveDecodingLogitsProcessor as ContrastiveDecodingLogitsProcessor,
     )
+    from contralto.decoding.processors import (
+        ContrastiveInputDecodingLogitsProcessor as ContrastiveInputDecodingLogitsProcessor,
+    )
+    from contralto.decoding.processors import ContrastiveLogitsProcessor as ContrastiveLogitsProcessor
+    from contralto.decoding.processors import CriticGuidedLogitsProcessor as CriticGuidedLogitsProcessor
+    from contralto.decoding.processors import DoLaLogitsProcessor as DoLaLogitsProcessor
+    from contralto.decoding.processors import (
+        InstructionContrastiveDecodingLogitsProcessor as InstructionContrastiveDecodingLogitsProcessor,
+    )
+    from contralto.decoding.processors import M3IDLogitsProcessor as M3IDLogitsProcessor
+    from contralto.decoding.processors import ProxyTuningLogitsProcessor as ProxyTuningLogitsProcessor
+    from contralto.decoding.processors import RitualLogitsProcessor as RitualLogitsProcessor
+    from contralto.decoding.processors import RitualVCDLogitsProcessor as RitualVCDLogitsProcessor
+    from contralto.decoding.processors import (
+        VisualContrastiveDecodingLogitsProcessor as VisualContrastiveDecodingLogitsProcessor,
+    )
 
-_HOME = {"AdaptersOff": "branches", "ContrastiveDecodingLogitsProcessor": "processors"}
+_HOME = {
+    "branches": ["AdaptersOff"],
+    "processors": [
+        "ClassifierFreeGuidanceLogitsProcessor",
+        "ContextAwareDecodingLogitsProcessor",
+        "ContrastiveDecodingLogitsProcessor",
+        "ContrastiveInputDecodingLogitsProcessor",
+        "ContrastiveLogitsProcessor",
+        "CriticGuidedLogitsProcessor",
+        "DoLaLogitsProcessor",
+        "InstructionContrastiveDecodingLogitsProcessor",
+        "M3IDLogitsProcessor",
+        "ProxyTuningLogitsProcessor",
+        "RitualLogitsProcessor",
+        "RitualVCDLogitsProcessor",
+        "VisualContrastiveDecodingLogitsProcessor",
+    ],
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = ["AdaptersOff", "ContrastiveDecodingLogitsProcessor"]
+__all__ = sorted(_MODULE)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs transformers when it is asked for, so that `contralto.decoding.rules` needs torch alone."""
-    if name not in _HOME:
+    if name not in _MODULE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE[name]}"), name)

@@ -5,23 +5,30 @@ that go on from the last call (feed the new tokens), rows that a beam search reo
 share a beginning with the last call (crop the cache), or another text (start afresh). Every decision compares the tokens
 themselves, so a cache is never silently stale.
 
-This is the one module of the decoding part that leans on private methods of transformers. Read from 5.23.0:
-`_prepare_position_ids_for_generation`, `_update_model_kwargs_for_generation`, `_supports_logits_to_keep`. With them a
-branch prepares a forward just as `generate()` would, so every model that generates can be a branch.
+This module and `prompts` are the ones of the decoding part that lean on private methods of transformers. Read from 5.23.0:
+`_update_model_kwargs_for_generation`, `_supports_logits_to_keep`. With them a branch prepares a forward just as `generate()`
+would, so every model that generates can be a branch.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from contralto.decoding.padding import find_padding, pad_tokens
+from contralto.decoding.prompts import (
+    TOKEN_TYPES,
+    Prompts,
+    is_multimodal,
+    prepare_images,
+    prepare_positions,
+    takes_positions,
+)
 
-__all__ = ["AdaptersOff", "ModelBranch", "fit_vocabulary"]
+__all__ = ["AdaptersOff", "Branch", "InputBranch", "LayerBranch", "ModelBranch", "Reader", "fit_vocabulary"]
 
 MAX_PADDING_ROWS = 1024
 """Vocabularies of one tokenizer differ in size by the padding of the embedding matrix (Qwen2.5: 128, Pythia: 384)."""
@@ -63,7 +70,104 @@ class _Continuation(NamedTuple):
     """Which cached row each row goes on from; None if the rows are in order."""
 
 
-class ModelBranch:
+class Branch(Protocol):
+    """Where a contrast distribution comes from."""
+
+    def __call__(self, input_ids: Tensor) -> Tensor:
+        """Logits `(B, V)` for the token after each row of the main model, `(B, T)`."""
+
+    def score(self, input_ids: Tensor, count: int, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits `(B, count, V)` for the last `count` tokens of each row, in one forward."""
+
+    def reset(self) -> None:
+        """Forget the last call."""
+
+
+class Reader:
+    """A model with a cache of its own, fed prompts first and then token by token.
+
+    Args:
+        model: a transformers model that can generate, a PEFT model, or `AdaptersOff`.
+
+    Raises:
+        TypeError: `model` cannot generate.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._context = _unwrap(model)
+        self._name = type(self._model).__name__
+        self._is_encoder_decoder = bool(self._model.config.is_encoder_decoder)
+        self.compiled: Any = None
+        """What to call for one more token in place of the model, if it was compiled."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the last call and its cache."""
+        self._seen: Tensor | None = None  # the rows of the last call
+        self._hidden = 0  # how many of their first tokens the model does not see
+        self.kwargs: dict[str, Any] = {}
+        """What `generate()` calls model_kwargs, the cache among them."""
+
+    @property
+    def model(self) -> Any:
+        """The transformers model inside."""
+        return self._model
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the model runs as it is, its adapters not turned off."""
+        return self._context is nullcontext
+
+    @torch.no_grad()
+    def start(self, prompts: Prompts, *, cache: Any = None) -> Tensor:
+        """Read prompts that are ready, with a cache of one's own choice if any. Logits `(R, V)`."""
+        self.reset()
+        self.kwargs = {**self._common(), **prompts.kwargs}
+        mask = self.kwargs.get("attention_mask")
+        if not self._is_encoder_decoder and mask is not None and mask.all():
+            self.kwargs["attention_mask"] = None
+        if cache is not None:
+            self.kwargs["past_key_values"] = cache
+        return self._forward(prompts.ids, new=None)[:, -1]
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor) -> Tensor:
+        """Read one more token `(R,)` per row. Logits `(R, V)`."""
+        assert self._seen is not None
+        return self._forward(torch.cat([self._seen, tokens.to(self._seen)[:, None]], dim=1), new=1)[:, -1]
+
+    def _common(self, keep: int = 1) -> dict[str, Any]:
+        """What every forward is given."""
+        return {"use_cache": True} | ({"logits_to_keep": keep} if self._model._supports_logits_to_keep() else {})
+
+    def _forward(self, ids: Tensor, *, new: int | None) -> Tensor:
+        """Feed the last `new` tokens (None: all of them, for the first time) and keep the cache. Logits `(B, ..., V)`."""
+        inputs = self._model.prepare_inputs_for_generation(
+            ids[:, self._hidden :], next_sequence_length=new, is_first_iteration=new is None, **self.kwargs
+        )
+        call = self._model if new is None or self.compiled is None else self.compiled
+        try:
+            with self._context():
+                outputs = call(**inputs, return_dict=True)
+        except torch.OutOfMemoryError as error:
+            self.reset()
+            raise torch.OutOfMemoryError(
+                f"no memory is left for {self._name} ({self._model.num_parameters():,} parameters) beside the main model: "
+                "load it quantized or on another device, use AdaptersOff, or lower the batch size"
+            ) from error
+        self.kwargs = self._model._update_model_kwargs_for_generation(
+            outputs, self.kwargs, is_encoder_decoder=self._is_encoder_decoder
+        )
+        self._seen = ids
+        return self._read(outputs)
+
+    def _read(self, outputs: Any) -> Tensor:
+        """The distribution that this branch is about."""
+        logits: Tensor = outputs.logits
+        return logits
+
+
+class ModelBranch(Reader):
     """The next-token logits of a model for rows of tokens that another model is writing.
 
     The rows may come from greedy search, sampling or beam search, from several calls in turn, and from texts that extend
@@ -76,10 +180,12 @@ class ModelBranch:
         window: how many of a prompt's last tokens the model sees; None for all. Generated tokens are always seen. What
             goes on from the last call by one token counts as generated, anything else as a new prompt.
         encoder_inputs: for an encoder-decoder model, what its encoder reads: `input_ids`, `attention_mask`, ...
+        vision_inputs: for an image-text model, what it reads with the prompts: `pixel_values`, `image_grid_thw`,
+            `mm_token_type_ids`, ... Its rows must be the prompts', in the same order.
 
     Raises:
         TypeError: `model` cannot generate.
-        ValueError: `window` below 1, right padding, encoder inputs missing or not wanted.
+        ValueError: `window` below 1, right padding, encoder or vision inputs missing or not wanted.
     """
 
     def __init__(
@@ -89,34 +195,34 @@ class ModelBranch:
         attention_mask: Tensor | None = None,
         window: int | None = None,
         encoder_inputs: Mapping[str, Tensor] | None = None,
+        vision_inputs: Mapping[str, Any] | None = None,
     ) -> None:
-        self._model, self._context = _unwrap(model)
-        self._name = type(self._model).__name__
-        self._is_encoder_decoder = bool(self._model.config.is_encoder_decoder)
-        self._takes_positions = "position_ids" in inspect.signature(self._model.forward).parameters
+        super().__init__(model)
+        self._takes_positions = takes_positions(self._model)
         if window is not None and window < 1:
             raise ValueError(
                 f"window must be at least 1 (the prompt's last token), or None for all of it, not {window}"
             )
-        if attention_mask is not None:
-            _check_mask(attention_mask)
         if self._is_encoder_decoder and not encoder_inputs:
             raise ValueError(f"{self._name} is an encoder-decoder: pass encoder_inputs=, what its encoder is to read")
+        if attention_mask is not None:
+            check_mask(attention_mask)
         if encoder_inputs and not self._is_encoder_decoder:
             raise ValueError(f"{self._name} has no encoder, so it cannot use encoder_inputs")
+        if vision_inputs and (self._is_encoder_decoder or not is_multimodal(self._model) or window is not None):
+            raise ValueError(f"{self._name} reads text alone here, so it cannot use {', '.join(vision_inputs)}")
         self._window = window
+        self._vision_inputs = vision_inputs
         self._prompt_mask = attention_mask
         self._prompt_ids: Tensor | None = None
         self._encoder_inputs = encoder_inputs
         self._encoder_outputs: Any = None
-        self.reset()
 
     def reset(self) -> None:
         """Forget the last call and its cache: the next one is a new prompt."""
-        self._seen: Tensor | None = None  # the rows of the last call
-        self._mask: Tensor | None = None  # of their first columns; what came later is all text
-        self._prompt_length = self._hidden = 0  # how long the prompts were, and how much of them the window hides
-        self._kwargs: dict[str, Any] = {}  # what generate() calls model_kwargs, the cache among them
+        super().reset()
+        self._mask: Tensor | None = None  # of the first columns; what came later is all text
+        self._prompt_length = 0
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor) -> Tensor:
@@ -131,8 +237,35 @@ class ModelBranch:
         ids = input_ids.to(self._model.device if self._seen is None else self._seen.device, copy=True)
         found = self._find(ids)
         if found is None or not self._rewind(ids, found):
-            return self._start(ids)
-        return self._forward(ids, new=ids.shape[1] - found.kept)
+            return self._start(ids)[:, -1]
+        return self._forward(ids, new=ids.shape[1] - found.kept)[:, -1]
+
+    @torch.no_grad()
+    def score(self, input_ids: Tensor, count: int, attention_mask: Tensor | None = None) -> Tensor:
+        """The model's logits for the last `count` tokens of each row, in one forward and without a cache.
+
+        Args:
+            input_ids: `(B, T)` int64, prompts and continuations; what pads the continuations on the right is of no matter.
+            count: how many of the last tokens to predict, below `T`.
+            attention_mask: `(B, T)`, 0 for the padding before the prompts.
+
+        Returns:
+            `(B, count, V)`.
+        """
+        ids = input_ids.to(self._model.device)
+        mask = None if attention_mask is None else attention_mask.to(ids)
+        logits = self._start(ids, scored=count, mask=mask)[:, -count - 1 : -1]
+        self.reset()
+        return logits
+
+    def prompts(self, ids: Tensor) -> Prompts:
+        """The prompts `ids` as this branch reads them, ready for a first forward beside other rows."""
+        ids = ids.to(self._model.device)
+        if self._encoder_inputs is not None:
+            return Prompts(ids, self._encode(self._encoder_inputs, rows=len(ids)))
+        hidden = 0 if self._window is None else max(0, ids.shape[1] - self._window)
+        mask = self._find_mask(ids)[:, hidden:]
+        return prepare_images(self._model, ids[:, hidden:], {"attention_mask": mask}, len(ids))
 
     def _find(self, ids: Tensor) -> _Continuation | None:
         """Compare with the last call. A row's last token is always fed again, for its logits."""
@@ -164,7 +297,7 @@ class ModelBranch:
 
     @property
     def _cache(self) -> Any:
-        return next((self._kwargs[name] for name in ALL_CACHE_NAMES if self._kwargs.get(name) is not None), None)
+        return next((self.kwargs[name] for name in ALL_CACHE_NAMES if self.kwargs.get(name) is not None), None)
 
     def _rewind(self, ids: Tensor, found: _Continuation) -> bool:
         """Bring the cache to the state after the kept tokens of `ids`; False if it cannot be brought there."""
@@ -180,20 +313,35 @@ class ModelBranch:
                     "or tell it from a new prompt: decode without the window or without an assistant, or call reset()"
                 )
             return False
+        if not dropped and new == 1:
+            assert found.rows is not None
+            self._reorder(found.rows)
+            return True
+        if is_multimodal(self._model):
+            return False  # its positions and token types are not a matter of the mask alone
         mask = _fit_mask(self._mask, found.kept)
         if found.rows is not None:
             mask = mask[found.rows]
-        if dropped or new > 1:
-            same_padding = torch.equal(self._find_mask(ids)[:, : found.kept], mask)
-            if not (same_padding and _crop(self._cache, dropped, new)):
-                return False
+        same_padding = torch.equal(self._find_mask(ids)[:, : found.kept], mask)
+        if not (same_padding and _crop(self._cache, dropped, new)):
+            return False
         if found.rows is not None:
             self._cache.reorder_cache(found.rows)
         self._set_mask(ids, _fit_mask(mask, ids.shape[1]))
         return True
 
-    def _start(self, ids: Tensor) -> Tensor:
-        """Read whole prompts."""
+    def _reorder(self, rows: Tensor) -> None:
+        """Bring cache, mask, positions and token types into the order of the rows that are to go on."""
+        assert self._mask is not None
+        self._cache.reorder_cache(rows)
+        self._mask = self._mask[rows]
+        for name in ("attention_mask", "decoder_attention_mask", "position_ids", *TOKEN_TYPES):
+            value = self.kwargs.get(name)
+            if value is not None and value.shape[-2] == len(rows):
+                self.kwargs[name] = value.index_select(-2, rows)
+
+    def _start(self, ids: Tensor, *, scored: int = 0, mask: Tensor | None = None) -> Tensor:
+        """Read whole prompts, and the continuations after them that are to be scored. Logits `(B, ..., V)`."""
         self.reset()
         vocabulary = self._model.config.get_text_config(decoder=True).vocab_size
         if (largest := int(ids.max())) >= vocabulary:
@@ -201,49 +349,44 @@ class ModelBranch:
                 f"the prompt holds token {largest}, but {self._name} knows only {vocabulary} tokens: "
                 "all branches must share one tokenizer"
             )
-        self._prompt_length = ids.shape[1]
-        self._hidden = 0 if self._window is None else max(0, ids.shape[1] - self._window)
-        self._kwargs = {"use_cache": True}
-        if self._model._supports_logits_to_keep():
-            self._kwargs["logits_to_keep"] = 1
+        self._prompt_length = ids.shape[1] - scored
+        self._hidden = 0 if self._window is None else max(0, self._prompt_length - self._window)
+        self.kwargs = self._common(keep=scored + 1)
         if self._encoder_inputs is not None:
-            self._kwargs |= self._encode(self._encoder_inputs, rows=len(ids))
-        self._set_mask(ids, self._find_mask(ids))
-        return self._forward(ids, new=None)
-
-    def _forward(self, ids: Tensor, *, new: int | None) -> Tensor:
-        """Feed the last `new` tokens (None: all of them, for the first time) and keep the cache."""
-        inputs = self._model.prepare_inputs_for_generation(
-            ids[:, self._hidden :], next_sequence_length=new, is_first_iteration=new is None, **self._kwargs
-        )
-        try:
-            with self._context():
-                outputs = self._model(**inputs, return_dict=True)
-        except torch.OutOfMemoryError as error:
-            self.reset()
-            raise torch.OutOfMemoryError(
-                f"no memory is left for {self._name} ({self._model.num_parameters():,} parameters) beside the main model: "
-                "load it quantized or on another device, use AdaptersOff, or lower the batch size"
-            ) from error
-        self._kwargs = self._model._update_model_kwargs_for_generation(
-            outputs, self._kwargs, is_encoder_decoder=self._is_encoder_decoder
-        )
-        self._seen = ids
-        logits: Tensor = outputs.logits[:, -1]
+            self.kwargs |= self._encode(self._encoder_inputs, rows=len(ids))
+        if self._vision_inputs:
+            self._see(ids, self._vision_inputs, mask)
+        else:
+            self._set_mask(ids, self._find_mask(ids) if mask is None else mask)
+        logits = self._forward(ids, new=None)
+        if self.kwargs.get("logits_to_keep"):
+            self.kwargs["logits_to_keep"] = 1
         return logits
+
+    def _see(self, ids: Tensor, vision_inputs: Mapping[str, Any], mask: Tensor | None) -> None:
+        """Encode the images, once per prompt, for all rows of the prompt."""
+        self._mask = self._find_mask(ids) if mask is None else mask
+        prompts = self._prompts if self._prompt_mask is not None else len(ids)
+        repeats = len(ids) // prompts
+        inputs = {**vision_inputs, "attention_mask": self._mask[::repeats]}
+        for name in TOKEN_TYPES:
+            if inputs.get(name) is not None:  # a continuation is text
+                inputs[name] = torch.nn.functional.pad(inputs[name], (0, ids.shape[1] - inputs[name].shape[1]))
+        with self._context():
+            self.kwargs |= prepare_images(self._model, ids[::repeats], inputs, len(ids)).kwargs
 
     def _set_mask(self, ids: Tensor, mask: Tensor) -> None:
         """Attention mask and position ids for all of `ids`, made as `generate()` makes them."""
         self._mask = mask
         visible = mask[:, self._hidden :]
         if self._is_encoder_decoder:
-            self._kwargs["decoder_attention_mask"] = visible if self._prompt_mask is not None else None
+            self.kwargs["decoder_attention_mask"] = visible if self._prompt_mask is not None else None
             return
         if self._takes_positions:
-            self._kwargs["position_ids"] = self._model._prepare_position_ids_for_generation(
-                ids[:, self._hidden :], {**self._kwargs, "attention_mask": visible}
+            self.kwargs["position_ids"] = prepare_positions(
+                self._model, ids[:, self._hidden :], {**self.kwargs, "attention_mask": visible}
             )
-        self._kwargs["attention_mask"] = None if visible.all() else visible
+        self.kwargs["attention_mask"] = None if visible.all() else visible
 
     def _find_mask(self, ids: Tensor) -> Tensor:
         """`(B, T)`, 0 for the padding before the prompts."""
@@ -285,6 +428,143 @@ class ModelBranch:
         }
 
 
+class InputBranch:
+    """The logits of a model that reads other prompts, or other images, and then the same generated tokens.
+
+    The contrast prompts belong to one batch of main prompts. The first call must be at the end of the main prompts; what
+    comes after them from then on is put after the contrast prompts.
+
+    Args:
+        model: a transformers model that can generate, a PEFT model, or `AdaptersOff`.
+        inputs: what the model reads: `input_ids` `(prompts, T')` padded on the left, `attention_mask`, and for images
+            `pixel_values` and what goes with them, as a processor returns them. One prompt may serve all rows.
+
+    Raises:
+        TypeError: `model` cannot generate.
+        ValueError: no `input_ids`, right padding, another batch of main prompts.
+    """
+
+    def __init__(self, model: Any, inputs: Mapping[str, Any]) -> None:
+        if inputs.get("input_ids") is None:
+            raise ValueError(f"the contrast inputs need input_ids, and hold only {', '.join(inputs) or 'nothing'}")
+        self._ids: Tensor = inputs["input_ids"]
+        given = inputs.get("attention_mask")
+        transformer = _unwrap(model)[0]
+        if transformer.config.is_encoder_decoder:
+            raise ValueError(
+                f"{type(transformer).__name__} is an encoder-decoder: its other view is another source text, "
+                "ModelBranch(model, encoder_inputs=...)"
+            )
+        mask = find_padding(self._ids, pad_tokens(transformer)) if given is None else given
+        vision = {n: v for n, v in inputs.items() if n not in ("input_ids", "attention_mask") and v is not None}
+        self._branch = ModelBranch(
+            model, attention_mask=mask, vision_inputs=vision if is_multimodal(transformer) else None
+        )
+        self._inputs = vision
+        self._prompt: Tensor | None = None  # the main rows at the first call
+
+    @property
+    def model(self) -> Any:
+        """The transformers model inside."""
+        return self._branch.model
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the model runs as it is, its adapters not turned off."""
+        return self._branch.is_adapted
+
+    def reset(self) -> None:
+        """Forget the last call and its cache, but not which main prompts the contrast prompts belong to."""
+        self._branch.reset()
+
+    def generated(self, input_ids: Tensor) -> int:
+        """How many tokens of the rows were generated, that is, follow the main prompts."""
+        if self._prompt is None:
+            self._prompt = input_ids.clone()
+        length = self._prompt.shape[1]
+        prompt = input_ids[:, :length]
+        if len(prompt) != len(self._prompt):  # another number of beams
+            prompt, expected = torch.unique(prompt, dim=0), torch.unique(self._prompt, dim=0)
+        else:
+            expected = self._prompt
+        if not torch.equal(prompt, expected):
+            raise ValueError(
+                "these rows do not begin with the prompts that the contrast inputs were first used with: contrast inputs "
+                "belong to one batch of prompts, so make a new processor for each"
+            )
+        return int(input_ids.shape[1]) - length
+
+    def __call__(self, input_ids: Tensor) -> Tensor:
+        """The logits `(B, V)` for the token after each row, had it begun with the contrast prompt."""
+        return self._branch(self._rows(input_ids, self.generated(input_ids)))
+
+    def score(self, input_ids: Tensor, count: int, attention_mask: Tensor | None = None) -> Tensor:
+        """The logits `(B, count, V)` for the last `count` tokens of each row, had it begun with the contrast prompt."""
+        rows = self._rows(input_ids, count)
+        mask = self._branch._prompt_mask
+        assert mask is not None
+        return self._branch.score(
+            rows, count, _fit_mask(mask.repeat_interleave(len(rows) // len(mask), 0), rows.shape[1])
+        )
+
+    def prompts(self, ids: Tensor) -> Prompts:
+        """The contrast prompts for main prompts `ids`, ready for a first forward beside them."""
+        self.generated(ids)
+        contrast, mask = self._ids.to(self.model.device), self._branch._prompt_mask
+        self._rows(ids, 0)
+        return prepare_images(self.model, contrast, {**self._inputs, "attention_mask": mask}, len(ids))
+
+    def _rows(self, input_ids: Tensor, generated: int) -> Tensor:
+        """The contrast prompts, each with what was generated after its rows' prompts."""
+        repeats, rest = divmod(len(input_ids), len(self._ids))
+        if rest:
+            raise ValueError(
+                f"the contrast inputs hold {len(self._ids)} prompts, which cannot make {len(input_ids)} rows"
+            )
+        prompts = self._ids.to(input_ids.device).repeat_interleave(repeats, dim=0)
+        return torch.cat([prompts, input_ids[:, input_ids.shape[1] - generated :]], dim=1)
+
+
+class LayerBranch(ModelBranch):
+    """The logits of earlier layers of the model, read by its own head, as DoLa does.
+
+    Args:
+        model: a decoder-only transformers model.
+        layers: indices into its `hidden_states`: 0 for the embeddings, 1 after the first layer, ...
+        attention_mask: see `ModelBranch`.
+
+    Raises:
+        TypeError: `model` cannot generate.
+        ValueError: an encoder-decoder, no layers, or a layer that the model does not have or that is its last.
+    """
+
+    def __init__(self, model: Any, layers: Sequence[int], *, attention_mask: Tensor | None = None) -> None:
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"{type(model).__name__} is an encoder-decoder, and layers are read from decoder-only models"
+            )
+        super().__init__(model, attention_mask=attention_mask)
+        depth = self._model.config.get_text_config(decoder=True).num_hidden_layers
+        if not layers or not all(0 <= layer < depth for layer in layers):
+            raise ValueError(
+                f"layers must be some of 0 to {depth - 1} of this model's {depth} layers, not {list(layers)}"
+            )
+        self._layers = list(layers)
+        self.final: Tensor | None = None
+        """Logits `(B, ..., V)` of the last layer, from the same forward."""
+
+    def _common(self, keep: int = 1) -> dict[str, Any]:
+        self._keep = keep
+        return super()._common(keep) | {"output_hidden_states": True}
+
+    def _read(self, outputs: Any) -> Tensor:
+        """`(B, T, L, V)`"""
+        self.final = outputs.logits
+        hidden = torch.stack([outputs.hidden_states[layer][:, -self.final.shape[1] :] for layer in self._layers], dim=2)
+        logits: Tensor = self._model.get_output_embeddings()(hidden)
+        return logits
+
+
 def fit_vocabulary(logits: Tensor, size: int) -> Tensor:
     """Logits for the first `size` tokens; `-inf` for those that the model's embedding has no row for.
 
@@ -324,7 +604,7 @@ def _unwrap(model: Any) -> tuple[Any, Callable[[], AbstractContextManager[Any]]]
     return model, context
 
 
-def _check_mask(attention_mask: Tensor) -> None:
+def check_mask(attention_mask: Tensor) -> None:
     if attention_mask.ndim != 2:
         raise ValueError(f"attention_mask must be of shape (prompts, length), not {tuple(attention_mask.shape)}")
     if not attention_mask[:, -1].all():

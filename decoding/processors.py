@@ -1,20 +1,99 @@
-"""Contrastive decoding as logits processors, for an unmodified `generate()`: a rule and its branches, no mathematics."""
+"""Decoding by contrast as logits processors, for an unmodified `generate()`: a rule and its branches, no mathematics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from contralto.decoding import rules
-from contralto.decoding.branches import ModelBranch, fit_vocabulary
+from contralto.decoding.branches import Branch, InputBranch, LayerBranch, ModelBranch, check_mask, fit_vocabulary
 
-__all__ = ["ContrastiveDecodingLogitsProcessor"]
+if TYPE_CHECKING:
+    from contralto.decoding.loop import ContrastiveLoop
+
+__all__ = [
+    "ClassifierFreeGuidanceLogitsProcessor",
+    "ContextAwareDecodingLogitsProcessor",
+    "ContrastiveDecodingLogitsProcessor",
+    "ContrastiveInputDecodingLogitsProcessor",
+    "ContrastiveLogitsProcessor",
+    "CriticGuidedLogitsProcessor",
+    "DoLaLogitsProcessor",
+    "InstructionContrastiveDecodingLogitsProcessor",
+    "M3IDLogitsProcessor",
+    "ProxyTuningLogitsProcessor",
+    "RitualLogitsProcessor",
+    "RitualVCDLogitsProcessor",
+    "VisualContrastiveDecodingLogitsProcessor",
+]
+
+Rule = Callable[..., Tensor]
 
 
-class ContrastiveDecodingLogitsProcessor(LogitsProcessor):
+class ContrastiveLogitsProcessor(LogitsProcessor):
+    """A rule and the branches whose distributions it contrasts with that of the model that generates.
+
+    The methods of this module are its subclasses. A method of one's own needs no more than a function and a branch:
+
+        ContrastiveLogitsProcessor(lambda main, other: rules.combine((main, other), (2, -1)), [ModelBranch(model)])
+
+    Works with greedy search, sampling, beam search and several returned sequences, with batches of left-padded prompts,
+    with encoder-decoders, and in assisted decoding. It runs before temperature, top-k and top-p, and after repetition
+    penalty and minimum length. `loop()` is the same method as a faster `custom_generate`, `score.score` its likelihoods.
+
+    Args:
+        rule: scores `(B, V)` from the main model's `(B, V)` and each branch's, all in one dtype on one device.
+        branches: where they come from, in the rule's order.
+        threshold: the rule's keyword for its plausibility threshold, if it has one; likelihoods are scored without.
+    """
+
+    supports_continuous_batching = False
+
+    def __init__(self, rule: Rule, branches: Sequence[Branch], *, threshold: str | None = None) -> None:
+        self.rule = rule
+        self.branches = list(branches)
+        self.threshold = threshold
+
+    def reset(self) -> None:
+        """Forget the last call, and free the branches' caches."""
+        for branch in self.branches:
+            branch.reset()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Contrastive scores `(B, V)` from the main model's `scores` `(B, V)` and the branches', for the rows `(B, T)`."""
+        return self.combine(scores, [branch(input_ids) for branch in self.branches], self.step(input_ids))
+
+    def step(self, input_ids: Tensor) -> int:
+        """How many tokens of the rows were generated, as far as the rule wants to know."""
+        return 0
+
+    def parameters(self, step: int | Tensor) -> dict[str, Any]:
+        """What the rule is told besides the branches."""
+        return {}
+
+    def combine(self, scores: Tensor, contrasts: Sequence[Tensor], step: int | Tensor, **changed: Any) -> Tensor:
+        """The rule, on branches brought to the dtype, device and vocabulary of the main scores.
+
+        Args:
+            scores: `(..., V)` of the main model.
+            contrasts: `(..., V)` of every branch.
+            step: how many tokens were generated before, for rules that depend on it.
+            changed: parameters of the rule that are to differ this once.
+        """
+        fitted = [fit_vocabulary(c.to(device=scores.device, dtype=scores.dtype), scores.shape[-1]) for c in contrasts]
+        return self.rule(scores, *fitted, **self.parameters(step), **changed)
+
+    def loop(self, *, streamer: Any = None) -> "ContrastiveLoop":
+        """The same method as a `custom_generate` callable: branches of the same model share one forward. See `loop`."""
+        from contralto.decoding.loop import ContrastiveLoop
+
+        return ContrastiveLoop(self, streamer=streamer)
+
+
+class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
     r"""Contrastive decoding of an expert (the model that generates) against an amateur, in any `generate()`.
 
         expert.generate(**inputs, logits_processor=[ContrastiveDecodingLogitsProcessor(amateur)])
@@ -45,6 +124,7 @@ class ContrastiveDecodingLogitsProcessor(LogitsProcessor):
         attention_mask: `(prompts, T)` of the prompts, as given to `generate()`. Needed only where padding cannot be seen
             from leading pad tokens of the amateur's configuration. It belongs to one batch of prompts.
         encoder_inputs: for an encoder-decoder amateur, what its encoder reads, usually the `inputs` of `generate()`.
+        vision_inputs: for an image-text amateur, what it reads with the prompts: `pixel_values` and what goes with them.
 
     Raises:
         TypeError: the amateur cannot generate.
@@ -65,8 +145,6 @@ class ContrastiveDecodingLogitsProcessor(LogitsProcessor):
         'finds 4: 9 + 4 = 13. loses 2: 13 - 2 = 11. wins 5: 11 + 5 = 16. #### 16'
     """
 
-    supports_continuous_batching = False
-
     @overload
     def __init__(
         self,
@@ -79,6 +157,7 @@ class ContrastiveDecodingLogitsProcessor(LogitsProcessor):
         min_tokens_to_keep: int = 1,
         attention_mask: Tensor | None = None,
         encoder_inputs: Mapping[str, Tensor] | None = None,
+        vision_inputs: Mapping[str, Any] | None = None,
     ) -> None: ...
 
     @overload
@@ -93,6 +172,7 @@ class ContrastiveDecodingLogitsProcessor(LogitsProcessor):
         min_tokens_to_keep: int = 1,
         attention_mask: Tensor | None = None,
         encoder_inputs: Mapping[str, Tensor] | None = None,
+        vision_inputs: Mapping[str, Any] | None = None,
     ) -> None: ...
 
     def __init__(
@@ -107,32 +187,443 @@ class ContrastiveDecodingLogitsProcessor(LogitsProcessor):
         min_tokens_to_keep: int = 1,
         attention_mask: Tensor | None = None,
         encoder_inputs: Mapping[str, Tensor] | None = None,
+        vision_inputs: Mapping[str, Any] | None = None,
     ) -> None:
         own = {"beta": beta, "amateur_temperature": amateur_temperature}
-        self._rule = bind_rule(form, own, {"alpha": alpha, "min_tokens_to_keep": min_tokens_to_keep})
-        self._amateur = ModelBranch(
-            amateur, attention_mask=attention_mask, window=amateur_window, encoder_inputs=encoder_inputs
+        rule = bind_rule(form, own, {"alpha": alpha, "min_tokens_to_keep": min_tokens_to_keep})
+        branch = ModelBranch(
+            amateur,
+            attention_mask=attention_mask,
+            window=amateur_window,
+            encoder_inputs=encoder_inputs,
+            vision_inputs=vision_inputs,
         )
+        super().__init__(rule, [branch], threshold="alpha")
 
-    def reset(self) -> None:
-        """Forget the last call, and free the amateur's cache."""
-        self._amateur.reset()
 
+class VisualContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
+    """Visual contrastive decoding: the image against a distorted one (VCD, Leng et al. 2024, arXiv 2311.16922).
+
+        contrast = VisualContrastiveDecodingLogitsProcessor(model, images.noised(inputs, seed=0))
+        model.generate(**inputs, logits_processor=[contrast])
+
+    Scores `(1 + alpha) log p(v | image) - alpha log p(v | distorted)` on the plausible tokens, see
+    `rules.visual_contrastive_decoding`. Unlike the official code it acts in greedy search too, not only in sampling.
+
+    Args:
+        model: the model that generates.
+        contrast_inputs: what it reads in the other branch, as its processor returns it: `input_ids`, `attention_mask`,
+            `pixel_values`, ...; see `images.noised`.
+        alpha: contrast strength, at least 0 (`cd_alpha`). Default 1.
+        beta: plausibility threshold, in [0, 1] (`cd_beta`). Default 0.1.
+
+    Raises:
+        TypeError: the model cannot generate.
+        ValueError: a parameter outside its range; contrast inputs without `input_ids`, or padded on the right.
+    """
+
+    def __init__(
+        self, model: Any, contrast_inputs: Mapping[str, Any], *, alpha: float = 1.0, beta: float = 0.1
+    ) -> None:
+        rule = _tried(partial(rules.visual_contrastive_decoding, alpha=alpha, beta=beta), 2)
+        super().__init__(rule, [contrast_branch(model, contrast_inputs)], threshold="beta")
+
+
+class InstructionContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
+    """Instruction contrastive decoding: the instruction against a disturbed one (ICD, Wang et al. 2024, arXiv 2403.18715).
+
+    Scores as `rules.instruction_contrastive_decoding`. `contrast_inputs` hold the prompt with a disturbing prefix, such as
+    "You are a confused object detector", and the same image.
+
+    Args:
+        model: the model that generates.
+        contrast_inputs: what it reads in the other branch, as its tokenizer or processor returns it.
+        alpha: contrast strength, at least 0. Default 1.
+        beta: plausibility threshold, in [0, 1]. Default 0.1.
+
+    Raises:
+        TypeError, ValueError: as `VisualContrastiveDecodingLogitsProcessor`.
+    """
+
+    def __init__(
+        self, model: Any, contrast_inputs: Mapping[str, Any], *, alpha: float = 1.0, beta: float = 0.1
+    ) -> None:
+        rule = _tried(partial(rules.instruction_contrastive_decoding, alpha=alpha, beta=beta), 2)
+        super().__init__(rule, [contrast_branch(model, contrast_inputs)], threshold="beta")
+
+
+class RitualLogitsProcessor(ContrastiveLogitsProcessor):
+    """RITUAL: a randomly transformed image as a second witness, added (Woo et al. 2024, arXiv 2405.17821).
+
+    Scores `log p(v | image) + kappa log p(v | transformed)` on the plausible tokens, see `rules.ritual`.
+
+    Args:
+        model: the model that generates.
+        contrast_inputs: what it reads in the other branch: the processor's output for the transformed image, see
+            `images.ritual_transform`.
+        kappa: weight of the transformed view, at least 0. Default 3.
+        beta: plausibility threshold, in [0, 1]. Default 0.1.
+        normalize: divide by `1 + kappa`, so that the scores are no sharper than the model's own. Default no, as published.
+
+    Raises:
+        TypeError, ValueError: as `VisualContrastiveDecodingLogitsProcessor`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        contrast_inputs: Mapping[str, Any],
+        *,
+        kappa: float = 3.0,
+        beta: float = 0.1,
+        normalize: bool = False,
+    ) -> None:
+        rule = _tried(partial(rules.ritual, kappa=kappa, beta=beta, normalize=normalize), 2)
+        super().__init__(rule, [contrast_branch(model, contrast_inputs)], threshold="beta")
+
+
+class RitualVCDLogitsProcessor(ContrastiveLogitsProcessor):
+    """RITUAL and VCD together, see `rules.ritual_vcd`: a transformed view added, a distorted one subtracted.
+
+    Args:
+        model: the model that generates.
+        transformed_inputs: what it reads of the transformed image.
+        distorted_inputs: what it reads of the distorted image.
+        kappa: weight of the transformed view, at least 0. Default 3.
+        alpha: contrast strength against the distorted view, at least 0. Default 1.
+        beta: plausibility threshold, in [0, 1]. Default 0.1.
+
+    Raises:
+        TypeError, ValueError: as `VisualContrastiveDecodingLogitsProcessor`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        transformed_inputs: Mapping[str, Any],
+        distorted_inputs: Mapping[str, Any],
+        *,
+        kappa: float = 3.0,
+        alpha: float = 1.0,
+        beta: float = 0.1,
+    ) -> None:
+        rule = _tried(partial(rules.ritual_vcd, kappa=kappa, alpha=alpha, beta=beta), 3)
+        branches = [contrast_branch(model, transformed_inputs), contrast_branch(model, distorted_inputs)]
+        super().__init__(rule, branches, threshold="beta")
+
+
+class M3IDLogitsProcessor(ContrastiveLogitsProcessor):
+    """M3ID: against the model without the image, ever more as the text grows (Favero et al. 2024, arXiv 2403.14003).
+
+    Scores as `rules.m3id`; the step counts the generated tokens, from 0.
+
+    Args:
+        model: the decoder-only model that generates.
+        contrast_inputs: the prompt without the image, as the tokenizer returns it.
+        lam: how fast the contrast grows, at least 0. Default 0.02.
+        beta: plausibility threshold, in [0, 1]. Default 0.1.
+
+    Raises:
+        TypeError, ValueError: as `VisualContrastiveDecodingLogitsProcessor`.
+    """
+
+    def __init__(self, model: Any, contrast_inputs: Mapping[str, Any], *, lam: float = 0.02, beta: float = 0.1) -> None:
+        rule = partial(rules.m3id, lam=lam, beta=beta)
+        _tried(partial(rule, step=0), 2)
+        self._view = InputBranch(model, contrast_inputs)
+        super().__init__(rule, [self._view], threshold="beta")
+
+    def step(self, input_ids: Tensor) -> int:
+        """How many tokens follow the prompts."""
+        return self._view.generated(input_ids)
+
+    def parameters(self, step: int | Tensor) -> dict[str, Any]:
+        """The step, which sets the strength."""
+        return {"step": step}
+
+
+class ContrastiveInputDecodingLogitsProcessor(ContrastiveLogitsProcessor):
+    """Contrastive input decoding: what a prompt makes likely and a contrasting one does not (CID, Yona et al. 2023).
+
+    arXiv 2305.07378. `form="probability"`: `log p(v | x) + lam (p(v | x) - p(v | x'))`, see
+    `rules.contrastive_input_decoding`. `form="log_ratio"`: `(1 + lam) log p(v | x) - lam log p(v | x')` on the plausible
+    tokens, see `rules.contrastive_input_decoding_log_ratio`.
+
+    Args:
+        model: the model that generates.
+        contrast_inputs: the contrasting prompts, as the tokenizer returns them, or their `input_ids` `(prompts, T')`
+            alone. One prompt may serve all rows.
+        lam: contrast strength, at least 0. Default 1.
+        form: which formula.
+        alpha: plausibility threshold of `form="log_ratio"`, in [0, 1]. Default 0.1.
+
+    Raises:
+        TypeError: the model cannot generate.
+        ValueError: a parameter outside its range or of the other form; prompts padded on the right.
+
+    Example:
+        >>> from contralto import testbed
+        >>> model, tokenizer = testbed.load("expert"), testbed.tokenizer()
+        >>> prompt, other = (tokenizer(t, return_tensors="pt") for t in ("Ben went to the barn.", "Ben went to the river."))
+        >>> contrast = ContrastiveInputDecodingLogitsProcessor(model, other, lam=3)
+        >>> output = model.generate(**prompt, logits_processor=[contrast], max_new_tokens=6)
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        contrast_inputs: Mapping[str, Any] | Tensor,
+        *,
+        lam: float = 1.0,
+        form: Literal["probability", "log_ratio"] = "probability",
+        alpha: float | None = None,
+    ) -> None:
+        if form not in ("probability", "log_ratio"):
+            raise ValueError(f"form must be 'probability' or 'log_ratio', not {form!r}")
+        if form == "probability" and alpha is not None:
+            raise ValueError("form='probability' has no plausibility threshold alpha: its scores do not need one")
+        inputs = {"input_ids": contrast_inputs} if isinstance(contrast_inputs, Tensor) else contrast_inputs
+        if form == "probability":
+            rule: Rule = partial(rules.contrastive_input_decoding, lam=lam)
+        else:
+            rule = partial(rules.contrastive_input_decoding_log_ratio, lam=lam, alpha=0.1 if alpha is None else alpha)
+        threshold = "alpha" if form == "log_ratio" else None
+        super().__init__(_tried(rule, 2), [contrast_branch(model, inputs)], threshold=threshold)
+
+
+class ContextAwareDecodingLogitsProcessor(ContrastiveLogitsProcessor):
+    """Context-aware decoding: the prompt with its context against the prompt without (CAD, Shi et al. 2023).
+
+    arXiv 2305.14739. Scores `(1 + alpha) log p(v | context, question) - alpha log p(v | question)`, see
+    `rules.context_aware_decoding`.
+
+    Args:
+        model: the model that generates, from prompts with context.
+        contrast_inputs: the prompts without it, as the tokenizer returns them.
+        alpha: contrast strength, at least 0. Default 0.5.
+
+    Raises:
+        TypeError: the model cannot generate.
+        ValueError: `alpha` negative; prompts padded on the right.
+    """
+
+    def __init__(self, model: Any, contrast_inputs: Mapping[str, Any], *, alpha: float = 0.5) -> None:
+        rule = _tried(partial(rules.context_aware_decoding, alpha=alpha), 2)
+        super().__init__(rule, [contrast_branch(model, contrast_inputs)])
+
+
+class ClassifierFreeGuidanceLogitsProcessor(ContrastiveLogitsProcessor):
+    """Classifier-free guidance of a language model (CFG, Sanchez et al. 2023, arXiv 2306.17806).
+
+    Scores `log p(v | negative) + gamma (log p(v | prompt) - log p(v | negative))`, see `rules.classifier_free_guidance`.
+    Unlike `generate(guidance_scale=...)` it holds for beams and returned sequences, for padded negative prompts of
+    models with absolute positions, and for prompts with images.
+
+    Args:
+        model: the model that generates.
+        negative_inputs: negative prompts, as the tokenizer or processor returns them; one may serve all rows. None is the
+            prompt's last token, as in transformers.
+        guidance_scale: `gamma`, at least 0. Default 1.5.
+        attention_mask: `(prompts, T)` of the main prompts, needed only without `negative_inputs`, and only where padding
+            cannot be seen from leading pad tokens.
+
+    Raises:
+        TypeError: the model cannot generate.
+        ValueError: `guidance_scale` negative; prompts padded on the right; an encoder-decoder without `negative_inputs`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        negative_inputs: Mapping[str, Any] | None = None,
+        *,
+        guidance_scale: float = 1.5,
+        attention_mask: Tensor | None = None,
+    ) -> None:
+        if negative_inputs is not None and attention_mask is not None:
+            raise ValueError(
+                "attention_mask belongs to prompts without negative_inputs, which hold a mask of their own"
+            )
+        rule = _tried(partial(rules.classifier_free_guidance, guidance_scale=guidance_scale), 2)
+        branch: Branch
+        if negative_inputs is None and model.config.is_encoder_decoder:
+            raise ValueError(
+                f"{type(model).__name__} is an encoder-decoder: pass negative_inputs=, a source text to avoid"
+            )
+        if negative_inputs is None:
+            branch = ModelBranch(model, window=1, attention_mask=attention_mask)
+        else:
+            branch = contrast_branch(model, negative_inputs)
+        super().__init__(rule, [branch])
+
+
+class ProxyTuningLogitsProcessor(ContrastiveLogitsProcessor):
+    """Proxy tuning, also DExperts: a small tuned model minus the same untuned steers a large one (Liu et al. 2024).
+
+    arXiv 2401.08565. Scores `log p_base + alpha (log p_expert - log p_antiexpert)`, see `rules.proxy_tuning`. The model
+    that generates is the base.
+
+    Args:
+        expert: the small tuned model, or a PEFT model.
+        antiexpert: the small model before tuning, or `AdaptersOff(peft_model)`.
+        alpha: strength, at least 0. Default 1.
+        attention_mask, encoder_inputs, vision_inputs: see `ContrastiveDecodingLogitsProcessor`, for both models.
+
+    Raises:
+        TypeError, ValueError: as `ContrastiveDecodingLogitsProcessor`.
+    """
+
+    def __init__(
+        self,
+        expert: Any,
+        antiexpert: Any,
+        *,
+        alpha: float = 1.0,
+        attention_mask: Tensor | None = None,
+        encoder_inputs: Mapping[str, Tensor] | None = None,
+        vision_inputs: Mapping[str, Any] | None = None,
+    ) -> None:
+        rule = _tried(partial(rules.proxy_tuning, alpha=alpha), 3)
+        own: dict[str, Any] = {
+            "attention_mask": attention_mask,
+            "encoder_inputs": encoder_inputs,
+            "vision_inputs": vision_inputs,
+        }
+        super().__init__(rule, [ModelBranch(model, **own) for model in (expert, antiexpert)])
+
+
+class DoLaLogitsProcessor(ContrastiveLogitsProcessor):
+    """DoLa: the last layer against the earlier layer that differs most from it (Chuang et al. 2024, arXiv 2309.03883).
+
+    Scores `log p_final - log p_layer` on the plausible tokens, the layer chosen anew for every row and token, see
+    `rules.dola`. Early layers are read by the model's head as they are, without its final norm, as in the official code.
+    As a logits processor it runs the model a second time; `loop()` does not.
+
+    Args:
+        model: the decoder-only model that generates.
+        layers: "low" or "high", every second layer of the lower or upper half (of 20 layers in models of over 40), or
+            indices into `hidden_states`. "low" leaves out the embeddings where they are tied to the head.
+        relative_top: plausibility threshold, in [0, 1]. Default 0.1.
+        attention_mask, vision_inputs: see `ContrastiveDecodingLogitsProcessor`.
+
+    Raises:
+        TypeError: the model cannot generate.
+        ValueError: an encoder-decoder, layers that the model does not have, `relative_top` outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        layers: Literal["low", "high"] | Sequence[int] = "high",
+        relative_top: float = 0.1,
+        attention_mask: Tensor | None = None,
+    ) -> None:
+        rule = partial(rules.dola, relative_top=relative_top)
+        rule(torch.zeros(1), torch.zeros(1, 1))
+        chosen = _layers(model, layers) if isinstance(layers, str) else layers
+        super().__init__(rule, [LayerBranch(model, chosen, attention_mask=attention_mask)], threshold="relative_top")
+
+
+class CriticGuidedLogitsProcessor(LogitsProcessor):
+    """Critic-guided decoding: the likeliest tokens, weighed by what a critic thinks of each (Kim et al. 2023).
+
+    arXiv 2212.10938. Scores `log p(v) + log sigmoid(Q(v))` for the `k` likeliest tokens, `-inf` elsewhere, see
+    `rules.critic_guided`. The critic reads `k` texts per row and token.
+
+    Args:
+        critic: a model with one value per token (`AutoModelForTokenClassification` with `num_labels=1`), which is read at
+            each text's last token; or any function of `input_ids` `(N, T)` and `attention_mask` `(N, T)` that returns
+            logits `(N,)`, the higher the better.
+        k: how many tokens are considered, at least 1. Default 10.
+        attention_mask: `(prompts, T)` of the prompts; needed where they are padded.
+
+    Raises:
+        TypeError: the critic is a model with another head.
+        ValueError: `k` below 1, right padding.
+
+    Example:
+        >>> from contralto import testbed
+        >>> model, tokenizer = testbed.load("expert"), testbed.tokenizer()
+        >>> short = CriticGuidedLogitsProcessor(lambda ids, mask: 9.0 * (ids[:, -1] == tokenizer.eos_token_id), k=50)
+        >>> prompt = tokenizer("Ben went to the barn.", return_tensors="pt")
+        >>> output = model.generate(**prompt, logits_processor=[short], max_new_tokens=20)
+    """
+
+    supports_continuous_batching = False
+
+    def __init__(self, critic: Any, *, k: int = 10, attention_mask: Tensor | None = None) -> None:
+        if k < 1:
+            raise ValueError(f"k must be at least 1 (candidate tokens), not {k}")
+        labels = getattr(getattr(critic, "config", None), "num_labels", 1)
+        if labels != 1:
+            raise TypeError(
+                f"the critic must have one value per token, not {labels} labels: load it with "
+                "AutoModelForTokenClassification and num_labels=1"
+            )
+        if attention_mask is not None:
+            check_mask(attention_mask)
+        self._critic, self._k, self._mask = critic, k, attention_mask
+
+    @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Contrastive scores `(B, V)` from the expert's `scores` `(B, V)` and the amateur's, for the rows `(B, T)`."""
-        amateur = self._amateur(input_ids).to(device=scores.device, dtype=scores.dtype)
-        return self._rule(scores, fit_vocabulary(amateur, scores.shape[-1]))
+        """Scores `(B, V)` from the main model's `scores` `(B, V)` and the critic's values of `k` texts per row."""
+        candidates = scores.topk(min(self._k, scores.shape[-1])).indices
+        count = candidates.shape[-1]
+        texts = torch.cat([input_ids.repeat_interleave(count, dim=0), candidates.reshape(-1, 1)], dim=1)
+        mask = torch.ones_like(texts)
+        if self._mask is not None:
+            given = self._mask.repeat_interleave(len(texts) // len(self._mask), dim=0)
+            mask[:, : given.shape[1]] = given.to(mask)
+        return rules.critic_guided(scores, self._values(texts, mask).view_as(candidates), candidates)
+
+    def _values(self, texts: Tensor, mask: Tensor) -> Tensor:
+        if not isinstance(self._critic, torch.nn.Module):
+            return torch.as_tensor(self._critic(texts, mask))
+        device = next(self._critic.parameters()).device
+        logits: Tensor = self._critic(input_ids=texts.to(device), attention_mask=mask.to(device)).logits
+        if logits.ndim != 3:
+            raise TypeError(
+                "the critic gives one value per text, and finds a text's end by its padding, which a candidate may look "
+                "like: load it with AutoModelForTokenClassification and num_labels=1, or pass a function"
+            )
+        return logits[:, -1, 0].to(texts.device)
 
 
-def bind_rule(
-    form: str, own: Mapping[str, float | None], common: Mapping[str, float]
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The rule of a form with its parameters, which are checked here, once, by trying it.
+def contrast_branch(model: Any, inputs: Mapping[str, Any]) -> Branch:
+    """The model on other inputs: another prompt or image, or for an encoder-decoder another source text."""
+    if getattr(model, "config", None) is not None and model.config.is_encoder_decoder:
+        return ModelBranch(model, encoder_inputs=inputs)
+    return InputBranch(model, inputs)
+
+
+def _layers(model: Any, which: str) -> list[int]:
+    """DoLa's two ranges of candidate layers."""
+    config = model.config.get_text_config(decoder=True)
+    depth, first = config.num_hidden_layers, 2 if config.tie_word_embeddings else 0
+    wide = depth > 40
+    ranges = {
+        "low": range(first, 20 if wide else depth // 2, 2),
+        "high": range(depth - 20 if wide else depth // 2, depth, 2),
+    }
+    if which not in ranges:
+        raise ValueError(f"layers must be 'low', 'high' or indices, not {which!r}")
+    return list(ranges[which]) or [max(0, depth // 2 - 1)]
+
+
+def _tried(rule: Rule, branches: int) -> Rule:
+    """A rule whose parameters were checked, once, by trying it."""
+    rule(*[torch.zeros(1)] * branches)
+    return rule
+
+
+def bind_rule(form: str, own: Mapping[str, float | None], common: Mapping[str, float]) -> Rule:
+    """The rule of a form of contrastive decoding with its parameters, which are checked here.
 
     Raises:
         ValueError: an unknown form, a parameter of the other form, or one outside its range.
     """
-    forms: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    forms: dict[str, tuple[str, Rule]] = {
         "obrien": ("beta", rules.contrastive_decoding),
         "li": ("amateur_temperature", rules.contrastive_decoding_li),
     }
@@ -142,6 +633,4 @@ def bind_rule(
     given = {name: value for name, value in own.items() if value is not None}
     if foreign := set(given) - {parameter}:
         raise ValueError(f"form={form!r} has no {foreign.pop()}; its own parameter is {parameter}")
-    bound = partial(rule, **given, **common)
-    bound(torch.zeros(1), torch.zeros(1))
-    return bound
+    return _tried(partial(rule, **given, **common), 2)

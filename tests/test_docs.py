@@ -12,8 +12,10 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MODULES = [
     "contralto.decoding.branches",
+    "contralto.decoding.loop",
     "contralto.decoding.processors",
     "contralto.decoding.rules",
+    "contralto.decoding.score",
     "contralto.decoding.trace",
     "contralto.eval.stats",
     "contralto.testbed",

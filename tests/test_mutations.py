@@ -16,20 +16,20 @@ from contralto.decoding.branches import ModelBranch
 class CacheDropped(ModelBranch):
     def _forward(self, ids, *, new):
         for name in ALL_CACHE_NAMES:
-            self._kwargs.pop(name, None)
+            self.kwargs.pop(name, None)
         return super()._forward(ids, new=new)
 
 
 class PositionsDropped(ModelBranch):
     def _set_mask(self, ids, mask):
         super()._set_mask(ids, mask)
-        self._kwargs.pop("position_ids", None)
+        self.kwargs.pop("position_ids", None)
 
 
 class MaskDropped(ModelBranch):
     def _set_mask(self, ids, mask):
         super()._set_mask(ids, mask)
-        self._kwargs["attention_mask"] = None
+        self.kwargs["attention_mask"] = None
 
 
 class PromptFedAgain(ModelBranch):
