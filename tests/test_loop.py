@@ -1,0 +1,190 @@
+"""The loop does what `generate()` does around a method: draws, streams, stops, caches, returns; or refuses in one sentence.
+
+Seen to go red with: a draw per branch; the streamer not ended; finished rows not padded; the static cache sized for the main
+prompt alone; the caller's processors run before the rule.
+"""
+
+import pytest
+import torch
+import zoo
+from transformers import StaticCache, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from contralto import decoding
+from contralto.decoding import branches
+
+STEPS = 8
+
+
+@pytest.fixture
+def model():
+    return zoo.build("llama", seed=1)
+
+
+def _inputs(batch=3):
+    return zoo.pad(zoo.prompts(batch, seed=3)), zoo.pad(zoo.prompts(batch, seed=4)[::-1])
+
+
+def _method(model, contrast, **how):
+    return decoding.VisualContrastiveDecodingLogitsProcessor(model, contrast, beta=0.02, **how)
+
+
+def _run(model, inputs, method, *, fast, **how):
+    executor = {"custom_generate": method.loop()} if fast else {"logits_processor": [method]}
+    return model.generate(**inputs, **executor, max_new_tokens=STEPS, **how)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"do_sample": True},
+        {"do_sample": True, "temperature": 0.7, "top_k": 5},
+        {"do_sample": True, "top_p": 0.8, "num_return_sequences": 3},
+        {"do_sample": False, "suppress_tokens": [5, 6, 7]},
+    ],
+)
+def test_a_seed_gives_the_texts_of_the_processor(model, how):
+    inputs, contrast = _inputs()
+    found = []
+    for fast in (True, False):
+        torch.manual_seed(5)
+        found.append(_run(model, inputs, _method(model, contrast), fast=fast, **how))
+    assert torch.equal(*found)
+
+
+def test_one_forward_per_token(model, monkeypatch):
+    rows = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *a, **k: rows.append(len(k["input_ids"])) or forward(*a, **k))
+    inputs, contrast = _inputs(2)
+    _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, min_new_tokens=STEPS)
+    assert rows == [4] * STEPS
+    rows.clear()
+    both = decoding.RitualVCDLogitsProcessor(model, contrast, contrast)
+    _run(model, inputs, both, fast=True, do_sample=False, min_new_tokens=STEPS)
+    assert rows == [6] * STEPS
+    rows.clear()
+    layers = decoding.DoLaLogitsProcessor(model, layers=[0, 1])
+    _run(model, inputs, layers, fast=True, do_sample=False, min_new_tokens=STEPS)
+    assert rows == [2] * STEPS
+
+
+def test_other_models_follow_in_turn(model):
+    amateur = zoo.build("gpt2", hidden=16, seed=2)
+    inputs, _ = _inputs()
+    found = [
+        _run(model, inputs, decoding.ContrastiveDecodingLogitsProcessor(amateur), fast=fast, do_sample=False)
+        for fast in (True, False)
+    ]
+    assert torch.equal(*found)
+
+
+def test_static_cache(model, monkeypatch):
+    inputs, contrast = _inputs()
+    contrast = zoo.pad([torch.cat([row, row, row]) for row in zoo.prompts(3, seed=9)])  # longer than the main prompts
+    expected = _run(model, inputs, _method(model, contrast), fast=True, do_sample=False)
+    caches = []
+    start = branches.Reader.start
+    monkeypatch.setattr(
+        branches.Reader, "start", lambda self, p, cache: caches.append(cache) or start(self, p, cache=cache)
+    )
+    found = _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, cache_implementation="static")
+    assert torch.equal(found, expected)
+    assert isinstance(caches[0], StaticCache)
+
+
+def test_scores_and_logits(model):
+    inputs, contrast = _inputs(1)
+    how = {"do_sample": False, "return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    fast = _run(model, inputs, _method(model, contrast), fast=True, **how)
+    slow = _run(model, inputs, _method(model, contrast), fast=False, **how)
+    assert torch.equal(fast.sequences, slow.sequences)
+    for name in ("scores", "logits"):
+        assert len(fast[name]) == len(slow[name])
+        for one, other in zip(fast[name], slow[name], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+class Recorder(BaseStreamer):
+    def __init__(self):
+        self.seen, self.ended = [], False
+
+    def put(self, value):
+        self.seen.append(value.tolist())
+
+    def end(self):
+        self.ended = True
+
+
+def test_streaming(model):
+    inputs, contrast = _inputs(1)
+    recorder = Recorder()
+    output = model.generate(
+        **inputs,
+        custom_generate=_method(model, contrast).loop(streamer=recorder),
+        max_new_tokens=STEPS,
+        do_sample=False,
+    )
+    prompt, *tokens = recorder.seen
+    assert prompt == inputs["input_ids"].tolist()
+    assert [token for (token,) in tokens] == output[0, inputs["input_ids"].shape[1] :].tolist()
+    assert recorder.ended
+
+
+def test_stopping_and_padding(model):
+    """A row that has ended is padded while the others go on, and the caller's criteria stop all of them."""
+    inputs, contrast = _inputs()
+    plain = _run(model, inputs, _method(model, contrast), fast=True, do_sample=False)
+    width = inputs["input_ids"].shape[1]
+    eos = plain[0, width + 2].item()
+    for fast in (True, False):
+        output = _run(model, inputs, _method(model, contrast), fast=fast, do_sample=False, eos_token_id=eos)
+        assert (output[0, width + 3 :] == zoo.PAD).all()
+
+    class AtTwelve(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.full((len(input_ids),), input_ids.shape[1] >= width + 4)
+
+    output = _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, stopping_criteria=[AtTwelve()])
+    assert output.shape[1] == width + 4
+
+
+def test_the_rule_comes_before_the_callers_processors(model):
+    """With alpha 0 the two orders differ by the mask alone: a penalty cannot make an implausible token plausible."""
+    inputs, contrast = _inputs(1)
+    ruled_out = []
+
+    def look(ids, scores):
+        ruled_out.append(torch.isinf(scores).sum().item())
+        return scores
+
+    _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, logits_processor=[look])
+    assert all(ruled_out)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"num_beams": 2}, "no beam search"),
+        ({"return_dict_in_generate": True, "output_attentions": True}, "not attentions or hidden states"),
+        ({"cache_implementation": "offloaded"}, "static and dynamic caches, not 'offloaded'"),
+    ],
+)
+def test_refusals(model, how, message):
+    inputs, contrast = _inputs()
+    with pytest.raises(ValueError, match=message):
+        _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, **how)
+
+
+def test_no_earlier_cache(model):
+    inputs, contrast = _inputs(1)
+    cache = model(input_ids=inputs["input_ids"][:, :2], use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="cannot go on from a cache"):
+        _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, past_key_values=cache)
+
+
+def test_no_static_cache_for_encoder_decoders():
+    model = zoo.build("t5", seed=1)
+    inputs, contrast = (zoo.pad(zoo.prompts(2, seed=s), side="right") for s in (1, 2))
+    with pytest.raises(ValueError, match="no static cache for encoder-decoders"):
+        _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, cache_implementation="static")
