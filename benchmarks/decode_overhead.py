@@ -11,7 +11,6 @@ the table gives its median and the range of the middle half of the rounds.
 
 import argparse
 import itertools
-import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -19,34 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers
+from timing import gaps, llama, prompts_of, setting_lines
 from torch import Tensor
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, StoppingCriteria
 
-from contralto import __version__, testbed
+from contralto import testbed
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
 
 RESULTS = Path(__file__).parent / "results" / "decode_overhead.md"
 TARGET = 1.10
-
-
-class Clock(StoppingCriteria):
-    """Notes when each step ends, and stops nothing."""
-
-    def __init__(self) -> None:
-        self.ticks: list[float] = []
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        if input_ids.is_cuda:
-            torch.cuda.synchronize()
-        self.ticks.append(time.perf_counter())
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-    @property
-    def gaps(self) -> list[float]:
-        """Milliseconds between steps; the first gap is a warm-up and left out."""
-        return [1000 * (b - a) for a, b in zip(self.ticks[1:], self.ticks[2:], strict=False)]
 
 
 class Round(NamedTuple):
@@ -61,20 +41,6 @@ class Round(NamedTuple):
         return self.contrastive / (self.expert + self.amateur)
 
 
-def llama(hidden: int, layers: int, intermediate: int, vocabulary: int = 32000) -> Any:
-    """A random Llama with tied embeddings."""
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        intermediate_size=intermediate,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).eval()  # type: ignore[no-untyped-call]
-
-
 def pair(shape: str, device: str) -> tuple[Any, Any]:
     """Expert and amateur of a shape."""
     torch.manual_seed(0)
@@ -85,22 +51,6 @@ def pair(shape: str, device: str) -> tuple[Any, Any]:
     return models[0].to(device), models[1].to(device)
 
 
-def gaps(model: Any, prompts: Tensor, tokens: int, processor: LogitsProcessor | None = None) -> list[float]:
-    """The times of single steps of a greedy generate()."""
-    clock = Clock()
-    model.generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
-        max_new_tokens=tokens + 2,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-        stopping_criteria=[clock],
-        logits_processor=[processor] if processor else [],
-    )
-    return clock.gaps
-
-
 def rounds(models: tuple[Any, Any], prompts: Tensor, tokens: int, count: int, seconds: float = 0) -> Iterator[Round]:
     """The three systems in turn, at least `count` times and for at least so many seconds."""
     expert, amateur = models
@@ -109,13 +59,12 @@ def rounds(models: tuple[Any, Any], prompts: Tensor, tokens: int, count: int, se
         if done >= count and time.perf_counter() > end:
             return
         contrast = ContrastiveDecodingLogitsProcessor(amateur, attention_mask=torch.ones_like(prompts))
-        runs = (gaps(expert, prompts, tokens), gaps(amateur, prompts, tokens), gaps(expert, prompts, tokens, contrast))
+        runs = (
+            gaps(expert, prompts, tokens),
+            gaps(amateur, prompts, tokens),
+            gaps(expert, prompts, tokens, logits_processor=[contrast]),
+        )
         yield Round(*(statistics.median(run) for run in runs))
-
-
-def prompts_of(batch: int, context: int, device: str) -> Tensor:
-    """Random prompts of tokens that both shapes know."""
-    return torch.randint(10, 140, (batch, context), generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def row(shape: str, batch: int, context: int, found: list[Round]) -> str:
@@ -138,7 +87,7 @@ def growth_row(shape: str, models: tuple[Any, Any], tokens: int, count: int, sec
     while len(quarters[0]) < count or time.perf_counter() < end:
         contrast = ContrastiveDecodingLogitsProcessor(models[1], attention_mask=torch.ones_like(prompts))
         expert, amateur = gaps(models[0], prompts, tokens), gaps(models[1], prompts, tokens)
-        both = gaps(models[0], prompts, tokens, contrast)
+        both = gaps(models[0], prompts, tokens, logits_processor=[contrast])
         for ratios, part in zip(quarters, (slice(tokens // 4), slice(-(tokens // 4), None)), strict=True):
             e, a, c = (statistics.median(times[part]) for times in (expert, amateur, both))
             ratios.append(c / (e + a))
@@ -187,12 +136,9 @@ def main() -> None:
     ]
     long = 8 * args.tokens
     lines += [growth_row(s, models[s], long, min(3, args.rounds), 2 * args.seconds, args.device) for s in args.shapes]
-    device = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"{platform.machine()} CPU"
     lines += [
         "",
-        f"{args.tokens} tokens per run; {device}, {args.threads} threads.",
-        f"contralto {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python "
-        + platform.python_version(),
+        *setting_lines(args.tokens, args.device, args.threads),
         "The testbed's steps take milliseconds, nearly all of it Python: there the ratio is that of a constant, the time in the",
         "column `beyond the floor`, to very little work.",
         "Models: the testbed's expert (0.17M parameters) and amateur (0.02M); random Llamas of 54M and 10M parameters,",

@@ -22,6 +22,7 @@ from contralto.decoding.padding import find_padding, pad_tokens
 from contralto.decoding.prompts import (
     TOKEN_TYPES,
     Prompts,
+    check_images,
     is_multimodal,
     prepare_images,
     prepare_positions,
@@ -351,6 +352,7 @@ class ModelBranch(Reader):
             )
         self._prompt_length = ids.shape[1] - scored
         self._hidden = 0 if self._window is None else max(0, self._prompt_length - self._window)
+        check_images(self._model, ids[:, self._hidden :], self._vision_inputs or {})
         self.kwargs = self._common(keep=scored + 1)
         if self._encoder_inputs is not None:
             self.kwargs |= self._encode(self._encoder_inputs, rows=len(ids))
@@ -457,6 +459,7 @@ class InputBranch:
             )
         mask = find_padding(self._ids, pad_tokens(transformer)) if given is None else given
         vision = {n: v for n, v in inputs.items() if n not in ("input_ids", "attention_mask") and v is not None}
+        check_images(transformer, self._ids, vision)
         self._branch = ModelBranch(
             model, attention_mask=mask, vision_inputs=vision if is_multimodal(transformer) else None
         )

@@ -13,10 +13,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["Prompts", "is_multimodal", "prepare_images", "prepare_positions", "stack", "takes_positions"]
+__all__ = [
+    "Prompts",
+    "check_images",
+    "is_multimodal",
+    "prepare_images",
+    "prepare_positions",
+    "stack",
+    "takes_positions",
+]
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 """Inputs with a value per token, besides the mask and the positions."""
+
+IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id")
+"""Where configurations name the token that stands for a piece of an image."""
 
 
 class Prompts(NamedTuple):
@@ -32,6 +43,23 @@ def is_multimodal(model: Any) -> bool:
     """Whether a model reads more than text."""
     modalities = model.input_modalities
     return bool({modalities} - {"text"} if isinstance(modalities, str) else set(modalities) - {"text"})
+
+
+def check_images(model: Any, ids: Tensor, inputs: Mapping[str, Any]) -> None:
+    """Raise ValueError if prompts hold images that the model would not be given, which transformers lets pass in silence."""
+    if not is_multimodal(model):
+        return
+    named = (getattr(model.config, name, None) for name in IMAGE_TOKENS)
+    tokens = torch.tensor([token for token in named if token is not None], dtype=ids.dtype, device=ids.device)
+    if torch.isin(ids, tokens).any() and not any("pixel_values" in name for name in inputs):
+        raise ValueError(
+            f"the prompts of a branch hold images, and {type(model).__name__} is not given them: pass pixel_values and what "
+            "else its processor returns"
+        )
+    if "image_grid_thw" in inputs and "mm_token_type_ids" not in inputs:
+        raise ValueError(
+            "image_grid_thw needs mm_token_type_ids beside it, or the image would be read as text positions"
+        )
 
 
 def takes_positions(model: Any) -> bool:

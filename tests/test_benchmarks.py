@@ -23,6 +23,13 @@ def test_decode_overhead():
     assert result.stdout.count("| testbed | ") == 2
 
 
+def test_stacked_branches():
+    small = "--sizes 50M --batches 1 --contexts 16 --rounds 1 --seconds 0 --tokens 4 --no-write"
+    result = _run("stacked_branches.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| 50M | 1 | 16 |") == 1
+
+
 def test_testbed_card_compares_with_the_card():
     """Few problems make wide scatter, so the verdict is open; every figure of the card must be compared."""
     models = BENCHMARKS.parent / "testbed" / "models"

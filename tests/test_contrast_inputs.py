@@ -19,7 +19,7 @@ STEPS = 8
 
 
 def _setting(family="llama", batch=2):
-    main, other = zoo.prompts(batch, seed=3), zoo.prompts(batch, seed=4)[::-1]
+    main, other = zoo.prompts(batch, seed=3), zoo.prompts(batch + 1, seed=4)[:0:-1]
     return zoo.build(family, seed=1), main, other
 
 

@@ -1,6 +1,6 @@
 """The loop does what `generate()` does around a method: draws, streams, stops, caches, returns; or refuses in one sentence.
 
-Seen to go red with: a draw per branch; the streamer not ended; finished rows not padded; the static cache sized for the main
+Seen to go red with: the stack's rows exchanged; the streamer not ended; finished rows not padded; the static cache sized for the main
 prompt alone; the caller's processors run before the rule.
 """
 
@@ -22,7 +22,7 @@ def model():
 
 
 def _inputs(batch=3):
-    return zoo.pad(zoo.prompts(batch, seed=3)), zoo.pad(zoo.prompts(batch, seed=4)[::-1])
+    return zoo.pad(zoo.prompts(batch, seed=3)), zoo.pad(zoo.prompts(batch + 1, seed=4)[:0:-1])
 
 
 def _method(model, contrast, **how):
@@ -91,6 +91,17 @@ def test_static_cache(model, monkeypatch):
     found = _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, cache_implementation="static")
     assert torch.equal(found, expected)
     assert isinstance(caches[0], StaticCache)
+
+
+@pytest.mark.gpu
+def test_compiled_static_cache_on_a_gpu():
+    model = zoo.build("llama", seed=1).cuda()
+    inputs, contrast = ({n: v.cuda() for n, v in part.items()} for part in _inputs())
+    found = [
+        _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, cache_implementation=kind)
+        for kind in (None, "static")
+    ]
+    assert torch.equal(*found)
 
 
 def test_scores_and_logits(model):

@@ -126,7 +126,7 @@ def _setting(family, batch):
     side = "right" if encoded else "left"
     rows = {
         "main": zoo.prompts(batch, seed=3),
-        "one": zoo.prompts(batch, seed=4)[::-1],
+        "one": zoo.prompts(batch + 1, seed=4)[:0:-1],
         "two": zoo.prompts(batch, seed=5),
     }
     main, one, two = (zoo.pad(rows[name], side=side) for name in ("main", "one", "two"))

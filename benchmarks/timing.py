@@ -1,0 +1,77 @@
+"""What the benchmarks share: a clock for single steps of generate(), random models, and what to say of the machine."""
+
+import platform
+import time
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria
+
+from contralto import __version__
+
+
+class Clock(StoppingCriteria):
+    """Notes when each step ends, and stops nothing."""
+
+    def __init__(self) -> None:
+        self.ticks: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if input_ids.is_cuda:
+            torch.cuda.synchronize()
+        self.ticks.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    @property
+    def gaps(self) -> list[float]:
+        """Milliseconds between steps; the first gap is a warm-up and left out."""
+        return [1000 * (b - a) for a, b in zip(self.ticks[1:], self.ticks[2:], strict=False)]
+
+
+def llama(hidden: int, layers: int, intermediate: int, vocabulary: int = 32000) -> Any:
+    """A random Llama with tied embeddings."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        intermediate_size=intermediate,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval()  # type: ignore[no-untyped-call]
+
+
+def gaps(model: Any, prompts: Tensor, tokens: int, **how: Any) -> list[float]:
+    """The times of single steps of a greedy generate(), in milliseconds; `how` goes to generate()."""
+    clock = Clock()
+    model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=tokens + 2,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        stopping_criteria=[clock],
+        **how,
+    )
+    return clock.gaps
+
+
+def prompts_of(batch: int, context: int, device: str) -> Tensor:
+    """Random prompts of tokens that every model knows."""
+    return torch.randint(10, 140, (batch, context), generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def setting_lines(tokens: int, device: str, threads: int) -> list[str]:
+    """Where the figures were measured, and with what."""
+    machine = (
+        torch.cuda.get_device_name() if device.startswith("cuda") else f"{platform.machine()} CPU, {threads} threads"
+    )
+    return [
+        f"{tokens} tokens per run; {machine}.",
+        f"contralto {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python "
+        + platform.python_version(),
+    ]
