@@ -199,3 +199,18 @@ def test_no_static_cache_for_encoder_decoders():
     inputs, contrast = (zoo.pad(zoo.prompts(2, seed=s), side="right") for s in (1, 2))
     with pytest.raises(ValueError, match="no static cache for encoder-decoders"):
         _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, cache_implementation="static")
+
+
+def test_adapters():
+    """A PEFT model's other prompts run with its adapters on and share its forward; `AdaptersOff` has one of its own."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    tuned = peft.get_peft_model(zoo.build("llama", seed=1), config).eval()
+    inputs, contrast = _inputs()
+    for method in (
+        decoding.ContextAwareDecodingLogitsProcessor(tuned, contrast),
+        decoding.ContrastiveDecodingLogitsProcessor(decoding.AdaptersOff(tuned), beta=2, alpha=0.01),
+    ):
+        fast, slow = (_run(tuned, inputs, method, fast=fast, do_sample=False) for fast in (True, False))
+        assert torch.equal(fast, slow)
+        assert not torch.equal(fast, tuned.generate(**inputs, max_new_tokens=STEPS, do_sample=False))
