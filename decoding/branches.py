@@ -265,8 +265,11 @@ class ModelBranch(Reader):
         if self._encoder_inputs is not None:
             return Prompts(ids, self._encode(self._encoder_inputs, rows=len(ids)))
         hidden = 0 if self._window is None else max(0, ids.shape[1] - self._window)
-        mask = self._find_mask(ids)[:, hidden:]
-        return prepare_images(self._model, ids[:, hidden:], {"attention_mask": mask}, len(ids))
+        mask = self._find_mask(ids)
+        check_images(self._model, ids[:, hidden:], self._vision_inputs or {})
+        if self._vision_inputs:
+            return self._see(ids, self._vision_inputs, mask)
+        return prepare_images(self._model, ids[:, hidden:], {"attention_mask": mask[:, hidden:]}, len(ids))
 
     def _find(self, ids: Tensor) -> _Continuation | None:
         """Compare with the last call. A row's last token is always fed again, for its logits."""
@@ -318,7 +321,7 @@ class ModelBranch(Reader):
             assert found.rows is not None
             self._reorder(found.rows)
             return True
-        if is_multimodal(self._model):
+        if self._vision_inputs:
             return False  # its positions and token types are not a matter of the mask alone
         mask = _fit_mask(self._mask, found.kept)
         if found.rows is not None:
@@ -357,7 +360,8 @@ class ModelBranch(Reader):
         if self._encoder_inputs is not None:
             self.kwargs |= self._encode(self._encoder_inputs, rows=len(ids))
         if self._vision_inputs:
-            self._see(ids, self._vision_inputs, mask)
+            self._mask = self._find_mask(ids) if mask is None else mask
+            self.kwargs |= self._see(ids, self._vision_inputs, self._mask).kwargs
         else:
             self._set_mask(ids, self._find_mask(ids) if mask is None else mask)
         logits = self._forward(ids, new=None)
@@ -365,17 +369,16 @@ class ModelBranch(Reader):
             self.kwargs["logits_to_keep"] = 1
         return logits
 
-    def _see(self, ids: Tensor, vision_inputs: Mapping[str, Any], mask: Tensor | None) -> None:
-        """Encode the images, once per prompt, for all rows of the prompt."""
-        self._mask = self._find_mask(ids) if mask is None else mask
+    def _see(self, ids: Tensor, vision_inputs: Mapping[str, Any], mask: Tensor) -> Prompts:
+        """Rows with their images, encoded once per prompt for all rows of the prompt."""
         prompts = self._prompts if self._prompt_mask is not None else len(ids)
         repeats = len(ids) // prompts
-        inputs = {**vision_inputs, "attention_mask": self._mask[::repeats]}
+        inputs = {**vision_inputs, "attention_mask": mask[::repeats]}
         for name in TOKEN_TYPES:
             if inputs.get(name) is not None:  # a continuation is text
                 inputs[name] = torch.nn.functional.pad(inputs[name], (0, ids.shape[1] - inputs[name].shape[1]))
         with self._context():
-            self.kwargs |= prepare_images(self._model, ids[::repeats], inputs, len(ids)).kwargs
+            return prepare_images(self._model, ids[::repeats], inputs, len(ids))
 
     def _set_mask(self, ids: Tensor, mask: Tensor) -> None:
         """Attention mask and position ids for all of `ids`, made as `generate()` makes them."""
@@ -534,19 +537,26 @@ class LayerBranch(ModelBranch):
     Args:
         model: a decoder-only transformers model.
         layers: indices into its `hidden_states`: 0 for the embeddings, 1 after the first layer, ...
-        attention_mask: see `ModelBranch`.
+        attention_mask, vision_inputs: see `ModelBranch`.
 
     Raises:
         TypeError: `model` cannot generate.
         ValueError: an encoder-decoder, no layers, or a layer that the model does not have or that is its last.
     """
 
-    def __init__(self, model: Any, layers: Sequence[int], *, attention_mask: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        layers: Sequence[int],
+        *,
+        attention_mask: Tensor | None = None,
+        vision_inputs: Mapping[str, Any] | None = None,
+    ) -> None:
         if getattr(model.config, "is_encoder_decoder", False):
             raise ValueError(
                 f"{type(model).__name__} is an encoder-decoder, and layers are read from decoder-only models"
             )
-        super().__init__(model, attention_mask=attention_mask)
+        super().__init__(model, attention_mask=attention_mask, vision_inputs=vision_inputs)
         depth = self._model.config.get_text_config(decoder=True).num_hidden_layers
         if not layers or not all(0 <= layer < depth for layer in layers):
             raise ValueError(

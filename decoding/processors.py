@@ -518,11 +518,13 @@ class DoLaLogitsProcessor(ContrastiveLogitsProcessor):
         layers: Literal["low", "high"] | Sequence[int] = "high",
         relative_top: float = 0.1,
         attention_mask: Tensor | None = None,
+        vision_inputs: Mapping[str, Any] | None = None,
     ) -> None:
         rule = partial(rules.dola, relative_top=relative_top)
         rule(torch.zeros(1), torch.zeros(1, 1))
         chosen = _layers(model, layers) if isinstance(layers, str) else layers
-        super().__init__(rule, [LayerBranch(model, chosen, attention_mask=attention_mask)], threshold="relative_top")
+        branch = LayerBranch(model, chosen, attention_mask=attention_mask, vision_inputs=vision_inputs)
+        super().__init__(rule, [branch], threshold="relative_top")
 
 
 class CriticGuidedLogitsProcessor(LogitsProcessor):

@@ -1,8 +1,8 @@
 """Prompts made ready for a first forward, as `generate()` makes them: the seam to private methods of transformers.
 
 Read from 5.23.0: `_prepare_position_ids_for_generation`, `_maybe_prepare_encoder_kwargs_for_generation`,
-`_expand_inputs_for_generation`. What they return is what `generate()` calls model_kwargs. Nothing else in contralto calls
-them, but for `_update_model_kwargs_for_generation` and `_supports_logits_to_keep` in `branches`.
+`_expand_inputs_for_generation`, `_validate_model_kwargs`. What they return is what `generate()` calls model_kwargs. Nothing
+else in contralto calls them, but for `_update_model_kwargs_for_generation` and `_supports_logits_to_keep` in `branches`.
 """
 
 import inspect
@@ -49,6 +49,7 @@ def check_images(model: Any, ids: Tensor, inputs: Mapping[str, Any]) -> None:
     """Raise ValueError if prompts hold images that the model would not be given, which transformers lets pass in silence."""
     if not is_multimodal(model):
         return
+    model._validate_model_kwargs(dict(inputs))  # names that it does not know would be ignored
     named = (getattr(model.config, name, None) for name in IMAGE_TOKENS)
     tokens = torch.tensor([token for token in named if token is not None], dtype=ids.dtype, device=ids.device)
     if torch.isin(ids, tokens).any() and not any("pixel_values" in name for name in inputs):

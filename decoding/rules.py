@@ -376,8 +376,8 @@ def contrastive_input_decoding(original: Tensor, contrast: Tensor, *, lam: float
     check_strength("lam", lam)
     if original.shape != contrast.shape:
         raise ValueError(f"the branches' logits differ in shape: {[tuple(b.shape) for b in (original, contrast)]}")
-    log_p = original.log_softmax(-1)
-    return log_p + lam * (log_p.exp() - contrast.softmax(-1))
+    log_p = _rule_out_(original.log_softmax(-1))
+    return log_p + lam * (log_p.exp() - contrast.softmax(-1).nan_to_num_(nan=0.0))
 
 
 def contrastive_input_decoding_log_ratio(
@@ -543,7 +543,7 @@ def critic_guided(logits: Tensor, values: Tensor, candidates: Tensor) -> Tensor:
         raise ValueError(
             f"critic_guided needs a value per candidate, not {tuple(values.shape)} for {tuple(candidates.shape)}"
         )
-    log_p = logits.log_softmax(-1)
+    log_p = _rule_out_(logits.log_softmax(-1))
     weighed = log_p.gather(-1, candidates) + torch.nn.functional.logsigmoid(values.to(log_p))
     return torch.full_like(log_p, -math.inf).scatter(-1, candidates, weighed)
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from contralto.decoding import rules
 
-VOCAB, ROWS = 13, 5
+VOCAB, ROWS = 13, 7
 TWO = {
     "visual_contrastive_decoding": (oracle.vcd, [{}, {"alpha": 0.3, "beta": 0.4}, {"alpha": 0.0, "beta": 0.0}]),
     "instruction_contrastive_decoding": (oracle.vcd, [{}, {"alpha": 2.0, "beta": 0.02}]),
@@ -44,6 +44,8 @@ def _branches(count, seed=0):
     rows[0, 2, 4] = rows[1, 2, 5] = -math.inf  # impossible in one branch
     rows[1:, 3] = -math.inf
     rows[1:, 3, 0], rows[0, 3, 0] = 0.0, -math.inf  # nothing is possible in all branches
+    rows[1:, 5] = -math.inf  # a contrast that knows nothing at all
+    rows[:, 6] = -math.inf
     return list(rows)
 
 
