@@ -1,4 +1,4 @@
-"""The command line: `contralto generate` and `contralto demo`. Nothing imports this module."""
+"""The command line: `contralto generate`, `explain` and `demo`. Nothing imports this module."""
 
 import argparse
 import sys
@@ -8,7 +8,8 @@ from importlib import import_module
 from contralto import __version__
 
 COMMANDS = {
-    "generate": "decode prompts with any model, against an amateur or with its adapters off",
+    "generate": "decode prompts with any model, by any contrastive method",
+    "explain": "show on a page what a contrast did to a text, token by token",
     "demo": "see contrastive decoding work on the embedded models: three problems, a table, demo.html",
 }
 """Every command is the module contralto.<command>, with `add_arguments(parser)` and `run(args)`."""

@@ -6,7 +6,6 @@ import shutil
 import textwrap
 import time
 from collections.abc import Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from contralto import testbed
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
-from contralto.decoding.rules import contrastive_decoding
 from contralto.decoding.trace import Step, trace
 from contralto.eval.stats import McNemar, Proportion, mcnemar_exact, proportion
 from contralto.testbed import worlds
@@ -228,14 +226,14 @@ def _examples(
     problems: Sequence[worlds.Problem], texts: dict[str, list[str]], expert: Any, amateur: Any, tokenizer: Any
 ) -> list[Example]:
     """The first three problems whose texts differ, whichever is right."""
-    rule = partial(contrastive_decoding, beta=BETA, alpha=ALPHA)
+    contrast = ContrastiveDecodingLogitsProcessor(amateur, beta=BETA, alpha=ALPHA)
     rows = zip(problems, texts[GREEDY], texts[CONTRASTIVE], strict=True)
     examples = []
     for problem, greedy, contrastive in islice((row for row in rows if row[1] != row[2]), 3):
         chat = [{"role": "user", "content": problem.question}]
-        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
-        tokens = torch.tensor(prompt + tokenizer(contrastive, add_special_tokens=False)["input_ids"])
-        examples.append(Example(problem, greedy, contrastive, trace(expert, amateur, rule, tokens, len(prompt))))
+        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        tokens = torch.tensor(tokenizer(contrastive, add_special_tokens=False)["input_ids"])
+        examples.append(Example(problem, greedy, contrastive, trace(contrast, expert, prompt, tokens)))
     return examples
 
 

@@ -12,45 +12,50 @@ import psutil
 import torch
 from tqdm import tqdm
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
+    AutoProcessor,
     AutoTokenizer,
     TextStreamer,
     set_seed,
 )
 
-from contralto import testbed
-from contralto.decoding import AdaptersOff, ContrastiveDecodingLogitsProcessor
-from contralto.decoding.processors import bind_rule
+from contralto import methods, testbed
+from contralto.decoding import AdaptersOff
+from contralto.decoding.images import noised, ritual_transform
 
-Prompt = str | list[dict[str, str]]
+Content = str | list[dict[str, Any]]
 """A text, or the messages of a conversation."""
+
+
+class Prompt(NamedTuple):
+    """What a text begins with."""
+
+    content: Content
+    images: tuple[Any, ...] = ()
+    """Their paths, or the images themselves."""
+    contrast: str | None = None
+    """What the other branch reads in place of the text, or of the last message."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="prompts; without any, lines of standard input")
     parser.add_argument(
-        "--file", type=Path, help="prompts from a file: a prompt per line, or JSONL of prompt or messages"
+        "--file",
+        type=Path,
+        help="prompts from a file: a prompt per line, or JSONL of prompt or messages, and with either an image (a path or "
+        "several, seen from the file's folder) and a contrast_prompt",
     )
-    parser.add_argument("--raw", action="store_true", help="feed prompts as they are, even if there is a chat template")
-    models = parser.add_argument_group("models (a folder, a hub id, or testbed:NAME for an embedded model)")
-    models.add_argument("--model", required=True, help="the model that generates, the expert")
-    models.add_argument("--amateur", help="the weaker model of the same tokenizer")
-    models.add_argument("--adapters-off", action="store_true", help="the amateur is MODEL without its PEFT adapters")
-    models.add_argument("--dtype", default="auto", help="auto (default: as stored), float32, bfloat16 or float16")
-    models.add_argument("--device", help="where the models go: cpu, cuda, cuda:1, auto (spread); default: a GPU if any")
-    contrast = parser.add_argument_group("method")
-    contrast.add_argument("--method", choices=["cd", "none"], help="cd: contrastive decoding (default with an amateur)")
-    contrast.add_argument("--form", choices=["obrien", "li"], default="obrien", help="whose contrastive decoding")
-    contrast.add_argument("--beta", type=float, help="contrast strength of --form obrien (default 0.5)")
-    contrast.add_argument("--alpha", type=float, default=0.1, help="plausibility threshold (default 0.1)")
-    contrast.add_argument("--amateur-temperature", type=float, help="of --form li (default 1.0)")
-    contrast.add_argument(
-        "--amateur-window", type=int, help="prompt tokens the amateur sees (default: all; Li et al.: 1)"
+    add_model_arguments(parser)
+    methods.add_arguments(parser, list(methods.METHODS))
+    parser.add_argument(
+        "--executor", choices=["loop", "processor"], help="how a method runs (default: loop, the faster)"
     )
-    contrast.add_argument(
+    parser.add_argument(
         "--compare", choices=["greedy", "plain"], help="also decode without contrast: greedily, or as asked otherwise"
     )
     search = parser.add_argument_group("search")
@@ -59,51 +64,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     search.add_argument("--temperature", type=float, default=1.0, help="of sampling, after the contrast (default 1.0)")
     search.add_argument("--top-p", type=float, default=1.0, help="of sampling, after the contrast (default 1.0)")
     search.add_argument("--beams", type=int, default=1, help="beam search with so many beams (default 1)")
-    search.add_argument("--seed", type=int, default=0, help="of sampling (default 0)")
     output = parser.add_argument_group("output")
     output.add_argument("--batch-size", type=int, default=8, help="prompts decoded together (default 8)")
     output.add_argument("--output", type=Path, help="write JSONL here, a row per prompt, as soon as its batch is done")
     output.add_argument("--resume", action="store_true", help="go on with an --output that an earlier run began")
 
 
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that name models and say how prompts reach them."""
+    parser.add_argument("--image", action="append", metavar="PATH", help="an image for every prompt; may be repeated")
+    parser.add_argument("--raw", action="store_true", help="feed prompts as they are, even if there is a chat template")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling, noise and transformations (default 0)")
+    models = parser.add_argument_group("models (a folder, a hub id, or testbed:NAME for an embedded model)")
+    models.add_argument("--model", required=True, help="the model that generates")
+    models.add_argument("--amateur", help="of cd and scd: a weaker model of the same tokenizer")
+    models.add_argument("--expert", help="of proxy: a small tuned model")
+    models.add_argument("--antiexpert", help="of proxy: the small model before tuning")
+    models.add_argument(
+        "--adapters-off", action="store_true", help="the amateur is MODEL without its PEFT adapters (proxy: EXPERT)"
+    )
+    models.add_argument("--dtype", default="auto", help="auto (default: as stored), float32, bfloat16 or float16")
+    models.add_argument("--device", help="where the models go: cpu, cuda, cuda:1, auto (spread); default: a GPU if any")
+
+
 class Models(NamedTuple):
-    expert: Any
-    amateur: Any
-    """A model, `AdaptersOff`, or None without contrast."""
+    main: Any
+    others: tuple[Any, ...]
+    """Of the other branches: models, or `AdaptersOff`."""
     tokenizer: Any
+    processor: Any = None
+    """What reads images, if there are any."""
 
 
 def run(args: argparse.Namespace) -> None:
     """Read the prompts, load the models, decode batch by batch, and write every batch at once."""
     _check(args)
     prompts = _read_prompts(args)
+    check_prompts(prompts, args)
     settings = _settings(args)
     done = _rows_done(args.output, settings, resume=args.resume) if args.output else 0
-    models = _load_models(args)
-    texts = [_render(prompt, models.tokenizer, raw=args.raw) for prompt in prompts]
+    models = load_models(args, sees=bool(prompts[0].images))
+    print(methods.cost(args, models.main, models.others, executor=args.executor), file=sys.stderr)
     streaming = len(prompts) == 1 and not args.output and args.beams == 1
     with args.output.open("a") if args.output else nullcontext() as file:
         starts = range(done, len(prompts), args.batch_size)
         for start in tqdm(starts, desc="batches", unit="batch", disable=not args.output):
-            batch = texts[start : start + args.batch_size]
-            results = _decode(batch, models, args, seed=args.seed + start, streaming=streaming)
+            batch = prompts[start : start + args.batch_size]
+            results = _decode(batch, models, args, first=start, streaming=streaming)
             for i, result in enumerate(results, start):
                 if file:
-                    _write(file, {"index": i, "prompt": prompts[i], **result, "settings": settings})
+                    _write(file, {"index": i, **_shown(prompts[i]), **result, "settings": settings})
                 elif not streaming:
                     _show(i, prompts[i], result)
 
 
+# --------------------------------------------------------------------------------------------------------------- checks
+
+
 def _check(args: argparse.Namespace) -> None:
     """What the parser cannot check by itself, before anything is loaded."""
-    if args.amateur and args.adapters_off:
-        raise ValueError("give either --amateur or --adapters-off, not both")
-    has_amateur = bool(args.amateur or args.adapters_off)
-    args.method = args.method or ("cd" if has_amateur else "none")
-    if args.method == "cd" and not has_amateur:
-        raise ValueError("--method cd contrasts with a weaker model: give --amateur MODEL, or --adapters-off")
-    if args.method == "none" and has_amateur:
-        raise ValueError("--method none uses no amateur: leave --amateur and --adapters-off out, or use --method cd")
+    methods.check(args)
+    _check_executor(args)
     if args.method == "none" and args.compare:
         raise ValueError("--compare shows what the contrast changes, and --method none has no contrast")
     if args.prompts and args.file:
@@ -112,52 +133,64 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--resume goes on with an --output file: name it")
     for name in ("max_new_tokens", "beams", "batch_size"):
         if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+            raise ValueError(f"{methods.flag(name)} must be at least 1, not {getattr(args, name)}")
     if args.temperature <= 0:
         raise ValueError(
             f"--temperature must be above 0, not {args.temperature}: leave --sample out for the best token"
         )
     if not 0 < args.top_p <= 1:
         raise ValueError(f"--top-p must lie in (0, 1], not {args.top_p}")
-    if args.method == "cd":
-        bind_rule(args.form, _own_parameters(args), {"alpha": args.alpha})
-    if args.dtype != "auto" and not isinstance(getattr(torch, args.dtype, None), torch.dtype):
-        raise ValueError(f"--dtype must be auto or a torch dtype such as bfloat16, not {args.dtype!r}")
+    check_dtype(args.dtype)
 
 
-def _own_parameters(args: argparse.Namespace) -> dict[str, float]:
-    """The given parameters of one form or the other."""
-    own = {"beta": args.beta, "amateur_temperature": args.amateur_temperature}
-    return {name: value for name, value in own.items() if value is not None}
+def _check_executor(args: argparse.Namespace) -> None:
+    """Settle how the method runs."""
+    if args.method == "none" and args.executor:
+        raise ValueError("--executor says how a method runs, and --method none has none: leave it out")
+    if args.beams > 1 and args.method in ("search", "scd"):
+        raise ValueError(f"--method {args.method} has no beams: leave --beams out")
+    if args.sample and args.method == "search":
+        raise ValueError("--method search is deterministic: leave --sample out")
+    if args.beams > 1 and args.executor == "loop":
+        raise ValueError("--executor loop knows no beams: use --executor processor")
+    if args.method == "scd" and args.executor == "processor":
+        raise ValueError("--method scd is a loop of its own: use --method cd for the same texts by a processor")
+    args.executor = args.executor or ("processor" if args.beams > 1 or args.method == "none" else "loop")
+
+
+def check_dtype(name: str) -> None:
+    """Raise ValueError unless `name` is auto or a dtype."""
+    if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
+        raise ValueError(f"--dtype must be auto or a torch dtype such as bfloat16, not {name!r}")
+
+
+def check_prompts(prompts: Sequence[Prompt], args: argparse.Namespace) -> None:
+    """Refuse prompts that lack what the method reads, before anything is loaded."""
+    views = methods.METHODS[args.method].views
+    wants_images = set(views) & {"noised", "transformed", "blind"}
+    for i, prompt in enumerate(prompts):
+        if bool(prompt.images) != bool(prompts[0].images):
+            raise ValueError(f"prompt {0 if prompt.images else i} has no image and others have: decode them apart")
+        if wants_images and not prompt.images:
+            raise ValueError(
+                f"--method {args.method} contrasts images, and prompt {i} has none: give --image PATH, or image in its row"
+            )
+        if "prompt" in views and args.method != "cfg" and prompt.contrast is None:
+            raise ValueError(
+                f"--method {args.method} contrasts prompts, and prompt {i} has no other: give --contrast-prompt TEXT, "
+                "or contrast_prompt in its row"
+            )
+        if (prompt.contrast is None) != (prompts[0].contrast is None):
+            raise ValueError("some prompts have a contrast_prompt and others have none: decode them apart")
+        if missing := [path for path in prompt.images if not Path(path).is_file()]:
+            raise ValueError(f"prompt {i}: there is no image {missing[0]}")
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """All that determines the texts, but not where they go or how many are made at a time."""
     apart = {"prompts", "file", "output", "resume", "device", "run", "command", "debug"}
-    return {name: value for name, value in vars(args).items() if name not in apart and value is not None}
-
-
-def _read_prompts(args: argparse.Namespace) -> list[Prompt]:
-    if args.prompts:
-        return list(args.prompts)
-    if args.file is None and sys.stdin.isatty():
-        raise ValueError("no prompts: give them as arguments, with --file, or on standard input")
-    lines = (args.file.read_text() if args.file else sys.stdin.read()).splitlines()
-    if args.file and args.file.suffix == ".jsonl":
-        prompts = [_prompt_of(json.loads(line), f"{args.file}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
-    else:
-        prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"no prompts in {args.file or 'standard input'}: it holds nothing but blank lines")
-    return prompts
-
-
-def _prompt_of(row: Mapping[str, Any], where: str) -> Prompt:
-    for key in ("messages", "prompt"):
-        if key in row:
-            prompt: Prompt = row[key]
-            return prompt
-    raise ValueError(f"{where}: a row needs a prompt or messages, and has only {', '.join(row) or 'nothing'}")
+    found = {name: value for name, value in vars(args).items() if name not in apart} | methods.parameters(args)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _rows_done(output: Path, settings: dict[str, Any], *, resume: bool) -> int:
@@ -176,30 +209,175 @@ def _rows_done(output: Path, settings: dict[str, Any], *, resume: bool) -> int:
     return len(lines)
 
 
-def _load_models(args: argparse.Namespace) -> Models:
-    tokenizer = _from_pretrained(AutoTokenizer, args.model, padding_side="left")
+# -------------------------------------------------------------------------------------------------------------- prompts
+
+
+def _read_prompts(args: argparse.Namespace) -> list[Prompt]:
+    given = Prompt("", tuple(args.image or ()), args.contrast_prompt)
+    if args.prompts:
+        return [given._replace(content=text) for text in args.prompts]
+    if args.file is None and sys.stdin.isatty():
+        raise ValueError("no prompts: give them as arguments, with --file, or on standard input")
+    lines = (args.file.read_text() if args.file else sys.stdin.read()).splitlines()
+    if args.file and args.file.suffix == ".jsonl":
+        rows = [(n, json.loads(line)) for n, line in enumerate(lines, 1) if line.strip()]
+        prompts = [_prompt_of(row, given, args.file, n) for n, row in rows]
+    else:
+        prompts = [given._replace(content=line) for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"no prompts in {args.file or 'standard input'}: it holds nothing but blank lines")
+    return prompts
+
+
+def _prompt_of(row: Mapping[str, Any], given: Prompt, file: Path, line: int) -> Prompt:
+    """A row of JSONL; what it does not say is taken from the flags."""
+    content = row.get("messages", row.get("prompt"))
+    if content is None:
+        raise ValueError(f"{file}:{line}: a row needs a prompt or messages, and has only {', '.join(row) or 'nothing'}")
+    images = [row["image"]] if isinstance(row.get("image"), str) else row.get("image") or []
+    paths = tuple(str(file.parent / image) for image in images)
+    return Prompt(content, paths or given.images, row.get("contrast_prompt", given.contrast))
+
+
+def _with_contrast(prompt: Prompt) -> Prompt:
+    """The prompt as another branch reads it: another text, in place of the last message if there are several."""
+    assert prompt.contrast is not None
+    text = prompt.contrast.replace("{prompt}", _text(prompt.content))
+    if isinstance(prompt.content, str):
+        return prompt._replace(content=text)
+    *before, last = prompt.content
+    kept = [] if isinstance(last["content"], str) else [part for part in last["content"] if part["type"] != "text"]
+    said: Content = [*kept, {"type": "text", "text": text}] if kept else text
+    return prompt._replace(content=[*before, {**last, "content": said}])
+
+
+def _text(content: Content) -> str:
+    """What a prompt says, of a conversation the last message."""
+    said = content if isinstance(content, str) else content[-1]["content"]
+    return said if isinstance(said, str) else " ".join(part["text"] for part in said if part["type"] == "text")
+
+
+def _render(prompt: Prompt, models: Models, *, raw: bool) -> str:
+    """The text that the model reads: the conversation in the model's own form, if it has one."""
+    reader, content = models.processor or models.tokenizer, prompt.content
+    if raw or reader.chat_template is None:
+        if not isinstance(content, str):
+            raise ValueError("messages need a chat template, and this tokenizer has none, or --raw turned it off")
+        marked = not prompt.images or reader.image_token in content
+        return content if marked else reader.image_token * len(prompt.images) + content
+    messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
+    if models.processor is not None:
+        messages = _with_images(messages, len(prompt.images))
+    text: str = reader.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def _with_images(messages: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Messages in parts, as processors want them; images that they do not place stand at their beginning."""
+    said = [
+        m["content"] if isinstance(m["content"], list) else [{"type": "text", "text": m["content"]}] for m in messages
+    ]
+    first = next(i for i, message in enumerate(messages) if message["role"] == "user")
+    if not any(part["type"] == "image" for parts in said for part in parts):
+        said[first] = [{"type": "image"}] * count + said[first]
+    return [{**message, "content": parts} for message, parts in zip(messages, said, strict=True)]
+
+
+def encode(prompts: Sequence[Prompt], models: Models, *, raw: bool) -> Any:
+    """What the main model reads of a batch of prompts."""
+    texts = [_render(prompt, models, raw=raw) for prompt in prompts]
+    reader = models.processor or models.tokenizer
+    is_bare = raw or reader.chat_template is None
+    how = {"return_tensors": "pt", "padding": True}
+    if models.processor is None:
+        how |= {"add_special_tokens": is_bare, "return_token_type_ids": False}
+        return reader(texts, **how).to(models.main.device)
+    # as in a processor's own apply_chat_template: not every template begins as a text should
+    how["add_special_tokens"] = is_bare or not texts[0].startswith(models.tokenizer.bos_token or texts[0])
+    images = [list(prompt.images) for prompt in prompts] if prompts[0].images else None
+    return reader(text=texts, images=images, **how).to(models.main.device, dtype=models.main.dtype)
+
+
+def open_images(prompt: Prompt) -> Prompt:
+    """The prompt with its images in place of their paths."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("images are read with Pillow: pip install 'contralto[vision]'") from error
+    return prompt._replace(images=tuple(Image.open(path).convert("RGB") for path in prompt.images))
+
+
+def setting(prompts: Sequence[Prompt], models: Models, args: argparse.Namespace, *, first: int = 0) -> methods.Setting:
+    """A batch as the method's branches read it; `first` is the number of its first prompt, for the seeds."""
+    seeds = [args.seed + first + i for i in range(len(prompts))]
+    prompts = [open_images(prompt) for prompt in prompts] if prompts[0].images else prompts
+    inputs = encode(prompts, models, raw=args.raw)
+
+    def see(view: str) -> Any:
+        if view == "noised":
+            return noised(inputs, step=methods.parameters(args)["noise_step"], seed=_noise_seeds(inputs, seeds))
+        if view == "transformed":
+            pairs = zip(prompts, seeds, strict=True)
+            others = [p._replace(images=tuple(ritual_transform(i, seed=s).image for i in p.images)) for p, s in pairs]
+        elif view == "blind":
+            others = [prompt._replace(images=()) for prompt in prompts]
+        else:
+            others = [_with_contrast(prompt) for prompt in prompts]
+        return encode(others, models, raw=args.raw)
+
+    views = methods.METHODS[args.method].views
+    if "prompt" in views and prompts[0].contrast is None:  # cfg has a default
+        views = ()
+    return methods.Setting(models.main, models.others, inputs, tuple(map(see, views)))
+
+
+def _noise_seeds(inputs: Mapping[str, Any], seeds: Sequence[int]) -> list[int] | int:
+    """Seeds for every image or tile, from those of the prompts; the first alone where prompts have unequally many."""
+    count = len(inputs["image_grid_thw"] if "image_grid_thw" in inputs else inputs["pixel_values"])
+    each, rest = divmod(count, len(seeds))
+    return seeds[0] if rest else [1000 * seed + i for seed in seeds for i in range(each)]
+
+
+# --------------------------------------------------------------------------------------------------------------- models
+
+
+def load_models(args: argparse.Namespace, *, sees: bool) -> Models:
+    """The main model, those of the other branches, and the tokenizer, or for prompts with images the processor."""
+    processor = _from_pretrained(AutoProcessor, args.model) if sees else None
+    tokenizer = processor.tokenizer if processor else _from_pretrained(AutoTokenizer, args.model)
+    names = [getattr(args, flag) for flag in methods.METHODS[args.method].models if getattr(args, flag)]
+    for name in names:
+        _check_same_tokenizer(args.model, tokenizer, name, _from_pretrained(AutoTokenizer, name))
+    tuned = None if not args.adapters_off else args.expert if args.method == "proxy" else args.model
+    main, *others = (_load(name, args, sees=sees, adapters=name == tuned) for name in (args.model, *names))
     if args.adapters_off:
-        from peft import AutoPeftModelForCausalLM
-
-        expert = _from_pretrained(AutoPeftModelForCausalLM, args.model, **_placement(args)).eval()
-        return Models(expert, AdaptersOff(expert), _with_pad_token(tokenizer))
-    if args.amateur:
-        _check_same_tokenizer(args.model, tokenizer, args.amateur, _from_pretrained(AutoTokenizer, args.amateur))
-    expert = _load(args.model, args)
-    amateur = _load(args.amateur, args) if args.amateur else None
-    if expert.config.is_encoder_decoder:
-        tokenizer.padding_side = "right"
-    return Models(expert, amateur, _with_pad_token(tokenizer))
+        others.append(AdaptersOff(others[-1] if others else main))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right" if main.config.is_encoder_decoder else "left"
+    return Models(main, tuple(others), tokenizer, processor)
 
 
-def _load(name: str, args: argparse.Namespace) -> Any:
+def _load(name: str, args: argparse.Namespace, *, sees: bool, adapters: bool) -> Any:
+    placement = {"dtype": args.dtype, "device_map": args.device or _default_device()}
+    if adapters:
+        from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+
+        if not sees:
+            return _from_pretrained(AutoPeftModelForCausalLM, name, **placement).eval()
+        base = _from_pretrained(PeftConfig, name).base_model_name_or_path
+        return PeftModel.from_pretrained(_load(base, args, sees=True, adapters=False), _locate(name)).eval()
     config = _from_pretrained(AutoConfig, name)
-    placement = _placement(args)
     if placement["device_map"] == "cpu":
         _check_memory(name)
-    return _from_pretrained(
-        AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM, name, **placement
-    )
+    if config.is_encoder_decoder:
+        return _from_pretrained(AutoModelForSeq2SeqLM, name, **placement)
+    text_alone = not sees and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return _from_pretrained(AutoModelForCausalLM if text_alone else AutoModelForImageTextToText, name, **placement)
+
+
+def _default_device() -> str:
+    return "auto" if torch.accelerator.is_available() else "cpu"
 
 
 def _from_pretrained(auto: Any, name: str, **how: Any) -> Any:
@@ -211,10 +389,6 @@ def _from_pretrained(auto: Any, name: str, **how: Any) -> Any:
 
 def _locate(name: str) -> str:
     return str(testbed.path(name.removeprefix("testbed:"))) if name.startswith("testbed:") else name
-
-
-def _placement(args: argparse.Namespace) -> dict[str, Any]:
-    return {"dtype": args.dtype, "device_map": args.device or ("auto" if torch.accelerator.is_available() else "cpu")}
 
 
 def _check_memory(name: str) -> None:
@@ -238,66 +412,36 @@ def _check_same_tokenizer(model: str, tokenizer: Any, other_model: str, other: A
         )
 
 
-def _with_pad_token(tokenizer: Any) -> Any:
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _render(prompt: Prompt, tokenizer: Any, *, raw: bool) -> str:
-    """The text that the model reads: the conversation in the model's own form, if it has one."""
-    if raw or tokenizer.chat_template is None:
-        if not isinstance(prompt, str):
-            raise ValueError("messages need a chat template, and this tokenizer has none, or --raw turned it off")
-        return prompt
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return text
+# ------------------------------------------------------------------------------------------------------------- decoding
 
 
 def _decode(
-    texts: Sequence[str], models: Models, args: argparse.Namespace, *, seed: int, streaming: bool
+    prompts: Sequence[Prompt], models: Models, args: argparse.Namespace, *, first: int, streaming: bool
 ) -> Iterator[dict[str, Any]]:
     """The results of one batch: the text, and the text without contrast if asked for."""
-    rendered = models.tokenizer.chat_template is not None and not args.raw
-    inputs = models.tokenizer(
-        list(texts), return_tensors="pt", padding=True, add_special_tokens=not rendered, return_token_type_ids=False
-    ).to(models.expert.device)
-    how = {"max_new_tokens": args.max_new_tokens, "num_beams": args.beams, "do_sample": args.sample}
+    batch = setting(prompts, models, args, first=first)
+    search = {"max_new_tokens": args.max_new_tokens, "num_beams": args.beams, "do_sample": args.sample}
     if args.sample:
-        how |= {"temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
+        search |= {"temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
     print_to = TextStreamer(models.tokenizer, skip_prompt=True, skip_special_tokens=True) if streaming else None
-    processors = [_processor(models, inputs, args)] if args.method == "cd" else []
-    runs = {"text": (processors, how)}
+    runs = {"text": search | methods.arguments(args, batch, executor=args.executor, streamer=print_to)}
     if args.compare:
-        plain = how if args.compare == "plain" else {"max_new_tokens": args.max_new_tokens, "do_sample": False}
-        runs[args.compare] = ([], plain)
+        plain = search if args.compare == "plain" else {"max_new_tokens": args.max_new_tokens, "do_sample": False}
+        runs[args.compare] = plain | {"streamer": print_to}
     columns: dict[str, list[str]] = {}
-    for name, (processors, how) in runs.items():
+    for name, how in runs.items():
         if streaming and args.compare:
             print(f"--- {args.method if name == 'text' else name}")
-        set_seed(seed)
-        output = models.expert.generate(**inputs, logits_processor=processors, streamer=print_to, **how)
-        skip = 0 if models.expert.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        columns[name] = models.tokenizer.batch_decode(output[:, skip:], skip_special_tokens=True)
+        set_seed(args.seed + first)
+        output = models.main.generate(**batch.inputs, **how)
+        columns[name] = models.tokenizer.batch_decode(output[:, prompt_length(batch) :], skip_special_tokens=True)
     for row in zip(*columns.values(), strict=True):
         yield dict(zip(columns, row, strict=True))
 
 
-def _processor(
-    models: Models, inputs: Mapping[str, Any], args: argparse.Namespace
-) -> ContrastiveDecodingLogitsProcessor:
-    encoded = models.expert.config.is_encoder_decoder
-    return ContrastiveDecodingLogitsProcessor(
-        models.amateur,
-        alpha=args.alpha,
-        form=args.form,
-        amateur_window=args.amateur_window,
-        min_tokens_to_keep=2 if args.beams > 1 else 1,
-        attention_mask=None if encoded else inputs["attention_mask"],
-        encoder_inputs=inputs if encoded else None,
-        **_own_parameters(args),
-    )
+def prompt_length(batch: methods.Setting) -> int:
+    """How many tokens of what `generate()` returns are the prompt's."""
+    return 0 if batch.model.config.is_encoder_decoder else int(batch.inputs["input_ids"].shape[1])
 
 
 def _write(file: TextIO, row: Mapping[str, Any]) -> None:
@@ -305,7 +449,13 @@ def _write(file: TextIO, row: Mapping[str, Any]) -> None:
     file.flush()
 
 
+def _shown(prompt: Prompt) -> dict[str, Any]:
+    """A prompt in the output."""
+    images = {"image": list(prompt.images)} if prompt.images else {}
+    return {"prompt": prompt.content} | images | ({"contrast_prompt": prompt.contrast} if prompt.contrast else {})
+
+
 def _show(index: int, prompt: Prompt, result: Mapping[str, str]) -> None:
-    print(f"=== {index}: {prompt if isinstance(prompt, str) else prompt[-1]['content']}")
+    print(f"=== {index}: {_text(prompt.content)}")
     for name, text in result.items():
         print(text if len(result) == 1 else f"--- {name}\n{text}")

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from contralto.decoding.processors import (
         VisualContrastiveDecodingLogitsProcessor as VisualContrastiveDecodingLogitsProcessor,
     )
+    from contralto.decoding.search import ContrastiveSearch as ContrastiveSearch
+    from contralto.decoding.search import ContrastiveSearchLogitsProcessor as ContrastiveSearchLogitsProcessor
+    from contralto.decoding.speculative import SpeculativeContrastiveDecoding as SpeculativeContrastiveDecoding
 
 _HOME = {
     "branches": ["AdaptersOff"],
@@ -54,6 +57,8 @@ _HOME = {
         "RitualVCDLogitsProcessor",
         "VisualContrastiveDecodingLogitsProcessor",
     ],
+    "search": ["ContrastiveSearch", "ContrastiveSearchLogitsProcessor"],
+    "speculative": ["SpeculativeContrastiveDecoding"],
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -84,7 +84,7 @@ def score(
     """
     if continuations.ndim != 2 or not continuations.shape[1]:
         raise ValueError(f"continuations must be of shape (rows, length) with tokens, not {tuple(continuations.shape)}")
-    prompts = _prompts(model, inputs, len(continuations))
+    prompts = main_prompts(model, inputs, len(continuations))
     if len(prompts.ids) != len(continuations):
         raise ValueError(f"score needs a continuation per prompt, not {len(continuations)} for {len(prompts.ids)}")
     device, count = model.device, continuations.shape[1]
@@ -99,24 +99,24 @@ def score(
     return _likelihood(scores, continuations.to(device), kept.to(device).bool(), renormalized, floor)
 
 
-class _Prompts(NamedTuple):
+class MainPrompts(NamedTuple):
     ids: Tensor
     mask: Tensor
     branch: ModelBranch
 
 
-def _prompts(model: Any, inputs: Mapping[str, Any], rows: int) -> _Prompts:
+def main_prompts(model: Any, inputs: Mapping[str, Any], rows: int) -> MainPrompts:
     """The main rows up to the continuation, and the branch that reads them."""
     if model.config.is_encoder_decoder:
         start = torch.full((rows, 1), model.generation_config.decoder_start_token_id)
-        return _Prompts(start, torch.ones_like(start), ModelBranch(model, encoder_inputs=inputs))
+        return MainPrompts(start, torch.ones_like(start), ModelBranch(model, encoder_inputs=inputs))
     ids: Tensor = inputs["input_ids"]
     given = inputs.get("attention_mask")
     mask = torch.ones_like(ids) if given is None else given
     vision = (
         {n: v for n, v in inputs.items() if n not in ("input_ids", "attention_mask")} if is_multimodal(model) else {}
     )
-    return _Prompts(ids, mask, ModelBranch(model, attention_mask=mask, vision_inputs=vision or None))
+    return MainPrompts(ids, mask, ModelBranch(model, attention_mask=mask, vision_inputs=vision or None))
 
 
 def _likelihood(scores: Tensor, chosen: Tensor, kept: Tensor, renormalized: bool, floor: float) -> Likelihood:

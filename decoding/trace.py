@@ -1,14 +1,18 @@
-"""What a contrast did to a text, token by token: both branches' candidates, and where the choice changed."""
+"""What a contrast did to a text, token by token: every branch's candidates, what was ruled out, where the choice changed."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from contralto.decoding.branches import fit_vocabulary
+from contralto.decoding.score import main_prompts
 
-__all__ = ["Candidate", "Step", "trace"]
+if TYPE_CHECKING:
+    from contralto.decoding.processors import ContrastiveLogitsProcessor
+
+__all__ = ["Candidate", "RuledOut", "Step", "trace"]
 
 
 class Candidate(NamedTuple):
@@ -16,59 +20,109 @@ class Candidate(NamedTuple):
     probability: float
 
 
+class RuledOut(NamedTuple):
+    """The tokens that could not be chosen: those that the plausibility constraint masks."""
+
+    tokens: int
+    probability: float
+    """What the main branch gave them together."""
+    likeliest: tuple[Candidate, ...]
+
+
 class Step(NamedTuple):
     """One generated token, and what each distribution thought of its place, likeliest candidates first."""
 
     token: int
     main: tuple[Candidate, ...]
-    contrast: tuple[Candidate, ...]
+    contrasts: tuple[tuple[Candidate, ...], ...]
+    """Of every other branch."""
     combined: tuple[Candidate, ...]
+    log_p: tuple[float, ...]
+    """Log-probability of the token under the main branch, every other branch, and the method."""
+    ruled_out: RuledOut
+
+    @property
+    def contrast(self) -> tuple[Candidate, ...]:
+        """Of the first other branch."""
+        return self.contrasts[0]
 
     @property
     def changed(self) -> bool:
-        """Whether the token is another than the main model's likeliest."""
+        """Whether the token is another than the main branch's likeliest."""
         return self.token != self.main[0].token
+
+    @property
+    def ratio(self) -> float:
+        """`log p_main - log p_contrast` of the token: how far the first two branches differ about it, in nats."""
+        return self.log_p[0] - self.log_p[1]
 
 
 @torch.no_grad()
 def trace(
-    main: Any,
-    contrast: Any,
-    rule: Callable[[Tensor, Tensor], Tensor],
-    tokens: Tensor,
-    prompt_length: int,
-    *,
-    top: int = 4,
+    method: "ContrastiveLogitsProcessor", model: Any, inputs: Mapping[str, Any], generated: Tensor, *, top: int = 4
 ) -> list[Step]:
-    """Look back at a finished text, with one forward of each model.
+    """Look back at a finished text, with one forward of each branch.
 
     Args:
-        main, contrast: causal language models of one tokenizer.
-        rule: scores `(N, V)` from the logits `(N, V)` of both, such as `rules.contrastive_decoding`.
-        tokens: `(T,)` the prompt and what was generated after it, without padding.
-        prompt_length: where the generated tokens begin, at least 1.
+        method: any of `processors`, made for this prompt.
+        model: the main model.
+        inputs: one prompt as its tokenizer or processor returns it; for an encoder-decoder the source text.
+        generated: `(S,)` the tokens after the prompt, of any origin.
         top: how many candidates each step keeps.
+
+    Returns:
+        A step per token. Of a branch of several layers (DoLa), a step shows the layer that the rule chose.
+
+    Raises:
+        ValueError: several prompts, or no tokens.
 
     Example:
         >>> from contralto import testbed
-        >>> from contralto.decoding.rules import contrastive_decoding
-        >>> tokenizer = testbed.tokenizer()
-        >>> tokens = tokenizer("Ben went to the barn.", return_tensors="pt")["input_ids"][0]
-        >>> steps = trace(testbed.load("expert"), testbed.load("amateur"), contrastive_decoding, tokens, prompt_length=4)
+        >>> from contralto.decoding import ContrastiveDecodingLogitsProcessor
+        >>> tokenizer, contrast = testbed.tokenizer(), ContrastiveDecodingLogitsProcessor(testbed.load("amateur"))
+        >>> prompt, text = tokenizer("Ben went to", return_tensors="pt"), tokenizer("the barn.", add_special_tokens=False)
+        >>> steps = trace(contrast, testbed.load("expert"), prompt, torch.tensor(text["input_ids"]))
         >>> [tokenizer.decode([step.token]) for step in steps]
         ['the', 'barn', '.']
     """
-    if not 1 <= prompt_length <= len(tokens):
-        raise ValueError(f"prompt_length must lie in [1, {len(tokens)}], the length of the text, not {prompt_length}")
-    places = slice(prompt_length - 1, -1)
-    main_logits = main(input_ids=tokens[None]).logits[0, places].float()
-    contrast_logits = contrast(input_ids=tokens[None]).logits[0, places].float()
-    contrast_logits = fit_vocabulary(contrast_logits, main_logits.shape[-1])
-    tops = [_top(logits, top) for logits in (main_logits, contrast_logits, rule(main_logits, contrast_logits))]
-    return [Step(token, *at) for token, *at in zip(tokens[prompt_length:].tolist(), *tops, strict=True)]
+    prompts = main_prompts(model, inputs, 1)
+    if len(prompts.ids) != 1 or generated.ndim != 1 or not len(generated):
+        raise ValueError(
+            f"trace looks at the tokens after one prompt, not at {tuple(generated.shape)} after {len(prompts.ids)}"
+        )
+    device, count = model.device, len(generated)
+    rows = torch.cat([prompts.ids.to(device), generated.to(device)[None]], dim=1)
+    mask = torch.nn.functional.pad(prompts.mask.to(device), (0, count), value=1)
+    main = prompts.branch.score(rows, count, mask)[0].float()
+    contrasts = [branch.score(rows, count, mask)[0] for branch in method.branches]
+    scores = method.combine(main, contrasts, torch.arange(count, device=device)[:, None])
+    contrasts = [fit_vocabulary(contrast.to(main), main.shape[-1]) for contrast in contrasts]
+    contrasts = [c if c.ndim == 2 else _chosen_layer(main, c, scores) for c in contrasts]
+    return _steps(rows[0, -count:], [branch.log_softmax(-1) for branch in (main, *contrasts, scores)], top)
 
 
-def _top(scores: Tensor, count: int) -> list[tuple[Candidate, ...]]:
-    best = scores.softmax(-1).topk(min(count, scores.shape[-1]))
+def _chosen_layer(main: Tensor, layers: Tensor, scores: Tensor) -> Tensor:
+    """The layer `(S, V)` of `(S, L, V)` whose log-ratio with the main branch the scores are."""
+    ratios = main.log_softmax(-1)[:, None] - layers.log_softmax(-1)
+    distances = (ratios - scores[:, None]).where(scores[:, None] > -torch.inf, 0.0).abs().amax(-1)
+    return layers[torch.arange(len(layers), device=layers.device), distances.argmin(-1)]
+
+
+def _steps(tokens: Tensor, log_p: list[Tensor], top: int) -> list[Step]:
+    """The steps from the log-probabilities `(S, V)` of all branches and, last, of the method."""
+    main, combined = log_p[0], log_p[-1]
+    masked = combined == -torch.inf
+    outside = main.where(masked, -torch.inf).exp()
+    ruled_out = map(RuledOut, masked.sum(-1).tolist(), outside.sum(-1).tolist(), _top(outside, top))
+    chosen = torch.stack([each.gather(-1, tokens[:, None])[:, 0] for each in log_p], dim=-1).tolist()
+    tops = [_top(each.exp(), top) for each in log_p]
+    contrasts = list(zip(*tops[1:-1], strict=True))
+    columns = (tokens.tolist(), tops[0], contrasts, tops[-1], map(tuple, chosen), ruled_out)
+    return [Step(*step) for step in zip(*columns, strict=True)]
+
+
+def _top(probabilities: Tensor, count: int) -> list[tuple[Candidate, ...]]:
+    """The likeliest tokens of every row, without impossible ones."""
+    best = probabilities.topk(min(count, probabilities.shape[-1]))
     rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [tuple(map(Candidate, tokens, probabilities)) for tokens, probabilities in rows]
+    return [tuple(Candidate(t, p) for t, p in zip(*row, strict=True) if p > 0) for row in rows]

@@ -1,16 +1,17 @@
-"""The embedded testbed: text worlds whose truth is known, and tiny models that really learned them.
+"""The embedded testbed: worlds whose truth is known, and tiny models that really learned them.
 
     expert = AutoModelForCausalLM.from_pretrained(testbed.path("expert"))
+    vision = LlavaForConditionalGeneration.from_pretrained(testbed.path("vision-0"))
 
-`worlds` makes problems, stories and four-way items; `MODELS` names the trained models; README.md beside this file is their
-card: what they learned, what they get right, and which effects the worlds build in. `python -m contralto.testbed train`
-trains them anew.
+`worlds` makes problems, stories and four-way items; `scenes` draws pictures and asks about them. `MODELS` and
+`VISION_MODELS` name the trained models; README.md and VISION.md beside this file are their cards: what they learned,
+what they get right, and which effects the worlds build in. `python -m contralto.testbed train` trains them anew.
 """
 
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MODELS", "load", "path", "tokenizer"]
+__all__ = ["MODELS", "VISION_MODELS", "load", "path", "tokenizer"]
 
 MODELS = {
     "expert-0": "the expert, training seed 0",
@@ -22,14 +23,20 @@ MODELS = {
     "control-expert": "the expert of the control world, without the shortcut",
     "control-amateur": "the amateur of the control world",
 }
+VISION_MODELS = {
+    "vision-0": "a vision-language model (LLaVA), training seed 0",
+    "vision-1": "the same, training seed 1",
+    "vision-2": "the same, training seed 2",
+    "vision-control": "the same, of annotators without bad habits",
+}
 ALIASES = {"expert": "expert-0"}
 
 
 def path(name: str) -> Path:
-    """The folder of an embedded model and its tokenizer, for `from_pretrained`.
+    """The folder of an embedded model and its tokenizer or processor, for `from_pretrained`.
 
     Args:
-        name: a key of `MODELS`, or "expert" for "expert-0".
+        name: a key of `MODELS` or `VISION_MODELS`, or "expert" for "expert-0".
 
     Raises:
         ValueError: no such model.
@@ -39,20 +46,21 @@ def path(name: str) -> Path:
         'expert-0'
     """
     name = ALIASES.get(name, name)
-    if name not in MODELS:
-        raise ValueError(f"the testbed has no model {name!r}; it has {', '.join([*ALIASES, *MODELS])}")
-    return Path(__file__).parent / "models" / name
+    if name not in MODELS | VISION_MODELS:
+        raise ValueError(f"the testbed has no model {name!r}; it has {', '.join([*ALIASES, *MODELS, *VISION_MODELS])}")
+    return Path(__file__).parent / ("models" if name in MODELS else "vision_models") / name
 
 
 def load(name: str) -> Any:
     """An embedded model in float32, ready to generate. For the names see `path`."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    return AutoModelForCausalLM.from_pretrained(path(name), dtype="float32")
+    kind = AutoModelForImageTextToText if path(name).parent.name == "vision_models" else AutoModelForCausalLM
+    return kind.from_pretrained(path(name), dtype="float32")
 
 
 def tokenizer() -> Any:
-    """The tokenizer that all embedded models share."""
+    """The tokenizer that all embedded language models share."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(path("expert"))

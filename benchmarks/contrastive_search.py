@@ -1,0 +1,278 @@
+"""What contrastive search costs beyond greedy search, in time and in memory, and what it cost before.
+
+    python benchmarks/contrastive_search.py             all settings; writes benchmarks/results/contrastive_search.md
+    python benchmarks/contrastive_search.py --contexts 64 --ks 4 --rounds 1 --seconds 0 --tokens 4 --no-write
+    python benchmarks/contrastive_search.py --device cuda --dtype bfloat16
+
+Each round runs, one after the other, on the same prompt: greedy generate(); ContrastiveSearch with the tree and with
+replicas; and the algorithm that transformers had in its core, written anew below: each step repeats the cache k times,
+reads k rows and selects one. The time of a token is the median gap between two steps, so that the prompt's forward does
+not count. Ratios are taken within a round; the table gives their median and the range of the middle half of the rounds.
+Memory is what the cache's tensors hold after a forward, at its largest.
+"""
+
+import argparse
+import itertools
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria
+
+from contralto import __version__
+from contralto.decoding.search import ContrastiveSearch
+
+RESULTS = Path(__file__).parent / "results" / "contrastive_search.md"
+ALPHA = 0.6
+HEADS = {"9/9": 9, "9/3": 3}
+"""Query heads / key-value heads, and the number of the latter."""
+COLUMNS = (
+    "| heads | context | k | greedy | tree | replicas | former | tree / greedy | former / tree | former / replicas |"
+)
+EQUAL = 8
+"""How many tokens of the three ways of contrastive search are compared."""
+SPEEDUP = 4.0
+"""How much faster than the former algorithm the tree should be at 2048 tokens and k = 8, on a CPU."""
+
+
+class Round(NamedTuple):
+    """Milliseconds per token of one round."""
+
+    greedy: float
+    tree: float
+    replicas: float
+    former: float
+
+
+class Clock(StoppingCriteria):
+    """Notes when each step ends, and stops nothing."""
+
+    def __init__(self) -> None:
+        self.ticks: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if input_ids.is_cuda:
+            torch.cuda.synchronize()
+        self.ticks.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    @property
+    def gap(self) -> float:
+        """Milliseconds between two steps; the first gap is a warm-up and left out."""
+        return 1000 * statistics.median(b - a for a, b in zip(self.ticks[1:], self.ticks[2:], strict=False))
+
+
+class Former:
+    """Contrastive search as transformers had it in its core: k copies of the cache at every step."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **_: Any,
+    ) -> Tensor:
+        """One row, which is all that is timed."""
+        output = model(input_ids, use_cache=True, output_hidden_states=True, logits_to_keep=1)
+        cache, context, logits = output.past_key_values, output.hidden_states[-1], output.logits[:, -1]
+        ended = torch.zeros(1, dtype=torch.bool)
+        while not ended.all():
+            p, candidates = logits.float().softmax(-1).topk(self.k)
+            cache.batch_repeat_interleave(self.k)
+            position = torch.full((self.k, 1), input_ids.shape[1], device=input_ids.device)
+            output = model(
+                candidates.view(-1, 1), past_key_values=cache, position_ids=position, output_hidden_states=True
+            )
+            hidden = output.hidden_states[-1]
+            every = context.repeat_interleave(self.k, dim=0)
+            cosines = (every / every.norm(dim=2, keepdim=True)) @ (hidden / hidden.norm(dim=2, keepdim=True)).mT
+            choice = ((1 - ALPHA) * p.view(-1) - ALPHA * cosines.squeeze(-1).amax(-1)).argmax().view(1)
+            cache.batch_select_indices(choice)
+            context = torch.cat([context, hidden[choice]], dim=1)
+            logits = output.logits[choice, -1]
+            input_ids = torch.cat([input_ids, candidates[:, choice]], dim=1)
+            ended = stopping_criteria(input_ids, None)
+        return input_ids
+
+
+def systems(k: int) -> dict[str, dict[str, Any]]:
+    """What is compared, as arguments of generate(), in the order of `Round`."""
+    return {
+        "greedy": {},
+        "tree": {"custom_generate": ContrastiveSearch(alpha=ALPHA, k=k, path="tree")},
+        "replicas": {"custom_generate": ContrastiveSearch(alpha=ALPHA, k=k, path="replicate")},
+        "former": {"custom_generate": Former(k)},
+    }
+
+
+def llama(heads: str, device: str, dtype: str) -> Any:
+    """A random Llama of some 50 million parameters."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=576,
+        num_hidden_layers=9,
+        num_attention_heads=9,
+        num_key_value_heads=HEADS[heads],
+        intermediate_size=1536,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
+    model: Any = LlamaForCausalLM(config)
+    return model.eval().to(device=device, dtype=getattr(torch, dtype))
+
+
+def generate(model: Any, prompt: Tensor, tokens: int, **how: Any) -> Tensor:
+    """Write so many tokens."""
+    text: Tensor = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        **how,
+    )
+    return text
+
+
+def gap(model: Any, prompt: Tensor, tokens: int, **how: Any) -> float:
+    """Milliseconds per token."""
+    clock = Clock()
+    generate(model, prompt, tokens + 2, stopping_criteria=[clock], **how)
+    return clock.gap
+
+
+def rounds(model: Any, prompt: Tensor, k: int, tokens: int, count: int, seconds: float = 0) -> Iterator[Round]:
+    """The four systems in turn, at least `count` times and for at least so many seconds."""
+    end = time.perf_counter() + seconds
+    for done in itertools.count():
+        if done >= count and time.perf_counter() > end:
+            return
+        yield Round(*(gap(model, prompt, tokens, **how) for how in systems(k).values()))
+
+
+def cache_bytes(model: Any, prompt: Tensor, how: dict[str, Any]) -> int:
+    """The most that the cache holds after a forward, over four tokens."""
+    held: list[int] = []
+
+    def note(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        tensors = [states for layer in output.past_key_values.layers for states in (layer.keys, layer.values)]
+        held.append(sum(states.untyped_storage().nbytes() for states in tensors))
+
+    hook = model.register_forward_hook(note, with_kwargs=True)
+    generate(model, prompt, 4, **how)
+    hook.remove()
+    return max(held)
+
+
+def spread(values: list[float]) -> str:
+    """The median and the range of the middle half."""
+    values = sorted(values)
+    quarter = len(values) // 4
+    return f"{statistics.median(values):.2f} ({values[quarter]:.2f} to {values[-1 - quarter]:.2f})"
+
+
+def time_row(heads: str, context: int, k: int, found: list[Round]) -> str:
+    """A line of the table of times."""
+    medians = " | ".join(f"{statistics.median(column):.1f}" for column in zip(*found, strict=True))
+    beyond = spread([each.tree / each.greedy for each in found])
+    faster = spread([each.former / each.tree for each in found])
+    fallback = spread([each.former / each.replicas for each in found])
+    return f"| {heads} | {context} | {k} | {medians} | {beyond} | {faster} | {fallback} |"
+
+
+def memory_row(model: Any, heads: str, prompt: Tensor, k: int) -> str:
+    """A line of the table of memory."""
+    held = {name: cache_bytes(model, prompt, how) for name, how in systems(k).items() if name != "replicas"}
+    config, context = model.config, prompt.shape[1]
+    per_token = held["greedy"] / (context + 3)  # the last of four tokens is not read
+    hidden = context * config.hidden_size * 4
+    mebibytes = " | ".join(f"{held[name] / 2**20:.2f}" for name in ("greedy", "tree", "former"))
+    more = " | ".join(f"{held[name] / per_token - context - 3:+.0f}" for name in ("tree", "former"))
+    return f"| {heads} | {context} | {k} | {mebibytes} | {more} | {hidden / 2**20:.2f} |"
+
+
+def check_equal(model: Any, prompt: Tensor, k: int) -> str:
+    """Whether the three ways of contrastive search write the same tokens."""
+    texts = [generate(model, prompt, EQUAL, **how) for name, how in systems(k).items() if name != "greedy"]
+    return "yes" if all(torch.equal(text, texts[0]) for text in texts) else "no"
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--heads", nargs="+", choices=list(HEADS), default=list(HEADS))
+    parser.add_argument("--contexts", nargs="+", type=int, default=[128, 2048])
+    parser.add_argument("--ks", nargs="+", type=int, default=[4, 8])
+    parser.add_argument("--tokens", type=int, default=12, help="generated per run")
+    parser.add_argument("--rounds", type=int, default=5, help="at least so many per setting")
+    parser.add_argument("--seconds", type=float, default=15, help="at least so long per setting")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--no-write", action="store_true", help="only print")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    times, memory, equal, counts = [], [], [], []
+    models = {heads: llama(heads, args.device, args.dtype) for heads in args.heads}
+    for heads, context, k in tqdm(list(itertools.product(args.heads, args.contexts, args.ks)), unit="setting"):
+        prompt = torch.randint(10, 31000, (1, context), generator=torch.Generator().manual_seed(0)).to(args.device)
+        equal.append(check_equal(models[heads], prompt, k))  # a warm-up as well
+        found = list(rounds(models[heads], prompt, k, args.tokens, args.rounds, args.seconds))
+        times.append(time_row(heads, context, k, found))
+        counts.append(str(len(found)))
+        memory.append(memory_row(models[heads], heads, prompt, k))
+    device = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"{platform.machine()} CPU"
+    text = "\n".join(
+        [
+            "# What contrastive search costs",
+            "",
+            "Milliseconds per token, batch 1, medians; ratios with the range of the middle half of the rounds. Greedy",
+            "search, `ContrastiveSearch` with the tree and with replicas, and the algorithm that transformers had in",
+            "its core (the cache repeated k times at every step), in turn in the same round.",
+            f"Target: on a CPU, the tree at least {SPEEDUP:.0f} times as fast as the former at 2048 tokens and k = 8.",
+            "",
+            COLUMNS,
+            "|---|---|---|---|---|---|---|---|---|---|",
+            *times,
+            "",
+            f"Rounds per line: {', '.join(counts)}.",
+            "",
+            "The cache after a forward, at its largest over four tokens, in MiB, and in tokens beyond greedy's. Beside",
+            "it the tree keeps the text's hidden states in float32 (last column, MiB; up to a quarter more after",
+            "growing), as the former algorithm kept them in the model's precision.",
+            "",
+            "| heads | context | k | greedy | tree | former | tree, more | former, more | hidden states |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *memory,
+            "",
+            f"Tokens equal in all three ways of contrastive search, {EQUAL} tokens per setting: {', '.join(equal)}.",
+            "Heads: query heads / key-value heads of a random Llama of "
+            + " or ".join(f"{model.num_parameters() / 1e6:.0f}M ({heads})" for heads, model in models.items())
+            + " parameters.",
+            f"{args.tokens} tokens per run; {device}, {args.dtype}, {args.threads} threads.",
+            f"contralto {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python "
+            + platform.python_version(),
+            "Command: `python benchmarks/contrastive_search.py`.",
+        ]
+    )
+    print(text)
+    if not args.no_write:
+        RESULTS.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

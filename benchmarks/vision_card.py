@@ -1,0 +1,385 @@
+"""The figures of the vision models' card.
+
+    python benchmarks/vision_card.py                measure the embedded models, write the tables into testbed/VISION.md
+    python benchmarks/vision_card.py --models DIR   measure newly trained models instead, and compare with the card
+
+One setting per method was declared from the development table, before the test questions were looked at. An answer is
+one token, so that decoding needs only the logits that follow the question, for the picture and for its other view.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice, product
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import torch
+from testbed_card import T_95_DF_2, Figure, compare
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from contralto import testbed
+from contralto.decoding.images import RITUAL_TRANSFORMS, noised, ritual_transform
+from contralto.decoding.rules import combine
+from contralto.eval.stats import mcnemar_exact, proportion
+from contralto.testbed import scenes
+from contralto.testbed.scenes import NEGATIVES, OBJECTS, Question
+
+CARD = Path(testbed.__file__).parent.resolve() / "VISION.md"
+BEGIN, END = "<!-- figures: made by benchmarks/vision_card.py -->\n", "<!-- end of figures -->\n"
+SEEDS, CONTROL = ("vision-0", "vision-1", "vision-2"), "vision-control"
+MASK = 0.1
+"""The plausibility threshold of both papers (VCD's cd_beta, RITUAL's ritual_beta)."""
+SETS = {"six": RITUAL_TRANSFORMS, "flips": ("hflip", "vflip")}
+VCD, VCD_PUBLISHED = (500, 2.0), (500, 1.0)
+"""Step and alpha: declared, being the best of the development table, and the paper's."""
+RITUAL, RITUAL_PUBLISHED = ("flips", 1.0), ("six", 3.0)
+"""Transformations and kappa, likewise."""
+VCD_GRID = [(step, alpha) for step in (300, 500, 700, 900) for alpha in (0.5, 1.0, 2.0)]
+RITUAL_GRID = [(name, kappa) for name in SETS for kappa in (1.0, 3.0)]
+BATCH = 100
+
+View = tuple[str, Any]
+"""("plain", None), ("noise", step), or ("ritual", the name of a set)."""
+PLAIN: View = ("plain", None)
+
+
+class Answers(NamedTuple):
+    """What a way of decoding makes of the questions: probabilities, or decisions as probabilities of 0 and 1."""
+
+    yes: Tensor
+    no: Tensor
+
+    def hits(self, labels: Tensor) -> list[bool]:
+        return (torch.where(labels, self.yes, self.no) > 0.5).tolist()
+
+
+class Reader:
+    """A model of a folder, which reads questions."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype="float32")
+        self.processor: Any = AutoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+        to_id = self.processor.tokenizer.convert_tokens_to_ids
+        self.yes, self.no = to_id("▁yes"), to_id("▁no")
+        self.cache: dict[tuple[View, Question], Tensor] = {}
+
+    def prompt(self, text: str) -> str:
+        parts = [{"type": "image"}, {"type": "text", "text": text}]
+        chat = [{"role": "user", "content": parts}]
+        prompt: str = self.processor.apply_chat_template(chat, add_generation_prompt=True)
+        return prompt
+
+    def inputs(self, pictures: Sequence[scenes.Scene], texts: Sequence[str], view: View) -> Any:
+        """What the model is given: one seed per query, so that neither batch nor order changes a thing."""
+        kind, how = view
+        seeds = [Random(f"{scene.seed} {text}").getrandbits(32) for scene, text in zip(pictures, texts, strict=True)]
+        images = [scene.image() for scene in pictures]
+        if kind == "ritual":
+            images = [
+                ritual_transform(i, seed=s, transforms=SETS[how]).image for i, s in zip(images, seeds, strict=True)
+            ]
+        prompts = [self.prompt(text) for text in texts]
+        inputs = self.processor(images=images, text=prompts, add_special_tokens=False, return_tensors="pt")
+        return noised(inputs, step=how, seed=seeds) if kind == "noise" else inputs
+
+    @torch.no_grad()
+    def read(self, asked: Sequence[Question], view: View = PLAIN) -> Tensor:
+        """The logits after each question, `(n, V)`."""
+        new = [question for question in dict.fromkeys(asked) if (view, question) not in self.cache]
+        for batch in (new[start : start + BATCH] for start in range(0, len(new), BATCH)):
+            inputs = self.inputs([q.scene for q in batch], [q.text for q in batch], view)
+            logits = self.model(**inputs, logits_to_keep=1).logits[:, -1]
+            self.cache |= {(view, question): row for question, row in zip(batch, logits, strict=True)}
+        return torch.stack([self.cache[view, question] for question in asked])
+
+    def decide(self, scores: Tensor) -> Answers:
+        """Greedy: whatever is likeliest in the whole vocabulary."""
+        return Answers(*((scores.argmax(-1) == token).float() for token in (self.yes, self.no)))
+
+    def sample(self, scores: Tensor, temperature: float = 1.0) -> Answers:
+        """Sampling, exactly: the probabilities themselves, no draw."""
+        p = (scores / temperature).softmax(-1)
+        return Answers(p[:, self.yes], p[:, self.no])
+
+    def lean(self, scores: Tensor) -> Tensor:
+        """How far the scores lean to yes."""
+        return scores[:, self.yes] - scores[:, self.no]
+
+    def vcd(self, asked: Sequence[Question], *, setting: tuple[int, float] = VCD, mask: float = MASK) -> Tensor:
+        step, alpha = setting
+        return combine((self.read(asked), self.read(asked, ("noise", step))), (1 + alpha, -alpha), alpha=mask)
+
+    def ritual(self, asked: Sequence[Question], *, setting: tuple[str, float] = RITUAL, mask: float = MASK) -> Tensor:
+        name, kappa = setting
+        return combine((self.read(asked), self.read(asked, ("ritual", name))), (1, kappa), alpha=mask)
+
+    @torch.no_grad()
+    def describe(self, pictures: Sequence[scenes.Scene], setting: tuple[int, float] | None = None) -> list[str]:
+        """Greedy captions, with VCD if there is a setting."""
+        texts = [scenes.DESCRIBE] * len(pictures)
+        views, weights = [plain := self.inputs(pictures, texts, PLAIN)], [1.0]
+        if setting:
+            step, alpha = setting
+            views, weights = [plain, self.inputs(pictures, texts, ("noise", step))], [1 + alpha, -alpha]
+        ids, end = plain["input_ids"], self.processor.tokenizer.eos_token_id
+        start, ended = ids.shape[1], torch.zeros(len(ids), dtype=torch.bool)
+        while not ended.all() and ids.shape[1] < start + 50:
+            branches = [
+                self.model(input_ids=ids, pixel_values=view["pixel_values"], logits_to_keep=1).logits[:, -1]
+                for view in views
+            ]
+            tokens = combine(branches, weights, alpha=MASK).argmax(-1).masked_fill(ended, end)
+            ids, ended = torch.cat([ids, tokens[:, None]], -1), ended | (tokens == end)
+        captions: list[str] = self.processor.batch_decode(ids[:, start:], skip_special_tokens=True)
+        return captions
+
+
+METHODS: dict[str, Callable[..., Tensor]] = {
+    "VCD": partial(Reader.vcd, setting=VCD),
+    "VCD as published": partial(Reader.vcd, setting=VCD_PUBLISHED),
+    "RITUAL": partial(Reader.ritual, setting=RITUAL),
+    "RITUAL as published": partial(Reader.ritual, setting=RITUAL_PUBLISHED),
+}
+
+
+class Bench:
+    """The models, the questions, and every figure measured so far."""
+
+    def __init__(self, folder: Path, pictures: int, dev: int) -> None:
+        self.readers = {name: Reader(folder / name) for name in (*SEEDS, CONTROL)}
+        self.pictures = list(islice(scenes.scenes(2027, "test"), pictures))
+        self.asked = {kind: scenes.questions(self.pictures, kind) for kind in NEGATIVES}
+        shown = list(islice(scenes.scenes(2027, "dev"), dev))
+        self.dev = {kind: scenes.questions(shown, kind) for kind in NEGATIVES}
+        self.figures: dict[str, Figure] = {}
+
+    def note(self, name: str, hits: Sequence[bool]) -> str:
+        """A share with its interval, remembered under a name."""
+        share = proportion(hits)
+        self.figures[name] = Figure(share.value, share.low, share.high)
+        return str(share)
+
+
+def truth(asked: Sequence[Question]) -> Tensor:
+    """The right answers."""
+    return torch.tensor([question.label for question in asked])
+
+
+def rates(answers: Answers, labels: Tensor) -> tuple[float, float, float, float, float]:
+    """Accuracy, precision, recall, F1, yes-ratio; of expected counts if the answers are probabilities."""
+    yes, right = answers.yes.double(), torch.where(labels, answers.yes, answers.no).double()
+    hits = yes[labels].sum()
+    precision, recall = hits / yes.sum(), hits / labels.sum()
+    found = (right.mean(), precision, recall, 2 * precision * recall / (precision + recall), yes.mean())
+    accuracy, precise, complete, f1, ratio = (float(each) for each in found)
+    return accuracy, precise, complete, f1, ratio
+
+
+def auroc(lean: Tensor, labels: Tensor) -> float:
+    """The chance that a question with the answer yes leans more to yes than one with the answer no; ties count half."""
+    yes, no = lean[labels].double(), lean[~labels].double()
+    return float((yes[:, None] > no).double().mean() + (yes[:, None] == no).double().mean() / 2)
+
+
+def matched(lean: Tensor, answers: Answers) -> Answers:
+    """The plain model with another threshold: as many answers yes, given where it leans most to yes."""
+    yes = torch.zeros_like(lean)
+    yes[lean.argsort(descending=True, stable=True)[: int(answers.yes.sum())]] = 1
+    return Answers(yes, 1 - yes)
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def dev_table(bench: Bench) -> list[str]:
+    """Mean accuracy over seeds and kinds of negatives on dev pictures, for every setting considered."""
+    lines = ["| method | setting | " + " | ".join(NEGATIVES) + " | mean | |", "|---|---|---|---|---|---|---|"]
+
+    def add(method: str, setting: str, ask: Callable[[Reader, list[Question]], Tensor], note: str = "") -> None:
+        means = []
+        for asked in bench.dev.values():
+            readers = [bench.readers[name] for name in SEEDS]
+            means.append(statistics.mean(rates(r.decide(ask(r, asked)), truth(asked))[0] for r in readers))
+        cells = [f"{each:.3f}" for each in (*means, statistics.mean(means))]
+        lines.append(f"| {method} | {setting} | {' | '.join(cells)} | {note} |")
+
+    add("greedy", "", lambda reader, asked: reader.read(asked))
+    for vcd in tqdm(VCD_GRID, desc="VCD on dev"):
+        title = f"step {vcd[0]}, alpha {vcd[1]:g}"
+        add("VCD", title, partial(Reader.vcd, setting=vcd), _mark(vcd, VCD, VCD_PUBLISHED))
+    for ritual in tqdm(RITUAL_GRID, desc="RITUAL on dev"):
+        title = f"{ritual[0]}, kappa {ritual[1]:g}"
+        add("RITUAL", title, partial(Reader.ritual, setting=ritual), _mark(ritual, RITUAL, RITUAL_PUBLISHED))
+    return lines
+
+
+def _mark(setting: Any, declared: Any, published: Any) -> str:
+    return "declared" if setting == declared else "as published" if setting == published else ""
+
+
+CASES: dict[str, Callable[[scenes.Scene, str], bool]] = {
+    "at home, upper half": lambda scene, name: _lies(scene, name) == (True, "upper"),
+    "at home, lower half": lambda scene, name: _lies(scene, name) == (True, "lower"),
+    "stray, upper half": lambda scene, name: _lies(scene, name) == (False, "upper"),
+    "stray, lower half": lambda scene, name: _lies(scene, name) == (False, "lower"),
+    "at home, absent (habit 60%)": lambda scene, name: _lies(scene, name) == (True, "absent") and _often(scene, name),
+    "at home, absent (habit 40%)": lambda scene, name: (
+        _lies(scene, name) == (True, "absent") and not _often(scene, name)
+    ),
+    "stray, absent": lambda scene, name: _lies(scene, name) == (False, "absent"),
+}
+
+
+def _lies(scene: scenes.Scene, name: str) -> tuple[bool, str]:
+    """Whether an object is at home, and where it is."""
+    lows = [thing.is_low for thing in scene.things if thing.name == name]
+    return name in scenes.HOMES[scene.place], "absent" if not lows else "lower" if lows[0] else "upper"
+
+
+def _often(scene: scenes.Scene, name: str) -> bool:
+    return name in scenes.HOMES[scene.place][:2]
+
+
+def belief_table(bench: Bench, count: int = 60) -> list[str]:
+    """What the models learned of the world: the mean probability of yes, all objects of some pictures asked about."""
+    views = {"plain": PLAIN, f"noise, step {VCD[0]}": ("noise", VCD[0])}
+    views |= {"mirrored": ("ritual", "flips"), "RITUAL's six": ("ritual", "six")}
+    lines = ["| model | view | " + " | ".join(CASES) + " |", "|---|---|" + "---|" * len(CASES)]
+    asked = [Question(s, name, name in s.objects) for s in bench.pictures[:count] for name in OBJECTS]
+    for model in (SEEDS[0], CONTROL):
+        reader = bench.readers[model]
+        for title, view in views.items():
+            yes = reader.sample(reader.read(asked, view)).yes
+            groups = [torch.tensor([case(q.scene, q.name) for q in asked]) for case in CASES.values()]
+            cells = " | ".join(f"{float(yes[group].mean()):.2f}" for group in groups)
+            lines.append(f"| {model} | {title} | {cells} |")
+    return lines
+
+
+def questions_table(bench: Bench) -> list[str]:
+    """Greedy decisions on the test questions, against the plain model with its own and with the method's yes-ratio."""
+    heads = "model | negatives | decoding | accuracy | precision | recall | F1 | yes | AUROC | vs greedy | matched"
+    lines = [f"| {heads} | vs matched |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    for (name, reader), kind in tqdm(list(product(bench.readers.items(), NEGATIVES)), desc="test questions"):
+        asked = bench.asked[kind]
+        labels, plain = truth(asked), reader.read(asked)
+        greedy, lean = reader.decide(plain), reader.lean(plain)
+        for title, decode in {"greedy": None, **METHODS}.items():
+            answers = reader.decide(decode(reader, asked)) if decode else greedy
+            leaning = reader.lean(decode(reader, asked, mask=0)) if decode else lean
+            cells = [bench.note(f"{name}, {kind}, {title}", answers.hits(labels))]
+            cells += [f"{rate:.3f}" for rate in (*rates(answers, labels)[1:], auroc(leaning, labels))]
+            same = matched(lean, answers)
+            compared = [_test(labels, greedy, answers), f"{rates(same, labels)[0]:.3f}", _test(labels, same, answers)]
+            lines.append(f"| {name} | {kind} | {title} | {' | '.join(cells + (compared if decode else [''] * 3))} |")
+    return lines
+
+
+def _test(labels: Tensor, first: Answers, second: Answers) -> str:
+    test = mcnemar_exact(first.hits(labels), second.hits(labels))
+    return f"+{test.won} / -{test.lost}, {test.p:.1g}"
+
+
+def sampling_table(bench: Bench) -> list[str]:
+    """Expected figures under sampling, exactly, against what sharpening and truncation do by themselves."""
+    ways: dict[str, Callable[[Reader, list[Question]], Answers]] = {
+        "greedy": lambda reader, asked: reader.decide(reader.read(asked)),
+        "T = 1": _sampled(Reader.read),
+        "T = 1, mask only": _sampled(lambda reader, asked: combine((reader.read(asked),), (1,), alpha=MASK)),
+        "T = 1/2": _sampled(Reader.read, 1 / 2),
+        "T = 1/4": _sampled(Reader.read, 1 / 4),
+        **{f"{title}, T = 1": _sampled(decode) for title, decode in METHODS.items()},
+        "RITUAL / (1 + kappa), T = 1": _sampled(Reader.ritual, 1 + RITUAL[1]),
+    }
+    heads = [f"{kind}: accuracy | F1 | yes" for kind in NEGATIVES]
+    lines = ["| models | decoding | " + " | ".join(heads) + " |", "|---|---|" + "---|" * (3 * len(NEGATIVES))]
+    for title, names in (("mean of three seeds", SEEDS), (CONTROL, (CONTROL,))):
+        for way, answer in ways.items():
+            cells = []
+            for asked in bench.asked.values():
+                found = [rates(answer(bench.readers[name], asked), truth(asked)) for name in names]
+                accuracy, _, _, f1, yes = (statistics.mean(column) for column in zip(*found, strict=True))
+                cells += [f"{accuracy:.3f}", f"{f1:.3f}", f"{yes:.3f}"]
+            lines.append(f"| {title} | {way} | {' | '.join(cells)} |")
+    return lines
+
+
+def _sampled(
+    decode: Callable[[Reader, list[Question]], Tensor], temperature: float = 1.0
+) -> Callable[[Reader, list[Question]], Answers]:
+    return lambda reader, asked: reader.sample(decode(reader, asked), temperature)
+
+
+def captions_table(bench: Bench, count: int = 200) -> list[str]:
+    """CHAIR of greedy captions: hallucinated among the objects named, captions with any, recall, objects named."""
+    lines = ["| model | decoding | CHAIR_i | CHAIR_s | recall | objects named | captions freed / spoilt, p |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    pictures = bench.pictures[:count]
+    for name, reader in tqdm(bench.readers.items(), desc="captions"):
+        freed: list[list[bool]] = []
+        for title, setting in (("greedy", None), ("VCD", VCD), ("VCD as published", VCD_PUBLISHED)):
+            said = [scenes.mentioned(text) for text in reader.describe(pictures, setting)]
+            wrong = [sum(word not in s.objects for word in words) for s, words in zip(pictures, said, strict=True)]
+            found = [len(s.objects & set(words)) for s, words in zip(pictures, said, strict=True)]
+            total, there = sum(map(len, said)), sum(len(s.objects) for s in pictures)
+            freed.append([not each for each in wrong])
+            test = mcnemar_exact(freed[0], freed[-1])
+            cells = [sum(wrong) / total, 1 - statistics.mean(freed[-1]), sum(found) / there, total / len(pictures)]
+            note = f"+{test.won} / -{test.lost}, {test.p:.1g}" if setting else ""
+            lines.append(f"| {name} | {title} | {' | '.join(f'{cell:.3f}' for cell in cells)} | {note} |")
+    return lines
+
+
+def expectation_table(bench: Bench) -> list[str]:
+    """What a new training should give: the 95% prediction interval over the three seeds (t, df 2)."""
+    lines = ["| accuracy | mean of three seeds | a new training should give |", "|---|---|---|"]
+    for kind in NEGATIVES:
+        for title in dict.fromkeys(name.split(", ")[2] for name in bench.figures):
+            names = [f"{seed}, {kind}, {title}" for seed in SEEDS]
+            values = [bench.figures[name].value for name in names]
+            mean, spread = statistics.mean(values), T_95_DF_2 * statistics.stdev(values) * (1 + 1 / len(values)) ** 0.5
+            low, high = max(0.0, mean - spread), min(1.0, mean + spread)
+            bench.figures |= {name: Figure(value, low, high) for name, value in zip(names, values, strict=True)}
+            lines.append(f"| {kind}, {title} | {mean:.3f} | {low:.3f} to {high:.3f} |")
+    return lines
+
+
+def measure(bench: Bench) -> str:
+    """All tables, as Markdown."""
+    dev, asked = (len(questions["random"]) for questions in (bench.dev, bench.asked))
+    sections = {
+        f"Settings, on {dev} development questions per kind (mean accuracy of the three seeds)": dev_table,
+        "What the models believe: mean probability of yes, by where the object is": belief_table,
+        f"Test questions, greedy ({asked} per kind; Wilson intervals, exact McNemar tests)": questions_table,
+        "Test questions, sampling (exact expectations)": sampling_table,
+        "Captions of 200 test pictures, greedy (exact McNemar tests on captions without hallucination)": captions_table,
+        "What a new training should give (95% prediction interval over the seeds)": expectation_table,
+    }
+    return "\n".join("\n".join([f"### {title}", "", *table(bench), ""]) for title, table in sections.items())
+
+
+def main() -> None:
+    """Measure, and write or compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=Path, help="a folder that `python -m contralto.testbed train` filled")
+    parser.add_argument("--pictures", type=int, default=400, help="test pictures, six questions of each kind on each")
+    parser.add_argument("--dev", type=int, default=150, help="development pictures")
+    args = parser.parse_args()
+    bench = Bench(args.models or CARD.parent / "vision_models", args.pictures, args.dev)
+    text, card = measure(bench), CARD.read_text()
+    if args.models:
+        print(text)
+        raise SystemExit(0 if compare(bench, card) else 1)  # type: ignore[arg-type]  # it reads the figures alone
+    head, rest = card.split(BEGIN)
+    intervals = json.dumps({name: [round(x, 4) for x in figure] for name, figure in bench.figures.items()})
+    CARD.write_text(f"{head}{BEGIN}\n{text}\n<!-- intervals {intervals} -->\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()
