@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from contralto.testbed.worlds import Split, _of_split
+from contralto.testbed.worlds import Split, of_split
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -169,7 +169,7 @@ def _draw_scene(rng: random.Random) -> Scene:
 
 def scenes(seed: int, split: Split) -> Iterator[Scene]:
     """Endless scenes of a split. The split depends on the place and on what lies where."""
-    return _of_split(_draw_scene, lambda s: f"{s.place} {[(t.name, t.cell) for t in s.things]}", seed, split)
+    return of_split(_draw_scene, lambda s: f"{s.place} {[(t.name, t.cell) for t in s.things]}", seed, split)
 
 
 # ------------------------------------------------------------------------------------------------- answers and captions

@@ -100,7 +100,7 @@ def _draw_problem(rng: random.Random) -> Problem:
 
 def problems(seed: int, split: Split) -> Iterator[Problem]:
     """Endless problems of a split. The split depends on the numbers and the verbs, not on names or things."""
-    return _of_split(_draw_problem, lambda p: f"{p.start} {p.steps}", seed, split)
+    return of_split(_draw_problem, lambda p: f"{p.start} {p.steps}", seed, split)
 
 
 def answer(text: str) -> int | None:
@@ -243,7 +243,7 @@ def _draw_story(rng: random.Random, *, shortcut: bool = True) -> Story:
 
 def stories(seed: int, split: Split, *, shortcut: bool = True) -> Iterator[Story]:
     """Endless stories of a split. The split depends on the words of the first scene and on where it goes from there."""
-    return _of_split(
+    return of_split(
         lambda rng: _draw_story(rng, shortcut=shortcut),
         lambda story: f"{story.scenes[0].text} {story.scenes[1].place}",
         seed,
@@ -324,7 +324,7 @@ def vocabulary() -> list[str]:
     return sorted(words | {*sentence_words, *pronouns, *verbs, *".,:?+-=", "####", *"0123456789"})
 
 
-def _of_split(draw: Callable[[random.Random], T], key: Callable[[T], str], seed: int, split: Split) -> Iterator[T]:
+def of_split(draw: Callable[[random.Random], T], key: Callable[[T], str], seed: int, split: Split) -> Iterator[T]:
     """Draw for ever, keep what belongs to the split: of 16 hash values one is dev, one is test, the rest is train.
 
     Dev and test never yield the same content twice.

@@ -36,3 +36,10 @@ def test_testbed_card_compares_with_the_card():
     result = _run("testbed_card.py", "--models", str(models), "--problems", "30", "--items", "20")
     assert result.returncode in (0, 1), result.stderr
     assert result.stdout.count("  card ") == 58
+
+
+def test_vision_card_compares_with_the_card():
+    models = BENCHMARKS.parent / "testbed" / "vision_models"
+    result = _run("vision_card.py", "--models", str(models), "--pictures", "20", "--dev", "4")
+    assert result.returncode in (0, 1), result.stderr
+    assert result.stdout.count("  card ") == 60
