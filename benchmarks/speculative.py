@@ -39,7 +39,7 @@ SIZES = {
     "8B": (4096, 36, 12288, 151936, 6),
 }
 """Hidden size, layers, intermediate size, vocabulary, layers of the amateur."""
-STRENGTHS = [0.0, 0.01, 0.03, 0.05, 0.08, 0.12, 0.2, 0.5]
+STRENGTHS = [0.0, 0.01, 0.03, 0.06, 0.12, 0.25, 0.6]
 """Of the layers that the amateur lacks: 0 and it is the expert, as far as the text goes."""
 HEAD_STD = 0.2
 """Of the head's weights: sharp enough that the likeliest token has a third of the probability, as in real models."""
@@ -197,9 +197,9 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=["testbed", *SIZES], default=["testbed", "50M"])
     parser.add_argument("--strengths", nargs="+", type=float, default=STRENGTHS)
     parser.add_argument("--ways", nargs="+", choices=["greedy", "sampling"], default=["greedy", "sampling"])
-    parser.add_argument("--tokens", type=int, default=64, help="generated per run, at most")
-    parser.add_argument("--rounds", type=int, default=5, help="at least so many per setting")
-    parser.add_argument("--seconds", type=float, default=20, help="at least so long per setting")
+    parser.add_argument("--tokens", type=int, default=48, help="generated per run, at most")
+    parser.add_argument("--rounds", type=int, default=4, help="at least so many per setting")
+    parser.add_argument("--seconds", type=float, default=15, help="at least so long per setting")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")

@@ -154,10 +154,16 @@ def _check(model: Any, input_ids: Tensor, config: Any, model_kwargs: dict[str, A
     if config.cache_implementation == "static" and model.config.is_encoder_decoder:
         raise ValueError("the loop has no static cache for encoder-decoders: leave cache_implementation out")
     cache = next((model_kwargs[name] for name in ALL_CACHE_NAMES if model_kwargs.get(name) is not None), None)
-    if cache is not None and cache.get_seq_length() > 0:
+    if cache is not None and _is_used(cache):
         raise ValueError("the loop cannot go on from a cache: pass the method as logits_processor=[method]")
     if model_kwargs.get("inputs_embeds") is not None:
         raise ValueError("the loop needs input_ids, which the branches share, not inputs_embeds")
+
+
+def _is_used(cache: Any) -> bool:
+    """Whether a cache holds anything; recurrent layers know no length."""
+    linear = list(cache.is_linear)
+    return bool(cache.has_previous_state() if linear and all(linear) else cache.get_seq_length() > 0)
 
 
 def _main_prompts(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Prompts:

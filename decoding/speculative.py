@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -364,8 +364,8 @@ class _Text:
         return int(self._config.max_length - self.ids.shape[1])
 
     @property
-    def read_on(self) -> Tensor:
-        """`(B,)` bool, the rows whose tokens matter: where ended rows are padded, they may leave the draft."""
+    def held(self) -> Tensor:
+        """`(B,)` bool, the rows that are held to the draft: where ended rows are padded, they may leave it."""
         return self.running.bool() if self._pads else torch.ones_like(self.running, dtype=torch.bool)
 
     def would_end(self, tokens: Tensor) -> bool:
@@ -465,8 +465,7 @@ class _Pace:
         return min(int(confidence * self.CLASSES), self.CLASSES - 1)
 
 
-@dataclass
-class _Place:
+class _Place(NamedTuple):
     """What the amateur says about the token after some beginning of the text."""
 
     logits: Tensor
@@ -509,7 +508,7 @@ class _Call:
         ids = self._text.ids
         drafts: list[Tensor] = []
         room = self._text.room - 1 if self._expert.length else 0  # none while the prompts are read
-        rows = self._text.read_on
+        rows = self._text.held
         self._pace.start()
         with self._amateur.context():
             places = [self._look(ids)]
@@ -527,7 +526,11 @@ class _Call:
         return _Place(logits, proposal, proposal.amax(-1))
 
     def _verify(self, drafts: list[Tensor], places: list[_Place]) -> None:
-        """Write what holds of the draft, and one token more."""
+        """Write what holds of the draft, and one token more.
+
+        Rows end their round together. That is exact: where a row's round ends does not depend on what it would have
+        written next.
+        """
         text = self._text
         table = self._expert.read(torch.cat([text.ids, *(draft[:, None] for draft in drafts)], dim=1))
         self._statistics.drafted += len(drafts)
@@ -540,7 +543,7 @@ class _Call:
             tokens, agreement = self._drafter.choose(scores, places[i].proposal, draft)
             self._note(places[i].confidences[rows].tolist(), agreement[rows].tolist())
             text.write(tokens, scores, table[:, i])
-            if draft is None or (tokens != draft)[text.read_on].any():
+            if draft is None or (tokens != draft)[text.held].any():
                 return
             self._statistics.accepted += 1
             if not text.running.any():

@@ -6,6 +6,7 @@ Seen to go red with: the contrast rows fed the main prompt; the contrast's posit
 rows of the stack exchanged; M3ID's step stuck at 0; DoLa's candidate layers off by one.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -130,10 +131,20 @@ def _setting(family, batch):
         "two": zoo.prompts(batch, seed=5),
     }
     main, one, two = (zoo.pad(rows[name], side=side) for name in ("main", "one", "two"))
-    model = zoo.build(family, seed=1)
-    others = zoo.build(family, hidden=16, seed=2), zoo.build(family, hidden=16, seed=3)
+    others = model(family, 16, 2), model(family, 16, 3)
     extra = {"encoder_inputs": main} if encoded else {"attention_mask": main["attention_mask"]}
-    return Setting(family, model, others, main, one, two, extra, rows)
+    return Setting(family, model(family), others, main, one, two, extra, rows)
+
+
+@functools.cache
+def model(family, hidden=32, seed=1):
+    """A float32 model; nothing changes it, so every test may have the same."""
+    return zoo.build(family, hidden=hidden, seed=seed)
+
+
+@functools.cache
+def double(family, hidden=32, seed=1):
+    return zoo.build(family, hidden=hidden, seed=seed).double()
 
 
 class Oracle:
@@ -142,9 +153,8 @@ class Oracle:
     def __init__(self, setting, row):
         family, self.rows = setting.family, {name: rows[row] for name, rows in setting.rows.items()}
         self.encoded = family in zoo.ENCODER_DECODERS
-        self.model = zoo.build(family, seed=1).double()
-        self.others = {"other": (16, 2), "another": (16, 3)}
-        self.others = {n: zoo.build(family, hidden=h, seed=s).double() for n, (h, s) in self.others.items()}
+        self.model = double(family)
+        self.others = {"other": double(family, 16, 2), "another": double(family, 16, 3)}
         self.start = [setting.model.config.decoder_start_token_id] if self.encoded else self.rows["main"].tolist()
 
     def logits(self, view, generated):
