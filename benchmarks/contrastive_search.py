@@ -36,7 +36,7 @@ HEADS = {"9/9": 9, "9/3": 3}
 COLUMNS = (
     "| heads | context | k | greedy | tree | replicas | former | tree / greedy | former / tree | former / replicas |"
 )
-EQUAL = 8
+EQUAL = 4
 """How many tokens of the three ways of contrastive search are compared."""
 SPEEDUP = 4.0
 """How much faster than the former algorithm the tree should be at 2048 tokens and k = 8, on a CPU."""
@@ -217,9 +217,9 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", choices=list(HEADS), default=list(HEADS))
     parser.add_argument("--contexts", nargs="+", type=int, default=[128, 2048])
     parser.add_argument("--ks", nargs="+", type=int, default=[4, 8])
-    parser.add_argument("--tokens", type=int, default=12, help="generated per run")
-    parser.add_argument("--rounds", type=int, default=5, help="at least so many per setting")
-    parser.add_argument("--seconds", type=float, default=15, help="at least so long per setting")
+    parser.add_argument("--tokens", type=int, default=8, help="generated per run")
+    parser.add_argument("--rounds", type=int, default=3, help="at least so many per setting")
+    parser.add_argument("--seconds", type=float, default=5, help="at least so long per setting")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
