@@ -236,19 +236,22 @@ def _check_score(name, setting, expected):
     assert found.length.tolist() == [len(text) for text in texts]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
-@pytest.mark.parametrize("name", METHODS)
+def grid():
+    """All methods on Llama, and some on every kind of positions and on an encoder-decoder; the rest is slow."""
+    for family in zoo.FAMILIES:
+        for name in METHODS:
+            fast = family == "llama" or (
+                family in ("gpt2", "t5") and name in ("cad", "cfg_last_token", "m3id", "proxy")
+            )
+            yield pytest.param(name, family, marks=[] if fast else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("name", "family"), list(grid()))
 def test_methods(name, family):
     _check(name, family, batch=3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", sorted({*zoo.FAMILIES} - {"llama", "gpt2", "t5"}))
-@pytest.mark.parametrize("name", METHODS)
-def test_methods_on_every_architecture(name, family):
-    _check(name, family, batch=3)
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_one_prompt(name):
     _check(name, "qwen2", batch=1)
