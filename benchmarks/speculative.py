@@ -42,7 +42,7 @@ SIZES = {
 STRENGTHS = [0.0, 0.01, 0.03, 0.06, 0.12, 0.25, 0.6]
 """Of the layers that the amateur lacks: 0 and it is the expert, as far as the text goes."""
 HEAD_STD = 0.2
-"""Of the head's weights: sharp enough that the likeliest token has a third of the probability, as in real models."""
+"""Of the head's weights: sharp enough that the likeliest token has about 0.4 of the probability."""
 COLUMNS = ["models", "how", "acceptance", "drafts kept", "tokens per expert forward", "expert", "plain", "speculative"]
 COLUMNS += ["speculative / plain", "speculative / expert", "rounds"]
 ENOUGH = 0.5

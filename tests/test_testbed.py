@@ -6,7 +6,6 @@ moved by one, digits joined in the tokenizer, a model's weights replaced by fres
 
 import itertools
 import re
-import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -20,6 +19,7 @@ from contralto import testbed
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
 from contralto.demo import decode, is_right
 from contralto.testbed import tokenization, training, worlds
+from contralto.testbed.__main__ import main
 
 
 def _take(n, endless):
@@ -257,5 +257,5 @@ def test_the_training_command_gives_the_models_back(tmp_path):
 def test_the_training_command_refuses_nonsense(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["testbed", "train", "--out", "x", "--jobs", "0"])
     with pytest.raises(SystemExit, match="2"):
-        runpy.run_module("contralto.testbed", run_name="__main__")
+        main()
     assert "--jobs must be at least 1, not 0" in capsys.readouterr().err
