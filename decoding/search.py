@@ -395,7 +395,7 @@ def _check_cache(cache: Any, *, room: int) -> None:
             f"the cache already holds {length} tokens, whose hidden states contrastive search needs and a cache has "
             "not: pass the whole prompt without past_key_values"
         )
-    layers = cache.self_attention_cache.layers if isinstance(cache, EncoderDecoderCache) else cache.layers
+    layers = _parts(cache)[0].layers
     static = [layer for layer in layers if isinstance(layer, StaticLayer)]
     if any(isinstance(layer, BaseQuantizedLayer) for layer in layers):
         kind = "a quantized cache"
@@ -539,7 +539,7 @@ class _Rows:
         for name, kept in (("token_type_ids", 1), ("mm_token_type_ids", 0)):  # as in generate(): the last type, text
             if self.others.get(name) is not None:
                 self.others[name] = self.others[name][:, -1:] * kept
-        self._others_of: dict[int, Any] = {}  # by how often they are repeated
+        self._encoded: dict[int, tuple[dict[str, Any], Any]] = {}  # other inputs and cross-attention, by copies
 
     @classmethod
     def read_prompt(cls, model: Any, input_ids: Tensor, kwargs: dict[str, Any]) -> tuple["_Rows", Tensor, Tensor]:
@@ -585,13 +585,27 @@ class _Rows:
     def replicate(self, copies: int) -> "_Rows":
         """So many copies of each row, one after the other."""
         fork, count = self.fork(), self.count
-        fork.cache.reorder_cache(torch.arange(count, device=self.model.device).repeat_interleave(copies))
         fork.mask = _repeat(self.mask, count, copies)
         fork.positions = _repeat(self.positions, count, copies, dim=-2)
-        if copies not in self._others_of:  # they do not change, and an encoder's output is large
-            self._others_of[copies] = _repeat(self.others, count, copies)
-        fork.others = self._others_of[copies]
+        index = torch.arange(count, device=self.model.device).repeat_interleave(copies)
+        own, encoded = _parts(fork.cache)
+        _repeat_cache(own, copies, index)
+        if copies not in self._encoded:  # what is said of the encoder's text does not change from step to step
+            if encoded is not None:
+                _repeat_cache(encoded, copies, index)
+            self._encoded[copies] = _repeat(self.others, count, copies), encoded
+        fork.others, encoded = self._encoded[copies]
+        if encoded is not None:
+            fork.cache.cross_attention_cache = encoded
         return fork
+
+    def take(self, copies: "_Rows", index: Tensor) -> None:
+        """Go on with those rows of the copies."""
+        own, encoded = _parts(copies.cache)
+        own.reorder_cache(index)
+        if encoded is not None:
+            copies.cache.cross_attention_cache = self.cache.cross_attention_cache
+        self.cache = copies.cache
 
 
 def _last_hidden(outputs: Any) -> Tensor:
@@ -610,12 +624,28 @@ def _repeat(value: Any, rows: int, copies: int, *, dim: int = 0) -> Any:
     return value
 
 
+def _parts(cache: Any) -> tuple[Any, Any]:
+    """The cache of the text itself, and of an encoder's text if there is one."""
+    if isinstance(cache, EncoderDecoderCache):
+        return cache.self_attention_cache, cache.cross_attention_cache
+    return cache, None
+
+
+def _repeat_cache(cache: Any, copies: int, index: Tensor) -> None:
+    """Every row so many times. Both calls do that; the first is faster, and not every layer has it."""
+    for layer in cache.layers:
+        if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+            layer.batch_repeat_interleave(copies)
+        else:
+            layer.reorder_cache(index)
+
+
 def _fork(cache: Any) -> Any:
     """A cache of its own that shares the tensors of another. Dynamic layers never change a tensor that they share."""
     fork = copy.copy(cache)
-    if isinstance(cache, EncoderDecoderCache):
-        fork.self_attention_cache = _fork(cache.self_attention_cache)
-        fork.cross_attention_cache = _fork(cache.cross_attention_cache)
+    own, encoded = _parts(cache)
+    if encoded is not None:
+        fork.self_attention_cache, fork.cross_attention_cache = _fork(own), _fork(encoded)
         fork.is_updated = dict(cache.is_updated)
         return fork
     fork.layers = [copy.copy(layer) for layer in cache.layers]
@@ -647,8 +677,7 @@ class _Replicas:
     def keep(self, choice: Tensor) -> None:
         """Go on with the cache of one candidate `(B,)` per row."""
         rows = torch.arange(len(choice), device=choice.device)
-        self._copies.cache.reorder_cache(rows * self._k + choice)
-        self._rows.cache = self._copies.cache
+        self._rows.take(self._copies, rows * self._k + choice)
         self.drop()
 
     def drop(self) -> None:
