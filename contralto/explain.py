@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from contralto import __version__, generate, methods
+from contralto import __version__, generate
+from contralto.decoding import methods
 from contralto.decoding.images import ritual_transform
 from contralto.decoding.trace import Candidate, Step, trace
 

@@ -23,9 +23,9 @@ from transformers import (
     set_seed,
 )
 
-from contralto import methods, testbed
-from contralto.decoding import AdaptersOff
+from contralto.decoding import AdaptersOff, methods
 from contralto.decoding.images import noised, ritual_transform
+from contralto.names import check_same_tokenizer, from_pretrained, locate
 
 Content = str | list[dict[str, Any]]
 """A text, or the messages of a conversation."""
@@ -343,11 +343,11 @@ def _noise_seeds(inputs: Mapping[str, Any], seeds: Sequence[int]) -> list[int] |
 
 def load_models(args: argparse.Namespace, *, sees: bool) -> Models:
     """The main model, those of the other branches, and the tokenizer, or for prompts with images the processor."""
-    processor = _from_pretrained(AutoProcessor, args.model) if sees else None
-    tokenizer = processor.tokenizer if processor else _from_pretrained(AutoTokenizer, args.model)
+    processor = from_pretrained(AutoProcessor, args.model) if sees else None
+    tokenizer = processor.tokenizer if processor else from_pretrained(AutoTokenizer, args.model)
     names = [getattr(args, flag) for flag in methods.METHODS[args.method].models if getattr(args, flag)]
     for name in names:
-        _check_same_tokenizer(args.model, tokenizer, name, _from_pretrained(AutoTokenizer, name))
+        check_same_tokenizer(args.model, tokenizer, name, from_pretrained(AutoTokenizer, name))
     tuned = None if not args.adapters_off else args.expert if args.method == "proxy" else args.model
     main, *others = (_load(name, args, sees=sees, adapters=name == tuned) for name in (args.model, *names))
     if args.adapters_off:
@@ -364,51 +364,30 @@ def _load(name: str, args: argparse.Namespace, *, sees: bool, adapters: bool) ->
         from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 
         if not sees:
-            return _from_pretrained(AutoPeftModelForCausalLM, name, **placement).eval()
-        base = _from_pretrained(PeftConfig, name).base_model_name_or_path
-        return PeftModel.from_pretrained(_load(base, args, sees=True, adapters=False), _locate(name)).eval()
-    config = _from_pretrained(AutoConfig, name)
+            return from_pretrained(AutoPeftModelForCausalLM, name, **placement).eval()
+        base = from_pretrained(PeftConfig, name).base_model_name_or_path
+        return PeftModel.from_pretrained(_load(base, args, sees=True, adapters=False), locate(name)).eval()
+    config = from_pretrained(AutoConfig, name)
     if placement["device_map"] == "cpu":
         _check_memory(name)
     if config.is_encoder_decoder:
-        return _from_pretrained(AutoModelForSeq2SeqLM, name, **placement)
+        return from_pretrained(AutoModelForSeq2SeqLM, name, **placement)
     text_alone = not sees and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    return _from_pretrained(AutoModelForCausalLM if text_alone else AutoModelForImageTextToText, name, **placement)
+    return from_pretrained(AutoModelForCausalLM if text_alone else AutoModelForImageTextToText, name, **placement)
 
 
 def _default_device() -> str:
     return "auto" if torch.accelerator.is_available() else "cpu"
 
 
-def _from_pretrained(auto: Any, name: str, **how: Any) -> Any:
-    try:
-        return auto.from_pretrained(_locate(name), **how)
-    except OSError as error:  # it does not always say which model
-        raise OSError(f"cannot load {name}: {error}") from error
-
-
-def _locate(name: str) -> str:
-    return str(testbed.path(name.removeprefix("testbed:"))) if name.startswith("testbed:") else name
-
-
 def _check_memory(name: str) -> None:
     """Refuse local weights that cannot fit before the machine starts to swap."""
-    needed = sum(file.stat().st_size for file in Path(_locate(name)).glob("*.safetensors"))
+    needed = sum(file.stat().st_size for file in Path(locate(name)).glob("*.safetensors"))
     free = psutil.virtual_memory().available
     if needed > free:
         raise MemoryError(
             f"{name} holds {needed / 2**30:.1f} GiB of weights, and {free / 2**30:.1f} GiB of memory are free: "
             "use a smaller model, --adapters-off, or --device auto to spread it"
-        )
-
-
-def _check_same_tokenizer(model: str, tokenizer: Any, other_model: str, other: Any) -> None:
-    one, two = tokenizer.get_vocab(), other.get_vocab()
-    if one != two:
-        differing = sorted({token for token, _ in one.items() ^ two.items()})
-        raise ValueError(
-            f"{model} and {other_model} have different tokenizers ({len(differing)} tokens differ, such as "
-            f"{differing[0]!r}), and contrastive decoding compares their probabilities token by token"
         )
 
 
@@ -424,7 +403,9 @@ def _decode(
     if args.sample:
         search |= {"temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
     print_to = TextStreamer(models.tokenizer, skip_prompt=True, skip_special_tokens=True) if streaming else None
-    runs = {"text": search | methods.arguments(args, batch, executor=args.executor, streamer=print_to)}
+    runs = {
+        "text": search | methods.arguments(args, batch, executor=args.executor, beams=args.beams, streamer=print_to)
+    }
     if args.compare:
         plain = search if args.compare == "plain" else {"max_new_tokens": args.max_new_tokens, "do_sample": False}
         runs[args.compare] = plain | {"streamer": print_to}

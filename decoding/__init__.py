@@ -2,7 +2,7 @@
 
 `rules` holds the mathematics: pure functions of logits, which import nothing but torch. `branches` says where a contrast
 distribution comes from. `processors` joins the two for an unmodified `generate()`, `loop` for a faster one, `score` for the
-likelihood of given texts. `search` is contrastive search, `speculative` speculative contrastive decoding, `images` makes
+likelihood of given texts. `sampling` gives every row a random stream of its own. `methods` knows all of them by name. `search` is contrastive search, `speculative` speculative contrastive decoding, `images` makes
 the contrast images, `trace` shows what a contrast did.
 """
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from contralto.decoding.processors import (
         VisualContrastiveDecodingLogitsProcessor as VisualContrastiveDecodingLogitsProcessor,
     )
+    from contralto.decoding.sampling import SeededSampling as SeededSampling
     from contralto.decoding.search import ContrastiveSearch as ContrastiveSearch
     from contralto.decoding.search import ContrastiveSearchLogitsProcessor as ContrastiveSearchLogitsProcessor
     from contralto.decoding.speculative import SpeculativeContrastiveDecoding as SpeculativeContrastiveDecoding
@@ -57,6 +58,7 @@ _HOME = {
         "RitualVCDLogitsProcessor",
         "VisualContrastiveDecodingLogitsProcessor",
     ],
+    "sampling": ["SeededSampling"],
     "search": ["ContrastiveSearch", "ContrastiveSearchLogitsProcessor"],
     "speculative": ["SpeculativeContrastiveDecoding"],
 }

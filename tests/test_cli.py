@@ -16,7 +16,8 @@ import zoo
 import zoo_llava
 from PIL import Image
 
-from contralto import cli, decoding, generate, methods, testbed
+from contralto import cli, decoding, generate, testbed
+from contralto.decoding import methods
 from contralto.decoding.images import noised, ritual_transform
 from contralto.decoding.search import ContrastiveSearchLogitsProcessor
 

@@ -1,11 +1,12 @@
-"""The decoding methods as the command line knows them: which flags each reads, what its branches are, how it is made.
+"""The decoding methods by name: which options each reads, what its branches are, how it is made.
 
-The commands offer the flags of all methods. `check` refuses those that the chosen method does not read, and values outside
-their range, before anything is loaded.
+Commands offer the options of all methods as flags (`add_arguments`); programs name them (`choice`). `check` refuses those
+that the chosen method does not read, and values outside their range, before anything is loaded.
 """
 
 import argparse
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -175,7 +176,90 @@ METHODS = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------- flags
+# -------------------------------------------------------------------------------------------------------------- options
+
+
+def layers(given: Any) -> str | list[int]:
+    """The value of layers: low, high, or numbers."""
+    text = str(given)
+    return text if text in ("low", "high") else [int(number) for number in text.strip("[]").split(",")]
+
+
+PARAMETERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "alpha": (float, "plausibility threshold, contrast strength, or penalty (search)"),
+    "beta": (float, "contrast strength (cd, scd), or plausibility threshold"),
+    "kappa": (float, "weight of the transformed image"),
+    "lam": (float, "contrast strength (cid), or how fast it grows (m3id)"),
+    "guidance_scale": (float, "of cfg; 1 is no guidance"),
+    "relative_top": (float, "plausibility threshold of dola"),
+    "layers": (layers, "of dola: low, high, or numbers such as 2,4,6"),
+    "k": (int, "candidates of search"),
+    "normalize": (bool, "divide ritual's scores by 1 + kappa"),
+    "noise_step": (int, "how far the image diffuses, 0 to 999"),
+    "amateur_temperature": (float, "of --form li"),
+    "amateur_window": (int, "prompt tokens the amateur sees (default all; Li et al.: 1)"),
+    "draft_length": (int, "tokens the amateur drafts at a time (default: it adapts)"),
+}
+"""Every parameter of some method: its type, and what it is."""
+OPTIONS = ("method", "form", *SOURCES, *PARAMETERS)
+"""All that says how to decode."""
+TYPES = {float: "a number", int: "a whole number", bool: "true or false"}
+
+
+def choice(**given: Any) -> argparse.Namespace:
+    """A method with its options, checked, as programs name them.
+
+    Args:
+        given: any of `OPTIONS`; None is the default.
+
+    Raises:
+        TypeError: a value of another type.
+        ValueError: an unknown option, and all that `check` refuses.
+
+    Example:
+        >>> choice(method="cd", amateur="testbed:amateur", beta=1).beta
+        1.0
+        >>> choice(method="vcd", kappa=1)
+        Traceback (most recent call last):
+            ...
+        ValueError: method='vcd' has no kappa; its own are alpha, beta, noise_step
+    """
+    if unknown := [name for name in given if name not in OPTIONS]:
+        raise ValueError(f"there is no option {unknown[0]!r}; a method's options are {', '.join(OPTIONS)}")
+    args = argparse.Namespace(**dict.fromkeys(OPTIONS))
+    for name, value in given.items():
+        setattr(args, name, value if value is None else _typed(name, value))
+    if args.method not in (None, *METHODS):
+        raise ValueError(f"there is no method {args.method!r}; there are {', '.join(METHODS)}")
+    try:
+        check(args)
+    except ValueError as error:
+        raise ValueError(_as_options(str(error))) from None
+    return args
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A value in its option's type; numbers may be whole where others are allowed, and texts are not numbers."""
+    kind = PARAMETERS.get(name, (bool if name == "adapters_off" else str,))[0]
+    if kind is str:
+        return value
+    if kind is layers:
+        try:
+            return layers(
+                ",".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value
+            )
+        except ValueError:
+            raise ValueError(f"layers must be low, high or numbers such as 2,4,6, not {value!r}") from None
+    fits = isinstance(value, bool) == (kind is bool) and isinstance(value, (int, float) if kind is float else kind)
+    if not fits:
+        raise TypeError(f"{name} must be {TYPES[kind]}, not {value!r}")
+    return kind(value)
+
+
+def _as_options(message: str) -> str:
+    """A message about flags, for those who name options."""
+    named = re.sub(r"--(method|form) (\w[\w-]*)", r"\1='\2'", message)
+    return re.sub(r"--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), named)
 
 
 def add_arguments(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
@@ -184,26 +268,11 @@ def add_arguments(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
     group.add_argument("--method", choices=names, help="see below; default: cd with an amateur, else none")
     group.add_argument("--contrast-prompt", metavar="TEXT", help="what the other branch reads; {prompt} is the prompt")
     group.add_argument("--form", help="cd, scd: obrien (default) or li; cid: probability (default) or log_ratio")
-    group.add_argument("--alpha", type=float, help="plausibility threshold, contrast strength, or penalty (search)")
-    group.add_argument("--beta", type=float, help="contrast strength (cd, scd), or plausibility threshold")
-    group.add_argument("--kappa", type=float, help="weight of the transformed image")
-    group.add_argument("--lam", type=float, help="contrast strength (cid), or how fast it grows (m3id)")
-    group.add_argument("--guidance-scale", type=float, help="of cfg; 1 is no guidance")
-    group.add_argument("--relative-top", type=float, help="plausibility threshold of dola")
-    group.add_argument("--layers", type=layers, help="of dola: low, high, or numbers such as 2,4,6")
-    group.add_argument("--k", type=int, help="candidates of search")
-    group.add_argument("--normalize", action="store_true", default=None, help="divide ritual's scores by 1 + kappa")
-    group.add_argument("--noise-step", type=int, help="how far the image diffuses, 0 to 999")
-    group.add_argument("--amateur-temperature", type=float, help="of --form li")
-    group.add_argument("--amateur-window", type=int, help="prompt tokens the amateur sees (default all; Li et al.: 1)")
-    group.add_argument("--draft-length", type=int, help="tokens the amateur drafts at a time (default: it adapts)")
+    for name, (kind, purpose) in PARAMETERS.items():
+        how: dict[str, Any] = {"action": "store_true", "default": None} if kind is bool else {"type": kind}
+        group.add_argument(flag(name), help=purpose, **how)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "methods, with their flags and defaults:\n" + "\n".join(map(_describe, names))
-
-
-def layers(text: str) -> str | list[int]:
-    """The value of --layers."""
-    return text if text in ("low", "high") else [int(number) for number in text.split(",")]
 
 
 def _describe(name: str) -> str:
@@ -322,7 +391,9 @@ def _sources(setting: Setting) -> dict[str, Any]:
     return {"attention_mask": setting.inputs["attention_mask"], "vision_inputs": vision or None}
 
 
-def arguments(args: argparse.Namespace, setting: Setting, *, executor: str, streamer: Any = None) -> dict[str, Any]:
+def arguments(
+    args: argparse.Namespace, setting: Setting, *, executor: str, beams: int = 1, streamer: Any = None
+) -> dict[str, Any]:
     """What `generate()` is told so that it decodes by the chosen method."""
     if args.method == "none":
         return {"streamer": streamer}
@@ -331,7 +402,7 @@ def arguments(args: argparse.Namespace, setting: Setting, *, executor: str, stre
     if args.method == "search" and executor == "loop":
         return {"custom_generate": ContrastiveSearch(**parameters(args), streamer=streamer)}
     # with one plausible token, beams that are sure of it would have nothing to branch into
-    keep = {"min_tokens_to_keep": 2} if args.method == "cd" and args.beams > 1 else {}
+    keep = {"min_tokens_to_keep": 2} if args.method == "cd" and beams > 1 else {}
     made = processor(args, setting, **keep)
     if executor == "loop":
         return {"custom_generate": made.loop(streamer=streamer)}

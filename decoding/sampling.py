@@ -1,0 +1,140 @@
+"""Sampling with a random stream per row, so that a text does not depend on the batch it was written in.
+
+`generate(do_sample=True)` draws all rows from one generator: another batch size, another order or a restart gives other
+texts. Here a row has a seed of its own, and its noise is a function of the seed, the step and the token, the same on every
+device.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+__all__ = ["SeededSampling", "gumbel_noise"]
+
+GOLDEN = -7046029254386353131  # 2^64 / golden ratio, odd, as int64
+FIRST, SECOND = -4658895280553007687, -7723592293110705685
+"""The multipliers of SplitMix64 (Steele et al. 2014), as int64."""
+
+
+def gumbel_noise(seeds: Tensor, step: int, size: int) -> Tensor:
+    """Standard Gumbel noise for every row and token: `-log(-log u)`.
+
+    `argmax_v (log p(v) + g_v)` is a draw from `p` (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030, section 2). `u` is
+    the SplitMix64 hash (Steele et al. 2014) of seed, step and token, 53 bits: no state, and the same bits on every device.
+
+    Args:
+        seeds: `(B,)` int64, one per row.
+        step: how many tokens the rows have drawn before.
+        size: `V`.
+
+    Returns:
+        `(B, V)` float64.
+
+    Example:
+        >>> both = gumbel_noise(torch.tensor([7, 8]), step=3, size=5)
+        >>> torch.equal(both[1:], gumbel_noise(torch.tensor([8]), step=3, size=5))
+        True
+    """
+    keys = _mix(_mix(seeds) + _wrapped((step + 1) * GOLDEN))
+    bits = _mix(keys[:, None] + torch.arange(1, size + 1, device=seeds.device) * GOLDEN)
+    uniform = ((bits >> 11 & (1 << 53) - 1).double() + 0.5) / 2**53
+    return -(-uniform.log()).log()
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser; integer products wrap around."""
+    x = (x ^ _shifted(x, 30)) * FIRST
+    x = (x ^ _shifted(x, 27)) * SECOND
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, count: int) -> Tensor:
+    """A logical shift to the right: the sign does not come along."""
+    return (x >> count) & ((1 << (64 - count)) - 1)
+
+
+class SeededSampling(LogitsProcessor):
+    """Makes greedy search sample: every row draws from its own stream, whatever the batch.
+
+        model.generate(**inputs, do_sample=False, logits_processor=[method, SeededSampling(seeds, temperature=0.7)])
+
+    Temperature, then top-k, top-p and min-p in the order of transformers, then Gumbel noise, whose argmax is a draw from
+    the distribution that is left. It must be the last processor. A row's text depends on its prompt and seed alone, as far
+    as the model's logits do.
+
+    Args:
+        seeds: one per row.
+        temperature: above 0.
+        top_k: so many likeliest tokens stay; 0 for all.
+        top_p: the likeliest tokens that make up this probability stay, in (0, 1].
+        min_p: tokens of at least this share of the likeliest one's probability stay, in [0, 1].
+
+    Raises:
+        ValueError: `temperature` not above 0, or a value that transformers' warpers refuse; when called, another number
+            of rows, as with beams or `num_return_sequences`: repeat the prompts and give each its seed.
+
+    Example:
+        >>> from contralto import testbed
+        >>> model, tokenizer = testbed.load("expert"), testbed.tokenizer()
+        >>> prompts = tokenizer(["Ben went out to the"] * 2, return_tensors="pt")
+        >>> together = model.generate(**prompts, logits_processor=[SeededSampling([1, 2])], max_new_tokens=6)
+        >>> second = {name: value[1:] for name, value in prompts.items()}
+        >>> alone = model.generate(**second, logits_processor=[SeededSampling([2])], max_new_tokens=6)
+        >>> torch.equal(together[1:], alone)
+        True
+    """
+
+    supports_continuous_batching = False
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError(
+                f"temperature must be above 0, not {temperature}: leave SeededSampling out for greedy search"
+            )
+        self._seeds = torch.tensor([_wrapped(seed) for seed in seeds])
+        warpers = LogitsProcessorList()
+        if temperature != 1.0:
+            warpers.append(TemperatureLogitsWarper(float(temperature)))
+        if top_k:
+            warpers.append(TopKLogitsWarper(top_k))
+        if top_p != 1.0:
+            warpers.append(TopPLogitsWarper(top_p))
+        if min_p:
+            warpers.append(MinPLogitsWarper(min_p))
+        self._warpers = warpers
+        self._seen: Tensor | None = None
+        self._start = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores `(B, V)` whose argmax is a draw."""
+        rows, length = input_ids.shape
+        if rows != len(self._seeds):
+            raise ValueError(f"SeededSampling has {len(self._seeds)} seeds for {rows} rows: give each row its seed")
+        if self._seen is None or not torch.equal(input_ids[:, :-1], self._seen):
+            self._start = length  # another text begins
+        self._seen = input_ids
+        warped: Tensor = self._warpers(input_ids, scores)
+        noise = gumbel_noise(self._seeds.to(scores.device), length - self._start, scores.shape[-1])
+        return (warped.double().log_softmax(-1) + noise).to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def _wrapped(seed: int) -> int:
+    """A seed of any size as int64."""
+    return (int(seed) + 2**63) % 2**64 - 2**63

@@ -1,0 +1,96 @@
+"""Sampling with a stream per row: its distribution, its independence, and that a batch changes nothing.
+
+Seen to go red with: noise without the step; without the seed; without the second logarithm; temperature after the noise; a
+shift that keeps the sign; the step counted from the prompt's beginning.
+"""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import chisquare, kstest
+
+from contralto import testbed
+from contralto.decoding import ContrastiveDecodingLogitsProcessor
+from contralto.decoding.sampling import SeededSampling, gumbel_noise
+
+
+def draw(logits, seeds, step=0, **how):
+    """One token per seed, from one distribution."""
+    scores = torch.tensor(logits).expand(len(seeds), -1)
+    sampling = SeededSampling(seeds, **how)
+    for length in range(1, 2 + step):  # zeros, one more each time: one text that goes on
+        found = sampling(torch.zeros(len(seeds), length, dtype=torch.long), scores)
+    return found.argmax(-1)
+
+
+@pytest.mark.parametrize("step", [0, 3])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_draws_have_the_distribution(temperature, step):
+    logits = [1.0, 0.0, -1.0, 2.0, -math.inf]
+    tokens = draw(logits, range(20000), step, temperature=temperature)
+    weights = [math.exp(x / temperature) for x in logits]
+    expected = [20000 * w / sum(weights) for w in weights]
+    counts = torch.bincount(tokens, minlength=5).tolist()
+    assert counts[4] == 0
+    assert chisquare(counts[:4], expected[:4]).pvalue > 1e-3
+
+
+def test_noise_is_gumbel_and_of_each_stream_its_own():
+    noise = gumbel_noise(torch.arange(100), 0, 1000)
+    assert kstest(noise.flatten().numpy(), lambda x: math.e ** -(math.e**-x)).pvalue > 1e-3
+    later = gumbel_noise(torch.arange(100), 1, 1000)
+    for other in (noise.roll(1, 0), noise.roll(1, 1), later):
+        assert abs(torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1]) < 0.015
+
+
+def test_the_hash_is_splitmix64():
+    """Against the algorithm in Python's integers."""
+    mask = 2**64 - 1
+
+    def mix(x):
+        x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ x >> 27) * 0x94D049BB133111EB) & mask
+        return x ^ x >> 31
+
+    golden, seed, step, token = 0x9E3779B97F4A7C15, 2**64 - 5, 6, 11
+    key = mix(mix(seed) + (step + 1) * golden & mask)
+    uniform = ((mix(key + (token + 1) * golden & mask) >> 11) + 0.5) / 2**53
+    noise = gumbel_noise(torch.tensor([seed - 2**64]), step, token + 1)[0, token]
+    assert noise.item() == pytest.approx(-math.log(-math.log(uniform)), rel=1e-12)
+
+
+def test_warpers_come_before_the_noise():
+    seeds, logits = range(500), [1.0, 0.9, 0.5, -2.0]
+    assert set(draw(logits, seeds, top_k=2).tolist()) == {0, 1}
+    assert set(draw(logits, seeds, top_p=0.3).tolist()) == {0}
+    assert set(draw(logits, seeds, min_p=0.5).tolist()) == {0, 1, 2}
+
+
+def test_a_text_does_not_depend_on_its_batch():
+    """Four prompts of unequal length together, in another order, and each alone; by contrast too."""
+    model, amateur, tokenizer = testbed.load("expert"), testbed.load("amateur"), testbed.tokenizer()
+    texts = ["Ben went out to the", "One day Mia", "Tom", "It was sunny. Zoe came back to the barn door. She"]
+    seeds = [5, 2**64 - 1, -3, 5]
+
+    def write(order, contrast):
+        inputs = tokenizer([texts[i] for i in order], return_tensors="pt", padding=True, padding_side="left")
+        before = [ContrastiveDecodingLogitsProcessor(amateur)] if contrast else []
+        sampling = SeededSampling([seeds[i] for i in order], temperature=0.9)
+        for _ in range(2):  # the same object again: the same texts
+            output = model.generate(**inputs, logits_processor=[*before, sampling], max_new_tokens=20)
+        said = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return dict(zip(order, said, strict=True))
+
+    for contrast in (False, True):
+        together = write([0, 1, 2, 3], contrast)
+        assert write([3, 1, 0, 2], contrast) == together
+        assert {i: write([i], contrast)[i] for i in range(4)} == together
+        assert len(set(together.values())) == 4
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="temperature must be above 0, not 0"):
+        SeededSampling([1], temperature=0)
+    with pytest.raises(ValueError, match="2 seeds for 3 rows"):
+        SeededSampling([1, 2])(torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 4))
