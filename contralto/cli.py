@@ -10,9 +10,11 @@ from contralto import __version__
 COMMANDS = {
     "generate": "decode prompts with any model, by any contrastive method",
     "explain": "show on a page what a contrast did to a text, token by token",
+    "eval": "evaluate by contrast: lm-eval's own command line, with contralto's models and tasks",
     "demo": "see contrastive decoding work on the embedded models: three problems, a table, demo.html",
 }
-"""Every command is the module contralto.<command>, with `add_arguments(parser)` and `run(args)`."""
+"""Every command is the module contralto.<command>, with `add_arguments(parser)` and `run(args)`; but the flags of `eval` are
+lm-eval's, and its module is contralto.evaluate, with `run(argv)`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, purpose in COMMANDS.items():
         command = subparsers.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        if name in argv[:1]:  # only the command that is asked for is imported
+        if name in argv[:1] and name != "eval":  # only the command that is asked for is imported
             module = import_module(f"contralto.{name}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
-    args = parser.parse_args(argv)
+    args = _pass_on(list(argv[1:])) if argv[:1] == ["eval"] else parser.parse_args(argv)
     try:
         args.run(args)
     except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
@@ -43,3 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _pass_on(argv: list[str]) -> argparse.Namespace:
+    """`eval`, whose flags another parser reads."""
+    debug = "--debug" in argv
+    rest = [word for word in argv if word != "--debug"]
+    return argparse.Namespace(
+        command="eval", debug=debug, run=lambda args: import_module("contralto.evaluate").run(rest)
+    )

@@ -1,0 +1,98 @@
+"""`contralto eval`: lm-eval's own command line, with contralto's models and tasks in it.
+
+Every flag is lm-eval's. Beyond that: `--model` defaults to `contralto`; contralto's tasks are known; a decoder's answers
+are cached (`--use_cache`) and its results written (`--output_path`) under names of its own, since lm-eval names both by the
+model alone, and two decoders of one model would share them; and `--data_dir` reads data sets from local files.
+"""
+
+import hashlib
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+__all__ = ["run"]
+
+MODELS = ("contralto", "contralto-vlm")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run lm-eval's command line.
+
+    Raises:
+        ValueError: what lm-eval or contralto refuse, in one sentence.
+    """
+    try:
+        from lm_eval._cli.harness import HarnessCLI
+        from lm_eval.config.evaluate_config import EvaluatorConfig
+    except ImportError as error:
+        raise ImportError("contralto eval runs lm-eval: pip install 'contralto[eval]'") from error
+    argv, data_dir = _take(list(argv), "--data_dir")
+    sys.argv = ["contralto eval", *(argv or ["--help"])]  # lm-eval's parser reads no other
+    command = HarnessCLI()
+    args = command.parse_args()
+    with TemporaryDirectory() as folder:
+        if getattr(args, "command", None) == "run":
+            config = EvaluatorConfig.load_yaml_config(args.config) if getattr(args, "config", None) else {}
+            _complete(args, config, data_dir, Path(folder))
+        command.execute(args)
+
+
+def _take(argv: list[str], flag: str) -> tuple[list[str], str | None]:
+    """A flag and its value out of the arguments."""
+    for i, word in enumerate(argv):
+        if word.startswith(f"{flag}="):
+            return argv[:i] + argv[i + 1 :], word.removeprefix(f"{flag}=")
+        if word == flag:
+            if i + 1 == len(argv):
+                raise ValueError(f"{flag} needs a folder")
+            return argv[:i] + argv[i + 2 :], argv[i + 1]
+    return argv, None
+
+
+def _complete(args: Namespace, config: dict[str, Any], data_dir: str | None, folder: Path) -> None:
+    """Fill in contralto's defaults; `folder` lives until the run ends."""
+    from contralto.eval import lm, vlm  # noqa: F401  importing registers the models
+    from contralto.eval.data import TASKS, local_tasks
+
+    def given(name: str) -> Any:
+        found = getattr(args, name, None)
+        return config.get(name) if found in (None, {}) else found
+
+    paths = given("include_path") or []
+    args.include_path = [str(TASKS), *([paths] if isinstance(paths, str) else paths)]
+    if data_dir is not None:
+        tasks = given("tasks") or []
+        names = tasks.split(",") if isinstance(tasks, str) else [name for task in tasks for name in task.split(",")]
+        local = local_tasks(names, Path(data_dir), folder)
+        args.tasks, args.metadata = ",".join(local.tasks), {**local.metadata, **(given("metadata") or {})}
+    args.model = given("model") or MODELS[0]
+    if args.model not in MODELS:
+        return
+    own = own_name(given("model_args"))
+    if given("use_cache"):
+        args.use_cache = f"{given('use_cache')}-{own}"
+    if given("output_path"):
+        args.output_path = str(_apart(Path(given("output_path")), own))
+
+
+def own_name(model_args: Any) -> str:
+    """A name for a decoder that no other has: its method, and a hash of all model arguments.
+
+    Example:
+        >>> own_name({"pretrained": "a", "method": "cd", "amateur": "b"}) != own_name({"pretrained": "a", "method": "cd"})
+        True
+    """
+    from lm_eval.utils import simple_parse_args_string
+
+    args = simple_parse_args_string(model_args) if isinstance(model_args, str) else dict(model_args or {})
+    digest = hashlib.sha256(json.dumps(args, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return f"{args.get('method') or ('cd' if args.get('amateur') else 'plain')}-{digest}"
+
+
+def _apart(path: Path, own: str) -> Path:
+    """An output path of one's own; lm-eval takes a folder or a JSON file."""
+    return path.with_name(f"{path.stem}-{own}.json") if path.suffix == ".json" else path / own
