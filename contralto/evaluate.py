@@ -67,8 +67,9 @@ def _complete(args: Namespace, config: dict[str, Any], data_dir: str | None, fol
     if data_dir is not None:
         tasks = given("tasks") or []
         names = tasks.split(",") if isinstance(tasks, str) else [name for task in tasks for name in task.split(",")]
-        local = local_tasks(names, Path(data_dir), folder)
-        args.tasks, args.metadata = ",".join(local.tasks), {**local.metadata, **(given("metadata") or {})}
+        options = given("metadata") or {}
+        local = local_tasks(names, Path(data_dir), folder, options)
+        args.tasks, args.metadata = ",".join(local.tasks), {**local.metadata, **options}
     args.model = given("model") or MODELS[0]
     if args.model not in MODELS:
         return
