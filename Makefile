@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PARTS := decoding eval testbed
+PARTS := align data_gen decoding eval testbed
 
 .PHONY: demo test check links clean
 

@@ -1,4 +1,4 @@
-"""The command line: `contralto generate`, `explain` and `demo`. Nothing imports this module."""
+"""The command line: `contralto COMMAND ...`. Nothing imports this module."""
 
 import argparse
 import sys
@@ -11,6 +11,8 @@ COMMANDS = {
     "generate": "decode prompts with any model, by any contrastive method",
     "explain": "show on a page what a contrast did to a text, token by token",
     "eval": "evaluate by contrast: lm-eval's own command line, with contralto's models and tasks",
+    "compare": "run tasks under several decoders on the same documents, with the controls that a gain needs",
+    "data": "make preference pairs by contrast: preview, estimate, run, resume",
     "demo": "see contrastive decoding work on the embedded models: three problems, a table, demo.html",
 }
 """Every command is the module contralto.<command>, with `add_arguments(parser)` and `run(args)`; but the flags of `eval` are
@@ -22,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="contralto",
-        description="Decode from language models by contrast.",
+        description="Align language models by contrast, and decode from them by contrast.",
         epilog="contralto COMMAND --help says more",
     )
     parser.add_argument("--version", action="version", version=f"contralto {__version__}")

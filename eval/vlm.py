@@ -66,7 +66,7 @@ class ContraltoVLM(ContraltoLM, HFMultimodalLM):  # type: ignore[misc]
             )
         if view == "noised":
             step = methods.parameters(self._decoder.method)["noise_step"]
-            inputs = self._encode(jobs, room)
+            inputs = dict(self._encode(jobs, room))
             return noised(inputs, step=step, seed=self._noise_seeds(jobs, inputs))
         if view == "transformed":
             others = [

@@ -1,0 +1,185 @@
+"""The testbed's worlds for lm-eval: documents drawn from a split, measured as in the models' cards."""
+
+import re
+import statistics
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import islice
+from typing import Any, get_args
+
+from lm_eval.api.task import ConfigurableTask
+
+from contralto.eval import chair, data, openended, pope
+from contralto.testbed import scenes as pictured
+from contralto.testbed import worlds
+from contralto.testbed.scenes import Negatives, Scene
+from contralto.testbed.worlds import Split
+
+EVENT = re.compile(r"(?:He|She) (\w+) the \w+ (\w+)")
+SCENE = re.compile(r"to the (\w+) \w+\. (?:He|She) \w+ the \w+ (\w+)")
+LEGAL = {
+    (verb, e.object) for e in [*worlds.COMMON.values(), *worlds.SPECIAL.values()] for verb in worlds.ACTIONS[e.action]
+}
+"""The events that the corpus knows, a verb with its thing."""
+VOCABULARY = chair.Vocabulary.of([[name] for name in pictured.OBJECTS])
+
+Row = dict[str, Any]
+
+
+class AsTrained(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
+    """A task whose prompts have the form that the embedded models learned, whether lm-eval applies chat templates or not.
+
+    Problems and questions stand between the models' marks, stories stand alone: one run can hold both.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
+    def fewshot_context(self, doc: Any, num_fewshot: int, **how: Any) -> Any:
+        return super().fewshot_context(doc, num_fewshot, **{**how, "apply_chat_template": False})
+
+
+def _drawn(draw: Callable[[int, Split], Iterator[Any]], split: Split, n: int, world_seed: int) -> list[Any]:
+    """n items of a split."""
+    if split not in get_args(Split):
+        raise ValueError(f"split must be {', '.join(get_args(Split))}, not {split!r}")
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"n must be a number of documents, at least 1, not {n!r}")
+    return list(islice(draw(world_seed, split), n))
+
+
+# ---------------------------------------------------------------------------------------------------- arithmetic, stories
+
+
+def problems(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
+    """Word problems, each with its steps ("finds 4, loses 2") and their number."""
+    rows = [
+        {
+            "question": problem.question,
+            "answer": str(problem.totals[-1]),
+            "told": ", ".join(f"{verb} {operand}" for verb, operand in problem.steps),
+            "steps": len(problem.steps),
+        }
+        for problem in _drawn(worlds.problems, split, n, world_seed)
+    ]
+    return data.dataset({"test": rows})
+
+
+def solved(doc: Row, said: list[str]) -> dict[str, float]:
+    """Whether the answer is right; if wrong, whether the solution follows the problem and stops early."""
+    number = worlds.answer(said[0])
+    right = str(number) == doc["answer"]
+    done, steps = re.findall(r"([a-z]+ \d+)[:,]", said[0]), doc["told"].split(", ")
+    stopped = number is not None and not right and len(done) < len(steps) and done == steps[: len(done)]
+    return {"exact_match": float(right), "stopped_early": float(stopped), "unparsed": float(number is None)}
+
+
+def items(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
+    """Four-way items, each with the place it ends in."""
+    rows = [
+        {
+            "context": item.context,
+            "choices": list(item.endings),
+            "label": item.label,
+            "place": re.findall(r"to the (\w+) \w+\.", item.context)[-1],
+        }
+        for item in _drawn(worlds.items, split, n, world_seed)
+    ]
+    return data.dataset({"test": rows})
+
+
+def openings(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
+    """First scenes of stories, each with the story that was told from there."""
+    rows = [
+        {"prompt": story.scenes[0].text, "reference": story.text.removeprefix(story.scenes[0].text)}
+        for story in _drawn(worlds.stories, split, n, world_seed)
+    ]
+    return data.dataset({"test": rows})
+
+
+def told(doc: Row, said: list[str]) -> dict[str, Any]:
+    """How repetitive a continuation is, and whether the story that it makes still has sense."""
+    counts = [openended.ngram_counts(said[0], n=n) for n in (2, 3, 4)]
+    story = f"{doc['prompt']} {said[0].strip()}"
+    events, scenes = EVENT.findall(story), SCENE.findall(story)
+    return {
+        "diversity": counts,
+        **{f"rep_{n}": each for n, each in zip((2, 3, 4), counts, strict=True)},
+        "distinct_scenes": len(set(scenes)) / len(scenes) if scenes else 0.0,
+        "scenes": float(len(scenes)),
+        "valid_events": statistics.mean(event in LEGAL for event in events) if events else 0.0,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------- scenes
+
+
+def questions(*, negatives: Negatives, split: Split, n: int, world_seed: int, **_: Any) -> Any:
+    """Six questions on each of n pictures; `case` says where the object is and whether it is at home in the place."""
+    shown = _drawn(pictured.scenes, split, n, world_seed)
+    rows = [
+        {
+            "question_id": number,
+            "split": split,
+            "world_seed": world_seed,
+            "image": number // (2 * pictured.PER_KIND),
+            "text": question.text,
+            "label": "yes" if question.label else "no",
+            "case": _case(question.scene, question.name),
+        }
+        for number, question in enumerate(pictured.questions(shown, negatives))
+    ]
+    return data.dataset({"test": rows})
+
+
+def _case(scene: Scene, name: str) -> str:
+    home = "at home" if name in pictured.HOMES[scene.place] else "stray"
+    lows = [thing.is_low for thing in scene.things if thing.name == name]
+    return f"{home}, absent" if not lows else f"{home}, {'lower' if lows[0] else 'upper'} half"
+
+
+def answered(doc: Row, said: list[str]) -> dict[str, Any]:
+    """The measures of an answer."""
+    label = doc["label"] == "yes"
+    return pope.measures(label, pope.answer(said[0], label))
+
+
+def pictures(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
+    """Pictures to describe."""
+    rows = [
+        {
+            "split": split,
+            "world_seed": world_seed,
+            "image": number,
+            "text": pictured.DESCRIBE,
+            "place": scene.place,
+            "objects": sorted(scene.objects),
+            "caption": pictured.caption(scene.place, scene.objects),
+        }
+        for number, scene in enumerate(_drawn(pictured.scenes, split, n, world_seed))
+    ]
+    return data.dataset({"test": rows})
+
+
+def described(doc: Row, said: list[str]) -> dict[str, Any]:
+    """The measures of a caption."""
+    return chair.measures(said[0], chair.count(said[0], doc["objects"], VOCABULARY))
+
+
+def images(doc: Row) -> list[Any]:
+    """The picture of a question, or the one to describe."""
+    return [_image(doc["split"], doc["world_seed"], doc["image"])]
+
+
+@cache
+def _image(split: Split, world_seed: int, number: int) -> Any:
+    shown, more = _scenes(split, world_seed)
+    while len(shown) <= number:
+        shown.append(next(more))
+    return shown[number].image()
+
+
+@cache
+def _scenes(split: Split, world_seed: int) -> tuple[list[Scene], Iterator[Scene]]:
+    """Those drawn so far, and those to come."""
+    return [], pictured.scenes(world_seed, split)
