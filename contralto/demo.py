@@ -1,6 +1,7 @@
 """`contralto demo`: contrastive decoding on the embedded models, next to the baselines that could explain it away."""
 
 import argparse
+import logging
 import os
 import shutil
 import textwrap
@@ -8,55 +9,24 @@ import time
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 from transformers import LogitsProcessor, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from contralto import testbed
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
 from contralto.decoding.trace import Step, trace
-from contralto.eval.stats import McNemar, Proportion, mcnemar_exact, proportion
 from contralto.testbed import worlds
 
 BETA, ALPHA = 0.5, 0.1
 BATCH = 100
+TOGETHER = 200
+"""Problems that the comparison decodes at a time."""
 MAX_NEW_TOKENS = 100
 PROBLEM_SEED = 2026
-LENGTHS = tuple(worlds.STEP_WEIGHTS)
-
-
-class System(NamedTuple):
-    """A way of decoding."""
-
-    name: str
-    beta: float | None = None
-    """Contrast strength; 0 is the plausibility mask alone, None no processor at all."""
-    temperature: float | None = None
-    """Of sampling; None is greedy."""
-
-
-AMATEUR, GREEDY, MASKED, CONTRASTIVE = "amateur alone", "greedy", "greedy, mask only", "contrastive"
-SAMPLING, SAMPLING_MASKED, CONTRASTIVE_SAMPLING = "sampling", "sampling, mask only", "contrastive sampling"
-SHARPENED = "sampling, mask, T = 2/3"
-SYSTEMS = (
-    System(AMATEUR),
-    System(GREEDY),
-    System(MASKED, beta=0.0),
-    System(CONTRASTIVE, beta=BETA),
-    System(SAMPLING, temperature=1.0),
-    System(SAMPLING_MASKED, beta=0.0, temperature=1.0),
-    System(SHARPENED, beta=0.0, temperature=1 / (1 + BETA)),  # what the factor 1 + beta does by itself
-    System(CONTRASTIVE_SAMPLING, beta=BETA, temperature=1.0),
-)
-COMPARISONS = (
-    (CONTRASTIVE, GREEDY),
-    (CONTRASTIVE, MASKED),
-    (CONTRASTIVE_SAMPLING, SAMPLING_MASKED),
-    (CONTRASTIVE_SAMPLING, SHARPENED),
-)
 
 
 class Pair(NamedTuple):
@@ -106,14 +76,6 @@ class Cost(NamedTuple):
         return self.contrastive / (self.greedy + self.amateur)
 
 
-class Results(NamedTuple):
-    problems: list[worlds.Problem]
-    hits: dict[str, dict[str, list[bool]]]
-    """By title of the pair and name of the system: which problems came out right."""
-    examples: list[Example]
-    cost: Cost
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("--html", type=Path, default=Path("demo.html"), help="where the page goes (default demo.html)")
@@ -121,41 +83,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Decode, print the examples and the table, write the page."""
+    """Decode, print the examples and the tables, write the page."""
     if args.problems < 10:
         raise ValueError(f"--problems must be at least 10, not {args.problems}: fewer say nothing")
-    from contralto.page import render  # asks for matplotlib, before any work is done
+    from contralto import page  # asks for lm-eval, rich and matplotlib, before any work is done
+    from contralto.eval import report
 
     started = time.perf_counter()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading, which takes no time here
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with TemporaryDirectory() as folder:
+        comparison = measure(args.problems, Path(folder))
     tokenizer = testbed.tokenizer()
-    results = measure(args.problems, tokenizer)
-    for number, example in enumerate(results.examples, 1):
+    expert, amateur = testbed.load(PAIRS[0].expert), testbed.load(PAIRS[0].amateur)
+    problems = list(islice(worlds.problems(PROBLEM_SEED, "test"), args.problems))
+    examples = find_examples(problems, expert, amateur, tokenizer)
+    cost = _cost(problems[:10], expert, amateur, tokenizer)
+    for number, example in enumerate(examples, 1):
         print(_example_text(number, example, tokenizer))
-    print(_table_text(results))
-    args.html.write_text(render(results, tokenizer), encoding="utf-8")
+    report.show(comparison)
+    print("\n".join(["", *textwrap.wrap(price(cost), 110), "", *textwrap.wrap(f"How to read it. {READING}", 110)]))
+    args.html.write_text(page.render(comparison, examples, cost, tokenizer), encoding="utf-8")
     print(f"\n{args.html} shows the same with plots. It took {time.perf_counter() - started:.0f} s.")
 
 
-def measure(n: int, tokenizer: Any) -> Results:
-    """Decode n held-out problems with every pair and system."""
-    problems = list(islice(worlds.problems(PROBLEM_SEED, "test"), n))
-    models = {name: testbed.load(name) for pair in PAIRS for name in (pair.expert, pair.amateur)}
-    texts: dict[str, dict[str, list[str]]] = {pair.title: {} for pair in PAIRS}
-    runs = [(pair, system) for pair in PAIRS for system in SYSTEMS]
-    for pair, system in tqdm(runs, desc="decoding", unit="run", leave=False):
-        model = models[pair.amateur if system.name == AMATEUR else pair.expert]
-        processor = _processor(models[pair.amateur], system.beta)
-        solutions = decode(model, tokenizer, problems, processor=processor, temperature=system.temperature)
-        texts[pair.title][system.name] = solutions
-    hits = {
-        title: {name: [is_right(p, t) for p, t in zip(problems, said, strict=True)] for name, said in systems.items()}
-        for title, systems in texts.items()
-    }
-    expert, amateur, *_ = models.values()
-    examples = _examples(problems, texts[PAIRS[0].title], expert, amateur, tokenizer)
-    return Results(problems, hits, examples, _cost(problems[:10], expert, amateur, tokenizer))
+def measure(n: int, folder: Path) -> dict[str, Any]:
+    """Compare contrastive decoding with its controls on n held-out problems, for every pair.
+
+    Args:
+        n: how many.
+        folder: where the answers are kept.
+    """
+    from contralto.eval.compare import Subject, compare
+    from contralto.eval.runs import Conditions
+
+    subjects = [Subject(f"testbed:{pair.expert}", {"amateur": f"testbed:{pair.amateur}"}) for pair in PAIRS]
+    conditions = Conditions(metadata={"n": n, "world_seed": PROBLEM_SEED})
+    comparison = compare(
+        subjects,
+        ["testbed_arithmetic"],
+        [f"cd beta={BETA} alpha={ALPHA}"],
+        output=folder,
+        conditions=conditions,
+        model_args={"batch_size": TOGETHER},
+    )
+    return comparison
 
 
 def decode(
@@ -193,20 +166,6 @@ def is_right(problem: worlds.Problem, text: str) -> bool:
     return worlds.answer(text) == problem.totals[-1]
 
 
-def accuracy_rows(results: Results) -> list[tuple[str, list[Proportion]]]:
-    """The accuracy table: a row per system, a cell per pair."""
-    return [(s.name, [proportion(results.hits[pair.title][s.name]) for pair in PAIRS]) for s in SYSTEMS]
-
-
-def comparison_rows(results: Results) -> list[tuple[str, list[McNemar]]]:
-    """The table of exact tests: a row per comparison, a cell per pair."""
-    rows = []
-    for better, worse in COMPARISONS:
-        tests = [mcnemar_exact(results.hits[pair.title][worse], results.hits[pair.title][better]) for pair in PAIRS]
-        rows.append((f"{better} over {worse}", tests))
-    return rows
-
-
 def word(token: int, tokenizer: Any) -> str:
     """A token as it is shown."""
     text: str = tokenizer.convert_ids_to_tokens(token)
@@ -218,22 +177,27 @@ def space(token: int, tokenizer: Any) -> str:
     return " " if tokenizer.convert_ids_to_tokens(token).startswith("▁") else ""
 
 
-def _processor(amateur: Any, beta: float | None) -> LogitsProcessor | None:
-    return None if beta is None else ContrastiveDecodingLogitsProcessor(amateur, beta=beta, alpha=ALPHA)
+def _processor(amateur: Any, beta: float) -> ContrastiveDecodingLogitsProcessor:
+    return ContrastiveDecodingLogitsProcessor(amateur, beta=beta, alpha=ALPHA)
 
 
-def _examples(
-    problems: Sequence[worlds.Problem], texts: dict[str, list[str]], expert: Any, amateur: Any, tokenizer: Any
-) -> list[Example]:
+def find_examples(problems: Sequence[worlds.Problem], expert: Any, amateur: Any, tokenizer: Any) -> list[Example]:
     """The first three problems whose texts differ, whichever is right."""
-    contrast = ContrastiveDecodingLogitsProcessor(amateur, beta=BETA, alpha=ALPHA)
-    rows = zip(problems, texts[GREEDY], texts[CONTRASTIVE], strict=True)
-    examples = []
-    for problem, greedy, contrastive in islice((row for row in rows if row[1] != row[2]), 3):
-        chat = [{"role": "user", "content": problem.question}]
-        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        tokens = torch.tensor(tokenizer(contrastive, add_special_tokens=False)["input_ids"])
-        examples.append(Example(problem, greedy, contrastive, trace(contrast, expert, prompt, tokens)))
+    contrast = _processor(amateur, BETA)
+    examples: list[Example] = []
+    for start in range(0, len(problems), BATCH):
+        some = problems[start : start + BATCH]
+        texts = [decode(expert, tokenizer, some, processor=processor) for processor in (None, contrast)]
+        rows = zip(some, *texts, strict=True)
+        for problem, greedy, contrastive in (row for row in rows if row[1] != row[2]):
+            if len(examples) == 3:
+                return examples
+            chat = [{"role": "user", "content": problem.question}]
+            prompt = tokenizer.apply_chat_template(
+                chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+            tokens = torch.tensor(tokenizer(contrastive, add_special_tokens=False)["input_ids"])
+            examples.append(Example(problem, greedy, contrastive, trace(contrast, expert, prompt, tokens)))
     return examples
 
 
@@ -274,21 +238,9 @@ def _example_text(number: int, example: Example, tokenizer: Any) -> str:
     return "\n".join(wrapped) + "\n"
 
 
-def _table_text(results: Results) -> str:
-    head = f"{'':<24}" + "".join(f"{pair.title:>23}" for pair in PAIRS)
-    lines = [
-        f"Held-out accuracy on {len(results.problems)} problems, beta {BETA}, alpha {ALPHA}, with 95% intervals.",
-        head,
-        *(f"{name:<24}" + "".join(f"{cell!s:>23}" for cell in cells) for name, cells in accuracy_rows(results)),
-        "",
-        "Exact McNemar tests on the same problems (only the first right / only the second right, p).",
-    ]
-    for name, tests in comparison_rows(results):
-        cells = (f"+{test.won} / -{test.lost}, p {test.p:.1g}" for test in tests)
-        lines += [name, f"{'':<24}" + "".join(f"{cell:>23}" for cell in cells)]
-    cost = results.cost
-    price = (
+def price(cost: Cost) -> str:
+    """What the contrast costs, in a sentence."""
+    return (
         f"Milliseconds per token at batch 1: greedy {cost.greedy:.2f}, amateur alone {cost.amateur:.2f}, contrastive "
         f"{cost.contrastive:.2f}, which is {cost.ratio:.2f} times the sum of the two."
     )
-    return "\n".join([*lines, "", *textwrap.wrap(price, 110), "", *textwrap.wrap(f"How to read it. {READING}", 110)])

@@ -512,23 +512,3 @@ def test_it_says_what_runs_and_what_that_costs(run, argv, line):
     said = run("generate", *argv, "--max-new-tokens", 1, "x")[2]
     assert said.startswith(line)
     assert said.count("\n") == 1
-
-
-@pytest.mark.slow
-def test_demo(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 1)  # tests share the machine, and threads that wait spin
-    page = tmp_path / "demo.html"
-    status, out, _ = run("demo", "--problems", 60, "--html", page)
-    assert status == 0
-    assert out.count("Problem ") == 3
-    assert "contrastive over greedy" in out
-    html = page.read_text()
-    assert html.count("<svg") == 2
-    assert "http" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
-    )
-
-
-def test_demo_refuses_too_few_problems(run):
-    _, _, err = run("demo", "--problems", 3)
-    assert err == "contralto demo: --problems must be at least 10, not 3: fewer say nothing\n"
