@@ -1,0 +1,213 @@
+"""What the engines of data generation cost beside the bare thing, in throughput.
+
+    python benchmarks/data_engines.py            all settings; writes benchmarks/results/data_engines.md
+    python benchmarks/data_engines.py --model Qwen/Qwen3-0.6B --device cuda --batch-size 64
+
+*transformers*: the engine, and the whole pipeline with its store, against a loop over `generate()` on the same prompts in the
+same batches, tokenised and decoded. Sampling costs the engine more than `do_sample=True`: its noise is of each row's own stream.
+*endpoint*: the engine, and the whole pipeline, against a bare asynchronous aiohttp client of the same concurrency that sends
+the same bodies, at a server in a process of its own that answers after 20 ms.
+
+Each round runs all of them one after the other. Ratios are taken within a round, above 1 is faster than bare; the table gives
+their medians and the middle half of the rounds.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import torch
+from timing import setting_lines
+from tqdm import tqdm
+
+from contralto import generate
+from contralto.data_gen import pipeline
+from contralto.data_gen.engines import TransformersEngine, batches
+from contralto.data_gen.engines_openai import OpenAIEngine
+from contralto.data_gen.recipes import Price, Recipe, Role, Rows, Use
+from contralto.data_gen.requests import Ask, Rejected, Request, Row, Sampling, Strategy, settle
+from contralto.data_gen.store import Store
+from contralto.testbed import worlds
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "data_engines.md"
+Run = Callable[[], object]
+
+
+def one_answer(row: Row) -> Strategy:
+    """The least that a strategy can do."""
+    yield Ask(role="target", messages=row["prompt"])
+    return Rejected("only asked")
+
+
+def requests_for(engine: Any, rows: Sequence[Row], sampling: Sampling) -> list[Request]:
+    """The requests that the pipeline makes of the rows."""
+    asks = [Ask(role="target", messages=row["prompt"]) for row in rows]
+    pairs = zip(asks, rows, strict=True)
+    return [settle(a, engine=engine.identity, sampling=sampling, seed=0, row=r["id"]) for a, r in pairs]
+
+
+def whole_pipeline(engine: Any, rows: Sequence[Row], sampling: Sampling) -> Run:
+    """The pipeline with a fresh store."""
+    role = Role(name="target", engine=engine, sampling=sampling, price=Price())
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "answers.sqlite") as store:
+            recipe = Recipe(
+                path=Path("recipe.yaml"),
+                output=Path(folder),
+                seed=0,
+                rows=Rows(source=""),
+                strategies=(Use(name="one_answer", start=one_answer),),
+                roles={"target": role},
+                checks={},
+                filters={},
+                said={},
+            )
+            pipeline.run(recipe, rows, store, is_shown=False)
+
+    return run
+
+
+def bare_generate(requests: Sequence[Request], models: Any, size: int) -> Run:
+    """generate() in a loop."""
+
+    def run() -> None:
+        for batch in batches(requests, size):
+            texts = [[dict(message) for message in request.messages or ()] for request in batch]
+            inputs = models.tokenizer.apply_chat_template(
+                texts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+            ).to(models.main.device)
+            inputs.pop("token_type_ids", None)
+            how: dict[str, Any] = {"max_new_tokens": batch[0].sampling.max_new_tokens, "do_sample": False}
+            if batch[0].sampling.temperature:
+                how |= {"do_sample": True, "temperature": batch[0].sampling.temperature, "top_k": 0}
+            output = models.main.generate(**inputs, **how)
+            models.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    return run
+
+
+def bare_client(engine: OpenAIEngine, requests: Sequence[Request], url: str) -> Run:
+    """As many requests at a time, and nothing else."""
+    bodies = [engine.body(request) for request in requests]
+
+    async def serve() -> None:
+        gate = asyncio.Semaphore(engine.concurrency)
+        connector = aiohttp.TCPConnector(limit=engine.concurrency)
+        async with aiohttp.ClientSession(connector=connector) as session:
+
+            async def ask(body: dict[str, Any]) -> str:
+                async with gate, session.post(f"{url}/chat/completions", json=body) as response:
+                    answer = json.loads(await response.text())
+                    return str(answer["choices"][0]["message"]["content"])
+
+            await asyncio.gather(*map(ask, bodies))
+
+    return lambda: asyncio.run(serve())
+
+
+def rounds(runs: Sequence[Run], count: int, name: str) -> Iterator[list[float]]:
+    """Seconds of every run, round by round, after a first round that is not counted."""
+    for number in tqdm(range(count + 1), desc=name, unit="round", leave=False):
+        times = []
+        for run in runs:
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        if number:
+            yield times
+
+
+def line(name: str, size: str, count: int, found: list[list[float]]) -> str:
+    """A line of the table."""
+    bare = statistics.median(times[0] for times in found)
+    ratios = [sorted(times[0] / times[i] for times in found) for i in (1, 2)]
+    return f"| {name} | {size} | {count / bare:.1f} | {_spread(ratios[0])} | {_spread(ratios[1])} | {len(found)} |"
+
+
+def _spread(ratios: list[float]) -> str:
+    quarter = len(ratios) // 4
+    return f"{statistics.median(ratios):.2f} ({ratios[quarter]:.2f} to {ratios[-1 - quarter]:.2f})"
+
+
+def local_lines(args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[str]:
+    """Greedy and sampled."""
+    names = {"model": args.model, "dtype": args.dtype, "device": args.device}
+    engine = TransformersEngine(batch_size=args.batch_size, **names)
+    more = {"method": "none", "adapters_off": None, "amateur": None, "expert": None, "antiexpert": None}
+    models = generate.load_models(argparse.Namespace(**names, **more), sees=False)
+    for kind, temperature in {"greedy": 0.0, "sampled": 1.0}.items():
+        sampling = Sampling(max_new_tokens=args.tokens, temperature=temperature)
+        requests = requests_for(engine, rows, sampling)
+        runs = [
+            bare_generate(requests, models, args.batch_size),
+            lambda requests=requests: list(engine.answer(requests)),
+            whole_pipeline(engine, rows, sampling),
+        ]
+        found = list(rounds(runs, args.rounds, kind))
+        yield line(f"transformers, {kind}", f"batch {args.batch_size}", len(rows), found)
+
+
+def endpoint_lines(args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[str]:
+    """A few and many requests at a time."""
+    command = [sys.executable, str(ROOT / "tests" / "serving.py"), "0.02"]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdout
+    url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+    try:
+        for concurrency in args.concurrency:
+            engine = OpenAIEngine(base_url=url, model="m", concurrency=concurrency, key_env="NO_SUCH_KEY")
+            requests = requests_for(engine, rows, Sampling())
+            runs = [
+                bare_client(engine, requests, url),
+                lambda engine=engine, requests=requests: list(engine.answer(requests)),
+                whole_pipeline(engine, rows, Sampling()),
+            ]
+            found = list(rounds(runs, args.rounds, f"{concurrency} at a time"))
+            yield line("endpoint", f"{concurrency} at a time", len(rows), found)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="testbed:expert")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[4, 32])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no-write", action="store_true", help="only print the table")
+    args = parser.parse_args()
+    problems = islice(worlds.problems(5, "dev"), args.rows)
+    rows = [
+        {"id": str(i), "prompt": [{"role": "user", "content": problem.question}], "images": ()}
+        for i, problem in enumerate(problems)
+    ]
+    head = [
+        "| what | setting | bare, requests per second | engine / bare | whole pipeline / bare | rounds |",
+        "|---|---|---|---|---|---|",
+    ]
+    text = "\n".join([*head, *local_lines(args, rows), *endpoint_lines(args, rows)])
+    print(text)
+    if not args.no_write:
+        setting = "\n".join(setting_lines(torch.device(args.device)))
+        RESULTS.write_text(f"# Data generation beside the bare thing\n\n{setting}\n\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()

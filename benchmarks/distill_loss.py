@@ -1,0 +1,163 @@
+"""What the loss of DistiLLM-2 costs, from hidden states to their gradient: in chunks, and over whole logits.
+
+    python benchmarks/distill_loss.py                    all settings; writes benchmarks/results/distill_loss.md
+    python benchmarks/distill_loss.py --device cuda --dtype bfloat16 --tokens 2048 8192
+
+Half of the tokens are the teacher's and get the skew KL, half the student's and get the skew reverse KL. The yardstick is the
+straightforward implementation: both heads' logits, two log-softmaxes, the mixture, autograd. Each round runs both, one after the
+other; ratios are taken within a round, and the table gives their medians and the middle half of the rounds. Peak memory is what the
+allocator holds at most beyond the inputs. The values and gradients of both are compared first.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from timing import setting_lines
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+from contralto.align.divergences import Head, chunked_divergence
+
+RESULTS = Path(__file__).parent / "results" / "distill_loss.md"
+ALPHA = 0.1
+
+
+class Problem(NamedTuple):
+    """Hidden states `(N, H)` and heads of student and teacher."""
+
+    hidden: Tensor
+    weight: Tensor
+    teacher_hidden: Tensor
+    teacher_weight: Tensor
+
+
+def problem(tokens: int, vocabulary: int, widths: tuple[int, int], trained: bool, device: str, dtype: str) -> Problem:
+    """Random, with logits of about the spread that language models have."""
+    torch.manual_seed(0)
+    how = {"device": device, "dtype": getattr(torch, dtype)}
+    hidden, teacher_hidden = (torch.randn(tokens, width, **how) for width in widths)
+    weight, teacher_weight = (3 * width**-0.5 * torch.randn(vocabulary, width, **how) for width in widths)
+    return Problem(hidden.requires_grad_(), weight.requires_grad_(trained), teacher_hidden, teacher_weight)
+
+
+def chunked(it: Problem) -> Tensor:
+    """With contralto."""
+    half, head, teacher = len(it.hidden) // 2, Head(it.weight), Head(it.teacher_weight)
+    weights = torch.full_like(it.hidden[:, 0], 1 / half, dtype=torch.float32)
+    kinds = {"skew_kl": half, "skew_reverse_kl": half}
+    found = chunked_divergence(kinds, it.hidden, head, it.teacher_hidden, teacher, weights=weights, alpha=ALPHA)
+    assert found.total is not None
+    return found.total
+
+
+def whole(it: Problem) -> Tensor:
+    """Over whole logits."""
+    with torch.no_grad():
+        log_p = (it.teacher_hidden @ it.teacher_weight.t()).float().log_softmax(-1)
+    log_q = (it.hidden @ it.weight.t()).float().log_softmax(-1)
+    (log_p1, log_p2), (log_q1, log_q2) = log_p.chunk(2), log_q.chunk(2)
+    p, q = log_p1.exp(), log_q2.exp()
+    skl = p * (log_p1 - (ALPHA * p + (1 - ALPHA) * log_q1.exp()).log())
+    srkl = q * (log_q2 - ((1 - ALPHA) * log_p2.exp() + ALPHA * q).log())
+    return skl.sum(-1).mean() + srkl.sum(-1).mean()
+
+
+def step(loss: Callable[[Problem], Tensor], it: Problem) -> tuple[float, list[Tensor]]:
+    """One forward and backward."""
+    leaves = [leaf for leaf in (it.hidden, it.weight) if leaf.requires_grad]
+    value = loss(it)
+    return value.item(), list(torch.autograd.grad(value, leaves))
+
+
+def seconds(loss: Callable[[Problem], Tensor], it: Problem) -> float:
+    start = time.perf_counter()
+    step(loss, it)  # reads the value, which waits for a GPU; so does the next line
+    if it.hidden.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak(loss: Callable[[Problem], Tensor], it: Problem) -> int:
+    """Bytes beyond the inputs."""
+    if it.hidden.is_cuda:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step(loss, it)
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step(loss, it)
+    events = profiler.profiler.kineto_results.events()
+    changes = [int(event.nbytes()) for event in events if event.name() == "[memory]"]
+    return max(itertools.accumulate(changes))
+
+
+def check(it: Problem) -> None:
+    """Stop if the two do not compute the same."""
+    (value, mine), (expected, theirs) = step(chunked, it), step(whole, it)
+    loose = it.hidden.dtype != torch.float32
+    torch.testing.assert_close(value, expected, rtol=1e-2 if loose else 1e-4, atol=0)
+    for a, b in zip(mine, theirs, strict=True):
+        error = ((a - b).float().norm() / b.float().norm()).item()
+        if error > (3e-2 if loose else 1e-3):
+            raise ValueError(f"the gradients differ by {error:.1%}, which is more than rounding")
+
+
+def row(args: argparse.Namespace, tokens: int, trained: bool) -> str:
+    """A line of the table."""
+    it = problem(tokens, args.vocabulary, tuple(args.widths), trained, args.device, args.dtype)
+    check(it)  # and warm up
+    memory = [peak(loss, it) for loss in (chunked, whole)]
+    rounds = [(seconds(chunked, it), seconds(whole, it)) for _ in range(args.rounds)]
+    ratios, quarter = sorted(a / b for a, b in rounds), len(rounds) // 4
+    mine, theirs = (f"{statistics.median(column):.3f}" for column in zip(*rounds, strict=True))
+    spread = f"{statistics.median(ratios):.2f} ({ratios[quarter]:.2f} to {ratios[-1 - quarter]:.2f})"
+    size = [f"{2**-20 * bytes_:.0f}" for bytes_ in memory]
+    head = "trained" if trained else "frozen"
+    return (
+        f"| {tokens} | {head} | {' | '.join(size)} | 1 / {memory[1] / memory[0]:.1f} | {mine} | {theirs} | {spread} |"
+    )
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[512, 1024])
+    parser.add_argument("--vocabulary", type=int, default=151936)
+    parser.add_argument("--widths", nargs=2, type=int, default=[896, 1536], help="of student and teacher")
+    parser.add_argument("--heads", nargs="+", choices=["frozen", "trained"], default=["frozen", "trained"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--no-write", action="store_true", help="only print")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    lines = [
+        "# What the loss of DistiLLM-2 costs",
+        "",
+        f"Skew KL and skew reverse KL, from hidden states to their gradient, vocabulary {args.vocabulary}, widths "
+        + f"{args.widths[0]} (student) and {args.widths[1]} (teacher), {args.dtype}. In chunks as contralto does it, and over",
+        "whole logits as written down. A frozen head is that of LoRA. Medians; in brackets the middle half of the rounds.",
+        "",
+        "| tokens | head | MiB chunked | MiB whole | ratio | s chunked | s whole | ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for tokens, head in tqdm(list(itertools.product(args.tokens, args.heads)), unit="setting"):
+        lines.append(row(args, tokens, head == "trained"))
+    lines += ["", *setting_lines(max(args.tokens), args.device, args.threads)]
+    lines += [f"{args.rounds} rounds. Command: `python benchmarks/distill_loss.py`."]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if not args.no_write:
+        RESULTS.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""The card of a data set: how much its answers differ, who wrote them, what was lost on the way, and what it cost."""
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+import jinja2
+import yaml
+
+from contralto import __version__
+from contralto.data_gen.checks import annotate, answer_text
+from contralto.data_gen.templates import as_text
+
+__all__ = ["Contrast", "contrastiveness", "markdown", "write"]
+
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (math.inf, "n>1M"))
+"""The Hub's categories of size."""
+EXAMPLE = 1200
+"""Characters of an answer that an example shows."""
+
+
+class Contrast(NamedTuple):
+    """How the pairs of a strategy differ. What no pair was checked for is None."""
+
+    strategy: str
+    pairs: int
+    jaccard: float
+    """Mean."""
+    levenshtein: float
+    """Mean."""
+    length_ratio: float | None
+    """Median, of the pairs whose rejected answer is not empty."""
+    no_op: float
+    """Share."""
+    finished: float | None
+    """Share of the pairs both of whose answers are whole."""
+    agreed: int | None
+    """Pairs whose direction the judge confirms ..."""
+    judged: int
+    """... of so many judged."""
+    margin: float | None
+    """Mean reward margin."""
+    ln_ches: float | None
+    """Mean."""
+
+
+def contrastiveness(rows: Sequence[Mapping[str, Any]]) -> list[Contrast]:
+    """The contrast of each strategy's pairs, in the order in which strategies appear.
+
+    Args:
+        rows: of the data set. The measures of the check `contrast` are computed if they are not there.
+
+    Example:
+        >>> row = {"strategy": "clair", "chosen": [{"content": "It is 4."}], "rejected": [{"content": "It is 5."}]}
+        >>> print(markdown(contrastiveness([row])))
+        | strategy | pairs | Jaccard, mean | Levenshtein, mean | length, median | the same |
+        |---|---|---|---|---|---|
+        | clair | 1 | 0.500 | 1 | 1.00 | 0.0% |
+    """
+    measured = _measured(rows)
+    names = dict.fromkeys(row.get("strategy") or "unknown" for row in measured)
+    return [
+        _of_strategy(name, [row for row in measured if (row.get("strategy") or "unknown") == name]) for name in names
+    ]
+
+
+def _measured(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    return rows if all("jaccard" in row for row in rows) else annotate(rows, {"contrast": {}})
+
+
+def _of_strategy(name: str, rows: Sequence[Mapping[str, Any]]) -> Contrast:
+    lengths = _known(rows, "length_ratio")
+    directions = _known(rows, "direction")
+    return Contrast(
+        strategy=name,
+        pairs=len(rows),
+        jaccard=fmean(row["jaccard"] for row in rows),
+        levenshtein=fmean(row["levenshtein"] for row in rows),
+        length_ratio=median(lengths) if lengths else None,
+        no_op=fmean(row["no_op"] for row in rows),
+        finished=_mean(rows, "finished"),
+        agreed=directions.count("chosen") if directions else None,
+        judged=len(directions),
+        margin=_mean(rows, "reward_margin"),
+        ln_ches=_mean(rows, "ln_ches"),
+    )
+
+
+def _known(rows: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
+    return [row[column] for row in rows if row.get(column) is not None]
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
+    values = _known(rows, column)
+    return fmean(values) if values else None
+
+
+def markdown(contrasts: Sequence[Contrast]) -> str:
+    """A table of contrasts; columns that nothing is known for are left out."""
+    columns: dict[str, list[str | None]] = {
+        "strategy": [_cell(c.strategy) for c in contrasts],
+        "pairs": [str(c.pairs) for c in contrasts],
+        "Jaccard, mean": [f"{c.jaccard:.3f}" for c in contrasts],
+        "Levenshtein, mean": [f"{c.levenshtein:.0f}" for c in contrasts],
+        "length, median": [None if c.length_ratio is None else f"{c.length_ratio:.2f}" for c in contrasts],
+        "the same": [f"{c.no_op:.1%}" for c in contrasts],
+        "whole": [None if c.finished is None else f"{c.finished:.1%}" for c in contrasts],
+        "direction": [None if c.agreed is None else f"{c.agreed} of {c.judged}" for c in contrasts],
+        "margin, mean": [None if c.margin is None else f"{c.margin:.3g}" for c in contrasts],
+        "ln-CHES, mean": [None if c.ln_ches is None else f"{c.ln_ches:.3g}" for c in contrasts],
+    }
+    shown = {name: [value or "" for value in values] for name, values in columns.items() if any(values)}
+    lines = [f"| {' | '.join(line)} |" for line in [list(shown), *map(list, zip(*shown.values(), strict=True))]]
+    return "\n".join([lines[0], "|" + "---|" * len(shown), *lines[1:]])
+
+
+def _cell(value: Any) -> str:
+    """A value as it may stand in a table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _quoted(text: str) -> str:
+    """A text as a quotation, cut off where it grows long. Indented, so that nothing in it is taken for Markdown or HTML."""
+    shown = text if len(text) <= EXAMPLE else f"{text[:EXAMPLE]} [...]"
+    return "\n".join(f"    {line}".rstrip() for line in shown.splitlines() or [""])
+
+
+# ---------------------------------------------------------------------------------------------------------------- a page
+
+
+def write(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Path:
+    """Write README.md and its plot into the folder of a data set.
+
+    Args:
+        folder: of the data set, whose pairs lie in `data/*.parquet`.
+        rows: the pairs, annotated.
+        summary: `recipe` (the mapping that was read), `models` (what determines the answers, by role), `counts` (`rows`, `pairs`,
+            and by reason `rejected`, `failed`, `dropped`), `costs` (of each role `role`, `requests`, `prompt_tokens`,
+            `completion_tokens`, `money`, `currency`), `templates` (asks by name@version), and if it is not the folder's `name`.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("a card needs at least one pair, and there is none")
+    measured = _measured(rows)
+    contrasts = contrastiveness(measured)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters |= {"cell": _cell, "quoted": _quoted}
+    template = environment.from_string(
+        (resources.files("contralto.data_gen") / "card.md.j2").read_text(encoding="utf-8")
+    )
+    page = template.render(
+        title=summary.get("name") or Path(folder).resolve().name,
+        version=__version__,
+        size=next(name for limit, name in SIZES if len(rows) < limit),
+        counts=summary["counts"],
+        has_images=any(row.get("images") for row in rows),
+        table=markdown(contrasts),
+        tokens=_tokens(summary["recipe"]),
+        judged=any(contrast.judged for contrast in contrasts),
+        has_ches=any(contrast.ln_ches is not None for contrast in contrasts),
+        plot=_plot(Path(folder), measured, [contrast.strategy for contrast in contrasts]),
+        roles=[_role(cost, summary["models"][cost["role"]]) for cost in summary["costs"]],
+        templates=summary["templates"],
+        examples=[_example(measured, contrast.strategy) for contrast in contrasts],
+        recipe=yaml.safe_dump(summary["recipe"], sort_keys=False, allow_unicode=True),
+    )
+    path = Path(folder) / "README.md"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _tokens(recipe: Mapping[str, Any]) -> str:
+    settings = ((recipe.get("checks") or {}).get("contrast")) or {}
+    return f"tokens ({settings['tokenizer']})" if settings.get("tokenizer") else "words, split at white space,"
+
+
+def _role(cost: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    said = f"{cost['money']:.2f} {cost['currency']}" if cost["money"] else "-"
+    return {**cost, "cost": said, "model": model.get("model", "-"), "engine": model.get("engine", "-")}
+
+
+def _example(rows: Sequence[Mapping[str, Any]], strategy: str) -> dict[str, str]:
+    """The strategy's pair of median Levenshtein distance."""
+    pairs = sorted(
+        (row for row in rows if (row.get("strategy") or "unknown") == strategy), key=lambda row: row["levenshtein"]
+    )
+    row = pairs[len(pairs) // 2]
+    answers = {name: answer_text(row, name) for name in ("chosen", "rejected")}
+    return {"strategy": strategy, "prompt": as_text(row["prompt"]), **answers}
+
+
+PANELS = (
+    ("jaccard", "Jaccard similarity"),
+    ("levenshtein", "Levenshtein distance, characters"),
+    ("length_ratio", "length of chosen / rejected"),
+    ("reward_margin", "reward margin"),
+    ("ln_ches", "ln-CHES"),
+)
+GREY = "#7a8899"  # readable on light and on dark paper
+COLOURS = ("#c2571a", "#2f7fb8", "#3f9a5f", "#a0559a", "#b08a1e", "#7a8899")
+
+
+def _plot(folder: Path, rows: Sequence[Mapping[str, Any]], strategies: Sequence[str]) -> str:
+    """Cumulative shares of what was measured, a line per strategy; the file as the card names it."""
+    from matplotlib.figure import Figure
+
+    panels = [(column, title) for column, title in PANELS if _known(rows, column)]
+    across = 2 if len(panels) == 4 else 3
+    down = math.ceil(len(panels) / across)
+    figure = Figure(figsize=(4 * across, 2.9 * down + 0.5), layout="constrained")
+    drawn = list(figure.subplots(down, across, squeeze=False).flat)
+    for axes, (column, title) in zip(drawn, panels, strict=False):
+        _panel(axes, rows, column, strategies)
+        axes.set_title(title, color=GREY, size=12)
+    for axes in drawn[len(panels) :]:
+        axes.remove()
+    figure.supylabel("share of the pairs at or below", color=GREY, size=11)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3 * across // 2, frameon=False, labelcolor=GREY)
+    path = folder / "plots" / "contrast.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, transparent=True, metadata={"Software": None})
+    return "plots/contrast.png"
+
+
+def _panel(axes: Any, rows: Sequence[Mapping[str, Any]], column: str, strategies: Sequence[str]) -> None:
+    """The share of a strategy's pairs at or below each value; the outermost hundredth at either end is out of sight."""
+    values = sorted(_known(rows, column))
+    low, high = values[len(values) // 100], values[-1 - len(values) // 100]
+    margin = 0.03 * (high - low) or 0.5
+    for at, name in enumerate(strategies):
+        found = _known([row for row in rows if (row.get("strategy") or "unknown") == name], column)
+        colour, line = COLOURS[at % len(COLOURS)], "-" if at < len(COLOURS) else "--"
+        if found:
+            axes.ecdf(found, label=name, color=colour, ls=line, lw=1.6)
+    axes.set(xlim=(low - margin, high + margin), ylim=(0, 1.02))
+    axes.grid(color=GREY, alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[:].set_color(GREY)
+    axes.tick_params(colors=GREY)

@@ -1,0 +1,462 @@
+"""Who answers: one small protocol, and the engines that run in this process.
+
+`TransformersEngine` decodes with a local model, by any method of `contralto.decoding.methods`; `FunctionEngine` calls a
+Python function. `engines_openai` speaks to endpoints, `engines_vllm` runs vLLM.
+
+Whoever writes another engine needs an `identity`, `rows_together`, and `answer`:
+
+    class Echo:
+        identity = {"engine": "echo"}
+        rows_together = 1
+
+        def answer(self, requests):
+            for request in requests:
+                yield [(request, Answer(text=request.messages[-1]["content"]))]
+"""
+
+import hashlib
+import inspect
+import sys
+import threading
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple
+from functools import cache, cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from contralto.data_gen.requests import Answer, Failure, Request, Sampling
+from contralto.names import locate
+
+__all__ = ["Engine", "FunctionEngine", "Outcome", "TransformersEngine", "find_function", "weights_digest"]
+
+Outcome = tuple[Request, Answer | Failure]
+
+
+class Engine(Protocol):
+    """What the pipeline needs of an engine."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """All of it that determines an answer, as JSON values: kind, model, decoding options. It is part of every key."""
+        ...
+
+    @property
+    def rows_together(self) -> int:
+        """How many rows it wants to see together. 1: each request is answered on its own, as it comes. More: it computes
+        batches, and the pipeline hands it whole rounds of so many rows, the same ones in a resumed run."""
+        ...
+
+    def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
+        """Answers as they are done, in lists that belong together: a list is recorded whole or not at all.
+
+        Args:
+            requests: for `rows_together` 1 they may come slowly, as from a queue; else a whole round, some of them `known`.
+
+        Raises:
+            Exception: whatever makes further asking pointless, such as a wrong key. A request that cannot be answered
+                is no exception, but a `Failure` in the list.
+        """
+        ...
+
+
+class FunctionEngine:
+    """Asks a Python function: programs that know the truth, cheap scorers, models of other libraries.
+
+    Args:
+        use: the function as `module:function`. It is called with a `Request` and returns a text or an `Answer`.
+
+    Raises:
+        ValueError: there is no such function.
+
+    Example:
+        >>> from contralto.data_gen.requests import Ask, settle
+        >>> engine = FunctionEngine(use="reprlib:repr")
+        >>> request = settle(Ask(role="a", prompt="?"), engine=engine.identity, sampling=Sampling(), seed=0, row="0")
+        >>> [[(_, answer)]] = engine.answer([request])
+        >>> answer.text.startswith("Request(")
+        True
+    """
+
+    rows_together = 1
+
+    def __init__(self, *, use: str) -> None:
+        self._function = find_function(use)
+        self.identity = {"engine": "function", "model": use}
+
+    def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
+        """One after another."""
+        for request in requests:
+            said = self._function(request)
+            yield [(request, said if isinstance(said, Answer | Failure) else Answer(text=said))]
+
+
+def find_function(name: str, *, folder: Path | None = None) -> Callable[..., Any]:
+    """A function by its name.
+
+    Args:
+        name: `module:function`.
+        folder: modules are looked for here, too, before those that are installed.
+
+    Raises:
+        ValueError: not of this form, no such module, or no such function in it.
+
+    Example:
+        >>> find_function("math:sqrt")(4)
+        2.0
+    """
+    module, _, function = name.partition(":")
+    if not function:
+        raise ValueError(f"a function is named module:function, not {name!r}")
+    if folder is not None and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        found = getattr(import_module(module), function, None)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{name}: there is no module {error.name}; it must be installed, or lie beside the recipe"
+        ) from error
+    if found is None:
+        raise ValueError(f"{name}: the module {module} has no function {function}")
+    return found  # type: ignore[no-any-return]
+
+
+# ---------------------------------------------------------------------------------------------------------- transformers
+
+
+class TransformersEngine:
+    """A local model, by plain or contrastive decoding, in left-padded batches of similar length.
+
+    Every request has a random stream of its own (`SeededSampling`), so its answer depends on neither batch nor order, as far
+    as the model's own numbers do not. They do in their last bits; so a round is always cut into the same batches, and a
+    batch is recorded whole: a resumed run computes what the interrupted one would have.
+
+    Args:
+        model: a folder, a hub id, or `testbed:NAME`.
+        batch_size: requests decoded together.
+        adapter: a LoRA adapter on top of the model, a folder or a hub id. Engines of the same model share its weights.
+        raw: feed messages as they are, even if there is a chat template.
+        dtype, device: as for `contralto generate`.
+        options: how to decode: `method` and its parameters, those of `contralto.decoding.methods`.
+
+    Raises:
+        ValueError: options that do not go together; at the first answer, a model that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        batch_size: int = 16,
+        adapter: str | None = None,
+        raw: bool = False,
+        dtype: str = "auto",
+        device: str | None = None,
+        **options: Any,
+    ) -> None:
+        from contralto import generate
+        from contralto.decoding import methods
+
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        generate.check_dtype(dtype)
+        self._how = methods.choice(**options)
+        self._how.executor = "processor" if self._how.method == "none" else "loop"
+        for name, value in {
+            "model": model,
+            "dtype": dtype,
+            "device": device,
+            "raw": raw,
+            "seed": 0,
+            "beams": 1,
+        }.items():
+            setattr(self._how, name, value)
+        self._adapter, self._batch_size = adapter, batch_size
+        self.rows_together = 4 * batch_size  # enough to find rows of similar length
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The model, the other models of the method with their weights, and the decoding options."""
+        from contralto.decoding import methods
+
+        how = self._how
+        others = [getattr(how, name) for name in methods.METHODS[how.method].models if getattr(how, name)]
+        names = [how.model, *others, *([self._adapter] if self._adapter else [])]
+        options = {n: v for n in methods.OPTIONS if n != "method" and (v := getattr(how, n)) is not None}
+        return {
+            "engine": "transformers",
+            "model": how.model,
+            "adapter": self._adapter,
+            "weights": [weights_digest(name) for name in names],
+            "dtype": how.dtype,
+            "raw": how.raw,
+            "method": how.method,
+            "options": options | methods.parameters(how),
+        }
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse a sampling that the method does not know.
+
+        Raises:
+            ValueError: contrastive search with a temperature, speculative decoding with one, log-probs of either.
+        """
+        if self._how.method in ("search", "scd") and sampling.temperature:
+            why = "is deterministic" if self._how.method == "search" else "draws random numbers of its own"
+            raise ValueError(f"method {self._how.method!r} {why}: set temperature to 0, or choose another method")
+        if self._how.method == "search" and sampling.logprobs:
+            raise ValueError("method 'search' tells no log-probabilities: leave logprobs out")
+
+    def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
+        """Batch after batch; batches whose requests are all known are left out."""
+        for batch in batches(requests, self._batch_size):
+            if not all(request.known for request in batch):
+                with _ONE_AT_A_TIME:
+                    answers = self._decode(batch)
+                yield [(r, a) for r, a in zip(batch, answers, strict=True) if not r.known]
+
+    def _decode(self, batch: Sequence[Request]) -> list[Answer]:
+        from contralto import generate
+        from contralto.decoding import SeededSampling, methods
+
+        sampling = batch[0].sampling
+        self.check(sampling)
+        models = _load(_Names.of(self._how, sees=bool(batch[0].images)))
+        _use_adapter(models.main, self._adapter)
+        setting = _setting(batch, models, self._how)
+        how: dict[str, Any] = {"max_new_tokens": sampling.max_new_tokens, "do_sample": False, "num_beams": 1}
+        how |= {"return_dict_in_generate": True, "output_logits": sampling.logprobs}
+        if sampling.stop:
+            start = generate.prompt_length(setting)
+            how["stopping_criteria"] = [_stops(sampling.stop, models.tokenizer, start)]
+        how |= {n: v for n, v in methods.arguments(self._how, setting, executor=self._how.executor).items() if v}
+        if sampling.temperature:
+            drawn: dict[str, Any] = {
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k,
+                "top_p": sampling.top_p,
+            }
+            how["logits_processor"] = [
+                *how.get("logits_processor", ()),
+                SeededSampling([request.seed for request in batch], **drawn),
+            ]
+        output = models.main.generate(**setting.inputs, **how)
+        start = generate.prompt_length(setting)
+        return [
+            _read(
+                row[start:],
+                models,
+                sampling,
+                _logprobs(output, i, start),
+                int(setting.inputs["attention_mask"][i].sum()),
+            )
+            for i, row in enumerate(output.sequences)
+        ]
+
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Local models share the accelerator, and engines of one model its weights and their adapters."""
+
+
+def batches(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
+    """Requests of one sampling, with or without template and images, of similar length: the longest first."""
+    kinds: dict[Any, list[Request]] = {}
+    for request in requests:
+        kind = (astuple(request.sampling), request.prompt is None, bool(request.images))
+        kinds.setdefault(kind, []).append(request)
+    for _, alike in sorted(kinds.items(), key=str):
+        alike.sort(key=lambda request: (-_length(request), request.key))
+        yield from (alike[i : i + size] for i in range(0, len(alike), size))
+
+
+def _length(request: Request) -> int:
+    """In characters: near enough, and it needs no tokenizer."""
+    return (
+        len(request.prompt)
+        if request.prompt is not None
+        else sum(len(str(m["content"])) for m in request.messages or ())
+    )
+
+
+class _Names(NamedTuple):
+    """Which models to load: engines of equal names share them."""
+
+    method: str
+    model: str
+    amateur: str | None
+    expert: str | None
+    antiexpert: str | None
+    adapters_off: bool | None
+    dtype: str
+    device: str | None
+    sees: bool
+
+    @classmethod
+    def of(cls, how: Namespace, *, sees: bool) -> "_Names":
+        without = {n: None for n in ("amateur", "expert", "antiexpert", "adapters_off")}
+        own = {n: getattr(how, n) for n in without}
+        method = how.method if any(own.values()) else "none"  # the other methods need the model alone
+        return cls(**{**without, **own}, method=method, model=how.model, dtype=how.dtype, device=how.device, sees=sees)
+
+
+@cache
+def _load(names: _Names) -> Any:
+    from contralto import generate
+
+    return generate.load_models(Namespace(**names._asdict()), sees=names.sees)
+
+
+def _use_adapter(model: Any, adapter: str | None) -> None:
+    """Switch a model to an adapter, or to none; adapters are loaded once."""
+    if adapter is None:
+        if _loaded_adapters(model):
+            model.disable_adapters()
+        return
+    name = hashlib.sha256(adapter.encode()).hexdigest()[:8]
+    if name not in _loaded_adapters(model):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted
+            model.load_adapter(adapter, adapter_name=name)
+        model.eval()
+    model.enable_adapters()
+    model.set_adapter(name)
+
+
+def _loaded_adapters(model: Any) -> Sequence[str]:
+    return list(getattr(model, "peft_config", {}))
+
+
+def _setting(batch: Sequence[Request], models: Any, how: Namespace) -> Any:
+    """A batch as the method's branches read it; noise and transformations have the requests' seeds."""
+    from contralto import generate
+    from contralto.decoding import methods
+
+    how = Namespace(**{**vars(how), "raw": how.raw or batch[0].prompt is not None})
+    prompts = [_prompt(request, how, models) for request in batch]
+    inputs = generate.encode(prompts, models, raw=how.raw)
+    views = methods.METHODS[how.method].views
+    if "prompt" in views and how.contrast_prompt is None:  # cfg has a default
+        views = ()
+    seen = tuple(_view(view, prompts, batch, inputs, models, how) for view in views)
+    return methods.Setting(models.main, models.others, inputs, seen)
+
+
+def _prompt(request: Request, how: Namespace, models: Any) -> Any:
+    from contralto import generate
+
+    content: Any = request.prompt
+    if request.messages is not None:
+        content = [dict(message) for message in request.messages]
+        bare = how.raw or (models.processor or models.tokenizer).chat_template is None
+        if bare and len(content) == 1 and isinstance(content[0]["content"], str):
+            content = content[0]["content"]
+    prompt = generate.Prompt(content, tuple(request.images), how.contrast_prompt)
+    return prompt._replace(images=tuple(map(_opened, request.images)))
+
+
+def _opened(image: Any) -> Any:
+    from contralto import generate
+
+    if isinstance(image, str | Path):
+        return generate.open_images(generate.Prompt("", (image,))).images[0]
+    return image.convert("RGB")
+
+
+def _view(view: str, prompts: Sequence[Any], batch: Sequence[Request], inputs: Any, models: Any, how: Namespace) -> Any:
+    """What another branch reads."""
+    from contralto import generate
+    from contralto.decoding import images, methods
+
+    seeds = [request.seed % 2**31 for request in batch]
+    if view == "noised":
+        noise = generate._noise_seeds(inputs, seeds)
+        return images.noised(inputs, step=methods.parameters(how)["noise_step"], seed=noise)
+    if view == "transformed":
+        pairs = zip(prompts, seeds, strict=True)
+        others = [
+            p._replace(images=tuple(images.ritual_transform(i, seed=s).image for i in p.images)) for p, s in pairs
+        ]
+    elif view == "blind":
+        others = [prompt._replace(images=()) for prompt in prompts]
+    else:
+        others = [generate._with_contrast(prompt) for prompt in prompts]
+    return generate.encode(others, models, raw=how.raw)
+
+
+def _stops(stop: Sequence[str], tokenizer: Any, start: int) -> Any:
+    """Ends rows whose text holds a stop text. transformers' own criterion cannot read every vocabulary."""
+    import torch
+    from transformers import StoppingCriteria
+
+    tail = 2 * max(map(len, stop)) + 8  # tokens; some of them are parts of a character
+
+    class Stops(StoppingCriteria):
+        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+            texts = tokenizer.batch_decode(input_ids[:, start:][:, -tail:], skip_special_tokens=True)
+            return torch.tensor([any(s in text for s in stop) for text in texts], device=input_ids.device)
+
+    return Stops()
+
+
+def _logprobs(output: Any, row: int, start: int) -> list[float] | None:
+    """Log-probabilities of a row's tokens under the model, before the method, temperature and truncation."""
+    if output.logits is None:
+        return None
+    tokens = output.sequences[row, start:].tolist()
+    return [float(step[row].float().log_softmax(-1)[token]) for step, token in zip(output.logits, tokens, strict=True)]
+
+
+def _read(tokens: Any, models: Any, sampling: Sampling, logprobs: list[float] | None, prompt_tokens: int) -> Answer:
+    """An answer from the tokens after the prompt: what follows its end is padding."""
+    ids: list[int] = tokens.tolist()
+    ends = models.main.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    end = next((i for i, token in enumerate(ids) if token in ends), None)
+    text = models.tokenizer.decode(ids[:end], skip_special_tokens=True)
+    count = len(ids) if end is None else end + 1
+    cuts = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
+    if cuts and end is None:  # the row waited for the others, padded
+        pad = models.tokenizer.pad_token_id
+        count = next((i + 1 for i in reversed(range(len(ids))) if ids[i] != pad), 0)
+    return Answer(
+        text=text[: min(cuts)] if cuts else text,
+        finish_reason="stop" if cuts or end is not None else "length",
+        prompt_tokens=prompt_tokens,
+        completion_tokens=count,
+        logprobs=None if logprobs is None else tuple(logprobs[:count]),
+    )
+
+
+BLOCKS, BLOCK = 64, 65536
+CONFIGS = ("adapter_config.json", "chat_template.jinja", "config.json", "generation_config.json")
+
+
+@cache
+def weights_digest(name: str) -> str:
+    """A hash of a local model: its configuration and template, and 64 blocks of 64 KiB of each file of weights.
+
+    Training changes weights all over, so a model that was trained on in its folder gets other keys, and the same model in
+    another folder of another machine gets the same. A hub id stands for itself.
+
+    Args:
+        name: a folder, a hub id, or `testbed:NAME`.
+    """
+    folder = Path(locate(name))
+    if not folder.is_dir():
+        return name
+    found = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin") or file.name in CONFIGS:
+            found.update(f"{file.name} {file.stat().st_size} ".encode())
+            with file.open("rb") as opened:
+                for i in range(BLOCKS):
+                    opened.seek(file.stat().st_size * i // BLOCKS)
+                    found.update(opened.read(BLOCK))
+    return found.hexdigest()
+
+
+def takes(engine: Callable[..., Any]) -> list[str]:
+    """The options of an engine that its constructor names."""
+    named = inspect.signature(engine).parameters.values()
+    return [parameter.name for parameter in named if parameter.kind is parameter.KEYWORD_ONLY]

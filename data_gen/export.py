@@ -1,0 +1,225 @@
+"""Pairs to files: TRL's explicit-prompt conversational rows with where they come from, as parquet and JSON lines, and a card.
+
+dataset/README.md           the card
+dataset/data/               the pairs, train.parquet and train.jsonl
+dataset/images/             their images, if there are any
+dataset/rejected.jsonl      rows that gave no pair, or whose pair a filter dropped, and why
+dataset/failed.jsonl        rows without an answer, and why
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from contralto.data_gen.pipeline import Result, replay
+from contralto.data_gen.recipes import Recipe
+from contralto.data_gen.requests import Pair, Rejected, Row
+from contralto.data_gen.rows import to_dataset
+from contralto.data_gen.store import Store
+
+__all__ = ["Exported", "export", "folder_of", "pair_rows", "push_to_hub", "summary"]
+
+
+IMAGES = ("images", "rejected_images")
+
+
+class Exported(NamedTuple):
+    """What is in the files."""
+
+    pairs: int
+    rejected: int
+    failed: int
+    dropped: int
+    """By filters."""
+    pending: int
+    """Rows under a strategy that are not finished."""
+
+
+def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
+    """Write the data set from the recorded answers. Nobody is asked; unfinished rows are left out.
+
+    Args:
+        recipe: the recipe; the data set is the folder `dataset` of its `output`.
+        rows: as `recipes.read_rows` gives them.
+        store: the answers.
+
+    Raises:
+        ValueError: there is no pair, or the filters leave none.
+    """
+    from contralto.data_gen import card, checks
+
+    results = list(replay(recipe, rows, store))
+    pairs = [row for result in results for row in pair_rows(result)]
+    if not pairs:
+        reasons = Counter(_reason(result) for result in results).most_common(3)
+        raise ValueError(
+            f"{recipe.output}: there are no pairs: "
+            + "; ".join(f"{reason} ({count} times)" for reason, count in reasons)
+        )
+    if recipe.checks:
+        pairs = checks.annotate(pairs, recipe.checks)
+    dropped: list[tuple[dict[str, Any], str]] = []
+    if recipe.filters:
+        pairs, dropped = checks.select(pairs, recipe.filters)
+        if not pairs:
+            reason, count = Counter(reason for _, reason in dropped).most_common(1)[0]
+            raise ValueError(f"{recipe.path}: the filters drop all {len(dropped)} pairs ({count} of them: {reason})")
+    lost = _lost(results)
+    folder = folder_of(recipe)
+    _save(pairs, folder)
+    dropped_lines = [{"id": row["id"], "strategy": row["strategy"], "reason": reason} for row, reason in dropped]
+    _write_lines(folder / "rejected.jsonl", [*lost["rejected"], *dropped_lines])
+    _write_lines(folder / "failed.jsonl", lost["failed"])
+    unfinished = sum(result.is_pending for result in results)
+    found = Exported(len(pairs), len(lost["rejected"]), len(lost["failed"]), len(dropped), unfinished)
+    card.write(folder, pairs, summary(recipe, results, rows=len(rows), pairs=len(pairs), dropped=dropped_lines))
+    return found
+
+
+def folder_of(recipe: Recipe) -> Path:
+    """Where the data set is: beside the answers, so that it can be handed on without them."""
+    return recipe.output / "dataset"
+
+
+def summary(
+    recipe: Recipe, results: Sequence[Result], *, rows: int, pairs: int, dropped: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """What the card tells: the recipe, who answered, counts, costs, versions of the prompts."""
+    lost, costs = _lost(results), []
+    for name, role in recipe.roles.items():
+        answers = {a.request.key: answer for r in results for a, answer in r.asked if a.role == name}.values()
+        tokens = sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)
+        cost = {"role": name, "requests": len(answers), "prompt_tokens": tokens[0], "completion_tokens": tokens[1]}
+        costs.append(cost | {"money": role.price.of(*tokens), "currency": role.price.currency})
+    counts: dict[str, Any] = {"rows": rows, "pairs": pairs}
+    for kind, lines in {**lost, "dropped": dropped}.items():
+        counts[kind] = dict(Counter(line["reason"] for line in lines).most_common())
+    return {
+        "recipe": dict(recipe.said),
+        "models": {name: dict(role.engine.identity) for name, role in recipe.roles.items()},
+        "counts": counts,
+        "costs": costs,
+        "templates": dict(sorted(Counter(a.template for r in results for a, _ in r.asked if a.template).items())),
+    }
+
+
+def pair_rows(result: Result) -> list[dict[str, Any]]:
+    """The pairs of a row as rows of the data set: prompt, chosen, rejected, images, then where they come from.
+
+    Args:
+        result: as `replay` gives it.
+    """
+    return [_row(pair, result) for pair in result.made or [] if isinstance(pair, Pair)]
+
+
+def _row(pair: Pair, result: Result) -> dict[str, Any]:
+    images = {name: list(getattr(pair, name)) for name in IMAGES if getattr(pair, name)}
+    return {
+        "id": result.row["id"],
+        "prompt": [dict(message) for message in pair.prompt],
+        "chosen": [{"role": "assistant", "content": pair.chosen}],
+        "rejected": [{"role": "assistant", "content": pair.rejected}],
+        **images,
+        **pair.columns,
+        **_provenance(result),
+    }
+
+
+def _provenance(result: Result) -> dict[str, Any]:
+    """Who was asked, what it took, and under which keys the store has it."""
+    return {
+        "strategy": result.strategy,
+        "models": [f"{role}: {model}" for role, model in dict.fromkeys((a.role, a.model) for a, _ in result.asked)],
+        "requests": [asked.request.key for asked, _ in result.asked],
+        "prompt_tokens": sum(answer.prompt_tokens for _, answer in result.asked),
+        "completion_tokens": sum(answer.completion_tokens for _, answer in result.asked),
+    }
+
+
+def _lost(results: Iterable[Result]) -> dict[str, list[dict[str, Any]]]:
+    """Rows without a pair: rejected for their answers, or failed for the lack of one."""
+    lost: dict[str, list[dict[str, Any]]] = {"rejected": [], "failed": []}
+    for result in results:
+        where = {"id": result.row["id"], "strategy": result.strategy}
+        if result.failed is not None:
+            lost["failed"].append({**where, "reason": result.failed})
+        for made in result.made or []:
+            if isinstance(made, Rejected):
+                lost["rejected"].append({**where, "reason": made.reason})
+    return lost
+
+
+def _reason(result: Result) -> str:
+    if result.failed is not None:
+        return result.failed
+    made = next((made for made in result.made or [] if isinstance(made, Rejected)), None)
+    return made.reason if made else "not finished"
+
+
+def push_to_hub(folder: Path, name: str, *, private: bool) -> str:
+    """Put an exported data set on the hub, card and all, and return its address.
+
+    Args:
+        folder: as `export` left it.
+        name: `owner/name`. The token is that of `hf auth login`, or HF_TOKEN.
+        private: whether others cannot see it.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
+    api.upload_folder(folder_path=folder, repo_id=name, repo_type="dataset")
+    return f"https://huggingface.co/datasets/{name}"
+
+
+# ----------------------------------------------------------------------------------------------------------------- files
+
+
+def _save(pairs: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Parquet with the images inside, JSON lines that name them as files."""
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    with _beside(data / "train.parquet") as new:
+        to_dataset(pairs).to_parquet(new)
+    named = (
+        {**pair, **{name: [_file(image, folder) for image in pair[name]] for name in IMAGES if name in pair}}
+        for pair in pairs
+    )
+    _write_lines(data / "train.jsonl", named)
+
+
+def _file(image: Any, folder: Path) -> str:
+    """An image as a file of the data set, named by its content; the path as seen from the JSON lines."""
+    if isinstance(image, str | Path):
+        content, suffix = Path(image).read_bytes(), Path(image).suffix
+    else:
+        png = io.BytesIO()
+        image.save(png, format="PNG")
+        content, suffix = png.getvalue(), ".png"
+    path = folder / "images" / f"{sha256(content).hexdigest()[:32]}{suffix}"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        with _beside(path) as new:
+            new.write_bytes(content)
+    return f"../images/{path.name}"
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with _beside(path) as new, new.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A file to write that takes its place when it is complete, and goes away if it cannot be."""
+    new = path.with_name(f"{path.name}.new")
+    try:
+        yield new
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)

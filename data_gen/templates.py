@@ -1,0 +1,175 @@
+"""Prompt templates: text files in `prompts/`, each of which a user can replace by a file of their own.
+
+A template is Jinja, so that `{task}` stays as it is and `{{ task }}` is filled in. Its version is a hash of its text, which
+goes into the key of every request made with it: a changed template asks anew, an unchanged one never does.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.meta
+
+__all__ = ["Template", "as_text", "content_text", "load", "sections"]
+
+_JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt template."""
+
+    name: str
+    """Of the packaged template, or of the user's file."""
+    text: str
+
+    @property
+    def version(self) -> str:
+        """The first twelve digits of the SHA-256 of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """Name and version: `clair@0c1d...`."""
+        return f"{self.name}@{self.version}"
+
+    def render(self, **values: str) -> str:
+        """The prompt. Values are put in as they are: braces in them mean nothing."""
+        return _compiled(self.text).render(values)
+
+
+@cache
+def _compiled(text: str) -> jinja2.Template:
+    return _JINJA.from_string(text)
+
+
+@cache
+def load(name: str, *fields: str) -> Template:
+    """A packaged template by its name, or a user's by its path.
+
+    Args:
+        name: `clair`, `judge`, ...: a file of `data_gen/prompts`; or a path that ends in `.txt`.
+        fields: what the template has to fill in: all of these, and nothing else.
+
+    Raises:
+        ValueError: no such template, not valid Jinja, a field left out, or an unknown one.
+
+    Example:
+        >>> template = load("prefix_good", "task")
+        >>> print(template.render(task="Name {{ a }} prime."))
+        (Give a helpful, honest and harmless answer.)
+        <BLANKLINE>
+        Name {{ a }} prime.
+    """
+    text = _read(name)
+    try:
+        used = jinja2.meta.find_undeclared_variables(_JINJA.parse(text))
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"template {name}, line {error.lineno}: not valid Jinja: {error.message}") from error
+    needed = "fill in " + ", ".join(f"{{{{ {field} }}}}" for field in fields) if fields else "fill in nothing"
+    if missing := sorted(set(fields) - used):
+        raise ValueError(f"template {name} must {needed}; it leaves out {', '.join(missing)}")
+    if unknown := sorted(used - set(fields)):
+        raise ValueError(f"template {name} must {needed}; it also asks for {', '.join(unknown)}")
+    return Template(Path(name).stem, text)
+
+
+def _read(name: str) -> str:
+    if name.endswith(".txt"):
+        if not Path(name).is_file():
+            raise ValueError(f"there is no template file {name}")
+        return Path(name).read_text(encoding="utf-8")
+    folder = resources.files("contralto.data_gen") / "prompts"
+    packaged = sorted(file.name.removesuffix(".txt") for file in folder.iterdir() if file.name.endswith(".txt"))
+    if name not in packaged:
+        raise ValueError(
+            f"there is no template {name!r}: give a path that ends in .txt, or one of {', '.join(packaged)}"
+        )
+    return (folder / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def as_text(messages: Sequence[Any]) -> str:
+    """A conversation as the text that a template speaks of: one user message alone as it is, more with their roles.
+
+    Args:
+        messages: with a text, or a list of parts, as `content`; parts that are not texts are left out.
+
+    Example:
+        >>> as_text([{"role": "user", "content": "Hello"}])
+        'Hello'
+        >>> as_text([{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "Hello"}])
+        'system: Rhyme.\\n\\nuser: Hello'
+    """
+    texts = [(message["role"], content_text(message["content"])) for message in messages]
+    if [role for role, _ in texts] == ["user"]:
+        return texts[0][1]
+    return "\n\n".join(f"{role}: {text}" for role, text in texts)
+
+
+def content_text(content: Any) -> str:
+    """The text of a message's content: itself, or its text parts, joined."""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content)
+
+
+def sections(text: str, *heads: str) -> dict[str, str]:
+    """What a reply holds under each of the headings that a template asked for.
+
+    Models dress headings up: `{answer}:`, `{answer}`, `**Answer:**`, `### Answer`. In braces a heading counts at the start of a
+    line, or anywhere with a colon, and the last one with a text below it wins, since models often name a heading before they
+    use it. Without braces it counts at the start of a line with a colon, or as a line of its own, and the first one with a
+    text wins. A section ends where another heading begins.
+
+    Args:
+        text: a model's reply.
+        heads: the headings without braces: `teacher_reasoning`.
+
+    Returns:
+        The section of every heading that was found, without lines of dashes around it; and under `""` what comes before the
+        first heading.
+
+    Example:
+        >>> sections("Sure.\\n{thought}: Be brief.\\n**Answer:** 42", "thought", "answer")
+        {'': 'Sure.', 'thought': 'Be brief.', 'answer': '42'}
+    """
+    braced = [(head, match) for head in heads for match in _braced(head).finditer(text)]
+    with_braces = {head for head, _ in braced}
+    bare = [(head, match) for head in heads if head not in with_braces for match in _bare(head).finditer(text)]
+    marks = sorted(braced + bare, key=lambda mark: mark[1].start())
+    found = {"": _trimmed(text[: marks[0][1].start()] if marks else text)}
+    for at, (head, match) in enumerate(marks):
+        end = marks[at + 1][1].start() if at + 1 < len(marks) else len(text)
+        body = _trimmed(text[match.end() : end])
+        if body and (head in with_braces or head not in found):
+            found[head] = body
+    return found
+
+
+_DRESS = r"[ \t>#*_`]*"
+
+
+@cache
+def _braced(head: str) -> re.Pattern[str]:
+    name = r"\{\s*" + _words(head) + r"\s*\}"
+    return re.compile(rf"(?im)(?:^{_DRESS}{name}{_DRESS}:?|{name}{_DRESS}:){_DRESS}")
+
+
+@cache
+def _bare(head: str) -> re.Pattern[str]:
+    return re.compile(rf"(?im)^{_DRESS}{_words(head)}(?:{_DRESS}:{_DRESS}|{_DRESS}$)")
+
+
+def _words(head: str) -> str:
+    return r"[\s\\_]+".join(map(re.escape, head.split("_")))
+
+
+def _trimmed(text: str) -> str:
+    """Without blank lines and lines of dashes at both ends."""
+    return re.sub(r"\A(?:[ \t]*-{3,}[ \t]*(?:\n|\Z)|\s*\n)+|(?:\n[ \t]*-{3,}[ \t]*|\s)+\Z", "", text).strip()

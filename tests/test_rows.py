@@ -1,0 +1,407 @@
+"""Published schemas come out as rows that TRL's trainers take; what is malformed is named by file, row and column.
+
+Seen to go red with: the prompt left inside chosen and rejected; `messages` not renamed; the common turns counted up to the end;
+the shared words of an implicit prompt cut inside a word; rows counted from 0; the file's folder left out of image paths; texts
+and lists of parts left side by side in a column.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+from PIL import Image
+
+from contralto.data_gen.rows import as_row, load_pairs, to_dataset
+
+Q, GOOD, BAD = "What is 2 + 2?", "It is 4.", "It is 5."
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def said(text):
+    return {"role": "assistant", "content": text}
+
+
+ASKED, CHOSEN, REJECTED = [user(Q)], [said(GOOD)], [said(BAD)]
+SCHEMAS = {
+    "UltraFeedback-CLAIR": {"prompt": Q, "chosen": ASKED + CHOSEN, "rejected": ASKED + REJECTED, "rational": "Sum."},
+    "distilabel": {
+        "prompt": Q,
+        "prompt_id": "5f3c",
+        "chosen": ASKED + CHOSEN,
+        "chosen_model": "a",
+        "chosen_rating": 4.5,
+        "rejected": ASKED + REJECTED,
+        "rejected_model": "b",
+        "rejected_rating": 2,
+    },
+    "DistiLLM-2": {"prompt": Q, "chosen": ASKED + CHOSEN, "rejected": ASKED + REJECTED},
+    "implicit prompt": {"chosen": ASKED + CHOSEN, "rejected": ASKED + REJECTED},
+    "plain strings": {"prompt": Q, "chosen": GOOD, "rejected": BAD},
+    "explicit prompt": {"prompt": ASKED, "chosen": CHOSEN, "rejected": REJECTED},
+    "UltraFeedback-binarized": {
+        "prompt": Q,
+        "chosen": ASKED + CHOSEN,
+        "rejected": ASKED + REJECTED,
+        "messages": ASKED + CHOSEN,
+        "score_chosen": 8.0,
+    },
+    "transcripts": {
+        "chosen": f"\n\nHuman: {Q}\n\nAssistant: {GOOD}",
+        "rejected": f"\n\nHuman: {Q}\n\nAssistant: {BAD}",
+    },
+    "prompt as transcript": {"prompt": f"\n\nHuman: {Q}\n\nAssistant:", "chosen": GOOD, "rejected": BAD},
+    "prompt in both": {"prompt": ASKED, "chosen": ASKED + CHOSEN, "rejected": ASKED + REJECTED},
+    "prompt text, answer messages": {"prompt": Q, "chosen": CHOSEN, "rejected": REJECTED},
+    "parts": {
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": Q}]}],
+        "chosen": CHOSEN,
+        "rejected": REJECTED,
+    },
+}
+
+
+def written(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------------- published
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("form", ["jsonl", "json", "parquet", "folder", "saved", "dataset", "splits"])
+def test_published_schemas(tmp_path, name, form):
+    records = [SCHEMAS[name]] * 2
+    match form:
+        case "jsonl":
+            source = written(tmp_path / "pairs.jsonl", *records)
+        case "json":
+            source = tmp_path / "pairs.json"
+            source.write_text(json.dumps(records))
+        case "parquet":
+            source = tmp_path / "pairs.parquet"
+            Dataset.from_list(records).to_parquet(source)
+        case "folder":
+            source = tmp_path
+            (tmp_path / "data").mkdir()
+            written(tmp_path / "data" / "train-0.jsonl", records[0])
+            written(tmp_path / "data" / "train-1.jsonl", records[1])
+            written(tmp_path / "data" / "test.jsonl", {"broken": 1})
+        case "saved":
+            source = tmp_path / "saved"
+            Dataset.from_list(records).save_to_disk(source)
+        case "dataset":
+            source = Dataset.from_list(records)
+        case "splits":
+            source = DatasetDict({"train": Dataset.from_list(records), "test": Dataset.from_list(records[:1])})
+    found = load_pairs(source)
+    assert found.num_rows == 2
+    for row in found:
+        assert (row["prompt"], row["chosen"], row["rejected"]) == (ASKED, CHOSEN, REJECTED)
+    others = set(SCHEMAS[name]) - {"messages"} | {"prompt", "chosen", "rejected"}
+    assert set(found.column_names) == others | ({"source_messages"} if "messages" in SCHEMAS[name] else set())
+
+
+def test_other_columns_are_kept():
+    row = as_row({**SCHEMAS["distilabel"], "completion": "x"})
+    assert (row["chosen_rating"], row["prompt_id"], row["source_completion"]) == (4.5, "5f3c", "x")
+
+
+def test_conversations_of_several_turns():
+    before = [{"role": "system", "content": "Be brief."}, user("Hi"), said("Hello"), user(Q)]
+    for prompt in (None, Q, before, [before[-1]]):
+        row = as_row({"prompt": prompt, "chosen": before + CHOSEN, "rejected": before + REJECTED})
+        assert (row["prompt"], row["chosen"], row["rejected"]) == (before, CHOSEN, REJECTED)
+    row = as_row({"prompt": before, "chosen": [user(Q), *CHOSEN], "rejected": [user(Q), *REJECTED]})
+    assert (row["prompt"], row["chosen"]) == (before, CHOSEN)
+    longer = [said(GOOD), user("Sure?"), said("Yes.")]
+    row = as_row({"chosen": ASKED + longer, "rejected": ASKED + REJECTED})
+    assert (row["prompt"], row["chosen"], row["rejected"]) == (ASKED, longer, REJECTED)
+
+
+def test_equal_answers_load():
+    """Ties in distilabel's sets; the check no_op finds them."""
+    row = as_row({"prompt": Q, "chosen": ASKED + CHOSEN, "rejected": ASKED + CHOSEN})
+    assert (row["prompt"], row["chosen"], row["rejected"]) == (ASKED, CHOSEN, CHOSEN)
+    row = as_row({"prompt": Q, "chosen": CHOSEN, "rejected": CHOSEN})
+    assert (row["prompt"], row["chosen"]) == (ASKED, CHOSEN)
+    row = as_row({"prompt": Q, "chosen": [said("a"), *CHOSEN], "rejected": [said("a"), *REJECTED]})
+    assert (row["prompt"], row["chosen"]) == (ASKED, [said("a"), *CHOSEN])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt", "answers"),
+    [
+        ("The sky is blue.", "The sky is brown.", "The sky is", ("blue.", "brown.")),
+        ("The sky is blue.", "The sky is", "The sky", ("is blue.", "is")),
+        ("The sky is", "The sky is green", "The sky", ("is", "is green")),
+        ("a b c", "a b d", "a b", ("c", "d")),
+    ],
+)
+def test_an_implicit_prompt_of_texts_ends_with_a_whole_word(chosen, rejected, prompt, answers):
+    row = as_row({"chosen": chosen, "rejected": rejected})
+    assert (row["prompt"], row["chosen"], row["rejected"]) == ([user(prompt)], *([said(a)] for a in answers))
+
+
+def test_transcripts_of_several_turns():
+    start = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
+    row = as_row({"chosen": f"{start} Bye bye", "rejected": f"{start} No"})
+    assert row["prompt"] == [user("Hi"), said("Hello"), user("Bye")]
+    assert (row["chosen"], row["rejected"]) == ([said("Bye bye")], [said("No")])
+
+
+# ---------------------------------------------------------------------------------------------------------------- images
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for name, colour in (("red.png", "red"), ("blue.png", "blue")):
+        Image.new("RGB", (4, 4), colour).save(tmp_path / name)
+    return tmp_path
+
+
+def test_images_are_stored_inside(pictures):
+    (pictures / "sub").mkdir()
+    one = {**SCHEMAS["plain strings"], "images": ["../red.png"], "rejected_images": ["../blue.png"]}
+    two = {**SCHEMAS["plain strings"], "image": "../blue.png"}
+    path = written(pictures / "sub" / "pairs.jsonl", one, two, SCHEMAS["plain strings"])
+    found = load_pairs(path)
+    for name in ("red.png", "blue.png"):
+        (pictures / name).unlink()
+    colours = [[image.getpixel((0, 0)) for image in images] for images in found["images"]]
+    assert colours == [[(255, 0, 0)], [(0, 0, 255)], []]
+    assert [len(images) for images in found["rejected_images"]] == [1, 0, 0]
+    found.to_parquet(pictures / "again.parquet")
+    again = load_pairs(pictures / "again.parquet")
+    assert again[0]["images"][0].getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_images_as_objects_and_in_parts():
+    content = [{"type": "image"}, {"type": "text", "text": Q}]
+    parts = {"prompt": [{"role": "user", "content": content}], "chosen": CHOSEN, "rejected": REJECTED}
+    rows = [{**as_row({**parts, "images": [Image.new("RGB", (2, 2), "red")]})}, as_row(SCHEMAS["plain strings"])]
+    found = to_dataset(rows)
+    assert found[0]["images"][0].size == (2, 2)
+    assert found[0]["prompt"][0]["content"] == [{"type": "image", "text": None}, {"type": "text", "text": Q}]
+    assert found[1]["chosen"][0]["content"] == [{"type": "text", "text": GOOD}]
+    again = load_pairs(found)
+    assert again[0]["images"][0].size == (2, 2)
+    assert again[:]["prompt"] == found[:]["prompt"]
+
+
+# ------------------------------------------------------------------------------------------------------------- malformed
+
+PLAIN = SCHEMAS["plain strings"]
+TALK = SCHEMAS["implicit prompt"]
+WRONG_ROWS = {
+    "not an object": ([1], "row 2: a row is a JSON object with chosen and rejected, not a list"),
+    "no chosen": ({"prompt": Q, "rejected": BAD}, "row 2, column chosen: is missing"),
+    "no rejected": ({"prompt": Q, "chosen": GOOD}, "row 2, column rejected: is missing"),
+    "null chosen": ({**PLAIN, "chosen": None}, r"row 2, column chosen: is empty \(null\): drop such rows first"),
+    "number": ({**PLAIN, "rejected": 5}, "row 2, column rejected: neither a text nor a list of messages, but a int"),
+    "object": ({**PLAIN, "chosen": {"content": "x"}}, "row 2, column chosen: neither a text nor a list of messages"),
+    "number as prompt": ({**PLAIN, "prompt": 1}, "row 2, column prompt: neither a text nor a list"),
+    "empty prompt": ({**PLAIN, "prompt": ""}, "row 2, column prompt: it is empty"),
+    "no messages": ({**TALK, "chosen": []}, "row 2, column chosen: the list of messages is empty"),
+    "no prompt messages": ({**TALK, "prompt": []}, "row 2, column prompt: the list of messages is empty"),
+    "texts as messages": ({**TALK, "chosen": ["hi"]}, "row 2, column chosen, message 1: a message is an object"),
+    "ShareGPT": (
+        {**TALK, "chosen": [{"from": "human", "value": "x"}]},
+        r"column chosen, message 1: it has from and value \(ShareGPT\); rename",
+    ),
+    "no role": (
+        {**TALK, "chosen": [{"content": "x"}]},
+        "column chosen, message 1: its role is None, not one of system",
+    ),
+    "unknown role": ({**TALK, "rejected": [*ASKED, {"role": "bot", "content": "x"}]}, "message 2: its role is 'bot'"),
+    "no content": ({**TALK, "chosen": [*ASKED, {"role": "assistant"}]}, "message 2: it has no content"),
+    "content a number": ({**TALK, "chosen": [*ASKED, said(4)]}, "message 2: its content is a int, not a text"),
+    "unknown part": ({**TALK, "chosen": [*ASKED, said([{"type": "audio"}])]}, "neither of type text nor of type image"),
+    "part without text": (
+        {**TALK, "chosen": [*ASKED, said([{"type": "text"}])]},
+        "a text part of its content has no text",
+    ),
+    "mixed answers": (
+        {**PLAIN, "chosen": CHOSEN},
+        "one of chosen and rejected is a text, the other a list of messages",
+    ),
+    "ends with the user": (
+        {"chosen": ASKED + CHOSEN + ASKED, "rejected": ASKED + REJECTED},
+        "column chosen: it ends with a turn of the user, not of the assistant",
+    ),
+    "no prompt at all": ({"chosen": CHOSEN, "rejected": REJECTED}, "column prompt: it is missing"),
+    "different questions": (
+        {"prompt": Q, "chosen": [user("a"), *CHOSEN], "rejected": [user("b"), *REJECTED]},
+        "column rejected: it begins with another turn than chosen",
+    ),
+    "one with, one without": (
+        {"prompt": Q, "chosen": ASKED + CHOSEN, "rejected": REJECTED},
+        "column rejected: it begins with another turn than chosen",
+    ),
+    "parting at a question": (
+        {
+            "chosen": [user("a"), said("b"), user("c"), said("d")],
+            "rejected": [user("a"), said("b"), user("e"), said("f")],
+        },
+        "column chosen: it parts from the other answer at a turn of the user",
+    ),
+    "another prompt": (
+        {**TALK, "prompt": "Who?"},
+        "column prompt: it is not what chosen and rejected begin with",
+    ),
+    "prompt ends answering": (
+        {"prompt": ASKED + CHOSEN, "chosen": GOOD, "rejected": BAD},
+        "column prompt: it ends with a turn of the assistant",
+    ),
+    "nothing in common": ({"chosen": "Yes.", "rejected": "No."}, "column prompt: it is missing"),
+    "other transcript": (
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"},
+        "column rejected: its transcript differs",
+    ),
+    "images no list": ({**PLAIN, "images": "a.png"}, "column images: it holds a str, not a list of images"),
+    "no such image": ({**PLAIN, "images": ["no.png"]}, "column images, image 1: there is no file .*no.png"),
+    "not an image": ({**PLAIN, "images": ["pairs.jsonl"]}, "column images, image 1: the file is not an image"),
+    "image a number": ({**PLAIN, "images": [3]}, "column images, image 1: neither a path nor an image, but a int"),
+    "places without images": (
+        {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": GOOD, "rejected": BAD},
+        "column images: 0 images for 1 places in the prompt",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ROWS)
+def test_malformed_rows_are_named(tmp_path, name):
+    record, message = WRONG_ROWS[name]
+    path = written(tmp_path / "pairs.jsonl", PLAIN, record)
+    with pytest.raises(ValueError, match=rf"pairs.jsonl, row 2.*{message.removeprefix('row 2')}") as error:
+        load_pairs(path)
+    assert "\n" not in str(error.value)
+    assert "row 2, column" in str(error.value) or name == "not an object"
+
+
+WRONG_FILES = {
+    "bad JSON": ("pairs.jsonl", '{"prompt": "a"\n', r"pairs.jsonl, row 1: not JSON, column 15: Expecting"),
+    "empty line": ("pairs.jsonl", json.dumps(PLAIN) + "\n\n", "pairs.jsonl, row 2: an empty line"),
+    "empty file": ("pairs.jsonl", "", "pairs.jsonl has no rows"),
+    "empty list": ("pairs.json", "[]", "pairs.json has no rows"),
+    "not UTF-8": ("pairs.jsonl", b"\xff\xfe\x00", "pairs.jsonl: not a text in UTF-8"),
+    "broken JSON": ("pairs.json", "[{]", "pairs.json: not JSON"),
+    "JSON object": ("pairs.json", "{}", "pairs.json: holds a JSON dict, not a list of rows"),
+    "broken parquet": ("pairs.parquet", "PAR?", "pairs.parquet: not a parquet file"),
+    "no such file": ("gone.jsonl", None, "gone.jsonl: there is no such file"),
+    "another suffix": ("pairs.csv", "a,b", "read from .jsonl, .json and .parquet files, not from .csv"),
+    "no suffix": ("pairs", "a", "and this name has no suffix"),
+    "empty folder": ("sub/notes.md", "a", "the folder holds no .parquet, .jsonl or .json file"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FILES)
+def test_malformed_files_are_named(tmp_path, name):
+    file, content, message = WRONG_FILES[name]
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_pairs(path.parent if path.parent != tmp_path else path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_splits_that_are_not_there(tmp_path):
+    splits = DatasetDict({"test": Dataset.from_list([PLAIN])})
+    with pytest.raises(ValueError, match="the data set: there is no split 'train'; it has test"):
+        load_pairs(splits)
+    splits.save_to_disk(tmp_path)
+    assert load_pairs(tmp_path, split="test").num_rows == 1
+    with pytest.raises(ValueError, match="there is no split 'train'; it has test"):
+        load_pairs(tmp_path)
+
+
+def test_a_column_of_mixed_types_is_named(tmp_path):
+    path = written(tmp_path / "pairs.jsonl", PLAIN, {**PLAIN, "score": 1}, {**PLAIN, "score": "high"})
+    with pytest.raises(
+        ValueError, match=r"pairs.jsonl, column score mixes.*\(NoneType in row 1, int in row 2, str in row 3\)"
+    ):
+        load_pairs(path)
+    rows = [{**as_row(PLAIN), "score": 1.5}, {**as_row(PLAIN), "score": "high"}]
+    with pytest.raises(
+        ValueError, match=r"column score mixes values that no common type holds \(float in row 1, str in row 2\)"
+    ):
+        to_dataset(rows)
+    with pytest.raises(ValueError, match="at least one row"):
+        to_dataset([])
+
+
+def test_data_sets_of_the_hub(monkeypatch):
+    def load_dataset(name, split):
+        if name != "somebody/pairs":
+            raise FileNotFoundError(f"no {name}")
+        return {"train": Dataset.from_list([PLAIN])}[split]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert load_pairs("somebody/pairs")[0]["prompt"] == ASKED
+    with pytest.raises(
+        ValueError, match="nobody/pairs: neither a file or folder here nor a data set of the Hub: no nobody"
+    ):
+        load_pairs("nobody/pairs")
+
+
+def test_columns_that_only_some_rows_have():
+    found = to_dataset([{**as_row(PLAIN), "a": 1}, {**as_row(PLAIN), "b": "x"}])
+    assert found["a"][:] == [1, None]
+    assert found["b"][:] == [None, "x"]
+
+
+# ------------------------------------------------------------------------------------------------------------------- TRL
+
+TRAIN = """
+import json, sys, warnings
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+from contralto import testbed
+from contralto.data_gen.rows import load_pairs
+warnings.simplefilter("ignore")
+tokenizer = AutoTokenizer.from_pretrained(testbed.path("student"))
+losses = {}
+for path in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(testbed.path("student"), dtype="float32")
+    args = DPOConfig(output_dir=sys.argv[1], max_steps=1, per_device_train_batch_size=2, report_to=[], use_cpu=True,
+                     save_strategy="no", disable_tqdm=True, gradient_checkpointing=False, bf16=False, logging_steps=1)
+    trainer = DPOTrainer(model, args=args, train_dataset=load_pairs(path), processing_class=tokenizer)
+    trainer.train()
+    losses[path] = [trainer.state.log_history[0]["loss"], trainer.train_dataset[0]["chosen_ids"]]
+print("LOSSES " + json.dumps(losses))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", ["0", "3"])
+def test_trl_trains_on_every_schema_whatever_the_hash_seed(tmp_path, seed):
+    """Seeds 0 and 3 give the two verdicts of `is_conversational` on a mixed row, and both kill a training on it."""
+    from contralto import testbed
+
+    paths = [written(tmp_path / f"{name.replace(' ', '-')}.jsonl", record, record) for name, record in SCHEMAS.items()]
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", TRAIN, str(tmp_path / "out"), *map(str, paths)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=Path(testbed.__file__).parents[1],
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    losses = json.loads(ended.stdout.partition("LOSSES ")[2])
+    expected = testbed.tokenizer()(GOOD + "<eos>", add_special_tokens=False)["input_ids"]
+    for loss, ids in losses.values():
+        assert loss == pytest.approx(0.6931, abs=1e-3)
+        assert ids == expected

@@ -1,0 +1,184 @@
+"""The store: answers are there or they are not, once, whatever happens to the process, the disk, or beside it.
+
+Seen to go red with: answers that replace the first one; a transaction per answer; failures that outlive their answer;
+`record` without a transaction on a full disk.
+"""
+
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from contralto.data_gen.requests import Answer, Ask, Failure, Sampling, settle
+from contralto.data_gen.store import Asked, Store
+
+
+def asked(number, *, row=None, role="target"):
+    """A request of its own for every number."""
+    request = settle(Ask(role=role, prompt=f"{number} ="), engine={"m": 1}, sampling=Sampling(), seed=0, row="r")
+    return Asked(request=request, row=row or f"row {number}", strategy="s", role=role, tag="answer", model="m")
+
+
+def answer(number, text=None):
+    return Answer(text=text or f"it is {number}", prompt_tokens=3, completion_tokens=number, logprobs=(-0.5, -1 / 3))
+
+
+def test_what_was_recorded_is_read_back(tmp_path):
+    path = tmp_path / "deep" / "answers.sqlite"
+    with Store(path) as store:
+        store.record([(asked(1), answer(1)), (asked(2), Failure("500: oops"))])
+    with Store(path, read_only=True) as store:
+        one, two, three = (asked(number).request.key for number in (1, 2, 3))
+        assert store.get([one, two, three]) == {one: answer(1), two: Failure("500: oops")}
+
+
+def test_the_first_answer_stands_and_ends_the_failure(tmp_path):
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(1), Failure("cut"))])
+        assert [failed.said.reason for failed in store.failures()] == ["cut"]
+        store.record([(asked(1), answer(1, "first")), (asked(1), answer(1, "second"))])
+        store.record([(asked(1), answer(1, "third")), (asked(1), Failure("late"))])
+        assert store.get([asked(1).request.key])[asked(1).request.key].text == "first"
+        assert list(store.failures()) == []
+
+
+def test_failures_can_be_forgotten(tmp_path):
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(n), Failure("cut")) for n in range(3)] + [(asked(9), answer(9))])
+        assert store.forget_failures() == 3
+        assert store.get([asked(n).request.key for n in range(3)]) == {}
+        assert len(store.get([asked(9).request.key])) == 1
+
+
+def test_many_keys_at_once(tmp_path):
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(n), answer(n)) for n in range(1200)])
+        assert len(store.get([asked(n).request.key for n in range(1200)])) == 1200
+
+
+def test_usage_by_role(tmp_path):
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(n), answer(n)) for n in (1, 2)] + [(asked(5, role="judge"), answer(5))])
+        assert [tuple(usage) for usage in store.usage()] == [("judge", "m", 1, 3, 5), ("target", "m", 2, 6, 3)]
+
+
+def test_merge_takes_what_is_new(tmp_path):
+    with Store(tmp_path / "a") as one, Store(tmp_path / "b") as other:
+        one.record([(asked(1), answer(1, "mine")), (asked(2), Failure("cut"))])
+        other.record([(asked(1), answer(1, "theirs")), (asked(2), answer(2)), (asked(3), Failure("500"))])
+        assert one.merge(tmp_path / "b") == 1
+        found = one.get([asked(n).request.key for n in (1, 2, 3)])
+        assert found[asked(1).request.key].text == "mine"
+        assert found[asked(2).request.key] == answer(2)
+        assert found[asked(3).request.key] == Failure("500")
+        assert one.merge(tmp_path / "b") == 0
+    with Store(tmp_path / "a") as one, pytest.raises(FileNotFoundError, match="there is no store"):
+        one.merge(tmp_path / "nothing")
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path):
+    (tmp_path / "text").write_text("hello " * 100)
+    with pytest.raises(ValueError, match="text is not a store of answers"):
+        Store(tmp_path / "text")
+    with pytest.raises(FileNotFoundError, match="nothing was asked"):
+        Store(tmp_path / "none", read_only=True)
+    with Store(tmp_path / "later") as store:
+        store._db.execute("PRAGMA user_version=99")
+    with pytest.raises(ValueError, match="written by a later contralto"):
+        Store(tmp_path / "later")
+
+
+def test_texts_of_any_kind(tmp_path):
+    texts = ["", "\x00", "é ☃ 😀", "a" * 10**6, "'; DROP TABLE answers; --"]
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(n), Answer(text=text)) for n, text in enumerate(texts)])
+        found = store.get([asked(n).request.key for n in range(len(texts))])
+        assert [found[asked(n).request.key].text for n in range(len(texts))] == texts
+
+
+# ------------------------------------------------------------------------------------------------------------- accidents
+
+
+def test_a_full_disk_records_nothing_of_a_list_and_breaks_nothing(tmp_path):
+    """In a process of its own, whose files may not grow beyond 256 KiB."""
+    code = f"""
+import resource, sqlite3, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_store import answer, asked
+from contralto.data_gen.store import Store
+store = Store(Path({str(tmp_path / "a")!r}))
+store.record([(asked(0), answer(0))])
+resource.setrlimit(resource.RLIMIT_FSIZE, (256 * 1024, resource.RLIM_INFINITY))
+try:
+    store.record([(asked(n), answer(n, "long " * 2000)) for n in range(1, 200)])
+except sqlite3.OperationalError as error:
+    print("full:", error)
+print(len(store.get([asked(n).request.key for n in range(200)])))
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+store.record([(asked(n), answer(n, "long " * 2000)) for n in range(1, 200)])
+print(len(store.get([asked(n).request.key for n in range(200)])))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    full, before, after = result.stdout.splitlines()
+    assert full.startswith("full:"), result.stdout
+    assert (before, after) == ("1", "200")
+    assert sqlite3.connect(tmp_path / "a").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def _write_many(path, start, first):
+    with Store(path) as store:
+        for n in range(start, start + 60):
+            store.record([(asked(n), answer(n, f"{first} {n}"))])
+
+
+def test_two_writers_at_once(tmp_path):
+    """Each number is there once, and whoever came first stands."""
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write_many, args=(tmp_path / "a", 30 * i, f"writer {i}")) for i in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    with Store(tmp_path / "a") as store:
+        found = store.get([asked(n).request.key for n in range(90)])
+    assert len(found) == 90
+    assert {said.text.split()[1] for said in found.values()} == {"0", "1"}
+
+
+def test_killed_at_any_instant_a_writer_leaves_whole_lists(tmp_path):
+    """A child records lists of five and says so on a pipe; what it said is there, and nothing is there in part."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_store import answer, asked
+from contralto.data_gen.store import Store
+store = Store(Path({str(tmp_path / "a")!r}))
+start = int(sys.argv[1])
+for n in range(start, start + 10000, 5):
+    store.record([(asked(k), answer(k)) for k in range(n, n + 5)])
+    print(n + 5, flush=True)
+"""
+    said = 0
+    for pause in (0.02, 0.11, 0.07, 0.05):
+        child = subprocess.Popen([sys.executable, "-c", code, str(said)], stdout=subprocess.PIPE, text=True)
+        assert child.stdout.readline()
+        time.sleep(pause)
+        os.kill(child.pid, signal.SIGKILL)
+        said = max([said, *(int(line) for line in child.stdout if line.endswith("\n"))])
+        child.wait()
+        child.stdout.close()
+        with Store(tmp_path / "a") as store:
+            known = store.get([asked(n).request.key for n in range(said + 5)])
+            assert len(known) in (said, said + 5)
+            assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        said = len(known)
+    assert said > 20
