@@ -1,0 +1,8 @@
+"""`accelerate launch -m contralto.align ...`: what `contralto align` does, in every process."""
+
+import sys
+
+from contralto.train import main
+
+if __name__ == "__main__":
+    sys.exit(main())

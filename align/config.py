@@ -1,0 +1,195 @@
+"""The options of `PreferenceTrainer`: those of TRL's `DPOConfig`, and what contralto's own losses need."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from trl import DPOConfig
+
+from contralto.align.losses import F_DIVERGENCES, LOSSES, Objective
+from contralto.align.masks import KINDS
+
+__all__ = ["PreferenceConfig"]
+
+OWN = ("cpo_alpha", "simpo_gamma", "odpo_alpha", "arpo_eta", "arpo_scale", "tdpo_alpha", "lambda_u", "lambda_d")
+"""Settings of contralto's losses; TRL's own are ignored, as in TRL, where no loss reads them."""
+MASKS = ("ones", "mapo", "learned")
+HEAD_METRICS = ("logged", "all", "none")
+
+
+def _option(default: Any, text: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": text.replace("%", "%%"), **metadata})
+
+
+@dataclass
+class PreferenceConfig(DPOConfig):
+    """The options of `PreferenceTrainer`.
+
+    All of `trl.DPOConfig` (1.16) and of `transformers.TrainingArguments`. What differs: `loss_type` also takes contralto's
+    losses, see `contralto.align.losses.LOSSES`; `beta` defaults to that of the loss; `bf16` defaults to False where there is no
+    accelerator, since few CPUs are fast at it. Everything that can be seen to be wrong is refused here, before a model is loaded.
+
+    Args:
+        beta: how strongly the policy is held to the reference; None takes the default of the loss, such as 0.1 for `sigmoid` and 2.0 for
+            `simpo`.
+        cpo_alpha: the weight of the chosen texts' likelihood in `cpo`, `cpo_simpo` and `arpo`.
+        simpo_gamma: the reward margin of `simpo` and `cpo_simpo`.
+        odpo_alpha: the weight of the offset in `odpo`.
+        arpo_eta, arpo_scale: how fast and from where the penalty of `arpo` grows.
+        tdpo_alpha: the weight of the divergence in `tdpo2`.
+        lambda_u, lambda_d: of `sparsepo`, the weights of the L1 norms of learned masks.
+        mask: of `sparsepo`: `ones`, `mapo` (from the reference's activations) or `learned`.
+        mask_kinds: of `mapo`: which activations, of `attention`, `mlp` and `residual`.
+        mask_independent: of `learned`: two masks, for log-ratios and divergence.
+        mask_dropout: of `learned`.
+        mask_learning_rate: of `learned`; None takes `learning_rate`.
+        mask_weight_decay: of `learned`.
+        head_metrics: when entropy, mean logits and token accuracy are computed, which cost a few passes over the logits: `logged`, in the
+            steps that are logged, whose values then are those of that step alone; `all`, in every step, as TRL does; `none`.
+        reference_cache: the folder of precomputed references; None takes one beside the caches of `datasets`.
+
+    Raises:
+        ValueError: whatever is wrong, in one sentence.
+
+    Example:
+        >>> PreferenceConfig("out", loss_type=["simpo"], report_to="none").beta
+        2.0
+    """
+
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid"],
+        metadata={"help": f"Losses, one or several, of: {', '.join(LOSSES)}. Several are added up by loss_weights."},
+    )
+    beta: float | None = _option(  # type: ignore[assignment]
+        None, "How strongly the policy is held to the reference. Defaults to the default of the loss, mostly 0.1."
+    )
+    cpo_alpha: float = _option(1.0, "Weight of the chosen texts' likelihood in cpo, cpo_simpo and arpo.")
+    simpo_gamma: float = _option(0.5, "Reward margin of simpo and cpo_simpo.")
+    odpo_alpha: float = _option(1.0, "Weight of the offset in odpo.")
+    arpo_eta: float = _option(0.4, "How fast the penalty of arpo grows with the gap of the two texts.")
+    arpo_scale: float = _option(0.9, "Where the penalty of arpo starts.")
+    tdpo_alpha: float = _option(0.5, "Weight of the divergence in tdpo2.")
+    lambda_u: float = _option(0.0, "Weight of the L1 norm of sparsepo's learned mask on log-ratios.")
+    lambda_d: float = _option(0.0, "Weight of the L1 norm of sparsepo's learned mask on the divergence.")
+    mask: str = _option("ones", "Token masks of sparsepo.", choices=list(MASKS))
+    mask_kinds: list[str] = field(
+        default_factory=lambda: list(KINDS), metadata={"help": f"Activations that mapo reads, of: {', '.join(KINDS)}."}
+    )
+    mask_independent: bool = _option(False, "Learn two masks, for log-ratios and divergence, instead of a common one.")
+    mask_dropout: float = _option(0.0, "Dropout of the learned mask.")
+    mask_learning_rate: float | None = _option(None, "Learning rate of the learned mask (default: learning_rate).")
+    mask_weight_decay: float = _option(0.01, "Weight decay of the learned mask.")
+    head_metrics: str = _option(
+        "logged",
+        "When entropy, mean logits and token accuracy are computed: in steps that are logged, in all (as TRL), in none.",
+        choices=list(HEAD_METRICS),
+    )
+    reference_cache: str | None = _option(None, "Folder of precomputed references (default: beside datasets' caches).")
+
+    def __post_init__(self) -> None:
+        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+        Objective(self.loss_type, self.loss_weights)
+        if self.beta is None:
+            self.beta = _common_beta(self.loss_type)
+        self.objective = Objective(self.loss_type, self.loss_weights, **self._settings())
+        self._check_divergence()
+        self._check_reference()
+        self._check_masks()
+        self._check_numbers()
+        if self.bf16 is None and not self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
+            self.bf16 = False
+        if self.activation_checkpointing is None:  # TRL's default has the old name, which transformers 5.23 warns of
+            self.activation_checkpointing = self.gradient_checkpointing
+        if self.activation_checkpointing_kwargs is None:
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        super().__post_init__()
+
+    def _settings(self) -> dict[str, float]:
+        read = {option for name in self.loss_type for option in LOSSES[name].settings}
+        defaults = {each.name: each.default for each in dataclasses.fields(self)}
+        if unread := [name for name in OWN if name not in read and getattr(self, name) != defaults[name]]:
+            users = [name for name, loss in LOSSES.items() if unread[0] in loss.settings]
+            raise ValueError(
+                f"{unread[0]} is set, and {', '.join(self.loss_type)} does not read it; it belongs to {', '.join(users)}"
+            )
+        return {option: getattr(self, option) for option in read}
+
+    def _check_divergence(self) -> None:
+        if self.f_divergence_type not in F_DIVERGENCES:
+            raise ValueError(
+                f"f_divergence_type must be one of {', '.join(F_DIVERGENCES)}, not {self.f_divergence_type!r}"
+            )
+        others = [name for name in self.loss_type if not LOSSES[name].takes_f_divergence or name in ("margin", "odpo")]
+        if self.f_divergence_type != "reverse_kl" and others:
+            raise ValueError(
+                f"f_divergence_type {self.f_divergence_type!r} has no meaning for {others[0]}: leave it at reverse_kl"
+            )
+        if self.use_weighting and (sorting := {"aot", "aot_unpaired"} & set(self.loss_type)):
+            raise ValueError(f"use_weighting weighs pairs, and {min(sorting)} sorts them apart: use one or the other")
+        if "svco" in self.loss_type:
+            raise ValueError(
+                "svco needs each text under three images, which the collators of DPOTrainer do not bring: "
+                "call contralto.align.losses.svco in a loop of your own"
+            )
+
+    def _check_reference(self) -> None:
+        needs, names = self.objective.needs, ", ".join(self.loss_type)
+        if "reference" not in needs and "kl" not in needs:
+            for option in ("precompute_ref_log_probs", "sync_ref_model"):
+                if getattr(self, option):
+                    raise ValueError(f"{option} is set, and {names} uses no reference: leave {option} out")
+        if self.precompute_ref_log_probs and needs & {"kl", "masks"}:
+            raise ValueError(
+                f"precompute_ref_log_probs keeps the reference's log-probabilities of the texts, and {names} needs its whole "
+                "distribution at every token: set precompute_ref_log_probs to False"
+            )
+        if self.precompute_ref_log_probs and self.sync_ref_model:
+            raise ValueError(
+                "sync_ref_model moves the reference and precompute_ref_log_probs freezes it: set one of them"
+            )
+        if self.reference_cache is not None and not self.precompute_ref_log_probs:
+            raise ValueError("reference_cache is set, and is only used with precompute_ref_log_probs: set both")
+
+    def _check_masks(self) -> None:
+        for option, allowed in (("mask", MASKS), ("head_metrics", HEAD_METRICS)):
+            if getattr(self, option) not in allowed:
+                raise ValueError(f"{option} must be one of {', '.join(allowed)}, not {getattr(self, option)!r}")
+        if self.mask != "ones" and "sparsepo" not in self.loss_type:
+            raise ValueError(f"mask {self.mask!r} is sparsepo's, which is not in loss_type {self.loss_type}")
+        if not self.mask_kinds or not set(self.mask_kinds) <= set(KINDS):
+            raise ValueError(f"mask_kinds must name some of {', '.join(KINDS)}, not {self.mask_kinds}")
+        if set(self.mask_kinds) != set(KINDS) and self.mask != "mapo":
+            raise ValueError(f"mask_kinds is read with mask mapo alone, not with mask {self.mask}")
+        if self.mask != "learned":
+            learned = ("lambda_u", "lambda_d", "mask_independent", "mask_dropout", "mask_learning_rate")
+            if given := [name for name in learned if getattr(self, name)]:
+                raise ValueError(f"{given[0]} acts on learned masks alone: set mask to learned, or leave it out")
+        if not 0 <= self.mask_dropout < 1:
+            raise ValueError(f"mask_dropout must lie in [0, 1), not {self.mask_dropout}")
+        for option in ("mask_learning_rate", "mask_weight_decay"):
+            value = getattr(self, option)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{option} must be a finite number of at least 0, not {value}")
+
+    def _check_numbers(self) -> None:
+        if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
+            raise ValueError(f"ld_alpha must lie in [0, 1] (the weight of the longer text's tail), not {self.ld_alpha}")
+        if self.ld_alpha is not None and self.objective.needs & {"kl", "masks"}:
+            raise ValueError(
+                f"ld_alpha weighs sums of log-ratios, and {', '.join(self.loss_type)} sums a divergence too"
+            )
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(
+                f"max_length must be at least 2 tokens (one to read, one to predict), not {self.max_length}"
+            )
+        if self.truncation_mode not in ("keep_start", "keep_end"):
+            raise ValueError(f"truncation_mode must be keep_start or keep_end, not {self.truncation_mode!r}")
+
+
+def _common_beta(loss_types: list[str]) -> float:
+    defaults = {LOSSES[name].settings["beta"][1] for name in loss_types if "beta" in LOSSES[name].settings}
+    if len(defaults) > 1:
+        raise ValueError(f"the defaults of beta differ between {', '.join(loss_types)} ({sorted(defaults)}): set beta")
+    return defaults.pop() if defaults else 0.1

@@ -1,0 +1,140 @@
+"""The curriculum of DistiLLM-2: how much the divergences are skewed, and how much the student's own texts count.
+
+Ko et al. 2025 (arXiv 2503.07067), algorithm 1. The released code (jongwooko/distillm-2) has both parts switched off, and the path for
+alpha does not work when switched on; here both work, and what the released code does is a preset.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["PAPER", "RELEASED", "Curriculum", "Weights"]
+
+
+class Weights(NamedTuple):
+    """`loss = skew_kl * SKL(teacher's text) + skew_reverse_kl * SRKL(student's text)`."""
+
+    skew_kl: float
+    skew_reverse_kl: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curriculum:
+    """The schedules of alpha and beta.
+
+        loss  = 1/2 [(1 - beta) SKL_alpha(y_t) + beta SRKL_alpha(y_s)]                         (equation 2)
+        beta  = clip(e / E + tau / T, beta_0, 1)
+        alpha = clip(1 - (1 - alpha_0) m / (p(y) - q(y)), low, high),    m the mean of p(y) - q(y) over the batch
+
+    with p the teacher, q the student, y_t a text of the teacher's, y_s one of the student's, e of E epochs, tau of T steps.
+    To first order `log(p / m_alpha)` is `(1 - alpha) (p - q)`: alpha keeps that product the same for all texts, so easy texts
+    are skewed little and hard ones more.
+
+    Args:
+        alpha_0: the skew where it does not adapt, and that of a text whose gap is the batch's mean.
+        low, high: between which alpha is kept.
+        beta_0: the least beta; 0.5 weighs both texts alike.
+        adaptive_alpha: whether alpha adapts, from the second epoch on; else it is alpha_0.
+        gradual_beta: whether beta grows; else it is beta_0.
+        factor: what stands before the bracket of the loss: 1/2 in the paper.
+
+    Raises:
+        ValueError: a parameter out of range.
+
+    Example:
+        >>> PAPER.beta(epoch=3, epochs=3, step=0, steps=300)
+        1.0
+        >>> RELEASED.weights(epoch=3, epochs=3, step=0, steps=300)
+        Weights(skew_kl=1.0, skew_reverse_kl=1.0)
+    """
+
+    alpha_0: float = 0.1
+    low: float = 0.01
+    high: float = 0.1
+    beta_0: float = 0.5
+    adaptive_alpha: bool = True
+    gradual_beta: bool = True
+    factor: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high < 1:
+            raise ValueError(f"low and high must be ordered and lie in [0, 1), not {self.low} and {self.high}")
+        if not self.low <= self.alpha_0 <= self.high:
+            raise ValueError(f"alpha_0 must lie between low and high, {self.low} and {self.high}, not {self.alpha_0}")
+        if not 0 <= self.beta_0 <= 1:
+            raise ValueError(f"beta_0 must lie in [0, 1] (the least weight of the student's texts), not {self.beta_0}")
+        if not self.factor > 0:
+            raise ValueError(f"factor must be above 0, not {self.factor}")
+
+    def beta(self, *, epoch: int, epochs: int, step: int, steps: int) -> float:
+        """How much the student's texts count.
+
+        The paper does not say what T counts. With the steps of all epochs, as here, beta never falls; with those of one
+        epoch it would fall back at every epoch's end.
+
+        Args:
+            epoch: e, from 1, as in algorithm 1.
+            epochs: E.
+            step: tau, from 0, counted over all epochs.
+            steps: T, of all epochs.
+
+        Raises:
+            ValueError: an epoch outside 1 to `epochs`, a step outside 0 to `steps`.
+        """
+        if not 1 <= epoch <= epochs:
+            raise ValueError(f"epoch must lie in 1 to {epochs}, not {epoch}")
+        if not 0 <= step <= steps or not steps:
+            raise ValueError(f"step must lie in 0 to {steps} (the steps of all epochs), not {step}")
+        return min(max(epoch / epochs + step / steps, self.beta_0), 1.0) if self.gradual_beta else self.beta_0
+
+    def weights(self, *, epoch: int, epochs: int, step: int, steps: int) -> Weights:
+        """The weights of the two divergences; for the arguments see `beta`."""
+        beta = self.beta(epoch=epoch, epochs=epochs, step=step, steps=steps)
+        return Weights(self.factor * (1 - beta), self.factor * beta)
+
+    @torch.no_grad()
+    def alpha(
+        self, own_logps: Tensor, other_logps: Tensor, *, epoch: int, mean_gap: Tensor | float | None = None
+    ) -> Tensor:
+        """The skew of every text of a batch.
+
+        The gap of a text is its probability under the model that wrote it less that under the other: p - q for the teacher's
+        texts, q - p for the student's. The probability of a text is the geometric mean of its tokens', as in the released
+        code: that of a long text is 0 in any precision. Where the other model finds a text likelier than its author does,
+        and the mean gap is positive, the formula gives more than 1, and so `high`.
+
+        Args:
+            own_logps: `(B,)` mean log-probability per token under the model that wrote the texts.
+            other_logps: `(B,)` under the other one.
+            epoch: from 1. In the first epoch alpha is alpha_0.
+            mean_gap: m; None takes the mean over this batch. With batches of one text the gap is its own mean and alpha is
+                alpha_0, so pass the mean over the whole step where a step has several batches or processes.
+
+        Returns:
+            `(B,)` alpha.
+
+        Raises:
+            ValueError: different shapes.
+
+        Example:
+            >>> p, q = torch.tensor([0.30, 0.32, 0.34]), torch.tensor([0.20, 0.20, 0.20])
+            >>> PAPER.alpha(p.log(), q.log(), epoch=2)  # gaps 0.10, 0.12, 0.14 of mean 0.12
+            tensor([0.0100, 0.1000, 0.1000])
+        """
+        if own_logps.shape != other_logps.shape:
+            raise ValueError(f"the models' texts differ in shape: {tuple(own_logps.shape)}, {tuple(other_logps.shape)}")
+        if not self.adaptive_alpha or epoch == 1:
+            return torch.full_like(own_logps, self.alpha_0)
+        gap = own_logps.exp() - other_logps.exp()
+        ratio = (gap.mean() if mean_gap is None else mean_gap) / gap
+        # 0 / 0: all texts are equally likely under both models, and none is harder than another
+        return (1 - (1 - self.alpha_0) * ratio).nan_to_num(nan=self.alpha_0).clamp(self.low, self.high)
+
+
+PAPER = Curriculum()
+"""Algorithm 1 of the paper."""
+
+RELEASED = Curriculum(adaptive_alpha=False, gradual_beta=False, factor=2.0)
+"""What the released code does whatever its options say: SKL + SRKL, alpha 0.1."""

@@ -1,0 +1,415 @@
+"""`PreferenceTrainer`: TRL's `DPOTrainer` with contralto's losses and a leaner step."""
+
+# ruff: noqa: TRY004 (a wrong type in somebody's recipe is a ValueError like any other mistake in it)
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import broadcast_object_list, is_peft_model
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig, PeftConfig, PeftModel
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+from contralto.align.config import PreferenceConfig
+from contralto.align.divergences import Head
+from contralto.align.losses import Losses, Pairs, length_desensitized, wpo_weights
+from contralto.align.masks import DensityMonitor, LearnedMask, Masks, mapo, record
+from contralto.align.reference import IDS, ReferenceCache, Rows, default_folder, reference_hash
+from contralto.align.seams import COLUMNS, Batch, NoReference, Request, Scored, StagedTrainer, head_of
+
+__all__ = ["PreferenceTrainer", "Reference"]
+
+HEAD_METRICS = ("entropy", "mean_logits", "is_top1")
+MASK_FILE = "sparsepo_mask"
+
+
+class Reference(NamedTuple):
+    """What the reference says of a batch; what no loss needs is None."""
+
+    token_logps: Tensor | None = None
+    """`(2B, T - 1)`."""
+    states: tuple[Tensor, Head] | None = None
+    """`(N, H)` hidden states of the tokens that count, and the head."""
+    masks: Masks | None = None
+    """SparsePO's, `(2B, T - 1)`."""
+
+
+class PreferenceTrainer(StagedTrainer):
+    """Trains a language model, or a vision-language model, on pairs of a chosen and a rejected text.
+
+    Everything that TRL's `DPOTrainer` takes, it takes: data, collators, callbacks, PEFT, saving, accelerate. With TRL's losses it gives TRL's
+    loss, gradients and metrics. What differs:
+
+    - `loss_type` also takes contralto's losses, see `contralto.align.losses.LOSSES`. Those that need margins or advantages read the columns
+      `margin` and `chosen_advantage` of the data.
+    - A loss that needs no reference loads none. Its rewards are logged as `beta log pi(y)`, per token where the loss normalises.
+    - Only tokens of completions go through the language-model head, on every device; entropy, mean logits and accuracy are computed
+      when they are logged (`head_metrics`).
+    - `precompute_ref_log_probs` keeps a number per token, on disk, see `contralto.align.reference`; a streamed data set is read once for it.
+    - On an accelerator a model that is given by name is loaded in bfloat16 when only an adapter is trained.
+
+    A step has four stages, each a method to override: `reference`, `score`, `loss`, `report`.
+
+    Args:
+        model: a name or folder, a model of transformers, or one with an adapter of peft.
+        ref_model: a loaded model; None takes the model before training, or the adapter switched off.
+        args: a `PreferenceConfig`.
+        how: the other arguments of `DPOTrainer`: `train_dataset`, `eval_dataset`, `processing_class`, `peft_config`, `callbacks`,
+            `data_collator`, `compute_metrics`, `optimizers`, `quantization_config`.
+
+    Raises:
+        ValueError: whatever is wrong, in one sentence; before a model is loaded where that can be.
+
+    Example:
+        >>> PreferenceTrainer("any", args=PreferenceConfig("out", loss_type=["cpo"], report_to="none"))
+        Traceback (most recent call last):
+            ...
+        ValueError: train_dataset is missing: give the pairs to train on
+    """
+
+    _tag_names = ["trl", "contralto"]  # noqa: RUF012
+
+    def __init__(self, model: Any, ref_model: Any = None, args: PreferenceConfig | None = None, **how: Any) -> None:
+        if not isinstance(args, PreferenceConfig):
+            raise ValueError(f"args must be a PreferenceConfig, not {type(args).__name__}")
+        self.objective = args.objective
+        self.needs = args.objective.needs
+        self.uses_reference = bool({"reference", "kl"} & self.needs)
+        _check(model, ref_model, args, self.objective.loss_types, self.needs, how)
+        if not self.uses_reference and args.deepspeed_plugin is None:
+            ref_model = NoReference()
+        if isinstance(model, str) and how.get("peft_config") is not None and torch.accelerator.is_available():
+            args.model_init_kwargs = {"dtype": "bfloat16"} | (args.model_init_kwargs or {})
+        super().__init__(model, ref_model, args=args, **how)
+        if not self.uses_reference:
+            self.ref_model = None
+        self._watch_mask = DensityMonitor()
+        if "masks" in self.needs and args.mask == "learned":
+            self._make_mask()
+
+    # ------------------------------------------------------------------------------------------------------ the stages
+
+    def reference(self, batch: Batch) -> Reference:
+        """What the losses need of the reference, without gradients."""
+        if not self.uses_reference:
+            return Reference()
+        if batch.ref_token_logps is not None:
+            return Reference(batch.ref_token_logps)
+        kl, sparse = "kl" in self.needs, "masks" in self.needs
+        learned, by_activation = sparse and self.args.mask == "learned", sparse and self.args.mask == "mapo"
+        with self.as_reference() as (model, bare):
+            recording = record(bare, kinds=self.args.mask_kinds) if by_activation else nullcontext()
+            with recording as activations:
+                scored = self.ask(model, batch, Request(hidden=kl, states=learned))
+            states = (scored.hidden, head_of(bare)) if kl and scored.hidden is not None else None
+        masks = None
+        if learned:
+            assert scored.states is not None
+            masks = self.side_modules[MASK_FILE].train(self.model.training)(scored.states, batch.mask)
+        elif sparse:
+            ones = mapo(activations, batch.mask) if activations is not None else batch.mask.float()
+            masks = Masks(ones, ones)
+        return Reference(scored.logps, states, masks)
+
+    def score(self, model: Any, batch: Batch, reference: Reference) -> Scored:
+        """The policy's forward."""
+        also = HEAD_METRICS if self.reports_head() else ()
+        if self.args.use_weighting:
+            also = (*also, "log_sum_sq_probs")
+        if self.aux_loss_enabled:
+            batch = batch._replace(inputs=batch.inputs | {"output_router_logits": True})
+        return self.ask(model, batch, Request(also=also, teacher=reference.states))
+
+    def loss(self, batch: Batch, policy: Scored, reference: Reference) -> Losses:
+        """The losses of the batch, by `contralto.align.losses`."""
+        return self.objective(self.pairs(batch, policy, reference))
+
+    def pairs(self, batch: Batch, policy: Scored, reference: Reference) -> Pairs:
+        """The batch as the losses take it."""
+        assert policy.logps is not None
+        ref_tokens = policy.teacher_logps if reference.token_logps is None else reference.token_logps
+        masks = reference.masks
+        return Pairs.stacked(
+            logps=self._sums(policy.logps, batch),
+            ref_logps=None if ref_tokens is None else self._sums(ref_tokens, batch),
+            lengths=batch.lengths,
+            token_logps=policy.logps,
+            ref_token_logps=ref_tokens,
+            token_kl=policy.kl,
+            mask=batch.mask,
+            reward_mask=None if masks is None else masks.reward,
+            kl_mask=None if masks is None else masks.kl,
+            weights=self._weights(batch, policy),
+            f_divergence=self.args.f_divergence_type,
+            f_alpha=self.args.f_alpha_divergence_coef,
+            **{name: batch.columns[name] for name in COLUMNS if name in batch.columns},
+        )
+
+    def report(self, batch: Batch, policy: Scored, reference: Reference, loss: Losses) -> None:
+        """TRL's metrics and those of the losses in use."""
+        pairs, scale = self.pairs(batch, policy, reference), self.args.beta
+        chosen, rejected = (self._reward(side) * scale for side in (pairs.chosen, pairs.rejected))
+        assert pairs.chosen.logps is not None
+        assert pairs.rejected.logps is not None
+        per_pair = {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/accuracies": chosen > rejected,
+            "rewards/margins": chosen - rejected,
+            "logps/chosen": pairs.chosen.logps,
+            "logps/rejected": pairs.rejected.logps,
+        }
+        if policy.kl is not None:
+            per_pair |= {"kl/chosen": pairs.chosen.kl, "kl/rejected": pairs.rejected.kl}
+        if len(loss.terms) > 1:
+            per_pair |= {f"loss/{name}": term for name, term in loss.terms.items()}
+        sums = {name: value.float().sum() for name, value in per_pair.items() if value is not None}
+        sums |= _head_sums(batch, policy)
+        sums |= {"pairs": torch.tensor(len(chosen)), "tokens": batch.inputs["attention_mask"].sum()}
+        if policy.aux_loss is not None:
+            sums["aux_loss"] = policy.aux_loss * len(chosen)
+        totals = self._gathered(sums)
+        self.count_tokens(round(totals["tokens"]))
+        self.note(**{name: totals[name] / totals["pairs"] for name in (*per_pair, "aux_loss") if name in totals})
+        self.note(**_head_metrics(totals))
+        if reference.masks is not None and self.args.mask != "ones" and self.reports():
+            self.note(**self._watch_mask(reference.masks, batch.mask))
+
+    # --------------------------------------------------------------------------------------------------------- helpers
+
+    def reports(self) -> bool:
+        """Whether this step is going to be logged, as far as can be known."""
+        step, args = self.state.global_step + 1, self.args
+        if self.mode == "eval" or args.logging_strategy == "epoch":
+            return True
+        logged = args.logging_strategy == "steps" and step % max(1, round(self.state.logging_steps)) == 0
+        return logged or (step == 1 and bool(args.logging_first_step))
+
+    def reports_head(self) -> bool:
+        """Whether this step computes the metrics that need the whole vocabulary."""
+        return bool(self.args.head_metrics == "all" or (self.args.head_metrics == "logged" and self.reports()))
+
+    def _sums(self, token_logps: Tensor, batch: Batch) -> Tensor:
+        if self.args.ld_alpha is None:
+            return token_logps.sum(-1)
+        lengths = batch.mask.sum(-1)
+        shared = torch.minimum(*lengths.chunk(2)).repeat(2)
+        return length_desensitized(token_logps, batch.mask, shared, alpha=self.args.ld_alpha)
+
+    def _weights(self, batch: Batch, policy: Scored) -> Tensor | None:
+        if policy.log_sum_sq_probs is None or policy.logps is None:
+            return None
+        chosen, rejected = wpo_weights(policy.logps, policy.log_sum_sq_probs, batch.mask).chunk(2)
+        return chosen * rejected
+
+    def _reward(self, side: Any) -> Tensor:
+        """`(B,)` what beta multiplies."""
+        if self.uses_reference:
+            return side.logratios  # type: ignore[no-any-return]
+        per_token = set(self.objective.loss_types) & {"simpo", "cpo_simpo"}
+        return side.logps / side.lengths.clamp(min=1) if per_token else side.logps  # type: ignore[no-any-return]
+
+    def _gathered(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """The sums over all processes, with one exchange and one wait for the device."""
+        values = torch.stack([value.to(self.accelerator.device, torch.float64) for value in sums.values()])
+        if self.accelerator.num_processes > 1:
+            values = self.accelerator.reduce(values, "sum")
+        return dict(zip(sums, values.tolist(), strict=True))
+
+    def _make_mask(self) -> None:
+        config = self.policy.config.get_text_config()
+        torch.manual_seed(self.args.seed)
+        mask = LearnedMask(
+            config.num_hidden_layers,
+            config.hidden_size,
+            independent=self.args.mask_independent,
+            dropout=self.args.mask_dropout,
+        ).to(self.accelerator.device)
+        self.side_modules[MASK_FILE] = mask
+        if self.accelerator.num_processes > 1:
+            self.side_modules[MASK_FILE] = DistributedDataParallel(mask)
+
+    def side_groups(self) -> list[dict[str, Any]]:
+        """The learned mask's parameters, with their own learning rate and weight decay."""
+        rate = self.args.mask_learning_rate
+        how = {
+            "lr": self.args.learning_rate if rate is None else rate,
+            "weight_decay": self.args.mask_weight_decay,
+        }
+        return [{"params": list(module.parameters()), **how} for module in self.side_modules.values()]
+
+    # --------------------------------------------------------------------------------------- the precomputed reference
+
+    def precompute(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """The data set with the reference's log-probabilities of every token, from disk or computed now."""
+        model = self.unwrapped(self.model if self.ref_model is None else self.ref_model)
+        precision = (self.accelerator.mixed_precision, self.args.max_length, self.args.truncation_mode)
+        key = reference_hash(model, is_peft=is_peft_model(model), more=precision)
+        cache = ReferenceCache(
+            self.args.reference_cache or default_folder(),
+            self._shared(key),
+            lambda rows: self._reference_of(rows, batch_size),
+            writes=self.accelerator.is_main_process,
+            share=self._shared,
+            wait=self.accelerator.wait_for_everyone,
+        )
+        return cache.add(dataset, name)
+
+    def _shared(self, value: Any) -> Any:
+        """What the main process says."""
+        box = [value]
+        broadcast_object_list(box, from_process=0)
+        return box[0]
+
+    def _reference_of(self, rows: Rows, batch_size: int) -> tuple[list[Tensor], list[Tensor]]:
+        """The reference's log-probabilities of rows, in batches of similar length, spread over the processes."""
+        order = sorted(range(len(rows)), key=lambda i: -sum(len(rows[i][name]) for name in IDS))
+        sides: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        training = self.model.training
+        self.model.eval()
+        for start in range(0, len(rows), batch_size * processes):
+            own = order[start + rank * batch_size :][:batch_size] or order[:1]  # every process runs as many forwards
+            logps, mask = self._reference_batch([rows[i] for i in own])
+            found = self._gather_rows(own, logps, mask) if processes > 1 else [(own, logps, mask)]
+            for indices, values, valid in found:
+                for side, half, where in zip(sides, values.chunk(2), valid.chunk(2), strict=True):
+                    side.update({i: row[m].cpu() for i, row, m in zip(indices, half, where, strict=True)})
+        self.model.train(training)
+        return [sides[0][i] for i in range(len(rows))], [sides[1][i] for i in range(len(rows))]
+
+    def _reference_batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        collator = getattr(self.data_collator, "collator", self.data_collator)
+        batch = Batch.of(self._prepare_inputs(collator([dict(row) for row in rows])))
+        with self.as_reference() as (model, _):
+            logps = self.ask(model, batch, Request()).logps
+        assert logps is not None
+        return logps, batch.mask
+
+    def _gather_rows(self, own: Sequence[int], logps: Tensor, mask: Tensor) -> list[tuple[Any, Tensor, Tensor]]:
+        """The same from every process."""
+        gathered: list[Any] = [None] * self.accelerator.num_processes
+        torch.distributed.all_gather_object(gathered, (list(own), logps.cpu(), mask.cpu()))
+        return gathered
+
+
+def _head_sums(batch: Batch, policy: Scored) -> dict[str, Tensor]:
+    """Sums over tokens of what was computed over the vocabulary."""
+    if policy.entropy is None or policy.mean_logits is None or policy.is_top1 is None:
+        return {}
+    chosen, rejected = batch.mask.chunk(2)
+    chosen_logits, rejected_logits = policy.mean_logits.chunk(2)
+    return {
+        "entropy": policy.entropy.sum(),
+        "correct": policy.is_top1.chunk(2)[0].sum(),
+        "chosen_logits": chosen_logits.sum(),
+        "rejected_logits": rejected_logits.sum(),
+        "chosen_tokens": chosen.sum(),
+        "rejected_tokens": rejected.sum(),
+    }
+
+
+def _head_metrics(totals: Mapping[str, float]) -> dict[str, float]:
+    if "entropy" not in totals:
+        return {}
+    chosen, rejected = (max(1.0, totals[f"{side}_tokens"]) for side in ("chosen", "rejected"))
+    return {
+        "entropy": totals["entropy"] / max(1.0, totals["chosen_tokens"] + totals["rejected_tokens"]),
+        "logits/chosen": totals["chosen_logits"] / chosen,
+        "logits/rejected": totals["rejected_logits"] / rejected,
+        "mean_token_accuracy": totals["correct"] / chosen,
+    }
+
+
+# --------------------------------------------------------------------------------------- what can be seen before loading
+
+
+def _check(
+    model: Any,
+    ref_model: Any,
+    args: PreferenceConfig,
+    names: Sequence[str],
+    needs: frozenset[str],
+    how: Mapping[str, Any],
+) -> None:
+    if not isinstance(model, str | PreTrainedModel | PeftModel):
+        raise ValueError(f"model must be a name, a folder or a loaded model, not a {type(model).__name__}")
+    _check_reference(model, ref_model, names, needs)
+    _check_adapter(model, how.get("peft_config"), needs)
+    train, evaluation = how.get("train_dataset"), how.get("eval_dataset")
+    if train is None:
+        raise ValueError("train_dataset is missing: give the pairs to train on")
+    if isinstance(train, IterableDataset) and args.max_steps <= 0:
+        raise ValueError("a streamed train_dataset has no length: set max_steps")
+    if args.eval_strategy != "no" and evaluation is None:
+        raise ValueError(f"eval_strategy is {args.eval_strategy.value}, and there is no eval_dataset: give one")
+    splits = evaluation if isinstance(evaluation, dict) else {"eval_dataset": evaluation}
+    for name, dataset in {"train_dataset": train, **splits}.items():
+        if dataset is not None:
+            _check_data(name, dataset, args, names, needs)
+
+
+def _check_reference(model: Any, ref_model: Any, names: Sequence[str], needs: frozenset[str]) -> None:
+    if ref_model is None:
+        return
+    if not needs & {"reference", "kl"}:
+        raise ValueError(f"{', '.join(names)} uses no reference: leave ref_model out")
+    if not isinstance(ref_model, nn.Module):
+        raise ValueError(f"ref_model must be a loaded model, not a {type(ref_model).__name__}")
+    if ref_model is model:
+        raise ValueError("ref_model is the model itself, and would be trained with it: leave it out to take a copy")
+
+
+def _check_adapter(model: Any, config: Any, needs: frozenset[str]) -> None:
+    if config is None:
+        return
+    if not isinstance(config, PeftConfig):
+        raise ValueError(f"peft_config must be a configuration of peft, not a {type(config).__name__}")
+    if isinstance(model, PeftModel):
+        raise ValueError("the model has an adapter already, and peft_config asks for another: leave peft_config out")
+    targets = config.target_modules if isinstance(config, LoraConfig) else None
+    if targets and not isinstance(targets, str) and "lm_head" in targets:
+        raise ValueError("an adapter on lm_head would not be trained, since only its weight is read: leave lm_head out")
+    if config.is_prompt_learning and "kl" in needs:
+        raise ValueError(
+            "prompts that are learned change which tokens stand where, and a divergence compares them: use LoRA"
+        )
+
+
+def _check_data(name: str, dataset: Any, args: PreferenceConfig, names: Sequence[str], needs: frozenset[str]) -> None:
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise ValueError(f"{name} must be a datasets.Dataset or IterableDataset, not a {type(dataset).__name__}")
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError(f"{name} has no rows")
+    if missing := [column for column in ("chosen", "rejected") if column not in first]:
+        raise ValueError(f"{name} has no column {missing[0]}; a row has prompt, chosen and rejected")
+    if "margin" in needs and "margin" not in first:
+        wants = next(each for each in names if each in ("margin", "odpo"))
+        raise ValueError(
+            f"{name} has no column margin, which {wants} needs: how much better chosen is, a number per row"
+        )
+    if isinstance(dataset, Dataset):
+        for column in {"margin", "chosen_advantage"} & set(dataset.column_names):
+            _check_numbers(name, column, dataset[column], positive=column == "margin" and "odpo" in names)
+    if args.precompute_ref_log_probs and {"image", "images"} & set(first):
+        raise ValueError(
+            f"{name} has images, which are read as they come: precompute_ref_log_probs is for text, set it to False"
+        )
+    if args.truncation_mode == "keep_end" and args.max_length and {"image", "images"} & set(first):
+        raise ValueError(f"{name} has images, and truncation_mode keep_end would cut them away: use keep_start")
+
+
+def _check_numbers(name: str, column: str, values: Sequence[Any], *, positive: bool) -> None:
+    for at, value in enumerate(values, 1):
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name}, row {at}, column {column}: {value!r} is not a finite number")
+        if positive and value <= 0:
+            raise ValueError(
+                f"{name}, row {at}, column {column}: odpo takes its logarithm, so it must be above 0, not {value}"
+            )

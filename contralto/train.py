@@ -1,0 +1,204 @@
+"""`contralto align`: train on preference pairs, from a recipe, with the flags of `trl dpo`.
+
+    contralto align apo_zero --model_name_or_path Qwen/Qwen3-0.6B --dataset_name pairs.jsonl --use_peft --output_dir out
+    contralto align my_recipe.yaml --learning_rate 1e-5
+    accelerate launch -m contralto.align my_recipe.yaml
+
+A recipe is a YAML file of flags, or the name of one that comes with contralto (`contralto.align.recipes`). Flags on the command line win.
+Beyond `trl dpo`: models are also spelled `testbed:NAME`; a file, a folder or a data set in any published form is read by
+`contralto.data_gen.rows.load_pairs`; `--eval_dataset_name` names other data to evaluate on; `--resume_from_checkpoint last` goes on
+with the newest whole checkpoint in `--output_dir`, or starts if there is none. Flags of `accelerate launch`, such as
+`--num_processes`, are passed on to it, as `trl dpo` does.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["recipes", "run"]
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with contralto, by name.
+
+    Example:
+        >>> "apo_zero" in recipes()
+        True
+    """
+    from contralto import align
+
+    folder = Path(align.__file__).parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def run(argv: Sequence[str], *, launched: bool = False) -> None:
+    """Train as the arguments say.
+
+    Args:
+        argv: a recipe's name or file, if any, and flags.
+        launched: this process was started by `accelerate launch`, so flags of that are not looked for.
+
+    Raises:
+        ValueError: whatever is wrong, in one sentence; before a model is loaded where that can be.
+    """
+    argv = _with_recipe(list(argv))
+    parser = _parser()
+    if launched:
+        parsed = parser.parse_args_and_config(argv)
+    else:
+        *parsed, of_recipe, of_command = parser.parse_args_and_config(
+            argv, return_remaining_strings=True, separate_remaining_strings=True
+        )
+        if of_recipe or of_command:
+            _launch(argv, of_recipe, of_command)
+            return
+    _train(*parsed)
+
+
+def _with_recipe(argv: list[str]) -> list[str]:
+    """The first argument, if it is no flag, as `--config`."""
+    if not argv:
+        return ["--help"]
+    if argv[0].startswith("-"):
+        return argv
+    if "--config" in argv:
+        raise ValueError(f"there are two recipes, {argv[0]} and that of --config: give one")
+    path = recipes().get(argv[0], Path(argv[0]))
+    if not path.is_file():
+        raise ValueError(f"there is no recipe {argv[0]}: give a YAML file, or one of {', '.join(recipes())}")
+    return ["--config", str(path), *argv[1:]]
+
+
+def _parser() -> Any:
+    try:
+        from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+    except ImportError as error:
+        raise ImportError("contralto align trains with TRL: pip install 'contralto[align]'") from error
+    from contralto.align.config import PreferenceConfig
+
+    @dataclass
+    class DataArguments(ScriptArguments):
+        eval_dataset_name: str | None = field(
+            default=None, metadata={"help": "Other data to evaluate on, spelled like dataset_name."}
+        )
+
+    @dataclass
+    class ModelArguments(ModelConfig):
+        dtype: str | None = field(
+            default=None,
+            metadata={
+                "help": "The dtype of the weights (default: bfloat16 for an adapter on an accelerator, else float32).",
+                "choices": ["auto", "bfloat16", "float16", "float32"],
+            },
+        )
+
+    return TrlParser((DataArguments, PreferenceConfig, ModelArguments, DatasetMixtureConfig), prog="contralto align")
+
+
+def _launch(argv: list[str], of_recipe: list[str], of_command: list[str]) -> None:
+    """The same command under `accelerate launch`, which takes the flags that are not ours."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    unknown, own = iter(of_command), []
+    pending = next(unknown, None)
+    for word in argv:  # what is not ours is a subsequence of what was given
+        if word == pending:
+            pending = next(unknown, None)
+        else:
+            own.append(word)
+    flags = resolve_accelerate_config_argument(of_recipe + of_command)
+    known = {option for action in launch_command_parser()._actions for option in action.option_strings}
+    if strange := [word for word in flags if word.startswith("--") and word.split("=")[0] not in known]:
+        raise ValueError(f"{strange[0]} is no flag of contralto align or of accelerate launch; --help lists them")
+    launch_command(launch_command_parser().parse_args([*flags, "-m", "contralto.align", *own]))
+
+
+def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
+    from trl import get_peft_config, get_quantization_config
+
+    from contralto.align.seams import last_checkpoint
+    from contralto.align.trainer import PreferenceTrainer
+    from contralto.names import locate
+
+    if model.model_name_or_path is None:
+        raise ValueError("which model? give --model_name_or_path: a folder, a hub id, or testbed:NAME")
+    args.model_init_kwargs = _init_kwargs(args, model)
+    train, evaluation = _datasets(data, args, mixture)
+    trainer = PreferenceTrainer(
+        locate(model.model_name_or_path),
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    checkpoint = args.resume_from_checkpoint
+    if checkpoint == "last":
+        checkpoint = last_checkpoint(args.output_dir)
+        trainer.accelerator.print(f"going on from {checkpoint}" if checkpoint else "no checkpoint yet: starting")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(args.output_dir)
+    trainer.accelerator.print(f"saved to {args.output_dir}")
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=data.dataset_name)
+    trainer.end()
+
+
+def _init_kwargs(args: Any, model: Any) -> dict[str, Any]:
+    asked = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "trust_remote_code": args.trust_remote_code,
+    }
+    given = asked | ({} if model.dtype is None else {"dtype": model.dtype})
+    return given | dict(args.model_init_kwargs or {})
+
+
+def _datasets(data: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
+    """What to train and to evaluate on."""
+    if mixture.datasets:
+        from trl import get_dataset
+
+        splits = get_dataset(mixture)
+        train, test = splits[data.dataset_train_split], splits.get(data.dataset_test_split)
+    elif data.dataset_name is None:
+        raise ValueError("which pairs? give --dataset_name: a JSONL, JSON or parquet file, a folder, or a hub id")
+    else:
+        train = _pairs(data, data.dataset_name, data.dataset_train_split)
+        test = None
+    if args.eval_strategy == "no":
+        return train, None
+    if data.eval_dataset_name is not None:
+        return train, _pairs(data, data.eval_dataset_name, data.dataset_test_split)
+    if test is None and Path(data.dataset_name or "").is_file():
+        raise ValueError(f"{data.dataset_name} is one file, without a split to evaluate on: give --eval_dataset_name")
+    return train, _pairs(data, data.dataset_name, data.dataset_test_split) if test is None else test
+
+
+def _pairs(data: Any, name: str, split: str) -> Any:
+    from datasets import load_dataset
+
+    from contralto.data_gen.rows import load_pairs
+
+    if data.dataset_streaming:  # rows as they come: nothing is read ahead to look at them
+        return load_dataset(name, data.dataset_config, split=split, streaming=True)
+    if data.dataset_config is not None:
+        return load_pairs(load_dataset(name, data.dataset_config, split=split))
+    return load_pairs(name, split=split)
+
+
+def main() -> int:
+    """`python -m contralto.align`, as `accelerate launch` starts it: a mistake is one sentence, from the first process alone."""
+    try:
+        run([word for word in sys.argv[1:] if word != "--debug"], launched=True)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if "--debug" in sys.argv:
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            print(f"contralto align: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,286 @@
+"""Preference losses, divergences, masks and schedules as their papers write them: plain Python floats, one text at a time.
+
+Nothing here imports contralto or torch. A text carries one number per token; sums and means are taken here.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import mean
+from typing import NamedTuple
+
+Floats = Sequence[float]
+
+
+class Text(NamedTuple):
+    """A completion: log-probabilities under policy and reference, and more, per token."""
+
+    policy: Floats
+    reference: Floats
+    kl: Floats = ()
+    m_u: Floats = ()
+    m_d: Floats = ()
+    blind: float = 0.0
+    swapped: float = 0.0
+
+    @property
+    def n(self) -> int:
+        return len(self.policy)
+
+    @property
+    def logp(self) -> float:
+        return math.fsum(self.policy)
+
+    @property
+    def ref(self) -> float:
+        return math.fsum(self.reference)
+
+    @property
+    def r(self) -> float:
+        return self.logp - self.ref
+
+
+class Pair(NamedTuple):
+    w: Text
+    l: Text
+    margin: float = 0.0
+    advantage: float | None = None
+
+
+def sig(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def logsig(x: float) -> float:
+    return math.log(sig(x))
+
+
+def smoothed(x: float, eps: float) -> float:
+    return -(1 - eps) * logsig(x) - eps * logsig(-x)
+
+
+def score(r: float, divergence: str = "reverse_kl", alpha: float = 0.5) -> float:
+    """f'(u) at u = exp(r), as TRL writes its constants."""
+    u = math.exp(r)
+    return {
+        "reverse_kl": math.log(u),
+        "forward_kl": 1 - 1 / u,
+        "js_divergence": math.log(2 * u / (1 + u)),
+        "alpha_divergence": (u ** (alpha - 1) - 1) / (alpha - 1),
+    }[divergence]
+
+
+def nll(pairs: Sequence[Pair]) -> float:
+    """Of all chosen tokens of the batch."""
+    return -math.fsum(x for pair in pairs for x in pair.w.policy) / sum(pair.w.n for pair in pairs)
+
+
+def loss(name: str, pairs: Sequence[Pair], **settings: float) -> list[float]:
+    """The loss of every pair."""
+    if name in ("aot", "aot_unpaired"):
+        return aot(name, pairs, **settings)
+    if name == "sft":
+        return [nll(pairs)] * len(pairs)
+    alpha = settings.pop("alpha", 1.0) if name in ("cpo", "cpo_simpo", "arpo") else 0.0
+    rule = {"cpo_simpo": simpo}.get(name) or globals()[name]
+    return [rule(pair, **settings) + alpha * (nll(pairs) if alpha else 0.0) for pair in pairs]
+
+
+def sigmoid(p: Pair, *, beta: float) -> float:
+    return -logsig(beta * (p.w.r - p.l.r))
+
+
+def hinge(p: Pair, *, beta: float) -> float:
+    return max(0.0, 1 - beta * (p.w.r - p.l.r))
+
+
+def ipo(p: Pair, *, beta: float) -> float:
+    return (p.w.r / p.w.n - p.l.r / p.l.n - 1 / (2 * beta)) ** 2
+
+
+def exo_pair(p: Pair, *, beta: float, epsilon: float) -> float:
+    q = [math.exp(beta * p.w.r), math.exp(beta * p.l.r)]
+    q = [x / sum(q) for x in q]
+    return sum(x * math.log(x / y) for x, y in zip(q, (1 - epsilon, epsilon), strict=True))
+
+
+def nca_pair(p: Pair, *, beta: float) -> float:
+    return -logsig(beta * p.w.r) - sum(logsig(-beta * r) for r in (p.w.r, p.l.r)) / 2
+
+
+def robust(p: Pair, *, beta: float, label_smoothing: float) -> float:
+    x, eps = beta * (p.w.r - p.l.r), label_smoothing
+    return (-(1 - eps) * logsig(x) + eps * logsig(-x)) / (1 - 2 * eps)
+
+
+def bco_pair(p: Pair, *, beta: float) -> float:
+    return -logsig(beta * p.w.r) - logsig(-beta * p.l.r)
+
+
+def sppo_hard(p: Pair, *, beta: float) -> float:
+    return (p.w.r - 1 / (2 * beta)) ** 2 + (p.l.r + 1 / (2 * beta)) ** 2
+
+
+def aot(name: str, pairs: Sequence[Pair], *, beta: float, label_smoothing: float) -> list[float]:
+    if name == "aot":
+        a = sorted(p.w.logp - p.l.logp for p in pairs)
+        b = sorted(p.w.ref - p.l.ref for p in pairs)
+    else:
+        a, b = sorted(p.w.r for p in pairs), sorted(p.l.r for p in pairs)
+    return [smoothed(beta * (x - y), label_smoothing) for x, y in zip(a, b, strict=True)]
+
+
+def apo_zero(p: Pair, *, beta: float) -> float:
+    return 1 - sig(beta * p.w.r) + sig(beta * p.l.r)
+
+
+def apo_down(p: Pair, *, beta: float) -> float:
+    return sig(beta * p.w.r) + 1 - sig(beta * (p.w.r - p.l.r))
+
+
+def apo_auto(p: Pair, *, beta: float) -> float:
+    proxy = p.l.ref / p.l.n - p.w.ref / p.w.n
+    better = (proxy if p.advantage is None else p.advantage) > 0
+    return apo_zero(p, beta=beta) if better else apo_down(p, beta=beta)
+
+
+def apo_zero_norm(p: Pair, *, beta: float) -> float:
+    return 1 - sig(beta * p.w.r / p.w.n) + sig(beta * p.l.r / p.l.n)
+
+
+def apo_down_norm(p: Pair, *, beta: float) -> float:
+    w, l = p.w.r / p.w.n, p.l.r / p.l.n
+    return sig(beta * w) + 1 - sig(beta * (w - l))
+
+
+def discopop(p: Pair, *, beta: float, tau: float) -> float:
+    rho = beta * (p.w.r - p.l.r)
+    return (1 - sig(rho / tau)) * -logsig(rho) + sig(rho / tau) * math.exp(-rho)
+
+
+def sigmoid_norm(p: Pair, *, beta: float) -> float:
+    return -logsig(beta * (p.w.r / p.w.n - p.l.r / p.l.n))
+
+
+def margin(p: Pair, *, beta: float) -> float:
+    return -logsig(beta * (p.w.r - p.l.r) - p.margin)
+
+
+def odpo(p: Pair, *, beta: float, alpha: float) -> float:
+    return -logsig(beta * (p.w.r - p.l.r) - alpha * math.log(p.margin))
+
+
+def cpo(p: Pair, *, beta: float, label_smoothing: float) -> float:
+    return smoothed(beta * (p.w.logp - p.l.logp), label_smoothing)
+
+
+def simpo(p: Pair, *, beta: float, gamma: float, label_smoothing: float) -> float:
+    return smoothed(beta * mean(p.w.policy) - beta * mean(p.l.policy) - gamma, label_smoothing)
+
+
+def arpo(p: Pair, *, beta: float, eta: float, scale: float, label_smoothing: float) -> float:
+    tau = min(scale * math.exp(eta * abs(mean(p.w.policy) - mean(p.l.policy))) - 1, 1)
+    return smoothed(beta * (p.w.logp - tau * p.l.logp), label_smoothing)
+
+
+def tdpo1(p: Pair, *, beta: float) -> float:
+    u = beta * p.w.r - beta * p.l.r
+    delta = beta * sum(p.l.kl) - beta * sum(p.w.kl)
+    return -logsig(u - delta)
+
+
+def tdpo2(p: Pair, *, beta: float, alpha: float) -> float:
+    u = beta * p.w.r - beta * p.l.r
+    delta = beta * sum(p.l.kl) - beta * sum(p.w.kl)
+    return -logsig(u - alpha * delta)
+
+
+def sparsepo(p: Pair, *, beta: float, lambda_u: float, lambda_d: float, common: bool = False) -> float:
+    def weighted(mask: Floats, values: Floats) -> float:
+        return math.fsum(m * v for m, v in zip(mask, values, strict=True))
+
+    def ratios(y: Text) -> list[float]:
+        return [a - b for a, b in zip(y.policy, y.reference, strict=True)]
+
+    u = beta * (weighted(p.w.m_u, ratios(p.w)) - weighted(p.l.m_u, ratios(p.l)))
+    delta = beta * (weighted(p.l.m_d, p.l.kl) - weighted(p.w.m_d, p.w.kl))
+    norms = lambda_u * (sum(p.w.m_u) + sum(p.l.m_u)) + lambda_d * (sum(p.w.m_d) + sum(p.l.m_d))
+    return -logsig(u - delta) + (norms / 2 if common else norms)
+
+
+def svco(p: Pair, *, beta: float) -> float:
+    steps = [(y.r, y.blind) for y in (p.w, p.l)] + [(y.blind, y.swapped) for y in (p.w, p.l)]
+    return sum(-logsig(beta * (a - b)) for a, b in steps)
+
+
+def ld(y: Text, other: Text, alpha: float) -> float:
+    """LD-DPO: what the longer text has beyond the shorter one counts alpha."""
+    shared = min(y.n, other.n)
+    return sum(y.policy[:shared]) + alpha * sum(y.policy[shared:])
+
+
+# Divergences
+
+
+def softmax(logits: Floats) -> list[float]:
+    top = max(logits)
+    e = [math.exp(z - top) for z in logits]
+    return [x / math.fsum(e) for x in e]
+
+
+def kl(p: Floats, q: Floats) -> float:
+    return math.fsum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
+
+
+def mix(share: float, p: Floats, q: Floats) -> list[float]:
+    return [share * x + (1 - share) * y for x, y in zip(p, q, strict=True)]
+
+
+def divergence(name: str, student: Floats, teacher: Floats, *, alpha: float = 0.1, beta: float = 0.5) -> float:
+    """Of two rows of logits."""
+    q, p = softmax(student), softmax(teacher)
+    if name == "jsd":
+        m = mix(beta, p, q)
+        return {0: kl(p, q), 1: kl(q, p)}.get(beta, beta * kl(p, m) + (1 - beta) * kl(q, m))
+    return {
+        "forward_kl": kl(p, q),
+        "reverse_kl": kl(q, p),
+        "tvd": math.fsum(abs(x - y) for x, y in zip(p, q, strict=True)) / 2,
+        "skew_kl": kl(p, mix(alpha, p, q)),
+        "skew_reverse_kl": kl(q, mix(1 - alpha, p, q)),
+    }[name]
+
+
+def head(hidden: Floats, weight: Sequence[Floats], bias: Floats, scale: float, softcap: float | None) -> list[float]:
+    """Logits of one hidden state."""
+    z = [
+        scale * (math.fsum(h * w for h, w in zip(hidden, row, strict=True)) + b)
+        for row, b in zip(weight, bias, strict=True)
+    ]
+    return z if softcap is None else [softcap * math.tanh(x / softcap) for x in z]
+
+
+# Masks and schedules
+
+
+def mapo(activations: Sequence[Sequence[Sequence[Floats]]]) -> list[float]:
+    """By kind, by place, by token, by feature: mean over features, z-norm and rescaling over tokens, mean of places, of kinds."""
+
+    def rescaled(place: Sequence[Floats]) -> list[float]:
+        a = [mean(features) for features in place]
+        deviation = math.sqrt(sum((x - mean(a)) ** 2 for x in a) / (len(a) - 1))
+        z = [(x - mean(a)) / deviation for x in a]
+        return [(x - min(z)) / (max(z) - min(z)) for x in z]
+
+    kinds = [[mean(column) for column in zip(*map(rescaled, places), strict=True)] for places in activations]
+    return [mean(column) for column in zip(*kinds, strict=True)]
+
+
+def alpha(p: Floats, q: Floats, *, alpha_0: float = 0.1, low: float = 0.01, high: float = 0.1) -> list[float]:
+    """DistiLLM-2, algorithm 1: 1 - (1 - alpha_0) m / (p - q), m the mean of the gaps."""
+    gaps = [x - y for x, y in zip(p, q, strict=True)]
+    return [min(max(1 - (1 - alpha_0) * mean(gaps) / gap, low), high) for gap in gaps]
+
+
+def beta(epoch: int, epochs: int, step: int, steps: int, *, beta_0: float = 0.5) -> float:
+    """DistiLLM-2, algorithm 1: clip(e / E + tau / T, beta_0, 1)."""
+    return min(max(epoch / epochs + step / steps, beta_0), 1.0)
