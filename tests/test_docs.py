@@ -12,12 +12,24 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MODULES = [
     "contralto.decoding.branches",
+    "contralto.decoding.images",
     "contralto.decoding.loop",
+    "contralto.decoding.methods",
     "contralto.decoding.processors",
     "contralto.decoding.rules",
+    "contralto.decoding.sampling",
     "contralto.decoding.score",
+    "contralto.decoding.search",
+    "contralto.decoding.speculative",
     "contralto.decoding.trace",
+    "contralto.eval.chair",
+    "contralto.eval.data",
+    "contralto.eval.decoder",
+    "contralto.eval.openended",
+    "contralto.eval.pope",
     "contralto.eval.stats",
+    "contralto.evaluate",
+    "contralto.names",
     "contralto.testbed",
 ]
 
@@ -48,7 +60,7 @@ def test_readme_example_prints_what_it_says(capsys, tmp_path):
 
 def test_readme_map_names_every_file():
     shown = set(re.findall(r"^ *([\w./-]+\.\w+|Makefile)  ", README, flags=re.MULTILINE))
-    parts = ["contralto", "decoding", "eval", "testbed", "benchmarks"]
+    parts = ["contralto", "align", "data_gen", "decoding", "eval", "testbed", "benchmarks"]
     files = {f.name for part in parts for f in (ROOT / part).iterdir() if f.suffix in {".py", ".j2"}} - {"__init__.py"}
     assert files <= shown
 
