@@ -47,7 +47,9 @@ Verdict = Literal["A", "B", "tie"]
 
 _SAID = r"(?P<said>[AB]|(?i:a\s+tie|tie|draw))\b"
 _WINS = r"is\s+(?:clearly\s+|slightly\s+|the\s+)*(?:better|best|stronger|preferable)\b"
-_ENDS = rf"(?=[\s\]\[)*_\"'.!`}}]*(?:$|\n|wins\b|{_WINS}))"
+_REASON = r"[,;:(–—-](?![^\n]*\b(?:[AB]|tie|equal\w*|worse|weaker|not)\b)"  # noqa: RUF001
+_ENDS = rf"(?=[\]\[)*_\"'`}}]*[.!]|[\s\]\[)*_\"'`}}]*(?:$|\n|wins\b|{_WINS}|{_REASON}))"
+"""What may follow a verdict: the end of the sentence or line, that it wins, or a reason that does not name the other."""
 _VERDICTS = [
     re.compile(
         r"(?i:verdict|winner|better\s+answer)(?i:\s+is)?[\s:*_\"'`=\-\[(<{]*(?i:assistant|answer|response)?[\s:*_\"'`\[(]*"

@@ -11,6 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MODULES = [
+    *(
+        f"contralto.data_gen.{name}"
+        for name in ("card", "checks", "ches", "clair", "pairs", "popalign", "rows", "templates")
+    ),
+    "contralto.data_gen.testbed",
+    "contralto.data_gen.vision",
     "contralto.decoding.branches",
     "contralto.decoding.images",
     "contralto.decoding.loop",

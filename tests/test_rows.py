@@ -405,3 +405,37 @@ def test_trl_trains_on_every_schema_whatever_the_hash_seed(tmp_path, seed):
     for loss, ids in losses.values():
         assert loss == pytest.approx(0.6931, abs=1e-3)
         assert ids == expected
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_trl_trains_on_rows_with_images(tmp_path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from trl import DPOConfig, DPOTrainer
+
+    from contralto import testbed
+    from contralto.data_gen import testbed as world
+
+    rows = []
+    for one in world.scene_pairs(count=4):
+        chosen, rejected = said(one["caption"]), said(one["contrast_caption"])
+        images = {"images": one["images"][:1], "rejected_images": one["images"][1:]}
+        rows.append({"prompt": [user(one["prompt"])], "chosen": [chosen], "rejected": [rejected], **images})
+    to_dataset(rows).to_parquet(tmp_path / "pairs.parquet")
+    model = AutoModelForImageTextToText.from_pretrained(testbed.path("vision-0"), dtype="float32")
+    settings = {
+        "max_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+    }
+    trainer = DPOTrainer(
+        model,
+        args=DPOConfig(output_dir=str(tmp_path), gradient_checkpointing=False, **settings),
+        train_dataset=load_pairs(tmp_path / "pairs.parquet"),
+        processing_class=AutoProcessor.from_pretrained(testbed.path("vision-0")),
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)

@@ -76,6 +76,14 @@ def judging(better):
         ("B is too long.\n\nA", "A"),
         ("I compared them.\n**B**", "B"),
         ('{"verdict": "A"}', "A"),
+        ("Verdict: A, because it is correct", "A"),
+        ("Verdict: **B** (more complete)", "B"),
+        ("Verdict: A - clearer.", "A"),
+        ("Verdict: A. B is worse.", "A"),
+        ("Verdict: B wins over A", "B"),
+        ("Verdict: A, but B is as good", None),
+        ("Verdict: A (not worse than the other)", None),
+        ("Verdict: A good answer came from both", None),
         ("Verdict: A and B are equally good", None),
         ("Verdict: A is worse than B", None),
         ("Verdict: Both are good", None),
@@ -606,11 +614,15 @@ def test_mvc_on_drawn_scenes():
         assert [len(named[0] - named[1]), len(named[1] - named[0])] == [1, 1]
         row = {**one, "prompt": [{"role": "user", "content": one["prompt"]}], "images": tuple(one["images"])}
         made += run(mvc(row, rewriter=None, symmetric=True), by_role())[0]
-    records = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected, "images": [*p.images]} for p in made]
-    records = [{**r, **{k: [{"role": "assistant", "content": r[k]}] for k in ("chosen", "rejected")}} for r in records]
+    records = []
+    for p in made:
+        answers = {name: [{"role": "assistant", "content": getattr(p, name)}] for name in ("chosen", "rejected")}
+        records.append({"prompt": p.prompt, **answers, "images": p.images, "rejected_images": p.rejected_images})
     found = load_pairs(to_dataset(records))
     assert found.num_rows == 8
-    assert found[0]["images"][0] == rows[0]["images"][0]
+    for at, name in enumerate(("images", "rejected_images")):
+        assert np.array_equal(found[0][name][0], rows[0]["images"][at])
+        assert np.array_equal(found[1][name][0], rows[0]["images"][1 - at])
     assert found[1]["chosen"] == found[0]["rejected"]
 
 
