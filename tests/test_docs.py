@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MODULES = [
+    *(f"contralto.align.{name}" for name in ("losses", "divergences", "masks", "curriculum")),
     *(
         f"contralto.data_gen.{name}"
         for name in ("card", "checks", "ches", "clair", "pairs", "popalign", "rows", "templates")

@@ -34,6 +34,7 @@ def test_makefile_links_the_same_parts():
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
+        ("contralto.align.losses", {"transformers", "peft", "datasets"}),
         ("contralto.decoding.rules", {"transformers", "peft", "datasets"}),
         ("contralto.eval.stats", {"torch", "transformers"}),
         ("contralto.testbed.worlds", {"torch", "transformers"}),

@@ -1,6 +1,11 @@
 """The preference losses against float64 references in plain Python, against TRL's own code, and by their gradients.
 
-Seen to go red with: PENDING
+Seen to go red with: the pair swapped; hinge without its 1; IPO's 1 / beta; EXO's targets swapped; NCA's half left out; rDPO's
+denominator; signs of BCO, SPPO and the margin; AOT without a sort, on either side; APO's signs and its gap; `apo_auto` turned, at 0,
+its proxy turned, its scores ignored; DiscoPOP's tau; `sft` without its mask, or by text; ODPO without the logarithm; CPO without the
+likelihood; SimPO's gamma inside beta; ARPO without clamp, of sums, without its gradient through tau; the delta of TDPO1 and SparsePO
+turned; TDPO2 without its stop; SparsePO's masks swapped, a common mask not halved or split in two; S-VCO's terms swapped; two of the
+f-divergences; LD-DPO off by one; label smoothing turned; pair weights, loss weights or the mask of the KL left out.
 """
 
 import math

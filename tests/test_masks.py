@@ -1,6 +1,10 @@
 """SparsePO's masks and DistiLLM-2's curriculum against references in plain Python, and the hooks on every family.
 
-Seen to go red with: PENDING
+Seen to go red with: no minimum subtracted, or one from outside; places and kinds pooled; a single token at 0; the MLP's first
+projection; the vision tower; routers or the insides of adapters counted; forwards added up; flattened rows lost; hooks left behind;
+kinds or dropout ignored; a random start; a ReLU or the norm left out; padding counted; one network for two; no warning; alpha turned,
+without alpha_0, by the median, adapting in the first epoch; beta unclipped or by the epoch alone; weights swapped; another factor;
+log-probabilities in place of probabilities.
 """
 
 import math
@@ -41,7 +45,8 @@ def test_mapo_equals_the_reference():
         {kind: [[[rng.gauss(0, 1) for _ in range(4)] for _ in range(n)] for _ in range(k)] for kind, k in kinds.items()}
         for n in lengths
     ]
-    activations = {kind: [torch.full((3, 8), 99.0) for _ in range(k)] for kind, k in kinds.items()}
+    outside = torch.tensor([-99.0] + [99.0] * 7).repeat(3, 1)
+    activations = {kind: [outside.clone() for _ in range(k)] for kind, k in kinds.items()}
     valid = torch.zeros(3, 8, dtype=torch.bool)
     for row, (text, n) in enumerate(zip(texts, lengths, strict=True)):
         valid[row, 1 : 1 + n] = True
@@ -103,6 +108,12 @@ def test_routers_and_experts_are_passed_over():
     with torch.no_grad(), record(model) as activations:
         model(input_ids=_rows())
     assert {kind: len(places) for kind, places in activations.items()} == {"attention": 8, "residual": 2}
+
+
+def test_record_takes_only_the_kinds_asked_for(expert):
+    with torch.no_grad(), record(expert, kinds=["mlp"]) as activations:
+        expert(input_ids=_rows())
+    assert set(activations) == {"mlp"}
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -212,6 +223,14 @@ def test_a_learned_mask_begins_as_tdpo_with_every_layer_alive(independent):
     loss.mean().backward()
     assert ratios.grad.abs().gt(0).all()
     assert all(own.weight.grad.abs().gt(0).any(-1).all() for own in network.networks)
+
+
+def test_dropout_drops_in_training_alone():
+    network, states, valid = LearnedMask(1, 4, dropout=0.5), [torch.randn(1, 200, 4)], torch.ones(1, 200)
+    torch.manual_seed(0)
+    trained = network(states, valid).reward
+    assert set(trained.unique().tolist()) == {0.0, 4.0}  # kept twice, each time doubled
+    assert network.eval()(states, valid).reward.eq(1).all()
 
 
 def test_the_l1_penalty_makes_a_learned_mask_sparse_where_tokens_do_not_matter():
