@@ -45,3 +45,10 @@ def test_vision_card_compares_with_the_card():
     result = _run("vision_card.py", "--models", str(models), "--pictures", "20", "--dev", "4")
     assert result.returncode in (0, 1), result.stderr
     assert result.stdout.count("  card ") == 60
+
+
+def test_distill_loss():
+    small = "--tokens 16 --vocabulary 500 --widths 8 12 --rounds 1 --no-write"
+    result = _run("distill_loss.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| 16 | ") == 2
