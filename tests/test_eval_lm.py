@@ -138,7 +138,12 @@ def test_contrastive_answers_are_the_processors():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, CD, {"method": "scd", "amateur": "testbed:amateur"}, {**CD, "temperature": 0.9, "seed": 3}],
+    [
+        {},
+        pytest.param(CD, marks=pytest.mark.slow),
+        pytest.param({"method": "scd", "amateur": "testbed:amateur"}, marks=pytest.mark.slow),
+        pytest.param({**CD, "temperature": 0.9, "seed": 3}, marks=pytest.mark.slow),
+    ],
     ids=["plain", "cd", "scd", "sampled"],
 )
 def test_answers_do_not_depend_on_the_batch(options):
@@ -152,11 +157,11 @@ def test_answers_do_not_depend_on_the_batch(options):
     "options",
     [
         {"method": "vcd", "alpha": 2.0, "noise_step": 700},
-        {"method": "ritual"},
-        {"method": "ritual-vcd", "temperature": 1.0},
+        pytest.param({"method": "ritual"}, marks=pytest.mark.slow),
+        pytest.param({"method": "ritual-vcd", "temperature": 1.0}, marks=pytest.mark.slow),
         {"method": "m3id", "lam": 1.0},
     ],
-    ids=lambda o: o["method"],
+    ids=["vcd", "ritual", "ritual-vcd", "m3id"],
 )
 def test_answers_to_images_do_not_depend_on_the_batch(options):
     lm = vision_lm().decoding_by(**options)
@@ -165,6 +170,7 @@ def test_answers_to_images_do_not_depend_on_the_batch(options):
     assert answers(lm, looks(lm), 4) == together
 
 
+@pytest.mark.slow
 def test_vcd_answers_are_the_processors():
     lm = vision_lm().decoding_by(method="vcd", alpha=2.0, noise_step=700, seed=4)
     model, reader = testbed.load("vision-0"), lm.processor
@@ -205,6 +211,7 @@ def test_m3id_reads_the_prompt_without_its_image():
     assert lm.image_token_id not in view["input_ids"]
 
 
+@pytest.mark.slow
 def test_a_repeated_request_is_sampled_anew():
     lm = text_lm()
     (ask,) = asks(lm, 1, do_sample=True, temperature=1.5)
@@ -215,6 +222,7 @@ def test_a_repeated_request_is_sampled_anew():
     assert len(set(answers(lm, [greedy] * 3))) == 1
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_halves_the_batch(monkeypatch):
     lm = ContraltoLM("testbed:expert", batch_size="auto", max_batch_size=16)
     expected, write, sizes = answers(text_lm(), asks(lm)), ContraltoLM._write, []
@@ -230,6 +238,7 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch):
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_beams_and_other_search_of_the_task():
     lm = text_lm().decoding_by(**CD)
     assert answers(lm, asks(lm, 2, num_beams=3)) == answers(lm, asks(lm, 2, num_beams=3), 1)
@@ -310,6 +319,7 @@ def test_the_likelihood_of_a_whole_text():
     assert other != pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_likelihoods_of_answers_to_images():
     lm = vision_lm().decoding_by(method="vcd", alpha=1.0)
     requests = [
@@ -379,6 +389,7 @@ def test_a_cache_belongs_to_one_configuration(tmp_path):
     stock(HFLM, "testbed:expert").set_cache_hook(type(lm.cache_hook)(None))
 
 
+@pytest.mark.slow
 def test_every_batch_is_in_the_cache_at_once(tmp_path, monkeypatch):
     """An error in the third batch: the answers of the first two are there, for texts, images and likelihoods."""
     for lm, requests, kind, work in (

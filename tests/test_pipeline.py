@@ -5,12 +5,14 @@ answers; a retry of everything; shards by position; a failure that ends the run;
 first strategy alone; a second process let in.
 """
 
+import importlib.util
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,7 +23,7 @@ from serving import Faults, Server, words
 
 from contralto import cli, data
 from contralto.data_gen import pipeline, recipes
-from contralto.data_gen.requests import Answer, Ask, Failure, Pair, Rejected
+from contralto.data_gen.requests import Answer, Ask, Failure, Pair, Rejected, digest
 from contralto.data_gen.store import Store
 
 STRATEGIES = '''
@@ -225,10 +227,11 @@ def test_batches_are_the_same_after_an_interruption(folder):
 
         def answer(self, requests):
             requests = sorted(requests, key=lambda request: request.key)
-            for batch in (requests[:2], requests[2:]):
+            for batch in (requests[::2], requests[1::2]):
                 if not all(request.known for request in batch):
                     seen.append(tuple(request.key for request in batch))
-                    yield [(r, Answer(text=f"{len(seen)}")) for r in batch if not r.known]
+                    company = digest([request.key for request in batch])  # what floating point does, exaggerated
+                    yield [(r, Answer(text=company)) for r in batch if not r.known]
                     if len(seen) == self.die_at:
                         raise RuntimeError("killed")
 
@@ -248,7 +251,7 @@ def test_batches_are_the_same_after_an_interruption(folder):
                 pipeline.run(recipe, rows, store, is_shown=False)
             Batching.die_at = 0
             pipeline.run(recipe, rows, store, is_shown=False)
-        assert len(seen) == len(whole), "no batch is computed twice"
+        assert sorted(seen) == whole, "the same batches, none of them twice"
 
 
 def dataclasses_replace(recipe, engine):
@@ -277,7 +280,7 @@ def test_ctrl_c_waits_for_the_answers_under_way(folder):
     """The run ends with KeyboardInterrupt; all that the server answered is in the store; the next run asks only the rest."""
 
     def reply(body):
-        if len(server.seen) == 3:
+        if not server.seen:
             os.kill(os.getpid(), signal.SIGINT)
         return words(body)
 
@@ -288,7 +291,7 @@ def test_ctrl_c_waits_for_the_answers_under_way(folder):
             with pytest.raises(KeyboardInterrupt):
                 pipeline.run(recipe, rows, store, is_shown=False)
             answered = len(server.seen)
-            assert 4 <= answered < 8
+            assert 1 <= answered < 8
             assert {u.role: u.requests for u in store.usage()}["target"] == answered
             pipeline.run(recipe, rows, store, is_shown=False)
         assert len(server.seen) == 8
@@ -345,7 +348,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_a_sentence(folder):
     with Server() as server:
         recipe, rows = loaded(folder, roles={"target": endpoint(server), "reviser": endpoint(server)})
         store = Store(recipe.output / "answers.sqlite")
-        record, times = store.record, []
+        record, times, before = store.record, [], threading.active_count()
 
         def limited(said):
             times.append(1)
@@ -361,10 +364,14 @@ def test_a_disk_that_stays_full_ends_the_run_with_a_sentence(folder):
         store.record = limited
         with pytest.raises(OSError, match="answers could not be recorded; make room and run again"):
             pipeline.run(recipe, rows, store, is_shown=False, patience=0.5)
+        end = time.monotonic() + 10
+        while threading.active_count() > before:
+            assert time.monotonic() < end, "a thread that waits for requests would keep the process from ending"
+            time.sleep(0.02)
         store.record = record
-        before = sum(usage.requests for usage in store.usage())
+        recorded = sum(usage.requests for usage in store.usage())
         pipeline.run(recipe, rows, store, is_shown=False)
-        assert sum(usage.requests for usage in store.usage()) == 16 > before
+        assert sum(usage.requests for usage in store.usage()) == 16 > recorded
 
 
 @pytest.mark.slow
@@ -661,6 +668,30 @@ def test_engines_are_shared_by_equal_roles(folder):
     recipe, _ = loaded(folder, roles={"target": {**ECHO, "temperature": 0.5}, "reviser": ECHO})
     assert len(recipe.engines) == 1
     assert recipe.roles["target"].sampling.temperature == 0.5
+
+
+def test_the_ray_example_drives_a_strategy_stage_by_stage():
+    """The mapping functions, with lists in place of a cluster."""
+    path = Path(__file__).parents[1] / "examples" / "ray_data.py"
+    spec = importlib.util.spec_from_file_location("ray_data_example", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    from contralto.data_gen.clair import clair
+
+    row = {"id": "a", "prompt": "2 + 2?", "answers": None}
+    asked = example.before(row, strategy=clair)
+    assert asked["messages"] == [{"role": "user", "content": "2 + 2?"}]
+    row = example.after({**asked, "generated_text": "It is 5."}, strategy=clair)
+    asked = example.before(row, strategy=clair)
+    assert "It is 5." in asked["messages"][-1]["content"]
+    reply = "{teacher_reasoning}: wrong sum\n\n{corrected_student_solution}: It is 4."
+    row = example.after({**asked, "generated_text": reply}, strategy=clair)
+    [pair] = example.pairs(row, strategy=clair)
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("It is 4.", "It is 5.")
+    assert json.loads(pair["columns"])["rationale"]
+    ended = example.after({**example.before(row, strategy=clair), "generated_text": "done."}, strategy=clair)
+    assert ended == row, "a row that has ended keeps its answers"
+    assert example.pairs({"id": "b", "prompt": "?", "answers": ["x", "no revision"]}, strategy=clair) == []
 
 
 def test_failures_of_requests_are_failures():

@@ -1,6 +1,6 @@
 """The page and the tables of invented answers.
 
-Seen to go red with: TODO
+Seen to go red with: answers that are not escaped; a glance that forgets the controls; losses that count as found.
 """
 
 import io

@@ -1,6 +1,9 @@
 """The statistics against scipy and against slow references in plain Python; planted effects are found, planted nulls are not.
 
-Seen to go red with: TODO
+Seen to go red with: a one-sided tail; z^2 left out of Wilson's centre; clusters ignored by shares or by the bootstrap; K / (K - 1)
+left out; Bonferroni for Holm; Holm without the running maximum; an F1 over all questions; a yes-ratio of the labels; an
+unparsed answer that counts as no; a bootstrap p without its correction; ties that count for nothing in AUROC; the wrong sign
+of an influence; a threshold from the wrong end.
 """
 
 import math

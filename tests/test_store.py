@@ -153,6 +153,7 @@ def test_two_writers_at_once(tmp_path):
     assert {said.text.split()[1] for said in found.values()} == {"0", "1"}
 
 
+@pytest.mark.slow
 def test_killed_at_any_instant_a_writer_leaves_whole_lists(tmp_path):
     """A child records lists of five and says so on a pipe; what it said is there, and nothing is there in part."""
     code = f"""

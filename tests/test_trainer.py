@@ -12,15 +12,16 @@ import torch
 import zoo
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from PIL import Image
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, OPTConfig
 from trl import DPOConfig, DPOTrainer
 
 from contralto import testbed
 from contralto.align.config import PreferenceConfig
 from contralto.align.losses import LOSSES, Objective, Pairs
 from contralto.align.reference import ReferenceCache
-from contralto.align.seams import Batch, last_checkpoint
+from contralto.align.seams import IGNORED, Batch, Request, install_head, last_checkpoint
 from contralto.align.trainer import PreferenceTrainer
 from contralto.testbed import worlds
 
@@ -204,6 +205,35 @@ def test_equals_stock_trl_where_the_data_or_the_head_differ(root, tmp_path, opti
     _assert_same(*made)
 
 
+SCALED = {
+    "cohere": (CohereConfig, {"logit_scale": 0.3}),
+    "granite": (GraniteConfig, {"logits_scaling": 4.0}),
+    "gemma2": (Gemma2Config, {"final_logit_softcapping": 3.0, "head_dim": 8}),
+    "opt": (OPTConfig, {"ffn_dim": 32, "word_embed_proj_dim": 16}),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_the_head_does_what_the_model_does(name):
+    """Logits that are scaled, divided or capped, after the norm that a family has."""
+    kind, more = SCALED[name]
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(kind(vocab_size=30, num_key_value_heads=2, **shape, **more)).eval()
+    torch.nn.init.normal_(model.get_output_embeddings().weight, std=2.0)
+    install_head(model)
+    ids = torch.randint(3, 30, (2, 7))
+    labels = ids.masked_fill(torch.arange(7) < 3, IGNORED)
+    with torch.no_grad():
+        found = model(input_ids=ids, labels=labels, completion_request=Request(also=("entropy",)))
+        logps = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
+    expected = logps.gather(-1, ids[:, 1:, None]).squeeze(-1).masked_fill(labels[:, 1:] == IGNORED, 0)
+    assert_close(found.logps, expected, rtol=1e-5, atol=1e-5)
+    assert (expected.abs() > 1).any()
+    with torch.no_grad():
+        assert model(input_ids=ids, labels=labels).loss is not None  # nothing changes without a request
+
+
 def test_whole_runs_end_in_the_same_weights(root, tmp_path):
     """Two epochs with evaluation: the stock trainer's logs and weights."""
     made = []
@@ -349,6 +379,36 @@ def test_head_metrics_are_computed_when_logged(root, tmp_path):
     logged = [line for line in one.state.log_history if "entropy" in line]
     assert len(logged) == 2
     assert all("rewards/margins" in line for line in logged)
+
+
+def vision_pairs(size=4):
+    """Questions about pictures, of one image and of none."""
+    rows = []
+    for i in range(size):
+        picture = Image.new("RGB", (32, 32), (60 * i, 255 - 60 * i, 90))
+        said = ["yes" if i % 2 else "no", "no" if i % 2 else "yes"]
+        answers = {
+            side: [{"role": "assistant", "content": text}]
+            for side, text in zip(("chosen", "rejected"), said, strict=True)
+        }
+        rows.append({"images": [picture], "prompt": [{"role": "user", "content": "is there a cat?"}], **answers})
+    return Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize("name", ["apo_zero", "tdpo1"])
+def test_vision_language_models(tmp_path, name):
+    """Stock TRL's numbers, and a whole step, on pictures."""
+    made = []
+    for kind, trainer_class in ((DPOConfig, DPOTrainer), (PreferenceConfig, PreferenceTrainer)):
+        options = {"loss_type": ["apo_zero" if kind is DPOConfig else name], "max_steps": 1}
+        args = config(kind, tmp_path, **options | ({"head_metrics": "all"} if kind is PreferenceConfig else {}))
+        lora_config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, lora_alpha=1)
+        model = str(testbed.path("vision-0"))
+        made.append(trainer_class(model, args=args, train_dataset=vision_pairs(), peft_config=lora_config))
+    if name == "apo_zero":
+        _assert_same(*made)
+    made[1].train()
+    assert made[1].state.log_history[0]["grad_norm"] > 0
 
 
 # ------------------------------------------------------------------------------------------------------- the reference
