@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--contrast-prompt", metavar="TEMPLATE", help="{prompt} is the prompt, {field} a field of the document"
     )
-    models.add_argument("--dtype", default="auto", help="auto (default: as stored), float32, bfloat16 or float16")
+    models.add_argument("--dtype", help="float32, bfloat16 or float16; default: as stored")
     models.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if any")
     models.add_argument("--batch-size", default="16", help="a number, or auto (default 16)")
     what = parser.add_argument_group(
@@ -98,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading; runs have their own
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     conditions = Conditions(
-        limit=args.limit,
+        limit=int(args.limit) if args.limit and args.limit >= 1 else args.limit,
         num_fewshot=args.num_fewshot,
         chat=args.apply_chat_template,
         system=args.system_instruction,
@@ -106,21 +105,19 @@ def run(args: argparse.Namespace) -> None:
         metric=args.metric,
         metadata=args.metadata,
     )
-    device = {"device": args.device} if args.device else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lm-eval's, of tasks that nobody asked for
-        comparison = compare(
-            _subjects(args),
-            args.tasks,
-            [*filter(None, (args.methods or "").split(",")), *args.decoder],
-            output=args.output,
-            conditions=conditions,
-            model_args={"batch_size": args.batch_size, "dtype": args.dtype, **device},
-            include_path=args.include_path,
-            data_dir=args.data_dir,
-            reuse=args.reuse,
-            logged=dict(_named(text) for text in args.samples),
-        )
+    given = {"device": args.device, "dtype": args.dtype}  # what is not said stays the default, as in contralto eval
+    comparison = compare(
+        _subjects(args),
+        args.tasks,
+        [*filter(None, (args.methods or "").split(",")), *args.decoder],
+        output=args.output,
+        conditions=conditions,
+        model_args={"batch_size": args.batch_size} | {name: value for name, value in given.items() if value},
+        include_path=args.include_path,
+        data_dir=args.data_dir,
+        reuse=args.reuse,
+        logged=dict(_named(text) for text in args.samples),
+    )
     page = args.html or args.output / "compare.html"
     (args.output / "compare.json").write_text(json.dumps(comparison, indent=1), encoding="utf-8")
     page.write_text(report.page(comparison), encoding="utf-8")

@@ -78,7 +78,7 @@ COUNTED: dict[str, stats.Metric] = {
     "chair_i": lambda c: _quotient(c, 1, 0),
     "recall": lambda c: _quotient(c, 2, 3),
     **{f"rep_{n}": lambda c: 1 - _quotient(c, 0, 1, empty=1.0) for n in (2, 3, 4)},
-    "diversity": lambda c: math.prod(_quotient(c, i, i + 1, empty=1.0) for i in range(0, c.shape[-1], 2)),
+    "diversity": lambda c: np.prod([_quotient(c, i, i + 1, empty=1.0) for i in range(0, c.shape[-1], 2)], axis=0),
     "word_perplexity": lambda c: np.exp(-_quotient(c, 0, 1)),
     "byte_perplexity": lambda c: np.exp(-_quotient(c, 0, 1)),
     "bits_per_byte": lambda c: -_quotient(c, 0, 1) / math.log(2),
@@ -239,7 +239,9 @@ def _derive(frame: _Frame, rows: Iterable[Row], column: Column, answers: dict[st
 
 def _draw(frame: _Frame, answers: Mapping[str, _Answers]) -> stats.Bootstrap:
     """All counts of all rows, drawn again together."""
-    tables = {(row, name): each.table for row, own in answers.items() for name, each in own.measures.items()}
+    tables: dict[Any, Array] = {
+        (row, name): each.table for row, own in answers.items() for name, each in own.measures.items()
+    }
     for bucket in set(frame.buckets):
         inside = np.array([each == bucket for each in frame.buckets])[:, None]
         tables |= {(row, "in", bucket): own.measures[frame.metric].table * inside for row, own in answers.items()}

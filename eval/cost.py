@@ -1,4 +1,4 @@
-"""What an answer costs: forward passes and floating-point operations per generated token, counted, not estimated."""
+"""What answers cost: forward passes and floating-point operations, counted, not estimated."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager

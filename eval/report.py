@@ -123,7 +123,8 @@ def _test_table(task: Mapping[str, Any]) -> Table:
     note = (
         "Documents that only the first gets right / only the second, with the p of McNemar's exact test; where rows have "
         "several seeds the counts are of all seeds, and p is that of the paired bootstrap over documents. Other metrics: the "
-        "difference with its interval, by the paired bootstrap. Holm: adjusted over splits and models of one line."
+        "difference with its interval, by the paired bootstrap. In brackets: p after Holm's adjustment over splits and models of "
+        "one line."
     )
     return Table("Against the controls", note, list(task["columns"]), rows)
 
@@ -145,7 +146,7 @@ def _change(difference: Mapping[str, Any], is_found: bool = False) -> Cell:
 
 def _p(test: Mapping[str, Any]) -> str:
     said = f"p {test['p']:.1g}"
-    return said if test["holm"] == test["p"] else f"{said}, Holm {test['holm']:.1g}"
+    return said if test["holm"] == test["p"] else f"{said} ({test['holm']:.1g})"
 
 
 def _yes_no_table(task: Mapping[str, Any], model: str, is_detail: bool) -> Table:
@@ -178,7 +179,7 @@ def _auroc(found: Mapping[str, Any]) -> Cell:
         return Cell("")
     difference = found.get("difference")
     small = f"{difference['value']:+.3f}, {_p(difference)}" if difference else ""
-    return Cell(f"{found['value']:.3f}", small, bool(difference) and _is_found([difference], 1))
+    return Cell(f"{found['value']:.3f}", small, difference is not None and _is_found([difference], 1))
 
 
 def _cost_table(task: Mapping[str, Any], model: str, is_detail: bool) -> Table:
@@ -197,14 +198,11 @@ def _cost_table(task: Mapping[str, Any], model: str, is_detail: bool) -> Table:
             values = (cost["ms"], ".3g"), (cost["tokens"], ".1f"), (cell["unparsed"], ".3f")
             shown += [_or_nothing(value, form) for value, form in values]
         rows.append((row["name"], row["role"], shown))
-    note = (
-        f"Forward passes (rows through any model) and operations per {unit}, prompts included, counted on the first documents"
-        + (
-            "; ruled out: the share of tokens that the mask makes impossible."
-            if unit == "document"
-            else "; milliseconds over all documents, at the batch size of the run."
-        )
-    )
+    note = "Forward passes (rows through any model) and operations, counted on the first documents"
+    if unit == "document":
+        note += "; ruled out: the share of tokens that the mask makes impossible."
+    else:
+        note += " without their prompts; milliseconds over all documents and prompts, at the batch size of the run."
     return Table(f"Cost, {model}", note, head, rows, is_detail)
 
 

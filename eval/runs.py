@@ -26,7 +26,7 @@ from lm_eval.evaluator_utils import get_sample_size
 from lm_eval.utils import handle_non_serializable, hash_dict_images, hash_string
 
 from contralto.eval.controls import Row
-from contralto.eval.cost import metered
+from contralto.eval.cost import Cost, metered
 
 __all__ = [
     "Column",
@@ -363,17 +363,25 @@ class Runner:
         return lean
 
     def cost(self, lm: Any, task: Task, requests: Sequence[Any]) -> dict[str, float]:
-        """Forward passes and operations per generated token (ranking: per document), counted on the first documents."""
+        """Forward passes and operations, counted on the first documents: per generated token, or per document ranked.
+
+        What reading the prompts and writing the first token costs is left out of the cost per token, so that a method that
+        writes more does not look cheaper; unless no answer has more than one token.
+        """
         path = self.output / "runs" / self._key(lm) / f"{task.name}.cost.json"
         if path.is_file():
             found: dict[str, float] = json.loads(path.read_text())
             return found
         few = [request for request in requests if request.doc_id < METERED]
-        lm.batch_size_per_gpu = 1  # what a text costs by itself, without waiting for the longest of a batch
-        with metered(lm.models) as cost, redirect_stderr(io.StringIO()):
-            getattr(lm, few[0].request_type)(few)
-        units = len({request.doc_id for request in few}) if task.is_ranking else max(1, lm.generated)
-        found = {"forwards": cost.forwards / units, "flops": cost.flops / units}
+        documents = len({request.doc_id for request in few})
+        whole, tokens = _metered(lm, few)
+        if task.is_ranking:
+            first, units = Cost(), documents
+        elif tokens > documents:
+            first, units = _metered(lm, [_cut_short(request) for request in few])[0], tokens - documents
+        else:
+            first, units = Cost(), max(1, tokens)
+        found = {name: (getattr(whole, name) - getattr(first, name)) / units for name in ("forwards", "flops")}
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, json.dumps(found))
         return found
@@ -402,6 +410,21 @@ def _length(lm: Any, task: Task, lines: Sequence[Mapping[str, Any]]) -> float | 
         return None
     lengths = [len(lm.tok_encode(_first_text(line["resps"]), add_special_tokens=False)) for line in lines]
     return sum(lengths) / len(lengths)
+
+
+def _metered(lm: Any, requests: Sequence[Any]) -> tuple[Cost, int]:
+    """What answers cost, and how many tokens they have; one by one, for no text waits for the longest of a batch."""
+    lm.batch_size_per_gpu, before = 1, lm.generated
+    with metered(lm.models) as cost, redirect_stderr(io.StringIO()):
+        getattr(lm, requests[0].request_type)(requests)
+    return cost, lm.generated - before
+
+
+def _cut_short(request: Any) -> Instance:
+    """The same request for one token."""
+    context, how, *media = request.args
+    asked = {key: value for key, value in how.items() if not key.startswith("max_")} | {"max_gen_toks": 1}
+    return Instance("generate_until", request.doc, (context, asked, *media), 0, (request.task_name, request.doc_id, 1))
 
 
 def _likelihood_request(request: Any, continuation: str) -> Instance:
