@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from trl import DPOConfig
+from trl import DPOConfig  # type: ignore[attr-defined]
 
 from contralto.align.losses import F_DIVERGENCES, LOSSES, Objective
 from contralto.align.masks import KINDS
@@ -98,13 +98,14 @@ class PreferenceConfig(DPOConfig):
         self._check_reference()
         self._check_masks()
         self._check_numbers()
-        if self.bf16 is None and not self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
-            self.bf16 = False
+        if self.use_cpu or not torch.accelerator.is_available():
+            self.bf16 = bool(self.bf16)
+            self.dataloader_pin_memory = False  # torch warns where there is nothing to pin for
         if self.activation_checkpointing is None:  # TRL's default has the old name, which transformers 5.23 warns of
             self.activation_checkpointing = self.gradient_checkpointing
         if self.activation_checkpointing_kwargs is None:
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
 
     def _settings(self) -> dict[str, float]:
         read = {option for name in self.loss_type for option in LOSSES[name].settings}

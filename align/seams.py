@@ -17,11 +17,11 @@ from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import is_peft_model  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig
-from trl import DPOTrainer
+from trl import DPOTrainer  # type: ignore[attr-defined]
 from trl.trainer.utils import maybe_gather_lm_head_ctx, use_adapter
 
 from contralto.align.divergences import Head, chunked_divergence, chunked_logps
@@ -81,11 +81,14 @@ def head_of(model: Any) -> Head:
         torch.Size([5, 8])
     """
     config, layer = model.config.get_text_config(), model.get_output_embeddings()
-    weight, bias = (
-        each.full_tensor() if isinstance(each, DTensor) else each  # FSDP2 keeps a shard per process
-        for each in (layer.weight, getattr(layer, "bias", None))
-    )
-    return Head(weight, bias, _scale(config), getattr(config, "final_logit_softcapping", None))
+    bias = getattr(layer, "bias", None)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(_whole(layer.weight), None if bias is None else _whole(bias), _scale(config), softcap)
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """FSDP2 keeps a shard per process."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def _scale(config: Any) -> float:
@@ -127,14 +130,15 @@ def _score(model: Any, request: Request, labels: Tensor, *args: Any, **kwargs: A
     """The backbone on everything, the head on the tokens that have a label."""
     kwargs |= {"use_cache": False} | ({"output_hidden_states": True} if request.states else {})
     out = model.base_model(*args, **kwargs)
-    layer = model.get_output_embeddings()
+    layer: Any = model.get_output_embeddings()
     labels = labels[:, 1:].to(layer.weight.device)
     valid = labels != IGNORED
     rows = out.last_hidden_state[:, :-1].to(labels.device)[valid]
     states = [each[:, :-1] for each in out.hidden_states[1:]] if request.states else None
     if request.hidden:
         return Scored(hidden=rows, states=states)
-    with maybe_gather_lm_head_ctx(layer.weight, getattr(layer, "bias", None)):
+    bias: Any = getattr(layer, "bias", None)
+    with maybe_gather_lm_head_ctx(layer.weight, bias):
         found = _through_head(rows, head_of(model), labels[valid], request)
     placed = {name: value.new_zeros(valid.shape).masked_scatter(valid, value) for name, value in found.items()}
     return Scored(**placed, states=states, aux_loss=_aux_loss(model, out, kwargs))
@@ -240,6 +244,8 @@ class StagedTrainer(DPOTrainer):
     """
 
     args: Any
+    model: Any
+    _signature_columns: Any
 
     def __init__(self, model: Any, ref_model: Any = None, **how: Any) -> None:
         self.side_modules: dict[str, nn.Module] = {}
@@ -271,9 +277,9 @@ class StagedTrainer(DPOTrainer):
         return "train" if self.model.training else "eval"
 
     def note(self, **values: float) -> None:
-        """Take down metrics, `__` in a name standing for a slash; what is logged is their mean since the last log."""
+        """Take down metrics by name; what is logged is their mean since the last log."""
         for name, value in values.items():
-            self._metrics[self.mode][name.replace("__", "/")].append(value)
+            self._metrics[self.mode][name].append(value)
 
     def count_tokens(self, tokens: int) -> None:
         """Count the tokens seen in training, which are logged as a total."""
@@ -300,7 +306,7 @@ class StagedTrainer(DPOTrainer):
         """A forward of the batch."""
         scored: Scored = model(**batch.inputs, labels=batch.labels, completion_request=request)
         width = batch.mask.shape[1]  # prompt tuning puts virtual tokens before the text
-        return Scored(*(value[:, -width:] if _per_token(value, width) else value for value in scored))
+        return scored._replace(**{name: value[:, -width:] for name, value in _per_token(scored).items()})
 
     def _compute_loss(self, model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
         batch = Batch.of(inputs)
@@ -343,8 +349,18 @@ class StagedTrainer(DPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            super()._set_signature_columns_if_needed()
-            self._signature_columns += [*COLUMNS, *CACHED]
+            super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
+            self._signature_columns = [*(self._signature_columns or ()), *COLUMNS, *CACHED]
+
+    def end(self) -> None:
+        """Finish the trackers and the process group; the last call of a script.
+
+        The wrapped model goes first: where it goes last its reducer takes the process group with it, and torch 2.13 then waits for gloo's
+        threads with the interpreter's lock in its hand, which these threads may be waiting for.
+        """
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        super().end()  # type: ignore[no-untyped-call]
 
     def create_optimizer(self, model: Any = None) -> Any:
         """The optimizer, with the parameters of `side_modules` in groups of their own."""
@@ -355,8 +371,12 @@ class StagedTrainer(DPOTrainer):
                 optimizer.add_param_group(group)
             # the Trainer clips and clears the gradients of the model alone
             optimizer.register_step_pre_hook(lambda *_: self._clip_side_modules())
-            optimizer.register_step_post_hook(lambda *_: [each.zero_grad() for each in self.side_modules.values()])
+            optimizer.register_step_post_hook(lambda *_: self._clear_side_modules())
         return optimizer
+
+    def _clear_side_modules(self) -> None:
+        for module in self.side_modules.values():
+            module.zero_grad()
 
     def _clip_side_modules(self) -> None:
         if self.args.max_grad_norm:
@@ -373,7 +393,7 @@ class StagedTrainer(DPOTrainer):
 
         if self.args.should_save:
             for name, module in self.side_modules.items():
-                save_file(module.state_dict(), Path(output_dir or self.args.output_dir) / f"{name}.safetensors")
+                save_file(_bare(module).state_dict(), Path(output_dir or self.args.output_dir) / f"{name}.safetensors")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -383,18 +403,29 @@ class StagedTrainer(DPOTrainer):
             path = Path(resume_from_checkpoint) / f"{name}.safetensors"
             if not path.is_file():
                 raise ValueError(f"{resume_from_checkpoint} holds no {path.name}: it was trained with other settings")
-            module.load_state_dict(load_file(path))
+            _bare(module).load_state_dict(load_file(path))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         from safetensors.torch import load_file
 
         for name, module in self.side_modules.items():
-            module.load_state_dict(load_file(Path(self.state.best_model_checkpoint) / f"{name}.safetensors"))
+            _bare(module).load_state_dict(
+                load_file(Path(str(self.state.best_model_checkpoint)) / f"{name}.safetensors")
+            )
 
 
-def _per_token(value: Any, width: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] > width
+def _bare(module: nn.Module) -> nn.Module:
+    """Without `DistributedDataParallel`."""
+    inner = getattr(module, "module", module)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def _per_token(scored: Scored) -> dict[str, Any]:
+    """The `(2B, T - 1)` fields that are there."""
+    others = ("hidden", "states", "aux_loss")
+    return {name: value for name, value in scored._asdict().items() if value is not None and name not in others}
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:

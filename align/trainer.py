@@ -8,16 +8,16 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import broadcast_object_list, is_peft_model
+from accelerate.utils import broadcast_object_list, is_peft_model  # type: ignore[import-untyped]
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
+from transformers import IntervalStrategy, PreTrainedModel
 
 from contralto.align.config import PreferenceConfig
 from contralto.align.divergences import Head
-from contralto.align.losses import Losses, Pairs, length_desensitized, wpo_weights
+from contralto.align.losses import Losses, Objective, Pairs, length_desensitized, wpo_weights
 from contralto.align.masks import DensityMonitor, LearnedMask, Masks, mapo, record
 from contralto.align.reference import IDS, ReferenceCache, Rows, default_folder, reference_hash
 from contralto.align.seams import COLUMNS, Batch, NoReference, Request, Scored, StagedTrainer, head_of
@@ -73,18 +73,20 @@ class PreferenceTrainer(StagedTrainer):
     """
 
     _tag_names = ["trl", "contralto"]  # noqa: RUF012
+    _name = "PreferenceTrainer"  # in the model card, with no paper: which one it is depends on the loss
+    _paper: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, model: Any, ref_model: Any = None, args: PreferenceConfig | None = None, **how: Any) -> None:
         if not isinstance(args, PreferenceConfig):
             raise ValueError(f"args must be a PreferenceConfig, not {type(args).__name__}")
-        self.objective = args.objective
-        self.needs = args.objective.needs
+        self.objective: Objective = args.objective
+        self.needs = self.objective.needs
         self.uses_reference = bool({"reference", "kl"} & self.needs)
         _check(model, ref_model, args, self.objective.loss_types, self.needs, how)
         if not self.uses_reference and args.deepspeed_plugin is None:
             ref_model = NoReference()
         if isinstance(model, str) and how.get("peft_config") is not None and torch.accelerator.is_available():
-            args.model_init_kwargs = {"dtype": "bfloat16"} | (args.model_init_kwargs or {})
+            args.model_init_kwargs = {"dtype": "bfloat16"} | dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
         super().__init__(model, ref_model, args=args, **how)
         if not self.uses_reference:
             self.ref_model = None
@@ -284,8 +286,7 @@ class PreferenceTrainer(StagedTrainer):
         return [sides[0][i] for i in range(len(rows))], [sides[1][i] for i in range(len(rows))]
 
     def _reference_batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        collator = getattr(self.data_collator, "collator", self.data_collator)
-        batch = Batch.of(self._prepare_inputs(collator([dict(row) for row in rows])))
+        batch = Batch.of(self._prepare_inputs(self.data_collator([dict(row) for row in rows])))
         with self.as_reference() as (model, _):
             logps = self.ask(model, batch, Request()).logps
         assert logps is not None
@@ -341,13 +342,16 @@ def _check(
         raise ValueError(f"model must be a name, a folder or a loaded model, not a {type(model).__name__}")
     _check_reference(model, ref_model, names, needs)
     _check_adapter(model, how.get("peft_config"), needs)
+    _check_shards(args, names, needs)
     train, evaluation = how.get("train_dataset"), how.get("eval_dataset")
     if train is None:
         raise ValueError("train_dataset is missing: give the pairs to train on")
     if isinstance(train, IterableDataset) and args.max_steps <= 0:
         raise ValueError("a streamed train_dataset has no length: set max_steps")
     if args.eval_strategy != "no" and evaluation is None:
-        raise ValueError(f"eval_strategy is {args.eval_strategy.value}, and there is no eval_dataset: give one")
+        raise ValueError(
+            f"eval_strategy is {IntervalStrategy(args.eval_strategy).value}, and there is no eval_dataset: give one"
+        )
     splits = evaluation if isinstance(evaluation, dict) else {"eval_dataset": evaluation}
     for name, dataset in {"train_dataset": train, **splits}.items():
         if dataset is not None:
@@ -363,6 +367,16 @@ def _check_reference(model: Any, ref_model: Any, names: Sequence[str], needs: fr
         raise ValueError(f"ref_model must be a loaded model, not a {type(ref_model).__name__}")
     if ref_model is model:
         raise ValueError("ref_model is the model itself, and would be trained with it: leave it out to take a copy")
+
+
+def _check_shards(args: PreferenceConfig, names: Sequence[str], needs: frozenset[str]) -> None:
+    zero_3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    sharding: Any = args.fsdp_config or {}
+    fsdp_1 = bool(args.fsdp) and int(sharding.get("version", 2)) == 1
+    if "kl" in needs and (zero_3 or fsdp_1):
+        raise ValueError(
+            f"{', '.join(names)} reads the reference's whole head, which ZeRO 3 and FSDP 1 keep in shards: use FSDP 2 or ZeRO 2"
+        )
 
 
 def _check_adapter(model: Any, config: Any, needs: frozenset[str]) -> None:

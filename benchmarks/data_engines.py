@@ -205,7 +205,7 @@ def main() -> None:
     text = "\n".join([*head, *local_lines(args, rows), *endpoint_lines(args, rows)])
     print(text)
     if not args.no_write:
-        setting = "\n".join(setting_lines(torch.device(args.device)))
+        setting = "\n".join(setting_lines(args.tokens, args.device, torch.get_num_threads()))
         RESULTS.write_text(f"# Data generation beside the bare thing\n\n{setting}\n\n{text}\n")
 
 

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from contralto.data_gen import card, export, pipeline, recipes  # noqa: F401 - the children need them all
+from contralto.data_gen import card, checks, export, pipeline, recipes  # noqa: F401 - the children need them all
 from contralto.data_gen.engines import TransformersEngine
 from contralto.data_gen.requests import Request, Sampling
 from contralto.data_gen.store import Store
@@ -83,9 +84,12 @@ def fork(recipe: Path, output: Path) -> int:
         return child
     code = 1
     try:
-        sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the child ends with it
+        sys.stderr = sys.stdout = open(recipe.with_suffix(".log"), "w")  # noqa: SIM115 - the child ends with it
         run(recipe, output)
         code = 0
+    except BaseException:  # noqa: BLE001 - the child must not go on as its parent
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(code)
 
@@ -110,7 +114,7 @@ def until_finished(recipe: Path, output: Path, seconds: float, kills: int, rng: 
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status):
             if os.WEXITSTATUS(status):
-                raise RuntimeError(f"a resumed run failed: contralto data run {recipe} --output {output} says why")
+                raise RuntimeError(f"a resumed run failed: {recipe.with_suffix('.log').read_text()}")
             return
         kills -= 1
         yield

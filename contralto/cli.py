@@ -13,10 +13,12 @@ COMMANDS = {
     "eval": "evaluate by contrast: lm-eval's own command line, with contralto's models and tasks",
     "compare": "run tasks under several decoders on the same documents, with the controls that a gain needs",
     "data": "make preference pairs by contrast: preview, estimate, run, resume",
+    "align": "train on preference pairs by contrast: recipes, and every flag of trl dpo",
     "demo": "see contrastive decoding work on the embedded models: three problems, a table, demo.html",
 }
-"""Every command is the module contralto.<command>, with `add_arguments(parser)` and `run(args)`; but the flags of `eval` are
-lm-eval's, and its module is contralto.evaluate, with `run(argv)`."""
+"""Every command is the module contralto.<command>, with `add_arguments(parser)` and `run(args)`."""
+PASSED_ON = {"eval": "contralto.evaluate", "align": "contralto.train"}
+"""But these have the flags of lm-eval and of TRL, whose parsers read them: `run(argv)`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, purpose in COMMANDS.items():
         command = subparsers.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        if name in argv[:1] and name != "eval":  # only the command that is asked for is imported
+        if name in argv[:1] and name not in PASSED_ON:  # only the command that is asked for is imported
             module = import_module(f"contralto.{name}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
-    args = _pass_on(list(argv[1:])) if argv[:1] == ["eval"] else parser.parse_args(argv)
+    args = _pass_on(*argv) if argv and argv[0] in PASSED_ON else parser.parse_args(argv)
     try:
         args.run(args)
     except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
@@ -49,10 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _pass_on(argv: list[str]) -> argparse.Namespace:
-    """`eval`, whose flags another parser reads."""
-    debug = "--debug" in argv
+def _pass_on(command: str, *argv: str) -> argparse.Namespace:
+    """A command whose flags another parser reads."""
     rest = [word for word in argv if word != "--debug"]
     return argparse.Namespace(
-        command="eval", debug=debug, run=lambda args: import_module("contralto.evaluate").run(rest)
+        command=command, debug="--debug" in argv, run=lambda args: import_module(PASSED_ON[command]).run(rest)
     )

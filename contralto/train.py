@@ -74,7 +74,7 @@ def _with_recipe(argv: list[str]) -> list[str]:
 
 def _parser() -> Any:
     try:
-        from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+        from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser  # type: ignore[attr-defined]
     except ImportError as error:
         raise ImportError("contralto align trains with TRL: pip install 'contralto[align]'") from error
     from contralto.align.config import PreferenceConfig
@@ -95,12 +95,21 @@ def _parser() -> Any:
             },
         )
 
-    return TrlParser((DataArguments, PreferenceConfig, ModelArguments, DatasetMixtureConfig), prog="contralto align")
+    kinds: Any = (DataArguments, PreferenceConfig, ModelArguments, DatasetMixtureConfig)
+    return TrlParser(
+        kinds,
+        prog="contralto align",
+        usage="contralto align [RECIPE] [flags]",
+        epilog=f"Recipes: {', '.join(recipes())}.",
+    )
 
 
 def _launch(argv: list[str], of_recipe: list[str], of_command: list[str]) -> None:
     """The same command under `accelerate launch`, which takes the flags that are not ours."""
-    from accelerate.commands.launch import launch_command, launch_command_parser
+    from accelerate.commands.launch import (  # type: ignore[import-untyped]
+        launch_command,
+        launch_command_parser,
+    )
     from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
     unknown, own = iter(of_command), []
@@ -118,7 +127,8 @@ def _launch(argv: list[str], of_recipe: list[str], of_command: list[str]) -> Non
 
 
 def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
-    from trl import get_peft_config, get_quantization_config
+    import torch
+    from trl import get_peft_config, get_quantization_config  # type: ignore[attr-defined]
 
     from contralto.align.seams import last_checkpoint
     from contralto.align.trainer import PreferenceTrainer
@@ -126,6 +136,8 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
 
     if model.model_name_or_path is None:
         raise ValueError("which model? give --model_name_or_path: a folder, a hub id, or testbed:NAME")
+    if model.load_in_4bit and model.dtype is None:
+        model.dtype = "bfloat16"  # what four bits are multiplied in
     args.model_init_kwargs = _init_kwargs(args, model)
     train, evaluation = _datasets(data, args, mixture)
     trainer = PreferenceTrainer(
@@ -136,8 +148,11 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
+    if data.ignore_bias_buffers:
+        ignored = [name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool]
+        trainer.model._ddp_params_and_buffers_to_ignore = ignored
     checkpoint = args.resume_from_checkpoint
-    if checkpoint == "last":
+    if checkpoint in ("last", "true", "True"):
         checkpoint = last_checkpoint(args.output_dir)
         trainer.accelerator.print(f"going on from {checkpoint}" if checkpoint else "no checkpoint yet: starting")
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -161,7 +176,7 @@ def _init_kwargs(args: Any, model: Any) -> dict[str, Any]:
 def _datasets(data: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
     """What to train and to evaluate on."""
     if mixture.datasets:
-        from trl import get_dataset
+        from trl import get_dataset  # type: ignore[attr-defined]
 
         splits = get_dataset(mixture)
         train, test = splits[data.dataset_train_split], splits.get(data.dataset_test_split)

@@ -170,7 +170,7 @@ def shard_of(row: Row, count: int) -> int:
 
     Example:
         >>> shard_of({"id": "a"}, 1), shard_of({"id": "a"}, 1000)
-        (1, 643)
+        (1, 350)
     """
     return int(digest(row["id"])[:16], 16) % count + 1
 
@@ -363,6 +363,8 @@ class _Run:
                     self._take(_all_of(self._outbox))
                     self._progress.show()
         finally:
+            for worker in self._workers.values():
+                worker.stop()  # one that waits for requests would keep the process from ending
             self._progress.close()
         if self._ending is not None:
             raise self._ending

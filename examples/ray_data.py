@@ -24,7 +24,7 @@ def next_ask(strategy: Callable[[Row], Strategy], row: dict[str, Any]) -> Ask | 
     driven = drive(strategy({"images": (), **columns, "prompt": [{"role": "user", "content": row["prompt"]}]}))
     try:
         asks = next(driven)
-        for text in row.get("answers", []):
+        for text in _answers(row):
             asks = driven.send([Answer(text=text)])
     except StopIteration as end:
         [made] = end.value
@@ -32,6 +32,12 @@ def next_ask(strategy: Callable[[Row], Strategy], row: dict[str, Any]) -> Ask | 
     if len(asks) != 1:
         raise ValueError("this example answers one ask at a time: use contralto data run --shard i/n")
     return asks[0]
+
+
+def _answers(row: dict[str, Any]) -> list[str]:
+    """The answers so far; a column of lists comes back from Ray as arrays, or None."""
+    said = row.get("answers")
+    return [] if said is None else list(said)
 
 
 def before(row: dict[str, Any], *, strategy: Callable[[Row], Strategy]) -> dict[str, Any]:
@@ -43,7 +49,7 @@ def before(row: dict[str, Any], *, strategy: Callable[[Row], Strategy]) -> dict[
 
 def after(row: dict[str, Any], *, strategy: Callable[[Row], Strategy]) -> dict[str, Any]:
     """The row with the stage's answer, if its strategy had asked."""
-    kept = {name: row[name] for name in ("id", "prompt")} | {"answers": list(row.get("answers", []))}
+    kept = {name: row[name] for name in ("id", "prompt")} | {"answers": _answers(row)}
     asked = isinstance(next_ask(strategy, kept), Ask)
     return {**kept, "answers": [*kept["answers"], row["generated_text"]] if asked else kept["answers"]}
 

@@ -1,9 +1,10 @@
 """The engines: what a request becomes, what comes back, and what happens when nothing does.
 
 The endpoint is a real HTTP server on the loopback address (`serving`) that can be told to fail.
-Seen to go red with: a seed per batch instead of per row; batches by order instead of length; an answer cut after the stop text
-instead of before; log-probs after the temperature; no pause after Retry-After; limits that count attempts once; a retried
-request that is answered twice; a key in a failure's reason.
+Seen to go red with: a random stream per batch instead of per row; batches by key instead of length; a stop text that stays in
+the answer; log-probs after the temperature; an adapter that is not switched to; batches computed although all of it is known;
+no pause after Retry-After; limits over half the window; token guesses that are never corrected; 429 that is not tried again; a
+key in a failure's reason; a template or images left out of the key.
 """
 
 import itertools
@@ -15,7 +16,7 @@ from collections import Counter
 import pytest
 import torch
 from PIL import Image
-from serving import Faults, Server, words
+from serving import Faults, Server, model_reply, words
 
 from contralto import testbed
 from contralto.data_gen.engines import FunctionEngine, TransformersEngine, batches, find_function, weights_digest
@@ -308,6 +309,14 @@ def test_an_answer_of_an_endpoint(monkeypatch):
         "min_p": 0.1,
     }
     assert one.body["seed"] != two.body["seed"]
+
+
+def test_an_embedded_model_behind_an_endpoint_says_the_same(expert):
+    here = answers(expert, requests_for(expert, QUESTIONS[:3]))
+    with Server(reply=model_reply("expert")) as server:
+        engine = endpoint(server, timeout=60)
+        there = answers(engine, requests_for(engine, QUESTIONS[:3]))
+    assert [answer.text for answer in there] == [answer.text for answer in here]
 
 
 def test_raw_prompts_and_logprobs_have_their_own_forms():

@@ -1,8 +1,8 @@
 """The pipeline and its command: every row ends once, nothing is asked twice, and nothing that was answered is lost.
 
-Seen to go red with: answers used before they are recorded; rounds that leave out what is known; pairs in the order of their
-answers; a retry of everything; shards by position; a failure that ends the run; a filter that does not filter; an estimate of the
-first strategy alone; a second process let in.
+Seen to go red with (some hang): answers used but not recorded; known requests left out of a round, or asked again; a refusing
+endpoint recorded as the row's failure; a full disk that loses what was handed out; a second process let in; a retry of everything;
+a filter that does not filter; an estimate that leaves strategies out; engines that are not stopped when a run ends by an error.
 """
 
 import importlib.util
@@ -404,9 +404,9 @@ def test_2000_requests_at_a_server_that_fails_a_fifth_of_the_time(folder):
     assert len(good) == 1980
     assert set(good.values()) == {1}, "what was answered is not asked again"
     times = sorted(each.at for each in server.seen)
-    windows = [sum(at <= t < at + 1 for t in times[i : i + rpm]) for i, at in enumerate(times)]
-    print(f"{len(times)} requests in {took:.1f} s; at most {max(windows)} in a second, {rpm / 60:.0f} allowed")
-    assert max(windows) <= 1.1 * rpm / 60
+    windows = [sum(at <= t < at + 5 for t in times[i:]) for i, at in enumerate(times)]  # seconds; jitter evens out
+    print(f"{len(times)} requests in {took:.1f} s; at most {max(windows)} in 5 s, {rpm / 12:.0f} allowed")
+    assert 0.8 * rpm / 12 < max(windows) <= 1.05 * rpm / 12
 
 
 @pytest.mark.slow

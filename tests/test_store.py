@@ -1,7 +1,6 @@
 """The store: answers are there or they are not, once, whatever happens to the process, the disk, or beside it.
 
-Seen to go red with: answers that replace the first one; a transaction per answer; failures that outlive their answer;
-`record` without a transaction on a full disk.
+Seen to go red with: answers that replace the first one; failures that outlive their answer; `record` without a transaction.
 """
 
 import multiprocessing

@@ -1,6 +1,10 @@
 """PreferenceTrainer against stock TRL, loss by loss, and its own losses against the same numbers made from whole logits.
 
-Seen to go red with: PENDING
+Seen to go red with: hidden states one token late; a precomputed reference with its sides swapped, in the order of its batches, found again under
+another max_length, asked again for another seed, or of another row of a stream; an adapter left on in the reference; a trained adapter's
+reference without it; a reference loaded for CPO; a mask whose gradients add up over the steps, or that gets none; MaPO's mask of ones;
+the other KL; a margin that does not arrive; Granite's logits undivided; an unfinished checkpoint taken for the last; rewards without beta; metrics in the
+step after the logged one; LD-DPO's shared length the longer one; WPO's weight of the chosen text alone.
 """
 
 import copy
@@ -169,7 +173,7 @@ def _assert_same(stock, own, *, atol=1e-5):
 def test_equals_stock_trl(both, name):
     smoothing = {"label_smoothing": 0.1} if name in ("robust", "exo_pair", "aot", "aot_unpaired") else {}
     _set(*both, [name], **smoothing)
-    _assert_same(*both)
+    _assert_same(*both, atol=1e-4 if name == "discopop" else 1e-5)  # it divides by a temperature of 0.05
 
 
 @pytest.mark.parametrize(
@@ -288,7 +292,7 @@ def _from_logits(one, batch, **more):
 
 @pytest.fixture(scope="module")
 def own(root):
-    dataset = pairs(margin=[0.5, 1.0, 2.0, 0.1, 3.0, 1.5])
+    dataset = pairs(margin=[0.5, 1.0, 2.0, 0.25, 3.0, 1.5])
     args = config(PreferenceConfig, root / "own", loss_type=["odpo"])
     return PreferenceTrainer(_folder("llama", root), args=args, train_dataset=dataset, peft_config=lora())
 
@@ -309,6 +313,12 @@ def test_own_losses_equal_whole_logits(own, name):
         if weight.grad is not None:
             assert_close(grads[parameter], weight.grad, rtol=1e-3, atol=2e-5)
     assert ("kl/chosen" in metrics) == ("kl" in own.needs)
+
+
+def test_margins_stay_with_their_rows(own):
+    batch = own.data_collator([dict(own.train_dataset[i]) for i in (2, 0)])
+    assert batch["margin"].tolist() == [2.0, 0.5]
+    assert set(next(iter(own.get_train_dataloader()))["margin"].tolist()) <= {0.5, 1.0, 2.0, 0.25, 3.0, 1.5}
 
 
 def test_ones_make_tdpo1_of_sparsepo(root, tmp_path):
@@ -561,6 +571,7 @@ WRONG_TRAINERS = [
         {"loss_type": ["tdpo1"], "peft_config": PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")},
         "use LoRA",
     ),
+    ({"loss_type": ["tdpo1"], "fsdp": True, "fsdp_config": {"version": 1}}, "which ZeRO 3 and FSDP 1 keep in shards"),
     (
         {"precompute_ref_log_probs": True, "train_dataset": {"images": [["a"], ["b"]]}},
         "precompute_ref_log_probs is for text",
