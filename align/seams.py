@@ -17,7 +17,7 @@ from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import is_peft_model  # type: ignore[import-untyped]
+from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig

@@ -106,7 +106,7 @@ def _parser() -> Any:
 
 def _launch(argv: list[str], of_recipe: list[str], of_command: list[str]) -> None:
     """The same command under `accelerate launch`, which takes the flags that are not ours."""
-    from accelerate.commands.launch import (  # type: ignore[import-untyped]
+    from accelerate.commands.launch import (
         launch_command,
         launch_command_parser,
     )

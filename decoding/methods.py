@@ -240,7 +240,7 @@ def choice(**given: Any) -> argparse.Namespace:
 
 def _typed(name: str, value: Any) -> Any:
     """A value in its option's type; numbers may be whole where others are allowed, and texts are not numbers."""
-    kind = PARAMETERS.get(name, (bool if name == "adapters_off" else str,))[0]
+    kind: Any = PARAMETERS.get(name, (bool if name == "adapters_off" else str,))[0]
     if kind is str:
         return value
     if kind is layers:

@@ -6,6 +6,7 @@ device.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,7 +110,7 @@ class SeededSampling(LogitsProcessor):
                 f"temperature must be above 0, not {temperature}: leave SeededSampling out for greedy search"
             )
         self._seeds = torch.tensor([_wrapped(seed) for seed in seeds])
-        warpers = LogitsProcessorList()
+        warpers: Any = LogitsProcessorList()
         if temperature != 1.0:
             warpers.append(TemperatureLogitsWarper(float(temperature)))
         if top_k:

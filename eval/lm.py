@@ -141,7 +141,7 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
 
     def _join_processes(self) -> None:
         """Rank and number of the processes of `accelerate launch`; lm-eval sets them on several GPUs only."""
-        if hasattr(self, "accelerator") and self._world_size == 1:
+        if hasattr(self, "accelerator") and self.world_size == 1:
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
 
     # ------------------------------------------------------------------------------------------------------- the decoder
@@ -231,19 +231,20 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
         return self._answer(list(self._jobs(requests)), self._write, "Running generate_until requests", disable_tqdm)
 
     def _jobs(self, requests: Sequence[Any]) -> Iterator[Job]:
-        """Requests with their seeds; a request that is repeated has another seed each time."""
-        repeats: Counter[int] = Counter()
+        """Requests with their seeds; one that its task repeats has another seed each time, one that fills up a rank has not."""
+        seen: Counter[int] = Counter()
         for request in requests:
             context, gen_kwargs, *more = request.args
+            times = request.repeats or 1
+            if times > 1 and self._decoder.temperature and self.cache_hook.dbdict is not None:
+                raise ValueError(
+                    "a task that repeats its requests cannot be sampled through a cache, which would repeat the answer: "
+                    "leave use_cache out, or sample by gen_kwargs do_sample=True"
+                )
             images = tuple(more[0].get("visual", ())) if more else ()
-            seed = self._seed(context, images, repeats[id(request)])
-            repeats[id(request)] += 1
+            seed = self._seed(context, images, seen[id(request)] % times)
+            seen[id(request)] += 1
             yield Job(context, request.args, request.doc, seed, images, gen_kwargs)
-        if self._decoder.temperature and self.cache_hook.dbdict is not None and max(repeats.values(), default=1) > 1:
-            raise ValueError(
-                "a task that repeats its requests cannot be sampled through a cache, which would repeat the answer: leave "
-                "use_cache out, or sample by gen_kwargs do_sample=True"
-            )
 
     def _seed(self, *parts: Any) -> int:
         return seed_of(self._decoder.seed, *parts)
@@ -280,12 +281,16 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
         return sum(map(len, job.tokens)) if job.tokens else len(self.tok_encode(job.context))
 
     def _keep(self, jobs: Sequence[Job], answers: Sequence[Any]) -> None:
-        """Answers on disk before anything else happens."""
+        """Answers on disk before anything else happens, in one transaction."""
+        answered = self.cache_hook.dbdict
+        if answered is not None:
+            answered.autocommit = False
         for job, answer in zip(jobs, answers, strict=True):
             if job.arguments and not job.gen_kwargs.get("do_sample"):  # lm-eval keeps no sampled answers
                 self.cache_hook.add_partial("loglikelihood" if job.tokens else "generate_until", job.arguments, answer)
-        if self.cache_hook.dbdict is not None:
-            self.cache_hook.dbdict.commit(blocking=True)
+        if answered is not None:
+            answered.commit(blocking=True)
+            answered.autocommit = True
 
     def _write(self, jobs: list[Job]) -> list[str]:
         """The answers of one batch."""

@@ -179,7 +179,7 @@ def test_mistakes_are_one_sentence_and_status_2(argv, message, capsys):
 
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path):
-    """accelerate launch with gloo on CPUs: greedy texts, likelihoods and images, and texts sampled by document."""
+    """Two gloo processes on CPUs, where `accelerate launch --cpu` starts one: greedy texts, likelihoods and images, and texts sampled by document."""
     runs = [
         (["--model", "contralto", "--model_args", *CD, "temperature=0.8"], "testbed_arithmetic,testbed_stories", 7),
         (
@@ -188,27 +188,22 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
             9,
         ),
     ]
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29533", "-m", "contralto"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
+    launch += ["-m", "contralto"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     for number, (model, tasks, limit) in enumerate(runs):
         common = ["eval", *model, "--tasks", tasks, "--limit", str(limit), "--batch_size", "2", "--log_samples"]
-        common += ["--metadata", '{"n": 20}', "--output_path"]
+        common += ["--metadata", '{"n": 20}', "--use_cache", str(tmp_path / f"cache{number}"), "--output_path"]
         folders = [tmp_path / f"{number}-{processes}" for processes in (1, 2)]
         for start, folder in zip(([sys.executable, "-m", "contralto"], launch), folders, strict=True):
             done = subprocess.run(
                 [*start, *common, folder], env=environment, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, done.stderr[-3000:]
+            caches = list(tmp_path.glob(f"cache{number}-*"))
+            assert len(caches) == (1 if folder == folders[0] else 2)  # a file per rank
+            for file in caches:
+                file.unlink()
         one, two = (results(folder)["results"] for folder in folders)
         assert one == two
         for file in folders[0].rglob("samples_*.jsonl"):
