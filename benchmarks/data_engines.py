@@ -57,6 +57,16 @@ def requests_for(engine: Any, rows: Sequence[Row], sampling: Sampling) -> list[R
     return [settle(a, engine=engine.identity, sampling=sampling, seed=0, row=r["id"]) for a, r in pairs]
 
 
+def engine_alone(engine: Any, requests: Sequence[Request]) -> Run:
+    """The engine without a store."""
+
+    def run() -> None:
+        for _ in engine.answer(requests):
+            pass
+
+    return run
+
+
 def whole_pipeline(engine: Any, rows: Sequence[Row], sampling: Sampling) -> Run:
     """The pipeline with a fresh store."""
     role = Role(name="target", engine=engine, sampling=sampling, price=Price())
@@ -152,7 +162,7 @@ def local_lines(args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[str]:
         requests = requests_for(engine, rows, sampling)
         runs = [
             bare_generate(requests, models, args.batch_size),
-            lambda requests=requests: list(engine.answer(requests)),
+            engine_alone(engine, requests),
             whole_pipeline(engine, rows, sampling),
         ]
         found = list(rounds(runs, args.rounds, kind))
@@ -171,7 +181,7 @@ def endpoint_lines(args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[st
             requests = requests_for(engine, rows, Sampling())
             runs = [
                 bare_client(engine, requests, url),
-                lambda engine=engine, requests=requests: list(engine.answer(requests)),
+                engine_alone(engine, requests),
                 whole_pipeline(engine, rows, Sampling()),
             ]
             found = list(rounds(runs, args.rounds, f"{concurrency} at a time"))
