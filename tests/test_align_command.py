@@ -229,6 +229,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(pairs, tmp_path, lo
         assert_close(two[name], weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_trained_adapter_loads_in_peft(pairs, tmp_path):
     from peft import PeftModel
 

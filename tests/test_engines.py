@@ -67,6 +67,7 @@ def test_greedy_answers_are_those_of_generate(expert):
         assert answer.finish_reason == ("stop" if tokens[-1] == tokenizer.eos_token_id else "length")
 
 
+@pytest.mark.slow
 def test_a_row_s_draw_depends_on_its_seed_alone(expert):
     requests = requests_for(expert, QUESTIONS[:9], SAMPLED)
     together = answers(expert, requests)
@@ -451,6 +452,7 @@ def test_retry_after_holds_everything():
         assert not after or min(after) > 0.28
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rpm", "most"), [(1200, 20), (90, 1)])
 def test_requests_per_minute(rpm, most):
     """In no window more than its share, by the server's clock, which sees a little jitter."""

@@ -111,6 +111,7 @@ def test_without_contrast_the_answers_are_lm_evals():
     assert answers(without, asks(lm)) == answers(plain, asks(plain))
 
 
+@pytest.mark.slow
 def test_without_contrast_the_answers_to_images_are_lm_evals():
     lm, plain = vision_lm(), stock(HFMultimodalLM, "testbed:vision-0")
     said = answers(lm, looks(lm))
@@ -374,6 +375,7 @@ def test_an_encoder_decoder(tmp_path):
 # -------------------------------------------------------------------------------------------------------------- caches
 
 
+@pytest.mark.slow
 def test_a_cache_belongs_to_one_configuration(tmp_path):
     lm = text_lm().decoding_by(**CD)
     path = str(tmp_path / "answers.db")

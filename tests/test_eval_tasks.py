@@ -407,6 +407,7 @@ def test_pope_images_elsewhere(folder, tmp_path):
     assert len(loaded.doc_to_image(loaded.eval_docs[0])) == 1
 
 
+@pytest.mark.slow
 def test_chair_runs_from_coco_annotations(folder, tmp_path):
     local, manager = _local(["chair"], folder, tmp_path, n=2)
     results = _run(local.tasks, "vision-0", vision=True, manager=manager, apply_chat_template=True)

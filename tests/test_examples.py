@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+ELSEWHERE = {"ray_data"}
+"""Needs a cluster; its functions are tested in test_pipeline."""
+EXAMPLES = [
+    path for path in sorted((Path(__file__).parents[1] / "examples").glob("*.py")) if path.stem not in ELSEWHERE
+]
 SOLVED = "finds 4: 9 + 4 = 13. loses 2: 13 - 2 = 11. wins 5: 11 + 5 = 16. sells 3: 16 - 3 = 13. #### 13"
 SAYS = {
     "cd": ["finds 4: 9 + 4 = 13. loses 2: 13 - 2 = 11. #### 11", SOLVED],
@@ -19,7 +23,11 @@ SAYS = {
 """What some of them are known to print."""
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[] if path.stem == "cd" else pytest.mark.slow) for path in EXAMPLES],
+    ids=lambda path: path.stem,
+)
 def test_examples(path, capsys, monkeypatch):
     if path.stem == "self_contrast":
         pytest.importorskip("peft")

@@ -68,7 +68,7 @@ def test_sampling(pair, batch):
     assert _generate(pair, inputs, extra, do_sample=True) == expected
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_beam_search(pair, batch):
     inputs, extra, scorers, prompts = _setting(pair, batch)
     expected = [reference.beam(s, p, STEPS, zoo.EOS, num_beams=3) for s, p in zip(scorers, prompts, strict=True)]

@@ -284,6 +284,7 @@ def test_ctrl_c_waits_for_the_answers_under_way(folder):
             os.kill(os.getpid(), signal.SIGINT)
         return words(body)
 
+    before = signal.getsignal(signal.SIGINT)
     with Server(reply=reply, latency=0.1) as server:
         roles = {"target": endpoint(server, concurrency=3), "reviser": ECHO}
         recipe, rows = loaded(folder, roles=roles)
@@ -295,7 +296,7 @@ def test_ctrl_c_waits_for_the_answers_under_way(folder):
             assert {u.role: u.requests for u in store.usage()}["target"] == answered
             pipeline.run(recipe, rows, store, is_shown=False)
         assert len(server.seen) == 8
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # --------------------------------------------------------------------------------------------------------------- accidents
@@ -317,6 +318,7 @@ def test_one_process_at_a_time(folder):
         pass
 
 
+@pytest.mark.slow
 def test_a_full_disk_holds_the_answers_until_there_is_room(folder):
     """The disk is full for a second: nothing is asked in between beyond what is under way, nothing is lost or asked twice."""
     with Server(reply=lambda body: words(body) * 200) as server:
@@ -453,6 +455,7 @@ def test_the_data_set(folder, capsys):
     assert {file: file.read_bytes() for file in files} == files
 
 
+@pytest.mark.slow
 def test_the_hub_gets_the_data_set_and_not_the_answers(folder, capsys, monkeypatch):
     import huggingface_hub
 
@@ -474,6 +477,7 @@ def test_the_hub_gets_the_data_set_and_not_the_answers(folder, capsys, monkeypat
     assert {"data/train.jsonl", "data/train.parquet", "failed.jsonl", "rejected.jsonl"} <= set(calls[1])
 
 
+@pytest.mark.slow
 def test_shards_and_merge_give_the_same_data_set(folder, capsys):
     path = write(folder)
     assert cli.main(["data", "run", str(path)]) == 0

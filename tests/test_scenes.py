@@ -285,7 +285,7 @@ def _accuracy(model, processor, asked, *, alpha=0.0):
     return float((said == torch.tensor(right)).float().mean())
 
 
-@pytest.mark.parametrize("name", ["vision-0", "vision-1", "vision-2"])
+@pytest.mark.parametrize("name", ["vision-0", *(pytest.param(f"vision-{i}", marks=pytest.mark.slow) for i in (1, 2))])
 def test_visual_contrast_repairs_the_habit(name):
     """On adversarial dev questions: greedy assumes what is at home in the place, VCD does so less."""
     model, processor = testbed.load(name), AutoProcessor.from_pretrained(testbed.path(name))

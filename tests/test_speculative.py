@@ -504,11 +504,13 @@ def test_sampled_texts_of_a_real_model_have_the_exact_distribution():
     has_the_exact_distribution(mistrals(), SETTINGS["temperature, top-k, fixed length"], 10_000)
 
 
+@pytest.mark.slow
 def test_short_sampled_texts_have_the_exact_distribution():
     """The same with fewer tokens, enough to see the breaks of the last section."""
     has_the_exact_distribution(tables(), SETTINGS["plain"], 1_500)
 
 
+@pytest.mark.slow
 def test_sampled_batches_have_the_exact_distribution():
     """The first three tokens of 20 000 rows, drafted together: what a row keeps depends on the others, its law does not."""
     pair, (rule, temperature, top_k, _) = tables(), SETTINGS["temperature, top-k, fixed length"]

@@ -179,6 +179,7 @@ def test_equal_systems_do_not_differ():
     assert stats.auroc_difference([1.0, 0.0] * 5, [1.0, 0.0] * 5, [True, False] * 5).p == 1
 
 
+@pytest.mark.slow
 def test_ten_thousand_resamples_of_three_thousand_questions_take_less_than_five_seconds():
     labels, one, two, groups = _questions(3000, clusters=500)
     tables = {"one": stats.yes_no_table(labels, one), "two": stats.yes_no_table(labels, two)}

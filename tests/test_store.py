@@ -139,7 +139,7 @@ def _write_many(path, start, first):
 
 def test_two_writers_at_once(tmp_path):
     """Each number is there once, and whoever came first stands."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     writers = [context.Process(target=_write_many, args=(tmp_path / "a", 30 * i, f"writer {i}")) for i in range(2)]
     for writer in writers:
         writer.start()

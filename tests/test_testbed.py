@@ -29,6 +29,7 @@ def _take(n, endless):
 # ------------------------------------------------------------------------------------------------------------- worlds
 
 
+@pytest.mark.slow
 def test_splits_are_disjoint_whatever_the_seed():
     seen = {}
     for split in ("train", "dev", "test"):
@@ -173,7 +174,10 @@ def test_unknown_model():
         testbed.path("novice")
 
 
-@pytest.mark.parametrize("expert", ["expert-0", "expert-1", "expert-2"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("expert", ["expert-0", *(pytest.param(f"expert-{i}", marks=SLOW) for i in (1, 2))])
 def test_contrast_repairs_the_shortcut(expert):
     """On dev problems: greedy stops early, contrastive decoding does not."""
     problems, tokenizer = _take(100, worlds.problems(11, "dev")), testbed.tokenizer()
@@ -184,6 +188,7 @@ def test_contrast_repairs_the_shortcut(expert):
     assert contrastive >= 85
 
 
+@pytest.mark.slow
 def test_greedy_loops_where_legal_continuations_stand_near_the_top():
     """Greedy stories go round in circles, though at nearly every crossing a new place is among the four likeliest."""
     model, tokenizer = testbed.load("expert"), testbed.tokenizer()

@@ -238,6 +238,7 @@ def test_the_head_does_what_the_model_does(name):
         assert model(input_ids=ids, labels=labels).loss is not None  # nothing changes without a request
 
 
+@pytest.mark.slow
 def test_whole_runs_end_in_the_same_weights(root, tmp_path):
     """Two epochs with evaluation: the stock trainer's logs and weights."""
     made = []
@@ -350,6 +351,7 @@ def test_mapo_masks_come_from_the_reference(root, tmp_path):
     assert seen[0].unique().numel() > 20
 
 
+@pytest.mark.slow
 def test_learned_masks_learn_are_saved_and_come_back(root, tmp_path):
     options = {"loss_type": ["sparsepo"], "mask": "learned", "lambda_u": 0.01, "learning_rate": 1e-2, "max_steps": 4}
     one = trainer(tmp_path, _folder("llama", root), peft_config=lora(), **options, save_strategy="steps", save_steps=2)
