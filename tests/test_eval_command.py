@@ -61,7 +61,7 @@ def results(folder):
 CALLS = {
     "a plain run": [
         *("--tasks", "testbed_arithmetic", "--model_args", *CD, "--limit", 4, "--batch_size", 4, "--device", "cpu"),
-        *("--seed", "1,2,3,4", "--gen_kwargs", "max_gen_toks=40", "--verbosity", "ERROR", "--metadata", '{"n": 8}'),
+        *("--seed", "1,2,3,4", "--gen_kwargs", "max_gen_toks=80", "--verbosity", "ERROR", "--metadata", '{"n": 8}'),
         *("--write_out", "--show_config", "--num_fewshot", 0),
     ],
     "chosen documents": [

@@ -419,7 +419,7 @@ def test_killed_at_random_instants(tmp_path):
     command = [sys.executable, str(script), "--kills", "4", "--no-write"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("byte-identical") == 2
+    assert result.stdout.count("byte-identical after") == 2
 
 
 # ----------------------------------------------------------------------------------------------------- the data set, shards
