@@ -124,7 +124,7 @@ def trim(tokens):
 
 def grid():
     """Family, contrast, strategy, batch, executor; the loop knows no beams."""
-    fast = {("noised", "loop"), ("other_text", "processor")}
+    fast = {("noised", "loop")}
     for family in zoo.FAMILIES:
         for view in CONTRASTS:
             for how in HOW:
