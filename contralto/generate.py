@@ -299,17 +299,19 @@ def encode(prompts: Sequence[Prompt], models: Models, *, raw: bool) -> Any:
 
 
 def open_images(prompt: Prompt) -> Prompt:
-    """The prompt with its images in place of their paths."""
+    """The prompt with its images, in RGB, in place of their paths."""
     try:
         from PIL import Image
     except ImportError as error:
         raise ImportError("images are read with Pillow: pip install 'contralto[vision]'") from error
-    return prompt._replace(images=tuple(Image.open(path).convert("RGB") for path in prompt.images))
+    images = (Image.open(image) if isinstance(image, str | Path) else image for image in prompt.images)
+    return prompt._replace(images=tuple(image.convert("RGB") for image in images))
 
 
-def setting(prompts: Sequence[Prompt], models: Models, args: argparse.Namespace, *, first: int = 0) -> methods.Setting:
-    """A batch as the method's branches read it; `first` is the number of its first prompt, for the seeds."""
-    seeds = [args.seed + first + i for i in range(len(prompts))]
+def setting(
+    prompts: Sequence[Prompt], models: Models, args: argparse.Namespace, seeds: Sequence[int]
+) -> methods.Setting:
+    """A batch as the method's branches read it; every prompt has a seed for its noise and transformations."""
     prompts = [open_images(prompt) for prompt in prompts] if prompts[0].images else prompts
     inputs = encode(prompts, models, raw=args.raw)
 
@@ -398,7 +400,7 @@ def _decode(
     prompts: Sequence[Prompt], models: Models, args: argparse.Namespace, *, first: int, streaming: bool
 ) -> Iterator[dict[str, Any]]:
     """The results of one batch: the text, and the text without contrast if asked for."""
-    batch = setting(prompts, models, args, first=first)
+    batch = setting(prompts, models, args, [args.seed + first + i for i in range(len(prompts))])
     search = {"max_new_tokens": args.max_new_tokens, "num_beams": args.beams, "do_sample": args.sample}
     if args.sample:
         search |= {"temperature": args.temperature, "top_p": args.top_p, "top_k": 0}

@@ -219,6 +219,7 @@ class TransformersEngine:
     def _decode(self, batch: Sequence[Request]) -> list[Answer]:
         from contralto import generate
         from contralto.decoding import SeededSampling, methods
+        from contralto.decoding.stopping import StopStrings
 
         sampling = batch[0].sampling
         self.check(sampling)
@@ -229,7 +230,7 @@ class TransformersEngine:
         how |= {"return_dict_in_generate": True, "output_logits": sampling.logprobs}
         if sampling.stop:
             start = generate.prompt_length(setting)
-            how["stopping_criteria"] = [_stops(sampling.stop, models.tokenizer, start)]
+            how["stopping_criteria"] = [StopStrings(models.tokenizer, sampling.stop, start, skip_special_tokens=True)]
         how |= {n: v for n, v in methods.arguments(self._how, setting, executor=self._how.executor).items() if v}
         if sampling.temperature:
             drawn: dict[str, Any] = {
@@ -330,16 +331,10 @@ def _loaded_adapters(model: Any) -> Sequence[str]:
 def _setting(batch: Sequence[Request], models: Any, how: Namespace) -> Any:
     """A batch as the method's branches read it; noise and transformations have the requests' seeds."""
     from contralto import generate
-    from contralto.decoding import methods
 
     how = Namespace(**{**vars(how), "raw": how.raw or batch[0].prompt is not None})
     prompts = [_prompt(request, how, models) for request in batch]
-    inputs = generate.encode(prompts, models, raw=how.raw)
-    views = methods.METHODS[how.method].views
-    if "prompt" in views and how.contrast_prompt is None:  # cfg has a default
-        views = ()
-    seen = tuple(_view(view, prompts, batch, inputs, models, how) for view in views)
-    return methods.Setting(models.main, models.others, inputs, seen)
+    return generate.setting(prompts, models, how, [request.seed % 2**31 for request in batch])
 
 
 def _prompt(request: Request, how: Namespace, models: Any) -> Any:
@@ -351,52 +346,7 @@ def _prompt(request: Request, how: Namespace, models: Any) -> Any:
         bare = how.raw or (models.processor or models.tokenizer).chat_template is None
         if bare and len(content) == 1 and isinstance(content[0]["content"], str):
             content = content[0]["content"]
-    prompt = generate.Prompt(content, tuple(request.images), how.contrast_prompt)
-    return prompt._replace(images=tuple(map(_opened, request.images)))
-
-
-def _opened(image: Any) -> Any:
-    from contralto import generate
-
-    if isinstance(image, str | Path):
-        return generate.open_images(generate.Prompt("", (image,))).images[0]
-    return image.convert("RGB")
-
-
-def _view(view: str, prompts: Sequence[Any], batch: Sequence[Request], inputs: Any, models: Any, how: Namespace) -> Any:
-    """What another branch reads."""
-    from contralto import generate
-    from contralto.decoding import images, methods
-
-    seeds = [request.seed % 2**31 for request in batch]
-    if view == "noised":
-        noise = generate._noise_seeds(inputs, seeds)
-        return images.noised(inputs, step=methods.parameters(how)["noise_step"], seed=noise)
-    if view == "transformed":
-        pairs = zip(prompts, seeds, strict=True)
-        others = [
-            p._replace(images=tuple(images.ritual_transform(i, seed=s).image for i in p.images)) for p, s in pairs
-        ]
-    elif view == "blind":
-        others = [prompt._replace(images=()) for prompt in prompts]
-    else:
-        others = [generate._with_contrast(prompt) for prompt in prompts]
-    return generate.encode(others, models, raw=how.raw)
-
-
-def _stops(stop: Sequence[str], tokenizer: Any, start: int) -> Any:
-    """Ends rows whose text holds a stop text. transformers' own criterion cannot read every vocabulary."""
-    import torch
-    from transformers import StoppingCriteria
-
-    tail = 2 * max(map(len, stop)) + 8  # tokens; some of them are parts of a character
-
-    class Stops(StoppingCriteria):
-        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-            texts = tokenizer.batch_decode(input_ids[:, start:][:, -tail:], skip_special_tokens=True)
-            return torch.tensor([any(s in text for s in stop) for text in texts], device=input_ids.device)
-
-    return Stops()
+    return generate.Prompt(content, tuple(request.images), how.contrast_prompt)
 
 
 def _logprobs(output: Any, row: int, start: int) -> list[float] | None:

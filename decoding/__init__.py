@@ -2,8 +2,9 @@
 
 `rules` holds the mathematics: pure functions of logits, which import nothing but torch. `branches` says where a contrast
 distribution comes from. `processors` joins the two for an unmodified `generate()`, `loop` for a faster one, `score` for the
-likelihood of given texts. `sampling` gives every row a random stream of its own. `methods` knows all of them by name. `search` is contrastive search, `speculative` speculative contrastive decoding, `images` makes
-the contrast images, `trace` shows what a contrast did.
+likelihood of given texts. `sampling` gives every row a random stream of its own, `stopping` ends texts at given strings.
+`methods` knows all methods by name. `search` is contrastive search, `speculative` speculative contrastive decoding, `images`
+makes the contrast images, `trace` shows what a contrast did.
 """
 
 from importlib import import_module

@@ -35,6 +35,7 @@ from transformers import AutoTokenizer, StoppingCriteria
 from contralto import __version__
 from contralto.decoding import AdaptersOff, ContrastiveLogitsProcessor, SeededSampling, methods
 from contralto.decoding.score import Likelihood, score
+from contralto.decoding.stopping import StopStrings
 from contralto.eval.decoder import SAMPLING, Decoder, fingerprint, seed_of
 from contralto.names import check_same_tokenizer, from_pretrained, locate
 
@@ -93,6 +94,9 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
             a method that has none, a cache of another configuration.
     """
 
+    chat_applied = False
+    """Whether the task's prompts are in the chat template."""
+
     def __init__(
         self,
         pretrained: Any,
@@ -146,6 +150,11 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------------------- the decoder
 
+    @property
+    def _method(self) -> str:
+        name: str = self._decoder.method.method
+        return name
+
     def decoding_by(self, **options: Any) -> "ContraltoLM":
         """The same model decoding otherwise; weights are shared, and other models loaded once.
 
@@ -186,7 +195,7 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
     def models(self) -> dict[str, torch.nn.Module]:
         """The models that run, by what they are called in the method."""
         named = {"main": self.model}
-        others = zip(methods.METHODS[self._decoder.method.method].branches[1:], self._others, strict=False)
+        others = zip(methods.METHODS[self._method].branches[1:], self._others, strict=False)
         return named | {name: model for name, model in others if not isinstance(model, AdaptersOff)}
 
     @property
@@ -205,23 +214,24 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
     @property
     def key(self) -> str:
         """A short hash of the configuration."""
-        return hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()[:12]
+        return _short_hash(self.configuration)
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into its results."""
         info: dict[str, Any] = super().get_model_info()
-        return info | {"decoder": self._decoder.describe(), "configuration": self.configuration, "key": self.key}
+        own = self.configuration
+        return info | {"decoder": self._decoder.describe(), "configuration": own, "key": _short_hash(own)}
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Take a cache of answers, if they are this configuration's."""
         if cache_hook.dbdict is not None:
-            owner = cache_hook.dbdict.get(IDENTITY)
+            owner, own = cache_hook.dbdict.get(IDENTITY), self.configuration
             if owner is None and len(cache_hook.dbdict):
                 raise ValueError("use_cache names a cache of another model's answers: name another file")
-            if owner is not None and owner != self.configuration:
-                changed = sorted(k for k in {*owner, *self.configuration} if owner.get(k) != self.configuration.get(k))
+            if owner is not None and owner != own:
+                changed = sorted(k for k in {*owner, *own} if owner.get(k) != own.get(k))
                 raise ValueError(f"use_cache names a cache made with another {', '.join(changed)}: name another file")
-            cache_hook.dbdict[IDENTITY] = self.configuration
+            cache_hook.dbdict[IDENTITY] = own
         super().set_cache_hook(cache_hook)
 
     # ----------------------------------------------------------------------------------------------------------- answers
@@ -241,7 +251,7 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
                     "a task that repeats its requests cannot be sampled through a cache, which would repeat the answer: "
                     "leave use_cache out, or sample by gen_kwargs do_sample=True"
                 )
-            images = tuple(more[0].get("visual", ())) if more else ()
+            images = _images(more)
             seed = self._seed(context, images, seen[id(request)] % times)
             seen[id(request)] += 1
             yield Job(context, request.args, request.doc, seed, images, gen_kwargs)
@@ -327,7 +337,7 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
     def _ends(self, stop: list[str], prompt: int) -> list[StoppingCriteria]:
         """What ends a row besides its end token, which `generate()` sees to."""
         strings = [text for text in stop if text and text != self.tok_decode(self.eot_token_id, False)]
-        return [_StopStrings(self.tokenizer, strings, prompt)] if strings else []
+        return [StopStrings(self.tokenizer, strings, prompt)] if strings else []
 
     def _end_tokens(self) -> list[int]:
         """The model's end tokens, and the tokenizer's."""
@@ -368,7 +378,7 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
 
     def _setting(self, jobs: Sequence[Job], room: int) -> methods.Setting:
         """A batch as the method's branches read it."""
-        views = methods.METHODS[self._decoder.method.method].views
+        views = methods.METHODS[self._method].views
         if "prompt" in views and self._decoder.method.contrast_prompt is None:
             self._check_contrast_prompt()
             views = ()
@@ -377,9 +387,9 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
         )
 
     def _check_contrast_prompt(self) -> None:
-        if self._decoder.method.method != "cfg":
+        if self._method != "cfg":
             raise ValueError(
-                f"method={self._decoder.method.method!r} contrasts prompts: give contrast_prompt, a template with {{prompt}} "
+                f"method={self._method!r} contrasts prompts: give contrast_prompt, a template with {{prompt}} "
                 "or fields of the document"
             )
 
@@ -387,7 +397,7 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
         """The same batch as another branch sees it."""
         if view != "prompt":
             raise ValueError(
-                f"method={self._decoder.method.method!r} contrasts images: use model contralto-vlm and a task with images"
+                f"method={self._method!r} contrasts images: use model contralto-vlm and a task with images"
             )
         return self._encode([self._contrasted(job) for job in jobs], room)
 
@@ -405,7 +415,7 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
             return job.context if name == "prompt" else str(job.doc[name])
 
         text = re.sub(r"\{(\w+)\}", fill, template)
-        if getattr(self, "chat_applied", False) and "{prompt}" not in template:
+        if self.chat_applied and "{prompt}" not in template:
             text = self.apply_chat_template([{"role": "user", "content": text}])
         return Job(text.rstrip() if job.tokens else text, (), job.doc, job.seed, job.images)
 
@@ -444,7 +454,7 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
 
     def _scoring_job(self, request: Any) -> Job:
         context, continuation, *more = request.args
-        images = tuple(more[0].get("visual", ())) if more else ()
+        images = _images(more)
         tokens = self._pair(context, continuation, images)
         seed = self._seed(context, images, 0)
         return Job(context, request.args, request.doc, seed, images, continuation=continuation, tokens=tokens)
@@ -469,10 +479,8 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
         if self._decoder.is_plain:
             found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
             return found
-        if "prompt" in methods.METHODS[self._decoder.method.method].views:
-            raise ValueError(
-                f"method={self._decoder.method.method!r} contrasts prompts, and the likelihood of a whole text has none"
-            )
+        if "prompt" in methods.METHODS[self._method].views:
+            raise ValueError(f"method={self._method!r} contrasts prompts, and the likelihood of a whole text has none")
         jobs = [Job("", (), {}, 0, tokens=(first, second)) for _, first, second in requests]
         return self._answer(jobs, self._rate, "Running loglikelihood requests", True)
 
@@ -511,18 +519,10 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
         self.ruled_out.update(tokens=int(found.length.sum()), ruled_out=int(found.ruled_out.sum()))
 
 
-class _StopStrings(StoppingCriteria):
-    """Ends a row where a stop string is in what was generated; the prompt does not count.
+def _images(more: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
+    """The images of a request, from what follows its texts."""
+    return tuple(more[0].get("visual", ())) if more else ()
 
-    It looks at the last tokens, two more than the string has by itself, since it may begin and end within tokens.
-    transformers' own criterion does not read word-level tokenizers.
-    """
 
-    def __init__(self, tokenizer: Any, strings: list[str], prompt: int) -> None:
-        self._tokenizer, self._strings, self._prompt = tokenizer, strings, prompt
-        self._reach = max(len(tokenizer.encode(text, add_special_tokens=False)) for text in strings) + 2
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        texts = self._tokenizer.batch_decode(input_ids[:, self._prompt :][:, -self._reach :])
-        ended = [any(string in text for string in self._strings) for text in texts]
-        return torch.tensor(ended, device=input_ids.device)
+def _short_hash(configuration: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:12]

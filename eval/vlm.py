@@ -62,7 +62,7 @@ class ContraltoVLM(ContraltoLM, HFMultimodalLM):  # type: ignore[misc]
             return super()._see(view, jobs, room)
         if missing := next((job for job in jobs if not job.images), None):
             raise ValueError(
-                f"method={self._decoder.method.method!r} contrasts images, and a prompt has none: {missing.context[:60]!r}"
+                f"method={self._method!r} contrasts images, and a prompt has none: {missing.context[:60]!r}"
             )
         if view == "noised":
             step = methods.parameters(self._decoder.method)["noise_step"]
