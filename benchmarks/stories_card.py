@@ -12,7 +12,6 @@ trained with another seed says how likely the texts are. Low repetition alone is
 
 import argparse
 import math
-import re
 import statistics
 from collections.abc import Sequence
 from itertools import islice
@@ -29,11 +28,6 @@ from contralto.testbed import worlds
 JUDGES = {"expert-0": "expert-1", "expert-1": "expert-2", "expert-2": "expert-0"}
 """Who writes, and who judges."""
 SEED, K, BATCH = 2027, 4, 20
-ENDING = re.compile(r"(?:He|She) (\w+) the \w+ (\w+)")
-SCENE = re.compile(r"to the (\w+) \w+\. (?:He|She) \w+ the \w+ (\w+)")
-LEGAL = {
-    (verb, e.object) for e in [*worlds.COMMON.values(), *worlds.SPECIAL.values()] for verb in worlds.ACTIONS[e.action]
-}
 HEAD = "| {} | 4-grams seen before | distinct scenes | scenes per text | valid events | perplexity |"
 RULE = "|---|---|---|---|---|---|"
 
@@ -74,12 +68,12 @@ def surprises(judge: Any, ids: Tensor, mask: Tensor, start: int, eos: int) -> li
 def figures(ids: Sequence[int], text: str, surprise: float) -> Figures:
     """Of the tokens and the text of a whole story."""
     grams = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
-    events, scenes = ENDING.findall(text), SCENE.findall(text)
+    story = worlds.telling(text)
     return Figures(
         repeated=1 - len(set(grams)) / len(grams),
-        distinct=len(set(scenes)) / len(scenes) if scenes else 0.0,
-        scenes=len(scenes),
-        valid=statistics.mean(event in LEGAL for event in events) if events else 0.0,
+        distinct=story.distinct,
+        scenes=len(story.scenes),
+        valid=story.valid,
         surprise=surprise,
     )
 

@@ -33,7 +33,6 @@ BEGIN, END = "<!-- figures: made by benchmarks/testbed_card.py -->\n", "<!-- end
 EXPERTS = ("expert-0", "expert-1", "expert-2")
 CONTRASTS = [(e, a) for e in EXPERTS for a in ("amateur", "early")] + [("control-expert", "control-amateur")]
 BETAS = (0.25, 0.5, 1.0)
-ENDING = re.compile(r"(He|She) (\w+) the (\w+) (\w+)")
 T_95_DF_2 = 4.303
 
 
@@ -196,15 +195,8 @@ def stories_table(bench: Bench, count: int = 40, tokens: int = 120) -> list[str]
 
 def _story_figures(ids: list[int], text: str) -> tuple[float, float, float]:
     grams = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
-    events = [(verb, thing, adjective) for _, verb, adjective, thing in ENDING.findall(text)]
-    legal = {
-        (verb, e.object)
-        for e in (*worlds.COMMON.values(), *worlds.SPECIAL.values())
-        for verb in worlds.ACTIONS[e.action]
-    }
-    scenes = re.findall(r"to the (\w+) \w+\. (?:He|She) \w+ the \w+ (\w+)", text)
-    valid = statistics.mean((verb, thing) in legal for verb, thing, _ in events)
-    return 1 - len(set(grams)) / len(grams), len(set(scenes)) / len(scenes), valid
+    story = worlds.telling(text)
+    return 1 - len(set(grams)) / len(grams), story.distinct, story.valid
 
 
 def measure(bench: Bench) -> str:

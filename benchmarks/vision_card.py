@@ -26,7 +26,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from contralto import testbed
 from contralto.decoding.images import RITUAL_TRANSFORMS, noised, ritual_transform
 from contralto.decoding.rules import combine
-from contralto.eval.stats import mcnemar_exact, proportion
+from contralto.eval.stats import auroc, bias_matched, mcnemar_exact, proportion
 from contralto.testbed import scenes
 from contralto.testbed.scenes import NEGATIVES, OBJECTS, Question
 
@@ -181,19 +181,6 @@ def rates(answers: Answers, labels: Tensor) -> tuple[float, float, float, float,
     return accuracy, precise, complete, f1, ratio
 
 
-def auroc(lean: Tensor, labels: Tensor) -> float:
-    """The chance that a question with the answer yes leans more to yes than one with the answer no; ties count half."""
-    yes, no = lean[labels].double(), lean[~labels].double()
-    return float((yes[:, None] > no).double().mean() + (yes[:, None] == no).double().mean() / 2)
-
-
-def matched(lean: Tensor, answers: Answers) -> Answers:
-    """The plain model with another threshold: as many answers yes, given where it leans most to yes."""
-    yes = torch.zeros_like(lean)
-    yes[lean.argsort(descending=True, stable=True)[: int(answers.yes.sum())]] = 1
-    return Answers(yes, 1 - yes)
-
-
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
@@ -274,8 +261,9 @@ def questions_table(bench: Bench) -> list[str]:
             answers = reader.decide(decode(reader, asked)) if decode else greedy
             leaning = reader.lean(decode(reader, asked, mask=0)) if decode else lean
             cells = [bench.note(f"{name}, {kind}, {title}", answers.hits(labels))]
-            cells += [f"{rate:.3f}" for rate in (*rates(answers, labels)[1:], auroc(leaning, labels))]
-            same = matched(lean, answers)
+            cells += [f"{rate:.3f}" for rate in (*rates(answers, labels)[1:], auroc(leaning.numpy(), labels.numpy()))]
+            yes = torch.as_tensor(bias_matched(lean.numpy(), int(answers.yes.sum()))).to(lean)
+            same = Answers(yes, 1 - yes)
             compared = [_test(labels, greedy, answers), f"{rates(same, labels)[0]:.3f}", _test(labels, same, answers)]
             lines.append(f"| {name} | {kind} | {title} | {' | '.join(cells + (compared if decode else [''] * 3))} |")
     return lines

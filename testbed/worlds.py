@@ -215,6 +215,36 @@ def ending(name: str, event: Event, rng: random.Random) -> str:
     )
 
 
+class Telling(NamedTuple):
+    """What a text tells, by what can be read of it."""
+
+    events: list[tuple[str, str]]
+    """A verb with its thing."""
+    scenes: list[tuple[str, str]]
+    """A place with the thing of what happens there, for scenes that are well formed."""
+
+    @property
+    def valid(self) -> float:
+        """The share of the events that the corpus knows; 0 without any."""
+        return sum(event in LEGAL for event in self.events) / max(1, len(self.events))
+
+    @property
+    def distinct(self) -> float:
+        """The share of the scenes that are told for the first time; 0 without any."""
+        return len(set(self.scenes)) / max(1, len(self.scenes))
+
+
+LEGAL = {(verb, event.object) for event in (*COMMON.values(), *SPECIAL.values()) for verb in ACTIONS[event.action]}
+"""The events that the corpus knows, a verb with its thing."""
+EVENT = re.compile(r"(?:He|She) (\w+) the \w+ (\w+)")
+SCENE = re.compile(r"to the (\w+) \w+\. (?:He|She) \w+ the \w+ (\w+)")
+
+
+def telling(text: str) -> Telling:
+    """Read a story back, whoever wrote it."""
+    return Telling(EVENT.findall(text), SCENE.findall(text))
+
+
 class Story(NamedTuple):
     name: str
     scenes: tuple[Scene, ...]

@@ -1,7 +1,6 @@
 """The testbed's worlds for lm-eval: documents drawn from a split, measured as in the models' cards."""
 
 import re
-import statistics
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import islice
@@ -15,12 +14,6 @@ from contralto.testbed import worlds
 from contralto.testbed.scenes import Negatives, Scene
 from contralto.testbed.worlds import Split
 
-EVENT = re.compile(r"(?:He|She) (\w+) the \w+ (\w+)")
-SCENE = re.compile(r"to the (\w+) \w+\. (?:He|She) \w+ the \w+ (\w+)")
-LEGAL = {
-    (verb, e.object) for e in [*worlds.COMMON.values(), *worlds.SPECIAL.values()] for verb in worlds.ACTIONS[e.action]
-}
-"""The events that the corpus knows, a verb with its thing."""
 VOCABULARY = chair.Vocabulary.of([[name] for name in pictured.OBJECTS])
 
 Row = dict[str, Any]
@@ -100,14 +93,13 @@ def openings(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
 def told(doc: Row, said: list[str]) -> dict[str, Any]:
     """How repetitive a continuation is, and whether the story that it makes still has sense."""
     counts = [openended.ngram_counts(said[0], n=n) for n in (2, 3, 4)]
-    story = f"{doc['prompt']} {said[0].strip()}"
-    events, scenes = EVENT.findall(story), SCENE.findall(story)
+    story = worlds.telling(f"{doc['prompt']} {said[0].strip()}")
     return {
         "diversity": counts,
         **{f"rep_{n}": each for n, each in zip((2, 3, 4), counts, strict=True)},
-        "distinct_scenes": len(set(scenes)) / len(scenes) if scenes else 0.0,
-        "scenes": float(len(scenes)),
-        "valid_events": statistics.mean(event in LEGAL for event in events) if events else 0.0,
+        "distinct_scenes": story.distinct,
+        "scenes": float(len(story.scenes)),
+        "valid_events": story.valid,
     }
 
 
