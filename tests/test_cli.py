@@ -369,6 +369,10 @@ def _plain():
     return [_by_hand(user, lambda ids, scores: scores) for user in map(Text, range(3))]
 
 
+FAST = ("cd", "cad", "vcd", "m3id")
+"""Methods whose command is run in every test run, not only in the slow ones."""
+
+
 def _texts(run, rows, tmp_path, *argv):
     source, target = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -380,7 +384,7 @@ def _texts(run, rows, tmp_path, *argv):
     return [row["text"] for row in found]
 
 
-@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in TEXT])
 def test_every_method_of_texts(run, tmp_path, name):
     flags, by_hand = TEXT[name]
     users = [Text(i) for i in range(3)]
@@ -397,7 +401,7 @@ def llava(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", VISION)
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in VISION])
 def test_every_method_of_images(run, tmp_path, llava, name):
     flags, by_hand = VISION[name]
     flags = flags.replace("testbed:amateur", str(llava))

@@ -38,7 +38,9 @@ def _trim(row, start):
     return new[: new.index(zoo.EOS) + 1] if zoo.EOS in new else new
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "mamba", "bloom"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", *(pytest.param(f, marks=pytest.mark.slow) for f in ("mistral", "mamba", "bloom"))]
+)
 def test_beams(family):
     model, main, other = _setting(family)
     double = zoo.build(family, seed=1).double()

@@ -191,7 +191,9 @@ def test_the_page_needs_nothing_else(explain):
     assert all(opened.count(tag) == page.count(f"</{tag}>") for tag in set(opened) - {"meta", "input", "html"})
 
 
-@pytest.mark.parametrize("name", ["dola", "cfg", "cid", "cad", "icd"])
+@pytest.mark.parametrize(
+    "name", ["dola", "cid", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cfg", "cad", "icd"))]
+)
 def test_every_method_of_texts(explain, name):
     other = [] if name in ("dola", "cfg") else ["--contrast-prompt", "<b>{prompt}</b> & more"]
     _, page = explain("--model", "testbed:expert", "--method", name, *other, "--max-new-tokens", 4, QUESTION)

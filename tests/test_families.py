@@ -60,7 +60,7 @@ def test_greedy(pair, batch):
     assert _generate(pair, inputs, extra, do_sample=False) == expected
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_sampling(pair, batch):
     inputs, extra, scorers, prompts = _setting(pair, batch)
     expected = reference.sample(scorers, prompts, STEPS, zoo.EOS, seed=5)

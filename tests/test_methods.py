@@ -240,9 +240,7 @@ def grid():
     """All methods on Llama, and some on every kind of positions and on an encoder-decoder; the rest is slow."""
     for family in zoo.FAMILIES:
         for name in METHODS:
-            fast = family == "llama" or (
-                family in ("gpt2", "t5") and name in ("cad", "cfg_last_token", "m3id", "proxy")
-            )
+            fast = family == "llama" or (family in ("gpt2", "t5") and name in ("cad", "m3id"))
             yield pytest.param(name, family, marks=[] if fast else [pytest.mark.slow])
 
 

@@ -231,7 +231,7 @@ def settings():
             for attention, batch in (("sdpa", 1), ("sdpa", 4), ("eager", 4)):
                 if family == "mamba" and attention == "sdpa":
                     continue
-                often = fast and attention == "sdpa"
+                often = fast and attention == "sdpa" and (family in FAST or batch == 4)
                 yield pytest.param(family, path, attention, batch, marks=[] if often else pytest.mark.slow)
 
 
