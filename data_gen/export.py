@@ -100,6 +100,7 @@ def summary(
     for kind, lines in {**lost, "dropped": dropped}.items():
         counts[kind] = dict(Counter(line["reason"] for line in lines).most_common())
     return {
+        "name": recipe.output.resolve().name,
         "recipe": dict(recipe.said),
         "models": {name: dict(role.engine.identity) for name, role in recipe.roles.items()},
         "counts": counts,

@@ -15,7 +15,8 @@
     checks: {...}                          # see `checks`
     filters: {...}
 
-Everything is read and checked before anybody is asked; every mistake is one sentence that says where it is.
+Files that strategies and checks name (templates, test sets) are looked for beside the recipe. Everything is read and checked
+before anybody is asked; every mistake is one sentence that says where it is.
 """
 
 import inspect
@@ -43,6 +44,8 @@ ENGINES: dict[str, Callable[..., Any]] = {
 }
 STRATEGIES = ("clair", "popalign", "pairs", "vision")
 """Modules whose strategies need no module in their names."""
+FILES = (".txt", ".json", ".jsonl", ".parquet")
+"""What a setting ends in that names a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +169,7 @@ def load_recipe(path: Path, *, output: Path | None = None) -> Recipe:
         rows=_rows(said["rows"], path),
         strategies=_strategies(said["strategies"], path),
         roles=roles,
-        checks=_mapping(said.get("checks") or {}, f"{path}: checks"),
+        checks=_beside(path.parent, _mapping(said.get("checks") or {}, f"{path}: checks")),
         filters=_mapping(said.get("filters") or {}, f"{path}: filters"),
         said=said,
     )
@@ -293,7 +296,16 @@ def _use(given: Any, where: str, folder: Path) -> Use:
     needed = [p.name for p in settings if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if missing := [each for each in needed if each not in given]:
         raise ValueError(f"{where}: {use} needs {', '.join(missing)}")
-    return Use(name=name, start=partial(function, **given))
+    return Use(name=name, start=partial(function, **_beside(folder, given)))
+
+
+def _beside(folder: Path, given: Any) -> Any:
+    """Settings with their files looked for beside the recipe."""
+    if isinstance(given, dict):
+        return {name: _beside(folder, value) for name, value in given.items()}
+    if isinstance(given, list):
+        return [_beside(folder, value) for value in given]
+    return str(folder / given) if isinstance(given, str) and Path(given).suffix in FILES else given
 
 
 def _strategy(use: str, where: str, folder: Path) -> Callable[..., Strategy]:

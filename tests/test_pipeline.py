@@ -23,6 +23,7 @@ from serving import Faults, Server, words
 
 from contralto import cli, data
 from contralto.data_gen import pipeline, recipes
+from contralto.data_gen.checks import annotate
 from contralto.data_gen.requests import Answer, Ask, Failure, Pair, Rejected, digest
 from contralto.data_gen.store import Store
 
@@ -449,7 +450,7 @@ def test_the_data_set(folder, capsys):
     assert [row["id"] for row in read] == [row["id"] for row in rows]
     assert read[0]["chosen"] == first["chosen"]
     assert read[1]["length"] is None
-    assert (dataset / "README.md").exists()
+    assert "\n# out\n" in (dataset / "README.md").read_text()
     files = {file: file.read_bytes() for file in dataset.rglob("*") if file.is_file() and file.suffix != ".png"}
     assert cli.main(["data", "export", str(path)]) == 0
     assert {file: file.read_bytes() for file in files} == files
@@ -509,6 +510,24 @@ def test_filters_drop_what_checks_found(folder, capsys):
     assert dropped
     assert all(line["reason"] == "length above 10" for line in dropped)
     assert all(row["length"] <= 10 < 10 + row["levenshtein"] for row in kept)
+
+
+def test_files_of_settings_lie_beside_the_recipe(folder, monkeypatch):
+    (folder / "mine.txt").write_text("Mend {{ student_solution }}, which answers {{ task }}.")
+    (folder / "test.jsonl").write_text('{"text": "question 3"}\n')
+    checks = {"contamination": {"against": ["test.jsonl"], "n": 2}}
+    recipe, rows = loaded(folder, strategies=[{"use": "clair", "template": "mine.txt"}], checks=checks)
+    monkeypatch.chdir("/")
+    assert "Mend" in asked_of_the_reviser(recipe, rows)
+    found = annotate([{"prompt": row["prompt"], "chosen": [], "rejected": []} for row in rows], recipe.checks)
+    assert [row["contamination"] for row in found] == [0, 0, 0, 1, 0, 0, 0, 0]
+
+
+def asked_of_the_reviser(recipe, rows):
+    """What the reviser is asked of the first row."""
+    strategy = recipe.strategies[0].start(rows[0])
+    next(strategy)
+    return str(strategy.send(Answer(text="7")).messages)
 
 
 def test_batch_files_go_out_and_come_in(folder, capsys):
