@@ -4,20 +4,22 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PARTS := align data_gen decoding eval testbed
 
-.PHONY: demo test check links clean
+.PHONY: demo test check slow links clean
 
 demo: .venv/.demo ## decode the embedded models by contrast: three problems, a table, demo.html
 	$(BIN)/contralto demo
 
-test: .venv/.dev links ## the whole test suite
-	$(BIN)/pytest -n auto
+test: check slow ## the whole test suite
 
 check: .venv/.dev links ## lint, format, types and the fast tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks
-	$(BIN)/pytest -n auto -m "not slow and not gpu"
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu"
+
+slow: .venv/.dev links ## the tests that check leaves out
+	$(BIN)/pytest -n auto --dist worksteal -m slow
 
 .venv:
 	$(PYTHON) -m venv .venv

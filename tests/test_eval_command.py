@@ -18,6 +18,7 @@ import lm_eval
 import pytest
 from lm_eval.api.model import hash_args
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import TaskIndex
 from sqlitedict import SqliteDict
 
 from contralto import cli
@@ -33,6 +34,23 @@ KILLS = int(os.environ.get("CONTRALTO_KILLS", "20"))
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_index():
+    """lm-eval reads its thousands of task files whenever it starts; here it reads them once."""
+    build, known = TaskIndex.build, {}
+
+    def remembered(paths, **how):
+        for path in map(Path, paths):
+            if path.name == "tasks" and path.parent == Path(lm_eval.__file__).parent:
+                known[path] = known.get(path) or build([path], **how)
+        fresh = build([path for path in paths if Path(path) not in known], **how)
+        return {name: entry for index in known.values() for name, entry in index.items()} | fresh
+
+    TaskIndex.build = staticmethod(remembered)
+    yield
+    TaskIndex.build = staticmethod(build)
 
 
 def evaluate(*argv):
