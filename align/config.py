@@ -11,12 +11,13 @@ from trl import DPOConfig  # type: ignore[attr-defined]
 from contralto.align.losses import F_DIVERGENCES, LOSSES, Objective
 from contralto.align.masks import KINDS
 
-__all__ = ["PreferenceConfig"]
+__all__ = ["PreferenceConfig", "StagedConfig"]
 
 OWN = ("cpo_alpha", "simpo_gamma", "odpo_alpha", "arpo_eta", "arpo_scale", "tdpo_alpha", "lambda_u", "lambda_d")
 """Settings of contralto's losses; TRL's own are ignored, as in TRL, where no loss reads them."""
 MASKS = ("ones", "mapo", "learned")
 HEAD_METRICS = ("logged", "all", "none")
+AUDITS = ("stop", "warn", "off")
 
 
 def _option(default: Any, text: str, **metadata: Any) -> Any:
@@ -24,7 +25,22 @@ def _option(default: Any, text: str, **metadata: Any) -> Any:
 
 
 @dataclass
-class PreferenceConfig(DPOConfig):
+class StagedConfig(DPOConfig):
+    """`trl.DPOConfig` (1.16), whose `bf16` defaults to False where there is no accelerator, since few CPUs are fast at it."""
+
+    def __post_init__(self) -> None:
+        if self.use_cpu or not torch.accelerator.is_available():
+            self.bf16 = bool(self.bf16)
+            self.dataloader_pin_memory = False  # torch warns where there is nothing to pin for
+        if self.activation_checkpointing is None:  # TRL's default has the old name, which transformers 5.23 warns of
+            self.activation_checkpointing = self.gradient_checkpointing
+        if self.activation_checkpointing_kwargs is None:
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        super().__post_init__()  # type: ignore[no-untyped-call]
+
+
+@dataclass
+class PreferenceConfig(StagedConfig):
     """The options of `PreferenceTrainer`.
 
     All of `trl.DPOConfig` (1.16) and of `transformers.TrainingArguments`. What differs: `loss_type` also takes contralto's
@@ -49,6 +65,17 @@ class PreferenceConfig(DPOConfig):
         head_metrics: when entropy, mean logits and token accuracy are computed, which cost a few passes over the logits: `logged`, in the
             steps that are logged, whose values then are those of that step alone; `all`, in every step, as TRL does; `none`.
         reference_cache: the folder of precomputed references; None takes one beside the caches of `datasets`.
+        freeze_vision_encoder: of a vision-language model the language model is trained, and what connects it to the images.
+        prefix_sharing: the prompt of a pair, and whatever its two texts begin with alike, go through the model once. Gives the same loss, gradients and
+            metrics, see `contralto.align.layouts`.
+        padding_free: of TRL, which ignores it: all texts of a batch in one row, without padding. For flash attention; others take as much time
+            for a row as its length squared.
+        audit: of data, reference and adapter before the first step: `stop` ends the run at an error, `warn` only says it, `off`.
+        monitor_pairs: so many pairs are measured about twenty times in a training, held-out ones if there are any: how likely their
+            texts have become, and how far the policy is from its reference; 0 measures none.
+        monitor_generate: for so many of their prompts the policy writes a text, greedily, and its length is measured.
+        report: write `training_report.html` and `.png` into `output_dir` at the end, of what was measured; None leaves it to the
+            caller: `contralto align` does, a script does not.
 
     Raises:
         ValueError: whatever is wrong, in one sentence.
@@ -87,6 +114,23 @@ class PreferenceConfig(DPOConfig):
         choices=list(HEAD_METRICS),
     )
     reference_cache: str | None = _option(None, "Folder of precomputed references (default: beside datasets' caches).")
+    freeze_vision_encoder: bool = _option(
+        False, "Train the language model and what connects it to images, not what sees."
+    )
+    prefix_sharing: bool = _option(
+        False, "What the two texts of a pair have in common at their beginning is computed once."
+    )
+    audit: str = _option(
+        "stop",
+        "Checks of data, reference and adapter before the first step: errors end the run (stop), are said (warn), or off.",
+        choices=list(AUDITS),
+    )
+    monitor_pairs: int = _option(32, "Pairs that are measured about twenty times in a training; 0 measures none.")
+    monitor_generate: int = _option(0, "Prompts of them for which the policy writes a text, to measure its length.")
+    report: bool | None = _option(
+        None,
+        "Write training_report.html and .png into output_dir at the end (default: the command does, a script not).",
+    )
 
     def __post_init__(self) -> None:
         self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
@@ -98,14 +142,8 @@ class PreferenceConfig(DPOConfig):
         self._check_reference()
         self._check_masks()
         self._check_numbers()
-        if self.use_cpu or not torch.accelerator.is_available():
-            self.bf16 = bool(self.bf16)
-            self.dataloader_pin_memory = False  # torch warns where there is nothing to pin for
-        if self.activation_checkpointing is None:  # TRL's default has the old name, which transformers 5.23 warns of
-            self.activation_checkpointing = self.gradient_checkpointing
-        if self.activation_checkpointing_kwargs is None:
-            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        self._check_watch()
+        super().__post_init__()
 
     def _settings(self) -> dict[str, float]:
         read = {option for name in self.loss_type for option in LOSSES[name].settings}
@@ -129,11 +167,14 @@ class PreferenceConfig(DPOConfig):
             )
         if self.use_weighting and (sorting := {"aot", "aot_unpaired"} & set(self.loss_type)):
             raise ValueError(f"use_weighting weighs pairs, and {min(sorting)} sorts them apart: use one or the other")
-        if "svco" in self.loss_type:
+        if "svco" in self.loss_type and len(self.loss_type) > 1:
+            raise ValueError("svco compares images, and other losses texts: it stands alone in loss_type")
+        if "svco" in self.loss_type and self.report:
             raise ValueError(
-                "svco needs each text under three images, which the collators of DPOTrainer do not bring: "
-                "call contralto.align.losses.svco in a loop of your own"
+                "report shows how the two texts of a pair fare, and svco compares images: set report to False"
             )
+        if "svco" in self.loss_type and self.use_weighting:
+            raise ValueError("use_weighting weighs a pair of texts, and svco compares images: leave use_weighting out")
 
     def _check_reference(self) -> None:
         needs, names = self.objective.needs, ", ".join(self.loss_type)
@@ -150,6 +191,8 @@ class PreferenceConfig(DPOConfig):
             raise ValueError(
                 "sync_ref_model moves the reference and precompute_ref_log_probs freezes it: set one of them"
             )
+        if self.prefix_sharing and self.padding_free:
+            raise ValueError("prefix_sharing and padding_free are two layouts of a batch: set one of them")
         if self.reference_cache is not None and not self.precompute_ref_log_probs:
             raise ValueError("reference_cache is set, and is only used with precompute_ref_log_probs: set both")
 
@@ -177,6 +220,10 @@ class PreferenceConfig(DPOConfig):
     def _check_numbers(self) -> None:
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
             raise ValueError(f"ld_alpha must lie in [0, 1] (the weight of the longer text's tail), not {self.ld_alpha}")
+        if self.ld_alpha is not None and "svco" in self.loss_type:
+            raise ValueError(
+                "ld_alpha evens out the lengths of two texts, and svco compares a text with itself: leave it out"
+            )
         if self.ld_alpha is not None and self.objective.needs & {"kl", "masks"}:
             raise ValueError(
                 f"ld_alpha weighs sums of log-ratios, and {', '.join(self.loss_type)} sums a divergence too"
@@ -187,6 +234,21 @@ class PreferenceConfig(DPOConfig):
             )
         if self.truncation_mode not in ("keep_start", "keep_end"):
             raise ValueError(f"truncation_mode must be keep_start or keep_end, not {self.truncation_mode!r}")
+
+    def _check_watch(self) -> None:
+        if self.audit not in AUDITS:
+            raise ValueError(f"audit must be one of {', '.join(AUDITS)}, not {self.audit!r}")
+        if self.report and not self.monitor_pairs:
+            raise ValueError(
+                "report is made of what was measured, and monitor_pairs is 0: set it to 32, or report to False"
+            )
+        if self.monitor_pairs < 0:
+            raise ValueError(f"monitor_pairs must be at least 0 (0 measures none), not {self.monitor_pairs}")
+        if not 0 <= self.monitor_generate <= self.monitor_pairs:
+            raise ValueError(
+                f"monitor_generate must lie in 0 to monitor_pairs ({self.monitor_pairs}), whose prompts it takes, not "
+                f"{self.monitor_generate}"
+            )
 
 
 def _common_beta(loss_types: list[str]) -> float:

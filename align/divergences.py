@@ -43,10 +43,10 @@ __all__ = [
 ]
 
 Gradient = Literal["full", "detached"]
-_CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**28}
+_CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**28}
 """How large the logits of a chunk may get: enough tokens to keep the head's matrix product busy."""
-_BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**27}
-"""How much of a chunk is worked on at once: on a CPU what its cache holds, on a GPU what keeps it busy."""
+_BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**27}
+"""How much of a chunk is worked on at once: on a CPU what its cache holds half a dozen copies of, on a GPU what keeps it busy."""
 
 
 class Head(NamedTuple):
@@ -338,7 +338,7 @@ def chunked_divergence(
         beta: of `jsd`, in [0, 1].
         srkl: the gradient of `skew_reverse_kl`, "full" or "detached".
         temperature: both logits are divided by it, for the divergence and the log-probabilities.
-        chunk_size: tokens at a time; None takes what gives logits of 64 MiB on a CPU and of 256 MiB on a GPU.
+        chunk_size: tokens at a time; None takes what gives logits of at most 128 MiB on a CPU and 256 MiB on a GPU.
 
     Raises:
         ValueError: an unknown divergence, a parameter out of range, shapes that do not belong together.
@@ -557,7 +557,9 @@ def _sweep(
     assert hidden is not None
     student, precision = plan.student.at(hidden, weight, bias), _precision(hidden)
     vocabulary = hidden.shape[-1] if weight is None else len(weight)
-    size = plan.chunk_size or max(1, _budget(_CHUNK_BYTES, hidden) // (vocabulary * precision.itemsize))
+    most = max(1, _budget(_CHUNK_BYTES, hidden) // (vocabulary * precision.itemsize))
+    even = math.ceil(len(hidden) / max(1, math.ceil(len(hidden) / most)))  # a small rest is slow to multiply
+    size = plan.chunk_size or max(1, even)
     count = 1 + (plan.teacher is not None) + (plan.values - 1) * units
     buffers = hidden.new_empty(count, min(size, len(hidden)), vocabulary, dtype=precision)
     swept = _Swept(
@@ -598,7 +600,7 @@ def _one_chunk(
         block = slice(rows.start - chunk.start, rows.stop - chunk.start)
         gradients = _block(plan, terms, rows, [tile[block] for tile in given], swept, factors, first=first)
         for tile, gradient in zip(into, gradients, strict=False):
-            tile[block] = gradient.mul_(slope[block]) if isinstance(slope, Tensor) else gradient.mul_(slope)
+            torch.mul(gradient, slope[block] if isinstance(slope, Tensor) else slope, out=tile[block])
     for unit, tile in zip(swept.units, into, strict=False):
         _project_back(tile, student.head, unit[chunk])
     by_hidden, by_weight, by_bias = swept.grads
@@ -621,6 +623,8 @@ def _block(
     first: bool,
 ) -> list[Tensor]:
     """Of some tokens, the values, and dD / dz `(n, V)`: of every term, or of their sum by the factors."""
+    if plan.teacher is None and not (first and plan.also):
+        return _block_of_targets(terms[0], rows, logits[0], swept, factors)
     logs = [z.log_softmax(-1) for z in logits]
     probabilities = [log.exp() for log in logs]
     here = _Rows(logs[0], probabilities[0], logs[-1], probabilities[-1])
@@ -641,6 +645,20 @@ def _block(
         if factors is None or not gradients
         else [torch.stack(gradients).sum(0) if len(gradients) > 1 else gradients[0]]
     )
+
+
+def _block_of_targets(
+    term: _Term, rows: slice, z: Tensor, swept: _Swept, factors: Sequence[Tensor] | None
+) -> list[Tensor]:
+    """The same where log-probabilities of targets are all that is wanted, in as few passes over the logits as can be."""
+    assert term.per_token is not None
+    log_q, targets = z.log_softmax(-1), term.per_token[rows, None]
+    swept.values[0][rows] = log_q.gather(-1, targets).squeeze(-1)
+    if not swept.units and factors is None:
+        return []
+    gradient = log_q.exp_().neg_()
+    gradient.scatter_add_(-1, targets, torch.ones_like(targets, dtype=gradient.dtype))
+    return [gradient if factors is None else gradient.mul_(factors[0][rows, None])]
 
 
 class _PerToken(torch.autograd.Function):
@@ -766,6 +784,8 @@ def _check_shapes(head: Head, hidden: Tensor, tokens: int, targets: Tensor | Non
 
 def _cut(head: Head, size: int) -> Head:
     """The head of the first tokens alone."""
+    if size == len(head.weight):  # the gradient of a slice is a copy of the whole
+        return head
     return head._replace(weight=head.weight[:size], bias=None if head.bias is None else head.bias[:size])
 
 

@@ -4,13 +4,15 @@ Read from TRL 1.16.0, transformers 5.23.0, peft 0.21.2 and accelerate 1.15.0. TR
 the loss: one method does everything. `StagedTrainer` replaces that method once, by four stages with public names, and gives public
 names to the other private methods that have to be overridden. Of TRL's trainer it reads `_metrics`, `_total_train_tokens`, `_tp_size`,
 `_is_vision_dataset`, `aux_loss_enabled`, `router_aux_loss_coef`, and it relies on these steps of `DPOTrainer.__init__`: a reference is
-loaded unless there is one, or an adapter, or `precompute_ref_log_probs`; `_precompute_ref_logps` is called last.
+loaded unless there is one, or an adapter, or `precompute_ref_log_probs`; `padding_free` is warned of; `_precompute_ref_logps` is called
+last. Of transformers it relies on this: a mask of four dimensions is taken as it is, and where there is no mask and positions start again,
+a text does.
 """
 
 import functools
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
@@ -22,19 +24,47 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig
 from trl import DPOTrainer  # type: ignore[attr-defined]
-from trl.trainer.utils import maybe_gather_lm_head_ctx, use_adapter
+from trl.trainer.utils import create_model_from_path, maybe_gather_lm_head_ctx, use_adapter
 
 from contralto.align.divergences import Head, chunked_divergence, chunked_logps
+from contralto.align.layouts import Layout
 
-__all__ = ["IGNORED", "Batch", "NoReference", "Request", "Scored", "StagedTrainer", "head_of", "install_head"]
+__all__ = [
+    "IGNORED",
+    "Batch",
+    "NoReference",
+    "Request",
+    "Scored",
+    "StagedTrainer",
+    "create_model_from_path",
+    "head_of",
+    "install_head",
+]
 
+_HALVES = (torch.float16, torch.bfloat16)
 IGNORED = -100
 """The label of tokens that are not scored."""
 COLUMNS = ("margin", "chosen_advantage")
 """Columns of numbers, one per pair, that reach the loss."""
 CACHED = ("ref_chosen_token_logps", "ref_rejected_token_logps")
 """Columns of a precomputed reference: a number per token that is scored."""
-NOT_FOR_THE_MODEL = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "ref_token_logps", *COLUMNS}
+STATES = "teacher_states"
+"""Where a data set says which hidden states of a teacher are a row's, and where a batch has them."""
+BLIND = "blind"
+"""Where a batch has its texts without an image."""
+VIEWS = ("rejected_images",)
+"""Columns of images beside those that TRL reads."""
+Arrange = Callable[[Tensor, Tensor], Layout]
+"""Of `input_ids` and `attention_mask`: see `contralto.align.layouts`."""
+NOT_FOR_THE_MODEL = {
+    "completion_mask",
+    "ref_chosen_logps",
+    "ref_rejected_logps",
+    "ref_token_logps",
+    STATES,
+    BLIND,
+    *COLUMNS,
+}
 
 
 class Request(NamedTuple):
@@ -48,6 +78,10 @@ class Request(NamedTuple):
     """Hidden states `(N, H)` in place of log-probabilities: the head does not run."""
     states: bool = False
     """The hidden states of all layers."""
+    layout: Layout | None = None
+    """What the backbone is given in place of the padded batch."""
+    function: Callable[[Tensor, Head, Tensor], Any] | None = None
+    """Called with hidden states `(N, H)`, head and targets `(N,)` in place of all that; what it returns is `Scored.found`."""
 
 
 class Scored(NamedTuple):
@@ -65,6 +99,10 @@ class Scored(NamedTuple):
     """Of every layer `(B, T - 1, H)`, without the embeddings."""
     aux_loss: Tensor | None = None
     """The load-balancing loss of a mixture of experts."""
+    blind: Tensor | None = None
+    """`logps` of `Batch.blind`."""
+    found: Any = None
+    """What `Request.function` returned."""
 
 
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
@@ -128,20 +166,41 @@ def install_head(model: Any) -> None:
 
 def _score(model: Any, request: Request, labels: Tensor, *args: Any, **kwargs: Any) -> Scored:
     """The backbone on everything, the head on the tokens that have a label."""
+    layout = request.layout
+    kwargs |= {} if layout is None else layout.read_by(model)
     kwargs |= {"use_cache": False} | ({"output_hidden_states": True} if request.states else {})
     out = model.base_model(*args, **kwargs)
     layer: Any = model.get_output_embeddings()
     labels = labels[:, 1:].to(layer.weight.device)
     valid = labels != IGNORED
-    rows = out.last_hidden_state[:, :-1].to(labels.device)[valid]
-    states = [each[:, :-1] for each in out.hidden_states[1:]] if request.states else None
+    layout = None if layout is None else layout.on(valid.device)
+    scored = valid if layout is None else layout.once(valid)
+    rows = _rows_of(out.last_hidden_state, scored, layout)
+    states = [_predicting(each, layout) for each in out.hidden_states[1:]] if request.states else None
     if request.hidden:
         return Scored(hidden=rows, states=states)
     bias: Any = getattr(layer, "bias", None)
     with maybe_gather_lm_head_ctx(layer.weight, bias):
-        found = _through_head(rows, head_of(model), labels[valid], request)
-    placed = {name: value.new_zeros(valid.shape).masked_scatter(valid, value) for name, value in found.items()}
+        if request.function is not None:
+            own = request.function(rows, head_of(model), labels[scored])
+            return Scored(found=own, aux_loss=_aux_loss(model, out, kwargs))
+        found = _through_head(rows, head_of(model), labels[scored], request)
+    placed = {name: value.new_zeros(valid.shape).masked_scatter(scored, value) for name, value in found.items()}
+    if layout is not None:
+        placed = {name: layout.twice(value, valid) for name, value in placed.items()}
     return Scored(**placed, states=states, aux_loss=_aux_loss(model, out, kwargs))
+
+
+def _rows_of(states: Tensor, scored: Tensor, layout: Layout | None) -> Tensor:
+    """The hidden states `(N, H)` that predict the tokens to be scored."""
+    if layout is None:
+        return states[:, :-1].to(scored.device)[scored]
+    return states.to(scored.device).flatten(0, 1).index_select(0, layout.source[:, :-1][scored])
+
+
+def _predicting(states: Tensor, layout: Layout | None) -> Tensor:
+    """`(2B, T - 1, H)` in the places of the padded batch."""
+    return states[:, :-1] if layout is None else layout.back(states)
 
 
 def _through_head(rows: Tensor, head: Head, targets: Tensor, request: Request) -> dict[str, Tensor]:
@@ -192,9 +251,15 @@ class Batch(NamedTuple):
     """`(B,)` by name, of `COLUMNS`."""
     ref_token_logps: Tensor | None
     """`(2B, T - 1)` if the reference was precomputed."""
+    teacher_states: Tensor | None = None
+    """`(N, H)` of the tokens that count, if a teacher's were precomputed."""
+    layout: Layout | None = None
+    """What models are given in place of the padded rows."""
+    blind: "Batch | None" = None
+    """Of `WithViews`: the same texts without an image."""
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Any]) -> "Batch":
+    def of(cls, inputs: Mapping[str, Any], arrange: Arrange | None = None) -> "Batch":
         """Of what the collator gives."""
         scored = inputs["completion_mask"].bool()
         mask = scored[:, 1:]
@@ -206,6 +271,9 @@ class Batch(NamedTuple):
             lengths=scored.sum(-1),
             columns={name: inputs[name] for name in COLUMNS if name in inputs},
             ref_token_logps=None if cached is None else _unpacked(cached, mask),
+            teacher_states=inputs.get(STATES),
+            layout=None if arrange is None else arrange(inputs["input_ids"], inputs["attention_mask"]),
+            blind=cls.of(inputs[BLIND]) if BLIND in inputs else None,
         )
 
 
@@ -236,6 +304,43 @@ class WithColumns:
         return batch
 
 
+class WithViews:
+    """A collator for pairs of two images and two texts: each text is seen under its image, under the other one, and under none.
+
+    The batch has 4B rows, the chosen texts under `images`, then under `rejected_images`, then the rejected texts in the same order; and, as
+    a batch of its own named `BLIND`, 2B rows whose prompt shows no image.
+
+    Args:
+        collator: TRL's, of one image (or one list of images) per pair.
+    """
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        others = [example | {"images": example["rejected_images"]} for example in examples]
+        blind = [example | {"images": [], "prompt": _without_images(example["prompt"])} for example in examples]
+        batch = dict(self.collator([*(dict(example) for example in examples), *others]))
+        return batch | {BLIND: dict(self.collator(blind))}
+
+
+def _without_images(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A prompt that shows nothing."""
+    contents = [message["content"] for message in messages]
+    shown = [c if isinstance(c, str) else [part for part in c if part["type"] != "image"] for c in contents]
+    return [{**message, "content": content} for message, content in zip(messages, shown, strict=True)]
+
+
+@contextmanager
+def _padding_free_is_ours(args: Any) -> Iterator[None]:
+    """`DPOTrainer` warns that it cannot do without padding."""
+    given, args.padding_free = args.padding_free, False
+    try:
+        yield
+    finally:
+        args.padding_free = given
+
+
 class StagedTrainer(DPOTrainer):
     """TRL's `DPOTrainer` with its loss in four stages: `reference`, `score`, `loss`, `report`.
 
@@ -245,15 +350,21 @@ class StagedTrainer(DPOTrainer):
 
     args: Any
     model: Any
+    arrange: Arrange | None = None
+    """How batches are laid out for the models; None leaves them padded."""
+    has_views = False
+    """Whether the rows have two images, see `WithViews`."""
     _signature_columns: Any
 
     def __init__(self, model: Any, ref_model: Any = None, **how: Any) -> None:
         self.side_modules: dict[str, nn.Module] = {}
-        super().__init__(model, ref_model, **how)
+        self._layout_holds = False
+        with _padding_free_is_ours(how["args"]):
+            super().__init__(model, ref_model, **how)
         if isinstance(self.unwrapped(self.ref_model), NoReference):
             self.ref_model = None
         self.install_heads()
-        self.data_collator = WithColumns(self.data_collator)
+        self.data_collator = WithColumns(WithViews(self.data_collator) if self.has_views else self.data_collator)
 
     def install_heads(self) -> None:
         """The completion head on policy and reference."""
@@ -281,6 +392,21 @@ class StagedTrainer(DPOTrainer):
         for name, value in values.items():
             self._metrics[self.mode][name].append(value)
 
+    def reports(self) -> bool:
+        """Whether this step is going to be logged, as far as can be known."""
+        step, args = self.state.global_step + 1, self.args
+        if self.mode == "eval" or args.logging_strategy == "epoch":
+            return True
+        logged = args.logging_strategy == "steps" and step % max(1, round(self.state.logging_steps)) == 0
+        return logged or (step == 1 and bool(args.logging_first_step))
+
+    def gathered(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Sums over all processes, with one exchange and one wait for the device."""
+        values = torch.stack([value.to(self.accelerator.device, torch.float64) for value in sums.values()])
+        if self.accelerator.num_processes > 1:
+            values = self.accelerator.reduce(values, "sum")
+        return dict(zip(sums, values.tolist(), strict=True))
+
     def count_tokens(self, tokens: int) -> None:
         """Count the tokens seen in training, which are logged as a total."""
         if self.mode == "train":
@@ -304,12 +430,32 @@ class StagedTrainer(DPOTrainer):
 
     def ask(self, model: Any, batch: Batch, request: Request) -> Scored:
         """A forward of the batch."""
+        if batch.layout is not None and not self._layout_holds:
+            self._compare_layout(model, batch)
+        request = request._replace(layout=batch.layout)
         scored: Scored = model(**batch.inputs, labels=batch.labels, completion_request=request)
         width = batch.mask.shape[1]  # prompt tuning puts virtual tokens before the text
         return scored._replace(**{name: value[:, -width:] for name, value in _per_token(scored).items()})
 
+    def _compare_layout(self, model: Any, batch: Batch) -> None:
+        """Once, on the first batch: a model that does not obey masks or positions gives other numbers, and no error."""
+        self._layout_holds, training = True, model.training
+        model.eval()
+        with torch.no_grad():
+            moved, padded = (self.ask(model, each, Request()).logps for each in (batch, batch._replace(layout=None)))
+        model.train(training)
+        assert moved is not None
+        assert padded is not None
+        off = float((moved - padded).abs().sum() / batch.mask.sum())
+        rounds = self.policy.dtype in _HALVES or torch.is_autocast_enabled(batch.mask.device.type)
+        if not off < (0.1 if rounds else 1e-3):
+            raise ValueError(
+                f"{type(self.policy).__name__} does not compute the same in the layout of prefix_sharing or padding_free: its "
+                f"log-probabilities are {off:.2g} nats per token off; leave the option out"
+            )
+
     def _compute_loss(self, model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
-        batch = Batch.of(inputs)
+        batch = Batch.of(inputs, self.arrange)
         reference = self.reference(batch)
         policy = self.score(model, batch, reference)
         loss = self.loss(batch, policy, reference)
@@ -350,7 +496,8 @@ class StagedTrainer(DPOTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
-            self._signature_columns = [*(self._signature_columns or ()), *COLUMNS, *CACHED]
+            more = (*COLUMNS, *CACHED, STATES, *(VIEWS if self.has_views else ()))
+            self._signature_columns = [*(self._signature_columns or ()), *more]
 
     def end(self) -> None:
         """Finish the trackers and the process group; the last call of a script.
@@ -424,7 +571,7 @@ def _bare(module: nn.Module) -> nn.Module:
 
 def _per_token(scored: Scored) -> dict[str, Any]:
     """The `(2B, T - 1)` fields that are there."""
-    others = ("hidden", "states", "aux_loss")
+    others = ("hidden", "states", "aux_loss", "blind", "found")
     return {name: value for name, value in scored._asdict().items() if value is not None and name not in others}
 
 

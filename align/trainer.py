@@ -8,17 +8,20 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import IntervalStrategy, PreTrainedModel
+from transformers import AutoConfig, IntervalStrategy, PreTrainedModel
 
 from contralto.align.config import PreferenceConfig
 from contralto.align.divergences import Head
+from contralto.align.layouts import LAYOUTS, refusal
 from contralto.align.losses import Losses, Objective, Pairs, length_desensitized, wpo_weights
-from contralto.align.masks import DensityMonitor, LearnedMask, Masks, mapo, record
+from contralto.align.masks import Activations, DensityMonitor, LearnedMask, Masks, mapo, record
+from contralto.align.monitor import Monitor
 from contralto.align.reference import IDS, ReferenceCache, Rows, default_folder, reference_hash
 from contralto.align.seams import COLUMNS, Batch, NoReference, Request, Scored, StagedTrainer, head_of
 
@@ -37,6 +40,8 @@ class Reference(NamedTuple):
     """`(N, H)` hidden states of the tokens that count, and the head."""
     masks: Masks | None = None
     """SparsePO's, `(2B, T - 1)`."""
+    blind: Tensor | None = None
+    """`token_logps` of the texts without an image."""
 
 
 class PreferenceTrainer(StagedTrainer):
@@ -51,6 +56,10 @@ class PreferenceTrainer(StagedTrainer):
     - Only tokens of completions go through the language-model head, on every device; entropy, mean logits and accuracy are computed
       when they are logged (`head_metrics`).
     - `precompute_ref_log_probs` keeps a number per token, on disk, see `contralto.align.reference`; a streamed data set is read once for it.
+    - `prefix_sharing` computes what the two texts of a pair begin with, prompt and all, once; `padding_free` lays all texts of a batch end to
+      end. Neither changes a number, see `contralto.align.layouts`; a model that would is refused, by its configuration or in the first step.
+    - `svco` takes rows with two lists of images, `images` and `rejected_images`, and reads each text under its own, under the other, and
+      under none; chosen and rejected then mean its own image and the other one in what is logged.
     - On an accelerator a model that is given by name is loaded in bfloat16 when only an adapter is trained.
 
     A step has four stages, each a method to override: `reference`, `score`, `loss`, `report`.
@@ -82,14 +91,23 @@ class PreferenceTrainer(StagedTrainer):
         self.objective: Objective = args.objective
         self.needs = self.objective.needs
         self.uses_reference = bool({"reference", "kl"} & self.needs)
+        self.has_views = "images" in self.needs
         _check(model, ref_model, args, self.objective.loss_types, self.needs, how)
         if not self.uses_reference and args.deepspeed_plugin is None:
             ref_model = NoReference()
         if isinstance(model, str) and how.get("peft_config") is not None and torch.accelerator.is_available():
             args.model_init_kwargs = {"dtype": "bfloat16"} | dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+        self.arrange = next((LAYOUTS[option] for option in LAYOUTS if getattr(args, option)), None)
+        if self.has_views:
+            args.monitor_pairs, args.report = 0, False  # they compare the texts of a pair under one image
+        if args.audit != "off" or args.monitor_pairs:
+            monitor = Monitor(self, {name: how.get(name) for name in ("train_dataset", "eval_dataset")})
+            how["callbacks"] = [*(how.get("callbacks") or ()), monitor]
         super().__init__(model, ref_model, args=args, **how)
         if not self.uses_reference:
             self.ref_model = None
+        if args.freeze_vision_encoder:
+            self._freeze_vision_encoder()
         self._watch_mask = DensityMonitor()
         if "masks" in self.needs and args.mask == "learned":
             self._make_mask()
@@ -108,15 +126,16 @@ class PreferenceTrainer(StagedTrainer):
             recording = record(bare, kinds=self.args.mask_kinds) if by_activation else nullcontext()
             with recording as activations:
                 scored = self.ask(model, batch, Request(hidden=kl, states=learned))
+            blind = None if batch.blind is None else self.ask(model, batch.blind, Request()).logps
             states = (scored.hidden, head_of(bare)) if kl and scored.hidden is not None else None
         masks = None
         if learned:
             assert scored.states is not None
             masks = self.side_modules[MASK_FILE].train(self.model.training)(scored.states, batch.mask)
         elif sparse:
-            ones = mapo(activations, batch.mask) if activations is not None else batch.mask.float()
+            ones = batch.mask.float() if activations is None else mapo(_in_place(activations, batch), batch.mask)
             masks = Masks(ones, ones)
-        return Reference(scored.logps, states, masks)
+        return Reference(scored.logps, states, masks, blind)
 
     def score(self, model: Any, batch: Batch, reference: Reference) -> Scored:
         """The policy's forward."""
@@ -125,7 +144,9 @@ class PreferenceTrainer(StagedTrainer):
             also = (*also, "log_sum_sq_probs")
         if self.aux_loss_enabled:
             batch = batch._replace(inputs=batch.inputs | {"output_router_logits": True})
-        return self.ask(model, batch, Request(also=also, teacher=reference.states))
+        # DDP looks for unused parameters after the last forward: that has to be the one with images
+        blind = None if batch.blind is None else self.ask(model, batch.blind, Request()).logps
+        return self.ask(model, batch, Request(also=also, teacher=reference.states))._replace(blind=blind)
 
     def loss(self, batch: Batch, policy: Scored, reference: Reference) -> Losses:
         """The losses of the batch, by `contralto.align.losses`."""
@@ -134,6 +155,8 @@ class PreferenceTrainer(StagedTrainer):
     def pairs(self, batch: Batch, policy: Scored, reference: Reference) -> Pairs:
         """The batch as the losses take it."""
         assert policy.logps is not None
+        if batch.blind is not None:
+            return self._views(batch, policy, reference)
         ref_tokens = policy.teacher_logps if reference.token_logps is None else reference.token_logps
         masks = reference.masks
         return Pairs.stacked(
@@ -152,30 +175,42 @@ class PreferenceTrainer(StagedTrainer):
             **{name: batch.columns[name] for name in COLUMNS if name in batch.columns},
         )
 
+    @staticmethod
+    def _views(batch: Batch, policy: Scored, reference: Reference) -> Pairs:
+        """Of a batch of `WithViews`, each text under its own image, with its log-ratios under the other one and under none."""
+        logps, ref_logps, blind, ref_blind = (
+            torch.as_tensor(each).sum(-1)
+            for each in (policy.logps, reference.token_logps, policy.blind, reference.blind)
+        )
+        return Pairs.stacked(
+            logps=_own(logps),
+            ref_logps=_own(ref_logps),
+            lengths=_own(batch.lengths),
+            blind_logratios=blind - ref_blind,
+            swapped_logratios=_swapped(logps - ref_logps),
+        )
+
     def report(self, batch: Batch, policy: Scored, reference: Reference, loss: Losses) -> None:
-        """TRL's metrics and those of the losses in use."""
-        pairs, scale = self.pairs(batch, policy, reference), self.args.beta
-        chosen, rejected = (self._reward(side) * scale for side in (pairs.chosen, pairs.rejected))
-        assert pairs.chosen.logps is not None
-        assert pairs.rejected.logps is not None
-        per_pair = {
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/accuracies": chosen > rejected,
-            "rewards/margins": chosen - rejected,
-            "logps/chosen": pairs.chosen.logps,
-            "logps/rejected": pairs.rejected.logps,
-        }
+        """TRL's metrics and those of the losses in use.
+
+        For `svco` chosen is what a text has under its own image, rejected what the same text has under the other one.
+        """
+        pairs = self.pairs(batch, policy, reference)
+        per_pair, rows = self._rewards(pairs, batch, policy), batch.inputs["attention_mask"].sum()
+        if batch.blind is not None:
+            rows = rows + batch.blind.inputs["attention_mask"].sum()
+            batch, policy = _own_rows(batch, policy)
         if policy.kl is not None:
             per_pair |= {"kl/chosen": pairs.chosen.kl, "kl/rejected": pairs.rejected.kl}
         if len(loss.terms) > 1:
             per_pair |= {f"loss/{name}": term for name, term in loss.terms.items()}
         sums = {name: value.float().sum() for name, value in per_pair.items() if value is not None}
         sums |= _head_sums(batch, policy)
-        sums |= {"pairs": torch.tensor(len(chosen)), "tokens": batch.inputs["attention_mask"].sum()}
+        count = len(per_pair["rewards/chosen"])
+        sums |= {"pairs": torch.tensor(count), "tokens": rows}
         if policy.aux_loss is not None:
-            sums["aux_loss"] = policy.aux_loss * len(chosen)
-        totals = self._gathered(sums)
+            sums["aux_loss"] = policy.aux_loss * count
+        totals = self.gathered(sums)
         self.count_tokens(round(totals["tokens"]))
         self.note(**{name: totals[name] / totals["pairs"] for name in (*per_pair, "aux_loss") if name in totals})
         self.note(**_head_metrics(totals))
@@ -184,13 +219,26 @@ class PreferenceTrainer(StagedTrainer):
 
     # --------------------------------------------------------------------------------------------------------- helpers
 
-    def reports(self) -> bool:
-        """Whether this step is going to be logged, as far as can be known."""
-        step, args = self.state.global_step + 1, self.args
-        if self.mode == "eval" or args.logging_strategy == "epoch":
-            return True
-        logged = args.logging_strategy == "steps" and step % max(1, round(self.state.logging_steps)) == 0
-        return logged or (step == 1 and bool(args.logging_first_step))
+    def _rewards(self, pairs: Pairs, batch: Batch, policy: Scored) -> dict[str, Any]:
+        """What is logged of rewards and log-probabilities, `(B,)`; `(2B,)` for `svco`."""
+        if batch.blind is None:
+            more: dict[str, Any] = {}
+            rewards = [self._reward(side) for side in (pairs.chosen, pairs.rejected)]
+            logps = [pairs.chosen.logps, pairs.rejected.logps]
+        else:
+            fields = ("logratios", "swapped_logratios", "blind_logratios")
+            *rewards, blind = (torch.cat([getattr(side, f) for side in (pairs.chosen, pairs.rejected)]) for f in fields)
+            sums = torch.as_tensor(policy.logps).sum(-1)
+            more, logps = {"rewards/blind": self.args.beta * blind}, [_own(sums), _swapped(sums)]
+        chosen, rejected = (self.args.beta * reward for reward in rewards)
+        return {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/accuracies": chosen > rejected,
+            "rewards/margins": chosen - rejected,
+            "logps/chosen": logps[0],
+            "logps/rejected": logps[1],
+        } | more
 
     def reports_head(self) -> bool:
         """Whether this step computes the metrics that need the whole vocabulary."""
@@ -216,12 +264,12 @@ class PreferenceTrainer(StagedTrainer):
         per_token = set(self.objective.loss_types) & {"simpo", "cpo_simpo"}
         return side.logps / side.lengths.clamp(min=1) if per_token else side.logps  # type: ignore[no-any-return]
 
-    def _gathered(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """The sums over all processes, with one exchange and one wait for the device."""
-        values = torch.stack([value.to(self.accelerator.device, torch.float64) for value in sums.values()])
-        if self.accelerator.num_processes > 1:
-            values = self.accelerator.reduce(values, "sum")
-        return dict(zip(sums, values.tolist(), strict=True))
+    def _freeze_vision_encoder(self) -> None:
+        encoder = self.policy.get_encoder(modality="image")
+        if encoder is self.policy or encoder is self.policy.base_model:  # what get_encoder gives where there is none
+            name = type(self.policy).__name__
+            raise ValueError(f"freeze_vision_encoder is set, and {name} has no vision encoder: leave it out")
+        encoder.requires_grad_(False)
 
     def _make_mask(self) -> None:
         config = self.policy.config.get_text_config()
@@ -286,7 +334,7 @@ class PreferenceTrainer(StagedTrainer):
         return [sides[0][i] for i in range(len(rows))], [sides[1][i] for i in range(len(rows))]
 
     def _reference_batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        batch = Batch.of(self._prepare_inputs(self.data_collator([dict(row) for row in rows])))
+        batch = Batch.of(self._prepare_inputs(self.data_collator([dict(row) for row in rows])), self.arrange)
         with self.as_reference() as (model, _):
             logps = self.ask(model, batch, Request()).logps
         assert logps is not None
@@ -297,6 +345,32 @@ class PreferenceTrainer(StagedTrainer):
         gathered: list[Any] = [None] * self.accelerator.num_processes
         torch.distributed.all_gather_object(gathered, (list(own), logps.cpu(), mask.cpu()))
         return gathered
+
+
+def _own(values: Tensor) -> Tensor:
+    """Of the 4B rows of `WithViews`, those of a text under its own image."""
+    views = values.chunk(4)
+    return torch.cat([views[0], views[3]])
+
+
+def _swapped(values: Tensor) -> Tensor:
+    """Of the 4B rows of `WithViews`, those of a text under the other one's image."""
+    views = values.chunk(4)
+    return torch.cat([views[1], views[2]])
+
+
+def _own_rows(batch: Batch, policy: Scored) -> tuple[Batch, Scored]:
+    """What metrics of the head are computed of."""
+    kept: dict[str, Any] = {name: _own(value) for name in HEAD_METRICS if (value := getattr(policy, name)) is not None}
+    return batch._replace(mask=_own(batch.mask)), policy._replace(**kept)
+
+
+def _in_place(activations: Activations, batch: Batch) -> Activations:
+    """What was recorded in another layout, in the padded one."""
+    layout = batch.layout
+    if layout is None:
+        return activations
+    return {kind: [layout.back(place) for place in places] for kind, places in activations.items()}
 
 
 def _head_sums(batch: Batch, policy: Scored) -> dict[str, Tensor]:
@@ -342,6 +416,7 @@ def _check(
         raise ValueError(f"model must be a name, a folder or a loaded model, not a {type(model).__name__}")
     _check_reference(model, ref_model, names, needs)
     _check_adapter(model, how.get("peft_config"), needs)
+
     _check_shards(args, names, needs)
     train, evaluation = how.get("train_dataset"), how.get("eval_dataset")
     if train is None:
@@ -356,6 +431,7 @@ def _check(
     for name, dataset in {"train_dataset": train, **splits}.items():
         if dataset is not None:
             _check_data(name, dataset, args, names, needs)
+    _check_layout(model, args, how.get("peft_config"))
 
 
 def _check_reference(model: Any, ref_model: Any, names: Sequence[str], needs: frozenset[str]) -> None:
@@ -395,6 +471,42 @@ def _check_adapter(model: Any, config: Any, needs: frozenset[str]) -> None:
         )
 
 
+def _check_layout(model: Any, args: PreferenceConfig, adapter: Any) -> None:
+    option = next((option for option in LAYOUTS if getattr(args, option)), None)
+    if option is None:
+        return
+    if isinstance(adapter, PeftConfig) and adapter.is_prompt_learning:
+        raise ValueError(
+            f"{option} moves tokens, and prompts that are learned stand before each row: leave one of them out"
+        )
+    kind, config, attention = _architecture(model, args)
+    if kind is None:
+        return  # of a repository's own code: what it computes is compared in the first step
+    if why := refusal(option, kind, config, attention):
+        raise ValueError(f"{option} is set, and {why}: leave {option} out")
+    text: Any = config.get_text_config()
+    balance = (
+        getattr(text, "router_aux_loss_coef", 0.0) if args.router_aux_loss_coef is None else args.router_aux_loss_coef
+    )
+    if option == "prefix_sharing" and balance and hasattr(text, "output_router_logits"):
+        raise ValueError(
+            "prefix_sharing counts a prompt once where router_aux_loss_coef balances the experts over both copies: set one of them to 0"
+        )
+
+
+def _architecture(model: Any, args: PreferenceConfig) -> tuple[Any, Any, str]:
+    """Class, configuration and attention of a model, loaded or not; no class if it is not one of transformers."""
+    if not isinstance(model, str):
+        bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        return type(bare), bare.config, bare.config.get_text_config()._attn_implementation
+    given: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+    code = given.get("trust_remote_code", args.trust_remote_code)
+    config = AutoConfig.from_pretrained(model, revision=given.get("revision"), trust_remote_code=code)
+    kind = getattr(transformers, (config.architectures or [""])[0], None)
+    default = "sdpa" if kind is not None and kind._supports_sdpa else "eager"
+    return kind, config, given.get("attn_implementation") or default
+
+
 def _check_data(name: str, dataset: Any, args: PreferenceConfig, names: Sequence[str], needs: frozenset[str]) -> None:
     if not isinstance(dataset, Dataset | IterableDataset):
         raise ValueError(f"{name} must be a datasets.Dataset or IterableDataset, not a {type(dataset).__name__}")
@@ -411,12 +523,34 @@ def _check_data(name: str, dataset: Any, args: PreferenceConfig, names: Sequence
     if isinstance(dataset, Dataset):
         for column in {"margin", "chosen_advantage"} & set(dataset.column_names):
             _check_numbers(name, column, dataset[column], positive=column == "margin" and "odpo" in names)
+    if "images" in needs:
+        _check_views(name, first)
     if args.precompute_ref_log_probs and {"image", "images"} & set(first):
         raise ValueError(
             f"{name} has images, which are read as they come: precompute_ref_log_probs is for text, set it to False"
         )
+    if (args.prefix_sharing or args.padding_free) and {"image", "images"} & set(first):
+        option = "prefix_sharing" if args.prefix_sharing else "padding_free"
+        raise ValueError(f"{name} has images, whose tokens {option} cannot move: leave it out")
+    if args.monitor_generate and {"image", "images"} & set(first):
+        raise ValueError(
+            f"{name} has images, and monitor_generate writes texts from prompts of text alone: leave it at 0"
+        )
     if args.truncation_mode == "keep_end" and args.max_length and {"image", "images"} & set(first):
         raise ValueError(f"{name} has images, and truncation_mode keep_end would cut them away: use keep_start")
+
+
+def _check_views(name: str, row: Mapping[str, Any]) -> None:
+    for column in ("images", "rejected_images"):
+        if not row.get(column) or not isinstance(row[column], list | tuple):
+            raise ValueError(
+                f"{name} has no column {column} with a list of images in each row: svco needs images, of which chosen is true, and "
+                "rejected_images, of which rejected is"
+            )
+    if not isinstance(row.get("prompt"), list):
+        raise ValueError(
+            f"{name} has prompts of bare text: svco takes the images out of a prompt, which must be a list of messages"
+        )
 
 
 def _check_numbers(name: str, column: str, values: Sequence[Any], *, positive: bool) -> None:

@@ -5,7 +5,7 @@
     python benchmarks/train_step.py --sizes testbed --rounds 1 --steps 1 --no-write
 
 A random Qwen2 is trained by LoRA on random pairs with the same weights, batches and options in every row: stock `DPOTrainer`; stock with
-a precomputed reference; `PreferenceTrainer` in the same two ways. A step is forward, reference, loss and backward of one batch, by the
+a precomputed reference; `PreferenceTrainer` in the same two ways, and with `prefix_sharing`. A step is forward, reference, loss and backward of one batch, by the
 trainers' own `compute_loss`; the optimizer is left out, since it is the same. Rounds visit all rows in turn, in one process; ratios are
 taken within a round, and the table gives their median and the middle half. Losses are compared first. FLOPs are counted by
 torch's `FlopCounterMode`. Peak memory is that of a step alone, in a process of its own on a CPU (the resident set over that before
@@ -54,13 +54,26 @@ SIZES = {
 """Hidden size, layers, intermediate size, heads, vocabularies."""
 LENGTHS = [(192, 64), (64, 192)]
 """Prompt and completion."""
+
+
+class Row(NamedTuple):
+    """A way to train."""
+
+    ours: bool = False
+    kept: bool = False
+    """The reference is precomputed."""
+    shared: bool = False
+    """`prefix_sharing`."""
+
+
 ROWS = {
-    "stock": (False, False),
-    "stock, reference kept": (False, True),
-    "ours": (True, False),
-    "ours, reference kept": (True, True),
+    "stock": Row(),
+    "stock, reference kept": Row(kept=True),
+    "ours": Row(ours=True),
+    "ours, prefix shared": Row(ours=True, shared=True),
+    "ours, reference kept": Row(ours=True, kept=True),
+    "ours, both": Row(ours=True, kept=True, shared=True),
 }
-"""By name: whether it is ours, whether the reference is precomputed."""
 COLUMNS = [
     "model",
     "vocabulary",
@@ -112,9 +125,10 @@ def build(setting: Setting, row: str, folder: str) -> Any:
     )
     model: Any = Qwen2ForCausalLM(model_config)
     model.to(getattr(torch, setting.dtype))
-    ours, kept = ROWS[row]
+    ours, kept, shared = ROWS[row]
     kind: Any = PreferenceConfig if ours else DPOConfig
-    options = {"reference_cache": f"{folder}/reference"} if ours and kept else {}
+    options: dict[str, Any] = {"reference_cache": f"{folder}/reference"} if ours and kept else {}
+    options |= {"audit": "off", "monitor_pairs": 0, "prefix_sharing": shared} if ours else {}
     args = kind(
         folder,
         per_device_train_batch_size=setting.pairs,
@@ -261,24 +275,29 @@ def table(setting: Setting, costs: dict[str, Cost], times: dict[str, list[float]
     return lines
 
 
-def _head(device: str) -> list[str]:
+def _head(device: str, *, again: bool) -> list[str]:
     command = " ".join(["python benchmarks/train_step.py", *sys.argv[1:]])
     machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     libraries = ", ".join(f"{name} {version(name)}" for name in ("contralto", "trl", "torch", "transformers", "peft"))
     where = machine if device == "cpu" else torch.cuda.get_device_name()
-    return ["# A preference-training step beside stock TRL", "", f"`{command}` on {where}; {libraries}."]
+    title = [] if again else ["# A preference-training step beside stock TRL", ""]
+    return [*title, f"`{command}` on {where}; {libraries}."]
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["50M"], choices=SIZES)
+    parser.add_argument(
+        "--vocabularies", nargs="+", type=int, help="of the sizes' those that are wanted (default: all)"
+    )
     parser.add_argument("--pairs", type=int, default=4, help="per batch (default 4)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="per round and row (default 2)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--checkpointing", action="store_true", help="checkpoint activations, as TRL does by default")
+    parser.add_argument("--append", action="store_true", help="to the results of earlier settings")
     parser.add_argument("--no-write", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -289,7 +308,7 @@ def main() -> None:
         return
     lines: list[list[str]] = []
     for size in args.sizes:
-        for vocabulary in SIZES[size][-1]:
+        for vocabulary in args.vocabularies or SIZES[size][-1]:
             for prompt, completion in LENGTHS:
                 options = (args.pairs, args.device, args.dtype, args.checkpointing)
                 setting = Setting(size, vocabulary, prompt, completion, *options)
@@ -301,7 +320,8 @@ def main() -> None:
     text = "\n".join("| " + " | ".join(line) + " |" for line in [COLUMNS, ["---"] * len(COLUMNS), *lines])
     print(text)
     if not args.no_write:
-        RESULTS.write_text("\n".join([*_head(args.device), "", text, ""]))
+        earlier = RESULTS.read_text() + "\n" if args.append else ""
+        RESULTS.write_text(earlier + "\n".join([*_head(args.device, again=args.append), "", text, ""]))
 
 
 if __name__ == "__main__":

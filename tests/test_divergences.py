@@ -3,7 +3,8 @@
 Seen to go red with: the second part of the gradient left out; the sign of w; mixtures turned; w without 1 - alpha or 1 - beta; no
 limits at beta 0 and 1; TVD without its half; SRKL always detached; underflow not held, alpha 0 not exact; the slopes of scale,
 temperature and softcap left out, or of another block; incoming gradients ignored; wrong gradients of bias and weight; vocabularies not
-cut; parts and alphas of the wrong tokens; entropy and squares; all tokens in one chunk.
+cut; parts and alphas of the wrong tokens; entropy and squares; all tokens in one chunk; of targets alone the sign of the gradient, its one at
+the target, its factors, its slope.
 """
 
 import pytest

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MODULES = [
-    *(f"contralto.align.{name}" for name in ("losses", "divergences", "masks", "curriculum")),
+    *(f"contralto.align.{name}" for name in ("audit", "curriculum", "divergences", "grpo", "losses", "masks", "monitor")),
+    *(f"contralto.align.{name}" for name in ("reward", "simctg")),
     *(
         f"contralto.data_gen.{name}"
         for name in ("card", "checks", "ches", "clair", "pairs", "popalign", "rows", "templates")

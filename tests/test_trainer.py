@@ -5,10 +5,17 @@ another max_length, asked again for another seed, or of another row of a stream;
 reference without it; a reference loaded for CPO; a mask whose gradients add up over the steps, or that gets none; MaPO's mask of ones;
 the other KL; a margin that does not arrive; Granite's logits undivided; an unfinished checkpoint taken for the last; rewards without beta; metrics in the
 step after the logged one; LD-DPO's shared length the longer one; WPO's weight of the chosen text alone.
+A layout that is not compared in the first step; MaPO's activations left in their new places; S-VCO's rows or sides exchanged, its second
+image or its view without one seeing the first, its blind text without reference; an encoder trained that was to be frozen.
 """
 
 import copy
 import itertools
+import json
+import math
+import os
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -17,12 +24,22 @@ import zoo
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, OPTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    MixtralConfig,
+    OPTConfig,
+)
 from trl import DPOConfig, DPOTrainer
 
-from contralto import testbed
+from contralto import testbed, train
 from contralto.align.config import PreferenceConfig
+from contralto.align.layouts import LAYOUTS
 from contralto.align.losses import LOSSES, Objective, Pairs
 from contralto.align.reference import ReferenceCache
 from contralto.align.seams import IGNORED, Batch, Request, install_head, last_checkpoint
@@ -194,6 +211,14 @@ def test_equals_stock_trl_in_its_options(both, options):
     _set(*both, names, **options)
     takes_exponential = options.get("f_divergence_type") in ("forward_kl", "alpha_divergence")
     _assert_same(*both, atol=1e-4 if takes_exponential else 1e-5)  # of differences of sums near -200, in float32
+
+
+@pytest.mark.parametrize("option", LAYOUTS)
+@pytest.mark.parametrize("name", ["sigmoid", "sft", "nca_pair"])
+def test_layouts_equal_stock_trl(both, name, option, monkeypatch):
+    monkeypatch.setattr(both[1], "arrange", LAYOUTS[option])
+    _set(*both, [name])
+    _assert_same(*both)
 
 
 @pytest.mark.parametrize(
@@ -423,6 +448,95 @@ def test_vision_language_models(tmp_path, name):
     assert made[1].state.log_history[0]["grad_norm"] > 0
 
 
+def view_pairs(size=4, *, structured=False):
+    """Two pictures, and two texts of which each is true of one of them."""
+    rows = []
+    for i, row in enumerate(vision_pairs(size)):
+        other = Image.new("RGB", (32, 32), (20 + 50 * i, 40, 250 - 60 * i))
+        prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "is there a cat?"}]}]
+        rows.append(row | {"rejected_images": [other]} | ({"prompt": prompt} if structured else {}))
+    return Dataset.from_list(rows)
+
+
+def _alone(model, processor, row, image, side):
+    """The log-probability of a text under an image, in float64, from whole logits."""
+    question = row["prompt"][0]["content"]
+    content = [{"type": "text", "text": question}]
+    messages = [{"role": "user", "content": [{"type": "image"}, *content] if image else content}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    texts = [prompt, processor.apply_chat_template([*messages, *row[side]])]
+    how = {"images": [image] if image else None, "return_tensors": "pt", "add_special_tokens": False}
+    start, whole = (processor(text=[text], **how) for text in texts)
+    inputs = {name: value.double() if value.is_floating_point() else value for name, value in whole.items()}
+    logps = model(**inputs).logits[0, :-1].log_softmax(-1)
+    targets = whole["input_ids"][0, 1:, None]
+    return logps.gather(-1, targets).squeeze(-1)[start["input_ids"].shape[1] - 1 :].sum()
+
+
+def test_svco_equals_six_forwards_in_float64(tmp_path):
+    """Each text under its image, under the other one, and under none; policy and reference."""
+    dataset = view_pairs(3)
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, lora_alpha=2)
+    args = config(PreferenceConfig, tmp_path, loss_type=["svco"], head_metrics="all", max_length=None)
+    one = PreferenceTrainer(str(testbed.path("vision-0")), args=args, train_dataset=dataset, peft_config=adapter)
+    _moved(one.model)
+    one._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(dataset)
+    loss, grads, metrics = _step(one)
+    base = AutoModelForImageTextToText.from_pretrained(testbed.path("vision-0"))
+    model, processor = get_peft_model(base, adapter).double(), one.processing_class
+    model.load_state_dict(one.model.state_dict())
+    losses, own, swapped = [], [], []
+    for row in dataset:
+        images = {"chosen": row["images"][0], "rejected": row["rejected_images"][0]}
+        for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
+            views = (images[side], None, images[other])
+            policy = [_alone(model, processor, row, view, side) for view in views]
+            with torch.no_grad(), model.disable_adapter():
+                reference = [_alone(model, processor, row, view, side) for view in views]
+            ratios = [0.3 * (p - r) for p, r in zip(policy, reference, strict=True)]
+            losses += [-torch.nn.functional.logsigmoid(a - b) for a, b in itertools.pairwise(ratios)]
+            own.append(ratios[0].item())
+            swapped.append(ratios[2].item())
+    expected = sum(losses) / len(dataset)
+    expected.backward()
+    assert_close(loss.double(), expected.detach(), rtol=1e-5, atol=1e-5)
+    for name, weight in model.named_parameters():
+        if weight.grad is not None:
+            assert_close(grads[name].double(), weight.grad, rtol=1e-3, atol=1e-5)
+    assert metrics["rewards/chosen"] == pytest.approx(sum(own) / 6, abs=1e-5)
+    assert metrics["rewards/rejected"] == pytest.approx(sum(swapped) / 6, abs=1e-5)
+    assert metrics["rewards/accuracies"] == pytest.approx(sum(a > b for a, b in zip(own, swapped, strict=True)) / 6)
+    assert metrics["entropy"] > 0
+
+
+@pytest.mark.slow
+def test_the_vision_encoder_stays_as_it_is(root, tmp_path):
+    """And the projector and the language model do not."""
+    options = {"loss_type": ["svco"], "freeze_vision_encoder": True, "max_steps": 1, "learning_rate": 1e-2}
+    one = trainer(tmp_path, str(testbed.path("vision-0")), dataset=view_pairs(3), **options)
+    before = {name: weight.clone() for name, weight in one.model.named_parameters()}
+    one.train()
+    moved = {name for name, weight in one.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert {name for name in before if "vision_tower" in name}.isdisjoint(moved)
+    assert {"model.multi_modal_projector.linear_1.weight", "model.language_model.norm.weight"} <= moved
+    with pytest.raises(ValueError, match="LlamaForCausalLM has no vision encoder: leave it out"):
+        trainer(tmp_path, _folder("llama", root), peft_config=lora(), freeze_vision_encoder=True)
+
+
+@pytest.mark.slow
+def test_svco_learns_to_look(tmp_path):
+    """With prompts that say where the image goes, and evaluation; a text gets likelier under its own image than under the other one."""
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    options = {"loss_type": ["svco"], "max_steps": 12, "learning_rate": 1e-2, "per_device_train_batch_size": 4}
+    args = config(PreferenceConfig, tmp_path, **options, eval_strategy="steps", eval_steps=6)
+    model, data = str(testbed.path("vision-0")), view_pairs(structured=True)
+    one = PreferenceTrainer(model, args=args, train_dataset=data, eval_dataset=data, peft_config=adapter)
+    one.train()
+    found = [line for line in one.state.log_history if "eval_loss" in line]
+    assert 4 * math.log(2) > found[0]["eval_loss"] > found[1]["eval_loss"]
+    assert found[1]["eval_rewards/margins"] > found[0]["eval_rewards/margins"] > 0
+
+
 # ------------------------------------------------------------------------------------------------------- the reference
 
 
@@ -515,7 +629,11 @@ WRONG_CONFIGS = [
     ({"f_divergence_type": "tvd"}, "f_divergence_type must be one of"),
     ({"loss_type": ["apo_zero"], "f_divergence_type": "forward_kl"}, "has no meaning for apo_zero"),
     ({"loss_type": ["aot"], "use_weighting": True}, "aot sorts them apart"),
-    ({"loss_type": ["svco"]}, "svco needs each text under three images"),
+    ({"loss_type": ["svco", "sigmoid"]}, "svco compares images, and other losses texts"),
+    ({"loss_type": ["svco"], "report": True}, "svco compares images: set report to False"),
+    ({"loss_type": ["svco"], "use_weighting": True}, "use_weighting weighs a pair of texts"),
+    ({"loss_type": ["svco"], "ld_alpha": 0.5}, "svco compares a text with itself"),
+    ({"prefix_sharing": True, "padding_free": True}, "two layouts of a batch: set one of them"),
     ({"loss_type": ["cpo"], "precompute_ref_log_probs": True}, "cpo uses no reference"),
     ({"loss_type": ["simpo"], "sync_ref_model": True}, "simpo uses no reference"),
     ({"loss_type": ["tdpo2"], "precompute_ref_log_probs": True}, "needs its whole distribution"),
@@ -578,6 +696,19 @@ WRONG_TRAINERS = [
         {"precompute_ref_log_probs": True, "train_dataset": {"images": [["a"], ["b"]]}},
         "precompute_ref_log_probs is for text",
     ),
+    ({"prefix_sharing": True, "train_dataset": {"images": [["a"], ["b"]]}}, "has images, whose tokens prefix_sharing"),
+    (
+        {"padding_free": True, "peft_config": PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")},
+        "prompts that are learned stand before each row",
+    ),
+    ({"loss_type": ["svco"], "train_dataset": {"images": [["a"], ["b"]]}}, "has no column rejected_images with a list"),
+    (
+        {
+            "loss_type": ["svco"],
+            "train_dataset": {"images": [["a"], []], "rejected_images": [["a"], ["b"]], "prompt": ["a", "b"]},
+        },
+        "has prompts of bare text",
+    ),
 ]
 
 
@@ -597,9 +728,132 @@ def test_wrong_arguments_are_seen_before_a_model_is_loaded(tmp_path, wrong, mess
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("family", "option"), [("mistral", "prefix_sharing"), ("mamba", "padding_free")])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_layout_that_a_model_cannot_have_is_refused(tmp_path, family, option, loaded):
+    """By the configuration alone, if the model is not loaded yet."""
+    model = zoo.build(family)
+    model.save_pretrained(tmp_path)
+    args = config(PreferenceConfig, tmp_path / "out", **{option: True})
+    with pytest.raises(
+        ValueError, match=f"{option} is set, and {type(model).__name__} .*: leave {option} out"
+    ) as error:
+        PreferenceTrainer(model if loaded else str(tmp_path), args=args, train_dataset=pairs(2))
+    assert "\n" not in str(error.value)
+
+
+def test_experts_are_not_balanced_over_prompts_that_count_once(tmp_path):
+    shape = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 9,
+    }
+    MixtralConfig(**shape, router_aux_loss_coef=0.1, architectures=["MixtralForCausalLM"]).save_pretrained(tmp_path)
+    args = config(PreferenceConfig, tmp_path / "out", prefix_sharing=True)
+    with pytest.raises(ValueError, match="router_aux_loss_coef balances the experts"):
+        PreferenceTrainer(str(tmp_path), args=args, train_dataset=pairs(2))
+
+
+def test_a_layout_that_is_not_obeyed_is_seen_in_the_first_step(root, tmp_path):
+    """OPT takes position_ids, and sees the other texts of a packed row all the same."""
+    one = trainer(tmp_path, _folder("opt", root), peft_config=lora(), padding_free=True)
+    with pytest.raises(ValueError, match=r"OPTForCausalLM does not compute the same .* nats per token off"):
+        one.train()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", LAYOUTS)
+def test_whole_runs_in_other_layouts_end_in_the_same_weights(root, tmp_path, option):
+    """With a reference that is precomputed, in the same layout; MaPO's masks are put back in their places."""
+    ends = []
+    for given in ({}, {option: True}):
+        options = {"loss_type": ["sparsepo"], "mask": "mapo", "learning_rate": 1e-3, "monitor_pairs": 0} | given
+        one = trainer(tmp_path, _folder("llama", root), peft_config=lora(), **options)
+        one.train()
+        assert one.args.padding_free == (given == {"padding_free": True})
+        ends.append(one)
+    for stock, own in zip(*(one.model.parameters() for one in ends), strict=True):
+        assert_close(own, stock, rtol=1e-4, atol=1e-6)
+    made = [
+        trainer(
+            tmp_path,
+            _folder("llama", root),
+            precompute_ref_log_probs=True,
+            reference_cache=str(tmp_path / name),
+            **given,
+        )
+        for name, given in (("a", {}), ("b", {option: True}))
+    ]
+    for row, other in zip(*(one.train_dataset for one in made), strict=True):
+        assert_close(torch.tensor(row["ref_chosen_token_logps"]), torch.tensor(other["ref_chosen_token_logps"]))
+
+
 def test_a_model_that_is_its_own_reference_is_refused(root, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(_folder("llama", root))
     with pytest.raises(ValueError, match="ref_model is the model itself"):
         PreferenceTrainer(model, model, args=config(PreferenceConfig, tmp_path), train_dataset=pairs(2))
     with pytest.raises(ValueError, match="has an adapter already"):
         trainer(tmp_path, get_peft_model(model, lora()), peft_config=lora())
+
+
+# ------------------------------------------------------------------------------------------------------- two processes
+
+FSDP2 = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+num_processes: 2
+num_machines: 1
+machine_rank: 0
+mixed_precision: "no"
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_transformer_layer_cls_to_wrap: LlamaDecoderLayer
+  fsdp_state_dict_type: FULL_STATE_DICT
+"""
+"""As `accelerate config` writes it."""
+
+
+def _files(folder):
+    """Pairs of texts, and pairs of images, as files."""
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs()))
+    rows = []
+    for i, row in enumerate(view_pairs(6)):
+        for column in ("images", "rejected_images"):
+            row[column][0].save(folder / f"{i}-{column}.png")
+            row[column] = [f"{i}-{column}.png"]
+        rows.append(row)
+    (folder / "views.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+TWO = {
+    "svco": "--dataset_name views.jsonl --model_name_or_path testbed:vision-0 --loss_type svco --use_peft --lora_r 2 "
+    "--lora_target_modules q_proj v_proj",
+    "fsdp2": "--dataset_name pairs.jsonl --model_name_or_path testbed:student --prefix_sharing true",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TWO)
+def test_two_processes_equal_one(name, tmp_path, monkeypatch):
+    """By gloo: images, which are unused in every second forward; shards by a file of `accelerate config`, prompts once."""
+    monkeypatch.chdir(tmp_path)
+    _files(tmp_path)
+    (tmp_path / "fsdp2.yaml").write_text(FSDP2)
+    quiet = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--save_strategy", "no"]
+    small = ["--max_steps", "2", "--per_device_train_batch_size", "1", "--learning_rate", "0.01"]
+    same = [*TWO[name].split(), *quiet, *small, "--gradient_checkpointing", "false", "--monitor_pairs", "0"]
+    train.run([*same, "--output_dir", "one", "--gradient_accumulation_steps", "2"])
+    how = ["--config_file", "fsdp2.yaml"] if name == "fsdp2" else ["--num_processes", "2", "--multi_gpu"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *how, "-m", "contralto.align"]
+    both = [*launch, *same, "--output_dir", "two", "--gradient_accumulation_steps", "1"]
+    subprocess.run(
+        both, check=True, env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}, timeout=500
+    )
+    file = "model.safetensors" if name == "fsdp2" else "adapter_model.safetensors"
+    one, two = (load_file(folder + "/" + file) for folder in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key, weight in one.items():
+        assert_close(two[key], weight, rtol=1e-4, atol=1e-5)

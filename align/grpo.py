@@ -1,0 +1,208 @@
+"""Two pieces for TRL's `GRPOTrainer`: rewards held at thresholds by multipliers, and rewards by contrast with a baseline.
+
+A word on baselines. Shen et al. 2024 (arXiv 2403.07708) reward a text by how much it beats texts that the model wrote before training:
+r(x, y) - mean_j r(x, y_j). In PPO that is a better reward. In GRPO and RLOO it is none: the baseline is a number per prompt, every
+advantage is centred on the mean of the prompt's own texts, and the number cancels exactly. `ContrastiveReward` therefore bends the
+difference, by a sigmoid or by clipping, after which it does not cancel: texts of prompts on which all are far better, or far worse, than the
+baseline come to differ little.
+"""
+
+# ruff: noqa: TRY004 (a wrong type in somebody's code is a ValueError like any other mistake in it)
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.trainer.utils import get_callable_name
+
+__all__ = ["ConstrainedRewards", "ContrastiveReward", "dual_step"]
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "sigmoid": lambda x: 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x)),
+    "clip": lambda x: min(1.0, max(-1.0, x)),
+}
+
+
+def dual_step(multiplier: float, mean_reward: float, threshold: float, *, lr: float = 0.1) -> float:
+    """A step of gradient descent on a Lagrange multiplier (Moskovitz et al. 2023, arXiv 2310.04373, and their code).
+
+        lambda <- lambda - lr d/dlambda [sigmoid(lambda) (J - theta)]
+
+    Args:
+        multiplier: lambda.
+        mean_reward: J.
+        threshold: theta.
+        lr: the rate.
+
+    Example:
+        >>> dual_step(0.0, 0.2, 0.6)  # 0.1 * sigmoid'(0) * 0.4: below its threshold a reward gains weight
+        0.01
+    """
+    weight = SHAPES["sigmoid"](multiplier)
+    return multiplier - lr * weight * (1 - weight) * (mean_reward - threshold)
+
+
+class ConstrainedRewards(TrainerCallback):
+    """Weighs the rewards of a `GRPOTrainer` so that each reaches its threshold and goes no further.
+
+        A = (N - sum_i sigmoid(lambda_i)) A_0 + sum_i sigmoid(lambda_i) A_i        (Moskovitz et al. 2023, arXiv 2310.04373)
+
+    A reward model is a good proxy up to a point; beyond it a higher reward is a worse text. The thresholds are these points. A multiplier
+    falls while its mean reward is above the threshold and rises below it. `A_0` is what remains to be maximised: a reward, or, as in the
+    paper, closeness to the reference, GRPO's own KL term; then `beta` is what is weighed.
+
+    The means are those that `GRPOTrainer` logs, over all processes since the last log, so multipliers move at every log: set
+    `logging_steps` to 1 to follow the paper. The weights in use are written into the log as `constraints/NAME`. A resumed run
+    goes through its logs again, and so has the multipliers it had.
+
+    Args:
+        trainer: the `GRPOTrainer`, made already; add this with `trainer.add_callback`.
+        thresholds: theta by the name of the reward function.
+        task: the name of the reward function that is A_0; None takes the KL term.
+        lr: of the multipliers.
+
+    Raises:
+        ValueError: names that the trainer does not have, no threshold, or nothing to be A_0.
+    """
+
+    def __init__(
+        self, trainer: Any, *, thresholds: Mapping[str, float], task: str | None = None, lr: float = 0.1
+    ) -> None:
+        names = list(trainer.reward_func_names)
+        if strange := [name for name in (*thresholds, *([task] if task else [])) if name not in names]:
+            raise ValueError(f"there is no reward {strange[0]!r}; the trainer has {', '.join(names)}")
+        if not thresholds or task in thresholds:
+            raise ValueError("thresholds must name one reward or more, and not the task, which has none")
+        if task is None and not trainer.beta:
+            raise ValueError(
+                "beta is 0, so there is no KL term to be maximised besides: set beta, or name a reward as task"
+            )
+        if not 0 < lr < math.inf:
+            raise ValueError(f"lr must be a finite number above 0, not {lr}")
+        self.trainer, self.thresholds, self.task, self.lr = trainer, dict(thresholds), task, lr
+        self.beta = trainer.beta
+        self.multipliers = dict.fromkeys(thresholds, 0.0)
+        self._weigh()
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """sigmoid(lambda) by name."""
+        return {name: SHAPES["sigmoid"](value) for name, value in self.multipliers.items()}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the steps that the log tells of, where a run is resumed."""
+        self.multipliers = dict.fromkeys(self.thresholds, 0.0)
+        for line in state.log_history:
+            self._step(line)
+        self._weigh()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A step of all multipliers."""
+        if self._step(kwargs["logs"]):
+            state.log_history[-1] |= {f"constraints/{name}": weight for name, weight in self.weights.items()}
+            self._weigh()
+
+    def _step(self, logs: Mapping[str, Any]) -> bool:
+        """Whether the log tells of rewards in training."""
+        found = {name: logs[key] for name in self.thresholds if (key := f"rewards/{name}/mean") in logs}
+        if len(found) < len(self.thresholds):
+            return False
+        for name, mean in found.items():
+            self.multipliers[name] = dual_step(self.multipliers[name], mean, self.thresholds[name], lr=self.lr)
+        return True
+
+    def _weigh(self) -> None:
+        """Set the weights in the trainer."""
+        rest = len(self.thresholds) - sum(self.weights.values())
+        names, weights = self.trainer.reward_func_names, self.trainer.reward_weights
+        by_name = self.weights | ({} if self.task is None else {self.task: rest})
+        self.trainer.reward_weights = torch.tensor(
+            [by_name.get(name, weights[at].item()) for at, name in enumerate(names)], dtype=weights.dtype
+        )
+        if self.task is None:
+            self.trainer.beta = self.beta * rest
+
+
+class ContrastiveReward:
+    """A reward by contrast with texts from before training, bent so that it does not cancel (after Shen et al. 2024, arXiv 2403.07708).
+
+        r'(x, y) = f((r(x, y) - 1/k sum_j r(x, y_j)) / temperature),    f a sigmoid, or clipping to [-1, 1]
+
+    The paper's difference itself is refused: in advantages that are centred per prompt it cancels. The data need a column with k
+    texts of the model before training for every prompt; they are rewarded once, when their prompt first comes.
+
+    Args:
+        reward: a reward function as `GRPOTrainer` takes it, with `prompts`, `completions` and columns as keywords; not asynchronous. For
+            baselines it is not given `completion_ids`.
+        column: with the k texts (or messages, as the completions are) of each row.
+        shape: f: `sigmoid` or `clip`.
+        temperature: the difference of rewards that counts as 1.
+
+    Raises:
+        ValueError: another shape, a temperature not above 0, data without the column or with an empty list in it.
+
+    Example:
+        >>> def words(completions, **_):
+        ...     return [float(len(text.split())) for text in completions]
+        >>> reward = ContrastiveReward(words, shape="clip", temperature=4.0)
+        >>> reward(prompts=["a", "a"], completions=["one two three", "one"], baselines=[["one two", "one two"]] * 2)
+        [0.25, -0.25]
+    """
+
+    def __init__(
+        self,
+        reward: Callable[..., Sequence[float | None]],
+        *,
+        column: str = "baselines",
+        shape: str = "sigmoid",
+        temperature: float = 1.0,
+    ) -> None:
+        if shape not in SHAPES:
+            linear = (
+                " (a plain difference cancels where advantages are centred per prompt)" if shape == "linear" else ""
+            )
+            raise ValueError(f"shape must be one of {', '.join(SHAPES)}, not {shape!r}{linear}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be a finite number above 0, not {temperature}")
+        if not callable(reward):
+            raise ValueError(f"reward must be a function, not a {type(reward).__name__}")
+        self.reward, self.column, self.shape, self.temperature = reward, column, shape, temperature
+        self.__name__ = f"contrastive_{get_callable_name(reward)}"  # by which the trainer logs it
+        self._kept: dict[str, float] = {}
+
+    def __call__(self, *, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """The rewards, None where the reward function says None."""
+        if self.column not in columns:
+            raise ValueError(
+                f"the data have no column {self.column}: give texts of the model before training for every prompt"
+            )
+        given = self.reward(prompts=prompts, completions=completions, **columns)
+        others = {name: value for name, value in columns.items() if name != "completion_ids"}
+        bend = SHAPES[self.shape]
+        return [
+            None if value is None else bend((value - self._baseline(at, prompts[at], others)) / self.temperature)
+            for at, value in enumerate(given)
+        ]
+
+    def _baseline(self, at: int, prompt: Any, columns: Mapping[str, Any]) -> float:
+        """The mean reward of a row's baselines."""
+        texts = columns[self.column][at]
+        if not texts:
+            raise ValueError(
+                f"a prompt has no text in the column {self.column}, and a baseline needs one at least: {prompt!r:.80}"
+            )
+        key = repr((prompt, texts))
+        if key not in self._kept:
+            repeated = {
+                name: [value[at]] * len(texts) if isinstance(value, list) else value for name, value in columns.items()
+            }
+            found = self.reward(prompts=[prompt] * len(texts), completions=texts, **repeated)
+            rewards = [value for value in found if value is not None]
+            if not rewards:
+                raise ValueError(f"the reward function gives no reward to any baseline of a prompt: {prompt!r:.80}")
+            self._kept[key] = sum(rewards) / len(rewards)
+        return self._kept[key]
