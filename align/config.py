@@ -24,18 +24,27 @@ def _option(default: Any, text: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": text.replace("%", "%%"), **metadata})
 
 
+def settle(args: Any) -> None:
+    """Defaults of TRL 1.16 where they do not suit the machine or transformers 5.23, before they are looked at.
+
+    Args:
+        args: a configuration of TRL; `bf16` becomes False where there is no accelerator, unless it was given.
+    """
+    if args.use_cpu or not torch.accelerator.is_available():
+        args.bf16 = bool(args.bf16)
+        args.dataloader_pin_memory = False  # torch warns where there is nothing to pin for
+    if args.activation_checkpointing is None:  # TRL's default has the old name, which transformers warns of
+        args.activation_checkpointing = args.gradient_checkpointing
+    if args.activation_checkpointing_kwargs is None:
+        args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
+
+
 @dataclass
 class StagedConfig(DPOConfig):
     """`trl.DPOConfig` (1.16), whose `bf16` defaults to False where there is no accelerator, since few CPUs are fast at it."""
 
     def __post_init__(self) -> None:
-        if self.use_cpu or not torch.accelerator.is_available():
-            self.bf16 = bool(self.bf16)
-            self.dataloader_pin_memory = False  # torch warns where there is nothing to pin for
-        if self.activation_checkpointing is None:  # TRL's default has the old name, which transformers 5.23 warns of
-            self.activation_checkpointing = self.gradient_checkpointing
-        if self.activation_checkpointing_kwargs is None:
-            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        settle(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
 
 

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from peft import LoraConfig
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
+
+from contralto.align.config import settle
 
 __all__ = ["MarginRewardConfig", "MarginRewardTrainer", "agreement", "margin_loss"]
 
@@ -94,9 +95,7 @@ class MarginRewardConfig(RewardConfig):
     def __post_init__(self) -> None:
         if not 0 < self.margin_scale < math.inf:
             raise ValueError(f"margin_scale must be a finite number above 0, not {self.margin_scale}")
-        if self.use_cpu or not torch.accelerator.is_available():
-            self.bf16 = bool(self.bf16)  # TRL's default is True, and few CPUs are fast at it
-            self.dataloader_pin_memory = False  # torch warns where there is nothing to pin for
+        settle(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
 
 

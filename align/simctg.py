@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, normalize, relu
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
+from contralto.align.config import settle
 from contralto.align.divergences import Head
 from contralto.align.seams import IGNORED, Request, head_of, install_head
 
@@ -124,6 +125,7 @@ class SimCTGConfig(SFTConfig):
             raise ValueError(
                 "packing and padding_free put several texts into one row, and SimCTG contrasts the tokens of one: set both to False"
             )
+        settle(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
 
 
@@ -186,6 +188,7 @@ class CALConfig(SFTConfig):
             raise ValueError(
                 f"CAL weighs the likelihood of tokens, and loss_type {self.loss_type!r} weighs it already: use nll"
             )
+        settle(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
 
 

@@ -13,7 +13,7 @@ COMMANDS = {
     "eval": "evaluate by contrast: lm-eval's own command line, with contralto's models and tasks",
     "compare": "run tasks under several decoders on the same documents, with the controls that a gain needs",
     "data": "make preference pairs by contrast: preview, estimate, run, resume",
-    "align": "train on preference pairs by contrast: recipes, and every flag of trl dpo",
+    "align": "train on pairs by contrast: preferences, distillation, on-policy rounds; every flag of trl dpo",
     "demo": "see contrastive decoding work on the embedded models: three problems, a table, demo.html",
 }
 """Every command is the module contralto.<command>, with `add_arguments(parser)` and `run(args)`."""

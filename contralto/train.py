@@ -1,24 +1,37 @@
-"""`contralto align`: train on preference pairs, from a recipe, with the flags of `trl dpo`.
+"""`contralto align`: train on pairs of texts, from a recipe, with the flags of `trl dpo`.
 
     contralto align apo_zero --model_name_or_path Qwen/Qwen3-0.6B --dataset_name pairs.jsonl --use_peft --output_dir out
+    contralto align distill --teacher_model_name_or_path Qwen/Qwen3-8B --model_name_or_path ... --dataset_name ... --output_dir out
+    contralto align on_policy --data_recipe judged.yaml --rounds 3 --model_name_or_path ... --output_dir out
     contralto align my_recipe.yaml --learning_rate 1e-5
     accelerate launch -m contralto.align my_recipe.yaml
 
 A recipe is a YAML file of flags, or the name of one that comes with contralto (`contralto.align.recipes`). Flags on the command line win.
-Beyond `trl dpo`: models are also spelled `testbed:NAME`; a file, a folder or a data set in any published form is read by
-`contralto.data_gen.rows.load_pairs`; `--eval_dataset_name` names other data to evaluate on; `--resume_from_checkpoint last` goes on
-with the newest whole checkpoint in `--output_dir`, or starts if there is none. Flags of `accelerate launch`, such as
+Its key `trainer` says what is trained: `preference` (default) by `PreferenceTrainer`, `distill` by `DistillationPairTrainer`, `reward`
+by `MarginRewardTrainer`; each has its own flags. Beyond `trl dpo`: models are also spelled `testbed:NAME`; a file, a folder or a data set in any published form is read by
+`contralto.data_gen.rows.load_pairs`; `--eval_dataset_name` names other data to evaluate on; `--adapter` goes on training a LoRA adapter;
+`--resume_from_checkpoint last` goes on with the newest whole checkpoint in `--output_dir`, or starts if there is none;
+`--data_recipe` and `--rounds` let the model write the data itself, see `contralto.align.iterate`. Flags of `accelerate launch`, such as
 `--num_processes`, are passed on to it, as `trl dpo` does.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["recipes", "run"]
+__all__ = ["TRAINERS", "parse", "recipes", "run"]
+
+TRAINERS = {
+    "preference": ("contralto.align.trainer:PreferenceTrainer", "contralto.align.config:PreferenceConfig"),
+    "distill": ("contralto.align.distill:DistillationPairTrainer", "contralto.align.distill:DistillationConfig"),
+    "reward": ("contralto.align.reward:MarginRewardTrainer", "contralto.align.reward:MarginRewardConfig"),
+}
+"""What the key `trainer` may say: a trainer and its options."""
 
 
 def recipes() -> dict[str, Path]:
@@ -45,17 +58,91 @@ def run(argv: Sequence[str], *, launched: bool = False) -> None:
         ValueError: whatever is wrong, in one sentence; before a model is loaded where that can be.
     """
     argv = _with_recipe(list(argv))
-    parser = _parser()
-    if launched:
-        parsed = parser.parse_args_and_config(argv)
-    else:
-        *parsed, of_recipe, of_command = parser.parse_args_and_config(
-            argv, return_remaining_strings=True, separate_remaining_strings=True
+    if told(argv, "data_recipe") is not None:
+        from contralto.align import iterate
+
+        if launched:
+            raise ValueError("data_recipe starts processes of its own: call contralto align, with --num_processes")
+        iterate.run(argv)
+        return
+    if alone := [flag for flag in ("rounds", "policy_role", "fresh_prompts") if told(argv, flag) is not None]:
+        raise ValueError(
+            f"{alone[0]} is for data_recipe, by which the model writes its pairs: give --data_recipe as well"
         )
+    if launched:
+        parsed = _parser(trainer_of(argv)).parse_args_and_config(argv)
+    else:
+        parsed, of_recipe, of_command = parse(argv)
         if of_recipe or of_command:
             _launch(argv, of_recipe, of_command)
             return
     _train(*parsed)
+
+
+def parse(argv: list[str]) -> tuple[tuple[Any, ...], list[str], list[str]]:
+    """Flags as data, training, model and mixture arguments; and the words that are not ours, of the recipe and of the command.
+
+    Args:
+        argv: with the recipe as `--config`.
+    """
+    *parsed, of_recipe, of_command = _parser(trainer_of(argv)).parse_args_and_config(
+        argv, return_remaining_strings=True, separate_remaining_strings=True
+    )
+    return tuple(parsed), of_recipe, of_command
+
+
+def trainer_of(argv: Sequence[str]) -> str:
+    """What is to be trained: the flag `trainer`, or the recipe's key, or preferences.
+
+    Args:
+        argv: with the recipe as `--config`.
+
+    Raises:
+        ValueError: something else than `TRAINERS`.
+
+    Example:
+        >>> trainer_of(["--beta", "0.1"]), trainer_of(["--trainer=distill"])
+        ('preference', 'distill')
+    """
+    name: str | None = told(argv, "trainer")
+    if name is not None and name not in TRAINERS:
+        raise ValueError(f"there is no trainer {name!r}; there are {', '.join(TRAINERS)}")
+    return name or "preference"
+
+
+def told(argv: Sequence[str], flag: str) -> Any:
+    """What a flag says, or else the recipe's key, or else None.
+
+    Args:
+        argv: with the recipe as `--config`.
+        flag: without dashes.
+    """
+    looking = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for each in {flag, "config"}:
+        looking.add_argument(f"--{each}", nargs="?", const="true")
+    found, _ = looking.parse_known_args(list(argv))
+    said = getattr(found, flag)
+    return read_recipe(found.config).get(flag) if said is None and found.config is not None else said
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """The keys of a recipe."""
+    import yaml
+
+    try:
+        said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(said, dict):
+        text = f"{path} holds no flags: a recipe is a YAML mapping such as `learning_rate: 1.0e-6`"
+        raise ValueError(text)  # noqa: TRY004 (a wrong recipe is a ValueError like any other mistake in it)
+    return said
+
+
+def _named(name: str) -> Any:
+    """What `module:name` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def _with_recipe(argv: list[str]) -> list[str]:
@@ -72,17 +159,37 @@ def _with_recipe(argv: list[str]) -> list[str]:
     return ["--config", str(path), *argv[1:]]
 
 
-def _parser() -> Any:
+def _parser(trainer: str = "preference") -> Any:
     try:
         from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser  # type: ignore[attr-defined]
     except ImportError as error:
         raise ImportError("contralto align trains with TRL: pip install 'contralto[align]'") from error
-    from contralto.align.config import PreferenceConfig
 
     @dataclass
     class DataArguments(ScriptArguments):
+        trainer: str = field(
+            default="preference", metadata={"help": "What is trained, and by which flags.", "choices": list(TRAINERS)}
+        )
         eval_dataset_name: str | None = field(
             default=None, metadata={"help": "Other data to evaluate on, spelled like dataset_name."}
+        )
+        adapter: str | None = field(
+            default=None,
+            metadata={"help": "A LoRA adapter of the model, which is trained on; use_peft is ignored then."},
+        )
+        data_recipe: str | None = field(
+            default=None,
+            metadata={
+                "help": "A recipe of contralto data by which the model writes the pairs itself, round after round."
+            },
+        )
+        rounds: int = field(default=1, metadata={"help": "Of data_recipe: how often to write and train."})
+        policy_role: str | None = field(
+            default=None,
+            metadata={"help": "Of data_recipe: whose text the model writes (default: student, or else target)."},
+        )
+        fresh_prompts: bool = field(
+            default=False, metadata={"help": "Of data_recipe: each round takes other prompts; otherwise all take all."}
         )
 
     @dataclass
@@ -95,7 +202,7 @@ def _parser() -> Any:
             },
         )
 
-    kinds: Any = (DataArguments, PreferenceConfig, ModelArguments, DatasetMixtureConfig)
+    kinds: Any = (DataArguments, _named(TRAINERS[trainer][1]), ModelArguments, DatasetMixtureConfig)
     return TrlParser(
         kinds,
         prog="contralto align",
@@ -106,12 +213,9 @@ def _parser() -> Any:
 
 def _launch(argv: list[str], of_recipe: list[str], of_command: list[str]) -> None:
     """The same command under `accelerate launch`, which takes the flags that are not ours."""
-    from accelerate.commands.launch import (
-        launch_command,
-        launch_command_parser,
-    )
-    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+    from accelerate.commands.launch import launch_command, launch_command_parser
 
+    flags = check_launch_flags(of_recipe, of_command)
     unknown, own = iter(of_command), []
     pending = next(unknown, None)
     for word in argv:  # what is not ours is a subsequence of what was given
@@ -119,11 +223,23 @@ def _launch(argv: list[str], of_recipe: list[str], of_command: list[str]) -> Non
             pending = next(unknown, None)
         else:
             own.append(word)
-    flags = resolve_accelerate_config_argument(of_recipe + of_command)
+    launch_command(launch_command_parser().parse_args([*flags, "-m", "contralto.align", *own]))
+
+
+def check_launch_flags(of_recipe: list[str], of_command: list[str]) -> list[str]:
+    """The words that are not ours, as flags of `accelerate launch`.
+
+    Raises:
+        ValueError: one of them is no flag of that either.
+    """
+    from accelerate.commands.launch import launch_command_parser
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    flags: list[str] = resolve_accelerate_config_argument(of_recipe + of_command)
     known = {option for action in launch_command_parser()._actions for option in action.option_strings}
     if strange := [word for word in flags if word.startswith("--") and word.split("=")[0] not in known]:
         raise ValueError(f"{strange[0]} is no flag of contralto align or of accelerate launch; --help lists them")
-    launch_command(launch_command_parser().parse_args([*flags, "-m", "contralto.align", *own]))
+    return flags
 
 
 def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
@@ -131,7 +247,6 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
     from trl import get_peft_config, get_quantization_config  # type: ignore[attr-defined]
 
     from contralto.align.seams import last_checkpoint
-    from contralto.align.trainer import PreferenceTrainer
     from contralto.names import locate
 
     if model.model_name_or_path is None:
@@ -140,13 +255,15 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
         model.dtype = "bfloat16"  # what four bits are multiplied in
     args.model_init_kwargs = _init_kwargs(args, model)
     train, evaluation = _datasets(data, args, mixture)
-    trainer = PreferenceTrainer(
-        locate(model.model_name_or_path),
-        args=args,
-        train_dataset=train,
-        eval_dataset=evaluation,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
+    quantization: Any = get_quantization_config(model)
+    policy: Any = locate(model.model_name_or_path)
+    adapter: dict[str, Any] = {"peft_config": get_peft_config(model), "quantization_config": quantization}
+    if data.adapter is not None:
+        policy, adapter, args.model_init_kwargs = _with_adapter(policy, data.adapter, args, quantization), {}, None
+    if getattr(args, "report", False) is None:
+        args.report = bool(args.monitor_pairs)
+    trainer = _named(TRAINERS[data.trainer][0])(
+        policy, args=args, train_dataset=train, eval_dataset=evaluation, **adapter
     )
     if data.ignore_bias_buffers:
         ignored = [name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool]
@@ -161,6 +278,23 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=data.dataset_name)
     trainer.end()
+
+
+def _with_adapter(name: str, adapter: str, args: Any, quantization: Any) -> Any:
+    """A model with a trained adapter that is to be trained on."""
+    import torch
+    from peft import PeftModel
+
+    from contralto.align.seams import create_model_from_path
+
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise ValueError(f"{adapter} holds no adapter: there is no adapter_config.json")
+    options = dict(args.model_init_kwargs)
+    options.setdefault("dtype", "bfloat16" if torch.accelerator.is_available() and not args.use_cpu else "float32")
+    options["device_map"] = {"": str(args.device)} if quantization is not None else None
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    return PeftModel.from_pretrained(create_model_from_path(name, **options), adapter, is_trainable=True)
 
 
 def _init_kwargs(args: Any, model: Any) -> dict[str, Any]:

@@ -140,12 +140,16 @@ class Recipe:
         return list({id(role.engine): role.engine for role in self.roles.values()}.values())
 
 
-def load_recipe(path: Path, *, output: Path | None = None) -> Recipe:
+def load_recipe(
+    path: Path, *, output: Path | None = None, seed: int = 0, roles: Mapping[str, Mapping[str, Any]] | None = None
+) -> Recipe:
     """Read a recipe and check it. Models are not loaded and nobody is asked.
 
     Args:
         path: the YAML file.
         output: instead of the recipe's own.
+        seed: added to the recipe's own.
+        roles: options that stand in place of those of a role, by the role's name.
 
     Raises:
         OSError: there is no such file.
@@ -159,20 +163,28 @@ def load_recipe(path: Path, *, output: Path | None = None) -> Recipe:
     if type(said.get("seed", 0)) is not int:
         raise ValueError(f"{path}: seed must be a whole number, not {said['seed']!r}")
     engines: dict[str, Engine] = {}
-    roles = {
-        name: _role(name, given, path, engines) for name, given in _mapping(said["roles"], f"{path}: roles").items()
+    made = {
+        name: _role(name, given, path, engines)
+        for name, given in _with_options(_mapping(said["roles"], f"{path}: roles"), roles or {}, path).items()
     }
     return Recipe(
         path=path,
         output=output or path.parent / said.get("output", path.stem),
-        seed=said.get("seed", 0),
+        seed=said.get("seed", 0) + seed,
         rows=_rows(said["rows"], path),
         strategies=_strategies(said["strategies"], path),
-        roles=roles,
+        roles=made,
         checks=_beside(path.parent, _mapping(said.get("checks") or {}, f"{path}: checks")),
         filters=_mapping(said.get("filters") or {}, f"{path}: filters"),
         said=said,
     )
+
+
+def _with_options(said: dict[str, Any], roles: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, Any]:
+    """The roles with other options."""
+    if unknown := [name for name in roles if name not in said]:
+        raise ValueError(f"{path}: there is no role {unknown[0]!r}; the recipe has {', '.join(said)}")
+    return said | {name: dict(_mapping(said[name], f"{path}: role {name!r}")) | dict(roles[name]) for name in roles}
 
 
 # ------------------------------------------------------------------------------------------------------- what YAML may say

@@ -52,3 +52,10 @@ def test_distill_loss():
     result = _run("distill_loss.py", *small.split())
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("| 16 | ") == 2
+
+
+def test_train_step():
+    small = "--sizes testbed --rounds 1 --steps 1 --pairs 1 --no-write"
+    result = _run("train_step.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| testbed | ") >= 2

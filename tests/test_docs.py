@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MODULES = [
-    *(f"contralto.align.{name}" for name in ("audit", "curriculum", "divergences", "grpo", "losses", "masks", "monitor")),
+    *(
+        f"contralto.align.{name}"
+        for name in ("audit", "curriculum", "distill", "divergences", "grpo", "iterate", "losses", "masks", "monitor")
+    ),
     *(f"contralto.align.{name}" for name in ("reward", "simctg")),
     *(
         f"contralto.data_gen.{name}"
@@ -39,6 +42,7 @@ MODULES = [
     "contralto.evaluate",
     "contralto.names",
     "contralto.testbed",
+    "contralto.train",
 ]
 
 

@@ -1,0 +1,299 @@
+"""What distillation does to the testbed's student: losses tuned alike, three seeds, held-out problems.
+
+    python benchmarks/distill_card.py                      everything; writes testbed/DISTILL.md
+    python benchmarks/distill_card.py --prompts 48 --problems 60 --dev 40 --seeds 0 1 --rates 1e-3 --no-write
+
+The teacher is the expert, the student a third of its size; both write before every epoch, on the same prompts for every loss, as in
+DistiLLM-2's algorithm 1. All losses have the same number of pairs, steps and rows, and each has the learning rate that was best for it on
+dev problems with the first seed; nothing is chosen on what the tables report. A seed draws prompts, texts and their order.
+"""
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+import yaml
+from datasets import Dataset
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
+
+from contralto import demo, testbed
+from contralto.align.distill import DistillationConfig, DistillationPairTrainer
+from contralto.data_gen import pipeline, recipes
+from contralto.data_gen.export import pair_rows
+from contralto.data_gen.store import Store
+from contralto.eval.stats import holm, mcnemar_exact, proportion
+from contralto.testbed import worlds
+
+CARD = Path(testbed.__file__).parent.resolve() / "DISTILL.md"
+SEED = 2031
+"""Of dev and test problems, and the first of those of the prompts."""
+
+
+class Setting(NamedTuple):
+    """A loss, and who writes the teacher's texts."""
+
+    name: str
+    options: dict[str, Any]
+    texts: str = "sampled"
+    own: bool = True
+    """Whether it learns from the student's texts, so that these have to be written anew."""
+
+
+SETTINGS = (
+    Setting("SFT on the teacher's texts", {"loss_type": "sft"}, own=False),
+    Setting("forward KL", {"loss_type": "forward_kl"}, own=False),
+    Setting("reverse KL", {"loss_type": "reverse_kl"}),
+    Setting("JSD (GKD)", {"loss_type": "jsd"}),
+    Setting("skew KL (DistiLLM)", {"loss_type": "skew_kl"}),
+    Setting("DistiLLM-2, released setting", {"loss_type": "distillm2", "curriculum": "released"}),
+    Setting("DistiLLM-2, full curriculum", {"loss_type": "distillm2"}),
+)
+SETTINGS += tuple(
+    each._replace(name=f"{each.name}; texts by contrast", texts="contrasted") for each in (SETTINGS[0], *SETTINGS[4::2])
+)
+ROLE = {"engine": "transformers", "batch_size": 128, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 96}
+CONTRAST = {"method": "cd", "amateur": "testbed:amateur"}
+
+
+class Run(NamedTuple):
+    """A trained student on test problems."""
+
+    right: list[bool]
+    early: float
+    """Share of the answers that stop after the second of more steps."""
+    seconds: float
+    """Of training and of the student's writing."""
+
+
+class Bench:
+    """Problems, texts and students of a run, in a folder."""
+
+    def __init__(self, folder: Path, args: argparse.Namespace) -> None:
+        self.folder, self.args, self.tokenizer = folder, args, testbed.tokenizer()
+        self.problems = {
+            split: list(islice(worlds.problems(SEED, split), count))  # type: ignore[arg-type]
+            for split, count in (("dev", args.dev), ("test", args.problems))
+        }
+        self.store = Store(folder / "answers.sqlite")
+        self.teacher = testbed.load("expert")
+        self.rates: dict[str, float] = {}
+        self.count = 0
+
+    # ------------------------------------------------------------------------------------------------------------ the texts
+
+    def pairs(self, seed: int, epoch: int, student: str, texts: str) -> Dataset:
+        """What teacher and student write on the prompts of a seed; what was written before is taken again."""
+        teacher = ROLE | {"model": "testbed:expert"} | (CONTRAST if texts == "contrasted" else {})
+        source = {"source": "contralto.data_gen.testbed:problems"}
+        source |= {"arguments": {"count": self.args.prompts, "seed": SEED + 1 + seed}}  # type: ignore[dict-item]
+        sampling = {"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 96}
+        said = {
+            "rows": source,
+            "strategies": [{"use": "teacher_student", **sampling}],
+            "roles": {"teacher": teacher, "student": ROLE | {"model": student}},
+            "seed": 100 * seed + epoch,
+        }
+        path = self.folder / "texts.yaml"
+        path.write_text(yaml.safe_dump(said))
+        recipe = recipes.load_recipe(path)
+        rows = recipes.read_rows(recipe.rows, folder=self.folder)
+        pipeline.run(recipe, rows, self.store, is_shown=False)
+        found = [row for result in pipeline.replay(recipe, rows, self.store) for row in pair_rows(result)]
+        return Dataset.from_list([{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in found])
+
+    # --------------------------------------------------------------------------------------------------------- the students
+
+    def train(self, setting: Setting, seed: int, rate: float) -> tuple[Any, float]:
+        """A student after all epochs, and the seconds that it took."""
+        model, student, seconds = testbed.load(self.args.student), f"testbed:{self.args.student}", 0.0
+        for epoch in range(1, self.args.epochs + 1):
+            if epoch == 1 or not setting.own:
+                data = self.pairs(seed, epoch, f"testbed:{self.args.student}", setting.texts)
+                start = time.perf_counter()
+            else:
+                start = time.perf_counter()
+                data = self.pairs(seed, epoch, student, setting.texts)
+            self._epoch(model, setting, data, seed, rate, epoch)
+            self.count += 1
+            student = str(self.folder / f"student-{self.count}")
+            model.save_pretrained(student)
+            self.tokenizer.save_pretrained(student)
+            seconds += time.perf_counter() - start
+        return model.eval(), seconds
+
+    def _epoch(self, model: Any, setting: Setting, data: Dataset, seed: int, rate: float, epoch: int) -> None:
+        moment = {"first_epoch": epoch, "all_epochs": self.args.epochs}
+        options = setting.options | (moment if setting.options["loss_type"] == "distillm2" else {})
+        args = DistillationConfig(
+            str(self.folder / "out"),
+            learning_rate=rate,
+            lr_scheduler_type="linear",
+            warmup_steps=0.1,
+            num_train_epochs=1,
+            per_device_train_batch_size=self.args.batch,
+            seed=seed,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            **options,
+        )
+        teacher = None if setting.options["loss_type"] == "sft" else self.teacher
+        how = {"train_dataset": data, "processing_class": self.tokenizer}
+        DistillationPairTrainer(model, teacher, args=args, **how).train()
+
+    def tuned(self, setting: Setting, bar: Any) -> tuple[float, Run]:
+        """The rate that is best on dev problems with the first seed, the lower of equals; and its student on the test problems."""
+        seed, tried = self.args.seeds[0], []
+        for rate in sorted(self.args.rates):
+            model, seconds = self.train(setting, seed, rate)
+            tried.append((sum(self.hits(model, "dev")), -rate, model, seconds))
+            bar.update()
+        _, rate, model, seconds = max(tried, key=lambda each: each[:2])
+        return -rate, self.measure(model, seconds)
+
+    def hits(self, model: Any, split: str) -> list[bool]:
+        """Which problems a model solves, greedily."""
+        texts = demo.decode(model, self.tokenizer, self.problems[split])
+        return [demo.is_right(p, t) for p, t in zip(self.problems[split], texts, strict=True)]
+
+    def measure(self, model: Any, seconds: float = 0.0) -> Run:
+        """A student on the test problems."""
+        problems = self.problems["test"]
+        texts = demo.decode(model, self.tokenizer, problems)
+        early = [
+            worlds.answer(text) == problem.totals[2] and not demo.is_right(problem, text)
+            for problem, text in zip(problems, texts, strict=True)
+            if len(problem.steps) > 2
+        ]
+        right = [demo.is_right(p, t) for p, t in zip(problems, texts, strict=True)]
+        return Run(right, statistics.mean(early), seconds)
+
+    def all(self) -> dict[str, list[Run]]:
+        """Every setting under every seed."""
+        found: dict[str, list[Run]] = {}
+        with tqdm(total=len(SETTINGS) * (len(self.args.rates) + len(self.args.seeds) - 1), unit="run") as bar:
+            for setting in SETTINGS:
+                self.rates[setting.name], first = self.tuned(setting, bar)
+                found[setting.name] = [first]
+                for seed in self.args.seeds[1:]:
+                    found[setting.name].append(self.measure(*self.train(setting, seed, self.rates[setting.name])))
+                    bar.update()
+        return found
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def main_table(bench: Bench, found: dict[str, list[Run]]) -> list[str]:
+    """Every setting: share of problems solved, and exact tests against SFT, seed by seed."""
+    lines = [
+        f"| learned by | rate | solved of {bench.args.problems}, mean | by seed | over SFT: won / lost, p by seed | stopped early | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    base, tests = found[SETTINGS[0].name], []
+    for name, runs in found.items():
+        shares = [statistics.mean(run.right) for run in runs]
+        cells = []
+        for first, second in zip(base, runs, strict=True):
+            if second is not first:
+                test = mcnemar_exact(first.right, second.right)
+                tests.append((name, test))
+                cells.append(f"+{test.won} / -{test.lost}, {test.p:.1g}")
+        early, seconds = statistics.mean(run.early for run in runs), statistics.mean(run.seconds for run in runs)
+        by_seed = ", ".join(f"{share:.3f}" for share in shares)
+        lines.append(
+            f"| {name} | {bench.rates[name]:g} | {statistics.mean(shares):.3f} | {by_seed} | {'; '.join(cells)} | {early:.2f} "
+            f"| {seconds:.0f} |"
+        )
+    return [*lines, "", *_conclusion(tests)]
+
+
+def _conclusion(tests: Sequence[tuple[str, Any]]) -> list[str]:
+    """What holds after Holm's correction for all tests of the table."""
+    adjusted = holm([test.p for _, test in tests])
+    better = [name for (name, test), p in zip(tests, adjusted, strict=True) if p < 0.05 and test.won > test.lost]
+    worse = [name for (name, test), p in zip(tests, adjusted, strict=True) if p < 0.05 and test.won < test.lost]
+    said = [f"Of the {len(tests)} tests against SFT, after Holm's correction for all of them:"]
+    for word, names in (("better", better), ("worse", worse)):
+        told = ", ".join(f"{name} ({names.count(name)})" for name in dict.fromkeys(names)) or "none"
+        said.append(f"- {word} at the level of 0.05 (number of seeds): {told}")
+    return said
+
+
+def alone_table(bench: Bench) -> list[str]:
+    """Teacher and student without distillation."""
+    lines = ["| model | parameters | problems solved | stopped early |", "|---|---|---|---|"]
+    for name in ("expert", bench.args.student):
+        model = testbed.load(name)
+        run = bench.measure(model)
+        lines.append(f"| {name} | {model.num_parameters():,} | {proportion(run.right)} | {run.early:.2f} |")
+    return lines
+
+
+def page(bench: Bench, found: dict[str, list[Run]]) -> str:
+    """The card."""
+    args = bench.args
+    steps = args.epochs * -(-args.prompts // args.batch)
+    about = (
+        f"`python benchmarks/distill_card.py`: the expert teaches the {args.student}, all weights, {args.epochs} epochs of "
+        f"{args.prompts} problems of the training split, {steps} steps of {args.batch} pairs, AdamW, temperature 0.8. Before each epoch "
+        f"both write anew. Each loss has the best of the rates {', '.join(f'{rate:g}' for rate in sorted(args.rates))} on {args.dev} dev "
+        "problems. Test problems are solved greedily; tests are exact McNemar tests on the same problems. Stopped early is the shortcut "
+        "of the corpus, which the teacher has learned too: the share of the longer problems that are answered with the total after the "
+        "second step. Texts by contrast are the teacher's by contrastive decoding (beta 0.5); the divergences still are to its plain "
+        "distribution. One student, one teacher: the seeds vary prompts, texts and order. Seconds are of training and of the student's "
+        "writing, on the machine at hand, and compare within this table alone."
+    )
+    tables = [*alone_table(bench), "", *main_table(bench, found)]
+    return "\n".join(["# Distillation on the testbed", "", about, "", *tables, ""])
+
+
+def main() -> None:
+    """Train, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", default="student", choices=["student", "amateur", "early"])
+    parser.add_argument("--prompts", type=int, default=400, help="of every epoch")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=16, help="pairs per step")
+    parser.add_argument("--rates", type=float, nargs="+", default=[5e-5, 1.5e-4, 4e-4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--dev", type=int, default=200, help="problems to choose the rate on")
+    parser.add_argument("--problems", type=int, default=400, help="test problems")
+    parser.add_argument("--runs", type=Path, help="also keep which problems were solved, as JSON")
+    parser.add_argument("--no-write", action="store_true", help="only print")
+    args = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    torch.set_num_threads(1)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable(logging.WARNING)
+    transformers.trainer_callback.PrinterCallback.on_log = lambda *_, **__: None  # its dictionaries tear the bar
+    import datasets
+
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), args)
+        found = bench.all()
+        text = page(bench, found)
+    print(text)
+    if args.runs:
+        args.runs.write_text(json.dumps({name: [run._asdict() for run in runs] for name, runs in found.items()}))
+    if not args.no_write:
+        CARD.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
