@@ -7,6 +7,7 @@ import shutil
 import textwrap
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ TOGETHER = 200
 """Problems that the comparison decodes at a time."""
 MAX_NEW_TOKENS = 100
 PROBLEM_SEED = 2026
+TASK = "testbed_arithmetic"
 
 
 class Pair(NamedTuple):
@@ -86,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     """Decode, print the examples and the tables, write the page."""
     if args.problems < 10:
         raise ValueError(f"--problems must be at least 10, not {args.problems}: fewer say nothing")
-    from contralto import page  # asks for lm-eval, rich and matplotlib, before any work is done
+    from contralto import demo_loop, page  # ask for lm-eval, rich, matplotlib and TRL, before any work is done
     from contralto.eval import report
 
     started = time.perf_counter()
@@ -94,7 +96,8 @@ def run(args: argparse.Namespace) -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading, which takes no time here
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with TemporaryDirectory() as folder:
-        comparison = measure(args.problems, Path(folder))
+        aligned = demo_loop.align(PAIRS[0].expert, Path(folder))
+        comparison = measure(args.problems, Path(folder) / "answers", aligned)
     tokenizer = testbed.tokenizer()
     expert, amateur = testbed.load(PAIRS[0].expert), testbed.load(PAIRS[0].amateur)
     problems = list(islice(worlds.problems(PROBLEM_SEED, "test"), args.problems))
@@ -108,26 +111,30 @@ def run(args: argparse.Namespace) -> None:
     print(f"\n{args.html} shows the same with plots. It took {time.perf_counter() - started:.0f} s.")
 
 
-def measure(n: int, folder: Path) -> dict[str, Any]:
-    """Compare contrastive decoding with its controls on n held-out problems, for every pair.
+def measure(n: int, folder: Path, aligned: Path) -> dict[str, Any]:
+    """Compare contrastive decoding with its controls on n held-out problems, for every pair and the aligned expert.
+
+    A second section compares the aligned expert with itself before, on the same problems.
 
     Args:
         n: how many.
         folder: where the answers are kept.
+        aligned: the folder of the first pair's expert after alignment.
     """
+    from contralto import demo_loop
     from contralto.eval.compare import Subject, compare
     from contralto.eval.runs import Conditions
 
-    subjects = [Subject(f"testbed:{pair.expert}", {"amateur": f"testbed:{pair.amateur}"}) for pair in PAIRS]
+    first, *others = [Subject(f"testbed:{pair.expert}", {"amateur": f"testbed:{pair.amateur}"}) for pair in PAIRS]
     conditions = Conditions(metadata={"n": n, "world_seed": PROBLEM_SEED})
-    comparison = compare(
-        subjects,
-        ["testbed_arithmetic"],
-        ["cd"],  # its defaults are BETA and ALPHA
-        output=folder,
-        conditions=conditions,
-        model_args={"batch_size": TOGETHER},
-    )
+    how: dict[str, Any] = {"output": folder, "model_args": {"batch_size": TOGETHER}}
+    decoders = ["cd"]  # its defaults are BETA and ALPHA
+    after = Subject(str(aligned), first.sources)
+    comparison = compare([first, *others, after], [TASK], decoders, conditions=conditions, **how)
+    logged = demo_loop.logged(folder, aligned, TASK)
+    greedy = compare([first], [TASK], decoders, conditions=replace(conditions, seeds=()), logged=logged, **how)
+    (section,) = greedy["tasks"]
+    comparison["tasks"].append({**section, "name": f"{TASK}, before and after alignment"})
     return comparison
 
 

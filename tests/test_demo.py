@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from contralto import cli, demo, testbed
+from contralto import cli, demo, demo_loop, testbed
 from contralto.decoding import methods
 from contralto.testbed import worlds
 
@@ -35,6 +35,8 @@ def test_the_examples_are_the_first_problems_with_two_texts():
 def test_demo(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 1)  # tests share the machine, and threads that wait spin
     monkeypatch.setattr(demo, "PAIRS", [demo.PAIRS[0], demo.PAIRS[3]])
+    monkeypatch.setattr(demo_loop, "PAIRS", 32)
+    monkeypatch.setattr(demo_loop, "STEPS", 4)
     page = tmp_path / "demo.html"
     assert cli.main(["demo", "--problems", "30", "--html", str(page)]) == 0
     out = capsys.readouterr().out
@@ -43,12 +45,17 @@ def test_demo(capsys, tmp_path, monkeypatch):
 
     tokenizer, problems = testbed.tokenizer(), list(islice(worlds.problems(demo.PROBLEM_SEED, "test"), 30))
     greedy_row = next(line for line in out.splitlines() if line.startswith("greedy "))
-    for pair, shown in zip(demo.PAIRS, re.findall(r"(\d\.\d{3}) \[", greedy_row), strict=True):
+    *shares, aligned = re.findall(r"(\d\.\d{3}) \[", greedy_row)
+    for pair, shown in zip(demo.PAIRS, shares, strict=True):
         texts = demo.decode(testbed.load(pair.expert), tokenizer, problems)
         assert float(shown) == round(sum(map(demo.is_right, problems, texts)) / 30, 3)
 
+    aligned_row = next(line for line in out.splitlines() if line.startswith("aligned  "))
+    assert aligned in aligned_row  # before and after: the same answers as in its own column
+    assert any(line.startswith("aligned, cd over greedy ") for line in out.splitlines())
+
     html = page.read_text()
-    assert html.count("<svg") == 2
+    assert html.count("<svg") == 4
     assert html.count('<section class="problem">') == 3
     assert "cd over greedy" in html
     assert not re.search(r'(?:href|src)="http', html)

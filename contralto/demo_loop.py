@@ -1,0 +1,116 @@
+"""The loop of `contralto demo`: an expert's own answers, revised where they are wrong, align it; then it is compared with itself."""
+
+import contextlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from peft import PeftModel
+
+from contralto import cli, testbed, train
+
+PAIRS, STEPS, BATCH = 320, 80, 16
+ROWS_PER_PAIR = 4
+"""Problems that are asked for a pair: most answers need no revision."""
+SEED = 2030
+"""Of the problems, which are training problems of the world."""
+LEARNING_RATE = "1e-4"
+"""Chosen on dev problems, see testbed/ALIGNMENT.md."""
+NAME = "aligned"
+
+
+def align(expert: str, folder: Path) -> Path:
+    """An embedded expert aligned by CLAIR pairs and APO-zero, through `contralto data run` and `contralto align`.
+
+    Args:
+        expert: its name in the testbed.
+        folder: where pairs, adapter and model go.
+
+    Returns:
+        The folder of the aligned model, whole.
+    """
+    pairs, adapter, whole = folder / "pairs", folder / "adapter", folder / NAME
+    model = f"testbed:{expert}"
+    recipe = folder / "clair.yaml"
+    recipe.write_text(yaml.safe_dump(_recipe(model, pairs)))
+    with contextlib.redirect_stdout(sys.stderr):
+        if cli.main(["data", "run", str(recipe)]):
+            raise RuntimeError(f"no pairs could be made of {expert}")
+        _keep(pairs / "dataset" / "data" / "train.jsonl", folder / "pairs.jsonl")
+        train.run(["apo_zero", *_flags(model, folder / "pairs.jsonl", adapter)])
+    _merge(expert, adapter, whole)
+    return whole
+
+
+def _recipe(model: str, output: Path) -> dict[str, Any]:
+    problems = {"count": ROWS_PER_PAIR * PAIRS, "seed": SEED, "split": "train"}
+    target = {"engine": "transformers", "model": model, "batch_size": 64, "max_new_tokens": 96, "temperature": 1.0}
+    return {
+        "output": str(output),
+        "rows": {"source": "contralto.data_gen.testbed:problems", "arguments": problems},
+        "strategies": ["clair"],
+        "roles": {
+            "target": target,
+            "reviser": {"engine": "function", "use": "contralto.data_gen.testbed:revise"},
+        },
+        "checks": {"contrast": {}},
+        "filters": {"no_op": False},
+    }
+
+
+def _keep(made: Path, kept: Path) -> None:
+    """The first pairs, as many as are wanted."""
+    kept.write_text("".join(made.read_text().splitlines(keepends=True)[:PAIRS]))
+
+
+def _flags(model: str, pairs: Path, output: Path) -> list[str]:
+    said = {
+        "model_name_or_path": model,
+        "dataset_name": pairs,
+        "output_dir": output,
+        "use_peft": True,
+        "lora_r": 8,
+        "lora_alpha": 16,
+        "lora_target_modules": "all-linear",
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "max_steps": STEPS,
+        "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "monitor_pairs": 0,
+    }
+    return [word for name, value in said.items() for word in (f"--{name}", str(value))]
+
+
+def _merge(expert: str, adapter: Path, whole: Path) -> None:
+    """The adapter put into the weights, so that every part of contralto takes the model by its folder."""
+    PeftModel.from_pretrained(testbed.load(expert), str(adapter)).merge_and_unload().save_pretrained(str(whole))
+    testbed.tokenizer().save_pretrained(str(whole))
+
+
+def logged(output: Path, model: Path, task: str) -> dict[str, Path]:
+    """The answers that a comparison kept of a model, greedy and by cd, as samples that another comparison takes in.
+
+    Args:
+        output: the comparison's folder.
+        model: the model's.
+        task: which answers.
+    """
+    found = {}
+    for about in sorted((output / "runs").glob(f"*/{task}.json")):
+        configuration = json.loads(about.read_text())["configuration"]
+        if configuration["pretrained"] != str(model) or "temperature" in configuration:
+            continue
+        label = {"none": NAME, "cd": f"{NAME}, cd"}[configuration["method"]]
+        folder = output / "logged" / label.replace(", ", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(about.with_suffix(".jsonl"), folder / f"samples_{task}_0.jsonl")
+        found[label] = folder
+    return found
