@@ -359,7 +359,7 @@ def _steps_table(bench: Bench, answers: dict[str, list[list[str]]]) -> list[str]
     lengths = sorted({len(problem.steps) for problem in problems})
     lines = [f"| aligned by | {' | '.join(f'{n} steps' for n in lengths)} |", "|---|" + "---|" * len(lengths)]
     for name, several in answers.items():
-        right = {n: [] for n in lengths}  # type: dict[int, list[bool]]
+        right: dict[int, list[bool]] = {n: [] for n in lengths}
         for texts in several:
             for problem, text in zip(problems, texts, strict=True):
                 right[len(problem.steps)].append(demo.is_right(problem, text))

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 import yaml
 from datasets import Dataset
 from tqdm import tqdm
+from transformers import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
 from contralto import demo, testbed
@@ -50,7 +50,7 @@ class Setting(NamedTuple):
     """Whether it learns from the student's texts, so that these have to be written anew."""
 
 
-SETTINGS = (
+LOSSES = (
     Setting("SFT on the teacher's texts", {"loss_type": "sft"}, own=False),
     Setting("forward KL", {"loss_type": "forward_kl"}, own=False),
     Setting("reverse KL", {"loss_type": "reverse_kl"}),
@@ -59,8 +59,9 @@ SETTINGS = (
     Setting("DistiLLM-2, released setting", {"loss_type": "distillm2", "curriculum": "released"}),
     Setting("DistiLLM-2, full curriculum", {"loss_type": "distillm2"}),
 )
-SETTINGS += tuple(
-    each._replace(name=f"{each.name}; texts by contrast", texts="contrasted") for each in (SETTINGS[0], *SETTINGS[4::2])
+BY_CONTRAST = (LOSSES[0], *LOSSES[4::2])
+SETTINGS = LOSSES + tuple(
+    each._replace(name=f"{each.name}; texts by contrast", texts="contrasted") for each in BY_CONTRAST
 )
 ROLE = {"engine": "transformers", "batch_size": 128, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 96}
 CONTRAST = {"method": "cd", "amateur": "testbed:amateur"}
@@ -153,7 +154,9 @@ class Bench:
         )
         teacher = None if setting.options["loss_type"] == "sft" else self.teacher
         how = {"train_dataset": data, "processing_class": self.tokenizer}
-        DistillationPairTrainer(model, teacher, args=args, **how).train()
+        trainer = DistillationPairTrainer(model, teacher, args=args, **how)
+        trainer.remove_callback(PrinterCallback)  # its dictionaries tear the bar
+        trainer.train()
 
     def tuned(self, setting: Setting, bar: Any) -> tuple[float, Run]:
         """The rate that is best on dev problems with the first seed, the lower of equals; and its student on the test problems."""
@@ -280,7 +283,6 @@ def main() -> None:
     torch.set_num_threads(1)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.disable(logging.WARNING)
-    transformers.trainer_callback.PrinterCallback.on_log = lambda *_, **__: None  # its dictionaries tear the bar
     import datasets
 
     datasets.disable_progress_bars()
