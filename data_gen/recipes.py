@@ -255,7 +255,7 @@ def _engine(where: str, *, engine: Any, folder: Path, **options: Any) -> Engine:
     if kind is FunctionEngine and "use" in options:
         _at(where, find_function, name=options["use"], folder=folder)
     known = takes(kind)
-    if kind is TransformersEngine:
+    if kind in (TransformersEngine, VLLMEngine):
         from contralto.decoding import methods
 
         known = [*known, *methods.OPTIONS]

@@ -1,0 +1,139 @@
+"""`contralto serve`: vLLM's OpenAI-compatible server, set up for texts by contrast.
+
+    contralto serve MODEL [--marker ID] [--contrast-timeout SECONDS] [every flag of vLLM's server]
+
+It adds the processor, the scheduler and the checks, and refuses the flags that cannot go together with them. Ordinary requests
+are served as ever.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from contralto.decoding.vllm.config import DEFAULT_TIMEOUT
+from contralto.decoding.vllm.engine import cpu_options, engine_options, marker_of, server_flags
+from contralto.decoding.vllm.middleware import ENVIRONMENT
+from contralto.names import from_pretrained, locate
+
+__all__ = ["run"]
+
+SERVER = "vllm.entrypoints.openai.api_server"
+MIDDLEWARE = "contralto.decoding.vllm.middleware.PairMiddleware"
+NUMBERS = (
+    "api-server-count",
+    "data-parallel-size",
+    "long-prefill-token-threshold",
+    "max-loras",
+    "max-num-batched-tokens",
+    "max-num-seqs",
+)
+TEXTS = (
+    "additional-config",
+    "kv-transfer-config",
+    "scheduler-cls",
+    "scheduling-policy",
+    "spec-method",
+    "spec-model",
+    "spec-tokens",
+    "speculative-config",
+)
+SWITCHES = ("enable-batch-sharded-sampling", "enable-lora")
+SHORT = {"data-parallel-size": ("-dp",), "api-server-count": ("-asc",), "speculative-config": ("-sc",)}
+
+
+def run(argv: Sequence[str]) -> None:
+    """Check the flags, and become vLLM's server.
+
+    Raises:
+        ValueError: flags that part the branches of a text.
+        ImportError: vLLM is not installed.
+    """
+    command, settings = prepare(argv)
+    if find_spec("vllm") is None:
+        raise ImportError("contralto serve runs vLLM's server: pip install vllm")
+    os.environ[ENVIRONMENT] = json.dumps(settings)
+    os.execv(command[0], command)
+
+
+def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The command, and what the checks need to know.
+
+    Args:
+        argv: the flags of `contralto serve`.
+
+    Raises:
+        ValueError: flags that part the branches of a text.
+
+    Example:
+        >>> command, settings = prepare(["testbed:expert", "--port", "8001"])
+        >>> command[1:3], settings
+        (['-m', 'vllm.entrypoints.openai.api_server'], {'marker': 0, 'timeout': 10.0})
+        >>> prepare(["testbed:expert", "--data-parallel-size", "2"])
+        Traceback (most recent call last):
+            ...
+        ValueError: data_parallel_size must be 1, not 2: the branches of a text would not meet; start several servers, or use tensor_parallel_size
+    """
+    args, rest = _parser().parse_known_args([_dashed(word) for word in argv])
+    given = vars(args)
+    model, timeout, marker = given.pop("model"), given.pop("contrast_timeout"), given.pop("marker")
+    if any(word.startswith(("--speculative-config.", "--kv-transfer-config.")) for word in rest):
+        raise ValueError("speculative decoding and KV connectors part the branches of a text: leave their flags out")
+    if (given.pop("api_server_count") or 1) != 1:
+        raise ValueError("api-server-count must be 1: the requests of a text meet in the server's one process")
+    if given["additional_config"]:
+        given["additional_config"] = json.loads(given["additional_config"])
+    options = engine_options(timeout=timeout, **{name: value for name, value in given.items() if value is not None})
+    if options.get("enable_lora"):
+        options = cpu_options(options)
+    marker = _marker(model) if marker is None else marker
+    command = [sys.executable, "-m", SERVER, "--model", locate(model), "--served-model-name", model]
+    command += [*server_flags(options), "--middleware", MIDDLEWARE, *rest]
+    return command, {"marker": marker, "timeout": timeout}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="contralto serve",
+        description="vLLM's OpenAI-compatible server, set up for texts by contrast.",
+        epilog="All other flags are those of vLLM's server; for several GPUs: --tensor-parallel-size N.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", help="a folder, a hub id, or testbed:NAME")
+    parser.add_argument("--marker", type=int, help="a token that no text holds (default: found in the tokenizer)")
+    parser.add_argument(
+        "--contrast-timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT,
+        metavar="SECONDS",
+        help=f"how long a request waits for the other branches of its text (default {DEFAULT_TIMEOUT:g})",
+    )
+    for name in (*NUMBERS, *TEXTS, *SWITCHES):
+        kind: dict[str, Any] = {"action": "store_true", "default": None} if name in SWITCHES else {}
+        kind |= {"type": int} if name in NUMBERS else {}
+        parser.add_argument(f"--{name}", *SHORT.get(name, ()), help=argparse.SUPPRESS, **kind)
+    return parser
+
+
+def _dashed(word: str) -> str:
+    """vLLM takes flags with underscores, too."""
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value if flag.startswith("--") else word
+
+
+def _marker(model: str) -> int:
+    """A marker for a model."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    config = from_pretrained(AutoConfig, model).get_text_config()
+    try:
+        ends = GenerationConfig.from_pretrained(locate(model)).eos_token_id
+    except OSError:  # not every model has one
+        ends = config.eos_token_id
+    some = ends if isinstance(ends, list) else [ends]
+    return marker_of(
+        from_pretrained(AutoTokenizer, model), vocabulary=config.vocab_size, ends=[e for e in some if e is not None]
+    )

@@ -1,0 +1,313 @@
+"""Experimental: contrastive decoding with another, smaller model, which runs inside vLLM's logits processor.
+
+    llm = LLM("large", logits_processors=["contralto.decoding.vllm:AmateurContrast"],
+              additional_config={"contrast_amateur": {"model": "small"}})
+    llm.generate(prompts, SamplingParams(temperature=0, extra_args={"contrast_method": "cd", "contrast_beta": 0.5}))
+
+One request per text, so nothing has to be kept in step. The price is one forward of the amateur per step by transformers, outside
+of vLLM's optimisations: its weights and its cache lie beside vLLM's memory. Branches that are prompts, images or adapters of one
+model are better served by `PairedContrast`.
+"""
+
+import copy
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from contralto.decoding.vllm.settings import PREFIX, Row, Rule, Warp, draw, seeds_of
+from contralto.names import from_pretrained
+
+__all__ = ["AmateurContrast"]
+
+V1: Any = import_module("vllm.v1.sample.logits_processor")
+try:
+    V2: Any = import_module("vllm.v1.worker.gpu.sample.logits_processor").LogitsProcessor
+except ImportError:  # vLLM 0.30 has one interface
+    V2 = object
+KEY = "contrast_amateur"
+TIED = ("id", "branch", "marker", "start")
+"""What only requests of several branches have."""
+
+
+class _Member(NamedTuple):
+    """A request that is decoded by contrast."""
+
+    row: Row
+    prompt: Sequence[int]
+    output: Sequence[int]
+    """V1 runner: vLLM's own list, which grows."""
+
+
+class AmateurContrast(V1.LogitsProcessor, V2):  # type: ignore[misc]
+    """Weighs vLLM's model against an amateur of the same tokenizer; requests without `contrast_method` are left alone.
+
+        scores = rule(log p_expert, log p_amateur),    token = argmax scores, or a draw from softmax(scores)
+
+    with `contrast_method` `cd`, its forms and parameters, and sampling by `contrast_temperature`, ..., `contrast_seed`.
+
+    `additional_config={"contrast_amateur": {...}}` has
+
+    - `model`: a folder or a hub id;
+    - `dtype`: `auto` (default), `float32`, `bfloat16`, ...;
+    - `device`: by default vLLM's.
+
+    Memory: the amateur's weights, and a cache of `2 * layers * key-value heads * head size` numbers for every token of every
+    running request, padded to the longest. vLLM does not know of it: lower `gpu_memory_utilization` by that share, or set
+    `kv_cache_memory_bytes`. `bytes_needed` estimates it; it is refused at the start if the device has not so much free.
+    """
+
+    def __init__(self, vllm_config: Any, *more: Any) -> None:
+        """V1: `(vllm_config, device, is_pin_memory)`. V2: `(vllm_config, req_states)`."""
+        self._states: Any = more[0] if len(more) == 1 else None
+        device = more[0] if self._states is None else self._states.device
+        how = (vllm_config.additional_config or {}).get(KEY)
+        if not isinstance(how, dict) or not isinstance(how.get("model"), str):
+            raise ValueError(  # noqa: TRY004  a setting, whatever is wrong with it
+                f'AmateurContrast needs additional_config={{"{KEY}": {{"model": NAME}}}}, not {how!r}'
+            )
+        if vllm_config.speculative_config is not None:
+            raise ValueError("AmateurContrast sees one token at a time: leave speculative_config out")
+        self._reader = _Reader(how, device, vllm_config)
+        self._device = device
+        self._members: dict[int, _Member] = {}
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            ValueError: values of several branches, another method than `cd`, sampling by vLLM beside ours.
+        """
+        row = _row(sampling_params.extra_args)
+        if row is not None and sampling_params.temperature:
+            raise ValueError(
+                f"temperature must be 0 with {PREFIX}method, not {sampling_params.temperature}: give {PREFIX}temperature"
+            )
+
+    def is_argmax_invariant(self) -> bool:
+        """It decides the argmax."""
+        return False
+
+    def update_state(self, batch_update: Any) -> None:
+        """V1: requests that left, joined or moved."""
+        if batch_update is None:
+            return
+        for index in batch_update.removed:
+            self._members.pop(index, None)
+        for index, params, prompt, output in batch_update.added:
+            self._put(index, params, prompt or (), output)
+        for one, two, direction in batch_update.moved:
+            moved = {two: self._members.pop(one, None)}
+            if direction == V1.MoveDirectionality.SWAP:
+                moved[one] = self._members.get(two)
+            for index, member in moved.items():
+                self._members.pop(index, None)
+                if member is not None:
+                    self._members[index] = member
+
+    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
+        """V2: a request takes a slot."""
+        self._put(req_idx, sampling_params, (), ())
+        return req_idx in self._members
+
+    def _put(self, index: int, params: Any, prompt: Sequence[int], output: Sequence[int]) -> None:
+        self._members.pop(index, None)
+        row = _row(params.extra_args)
+        if row is not None:
+            self._members[index] = _Member(row, prompt, output)
+
+    def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
+        """Weigh and draw, in place."""
+        places, texts, starts = self._seen_v1() if ctx is None else self._seen_v2(ctx)
+        if not texts:
+            return logits
+        amateur = self._reader(texts, logits.shape[-1]).to(logits.device)
+        members = [self._members[index] for index in starts]
+        steps = torch.tensor([len(text) - start for text, start in zip(texts, starts.values(), strict=True)])
+        by_rule: dict[Rule, list[int]] = {}
+        for i, member in enumerate(members):
+            by_rule.setdefault(member.row.rule, []).append(i)
+        for rule, some in by_rule.items():
+            at, rows = torch.tensor([places[i] for i in some], device=logits.device), [members[i].row for i in some]
+            scores = rule([logits[at].float(), amateur[some].float()], steps[some])
+            if any(row.sampling.temperature for row in rows):
+                warp = Warp.of([row.sampling for row in rows], logits.device)
+                seeds = seeds_of([row.seed for row in rows]).to(logits.device)
+                scores = draw(scores, warp, seeds, steps[some].to(logits.device))
+            logits[at] = scores.to(logits.dtype)
+        return logits
+
+    def _seen_v1(self) -> tuple[list[int], list[list[int]], dict[int, int]]:
+        """Rows of the logits, the texts so far, and by member where each text begins to be its own."""
+        places = list(self._members)
+        texts = [[*self._members[i].prompt, *self._members[i].output] for i in places]
+        return places, texts, {i: len(self._members[i].prompt) for i in places}
+
+    def _seen_v2(self, ctx: Any) -> tuple[list[int], list[list[int]], dict[int, int]]:
+        """The same, of requests that have read their prompts."""
+        slots, seen = ctx.idx_mapping_np, ctx.seq_lens_upper_bound_np
+        done = np.asarray(seen) >= self._states.prefill_len.np[slots]
+        places = [i for i, slot in enumerate(slots.tolist()) if slot in self._members and done[i]]
+        tokens = self._states.all_token_ids.gpu
+        texts = [tokens[int(slots[i]), : int(seen[i])].tolist() for i in places]
+        return places, texts, {int(slots[i]): int(self._states.prompt_len.np[slots[i]]) for i in places}
+
+
+def _row(given: Any) -> Row | None:
+    """What a request says, if it is to be decoded by contrast."""
+    values = {name: value for name, value in (given or {}).items() if name.startswith(PREFIX)}
+    if not values:
+        return None
+    if tied := [f"{PREFIX}{name}" for name in TIED if f"{PREFIX}{name}" in values]:
+        raise ValueError(
+            f"{tied[0]} is of texts with several requests (PairedContrast): leave it out, or leave AmateurContrast"
+        )
+    if values.get(f"{PREFIX}method", "cd") != "cd":
+        raise ValueError(f"{PREFIX}method must be cd with an amateur, not {values[f'{PREFIX}method']!r}")
+    return Row.of({**values, f"{PREFIX}method": "cd", f"{PREFIX}id": "", f"{PREFIX}branch": 0, f"{PREFIX}marker": 0})
+
+
+class _Reader:
+    """The amateur, with a cache for the texts of the last step: batches padded on the left, joined as they go on."""
+
+    def __init__(self, how: Any, device: Any, vllm_config: Any) -> None:
+        from transformers import AutoModelForCausalLM
+
+        where = torch.device(how.get("device") or device)
+        name = how["model"]
+        self._model = from_pretrained(AutoModelForCausalLM, name, dtype=how.get("dtype", "auto"))
+        size, limit = vllm_config.model_config.get_vocab_size(), vllm_config.scheduler_config.max_num_seqs
+        own = self._model.config.get_text_config().vocab_size
+        if abs(own - size) > 1024:
+            raise ValueError(f"{name} has {own} tokens and the model {size}: an amateur must share its tokenizer")
+        needed = bytes_needed(self._model, vllm_config.model_config.max_model_len * limit)
+        if where.type == "cuda" and needed > torch.cuda.mem_get_info(where)[0]:
+            raise MemoryError(
+                f"{name} and its cache may need {needed / 2**30:.1f} GiB beside vLLM: lower max_num_seqs, max_model_len or "
+                "gpu_memory_utilization"
+            )
+        self._model, self._device = self._model.to(where).eval(), where
+        self._batches: list[_Batch] = []
+
+    @torch.no_grad()
+    def __call__(self, texts: list[list[int]], size: int) -> Tensor:
+        """The logits `(B, size)` after each text."""
+        still, grown = self._known(texts)
+        new = [text for text in texts if not any(text in batch.texts for batch in [*still, *grown])]
+        batches = [*still, *([self._grow(grown)] if grown else []), *([self._read(new)] if new else [])]
+        self._batches = batches
+        found = {tuple(text): (batch, row) for batch in batches for row, text in enumerate(batch.texts)}
+        logits = torch.stack([batch.logits[row] for batch, row in (found[tuple(text)] for text in texts)])
+        extra = size - logits.shape[-1]
+        return torch.nn.functional.pad(logits, (0, extra), value=-torch.inf) if extra > 0 else logits[:, :size]
+
+    def _known(self, texts: list[list[int]]) -> tuple[list["_Batch"], list["_Batch"]]:
+        """What was read before: texts that are as they were, and texts that have one token more, which they are given."""
+        still, grown, wanted = [], [], {tuple(text) for text in texts}
+        ends: dict[tuple[int, ...], list[int]] = {}
+        for text in texts:
+            ends.setdefault(tuple(text[:-1]), []).append(text[-1])
+        for batch in self._batches:
+            same = [row for row, text in enumerate(batch.texts) if tuple(text) in wanted]
+            more = [row for row, text in enumerate(batch.texts) if tuple(text) in ends and tuple(text) not in wanted]
+            if same:
+                still.append(batch.only(same, copied=bool(more)))
+            if more:
+                rows = [row for row in more for _ in ends[tuple(batch.texts[row])]]
+                tokens = [token for row in more for token in ends[tuple(batch.texts[row])]]
+                kept = batch.only(rows, copied=False)
+                grown.append(
+                    kept._replace(texts=[[*text, token] for text, token in zip(kept.texts, tokens, strict=True)])
+                )
+        return still, grown
+
+    def _read(self, texts: list[list[int]]) -> "_Batch":
+        """Read new texts from their beginnings."""
+        texts = [list(text) for text in dict.fromkeys(map(tuple, texts))]
+        width = max(map(len, texts))
+        padding = [width - len(text) for text in texts]
+        ids = torch.tensor([[0] * pad + text for pad, text in zip(padding, texts, strict=True)])
+        return self._forward(_Batch(texts, padding, None, torch.empty(0)), ids)
+
+    def _grow(self, batches: list["_Batch"]) -> "_Batch":
+        """Read the last tokens of texts whose beginnings are cached, in one batch."""
+        batch = _joined(batches)
+        if batch is None:  # a sliding window or a state, which cannot be padded
+            return self._read([text for some in batches for text in some.texts])
+        return self._forward(batch, torch.tensor([[text[-1]] for text in batch.texts]))
+
+    def _forward(self, batch: "_Batch", ids: Tensor) -> "_Batch":
+        length = max(map(len, batch.texts)) if batch.cache is None else batch.cache.get_seq_length() + 1
+        at = torch.arange(length)[None] - torch.tensor(batch.padding)[:, None]
+        output = self._model(
+            input_ids=ids.to(self._device),
+            attention_mask=(at >= 0).long().to(self._device),
+            position_ids=at.clamp(min=0)[:, -ids.shape[1] :].to(self._device),
+            past_key_values=batch.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return batch._replace(cache=output.past_key_values, logits=output.logits[:, -1])
+
+
+class _Batch(NamedTuple):
+    """Texts that were read together."""
+
+    texts: list[list[int]]
+    padding: list[int]
+    """How many columns of the cache stand before each."""
+    cache: Any
+    logits: Tensor
+    """`(B, V)` after each."""
+
+    def only(self, rows: list[int], *, copied: bool) -> "_Batch":
+        """Some of them; the cache is cut in place, unless it is needed further."""
+        cache = copy.deepcopy(self.cache) if copied else self.cache
+        if rows != list(range(len(self.texts))):
+            cache.batch_select_indices(torch.tensor(rows, device=self.logits.device))
+        return _Batch([self.texts[row] for row in rows], [self.padding[row] for row in rows], cache, self.logits[rows])
+
+
+def _joined(batches: list[_Batch]) -> _Batch | None:
+    """Batches as one, their caches padded on the left; None if their layers cannot be."""
+    first, *others = batches
+    if not others:
+        return first
+    if any(type(layer) is not DynamicLayer for batch in batches for layer in batch.cache.layers):
+        return None
+    width = max(batch.cache.get_seq_length() for batch in batches)
+    pads = [width - batch.cache.get_seq_length() for batch in batches]
+    for layers in zip(*(batch.cache.layers for batch in batches), strict=True):
+        for name in ("keys", "values"):
+            some = [
+                torch.nn.functional.pad(getattr(layer, name), (0, 0, pad, 0))
+                for layer, pad in zip(layers, pads, strict=True)
+            ]
+            setattr(layers[0], name, torch.cat(some))
+    padding = [own + pad for batch, pad in zip(batches, pads, strict=True) for own in batch.padding]
+    return _Batch([text for batch in batches for text in batch.texts], padding, first.cache, first.logits)
+
+
+def bytes_needed(model: Any, tokens: int) -> int:
+    """What a model takes beside vLLM: its weights, and the keys and values of so many tokens.
+
+    Args:
+        model: a transformers model.
+        tokens: of all running requests, padding included.
+
+    Example:
+        >>> from contralto import testbed
+        >>> bytes_needed(testbed.load("amateur"), 0) == 4 * testbed.load("amateur").num_parameters()
+        True
+    """
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    each = next(model.parameters()).element_size()
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return int(weights + 2 * config.num_hidden_layers * heads * size * tokens * each)

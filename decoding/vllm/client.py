@@ -1,0 +1,378 @@
+"""Texts by contrast from vLLM's OpenAI-compatible server: two requests per text, sent together. No vLLM here.
+
+    async with PairClient("http://localhost:8000/v1", "my-model") as client:
+        output = await client.generate([prompt, other_prompt], method="cad", alpha=0.5, max_tokens=256)
+        async for piece in client.stream([prompt, other_prompt], method="cad", max_tokens=256):
+            print(piece.text, end="", flush=True)
+
+The server is one of `contralto serve`. Needs aiohttp (`pip install 'contralto[data]'`).
+"""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from contralto.decoding.vllm.pairs import (
+    Branch,
+    PairOutput,
+    Progress,
+    RefusedError,
+    check_prompts,
+    common,
+    contrast_values,
+    unmarked,
+)
+from contralto.decoding.vllm.settings import IMAGES, PREFIX
+
+__all__ = ["PairClient", "Piece"]
+
+OFF = {"temperature": 0, "top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1, "n": 1}
+OFF |= {"presence_penalty": 0, "frequency_penalty": 0}
+"""What vLLM must not do by itself; without them the server takes what the model's authors recommend."""
+
+
+class Piece(NamedTuple):
+    """A part of a text that is being written."""
+
+    text: str
+    tokens: list[int]
+    output: PairOutput | None = None
+    """With the last piece: the whole."""
+
+
+class PairClient:
+    """Asks a server for texts by contrast; many at a time, from one event loop.
+
+    Every text is checked as `generate_pairs` does: branches that part are noticed, and the text goes on from what they have in
+    common.
+
+    Args:
+        base_url: up to and with `/v1`.
+        model: as the server calls it; or one name per branch, where branches are LoRA adapters (`--lora-modules`).
+        api_key: sent as a bearer token, if given.
+        marker: a token that no text holds; a server of `contralto serve` tells it.
+
+    Raises:
+        ImportError: aiohttp is not installed.
+    """
+
+    def __init__(
+        self, base_url: str, model: str | Sequence[str], *, api_key: str | None = None, marker: int | None = None
+    ) -> None:
+        try:
+            import aiohttp
+        except ImportError as error:
+            raise ImportError("PairClient needs aiohttp: pip install 'contralto[data]'") from error
+        self._http = aiohttp
+        self._url, self._model, self._marker = base_url.rstrip("/"), model, marker
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._session: Any = None
+
+    async def __aenter__(self) -> Self:
+        """Connections are made as they are needed."""
+        connector = self._http.TCPConnector(limit=0)
+        timeout = self._http.ClientTimeout(total=None)
+        self._session = self._http.ClientSession(headers=self._headers, connector=connector, timeout=timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close them."""
+        await self._session.close()
+
+    async def generate(self, prompts: Sequence[Any], *, method: str, **how: Any) -> PairOutput:
+        """One text.
+
+        Args:
+            prompts: of its branches, in the method's order: texts, lists of token ids, or conversations.
+            method: with its form and parameters, as for `generate_pairs`.
+            how: `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `seed`, the method's parameters, `logprobs=False`;
+                `body`: further fields of the requests, such as `{"stop": ["\\n"]}`; `main_body`: those of the main branch
+                alone, such as `{"structured_outputs": {"choice": ["yes", "no"]}}`.
+
+        Raises:
+            ValueError: what the server refuses, in its words, and what cannot go together.
+            RuntimeError: the server fails, or branches do not stay together.
+        """
+        text = await self._text(prompts, method=method, **how)
+        while True:
+            if text.progress.take(await _together([self._ask(text, b) for b in text.next_round()])):
+                return await self._finish(text)
+
+    async def stream(self, prompts: Sequence[Any], *, method: str, **how: Any) -> AsyncIterator[Piece]:
+        """One text, piece by piece: each as soon as all branches agree on it. The last piece has the whole.
+
+        Args:
+            prompts, method, how: as for `generate`.
+
+        Raises:
+            ValueError, RuntimeError: as `generate`; also where a text with a grammar or a stop text would have to start afresh.
+        """
+        text = await self._text(prompts, method=method, **how)
+        while True:
+            said: list[list[_Chunk]] = [[] for _ in prompts]
+            sent = 0
+            async for branch, chunk in _merged([self._chunks(text, body) for body in text.next_round()]):
+                said[branch].append(chunk)
+                while sent < len(said[0]) and _is_certain(said, sent, text.progress.marker):
+                    if said[0][sent].text:
+                        yield Piece(said[0][sent].text, said[0][sent].tokens)
+                    sent += 1
+            if not all(said):
+                raise RefusedError("the engine refused this text; without streaming it says why")
+            branches = [_joined(chunks) for chunks in said]
+            if text.progress.take(branches):
+                rest = "".join(chunk.text for chunk in said[0][sent:])
+                yield Piece(rest, [t for chunk in said[0][sent:] for t in chunk.tokens], await self._finish(text))
+                return
+            if text.progress.whole:
+                raise RuntimeError(
+                    "the branches of a streamed text parted, and one with a grammar or stop text cannot go on"
+                )
+
+    async def _text(
+        self,
+        prompts: Sequence[Any],
+        *,
+        method: str,
+        form: str | None = None,
+        max_tokens: int = 16,
+        seed: int = 0,
+        logprobs: bool = True,
+        body: Mapping[str, Any] | None = None,
+        main_body: Mapping[str, Any] | None = None,
+        **values: Any,
+    ) -> "_Text":
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+        marker = self._marker if self._marker is not None else await self._ask_marker()
+        given = contrast_values(method=method, form=form, marker=marker, seed=seed, **values)
+        check_prompts([prompts], given)
+        models = [self._model] * len(prompts) if isinstance(self._model, str) else list(self._model)
+        if len(models) != len(prompts):
+            raise ValueError(f"model must be one name, or one for each of {len(prompts)} branches, not {len(models)}")
+        shared, own = dict(body or {}), dict(main_body or {})
+        restarts = {"stop", "structured_outputs", "response_format"} & {*shared, *own}
+        if any(_holds_images(prompt) for prompt in prompts):
+            raise ValueError(IMAGES)
+        progress = Progress(marker, max_tokens, whole=bool(restarts))
+        return _Text(list(prompts), models, given, shared, own, logprobs, progress)
+
+    async def _finish(self, text: "_Text") -> PairOutput:
+        """A text that has ended; the server spells it where it came in several rounds."""
+        progress = text.progress
+        assert progress.ended is not None
+        said = progress.ended.text
+        if not progress.is_one:
+            tokens = progress.tokens[: -1 if progress.ended.finish_reason == "stop" else None]
+            body = {"model": text.models[0], "tokens": tokens}
+            async with self._session.post(f"{self._url.removesuffix('/v1')}/detokenize", json=body) as response:
+                await _check(response)
+                said = (await response.json())["prompt"]
+        return progress.output(said, text.prompt_tokens())
+
+    async def _ask_marker(self) -> int:
+        async with self._session.get(f"{self._url}/contralto") as response:
+            if response.status != 200:
+                raise ValueError(
+                    f"{self._url} does not tell a marker, so it is no server of contralto serve: give marker, a token that is "
+                    "never to be written"
+                )
+            self._marker = int((await response.json())["marker"])
+        return self._marker
+
+    async def _ask(self, text: "_Text", body: dict[str, Any]) -> Branch:
+        """One request, answered whole."""
+        async with self._session.post(f"{self._url}/{text.route(body)}", json=body) as response:
+            await _check(response)
+            answer = await response.json()
+        choice = answer["choices"][0]
+        read = choice.get("prompt_token_ids") or answer.get("prompt_token_ids")
+        text.remember(body, read)
+        return _joined([_chunk(choice)])
+
+    async def _chunks(self, text: "_Text", body: dict[str, Any]) -> AsyncIterator["_Chunk"]:
+        """One request, answered in pieces."""
+        async with self._session.post(f"{self._url}/{text.route(body)}", json={**body, "stream": True}) as response:
+            await _check(response)
+            async for line in response.content:
+                if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                    continue
+                event = json.loads(line.removeprefix(b"data: "))
+                if "error" in event:
+                    raise RuntimeError(event["error"].get("message", "the server failed"))
+                if event.get("choices"):
+                    choice = event["choices"][0]
+                    text.remember(body, choice.get("prompt_token_ids") or event.get("prompt_token_ids"))
+                    yield _chunk(choice)
+
+
+class _Chunk(NamedTuple):
+    """A piece of one request's answer."""
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: str | None
+    stop_reason: int | str | None
+
+
+class _Text:
+    """A text that is being asked for."""
+
+    def __init__(
+        self,
+        prompts: list[Any],
+        models: list[str],
+        values: Mapping[str, Any],
+        shared: Mapping[str, Any],
+        main: Mapping[str, Any],
+        logprobs: bool,
+        progress: Progress,
+    ) -> None:
+        self.prompts, self.models, self.values, self.progress = prompts, models, values, progress
+        self._shared, self._main, self._logprobs = shared, main, logprobs
+        self._read: dict[int, list[int]] = {}
+        """The prompts as tokens, as the server read them."""
+
+    def next_round(self) -> list[dict[str, Any]]:
+        """The bodies of its requests."""
+        name = uuid.uuid4().hex
+        return [self._body(branch, name) for branch in range(len(self.prompts))]
+
+    def _body(self, branch: int, name: str) -> dict[str, Any]:
+        done, progress = len(self.progress.tokens), self.progress
+        own = {f"{PREFIX}id": name, f"{PREFIX}branch": branch, f"{PREFIX}start": done}
+        body = {**OFF, **self._shared, **({} if branch else self._main), "model": self.models[branch]}
+        body |= {"vllm_xargs": {**self.values, **own}, "max_tokens": progress.left, "return_token_ids": True}
+        body["stop_token_ids"] = [*self._shared.get("stop_token_ids", ()), progress.marker]
+        if "min_tokens" in body:
+            body["min_tokens"] = max(0, body["min_tokens"] - done)
+        return body | self._prompt(branch)
+
+    def _prompt(self, branch: int) -> dict[str, Any]:
+        """What the branch reads: the prompt as it was given, then its tokens and those of the text."""
+        given, logs = self.prompts[branch], self._logprobs
+        if self.progress.tokens:
+            return {"prompt": [*self._read[branch], *self.progress.tokens], "logprobs": 0 if logs else None}
+        if _is_chat(given):
+            return {"messages": given, "logprobs": logs, "top_logprobs": 0 if logs else None}
+        return {"prompt": given, "logprobs": 0 if logs else None}
+
+    @staticmethod
+    def route(body: Mapping[str, Any]) -> str:
+        """Where a body belongs."""
+        return "chat/completions" if "messages" in body else "completions"
+
+    def remember(self, body: Mapping[str, Any], read: list[int] | None) -> None:
+        """How the server read a prompt, for later rounds."""
+        if read:
+            self._read.setdefault(body["vllm_xargs"][f"{PREFIX}branch"], read)
+
+    def prompt_tokens(self) -> list[int]:
+        """How long the prompts are."""
+        return [len(self._read.get(branch, ())) for branch in range(len(self.prompts))]
+
+
+def _is_chat(prompt: Any) -> bool:
+    return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
+
+
+def _holds_images(prompt: Any) -> bool:
+    parts = [part for message in prompt for part in message.get("content") or ()] if _is_chat(prompt) else []
+    return any(isinstance(part, Mapping) and part.get("type") != "text" for part in parts)
+
+
+def _chunk(choice: Mapping[str, Any]) -> _Chunk:
+    """A choice of either route, whole or in part."""
+    said = choice.get("message") or choice.get("delta") or {}
+    logs = choice.get("logprobs") or {}
+    values = logs.get("token_logprobs") or [entry["logprob"] for entry in logs.get("content") or ()]
+    return _Chunk(
+        choice.get("text") or said.get("content") or "",
+        choice.get("token_ids") or [],
+        values,
+        choice.get("finish_reason"),
+        choice.get("stop_reason"),
+    )
+
+
+def _joined(chunks: Sequence[_Chunk]) -> Branch:
+    """What a request gave in all."""
+    return Branch(
+        tokens=[token for chunk in chunks for token in chunk.tokens],
+        logprobs=[value for chunk in chunks for value in chunk.logprobs],
+        finish_reason=chunks[-1].finish_reason if chunks else None,
+        stop_reason=chunks[-1].stop_reason if chunks else None,
+        text="".join(chunk.text for chunk in chunks),
+    )
+
+
+def _is_certain(said: Sequence[Sequence[_Chunk]], place: int, marker: int) -> bool:
+    """Whether all branches have what the main one has, up to and with a piece."""
+    branches = [[token for chunk in chunks for token in chunk.tokens] for chunks in said]
+    count = sum(len(chunk.tokens) for chunk in said[0][: place + 1])
+    return len(common([unmarked(tokens, marker) for tokens in branches])) >= count
+
+
+async def _together(asked: Sequence[Any]) -> list[Branch]:
+    """The answers of all requests; when one fails the others are given up."""
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        await _stop(tasks)
+
+
+async def _merged(streams: Sequence[AsyncIterator[_Chunk]]) -> AsyncIterator[tuple[int, _Chunk]]:
+    """The pieces of all streams as they come, each with its place."""
+    queue: asyncio.Queue[tuple[int, _Chunk] | BaseException | None] = asyncio.Queue()
+
+    async def read(place: int) -> None:
+        try:
+            async for chunk in streams[place]:
+                queue.put_nowait((place, chunk))
+            queue.put_nowait(None)
+        except Exception as error:  # noqa: BLE001  the reader of the queue raises it
+            queue.put_nowait(error)
+
+    tasks = [asyncio.ensure_future(read(place)) for place in range(len(streams))]
+    try:
+        open_streams = len(tasks)
+        while open_streams:
+            found = await queue.get()
+            if isinstance(found, BaseException):
+                raise found
+            if found is None:
+                open_streams -= 1
+            else:
+                yield found
+    finally:
+        await _stop(tasks)
+
+
+async def _stop(tasks: Sequence["asyncio.Future[Any]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+async def _check(response: Any) -> None:
+    """Turn a refusal into an error with the server's words."""
+    if response.status == 200:
+        return
+    text = await response.text()
+    try:
+        said = json.loads(text)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        said = text.strip() or response.reason
+    if 400 <= response.status < 500:
+        raise ValueError(str(said))
+    raise RuntimeError(f"the server failed with status {response.status}: {said}")

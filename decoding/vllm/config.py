@@ -1,0 +1,54 @@
+"""What of vLLM's settings cannot go together with texts whose branches are requests."""
+
+from typing import Any
+
+__all__ = ["DEFAULT_TIMEOUT", "check_config", "timeout_of"]
+
+DEFAULT_TIMEOUT = 10.0
+"""Seconds that a request waits for the other branches of its text."""
+
+
+def check_config(vllm_config: Any) -> None:
+    """Refuse an engine in which branches would not meet or would part.
+
+    Args:
+        vllm_config: vLLM's `VllmConfig`.
+
+    Raises:
+        ValueError: speculative decoding, data parallelism, sampling sharded by requests, prompts cut at a threshold, KV
+            connectors, priorities, a pooling model.
+    """
+    parallel, schedule = vllm_config.parallel_config, vllm_config.scheduler_config
+    if vllm_config.speculative_config is not None:
+        raise ValueError(
+            "branches of a text cannot be weighed with speculative decoding, which checks several tokens of a request at "
+            "once: leave speculative_config out"
+        )
+    if parallel.data_parallel_size > 1:
+        raise ValueError(
+            f"data_parallel_size must be 1, not {parallel.data_parallel_size}: the branches of a text would be sent to "
+            "engines that do not see each other; start several servers, or use tensor_parallel_size"
+        )
+    if getattr(parallel, "enable_batch_sharded_sampling", False):
+        raise ValueError("enable_batch_sharded_sampling parts the branches of a text: leave it out")
+    if schedule.long_prefill_token_threshold > 0:
+        raise ValueError(
+            "long_prefill_token_threshold must be 0: it reads a long prompt in pieces, while its partner's is read at once"
+        )
+    if schedule.policy != "fcfs":
+        raise ValueError(f"scheduling_policy must be fcfs, not {schedule.policy}: priorities would part branches")
+    if vllm_config.kv_transfer_config is not None:
+        raise ValueError("kv_transfer_config fetches the branches of a text at different times: leave it out")
+
+
+def timeout_of(vllm_config: Any) -> float:
+    """Seconds that a request waits for its partners: `additional_config={"contrast_timeout": ...}`.
+
+    Raises:
+        ValueError: not above 0.
+    """
+    config = vllm_config.additional_config
+    given = config.get("contrast_timeout", DEFAULT_TIMEOUT) if isinstance(config, dict) else DEFAULT_TIMEOUT
+    if isinstance(given, bool) or not isinstance(given, int | float) or not given > 0:
+        raise ValueError(f"contrast_timeout must be seconds above 0, not {given!r}")
+    return float(given)

@@ -1,0 +1,138 @@
+"""Start vLLM so that texts whose branches are requests work: in this process, or as flags of its server."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from contralto.decoding.vllm.config import DEFAULT_TIMEOUT
+from contralto.names import locate
+
+__all__ = ["PROCESSOR", "SCHEDULER", "cpu_options", "engine_options", "make_llm", "marker_of", "server_flags"]
+
+PROCESSOR = "contralto.decoding.vllm:PairedContrast"
+SCHEDULER = "contralto.decoding.vllm.pair_scheduler"
+MINE = {"scheduler_cls": SCHEDULER, "scheduling_policy": "fcfs", "long_prefill_token_threshold": 0}
+
+
+def make_llm(model: str, *, timeout: float = DEFAULT_TIMEOUT, **options: Any) -> Any:
+    """A `vllm.LLM` whose texts may have branches, for `generate_pairs`.
+
+    It sets the processor, the scheduler and what they need, and refuses what cannot work before anything is loaded.
+
+    Args:
+        model: a folder, a hub id, or `testbed:NAME`.
+        timeout: seconds that a request waits for the other branches of its text.
+        options: further arguments of `vllm.LLM`, such as `tensor_parallel_size=2`, `enable_lora=True, max_loras=2`. A text
+            starts when its prompts fit `max_num_batched_tokens` together.
+
+    Raises:
+        ImportError: vLLM is not installed.
+        ValueError: options that part branches: see `engine_options`.
+    """
+    checked = engine_options(timeout=timeout, **options)
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise ImportError("make_llm needs vLLM: pip install vllm") from error
+    return LLM(locate(model), **(cpu_options(checked) if checked.get("enable_lora") else checked))
+
+
+def cpu_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options for LoRA: on CPUs with a slot that stays empty, since requests without adapter are given the last slot's there."""
+    from vllm.platforms import current_platform
+
+    return {**options, "max_loras": options.get("max_loras", 1) + 1} if current_platform.is_cpu() else options
+
+
+def engine_options(*, timeout: float = DEFAULT_TIMEOUT, **options: Any) -> dict[str, Any]:
+    """The arguments of `vllm.LLM`, or of its server, for texts with branches.
+
+    Args:
+        timeout: seconds that a request waits for the other branches of its text.
+        options: further arguments.
+
+    Raises:
+        ValueError: speculative decoding, data parallelism, sampling sharded by requests, a scheduler or policy of one's own,
+            a KV connector, fewer than two requests at a time, a step that reads less than two tokens, a timeout not above 0.
+
+    Example:
+        >>> engine_options(max_num_seqs=64)["scheduler_cls"]
+        'contralto.decoding.vllm.pair_scheduler'
+        >>> engine_options(data_parallel_size=2)
+        Traceback (most recent call last):
+            ...
+        ValueError: data_parallel_size must be 1, not 2: the branches of a text would not meet; start several servers, or use tensor_parallel_size
+    """
+    if not timeout > 0:
+        raise ValueError(f"timeout must be seconds above 0, not {timeout}")
+    for name in ("speculative_config", "spec_method", "spec_model", "spec_tokens"):
+        if options.get(name):
+            raise ValueError(f"{name}: branches of a text cannot be weighed with speculative decoding: leave it out")
+    if (options.get("data_parallel_size") or 1) > 1:
+        raise ValueError(
+            f"data_parallel_size must be 1, not {options['data_parallel_size']}: the branches of a text would not meet; start "
+            "several servers, or use tensor_parallel_size"
+        )
+    for name in ("enable_batch_sharded_sampling", "kv_transfer_config"):
+        if options.get(name):
+            raise ValueError(f"{name} parts the branches of a text: leave it out")
+    for name, value in MINE.items():
+        if options.get(name, value) not in (None, value):
+            raise ValueError(f"{name} must be {value!r} for texts with branches, not {options[name]!r}: leave it out")
+    for name in ("max_num_seqs", "max_num_batched_tokens"):
+        if options.get(name) is not None and options[name] < 2:
+            raise ValueError(f"{name} must be at least 2, one for each branch of a text, not {options[name]}")
+    processors = [p for p in options.pop("logits_processors", None) or () if p != PROCESSOR]
+    more = dict(options.pop("additional_config", None) or {}) | {"contrast_timeout": timeout}
+    return {
+        **options,
+        "logits_processors": [*processors, PROCESSOR],
+        "scheduler_cls": SCHEDULER,
+        "additional_config": more,
+    }
+
+
+def server_flags(options: Mapping[str, Any]) -> list[str]:
+    """Engine options as flags of vLLM's server.
+
+    Example:
+        >>> server_flags({"max_num_seqs": 8, "enable_lora": True, "logits_processors": ["a:B"]})
+        ['--max-num-seqs', '8', '--enable-lora', '--logits-processors', 'a:B']
+    """
+    flags = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            flags.append(flag)
+        elif isinstance(value, list):
+            flags += [flag, *map(str, value)]
+        else:
+            flags += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
+    return flags
+
+
+def marker_of(tokenizer: Any, *, vocabulary: int, ends: Sequence[int] = ()) -> int:
+    """A token that no text holds, to mark a branch that lost its partners.
+
+    A row of the embedding that belongs to no token if there is one, else the token for padding, for the unknown, or for the
+    beginning of a text.
+
+    Args:
+        tokenizer: the model's.
+        vocabulary: rows of the model's embedding.
+        ends: tokens that end a text, which cannot be the marker.
+
+    Raises:
+        ValueError: there is none: give `marker`.
+
+    Example:
+        >>> from contralto import testbed
+        >>> marker_of(testbed.tokenizer(), vocabulary=160, ends=[3]), marker_of(testbed.tokenizer(), vocabulary=192)
+        (0, 191)
+    """
+    if vocabulary > len(tokenizer):
+        return vocabulary - 1
+    for token in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id):
+        if token is not None and token not in (tokenizer.eos_token_id, *ends):
+            return int(token)
+    raise ValueError("this tokenizer has no token that no text holds: give marker, a token that is never to be written")

@@ -1,0 +1,227 @@
+"""The logits processor that weighs the branches of a text, for both of vLLM's model runners.
+
+vLLM has two interfaces of one name: `update_state(...)` and `apply(logits)` where the V1 runner runs (CPUs; all of vLLM 0.30),
+`add_request(...)` and `apply(logits, ctx)` on Model Runner V2 (GPUs since 0.31). Read from vLLM 0.32 and 0.30; of private
+names it uses `req_states.prompt_len` and `prefill_len` of V2, which its interface documents.
+"""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contralto.decoding.vllm.config import check_config
+from contralto.decoding.vllm.settings import Row, Rule, Warp, check_request, draw, seeds_of
+
+__all__ = ["PairedContrast"]
+
+V1: Any = import_module("vllm.v1.sample.logits_processor")
+try:
+    V2: Any = import_module("vllm.v1.worker.gpu.sample.logits_processor").LogitsProcessor
+except ImportError:  # vLLM 0.30 has one interface
+    V2 = object
+
+
+class _Member(NamedTuple):
+    """A request in the batch that is a branch of a text."""
+
+    row: Row
+    output: list[int]
+    """V1 runner: vLLM's own list, which grows."""
+
+
+class _Part(NamedTuple):
+    """Texts that share a rule: where their branches are, and how their tokens are drawn."""
+
+    rule: Rule
+    places: Tensor
+    """`(K, P)` rows of the logits, by branch."""
+    markers: Tensor
+    """`(P, 1)`"""
+    seeds: Tensor
+    """`(P,)`"""
+    warp: Warp | None
+    """None: all of them take the best token."""
+    first: np.ndarray[Any, Any]
+    """`(P,)` which members the main branches are."""
+    start: np.ndarray[Any, Any]
+    """`(P,)` how many tokens of the texts are part of the prompts."""
+
+
+class _Plan(NamedTuple):
+    """What to do with the logits while the batch stays as it is."""
+
+    parts: list[_Part]
+    lone: Tensor
+    """Rows of the logits whose partners are missing or not in step."""
+    markers: Tensor
+
+
+class PairedContrast(V1.LogitsProcessor, V2):  # type: ignore[misc]
+    """Decodes texts by contrast whose branches are requests of one batch; other requests it leaves alone.
+
+        scores = rule(logits of branch 0, logits of branch 1, ...),    token = argmax scores, or a draw from softmax(scores)
+
+    for the rules of `contralto.decoding.rules`. All branches of a text are given the same token. Branches must be in step:
+    with equally many tokens behind them. One that is not, or whose partners are missing, is made to end with the marker
+    token; so positions that all branches have, markers excluded, were always decided together. `PairScheduler` keeps them in
+    step, `generate_pairs` and `PairClient` see to the rest.
+
+    `LLM(logits_processors=["contralto.decoding.vllm:PairedContrast"])`; `make_llm` does that and more.
+    """
+
+    def __init__(self, vllm_config: Any, *more: Any) -> None:
+        """V1: `(vllm_config, device, is_pin_memory)`. V2: `(vllm_config, req_states)`."""
+        self._states: Any = more[0] if len(more) == 1 else None
+        self._device = more[0] if self._states is None else self._states.device
+        check_config(vllm_config)
+        self._members: dict[int, _Member] = {}
+        """By row of the batch (V1), or by slot (V2)."""
+        self._regroup()
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        """Refuse a request that cannot be a branch; over HTTP this is status 400.
+
+        Raises:
+            ValueError: see `settings.Row.of` and `settings.check_request`.
+        """
+        row = Row.of(sampling_params.extra_args)
+        if row is not None:
+            check_request(row, sampling_params)
+
+    # ------------------------------------------------------------------------------------------------- V1 runner
+
+    def is_argmax_invariant(self) -> bool:
+        """It decides the argmax."""
+        return False
+
+    def update_state(self, batch_update: Any) -> None:
+        """V1: requests that left, joined or moved, in this order."""
+        if batch_update is None:
+            return
+        for index in batch_update.removed:
+            self._members.pop(index, None)
+        for index, params, _, output in batch_update.added:
+            self._put(index, params, output)
+        for one, two, direction in batch_update.moved:
+            moved = {two: self._members.pop(one, None)}
+            if direction == V1.MoveDirectionality.SWAP:
+                moved[one] = self._members.get(two)
+            for index, member in moved.items():
+                self._members.pop(index, None)
+                if member is not None:
+                    self._members[index] = member
+        self._regroup()
+
+    # ------------------------------------------------------------------------------------------- Model Runner V2
+
+    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
+        """V2: a request takes a slot; whoever had it before is gone."""
+        self._put(req_idx, sampling_params, [])
+        self._regroup()
+        return req_idx in self._members
+
+    # ------------------------------------------------------------------------------------------------------ both
+
+    def _put(self, index: int, params: Any, output: list[int]) -> None:
+        """A request in its place. V2 does not say when one leaves: the same branch elsewhere is an earlier try of it."""
+        self._members.pop(index, None)
+        row = Row.of(params.extra_args)
+        if row is not None:
+            for other in [
+                i for i, m in self._members.items() if (m.row.group, m.row.branch) == (row.group, row.branch)
+            ]:
+                del self._members[other]
+            self._members[index] = _Member(row, output)
+
+    def _regroup(self) -> None:
+        """The batch has changed: put the members in order, those of whole texts first, by text and branch."""
+        texts: dict[str, list[int]] = {}
+        for index in sorted(self._members, key=lambda i: self._members[i].row.branch):
+            texts.setdefault(self._members[index].row.group, []).append(index)
+        whole = [t for t in texts.values() if len(t) == len(self._members[t[0]].row.rule.branches)]
+        rest = [t for t in texts.values() if len(t) != len(self._members[t[0]].row.rule.branches)]
+        self._order = np.array([index for text in [*whole, *rest] for index in text], dtype=np.int64)
+        self._sizes = np.array([len(text) for text in whole], dtype=np.int64)
+        self._starts = np.concatenate([[0], self._sizes.cumsum()])[: len(whole)].astype(np.int64)
+        self._key: tuple[bytes, ...] | None = None
+
+    def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
+        """Weigh, draw, and write the same scores to all branches of a text, in place."""
+        if not len(self._order):
+            return logits
+        places, lengths = self._seen_v1() if ctx is None else self._seen_v2(ctx)
+        in_step = self._in_step(lengths)
+        key = (places.tobytes(), in_step.tobytes(), (lengths >= 0).tobytes())
+        if key != self._key:
+            self._key, self._plan = key, self._make_plan(places, lengths, in_step)
+        for part in self._plan.parts:
+            self._weigh(logits, part, lengths)
+        if len(self._plan.lone):
+            logits.index_fill_(0, self._plan.lone, -torch.inf)
+            logits[self._plan.lone, self._plan.markers] = 0.0
+        return logits
+
+    def _seen_v1(self) -> tuple[Any, Any]:
+        """Where the members are in the logits, and how many tokens each has written."""
+        return self._order, np.array([len(self._members[index].output) for index in self._order.tolist()])
+
+    def _seen_v2(self, ctx: Any) -> tuple[Any, Any]:
+        """The same; -1 for those that are not there or still read their prompts."""
+        at = np.full(self._states.max_num_reqs, -1)
+        at[ctx.idx_mapping_np] = np.arange(len(ctx.idx_mapping_np))
+        places = at[self._order]
+        seen = ctx.seq_lens_upper_bound_np[places]
+        reads = (places < 0) | (seen < self._states.prefill_len.np[self._order])
+        return places, np.where(reads, -1, seen - self._states.prompt_len.np[self._order])
+
+    def _in_step(self, lengths: Any) -> Any:
+        """Of every whole text, whether its branches have equally many tokens."""
+        if not len(self._starts):
+            return np.zeros(0, dtype=bool)
+        of_whole = lengths[: self._sizes.sum()]
+        least = np.minimum.reduceat(of_whole, self._starts)
+        return (least >= 0) & (least == np.maximum.reduceat(of_whole, self._starts))
+
+    def _make_plan(self, places: Any, lengths: Any, in_step: Any) -> _Plan:
+        """The index tensors for a batch."""
+        rows = [self._members[index].row for index in self._order.tolist()]
+        by_rule: dict[Rule, list[int]] = {}
+        alone = lengths >= 0
+        for start, size in zip(self._starts[in_step].tolist(), self._sizes[in_step].tolist(), strict=True):
+            by_rule.setdefault(rows[start].rule, []).append(start)
+            alone[start : start + size] = False
+        parts = [self._make_part(rule, [rows[f] for f in firsts], places, firsts) for rule, firsts in by_rule.items()]
+        markers = [row.marker for row, is_alone in zip(rows, alone.tolist(), strict=True) if is_alone]
+        return _Plan(parts, self._send(places[alone]), self._send(markers))
+
+    def _make_part(self, rule: Rule, rows: Sequence[Row], places: Any, firsts: Sequence[int]) -> _Part:
+        first = np.array(firsts)
+        return _Part(
+            rule,
+            self._send([places[first + branch] for branch in range(len(rule.branches))]),
+            self._send([row.marker for row in rows])[:, None],
+            seeds_of([row.seed for row in rows]).to(self._device),
+            Warp.of([row.sampling for row in rows], self._device)
+            if any(r.sampling.temperature for r in rows)
+            else None,
+            first,
+            np.array([row.start for row in rows]),
+        )
+
+    def _send(self, values: Any) -> Tensor:
+        return torch.from_numpy(np.array(values, dtype=np.int64)).to(self._device, non_blocking=True)
+
+    def _weigh(self, logits: Tensor, part: _Part, lengths: Any) -> None:
+        """Decide the next token of the texts of one rule."""
+        branches = logits[part.places].float()
+        branches.scatter_(2, part.markers.expand(len(branches), -1, -1), -torch.inf)  # before the plausible are found
+        steps = self._send(lengths[part.first] + part.start)
+        scores = part.rule(list(branches), steps)
+        if part.warp is not None:
+            scores = draw(scores, part.warp, part.seeds, steps)
+        logits[part.places] = scores.to(logits.dtype).expand_as(branches)

@@ -1,0 +1,343 @@
+"""Schedulers that keep the branches of a text in step: they start together, or not at all, and none is put off.
+
+vLLM's scheduler starts requests as they come, reads long prompts in pieces and takes memory from running requests; each of it
+parts two branches. Here a text waits outside vLLM's queues until all its branches are there, and is handed over when the next
+step can read all its prompts whole and the cache has room for all that it may write.
+
+vLLM does not call its scheduler a public interface. What is overridden here is `add_request`, `schedule`, `update_from_output`,
+`finish_requests` and `get_num_unfinished_requests`; `tests/with_vllm/test_guard.py` says what has moved when vLLM has. Read from
+0.32 and 0.30.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from contralto.decoding.vllm.config import check_config, timeout_of
+from contralto.decoding.vllm.settings import IMAGES, PREFIX, Row, check_group
+
+__all__ = ["AsyncPairScheduler", "PairScheduler", "pair_scheduler"]
+
+SCHEDULER: Any = import_module("vllm.v1.core.sched.scheduler").Scheduler
+ASYNC_SCHEDULER: Any = import_module("vllm.v1.core.sched.async_scheduler").AsyncScheduler
+ENGINE: Any = import_module("vllm.v1.engine")
+PAUSE: Any = import_module("vllm.v1.core.sched.interface").PauseState
+PLATFORM: Any = import_module("vllm.platforms").current_platform
+NAP = 0.001
+"""Seconds between two looks at the clock while nothing runs and a request waits for its partners."""
+WATCHED = ("max_tokens", "min_tokens", "ignore_eos", "stop_token_ids", "stop")
+"""Options of `SamplingParams` that branches must share to end together."""
+
+
+class _Text:
+    """A text that has not started: its branches so far."""
+
+    def __init__(self, now: float) -> None:
+        self.since = now
+        self.branches: dict[int, tuple[Row, Any]] = {}
+
+    @property
+    def requests(self) -> list[Any]:
+        """In the order of the branches."""
+        return [self.branches[branch][1] for branch in sorted(self.branches)]
+
+
+class _Queued(NamedTuple):
+    """A whole text, or a single request that came after one."""
+
+    group: str | None
+    requests: list[Any]
+
+
+class _Pairing:
+    """What both schedulers add to vLLM's. A request that is no branch of a text goes through at once, unless texts wait."""
+
+    vllm_config: Any
+    scheduler_config: Any
+    kv_cache_config: Any
+    lora_config: Any
+    running: Any
+    requests: Any
+    max_num_running_reqs: int
+    max_num_scheduled_tokens: int
+    max_model_len: int
+    _pause_state: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_config(self.vllm_config)
+        self._timeout = timeout_of(self.vllm_config)
+        self._incomplete: dict[str, _Text] = {}
+        self._queue: deque[_Queued] = deque()
+        self._live: dict[str, str] = {}
+        """Texts that have started, by the id of each unfinished request."""
+        self._in_flight: set[str] = set()
+        """Texts that are whole and not finished."""
+        self._refused: list[tuple[Any, str]] = []
+        self._loaded: set[int] = set()
+        """Adapters so far. On a CPU they stay in their slots, and the last slot must stay empty."""
+
+    # ------------------------------------------------------------------------------------------------ requests come
+
+    def add_request(self, request: Any) -> None:
+        """Take a request, a branch of a text or any other."""
+        row = Row.of(request.sampling_params.extra_args) if request.sampling_params is not None else None
+        if row is not None:
+            self._add_branch(row, request)
+        elif self._queue or self._live:  # it must not take what the texts were promised
+            self._queue.append(_Queued(None, [request]))
+        else:
+            super().add_request(request)  # type: ignore[misc]
+
+    def _add_branch(self, row: Row, request: Any) -> None:
+        if row.group in self._in_flight:
+            self._refuse([request], f"{PREFIX}id {row.group!r} is that of a text in flight: give every text its own")
+            return
+        text = self._incomplete.setdefault(row.group, _Text(time.monotonic()))
+        others = [(other, _options(one)) for other, one in text.branches.values()]
+        try:
+            check_group([*others, (row, _options(request))])
+        except ValueError as error:
+            self._refuse([*text.requests, request], str(error))
+            del self._incomplete[row.group]
+            return
+        text.branches[row.branch] = row, request
+        if len(text.branches) == len(row.rule.branches):
+            del self._incomplete[row.group]
+            problem = self._never_fits(text.requests)
+            if problem:
+                self._refuse(text.requests, f"{PREFIX}id {row.group!r}: {problem}")
+            else:
+                self._queue.append(_Queued(row.group, text.requests))
+                self._in_flight.add(row.group)
+
+    def _refuse(self, requests: Iterable[Any], why: str) -> None:
+        """These end with a reason, in the next outputs."""
+        self._refused += [(request, why) for request in requests]
+
+    def _never_fits(self, requests: Sequence[Any]) -> str | None:
+        """Why a text could not even start on an idle engine."""
+        tokens = sum(request.num_prompt_tokens for request in requests)
+        if len(requests) > self._slots():
+            return f"max_num_seqs {self._slots()} has no room for {len(requests)} branches"
+        if tokens > self.max_num_scheduled_tokens:
+            return (
+                f"its prompts have {tokens} tokens, and a step reads {self.max_num_scheduled_tokens}: raise "
+                "max_num_batched_tokens, or shorten them"
+            )
+        longest = max(request.num_prompt_tokens + request.max_tokens for request in requests)
+        if longest > self.max_model_len:
+            return f"a prompt and max_tokens make {longest} tokens, and max_model_len is {self.max_model_len}"
+        blocks = sum(map(self._blocks, requests))
+        if blocks > self._all_blocks():
+            return (
+                f"prompts and max_tokens need {blocks} blocks of the KV cache, and it has {self._all_blocks()}: give it more "
+                "memory, or lower max_tokens"
+            )
+        if any(request.mm_features for request in requests):
+            return IMAGES
+        used = self._adapters(requests) | (self._loaded if PLATFORM.is_cpu() else set())
+        if len(used) > self._most_adapters():
+            return f"{len(used)} adapters are more than max_loras {self._most_adapters()}: raise it"
+        self._loaded |= used
+        return None
+
+    # --------------------------------------------------------------------------------------------------- steps
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Let expired requests go, hand over the texts that can start now, and schedule as vLLM does."""
+        self._expire()
+        if self._pause_state == PAUSE.UNPAUSED:
+            self._hand_over()
+        elif self._incomplete and not self.running:
+            time.sleep(NAP)
+        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        if not output.total_num_scheduled_tokens and self._incomplete:
+            time.sleep(NAP)
+        return output
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for group, text in [*self._incomplete.items()]:
+            if now - text.since > self._timeout:
+                del self._incomplete[group]
+                (row, _), *_ = text.branches.values()
+                missing = [str(branch) for branch in range(len(row.rule.branches)) if branch not in text.branches]
+                self._refuse(
+                    text.requests,
+                    f"{PREFIX}id {group!r}: branch {' and '.join(missing)} did not come within {self._timeout:g} seconds: "
+                    "send all branches of a text together",
+                )
+
+    def _hand_over(self) -> None:
+        """Whoever is at the head of the queue goes first."""
+        if ended := [name for name in self._live if name not in self.requests]:
+            for name in ended:
+                del self._live[name]
+            self._in_flight = {*self._live.values(), *(queued.group for queued in self._queue if queued.group)}
+        while self._queue and self._fits(self._queue[0].requests):
+            group, requests = self._queue.popleft()
+            for request in requests:
+                super().add_request(request)  # type: ignore[misc]
+                if group is not None:
+                    self._live[request.request_id] = group
+
+    def _fits(self, requests: Sequence[Any]) -> bool:
+        """Whether a text can start in this step with all its branches, and run to its end."""
+        known = [request for request in self.requests.values() if not request.is_finished()]
+        if not known and len(requests) == 1:
+            return True
+        if len(known) + len(requests) > self._slots():
+            return False
+        if not all(map(_has_grammar, requests)):
+            return False
+        new = [*known, *requests]
+        due = sum(
+            max(request.num_tokens + request.num_output_placeholders - request.num_computed_tokens, 1)
+            for request in new
+        )
+        is_text = len(requests) > 1
+        if is_text and due > self.max_num_scheduled_tokens:
+            return False
+        if is_text and len(self._adapters(new)) > self._most_adapters():
+            return False
+        return bool(sum(map(self._blocks, new)) <= self._all_blocks())
+
+    def _slots(self) -> int:
+        most: int = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
+        return most
+
+    def _blocks(self, request: Any) -> int:
+        """Blocks of the cache for all that a request may become."""
+        length = min(request.num_prompt_tokens + request.max_tokens + 1, self.max_model_len)
+        specs = [group.kv_cache_spec for group in self.kv_cache_config.kv_cache_groups]
+        return sum(math.ceil(min(length, self._most_kept(spec)) / spec.block_size) for spec in specs)
+
+    def _most_kept(self, spec: Any) -> int:
+        """Tokens of a request that layers of a kind keep at most."""
+        if type(spec).__name__ != "SlidingWindowSpec":
+            return self.max_model_len
+        return int(spec.sliding_window + self.max_num_scheduled_tokens)
+
+    def _all_blocks(self) -> int:
+        """But for the one that stands for nothing."""
+        return int(self.kv_cache_config.num_blocks) - 1
+
+    @staticmethod
+    def _adapters(requests: Iterable[Any]) -> set[int]:
+        return {request.lora_request.lora_int_id for request in requests if request.lora_request}
+
+    def _most_adapters(self) -> int:
+        """How many adapters a step may use; on CPUs the last slot must stay empty, see `engine.cpu_options`."""
+        spare = 1 if PLATFORM.is_cpu() else 0
+        return self.lora_config.max_loras - spare if self.lora_config else 0
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
+        """vLLM's outputs, and the reasons of those that were refused: `finish_reason` abort, `stop_reason` the sentence."""
+        outputs: dict[int, Any] = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
+        refused, self._refused = self._refused, []
+        for request, why in refused:
+            said = ENGINE.EngineCoreOutput(
+                request_id=request.request_id,
+                new_token_ids=[],
+                finish_reason=ENGINE.FinishReason.ABORT,
+                stop_reason=f"contralto: {why}",
+            )
+            if request.client_index not in outputs:
+                outputs[request.client_index] = ENGINE.EngineCoreOutputs(outputs=[])
+            outputs[request.client_index].outputs.append(said)
+        return outputs
+
+    # ------------------------------------------------------------------------------------------------ requests go
+
+    def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
+        """Requests that a client gave up; the partners of one that has not started end with a reason."""
+        wanted = None if request_ids is None else {request_ids} if isinstance(request_ids, str) else set(request_ids)
+        gone = self._drop(wanted)
+        return [*gone, *(super().finish_requests(wanted, finished_status) or [])]  # type: ignore[misc]
+
+    def _drop(self, wanted: set[str] | None) -> list[Any]:
+        """Take requests out of what waits here."""
+        gone: list[Any] = []
+        waiting = [*(_Queued(group, text.requests) for group, text in self._incomplete.items()), *self._queue]
+        for group, requests in waiting:
+            left = [r for r in requests if wanted is not None and r.request_id not in wanted]
+            if len(left) == len(requests):
+                continue
+            gone += [request for request in requests if request not in left]
+            self._queue = deque(queued for queued in self._queue if queued.requests[0] is not requests[0])
+            self._incomplete.pop(group or "", None)
+            self._in_flight.discard(group or "")
+            self._refuse(left, f"{PREFIX}id {group!r}: its other branch was aborted")
+        return gone
+
+    def get_num_unfinished_requests(self) -> int:
+        """vLLM's, and those that wait here: while they do, the engine keeps looking at the clock."""
+        unfinished: int = super().get_num_unfinished_requests()  # type: ignore[misc]
+        if self._pause_state == PAUSE.PAUSED_ALL:
+            return unfinished
+        refused, held = len(self._refused), sum(len(text.branches) for text in self._incomplete.values())
+        queued = sum(len(queued.requests) for queued in self._queue) if self._pause_state == PAUSE.UNPAUSED else 0
+        return unfinished + refused + (held if self._pause_state == PAUSE.UNPAUSED else 0) + queued
+
+
+class PairScheduler(_Pairing, SCHEDULER):  # type: ignore[misc]
+    """vLLM's scheduler for texts whose branches are requests: `LLM(scheduler_cls=PairScheduler)`.
+
+    For engines without asynchronous scheduling, which are those on CPUs; `pair_scheduler` chooses.
+
+    - A text starts when all its branches are there, a step reads all their prompts whole, and the KV cache holds all that
+      they and all others may write. So a running branch is never put off, and texts do not lose step.
+    - A text that can never start is refused at once, and so are branches whose options differ. A request whose partners do not
+      come is refused after `additional_config={"contrast_timeout": 10}` seconds. Refused requests end with `finish_reason`
+      abort and the sentence as `stop_reason`.
+    - While texts are in flight, other requests wait in the same queue, first come first served.
+
+    Raises:
+        ValueError: settings that part branches, see `config.check_config`; asynchronous scheduling.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.scheduler_config.async_scheduling:
+            raise ValueError(
+                "async_scheduling needs scheduler_cls contralto.decoding.vllm.AsyncPairScheduler, or pair_scheduler, which "
+                "chooses"
+            )
+
+
+class AsyncPairScheduler(_Pairing, ASYNC_SCHEDULER):  # type: ignore[misc]
+    """The same on vLLM's asynchronous scheduler, the default on GPUs. See `PairScheduler`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.scheduler_config.async_scheduling:
+            raise ValueError(
+                "this engine schedules synchronously: use scheduler_cls contralto.decoding.vllm.PairScheduler, or "
+                "pair_scheduler, which chooses"
+            )
+
+
+def pair_scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+    """The scheduler that fits vLLM's own choice: `scheduler_cls="contralto.decoding.vllm.pair_scheduler"`.
+
+    Args:
+        vllm_config, args, kwargs: as vLLM calls a scheduler class.
+    """
+    kind = AsyncPairScheduler if vllm_config.scheduler_config.async_scheduling else PairScheduler
+    return kind(vllm_config, *args, **kwargs)
+
+
+def _options(request: Any) -> dict[str, Any]:
+    """What branches must share."""
+    how = request.sampling_params
+    return {name: getattr(how, name, None) for name in WATCHED}
+
+
+def _has_grammar(request: Any) -> bool:
+    """Whether a request is not waiting for its grammar to be compiled."""
+    wanted = request.structured_output_request
+    return wanted is None or wanted.grammar is not None

@@ -1,0 +1,81 @@
+"""A different amateur inside the processor: exact, whatever comes and goes."""
+
+import pytest
+from conftest import RUNNER
+from engines import EOS, FORMULAS, has_ended, model64, oracle, prompts
+from vllm import LLM, SamplingParams
+from vllm.exceptions import VLLMValidationError
+
+from contralto import testbed
+
+COUNT, LENGTH = (24, 24) if RUNNER == "v1" else (4, 8)
+AMATEUR = {"contrast_amateur": {"model": "testbed:amateur", "dtype": "float32"}}
+
+
+def make(model, **how):
+    return LLM(model, logits_processors=["contralto.decoding.vllm:AmateurContrast"], additional_config=AMATEUR, **how)
+
+
+class Output:
+    """As `oracle` and `has_ended` read it."""
+
+    def __init__(self, output):
+        self.tokens = list(output.outputs[0].token_ids)
+
+
+ENGINES = {
+    "plain": {},
+    "small steps, few slots": {"max_num_seqs": 5, "max_num_batched_tokens": 48},
+    "tiny cache": {"num_gpu_blocks_override": 9, "max_model_len": 128},
+}
+
+
+@pytest.mark.parametrize("name", ENGINES if RUNNER == "v1" else ["small steps, few slots"])
+@pytest.mark.parametrize(
+    "how", [{"beta": 1.0, "alpha": 0.05}, {"form": "li", "alpha": 0.2, "amateur_temperature": 0.5}]
+)
+def test_texts(engines, expert, name, how):
+    llm = engines(make=make, **ENGINES[name])
+    some = [full for full, _ in prompts(COUNT)]
+    values = {f"contrast_{key}": value for key, value in {"method": "cd", **how}.items()}
+    params = SamplingParams(temperature=0, max_tokens=LENGTH, extra_args=values)
+    plain = SamplingParams(temperature=0, max_tokens=LENGTH)
+    outputs = llm.generate(
+        [{"prompt_token_ids": ids} for ids in [*some, *some[:3]]], [params] * COUNT + [plain] * 3, use_tqdm=False
+    )
+    models = [model64(expert), model64(str(testbed.path("amateur")))]
+    assert "cd" in FORMULAS
+    for ids, output in zip(some, map(Output, outputs[:COUNT]), strict=True):
+        assert output.tokens == oracle(models, [ids, ids], output.tokens, method="cd", marker=None, **how)[0]
+        assert has_ended(output, LENGTH)
+    for ids, output in zip(some, map(Output, outputs[COUNT:]), strict=False):  # without contrast
+        assert (
+            output.tokens == oracle(models, [ids, ids], output.tokens, method="cd", marker=None, beta=0.0, alpha=0.0)[0]
+        )
+    assert {output.tokens[-1] == EOS for output in map(Output, outputs)} == {True, False}
+
+
+def test_draws_have_streams_of_their_own(engines):
+    llm = engines(make=make)
+    values = {"contrast_method": "cd", "contrast_temperature": 1.0}
+    params = [SamplingParams(temperature=0, max_tokens=8, extra_args={**values, "contrast_seed": s}) for s in (1, 2, 1)]
+    one, two, three = [list(o.outputs[0].token_ids) for o in llm.generate(["Ben went"] * 3, params, use_tqdm=False)]
+    alone = llm.generate(["Ben went"], params[1:2], use_tqdm=False)[0].outputs[0]
+    assert one == three != two
+    assert list(alone.token_ids) == two
+
+
+@pytest.mark.parametrize(
+    ("values", "temperature", "message"),
+    [
+        ({"contrast_method": "cad"}, 0, "contrast_method must be cd with an amateur, not 'cad'"),
+        ({"contrast_method": "cd", "contrast_id": 1}, 0, "contrast_id is of texts with several requests"),
+        ({"contrast_method": "cd"}, 0.5, "temperature must be 0 with contrast_method, not 0.5"),
+        ({"contrast_method": "cd", "contrast_beta": -1.0}, 0, "contrast_method cd: beta must be"),
+    ],
+)
+def test_what_does_not_go_together(engines, values, temperature, message):
+    llm = engines(make=make)
+    params = SamplingParams(temperature=temperature, max_tokens=2, extra_args=values)
+    with pytest.raises((ValueError, VLLMValidationError), match=message):
+        llm.generate(["Ben went"], params, use_tqdm=False)
