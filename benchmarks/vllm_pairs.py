@@ -54,7 +54,8 @@ def rounds(llm: Any, model: Any, samples: int, args: argparse.Namespace) -> Iter
             _loop(model, prompts.to(args.device), rest.to(args.device), args.tokens),
         ]
         alone = args.tokens / _loop(model, prompts[:1].to(args.device), rest[:1].to(args.device), args.tokens)
-        yield Round(*(samples * args.tokens / each for each in seconds), alone)
+        plain, paired, loop = (samples * args.tokens / each for each in seconds)
+        yield Round(plain, paired, loop, alone)
 
 
 def _plain(llm: Any, prompts: list[list[int]], tokens: int) -> float:
