@@ -125,16 +125,16 @@ def try_engine(name: str, engine: dict[str, Any], kills: int, folder: Path) -> F
     folder.mkdir()
     recipe, rng = recipe_for(engine, folder), random.Random(0)
     start = time.perf_counter()
-    for _ in until_finished(recipe, folder / "whole", 0, 0, rng):
+    for _ in until_finished(recipe, folder / "whole" / "pairs", 0, 0, rng):
         raise AssertionError
-    seconds, expected = time.perf_counter() - start, files(folder / "whole")
+    seconds, expected = time.perf_counter() - start, files(folder / "whole" / "pairs")
     assert len(expected) >= 5, expected.keys()
-    with Store(folder / "whole" / "answers.sqlite") as store:
+    with Store(folder / "whole" / "pairs" / "answers.sqlite") as store:
         requests = sum(usage.requests for usage in store.usage())
     done = runs = identical = 0
     with tqdm(total=kills, desc=name, unit="kill") as bar:
         while done < kills:
-            output = folder / "killed"
+            output = folder / "killed" / "pairs"  # the same name, which the card bears
             for _ in until_finished(recipe, output, seconds, min(kills - done, 12), rng):
                 done += 1
                 bar.update()
