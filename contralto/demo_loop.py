@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from peft import PeftModel
 
 from contralto import data, testbed, train
 
-PAIRS, STEPS, BATCH = 320, 80, 16
+PAIRS, STEPS, BATCH = 160, 60, 16
 ROWS_PER_PAIR = 4
 """Problems that are asked for a pair: most answers need no revision."""
 SEED = 2030
@@ -37,6 +38,8 @@ def align(expert: str, folder: Path) -> Path:
     model = f"testbed:{expert}"
     recipe = folder / "clair.yaml"
     recipe.write_text(yaml.safe_dump(_recipe(model, pairs)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model is slower on two
     with contextlib.redirect_stdout(sys.stderr):
         command = argparse.ArgumentParser()
         data.add_arguments(command)
@@ -44,6 +47,7 @@ def align(expert: str, folder: Path) -> Path:
         _keep(pairs / "dataset" / "data" / "train.jsonl", folder / "pairs.jsonl")
         train.run(["apo_zero", *_flags(model, folder / "pairs.jsonl", adapter)])
     _merge(expert, adapter, whole)
+    torch.set_num_threads(threads)
     return whole
 
 
