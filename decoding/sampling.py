@@ -26,7 +26,7 @@ FIRST, SECOND = -4658895280553007687, -7723592293110705685
 """The multipliers of SplitMix64 (Steele et al. 2014), as int64."""
 
 
-def gumbel_noise(seeds: Tensor, step: int, size: int) -> Tensor:
+def gumbel_noise(seeds: Tensor, step: int | Tensor, size: int) -> Tensor:
     """Standard Gumbel noise for every row and token: `-log(-log u)`.
 
     `argmax_v (log p(v) + g_v)` is a draw from `p` (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030, section 2). `u` is
@@ -34,7 +34,7 @@ def gumbel_noise(seeds: Tensor, step: int, size: int) -> Tensor:
 
     Args:
         seeds: `(B,)` int64, one per row.
-        step: how many tokens the rows have drawn before.
+        step: how many tokens the rows have drawn before; one number, or `(B,)` int64, one per row.
         size: `V`.
 
     Returns:
@@ -45,7 +45,8 @@ def gumbel_noise(seeds: Tensor, step: int, size: int) -> Tensor:
         >>> torch.equal(both[1:], gumbel_noise(torch.tensor([8]), step=3, size=5))
         True
     """
-    keys = _mix(_mix(seeds) + _wrapped((step + 1) * GOLDEN))
+    steps = step if isinstance(step, Tensor) else torch.full_like(seeds, step)
+    keys = _mix(_mix(seeds) + (steps + 1) * GOLDEN)
     bits = _mix(keys[:, None] + torch.arange(1, size + 1, device=seeds.device) * GOLDEN)
     uniform = ((bits >> 11 & (1 << 53) - 1).double() + 0.5) / 2**53
     return -(-uniform.log()).log()

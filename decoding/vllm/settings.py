@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from contralto.decoding import rules
-from contralto.decoding.sampling import GOLDEN, _mix, _wrapped
+from contralto.decoding.sampling import _wrapped, gumbel_noise
 
 __all__ = [
     "METHODS",
@@ -373,16 +373,8 @@ def draw(scores: Tensor, warp: Warp, seeds: Tensor, steps: Tensor) -> Tensor:
     if warp.floors:
         p = warm.softmax(-1)
         warm = warm.masked_fill(p < warp.min_p * p.amax(-1, keepdim=True), -torch.inf)
-    drawn = (warm.double().log_softmax(-1) + _noise(seeds, steps, size)).float()
+    drawn = (warm.double().log_softmax(-1) + gumbel_noise(seeds, steps, size)).float()
     return torch.where(samples, drawn, scores.float())
-
-
-def _noise(seeds: Tensor, steps: Tensor, size: int) -> Tensor:
-    """`sampling.gumbel_noise` for a step per row."""
-    keys = _mix(_mix(seeds) + (steps + 1) * GOLDEN)
-    bits = _mix(keys[:, None] + torch.arange(1, size + 1, device=seeds.device) * GOLDEN)
-    uniform = ((bits >> 11 & (1 << 53) - 1).double() + 0.5) / 2**53
-    return -(-uniform.log()).log()
 
 
 def seeds_of(seeds: Sequence[int]) -> Tensor:
