@@ -15,6 +15,7 @@ import sys
 import pytest
 import torch
 import yaml
+from kills import killed_at
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -139,29 +140,9 @@ def test_mistakes_are_one_sentence(pairs, tmp_path, monkeypatch, argv, message):
 
 def _killed_at(argv, point):
     """Run in a process of its own that is killed at `point`; how it ended."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    try:
-        kind, count = point
-        left = itertools.count(count, -1)
-        owner, name = (PreferenceTrainer, "training_step") if kind == "step" else (PreferenceTrainer, "_save_rng_state")
-        stock = getattr(owner, name)
-
-        def deadly(self, *args, **how):
-            if next(left) == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return stock(self, *args, **how)
-
-        if count >= 0:
-            setattr(owner, name, deadly)
-        train.run(argv)
-        os._exit(0)
-    except BaseException:  # noqa: BLE001 (the child must not go on with the test run)
-        import traceback
-
-        traceback.print_exc()
-        os._exit(1)
+    kind, count = point
+    name = "training_step" if kind == "step" else "_save_rng_state"
+    return killed_at(lambda: train.run(argv), PreferenceTrainer, name, count)
 
 
 @pytest.mark.slow

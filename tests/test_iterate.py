@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from datasets import load_dataset
+from kills import killed_at
 from safetensors.torch import load_file
 
 from contralto import train
@@ -219,27 +220,7 @@ def test_rounds_are_not_started_by_accelerate(recipes):
 
 def _killed_at(argv, point):
     """All rounds in a process of their own that is killed at `point`; how it ended."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    try:
-        owner, name, count = point
-        left, stock = itertools.count(count, -1), getattr(owner, name)
-
-        def deadly(*args, **how):
-            if next(left) == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return stock(*args, **how)
-
-        if count >= 0:
-            setattr(owner, name, deadly)
-        train.run(argv)
-        os._exit(0)
-    except BaseException:  # noqa: BLE001 (the child must not go on with the test run)
-        import traceback
-
-        traceback.print_exc()
-        os._exit(1)
+    return killed_at(lambda: train.run(argv), *point)
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ model are better served by `PairedContrast`.
 
 import copy
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,16 +18,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from contralto.decoding.vllm.members import Members
 from contralto.decoding.vllm.settings import PREFIX, Row, Rule, Warp, draw, seeds_of
 from contralto.names import from_pretrained
 
 __all__ = ["AmateurContrast"]
 
-V1: Any = import_module("vllm.v1.sample.logits_processor")
-try:
-    V2: Any = import_module("vllm.v1.worker.gpu.sample.logits_processor").LogitsProcessor
-except ImportError:  # vLLM 0.30 has one interface
-    V2 = object
 KEY = "contrast_amateur"
 TIED = ("id", "branch", "marker", "start")
 """What only requests of several branches have."""
@@ -43,7 +38,7 @@ class _Member(NamedTuple):
     """V1 runner: vLLM's own list, which grows."""
 
 
-class AmateurContrast(V1.LogitsProcessor, V2):  # type: ignore[misc]
+class AmateurContrast(Members):
     """Weighs vLLM's model against an amateur of the same tokenizer; requests without `contrast_method` are left alone.
 
         scores = rule(log p_expert, log p_amateur),    token = argmax scores, or a draw from softmax(scores)
@@ -63,8 +58,7 @@ class AmateurContrast(V1.LogitsProcessor, V2):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, *more: Any) -> None:
         """V1: `(vllm_config, device, is_pin_memory)`. V2: `(vllm_config, req_states)`."""
-        self._states: Any = more[0] if len(more) == 1 else None
-        device = more[0] if self._states is None else self._states.device
+        super().__init__(vllm_config, *more)
         how = (vllm_config.additional_config or {}).get(KEY)
         if not isinstance(how, dict) or not isinstance(how.get("model"), str):
             raise ValueError(  # noqa: TRY004  a setting, whatever is wrong with it
@@ -72,9 +66,7 @@ class AmateurContrast(V1.LogitsProcessor, V2):  # type: ignore[misc]
             )
         if vllm_config.speculative_config is not None:
             raise ValueError("AmateurContrast sees one token at a time: leave speculative_config out")
-        self._reader = _Reader(how, device, vllm_config)
-        self._device = device
-        self._members: dict[int, _Member] = {}
+        self._reader = _Reader(how, self._device, vllm_config)
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
@@ -89,37 +81,9 @@ class AmateurContrast(V1.LogitsProcessor, V2):  # type: ignore[misc]
                 f"temperature must be 0 with {PREFIX}method, not {sampling_params.temperature}: give {PREFIX}temperature"
             )
 
-    def is_argmax_invariant(self) -> bool:
-        """It decides the argmax."""
-        return False
-
-    def update_state(self, batch_update: Any) -> None:
-        """V1: requests that left, joined or moved."""
-        if batch_update is None:
-            return
-        for index in batch_update.removed:
-            self._members.pop(index, None)
-        for index, params, prompt, output in batch_update.added:
-            self._put(index, params, prompt or (), output)
-        for one, two, direction in batch_update.moved:
-            moved = {two: self._members.pop(one, None)}
-            if direction == V1.MoveDirectionality.SWAP:
-                moved[one] = self._members.get(two)
-            for index, member in moved.items():
-                self._members.pop(index, None)
-                if member is not None:
-                    self._members[index] = member
-
-    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        """V2: a request takes a slot."""
-        self._put(req_idx, sampling_params, (), ())
-        return req_idx in self._members
-
-    def _put(self, index: int, params: Any, prompt: Sequence[int], output: Sequence[int]) -> None:
-        self._members.pop(index, None)
+    def _member(self, params: Any, prompt: Sequence[int], output: Sequence[int]) -> _Member | None:
         row = _row(params.extra_args)
-        if row is not None:
-            self._members[index] = _Member(row, prompt, output)
+        return None if row is None else _Member(row, prompt, output)
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
         """Weigh and draw, in place."""

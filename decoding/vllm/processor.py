@@ -1,12 +1,6 @@
-"""The logits processor that weighs the branches of a text, for both of vLLM's model runners.
-
-vLLM has two interfaces of one name: `update_state(...)` and `apply(logits)` where the V1 runner runs (CPUs; all of vLLM 0.30),
-`add_request(...)` and `apply(logits, ctx)` on Model Runner V2 (GPUs since 0.31). Read from vLLM 0.32 and 0.30; of private
-names it uses `req_states.prompt_len` and `prefill_len` of V2, which its interface documents.
-"""
+"""The logits processor that weighs the branches of a text, for both of vLLM's model runners."""
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,22 +8,17 @@ import torch
 from torch import Tensor
 
 from contralto.decoding.vllm.config import check_config
+from contralto.decoding.vllm.members import Members
 from contralto.decoding.vllm.settings import Row, Rule, Warp, check_request, draw, seeds_of
 
 __all__ = ["PairedContrast"]
-
-V1: Any = import_module("vllm.v1.sample.logits_processor")
-try:
-    V2: Any = import_module("vllm.v1.worker.gpu.sample.logits_processor").LogitsProcessor
-except ImportError:  # vLLM 0.30 has one interface
-    V2 = object
 
 
 class _Member(NamedTuple):
     """A request in the batch that is a branch of a text."""
 
     row: Row
-    output: list[int]
+    output: Sequence[int]
     """V1 runner: vLLM's own list, which grows."""
 
 
@@ -60,7 +49,7 @@ class _Plan(NamedTuple):
     markers: Tensor
 
 
-class PairedContrast(V1.LogitsProcessor, V2):  # type: ignore[misc]
+class PairedContrast(Members):
     """Decodes texts by contrast whose branches are requests of one batch; other requests it leaves alone.
 
         scores = rule(logits of branch 0, logits of branch 1, ...),    token = argmax scores, or a draw from softmax(scores)
@@ -75,12 +64,9 @@ class PairedContrast(V1.LogitsProcessor, V2):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, *more: Any) -> None:
         """V1: `(vllm_config, device, is_pin_memory)`. V2: `(vllm_config, req_states)`."""
-        self._states: Any = more[0] if len(more) == 1 else None
-        self._device = more[0] if self._states is None else self._states.device
+        super().__init__(vllm_config, *more)
         check_config(vllm_config)
-        self._members: dict[int, _Member] = {}
-        """By row of the batch (V1), or by slot (V2)."""
-        self._regroup()
+        self._changed()
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
@@ -93,53 +79,18 @@ class PairedContrast(V1.LogitsProcessor, V2):  # type: ignore[misc]
         if row is not None:
             check_request(row, sampling_params)
 
-    # ------------------------------------------------------------------------------------------------- V1 runner
-
-    def is_argmax_invariant(self) -> bool:
-        """It decides the argmax."""
-        return False
-
-    def update_state(self, batch_update: Any) -> None:
-        """V1: requests that left, joined or moved, in this order."""
-        if batch_update is None:
-            return
-        for index in batch_update.removed:
-            self._members.pop(index, None)
-        for index, params, _, output in batch_update.added:
-            self._put(index, params, output)
-        for one, two, direction in batch_update.moved:
-            moved = {two: self._members.pop(one, None)}
-            if direction == V1.MoveDirectionality.SWAP:
-                moved[one] = self._members.get(two)
-            for index, member in moved.items():
-                self._members.pop(index, None)
-                if member is not None:
-                    self._members[index] = member
-        self._regroup()
-
-    # ------------------------------------------------------------------------------------------- Model Runner V2
-
-    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        """V2: a request takes a slot; whoever had it before is gone."""
-        self._put(req_idx, sampling_params, [])
-        self._regroup()
-        return req_idx in self._members
-
-    # ------------------------------------------------------------------------------------------------------ both
-
-    def _put(self, index: int, params: Any, output: list[int]) -> None:
-        """A request in its place. V2 does not say when one leaves: the same branch elsewhere is an earlier try of it."""
-        self._members.pop(index, None)
+    def _member(self, params: Any, prompt: Sequence[int], output: Sequence[int]) -> _Member | None:
+        """V2 does not say when a request leaves: the same branch elsewhere is an earlier try of it."""
         row = Row.of(params.extra_args)
-        if row is not None:
-            for other in [
-                i for i, m in self._members.items() if (m.row.group, m.row.branch) == (row.group, row.branch)
-            ]:
-                del self._members[other]
-            self._members[index] = _Member(row, output)
+        if row is None:
+            return None
+        branch = (row.group, row.branch)
+        for other in [i for i, m in self._members.items() if (m.row.group, m.row.branch) == branch]:
+            del self._members[other]
+        return _Member(row, output)
 
-    def _regroup(self) -> None:
-        """The batch has changed: put the members in order, those of whole texts first, by text and branch."""
+    def _changed(self) -> None:
+        """Put the members in order, those of whole texts first, by text and branch."""
         texts: dict[str, list[int]] = {}
         for index in sorted(self._members, key=lambda i: self._members[i].row.branch):
             texts.setdefault(self._members[index].row.group, []).append(index)

@@ -1,5 +1,8 @@
 """A different amateur inside the processor: exact, whatever comes and goes."""
 
+import doctest
+from importlib import import_module
+
 import pytest
 from conftest import RUNNER
 from engines import EOS, FORMULAS, has_ended, model64, oracle, prompts
@@ -79,3 +82,9 @@ def test_what_does_not_go_together(engines, values, temperature, message):
     params = SamplingParams(temperature=temperature, max_tokens=2, extra_args=values)
     with pytest.raises((ValueError, VLLMValidationError), match=message):
         llm.generate(["Ben went"], params, use_tqdm=False)
+
+
+def test_the_docstring_example():
+    found = doctest.testmod(import_module("contralto.decoding.vllm.amateur"))
+    assert found.attempted
+    assert not found.failed
