@@ -1,15 +1,21 @@
 """The options of `PreferenceTrainer`: those of TRL's `DPOConfig`, and what contralto's own losses need."""
 
+# ruff: noqa: TRY004 (a wrong type in somebody's recipe is a ValueError like any other mistake in it)
+
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from datasets import Dataset, IterableDataset
+from transformers import IntervalStrategy
 from trl import DPOConfig  # type: ignore[attr-defined]
 
-from contralto.align.losses import F_DIVERGENCES, LOSSES, Objective
+from contralto.align.losses import F_DIVERGENCES
 from contralto.align.masks import KINDS
+from contralto.align.objective import LOSSES, Objective
 
 __all__ = ["PreferenceConfig", "StagedConfig"]
 
@@ -43,9 +49,50 @@ def settle(args: Any) -> None:
 class StagedConfig(DPOConfig):
     """`trl.DPOConfig` (1.16), whose `bf16` defaults to False where there is no accelerator, since few CPUs are fast at it."""
 
+    columns: ClassVar[str] = "prompt, chosen and rejected"
+    """What a row of data has, in words."""
+
     def __post_init__(self) -> None:
         settle(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
+
+    @property
+    def head_in_shards(self) -> bool:
+        """Whether no process has a whole language-model head: ZeRO 3, FSDP 1."""
+        zero_3 = self.deepspeed_plugin is not None and self.deepspeed_plugin.zero_stage == 3
+        sharding: Any = self.fsdp_config or {}
+        return zero_3 or (bool(self.fsdp) and int(sharding.get("version", 2)) == 1)
+
+    def checked_pairs(
+        self, train: Any, evaluation: Any
+    ) -> Iterator[tuple[str, Dataset | IterableDataset, dict[str, Any]]]:
+        """The data sets of pairs that a trainer was given, each with its name and its first row.
+
+        Raises:
+            ValueError: one that is missing, is no data set, has no rows, or lacks a column; a stream without `max_steps`.
+        """
+        if train is None:
+            raise ValueError("train_dataset is missing: give the pairs to train on")
+        if isinstance(train, IterableDataset) and self.max_steps <= 0:
+            raise ValueError("a streamed train_dataset has no length: set max_steps")
+        if self.eval_strategy != "no" and evaluation is None:
+            raise ValueError(
+                f"eval_strategy is {IntervalStrategy(self.eval_strategy).value}, and there is no eval_dataset: give one"
+            )
+        splits = evaluation if isinstance(evaluation, dict) else {"eval_dataset": evaluation}
+        for name, dataset in {"train_dataset": train, **splits}.items():
+            if dataset is None:
+                continue
+            if not isinstance(dataset, Dataset | IterableDataset):
+                raise ValueError(
+                    f"{name} must be a datasets.Dataset or IterableDataset, not a {type(dataset).__name__}"
+                )
+            first = next(iter(dataset), None)
+            if first is None:
+                raise ValueError(f"{name} has no rows")
+            if missing := [column for column in ("chosen", "rejected") if column not in first]:
+                raise ValueError(f"{name} has no column {missing[0]}; a row has {self.columns}")
+            yield name, dataset, first
 
 
 @dataclass
@@ -53,7 +100,7 @@ class PreferenceConfig(StagedConfig):
     """The options of `PreferenceTrainer`.
 
     All of `trl.DPOConfig` (1.16) and of `transformers.TrainingArguments`. What differs: `loss_type` also takes contralto's
-    losses, see `contralto.align.losses.LOSSES`; `beta` defaults to that of the loss; `bf16` defaults to False where there is no
+    losses, see `contralto.align.objective.LOSSES`; `beta` defaults to that of the loss; `bf16` defaults to False where there is no
     accelerator, since few CPUs are fast at it. Everything that can be seen to be wrong is refused here, before a model is loaded.
 
     Args:

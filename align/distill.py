@@ -5,39 +5,24 @@ A row is that of a preference trainer: `chosen` is the teacher's text y_t, `reje
 
     D(y) = 1/|y| sum_i D(p(. | x, y_<i), q(. | x, y_<i))        loss = w_t D_t(y_t) + w_s D_s(y_s)
 
-`loss_type` says which:
-
-| loss_type | D_t on the teacher's text | D_s on the student's | weights |
-|---|---|---|---|
-| `distillm2` | skew KL | skew reverse KL | of the curriculum: DistiLLM-2, Ko et al. 2025, arXiv 2503.07067 |
-| `skew_kl` | skew KL | the same | 1 - lmbda, lmbda: DistiLLM's loss, Ko et al. 2024, arXiv 2402.03898 |
-| `skew_reverse_kl` | skew reverse KL | the same | 1 - lmbda, lmbda: DistiLLM's other loss |
-| `jsd` | generalised Jensen-Shannon | the same | 1 - lmbda, lmbda: GKD, Agarwal et al. 2024, arXiv 2306.13649 |
-| `forward_kl` | forward KL | the same | 1, 0: knowledge distillation, Hinton et al. 2015, arXiv 1503.02531 |
-| `reverse_kl` | reverse KL | the same | 0, 1: MiniLLM's divergence, Gu et al. 2024, arXiv 2306.08543, here per token |
-| `tvd` | total variation | the same | 1 - lmbda, lmbda: Wen et al. 2023, arXiv 2307.15190 |
-| `sft` | -log q | none | 1, 0: sequence-level distillation, Kim & Rush 2016, arXiv 1606.07947; no teacher is loaded |
+`loss_type` says which divergences and weights, see `contralto.align.distill_config`.
 
 A text that has no weight is not run through any model.
 """
 
 # ruff: noqa: TRY004 (a wrong type in somebody's recipe is a ValueError like any other mistake in it)
 
-import dataclasses
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BitsAndBytesConfig, IntervalStrategy, PreTrainedModel
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from contralto.align.config import StagedConfig
-from contralto.align.curriculum import PAPER, RELEASED, Curriculum
+from contralto.align.distill_config import TEACHER, DistillationConfig
 from contralto.align.divergences import Head, chunked_divergence, chunked_logps
 from contralto.align.reference import reference_hash
 from contralto.align.seams import (
@@ -54,220 +39,7 @@ from contralto.align.seams import (
 from contralto.align.teacher import Rows, TeacherStates, WithStates, default_folder, load_head, save_head
 from contralto.names import locate
 
-__all__ = ["LOSSES", "DistillationConfig", "DistillationPairTrainer", "Found", "Teacher"]
-
-
-class Kind(NamedTuple):
-    """A loss: what is learned on which text, and from which settings."""
-
-    chosen: str
-    rejected: str
-    lmbda: float
-    """The default weight of the student's text."""
-    settings: tuple[str, ...] = ()
-    """Of `OWN`."""
-
-
-SCHEDULE = ("alpha_0", "alpha_low", "alpha_high", "beta_0", "adaptive_alpha", "gradual_beta", "loss_factor")
-"""What `curriculum` sets, and options of their own change."""
-CURRICULA = {"paper": PAPER, "released": RELEASED}
-TEACHER = (
-    *("teacher_model_name_or_path", "teacher_model_revision", "teacher_model_init_kwargs"),
-    *("teacher_load_in_4bit", "teacher_load_in_8bit", "precompute_teacher", "teacher_cache"),
-)
-SKEW, SHARED = ("alpha_0",), ("temperature", *TEACHER)
-LOSSES = {
-    "distillm2": Kind(
-        "skew_kl", "skew_reverse_kl", 0.5, (*SHARED, *SCHEDULE, "curriculum", "srkl", "first_epoch", "all_epochs")
-    ),
-    "skew_kl": Kind("skew_kl", "skew_kl", 0.5, (*SHARED, *SKEW, "lmbda")),
-    "skew_reverse_kl": Kind("skew_reverse_kl", "skew_reverse_kl", 0.5, (*SHARED, *SKEW, "srkl", "lmbda")),
-    "jsd": Kind("jsd", "jsd", 0.5, (*SHARED, "beta", "lmbda")),
-    "forward_kl": Kind("forward_kl", "forward_kl", 0.0, (*SHARED, "lmbda")),
-    "reverse_kl": Kind("reverse_kl", "reverse_kl", 1.0, (*SHARED, "lmbda")),
-    "tvd": Kind("tvd", "tvd", 0.5, (*SHARED, "lmbda")),
-    "sft": Kind("nll", "nll", 0.0),
-}
-"""The losses by name; see the table above."""
-OWN = tuple(dict.fromkeys(name for kind in LOSSES.values() for name in kind.settings))
-OF_PREFERENCES = (
-    *("loss_weights", "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef", "label_smoothing", "padding_free"),
-    *("use_weighting", "discopop_tau", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
-)
-"""Options of `DPOConfig` that have no meaning here."""
-
-
-def _option(default: Any, text: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": text.replace("%", "%%"), **metadata})
-
-
-@dataclass
-class DistillationConfig(StagedConfig):
-    """The options of `DistillationPairTrainer`.
-
-    Those of `trl.DPOConfig` (1.16) and `transformers.TrainingArguments`, without those of preference losses. An option that the
-    loss does not read is refused, as is everything else that can be seen to be wrong before a model is loaded.
-
-    Args:
-        loss_type: one of `LOSSES`.
-        lmbda: the weight of the student's texts, in [0, 1] (GKD's lambda); None takes the default of the loss.
-        beta: of `jsd`: the teacher's share of the mixture, in [0, 1].
-        temperature: both models' logits are divided by it in the divergence.
-        curriculum: of `distillm2`: `paper`, or `released` for what the released code does (SKL + SRKL, alpha 0.1, the
-            skew reverse KL's mixture held fixed).
-        alpha_0, alpha_low, alpha_high, beta_0, adaptive_alpha, gradual_beta, loss_factor: these of the curriculum otherwise, see
-            `contralto.align.curriculum.Curriculum`; `alpha_0` is also the alpha of `skew_kl` and `skew_reverse_kl`.
-        srkl: the gradient of the skew reverse KL, `full` or `detached`, see `contralto.align.divergences.skew_reverse_kl`.
-        first_epoch: the curriculum's epoch that this run begins with, where runs are rounds of one training.
-        all_epochs: the curriculum's number of epochs E; None takes that of this run.
-        teacher_model_name_or_path: a folder, a hub id, or `testbed:NAME`; a folder with an adapter is loaded with its base.
-        teacher_model_revision: of a hub id.
-        teacher_model_init_kwargs: for `from_pretrained`. Unless it names a dtype, the teacher has that of its weights on an
-            accelerator, and float32 on a CPU.
-        teacher_load_in_4bit, teacher_load_in_8bit: quantised by bitsandbytes (NF4, or LLM.int8).
-        precompute_teacher: compute the teacher's last hidden states once, keep them on disk, and train without the teacher.
-        teacher_cache: the folder for them; None takes one beside the caches of `datasets`.
-
-    Raises:
-        ValueError: whatever is wrong, in one sentence.
-
-    Example:
-        >>> DistillationConfig("out", loss_type="jsd", lmbda=1.0, report_to="none").weights
-        (0.0, 1.0)
-        >>> DistillationConfig("out", loss_type="sft", beta=0.1, report_to="none")
-        Traceback (most recent call last):
-            ...
-        ValueError: beta is set, and sft does not read it; it belongs to jsd
-    """
-
-    learning_rate: float = _option(5e-5, "The initial learning rate for AdamW.")
-    loss_type: list[str] = field(
-        default_factory=lambda: ["distillm2"], metadata={"help": f"The loss, one of: {', '.join(LOSSES)}."}
-    )
-    lmbda: float | None = _option(None, "Weight of the student's texts (default: that of the loss).")
-    beta: float = _option(0.5, "Of jsd: the teacher's share of the mixture.")
-    temperature: float = _option(1.0, "Both models' logits are divided by it in the divergence.")
-    curriculum: str = _option("paper", "Of distillm2: the schedules of alpha and beta.", choices=list(CURRICULA))
-    alpha_0: float | None = _option(None, "The skew where it does not adapt.")
-    alpha_low: float | None = _option(None, "The least alpha.")
-    alpha_high: float | None = _option(None, "The greatest alpha.")
-    beta_0: float | None = _option(None, "The least weight of the student's texts in the curriculum.")
-    adaptive_alpha: bool | None = _option(None, "Whether alpha adapts to each text, from the second epoch on.")
-    gradual_beta: bool | None = _option(None, "Whether the weight of the student's texts grows.")
-    loss_factor: float | None = _option(None, "What stands before the loss of distillm2: 0.5 in the paper.")
-    srkl: str | None = _option(None, "Gradient of the skew reverse KL.", choices=["full", "detached"])
-    first_epoch: int = _option(1, "The curriculum's epoch that this run begins with.")
-    all_epochs: int | None = _option(None, "The curriculum's number of epochs (default: that of this run).")
-    teacher_model_name_or_path: str | None = _option(None, "The teacher: a folder, a hub id, or testbed:NAME.")
-    teacher_model_revision: str | None = _option(None, "The teacher's revision.")
-    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "For the teacher's from_pretrained."}
-    )
-    teacher_load_in_4bit: bool = _option(False, "Load the teacher in 4 bits (NF4, bitsandbytes).")
-    teacher_load_in_8bit: bool = _option(False, "Load the teacher in 8 bits (LLM.int8, bitsandbytes).")
-    precompute_teacher: bool = _option(
-        False, "Keep the teacher's hidden states on disk, and train without the teacher."
-    )
-    teacher_cache: str | None = _option(None, "Folder of precomputed teachers (default: beside datasets' caches).")
-
-    _VALID_DICT_FIELDS = [*StagedConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012
-
-    def __post_init__(self) -> None:
-        given = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
-        if len(given) != 1 or given[0] not in LOSSES:
-            raise ValueError(
-                f"loss_type must be one of {', '.join(LOSSES)}, not {', '.join(map(str, given)) or 'none'}"
-            )
-        self.loss_type, self.kind = given, LOSSES[given[0]]
-        self._check_read(given[0])
-        self._check_teacher()
-        self._check_numbers()
-        self._check_curriculum()
-        self.precompute_ref_log_probs = self.precompute_teacher  # so DPOTrainer asks for the columns of all data sets
-        super().__post_init__()
-        alone = self.per_device_train_batch_size * self.world_size == 1
-        if alone and self.kind is LOSSES["distillm2"] and self.schedule.adaptive_alpha:
-            raise ValueError(
-                "adaptive_alpha compares the texts of a batch, and per_device_train_batch_size is 1: raise it, or set "
-                "adaptive_alpha to False"
-            )
-
-    @property
-    def weights(self) -> tuple[float, float]:
-        """Of the teacher's text and of the student's; those of `distillm2` at beta_0."""
-        if self.kind is LOSSES["distillm2"]:
-            return self.schedule.factor * (1 - self.schedule.beta_0), self.schedule.factor * self.schedule.beta_0
-        share = self.kind.lmbda if self.lmbda is None else self.lmbda
-        return 1.0 - share, share
-
-    @property
-    def alpha(self) -> float:
-        """The skew where it does not adapt."""
-        return self.schedule.alpha_0
-
-    @property
-    def srkl_gradient(self) -> Literal["full", "detached"]:
-        """`srkl`, or what goes with the curriculum."""
-        default = "detached" if self.curriculum == "released" else "full"
-        return cast(Literal["full", "detached"], self.srkl or default)
-
-    def _check_read(self, name: str) -> None:
-        """Nothing is set that nobody reads."""
-        defaults = {each.name: each.default for each in dataclasses.fields(self)}
-        if unread := [each for each in OWN if each not in self.kind.settings and getattr(self, each) != defaults[each]]:
-            users = [other for other, kind in LOSSES.items() if unread[0] in kind.settings]
-            raise ValueError(f"{unread[0]} is set, and {name} does not read it; it belongs to {', '.join(users)}")
-        if strange := [each for each in OF_PREFERENCES if getattr(self, each) != defaults[each]]:
-            raise ValueError(
-                f"{strange[0]} is set, and belongs to preference losses, not to distillation: leave it out"
-            )
-        if self.precompute_ref_log_probs and not self.precompute_teacher:
-            raise ValueError("precompute_ref_log_probs is for preference losses; for a teacher set precompute_teacher")
-
-    def _check_teacher(self) -> None:
-        if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
-            raise ValueError("teacher_load_in_4bit and teacher_load_in_8bit are both set: set one of them")
-        if self.teacher_model_name_or_path is None:
-            options = (each for each in TEACHER[1:5] if getattr(self, each))
-            if option := next(options, None):
-                raise ValueError(f"{option} is set, and no teacher_model_name_or_path, to which it applies")
-        if self.teacher_cache is not None and not self.precompute_teacher:
-            raise ValueError("teacher_cache is set, and is only used with precompute_teacher: set both")
-
-    def _check_numbers(self) -> None:
-        for name in ("lmbda", "beta"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], not {value}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be a finite number above 0, not {self.temperature}")
-        if self.srkl not in (None, "full", "detached"):
-            raise ValueError(f"srkl must be full or detached, not {self.srkl!r}")
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(
-                f"max_length must be at least 2 tokens (one to read, one to predict), not {self.max_length}"
-            )
-
-    def _check_curriculum(self) -> None:
-        if self.curriculum not in CURRICULA:
-            raise ValueError(f"curriculum must be one of {', '.join(CURRICULA)}, not {self.curriculum!r}")
-        names = {"alpha_low": "low", "alpha_high": "high", "loss_factor": "factor"}
-        given = {names.get(each, each): value for each in SCHEDULE if (value := getattr(self, each)) is not None}
-        if self.kind is not LOSSES["distillm2"] and (alpha := given.get("alpha_0")) is not None:
-            given |= {"low": min(PAPER.low, alpha), "high": max(PAPER.high, alpha)}  # alpha does not move
-        self.schedule: Curriculum = dataclasses.replace(CURRICULA[self.curriculum], **given)
-        if self.first_epoch < 1 or (self.all_epochs is not None and self.all_epochs < self.first_epoch):
-            raise ValueError(
-                f"first_epoch must be 1 or more and at most all_epochs, not {self.first_epoch} of {self.all_epochs}"
-            )
-        if self.kind is not LOSSES["distillm2"] or (self.max_steps > 0 and self.all_epochs is None):
-            return
-        moving = [name for name in ("adaptive_alpha", "gradual_beta") if getattr(self.schedule, name)]
-        if moving and (self.all_epochs or self.num_train_epochs) <= 1:
-            raise ValueError(
-                f"{moving[0]} needs several epochs (alpha adapts from the second one on, beta is 1 throughout a single one), and "
-                "there is one: raise num_train_epochs, or all_epochs where runs are rounds, or set curriculum to released"
-            )
+__all__ = ["DistillationPairTrainer", "Found", "Teacher"]
 
 
 class Teacher(NamedTuple):
@@ -660,8 +432,12 @@ def _check(model: Any, teacher: Any, args: DistillationConfig, how: Mapping[str,
         raise ValueError("the model has an adapter already, and peft_config asks for another: leave peft_config out")
     if config is not None and config.is_prompt_learning:
         raise ValueError("learned prompts change which tokens stand where, and a divergence compares them: use LoRA")
-    _check_shards(args)
-    _check_datasets(args, how)
+    if args.head_in_shards and args.loss_type != ["sft"] and not args.precompute_teacher:
+        raise ValueError(
+            "the teacher's whole head is read, which ZeRO 3 and FSDP 1 keep in shards: set precompute_teacher, or use FSDP 2 or ZeRO 2"
+        )
+    for name, dataset, first in args.checked_pairs(how.get("train_dataset"), how.get("eval_dataset")):
+        _check_dataset(name, dataset, first, args)
     if args.teacher_model_name_or_path is not None:
         _check_tokenizers(model, args, how.get("processing_class"))
 
@@ -682,42 +458,7 @@ def _check_teacher(model: Any, teacher: Any, args: DistillationConfig) -> None:
         raise ValueError("the teacher is the student itself, and would be trained with it: pass another model")
 
 
-def _check_shards(args: DistillationConfig) -> None:
-    zero_3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
-    sharding: Any = args.fsdp_config or {}
-    fsdp_1 = bool(args.fsdp) and int(sharding.get("version", 2)) == 1
-    if (zero_3 or fsdp_1) and args.loss_type != ["sft"] and not args.precompute_teacher:
-        raise ValueError(
-            "the teacher's whole head is read, which ZeRO 3 and FSDP 1 keep in shards: set precompute_teacher, or use FSDP 2 or ZeRO 2"
-        )
-
-
-def _check_datasets(args: DistillationConfig, how: Mapping[str, Any]) -> None:
-    train, evaluation = how.get("train_dataset"), how.get("eval_dataset")
-    if train is None:
-        raise ValueError("train_dataset is missing: give the pairs to train on")
-    if isinstance(train, IterableDataset) and args.max_steps <= 0:
-        raise ValueError("a streamed train_dataset has no length: set max_steps")
-    if args.eval_strategy != "no" and evaluation is None:
-        raise ValueError(
-            f"eval_strategy is {IntervalStrategy(args.eval_strategy).value}, and there is no eval_dataset: give one"
-        )
-    splits = evaluation if isinstance(evaluation, dict) else {"eval_dataset": evaluation}
-    for name, dataset in {"train_dataset": train, **splits}.items():
-        if dataset is not None:
-            _check_dataset(name, dataset, args)
-
-
-def _check_dataset(name: str, dataset: Any, args: DistillationConfig) -> None:
-    if not isinstance(dataset, Dataset | IterableDataset):
-        raise ValueError(f"{name} must be a datasets.Dataset or IterableDataset, not a {type(dataset).__name__}")
-    first = next(iter(dataset), None)
-    if first is None:
-        raise ValueError(f"{name} has no rows")
-    if missing := [column for column in ("chosen", "rejected") if column not in first]:
-        raise ValueError(
-            f"{name} has no column {missing[0]}; a row has prompt, chosen (the teacher's text) and rejected (the student's)"
-        )
+def _check_dataset(name: str, dataset: Any, first: Mapping[str, Any], args: DistillationConfig) -> None:
     if args.precompute_teacher and isinstance(dataset, IterableDataset):
         raise ValueError(
             f"{name} is streamed, and precompute_teacher goes through all rows beforehand: set it to False"

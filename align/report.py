@@ -18,7 +18,7 @@ from markupsafe import Markup
 from contralto import __version__
 
 if TYPE_CHECKING:
-    from contralto.align.monitor import Record
+    from contralto.align.record import Record
 
 __all__ = ["PAGE", "PICTURE", "ches_correlation", "verdict", "versions", "write_report"]
 
@@ -60,7 +60,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         ValueError: there is no record in the folder.
         ImportError: without matplotlib or scipy.
     """
-    from contralto.align.monitor import Record
+    from contralto.align.record import Record
 
     place = Path(folder)
     record = Record.load(place)

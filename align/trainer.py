@@ -14,14 +14,15 @@ from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoConfig, IntervalStrategy, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from contralto.align.config import PreferenceConfig
 from contralto.align.divergences import Head
 from contralto.align.layouts import LAYOUTS, refusal
-from contralto.align.losses import Losses, Objective, Pairs, length_desensitized, wpo_weights
+from contralto.align.losses import length_desensitized, wpo_weights
 from contralto.align.masks import Activations, DensityMonitor, LearnedMask, Masks, mapo, record
 from contralto.align.monitor import Monitor
+from contralto.align.objective import Losses, Objective, Pairs
 from contralto.align.reference import IDS, ReferenceCache, Rows, default_folder, reference_hash
 from contralto.align.seams import COLUMNS, Batch, NoReference, Request, Scored, StagedTrainer, head_of
 
@@ -50,7 +51,7 @@ class PreferenceTrainer(StagedTrainer):
     Everything that TRL's `DPOTrainer` takes, it takes: data, collators, callbacks, PEFT, saving, accelerate. With TRL's losses it gives TRL's
     loss, gradients and metrics. What differs:
 
-    - `loss_type` also takes contralto's losses, see `contralto.align.losses.LOSSES`. Those that need margins or advantages read the columns
+    - `loss_type` also takes contralto's losses, see `contralto.align.objective.LOSSES`. Those that need margins or advantages read the columns
       `margin` and `chosen_advantage` of the data.
     - A loss that needs no reference loads none. Its rewards are logged as `beta log pi(y)`, per token where the loss normalises.
     - Only tokens of completions go through the language-model head, on every device; entropy, mean logits and accuracy are computed
@@ -417,20 +418,12 @@ def _check(
     _check_reference(model, ref_model, names, needs)
     _check_adapter(model, how.get("peft_config"), needs)
 
-    _check_shards(args, names, needs)
-    train, evaluation = how.get("train_dataset"), how.get("eval_dataset")
-    if train is None:
-        raise ValueError("train_dataset is missing: give the pairs to train on")
-    if isinstance(train, IterableDataset) and args.max_steps <= 0:
-        raise ValueError("a streamed train_dataset has no length: set max_steps")
-    if args.eval_strategy != "no" and evaluation is None:
+    if "kl" in needs and args.head_in_shards:
         raise ValueError(
-            f"eval_strategy is {IntervalStrategy(args.eval_strategy).value}, and there is no eval_dataset: give one"
+            f"{', '.join(names)} reads the reference's whole head, which ZeRO 3 and FSDP 1 keep in shards: use FSDP 2 or ZeRO 2"
         )
-    splits = evaluation if isinstance(evaluation, dict) else {"eval_dataset": evaluation}
-    for name, dataset in {"train_dataset": train, **splits}.items():
-        if dataset is not None:
-            _check_data(name, dataset, args, names, needs)
+    for name, dataset, first in args.checked_pairs(how.get("train_dataset"), how.get("eval_dataset")):
+        _check_data(name, dataset, first, args, names, needs)
     _check_layout(model, args, how.get("peft_config"))
 
 
@@ -443,16 +436,6 @@ def _check_reference(model: Any, ref_model: Any, names: Sequence[str], needs: fr
         raise ValueError(f"ref_model must be a loaded model, not a {type(ref_model).__name__}")
     if ref_model is model:
         raise ValueError("ref_model is the model itself, and would be trained with it: leave it out to take a copy")
-
-
-def _check_shards(args: PreferenceConfig, names: Sequence[str], needs: frozenset[str]) -> None:
-    zero_3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
-    sharding: Any = args.fsdp_config or {}
-    fsdp_1 = bool(args.fsdp) and int(sharding.get("version", 2)) == 1
-    if "kl" in needs and (zero_3 or fsdp_1):
-        raise ValueError(
-            f"{', '.join(names)} reads the reference's whole head, which ZeRO 3 and FSDP 1 keep in shards: use FSDP 2 or ZeRO 2"
-        )
 
 
 def _check_adapter(model: Any, config: Any, needs: frozenset[str]) -> None:
@@ -507,14 +490,14 @@ def _architecture(model: Any, args: PreferenceConfig) -> tuple[Any, Any, str]:
     return kind, config, given.get("attn_implementation") or default
 
 
-def _check_data(name: str, dataset: Any, args: PreferenceConfig, names: Sequence[str], needs: frozenset[str]) -> None:
-    if not isinstance(dataset, Dataset | IterableDataset):
-        raise ValueError(f"{name} must be a datasets.Dataset or IterableDataset, not a {type(dataset).__name__}")
-    first = next(iter(dataset), None)
-    if first is None:
-        raise ValueError(f"{name} has no rows")
-    if missing := [column for column in ("chosen", "rejected") if column not in first]:
-        raise ValueError(f"{name} has no column {missing[0]}; a row has prompt, chosen and rejected")
+def _check_data(
+    name: str,
+    dataset: Dataset | IterableDataset,
+    first: Mapping[str, Any],
+    args: PreferenceConfig,
+    names: Sequence[str],
+    needs: frozenset[str],
+) -> None:
     if "margin" in needs and "margin" not in first:
         wants = next(each for each in names if each in ("margin", "odpo"))
         raise ValueError(

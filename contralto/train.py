@@ -28,7 +28,7 @@ __all__ = ["TRAINERS", "parse", "recipes", "run"]
 
 TRAINERS = {
     "preference": ("contralto.align.trainer:PreferenceTrainer", "contralto.align.config:PreferenceConfig"),
-    "distill": ("contralto.align.distill:DistillationPairTrainer", "contralto.align.distill:DistillationConfig"),
+    "distill": ("contralto.align.distill:DistillationPairTrainer", "contralto.align.distill_config:DistillationConfig"),
     "reward": ("contralto.align.reward:MarginRewardTrainer", "contralto.align.reward:MarginRewardConfig"),
 }
 """What the key `trainer` may say: a trainer and its options."""

@@ -22,6 +22,7 @@ import reference_align as plain
 import torch
 import zoo
 from datasets import Dataset
+from kills import killed_at
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
@@ -31,7 +32,8 @@ from transformers import AutoModelForCausalLM
 from contralto import testbed, train
 from contralto.align import distill, teacher
 from contralto.align.config import StagedConfig
-from contralto.align.distill import LOSSES, DistillationConfig, DistillationPairTrainer
+from contralto.align.distill import DistillationPairTrainer
+from contralto.align.distill_config import LOSSES, DistillationConfig
 from contralto.testbed import worlds
 
 TEACHER_VOCABULARY = 169
@@ -552,28 +554,7 @@ def test_the_command_distils(file, tmp_path):
 
 def _killed_at(argv, point):
     """Run in a process of its own that is killed at `point`; how it ended."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    try:
-        name, count = point
-        left = itertools.count(count, -1)
-        stock = getattr(DistillationPairTrainer, name)
-
-        def deadly(self, *args, **how):
-            if next(left) == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return stock(self, *args, **how)
-
-        if count >= 0:
-            setattr(DistillationPairTrainer, name, deadly)
-        train.run(argv)
-        os._exit(0)
-    except BaseException:  # noqa: BLE001 (the child must not go on with the test run)
-        import traceback
-
-        traceback.print_exc()
-        os._exit(1)
+    return killed_at(lambda: train.run(argv), DistillationPairTrainer, *point)
 
 
 @pytest.mark.slow

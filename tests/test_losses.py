@@ -20,7 +20,7 @@ import torch
 from torch.testing import assert_close
 
 from contralto.align import losses
-from contralto.align.losses import LOSSES, Completions, Objective, Pairs
+from contralto.align.objective import LOSSES, Completions, Objective, Pairs
 
 SETTINGS = {
     "robust": {"label_smoothing": 0.2},

@@ -26,7 +26,8 @@ from contralto import testbed
 from contralto.align import audit, monitor, report
 from contralto.align.audit import Finding, audit_model, audit_rows
 from contralto.align.config import PreferenceConfig
-from contralto.align.monitor import Monitor, Point, Record, symptoms
+from contralto.align.monitor import Monitor
+from contralto.align.record import RECORD, Point, Record, symptoms
 from contralto.align.trainer import PreferenceTrainer
 from contralto.data_gen import ches
 from contralto.testbed import worlds
@@ -440,7 +441,7 @@ def test_a_resumed_run_counts_from_the_start(tmp_path, caplog):
     assert [point.step for point in again.points] == [0, 1, 2, 3, 4]
     assert again.points[-1].chosen == pytest.approx(whole.points[-1].chosen, abs=1e-4)
     assert "no record of this run's start" not in caplog.text
-    (tmp_path / monitor.RECORD).unlink()
+    (tmp_path / RECORD).unlink()
     trainer(tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert [point.step for point in Record.load(tmp_path).points] == [2, 3, 4]
     assert "no record of this run's start" in caplog.text
@@ -547,7 +548,7 @@ def test_a_report_that_fails_costs_no_model(tmp_path, monkeypatch, caplog):
 
 def test_the_record_is_whole_or_not_there(tmp_path, monkeypatch):
     full().save(tmp_path)
-    kept = json.loads((tmp_path / monitor.RECORD).read_text())
+    kept = json.loads((tmp_path / RECORD).read_text())
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -557,7 +558,7 @@ def test_the_record_is_whole_or_not_there(tmp_path, monkeypatch):
     broken.points = broken.points[:1]
     with pytest.raises(KeyboardInterrupt):
         broken.save(tmp_path)
-    assert json.loads((tmp_path / monitor.RECORD).read_text()) == kept
+    assert json.loads((tmp_path / RECORD).read_text()) == kept
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ from trl import DPOConfig, DPOTrainer
 from contralto import testbed, train
 from contralto.align.config import PreferenceConfig
 from contralto.align.layouts import LAYOUTS
-from contralto.align.losses import LOSSES, Objective, Pairs
+from contralto.align.objective import LOSSES, Objective, Pairs
 from contralto.align.reference import ReferenceCache
 from contralto.align.seams import IGNORED, Batch, Request, install_head, last_checkpoint
 from contralto.align.trainer import PreferenceTrainer
@@ -432,7 +432,7 @@ def vision_pairs(size=4):
     return Dataset.from_list(rows)
 
 
-@pytest.mark.parametrize("name", ["apo_zero", "tdpo1"])
+@pytest.mark.parametrize("name", ["apo_zero", pytest.param("tdpo1", marks=pytest.mark.slow)])
 def test_vision_language_models(tmp_path, name):
     """Stock TRL's numbers, and a whole step, on pictures."""
     made = []
