@@ -1,7 +1,9 @@
 """What alignment does to the testbed's experts: pairs made, losses trained, held-out problems decoded.
 
-    python benchmarks/align_card.py                        everything; writes the tables into testbed/ALIGNMENT.md
+    python benchmarks/align_card.py --folder out           everything; writes the tables into testbed/ALIGNMENT.md
     python benchmarks/align_card.py --experts expert-0 --pairs 64 --steps 10 --problems 40 --no-write
+
+Stopped, the first command goes on where it was: the folder keeps pairs, and every training as it ends.
 
 Of each expert, `contralto data run` makes pairs from its own samples on training problems, `contralto align` trains an adapter
 on them, and test problems are decoded greedily. All settings have the same number of pairs, steps and rows, and each has the
@@ -11,13 +13,13 @@ chosen texts alone: what it reaches is no merit of the rejected ones.
 
 import argparse
 import contextlib
+import hashlib
 import io
 import json
 import logging
 import os
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -46,6 +48,7 @@ RATES = ("2e-5", "5e-5", "1e-4", "2e-4")
 BATCH = 16
 SEED = 2029
 """Of the problems."""
+SIZES = ("pairs", "held_out", "steps", "dev", "problems")
 STRATEGIES = ("clair", "on_policy_judge", "stronger_preferred")
 
 
@@ -137,7 +140,7 @@ class Bench:
     def pairs(self, expert: str, strategy: str, split: str = "train") -> Path:
         """The pairs of an expert, made when first asked for: a file of JSONL."""
         made = self.folder / f"{expert}-{split}"
-        if not made.exists():
+        if not (made / "dataset").exists():
             self._generate(expert, split, made)
         kept = made / f"{strategy}.jsonl"
         if not kept.exists():
@@ -258,7 +261,20 @@ class Outcome(NamedTuple):
 
 
 def work(bench: Bench, job: Job) -> Outcome:
-    """Train and measure, in a process of its own."""
+    """Train and measure, in a process of its own, or read what was kept of it."""
+    name = hashlib.sha256(repr(job).encode()).hexdigest()[:16]
+    kept = bench.folder / f"{job.expert}-{name}.json"
+    if kept.exists():
+        found = Outcome(*json.loads(kept.read_text()))
+        return found._replace(change=Change(*found.change))
+    outcome = _work(bench, job)
+    unfinished = kept.with_suffix(".part")
+    unfinished.write_text(json.dumps(outcome))
+    unfinished.replace(kept)
+    return outcome
+
+
+def _work(bench: Bench, job: Job) -> Outcome:
     torch.set_num_threads(1)
     pairs = bench.pairs(job.expert, job.setting.pairs)
     if job.subset:
@@ -397,22 +413,34 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=80, help=f"of {BATCH} pairs")
     parser.add_argument("--dev", type=int, default=200, help="problems to choose the learning rate on")
     parser.add_argument("--problems", type=int, default=400, help="test problems")
+    parser.add_argument(
+        "--folder", type=Path, help="keep pairs and trainings here, and go on with those that are there"
+    )
     parser.add_argument("--no-write", action="store_true", help="only print the tables")
     args = parser.parse_args()
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, pool_of(os.cpu_count() or 1) as pool:
-        bench = Bench(Path(folder), args)
+    with tempfile.TemporaryDirectory() as passing, pool_of(os.cpu_count() or 1) as pool:
+        bench = Bench(Path(passing) if args.folder is None else _folder(args), args)
         list(tqdm(pool.map(prepare, [bench] * len(args.experts), args.experts), desc="pairs", total=len(args.experts)))
         rates = tune(bench, pool)
         tables = [*main_tables(bench, rates, pool), "", *displacement_table(bench, pool)]
-    tables.append(
-        f"\n{args.pairs} pairs, {args.steps} steps of {BATCH}, rank 8; {time.perf_counter() - start:.0f} s. {versions()}"
-    )
+    tables.append(f"\n{args.pairs} pairs, {args.steps} steps of {BATCH}, rank 8. {versions()}")
     text = "\n".join(tables) + "\n"
     print(text)
     if not args.no_write:
         before, rest = CARD.read_text().split(BEGIN)
         CARD.write_text(before + BEGIN + text + END + rest.split(END)[1])
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    """The folder that was given, if what it holds is of the same sizes."""
+    folder: Path = args.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes, about = {name: getattr(args, name) for name in SIZES}, folder / "sizes.json"
+    if not about.exists():
+        about.write_text(json.dumps(sizes))
+    if json.loads(about.read_text()) != sizes:
+        raise SystemExit(f"{folder} holds trainings of other sizes: {about.read_text()}; give another --folder")
+    return folder
 
 
 def versions() -> str:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from timing import spread
 from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria
@@ -176,13 +177,6 @@ def cache_bytes(model: Any, prompt: Tensor, how: dict[str, Any]) -> int:
     generate(model, prompt, 4, **how)
     hook.remove()
     return max(held)
-
-
-def spread(values: list[float]) -> str:
-    """The median and the range of the middle half."""
-    values = sorted(values)
-    quarter = len(values) // 4
-    return f"{statistics.median(values):.2f} ({values[quarter]:.2f} to {values[-1 - quarter]:.2f})"
 
 
 def time_row(heads: str, context: int, k: int, found: list[Round]) -> str:

@@ -28,7 +28,7 @@ from typing import Any
 
 import aiohttp
 import torch
-from timing import setting_lines
+from timing import setting_lines, spread
 from tqdm import tqdm
 
 from contralto import generate
@@ -145,13 +145,8 @@ def rounds(runs: Sequence[Run], count: int, name: str) -> Iterator[list[float]]:
 def line(name: str, size: str, count: int, found: list[list[float]]) -> str:
     """A line of the table."""
     bare = statistics.median(times[0] for times in found)
-    ratios = [sorted(times[0] / times[i] for times in found) for i in (1, 2)]
-    return f"| {name} | {size} | {count / bare:.1f} | {_spread(ratios[0])} | {_spread(ratios[1])} | {len(found)} |"
-
-
-def _spread(ratios: list[float]) -> str:
-    quarter = len(ratios) // 4
-    return f"{statistics.median(ratios):.2f} ({ratios[quarter]:.2f} to {ratios[-1 - quarter]:.2f})"
+    ratios = [[times[0] / times[i] for times in found] for i in (1, 2)]
+    return f"| {name} | {size} | {count / bare:.1f} | {spread(ratios[0])} | {spread(ratios[1])} | {len(found)} |"
 
 
 def local_lines(args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[str]:

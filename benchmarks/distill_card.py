@@ -1,7 +1,9 @@
 """What distillation does to the testbed's student: losses tuned alike, three seeds, held-out problems.
 
-    python benchmarks/distill_card.py                      everything; writes testbed/DISTILL.md
+    python benchmarks/distill_card.py --runs runs.jsonl    everything; writes testbed/DISTILL.md
     python benchmarks/distill_card.py --prompts 48 --problems 60 --dev 40 --seeds 0 1 --rates 1e-3 --no-write
+
+Stopped, the first command goes on where it was: `--runs` is a file that keeps every run as it ends.
 
 The teacher is the expert, the student a third of its size; both write before every epoch, on the same prompts for every loss, as in
 DistiLLM-2's algorithm 1. All losses have the same number of pairs, steps and rows, and each has the learning rate that was best for it on
@@ -28,7 +30,8 @@ from transformers import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
 from contralto import demo, testbed
-from contralto.align.distill import DistillationConfig, DistillationPairTrainer
+from contralto.align.distill import DistillationPairTrainer
+from contralto.align.distill_config import DistillationConfig
 from contralto.data_gen import pipeline, recipes
 from contralto.data_gen.export import pair_rows
 from contralto.data_gen.store import Store
@@ -70,6 +73,8 @@ CONTRAST = {"method": "cd", "amateur": "testbed:amateur"}
 class Run(NamedTuple):
     """A trained student on test problems."""
 
+    dev: int
+    """How many dev problems it solves."""
     right: list[bool]
     early: float
     """Share of the answers that stop after the second of more steps."""
@@ -90,6 +95,8 @@ class Bench:
         self.teacher = testbed.load("expert")
         self.rates: dict[str, float] = {}
         self.count = 0
+        lines = args.runs.read_text().splitlines() if args.runs and args.runs.exists() else []
+        self.kept = {each["key"]: Run(**each["run"]) for each in map(json.loads, lines)}
 
     # ------------------------------------------------------------------------------------------------------------ the texts
 
@@ -158,42 +165,46 @@ class Bench:
         trainer.remove_callback(PrinterCallback)  # its dictionaries tear the bar
         trainer.train()
 
-    def tuned(self, setting: Setting, bar: Any) -> tuple[float, Run]:
-        """The rate that is best on dev problems with the first seed, the lower of equals; and its student on the test problems."""
-        seed, tried = self.args.seeds[0], []
-        for rate in sorted(self.args.rates):
-            model, seconds = self.train(setting, seed, rate)
-            tried.append((sum(self.hits(model, "dev")), -rate, model, seconds))
-            bar.update()
-        _, rate, model, seconds = max(tried, key=lambda each: each[:2])
-        return -rate, self.measure(model, seconds)
-
-    def hits(self, model: Any, split: str) -> list[bool]:
-        """Which problems a model solves, greedily."""
-        texts = demo.decode(model, self.tokenizer, self.problems[split])
+    def hits(self, texts: Sequence[str], split: str) -> list[bool]:
+        """Which problems the texts solve."""
         return [demo.is_right(p, t) for p, t in zip(self.problems[split], texts, strict=True)]
 
     def measure(self, model: Any, seconds: float = 0.0) -> Run:
-        """A student on the test problems."""
-        problems = self.problems["test"]
-        texts = demo.decode(model, self.tokenizer, problems)
+        """A student on the problems."""
+        dev, texts = (demo.decode(model, self.tokenizer, self.problems[split]) for split in ("dev", "test"))
+        right = self.hits(texts, "test")
         early = [
-            worlds.answer(text) == problem.totals[2] and not demo.is_right(problem, text)
-            for problem, text in zip(problems, texts, strict=True)
+            worlds.answer(text) == problem.totals[2] and not is_right
+            for problem, text, is_right in zip(self.problems["test"], texts, right, strict=True)
             if len(problem.steps) > 2
         ]
-        right = [demo.is_right(p, t) for p, t in zip(problems, texts, strict=True)]
-        return Run(right, statistics.mean(early), seconds)
+        return Run(sum(self.hits(dev, "dev")), right, statistics.mean(early), seconds)
+
+    def run(self, setting: Setting, seed: int, rate: float) -> Run:
+        """A student trained and measured, or what was kept of it."""
+        size = {name: getattr(self.args, name) for name in ("student", "prompts", "epochs", "batch", "dev", "problems")}
+        key = json.dumps([setting.name, seed, rate, size])
+        if key not in self.kept:
+            self.kept[key] = self.measure(*self.train(setting, seed, rate))
+            if self.args.runs:
+                with self.args.runs.open("a") as file:
+                    file.write(json.dumps({"key": key, "run": self.kept[key]._asdict()}) + "\n")
+        return self.kept[key]
 
     def all(self) -> dict[str, list[Run]]:
-        """Every setting under every seed."""
+        """Every setting under every seed, at the rate that is best on dev problems with the first, the lower of equals."""
         found: dict[str, list[Run]] = {}
-        with tqdm(total=len(SETTINGS) * (len(self.args.rates) + len(self.args.seeds) - 1), unit="run") as bar:
+        first, *others = self.args.seeds
+        with tqdm(total=len(SETTINGS) * (len(self.args.rates) + len(others)), unit="run") as bar:
             for setting in SETTINGS:
-                self.rates[setting.name], first = self.tuned(setting, bar)
-                found[setting.name] = [first]
-                for seed in self.args.seeds[1:]:
-                    found[setting.name].append(self.measure(*self.train(setting, seed, self.rates[setting.name])))
+                tried = {}
+                for rate in sorted(self.args.rates):
+                    tried[rate] = self.run(setting, first, rate)
+                    bar.update()
+                best = self.rates[setting.name] = max(tried, key=lambda rate: (tried[rate].dev, -rate))
+                found[setting.name] = [tried[best]]
+                for seed in others:
+                    found[setting.name].append(self.run(setting, seed, best))
                     bar.update()
         return found
 
@@ -276,7 +287,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--dev", type=int, default=200, help="problems to choose the rate on")
     parser.add_argument("--problems", type=int, default=400, help="test problems")
-    parser.add_argument("--runs", type=Path, help="also keep which problems were solved, as JSON")
+    parser.add_argument(
+        "--runs", type=Path, help="keep every run in this file (JSONL), and take from it those that are there"
+    )
     parser.add_argument("--no-write", action="store_true", help="only print")
     args = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -291,8 +304,6 @@ def main() -> None:
         found = bench.all()
         text = page(bench, found)
     print(text)
-    if args.runs:
-        args.runs.write_text(json.dumps({name: [run._asdict() for run in runs] for name, runs in found.items()}))
     if not args.no_write:
         CARD.write_text(text)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from timing import setting_lines
+from timing import setting_lines, spread
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
@@ -115,13 +115,12 @@ def row(args: argparse.Namespace, tokens: int, trained: bool) -> str:
     check(it)  # and warm up
     memory = [peak(loss, it) for loss in (chunked, whole)]
     rounds = [(seconds(chunked, it), seconds(whole, it)) for _ in range(args.rounds)]
-    ratios, quarter = sorted(a / b for a, b in rounds), len(rounds) // 4
     mine, theirs = (f"{statistics.median(column):.3f}" for column in zip(*rounds, strict=True))
-    spread = f"{statistics.median(ratios):.2f} ({ratios[quarter]:.2f} to {ratios[-1 - quarter]:.2f})"
     size = [f"{2**-20 * bytes_:.0f}" for bytes_ in memory]
     head = "trained" if trained else "frozen"
     return (
-        f"| {tokens} | {head} | {' | '.join(size)} | 1 / {memory[1] / memory[0]:.1f} | {mine} | {theirs} | {spread} |"
+        f"| {tokens} | {head} | {' | '.join(size)} | 1 / {memory[1] / memory[0]:.1f} | {mine} | {theirs} | "
+        f"{spread([a / b for a, b in rounds])} |"
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timing import gaps, llama, prompts_of, setting_lines
+from timing import gaps, llama, prompts_of, setting_lines, spread
 from torch import Tensor
 from tqdm import tqdm
 
@@ -70,12 +70,7 @@ def row(size: str, batch: int, context: int, found: list[Round]) -> str:
         [each.loop / each.doubled for each in found],
         [each.processor / each.loop for each in found],
     ]
-    return " | ".join([f"| {size}", str(batch), str(context), *times, *map(_spread, ratios), f"{len(found)} |"])
-
-
-def _spread(ratios: list[float]) -> str:
-    ratios, quarter = sorted(ratios), len(ratios) // 4
-    return f"{statistics.median(ratios):.2f} ({ratios[quarter]:.2f} to {ratios[-1 - quarter]:.2f})"
+    return " | ".join([f"| {size}", str(batch), str(context), *times, *map(spread, ratios), f"{len(found)} |"])
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What the benchmarks share: a clock for single steps of generate(), random models, and what to say of the machine."""
 
 import platform
+import statistics
 import time
 from typing import Any
 
@@ -63,6 +64,12 @@ def gaps(model: Any, prompts: Tensor, tokens: int, **how: Any) -> list[float]:
 def prompts_of(batch: int, context: int, device: str) -> Tensor:
     """Random prompts of tokens that every model knows."""
     return torch.randint(10, 140, (batch, context), generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def spread(ratios: list[float]) -> str:
+    """The median, and the range of the middle half."""
+    ratios, quarter = sorted(ratios), len(ratios) // 4
+    return f"{statistics.median(ratios):.2f} ({ratios[quarter]:.2f} to {ratios[-1 - quarter]:.2f})"
 
 
 def setting_lines(tokens: int, device: str, threads: int) -> list[str]:

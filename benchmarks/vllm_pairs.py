@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from stacked_branches import SIZES
-from timing import llama, prompts_of, setting_lines
+from timing import llama, prompts_of, setting_lines, spread
 from tqdm import tqdm
 
 from contralto import testbed
@@ -105,11 +105,7 @@ def row(size: str, samples: int, found: list[Round]) -> str:
         [each.paired / each.loop for each in found],
         [each.paired / each.alone for each in found],
     ]
-    return " | ".join([f"| {size}", str(samples), *speeds, *map(_spread, ratios), f"{len(found)} |"])
-
-
-def _spread(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    return " | ".join([f"| {size}", str(samples), *speeds, *map(spread, ratios), f"{len(found)} |"])
 
 
 def main() -> None:
@@ -134,7 +130,7 @@ def main() -> None:
     lines = [
         "# What a text by contrast costs in vLLM",
         "",
-        "Useful tokens per second, greedy, medians; in brackets the range of the rounds. `plain` and `paired` are vLLM, `loop` is this",
+        "Useful tokens per second, greedy, medians; in brackets the range of the middle half of the rounds. `plain` and `paired` are vLLM, `loop` is this",
         "package's loop in transformers with all texts as one batch, `alone` the same with one text at a time. A contrasted text is two",
         "rows: half of plain is the limit. Targets: at least 0.45 of plain, and at least 5 times the loop with 32 texts on a CPU.",
         "",

@@ -5,6 +5,7 @@ import contextlib
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,25 @@ def align(expert: str, folder: Path) -> Path:
     model = f"testbed:{expert}"
     recipe = folder / "clair.yaml"
     recipe.write_text(yaml.safe_dump(_recipe(model, pairs)))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a model is slower on two
-    with contextlib.redirect_stdout(sys.stderr):
+    with _one_thread(), contextlib.redirect_stdout(sys.stderr):
         command = argparse.ArgumentParser()
         data.add_arguments(command)
         data.run(command.parse_args(["run", str(recipe)]))
         _keep(pairs / "dataset" / "data" / "train.jsonl", folder / "pairs.jsonl")
         train.run(["apo_zero", *_flags(model, folder / "pairs.jsonl", adapter)])
-    _merge(expert, adapter, whole)
-    torch.set_num_threads(threads)
+        _merge(expert, adapter, whole)
     return whole
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """So small a model is slower on two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _recipe(model: str, output: Path) -> dict[str, Any]:
