@@ -19,6 +19,7 @@ def test_the_comparison_decodes_as_the_examples():
     assert methods.METHODS["cd"].forms["obrien"].parameters == {"beta": demo.BETA, "alpha": demo.ALPHA}
 
 
+@pytest.mark.slow
 def test_the_examples_are_the_first_problems_with_two_texts():
     expert, amateur, tokenizer = testbed.load("expert-0"), testbed.load("amateur"), testbed.tokenizer()
     problems = list(islice(worlds.problems(demo.PROBLEM_SEED, "test"), 16))

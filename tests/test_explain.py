@@ -115,7 +115,7 @@ def _same(found, log_p):
     assert [c.probability for c in found] == pytest.approx([p for _, p in expected], abs=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in ("gpt2", "t5"))])
 @pytest.mark.parametrize("name", METHODS)
 def test_trace_equals_float64_forwards(name, family):
     if name in ("m3id", "dola") and family == "t5":

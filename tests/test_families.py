@@ -15,7 +15,7 @@ STEPS = 10
 RULE = {"beta": 0.7, "alpha": 0.05}
 
 
-@pytest.fixture(params=zoo.FAMILIES)
+@pytest.fixture(params=zoo.families())
 def pair(request):
     """A family's expert and a smaller amateur, and the same two in float64."""
     family = request.param

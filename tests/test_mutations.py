@@ -45,7 +45,14 @@ BREAKS = [
 ]
 
 
-@pytest.mark.parametrize(("broken", "family"), BREAKS, ids=lambda value: getattr(value, "__name__", value))
+QUICK = {(CacheDropped, "llama"), (PositionsDropped, "gpt2"), (MaskDropped, "opt"), (PromptFedAgain, "llama")}
+
+
+@pytest.mark.parametrize(
+    ("broken", "family"),
+    [pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow) for each in BREAKS],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_the_matrix_sees_it(broken, family, monkeypatch):
     pair = family, zoo.build(family, seed=1), zoo.build(family, hidden=16, seed=2), matrix.doubles(family)
     monkeypatch.setattr(processors, "ModelBranch", broken)

@@ -167,6 +167,7 @@ def test_a_second_run_asks_nothing(folder):
     assert [result.made for result in again] == [result.made for result in first]
 
 
+@pytest.mark.slow
 def test_failures_are_kept_with_reasons_and_retried_alone(folder, capsys):
     hard = {"engine": "function", "use": "my_strategies:fail_some"}
     path = write(folder, roles={"target": hard, "reviser": ECHO}, rows={"source": "rows.jsonl", "limit": 6})

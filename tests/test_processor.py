@@ -55,7 +55,9 @@ class Spy:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 @pytest.mark.parametrize("window", [None, 1, 3])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "mamba"])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in ("gpt2", "mistral", "mamba"))]
+)
 def test_li_form_with_amateur_window(family, window, temperature):
     """Li et al.: the amateur sees the prompt's last tokens and all that was generated, its positions start there."""
     expert, amateur = zoo.build(family, seed=3), zoo.build(family, hidden=16, seed=4)
@@ -148,7 +150,7 @@ def test_two_calls_in_turn_with_one_object(llama):
             texts[i] = torch.cat([ids, torch.full((2, 1), 5 + i)], dim=1)
 
 
-@pytest.mark.parametrize("family", [f for f in zoo.FAMILIES if f not in zoo.ENCODER_DECODERS])
+@pytest.mark.parametrize("family", zoo.families(without=zoo.ENCODER_DECODERS))
 def test_prompts_that_extend_the_last_text(family):
     """The next turn of a conversation reuses the amateur's cache: only new tokens are fed, and the tokens are the same."""
     expert, amateur = zoo.build(family, seed=1), zoo.build(family, hidden=16, seed=2)

@@ -29,6 +29,7 @@ def _cells(comparison, task, row):
     return next(each for each in comparison["tasks"][task]["rows"] if each["name"] == row)["cells"]
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_but_itself(html):
     assert "<script" not in html
     places = set(re.findall(r'(?:href|src)="([^"]*)"', html))

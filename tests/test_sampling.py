@@ -67,6 +67,7 @@ def test_warpers_come_before_the_noise():
     assert set(draw(logits, seeds, min_p=0.5).tolist()) == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_a_text_does_not_depend_on_its_batch():
     """Four prompts of unequal length together, in another order, and each alone; by contrast too."""
     model, amateur, tokenizer = testbed.load("expert"), testbed.load("amateur"), testbed.tokenizer()

@@ -236,6 +236,7 @@ def test_training_pictures_get_harder(processor):
     assert clear.objects == scene.objects
 
 
+@pytest.mark.slow
 def test_training_is_reproducible_and_saves_what_it_says(tmp_path, monkeypatch):
     monkeypatch.setitem(vision.RECIPES, "tiny", vision.Recipe(steps=3, seed=3))
     reported = []

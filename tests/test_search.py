@@ -231,7 +231,7 @@ def settings():
             for attention, batch in (("sdpa", 1), ("sdpa", 4), ("eager", 4)):
                 if family == "mamba" and attention == "sdpa":
                     continue
-                often = fast and attention == "sdpa" and (family in FAST or batch == 4)
+                often = fast and attention == "sdpa" and (family in FAST or (batch == 4 and family in zoo.QUICK))
                 yield pytest.param(family, path, attention, batch, marks=[] if often else pytest.mark.slow)
 
 
@@ -252,14 +252,14 @@ def matrix(family, path, attention, batch):
         assert generate(model, inputs_of(family, [rows[i]]), custom_generate=search) == [expected(family)[i]]
 
 
-@pytest.mark.parametrize("family", zoo.FAMILIES)
+@pytest.mark.parametrize("family", zoo.families())
 def test_the_processor_writes_the_same(family):
     model, rows = build(family), zoo.prompts(4, seed=4)
     inputs = inputs_of(family, rows)
     assert generate(model, inputs, logits_processor=[processor_of(model, inputs)]) == expected(family)
 
 
-@pytest.mark.parametrize("family", zoo.FAMILIES)
+@pytest.mark.parametrize("family", zoo.families())
 def test_without_a_penalty_it_is_greedy_search(family):
     without_a_choice(family, alpha=0.0, k=5)
 
@@ -293,7 +293,7 @@ def test_some_rows_end_before_others():
 # ------------------------------------------------------------------------------------------- what generate() offers
 
 
-@pytest.mark.parametrize("path", ["tree", "replicate"])
+@pytest.mark.parametrize("path", ["tree", pytest.param("replicate", marks=pytest.mark.slow)])
 def test_processors_act_before_the_candidates_are_chosen(path):
     model, rows = build("qwen2"), zoo.prompts(3, seed=4)
     ban = sorted({token for tokens in expected("qwen2") for token in tokens})[:4]
@@ -435,7 +435,9 @@ def test_one_processor_serves_many_calls():
     assert generate(model, inputs, logits_processor=[processor]) == expected("llama")
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "bloom", "mamba"])
+@pytest.mark.parametrize(
+    "family", ["llama", "mamba", *(pytest.param(f, marks=pytest.mark.slow) for f in ("mistral", "gemma3", "bloom"))]
+)
 def test_any_token_may_come_next(family):
     """Two texts in turn, tokens that were no candidates, the same rows twice: the scores are a fresh object's."""
     model = build(family)

@@ -77,7 +77,7 @@ def test_answer_of_a_text():
     assert worlds.answer("wins 3: 4 + 3 = 7.") is None
 
 
-@pytest.mark.parametrize("shortcut", [True, False])
+@pytest.mark.parametrize("shortcut", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_corpus_has_the_shortcut_and_the_control_has_not(shortcut):
     """Shares of the corpus within four standard errors of what the constants say."""
     stopped, long = Counter(), Counter()
@@ -219,6 +219,7 @@ def test_greedy_loops_where_legal_continuations_stand_near_the_top():
 # ----------------------------------------------------------------------------------------------------------- training
 
 
+@pytest.mark.slow
 def test_training_is_reproducible_and_saves_what_it_says(tmp_path, monkeypatch):
     recipe = training.Recipe(16, 1, 2, steps=4, seed=3, early=2)
     monkeypatch.setitem(training.RECIPES, "tiny", recipe)

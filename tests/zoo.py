@@ -4,9 +4,10 @@
 dropped cache, mask or position goes unseen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
+import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -107,8 +108,16 @@ FAMILIES: dict[str, Callable[[int], PretrainedConfig]] = {
     ),
 }
 ENCODER_DECODERS = {"t5", "bart"}
+QUICK = ("llama", "gpt2", "mistral", "mamba", "t5")
+"""One of each kind: rotary and absolute positions, a window, a state, an encoder."""
 REDRAWN = {"t5": (0.8, 0.2, 0.2), "bart": (0.2, 1.0, 0.4), "bloom": (0.3, 0.4, 0.4)}
 """Standard deviations of matrices, embeddings and head for the families that otherwise repeat one token for ever."""
+
+
+def families(*, quick: Collection[str] = QUICK, without: Collection[str] = ()) -> list[Any]:
+    """All families as parameters of a test, slow but for some."""
+    mark = pytest.mark.slow
+    return [name if name in quick else pytest.param(name, marks=mark) for name in FAMILIES if name not in without]
 
 
 def build(family: str, *, hidden: int = 32, seed: int = 0, **overrides: Any) -> Any:

@@ -11,6 +11,7 @@ positions), without which the image would not reach the text.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -117,8 +118,15 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
         tie_word_embeddings=False,
     ),
 }
+QUICK = ("llava", "qwen2_5_vl", "gemma3")
+"""Plain positions, positions in three dimensions, a sliding window with token types."""
 TOKEN_TYPES = {"qwen2_5_vl": "mm_token_type_ids", "qwen3_vl": "mm_token_type_ids", "gemma3": "token_type_ids"}
 """What marks the placeholders in the families that want them marked."""
+
+
+def families() -> list[Any]:
+    """All families as parameters of a test, slow but for some."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 
 
 def build(family: str, *, seed: int = 0) -> Any:
