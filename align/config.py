@@ -39,10 +39,9 @@ def settle(args: Any) -> None:
     if args.use_cpu or not torch.accelerator.is_available():
         args.bf16 = bool(args.bf16)
         args.dataloader_pin_memory = False  # torch warns where there is nothing to pin for
-    if args.activation_checkpointing is None:  # TRL's default has the old name, which transformers warns of
-        args.activation_checkpointing = args.gradient_checkpointing
-    if args.activation_checkpointing_kwargs is None:
-        args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
+    for name in ("", "_kwargs"):  # TRL's default has the old name, which transformers warns of since 5.20
+        if getattr(args, f"activation_checkpointing{name}", "unknown") is None:
+            setattr(args, f"activation_checkpointing{name}", getattr(args, f"gradient_checkpointing{name}"))
 
 
 @dataclass

@@ -24,6 +24,7 @@ from contralto.decoding.prompts import (
     Prompts,
     check_images,
     is_multimodal,
+    linear_layers,
     prepare_images,
     prepare_positions,
     takes_positions,
@@ -631,7 +632,7 @@ def _fit_mask(mask: Tensor, length: int) -> Tensor:
 
 def _crop(cache: Any, dropped: int, new: int) -> bool:
     """Take the last tokens off a cache that is to be fed `new` ones; False if the cache cannot do that."""
-    if any(cache.is_linear):
+    if any(linear_layers(cache)):
         return not dropped and new == 1  # a recurrent state cannot go back, and Mamba drops it when fed several tokens
     try:
         if dropped:

@@ -20,7 +20,7 @@ from transformers import StaticCache
 from transformers.generation.utils import ALL_CACHE_NAMES, GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from contralto.decoding.branches import InputBranch, LayerBranch, ModelBranch, Reader
-from contralto.decoding.prompts import Prompts, prepare_positions, stack, takes_positions
+from contralto.decoding.prompts import Prompts, linear_layers, prepare_positions, stack, takes_positions
 
 if TYPE_CHECKING:
     from contralto.decoding.processors import ContrastiveLogitsProcessor
@@ -162,7 +162,7 @@ def _check(model: Any, input_ids: Tensor, config: Any, model_kwargs: dict[str, A
 
 def _is_used(cache: Any) -> bool:
     """Whether a cache holds anything; recurrent layers know no length."""
-    linear = list(cache.is_linear)
+    linear = linear_layers(cache)
     return bool(cache.has_previous_state() if linear and all(linear) else cache.get_seq_length() > 0)
 
 

@@ -1,6 +1,6 @@
 """Prompts made ready for a first forward, as `generate()` makes them: the seam to private methods of transformers.
 
-Read from 5.23.0: `_prepare_position_ids_for_generation`, `_maybe_prepare_encoder_kwargs_for_generation`,
+Read from 5.23.0, and run with 5.19.0 too: `_prepare_position_ids_for_generation`, `_maybe_prepare_encoder_kwargs_for_generation`,
 `_expand_inputs_for_generation`, `_validate_model_kwargs`. What they return is what `generate()` calls model_kwargs. Nothing
 else in contralto calls them, but for `_update_model_kwargs_for_generation` and `_supports_logits_to_keep` in `branches`.
 """
@@ -17,6 +17,7 @@ __all__ = [
     "Prompts",
     "check_images",
     "is_multimodal",
+    "linear_layers",
     "prepare_images",
     "prepare_positions",
     "stack",
@@ -43,6 +44,11 @@ def is_multimodal(model: Any) -> bool:
     """Whether a model reads more than text."""
     modalities = model.input_modalities
     return bool({modalities} - {"text"} if isinstance(modalities, str) else set(modalities) - {"text"})
+
+
+def linear_layers(cache: Any) -> list[bool]:
+    """Which layers of a cache hold a recurrent state; of an encoder-decoder's the decoder's own."""
+    return list(getattr(cache, "self_attention_cache", cache).is_linear)
 
 
 def check_images(model: Any, ids: Tensor, inputs: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ from transformers import (
     EncoderDecoderCache,
     LogitsProcessor,
 )
-from transformers.cache_utils import BaseQuantizedLayer, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 from transformers.generation.utils import (
     ALL_CACHE_NAMES,
     MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL,
@@ -36,6 +36,7 @@ from transformers.generation.utils import (
 )
 
 from contralto.decoding.padding import find_padding, pad_tokens
+from contralto.decoding.prompts import linear_layers
 
 __all__ = [
     "ContrastiveSearch",
@@ -390,14 +391,15 @@ def _check_generation(config: Any, model_kwargs: Mapping[str, Any], k: int) -> N
 
 def _check_cache(cache: Any, *, room: int) -> None:
     """Refuse a cache whose contents are unknown, or that could not take candidates and give them back."""
-    if not any(cache.is_linear) and (length := int(cache.get_seq_length())):
+    if not any(linear_layers(cache)) and (length := int(cache.get_seq_length())):
         raise ValueError(
             f"the cache already holds {length} tokens, whose hidden states contrastive search needs and a cache has "
             "not: pass the whole prompt without past_key_values"
         )
     layers = _parts(cache)[0].layers
     static = [layer for layer in layers if isinstance(layer, StaticLayer)]
-    if any(isinstance(layer, BaseQuantizedLayer) for layer in layers):
+    kinds = (kind for layer in layers for kind in type(layer).__mro__)
+    if any("Quantized" in kind.__name__ for kind in kinds):  # the base's name has changed in transformers 5.20
         kind = "a quantized cache"
     elif any(layer.is_sliding for layer in static):
         kind = "a static cache with a sliding window"

@@ -1,6 +1,7 @@
 """Engines, one alive at a time, and the float64 oracle."""
 
 import gc
+import os
 from functools import cache
 
 import reference
@@ -13,6 +14,8 @@ from contralto.decoding.vllm import make_llm
 
 SMALL = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256, "block_size": 32, "max_num_seqs": 64}
 EOS, MARKER = 3, 0
+FEW_BLOCKS = 13 if os.environ.get("CONTRALTO_VLLM") == "v1" else 12
+"""Of the cache: growing texts are put off, or, where there is no time to grow, one branch of a text does not fit."""
 
 
 class Engines:

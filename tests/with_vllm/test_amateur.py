@@ -11,7 +11,7 @@ from vllm.exceptions import VLLMValidationError
 
 from contralto import testbed
 
-COUNT, LENGTH = (24, 24) if RUNNER == "v1" else (4, 8)
+COUNT, LENGTH = (24, 24) if RUNNER == "v1" else (4, 16)
 AMATEUR = {"contrast_amateur": {"model": "testbed:amateur", "dtype": "float32"}}
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from conftest import RUNNER
-from engines import EOS, MARKER, has_ended, model64, oracle, prompts, scheduler_of
+from engines import EOS, FEW_BLOCKS, MARKER, has_ended, model64, oracle, prompts, scheduler_of
 from models import adapted
 from test_sampling import stock
 from vllm import SamplingParams
@@ -90,8 +90,10 @@ def test_stop_texts_and_lengths(engines, expert):
 
 def test_desyncs_are_noticed_and_mended(engines, expert):
     """vLLM's own scheduler, an odd number of slots, small steps: branches part, and the texts are right."""
-    some, how = prompts(COUNT), {"method": "m3id", "lam": 0.2, "beta": 0.01}
-    found = generate_pairs(engines(make=stock, max_num_seqs=15, num_gpu_blocks_override=13), some, **how, **QUIET)
+    some, how = prompts(max(COUNT, 9)), {"method": "m3id", "lam": 0.2, "beta": 0.01}  # more than there are slots for
+    found = generate_pairs(
+        engines(make=stock, max_num_seqs=15, num_gpu_blocks_override=FEW_BLOCKS), some, **how, **QUIET
+    )
     for branches, output in zip(some, found, strict=True):
         text, logs = oracle([model64(expert)] * 2, branches, output.tokens, **how)
         assert output.tokens == text

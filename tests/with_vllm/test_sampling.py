@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import reference
 from conftest import RUNNER
-from engines import model64, oracle, prompts
+from engines import FEW_BLOCKS, model64, oracle, prompts
 from scipy.stats import chisquare
 from vllm import LLM
 
@@ -97,9 +97,9 @@ def test_texts_do_not_depend_on_the_batch(engines):
 
 def test_texts_survive_a_resume(engines):
     """vLLM's own scheduler parts the branches; the texts are the same."""
-    some, how = prompts(COUNT), {"use_tqdm": False, "max_tokens": LENGTH, "temperature": 1.0, "seed": 7, **HOW}
+    some, how = prompts(max(COUNT, 9)), {"use_tqdm": False, "max_tokens": LENGTH, "temperature": 1.0, "seed": 7, **HOW}
     whole = generate_pairs(engines(), some, **how)
-    parted = generate_pairs(engines(make=stock, max_num_seqs=15, num_gpu_blocks_override=13), some, **how)
+    parted = generate_pairs(engines(make=stock, max_num_seqs=15, num_gpu_blocks_override=FEW_BLOCKS), some, **how)
     assert sum(output.desyncs for output in whole) == 0
     assert sum(output.desyncs for output in parted) > 0
     assert [output.tokens for output in parted] == [output.tokens for output in whole]
