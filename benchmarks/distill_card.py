@@ -280,10 +280,10 @@ def main() -> None:
     """Train, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", default="student", choices=["student", "amateur", "early"])
-    parser.add_argument("--prompts", type=int, default=400, help="of every epoch")
+    parser.add_argument("--prompts", type=int, default=1600, help="of every epoch")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16, help="pairs per step")
-    parser.add_argument("--rates", type=float, nargs="+", default=[5e-5, 1.5e-4, 4e-4])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1.5e-4, 4e-4, 1e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--dev", type=int, default=200, help="problems to choose the rate on")
     parser.add_argument("--problems", type=int, default=400, help="test problems")
