@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PARTS := align data_gen decoding eval testbed
 
-.PHONY: demo test check slow test-vllm links clean
+.PHONY: demo test check slow test-vllm vllm-v1 vllm-v2 links clean
 
 demo: .venv/.demo ## decode the embedded models by contrast, align one of them: three problems, tables, demo.html
 	$(BIN)/contralto demo
@@ -37,8 +37,10 @@ links:
 	@for part in $(PARTS); do [ -d contralto/$$part ] || { rm -f contralto/$$part; ln -s ../$$part contralto/$$part; }; done
 
 test-vllm: .venv-vllm/.ready links ## the vLLM back-end with a real vLLM on a CPU, in an environment of its own
-	CONTRALTO_VLLM=v1 .venv-vllm/bin/python -m pytest -q -c tests/with_vllm/pytest.ini tests/with_vllm
-	CONTRALTO_VLLM=v2 .venv-vllm/bin/python -m pytest -q -c tests/with_vllm/pytest.ini tests/with_vllm
+	$(MAKE) --jobs 2 --output-sync vllm-v1 vllm-v2
+
+vllm-%: ## one of vLLM's two model runners
+	CONTRALTO_VLLM=$* .venv-vllm/bin/python -m pytest -q -c tests/with_vllm/pytest.ini tests/with_vllm
 
 .venv-vllm/.ready: pyproject.toml constraints-vllm.txt overrides-vllm.txt
 	[ -d .venv-vllm ] || python3.11 -m venv .venv-vllm

@@ -7,7 +7,6 @@ from engines import SMALL
 
 pytestmark = pytest.mark.runner("v1")
 pytest.importorskip("lm_eval")
-OPTIONS = {name: value for name, value in SMALL.items()}
 QUESTIONS = [
     "Mia has 9 coins. She finds 4. How many coins?",
     "Ben has 3 coins. He loses 2, wins 5. How many coins?",
@@ -35,7 +34,7 @@ def test_data_by_contrast(alone, expert, temperature):
     answers = []
     for engine in (
         TransformersEngine(model=expert, dtype="float32", **how),
-        VLLMEngine(model=expert, options=OPTIONS, **how),
+        VLLMEngine(model=expert, options=SMALL, **how),
     ):
         found = {request.key: answer for some in engine.answer(requests) for request, answer in some}
         answers.append([found[request.key] for request in requests])
@@ -45,7 +44,7 @@ def test_data_by_contrast(alone, expert, temperature):
         kept = min(len(one.logprobs), len(two.logprobs))
         assert one.logprobs[:kept] == pytest.approx(two.logprobs[:kept], abs=2e-4)
     assert engine.identity["decoding"] == {"method": "cad", "contrast_prompt": how["contrast_prompt"], "alpha": 1.0}
-    assert engine.identity != VLLMEngine(model=expert, options=OPTIONS).identity
+    assert engine.identity != VLLMEngine(model=expert, options=SMALL).identity
     _close(engine._llm)
 
 
@@ -88,20 +87,15 @@ def test_evaluation(alone, expert, tmp_path, capsys, task, temperature):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS))
     data = ["--data_dir", str(tmp_path), "--num_fewshot", "0"] if task == "gsm8k" else []
     found = {}
-    for backend, extra in (("transformers", {}), ("vllm", OPTIONS)):
+    for backend, extra in (("transformers", {}), ("vllm", SMALL)):
         out = tmp_path / backend
-        argv = [
-            "--backend",
-            backend,
-            "--model_args",
-            json.dumps({**args, **extra}),
-        ]
-        argv += ["--tasks", task, "--limit", "6", *data]
+        argv = ["--backend", backend, "--model_args", json.dumps({**args, **extra})]
+        argv += ["--tasks", task, "--limit", "4", "--gen_kwargs", "max_gen_toks=32", *data]
         argv += ["--output_path", str(out), "--log_samples", "--device", "cpu", "--apply_chat_template"]
         argv += ["--use_cache", str(tmp_path / f"cache-{backend}")]
         evaluate.run(argv)
         samples = next(out.rglob("samples_*.jsonl")).read_text().splitlines()
-        found[backend] = [json.loads(line)["filtered_resps"] for line in samples]
+        found[backend] = [json.loads(line)["resps"] for line in samples]
         results = json.loads(next(out.rglob("results_*.json")).read_text())
         assert results["config"]["model"] == {"transformers": "contralto", "vllm": "contralto-vllm"}[backend]
     assert found["vllm"] == found["transformers"]
