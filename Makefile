@@ -39,8 +39,8 @@ links:
 test-vllm: .venv-vllm/.ready links ## the vLLM back-end with a real vLLM on a CPU, in an environment of its own
 	$(MAKE) --jobs 2 --output-sync vllm-v1 vllm-v2
 
-vllm-%: ## one of vLLM's two model runners
-	CONTRALTO_VLLM=$* .venv-vllm/bin/python -m pytest -q -c tests/with_vllm/pytest.ini tests/with_vllm
+vllm-v1 vllm-v2: ## one of vLLM's two model runners
+	CONTRALTO_VLLM=$(@:vllm-%=%) .venv-vllm/bin/python -m pytest -q -c tests/with_vllm/pytest.ini tests/with_vllm
 
 .venv-vllm/.ready: pyproject.toml constraints-vllm.txt overrides-vllm.txt
 	[ -d .venv-vllm ] || python3.11 -m venv .venv-vllm
