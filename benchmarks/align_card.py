@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from peft import PeftModel
+from timing import write_figures
 from torch import Tensor
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
@@ -43,7 +44,6 @@ from contralto.eval.stats import mcnemar_exact, proportion
 from contralto.testbed import worlds
 
 CARD = Path(testbed.__file__).parent.resolve() / "ALIGNMENT.md"
-BEGIN, END = "<!-- figures: made by benchmarks/align_card.py -->\n", "<!-- end of figures -->\n"
 RATES = ("2e-5", "5e-5", "1e-4", "2e-4")
 BATCH = 16
 SEED = 2029
@@ -427,8 +427,7 @@ def main() -> None:
     text = "\n".join(tables) + "\n"
     print(text)
     if not args.no_write:
-        before, rest = CARD.read_text().split(BEGIN)
-        CARD.write_text(before + BEGIN + text + END + rest.split(END)[1])
+        write_figures(CARD, "align_card", text)
 
 
 def _folder(args: argparse.Namespace) -> Path:

@@ -1,6 +1,6 @@
 """What distillation does to the testbed's student: losses tuned alike, three seeds, held-out problems.
 
-    python benchmarks/distill_card.py --runs runs.jsonl    everything; writes testbed/DISTILL.md
+    python benchmarks/distill_card.py --runs runs.jsonl    everything; writes the figures of testbed/DISTILL.md
     python benchmarks/distill_card.py --prompts 48 --problems 60 --dev 40 --seeds 0 1 --rates 1e-3 --no-write
 
 Stopped, the first command goes on where it was: `--runs` is a file that keeps every run as it ends.
@@ -16,6 +16,7 @@ import logging
 import os
 import statistics
 import tempfile
+import textwrap
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from datasets import Dataset
+from timing import write_figures
 from tqdm import tqdm
 from transformers import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
@@ -259,7 +261,7 @@ def alone_table(bench: Bench) -> list[str]:
 
 
 def page(bench: Bench, found: dict[str, list[Run]]) -> str:
-    """The card."""
+    """The card's figures."""
     args = bench.args
     steps = args.epochs * -(-args.prompts // args.batch)
     about = (
@@ -273,7 +275,7 @@ def page(bench: Bench, found: dict[str, list[Run]]) -> str:
         "writing, on the machine at hand, and compare within this table alone."
     )
     tables = [*alone_table(bench), "", *main_table(bench, found)]
-    return "\n".join(["# Distillation on the testbed", "", about, "", *tables, ""])
+    return "\n".join([textwrap.fill(about, 120), "", *tables, ""])
 
 
 def main() -> None:
@@ -305,7 +307,7 @@ def main() -> None:
         text = page(bench, found)
     print(text)
     if not args.no_write:
-        CARD.write_text(text)
+        write_figures(CARD, "distill_card", text)
 
 
 if __name__ == "__main__":

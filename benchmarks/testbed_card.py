@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from timing import write_figures
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
@@ -29,7 +30,6 @@ from contralto.eval.stats import mcnemar_exact, proportion
 from contralto.testbed import worlds
 
 CARD = Path(testbed.__file__).parent.resolve() / "README.md"
-BEGIN, END = "<!-- figures: made by benchmarks/testbed_card.py -->\n", "<!-- end of figures -->\n"
 EXPERTS = ("expert-0", "expert-1", "expert-2")
 CONTRASTS = [(e, a) for e in EXPERTS for a in ("amateur", "early")] + [("control-expert", "control-amateur")]
 BETAS = (0.25, 0.5, 1.0)
@@ -236,9 +236,8 @@ def main() -> None:
     if args.models:
         print(text)
         raise SystemExit(0 if compare(bench, card) else 1)
-    head, rest = card.split(BEGIN)
     intervals = json.dumps({name: [round(x, 4) for x in figure] for name, figure in bench.figures.items()})
-    CARD.write_text(f"{head}{BEGIN}\n{text}\n<!-- intervals {intervals} -->\n{END}{rest.split(END)[1]}")
+    write_figures(CARD, "testbed_card", f"\n{text}\n<!-- intervals {intervals} -->\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import platform
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,6 +71,13 @@ def spread(ratios: list[float]) -> str:
     """The median, and the range of the middle half."""
     ratios, quarter = sorted(ratios), len(ratios) // 4
     return f"{statistics.median(ratios):.2f} ({ratios[quarter]:.2f} to {ratios[-1 - quarter]:.2f})"
+
+
+def write_figures(card: Path, script: str, text: str) -> None:
+    """Put figures into a card, between the comments that say which script made them."""
+    begin, end = f"<!-- figures: made by benchmarks/{script}.py -->\n", "<!-- end of figures -->\n"
+    before, rest = card.read_text().split(begin)
+    card.write_text(f"{before}{begin}{text}{end}{rest.split(end)[1]}")
 
 
 def setting_lines(tokens: int, device: str, threads: int) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from testbed_card import T_95_DF_2, Figure, compare
+from timing import write_figures
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -31,7 +32,6 @@ from contralto.testbed import scenes
 from contralto.testbed.scenes import NEGATIVES, OBJECTS, Question
 
 CARD = Path(testbed.__file__).parent.resolve() / "VISION.md"
-BEGIN, END = "<!-- figures: made by benchmarks/vision_card.py -->\n", "<!-- end of figures -->\n"
 SEEDS, CONTROL = ("vision-0", "vision-1", "vision-2"), "vision-control"
 MASK = 0.1
 """The plausibility threshold of both papers (VCD's cd_beta, RITUAL's ritual_beta)."""
@@ -364,9 +364,8 @@ def main() -> None:
     if args.models:
         print(text)
         raise SystemExit(0 if compare(bench, card) else 1)  # type: ignore[arg-type]  # it reads the figures alone
-    head, rest = card.split(BEGIN)
     intervals = json.dumps({name: [round(x, 4) for x in figure] for name, figure in bench.figures.items()})
-    CARD.write_text(f"{head}{BEGIN}\n{text}\n<!-- intervals {intervals} -->\n{END}{rest.split(END)[1]}")
+    write_figures(CARD, "vision_card", f"\n{text}\n<!-- intervals {intervals} -->\n")
 
 
 if __name__ == "__main__":
