@@ -1,5 +1,6 @@
 """The benchmark scripts run, at toy size, and print their tables."""
 
+import json
 import os
 import subprocess
 import sys
@@ -59,3 +60,19 @@ def test_train_step():
     result = _run("train_step.py", *small.split())
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("| testbed | ") >= 2
+
+
+def test_a_stopped_distill_card_goes_on(tmp_path):
+    """What was kept is taken, what was not is done again, with the same answers."""
+    kept = tmp_path / "runs.jsonl"
+    small = f"--prompts 16 --epochs 2 --problems 8 --dev 4 --seeds 0 --rates 1e-3 --no-write --runs {kept}"
+    found = []
+    for _ in range(2):
+        result = _run("distill_card.py", *small.split())
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("| 0.001 | ") == 10
+        found.append([json.loads(line) for line in kept.read_text().splitlines()])
+        kept.write_text("".join(json.dumps(line) + "\n" for line in found[0][:7]))
+    one, two = ([(each["key"], each["run"]["dev"], each["run"]["right"]) for each in lines] for lines in found)
+    assert one == two
+    assert [each["run"]["seconds"] for each in found[0][:7]] == [each["run"]["seconds"] for each in found[1][:7]]
