@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from timing import spread
+from timing import Clock, spread
 from torch import Tensor
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from contralto import __version__
 from contralto.decoding.search import ContrastiveSearch
@@ -50,24 +50,6 @@ class Round(NamedTuple):
     tree: float
     replicas: float
     former: float
-
-
-class Clock(StoppingCriteria):
-    """Notes when each step ends, and stops nothing."""
-
-    def __init__(self) -> None:
-        self.ticks: list[float] = []
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        if input_ids.is_cuda:
-            torch.cuda.synchronize()
-        self.ticks.append(time.perf_counter())
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-    @property
-    def gap(self) -> float:
-        """Milliseconds between two steps; the first gap is a warm-up and left out."""
-        return 1000 * statistics.median(b - a for a, b in zip(self.ticks[1:], self.ticks[2:], strict=False))
 
 
 class Former:
@@ -153,7 +135,7 @@ def gap(model: Any, prompt: Tensor, tokens: int, **how: Any) -> float:
     """Milliseconds per token."""
     clock = Clock()
     generate(model, prompt, tokens + 2, stopping_criteria=[clock], **how)
-    return clock.gap
+    return statistics.median(clock.gaps)
 
 
 def rounds(model: Any, prompt: Tensor, k: int, tokens: int, count: int, seconds: float = 0) -> Iterator[Round]:

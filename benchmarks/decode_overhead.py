@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timing import gaps, llama, prompts_of, setting_lines
+from timing import gaps, llama, prompts_of, publish, setting_lines
 from torch import Tensor
 from tqdm import tqdm
 
@@ -144,10 +144,7 @@ def main() -> None:
         "Models: the testbed's expert (0.17M parameters) and amateur (0.02M); random Llamas of 54M and 10M parameters,",
         "vocabulary 32000. Command: `python benchmarks/decode_overhead.py`.",
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if not args.no_write:
-        RESULTS.write_text(text)
+    publish(lines, None if args.no_write else RESULTS)
 
 
 if __name__ == "__main__":

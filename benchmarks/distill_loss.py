@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from timing import setting_lines, spread
+from timing import publish, setting_lines, spread
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
@@ -152,10 +152,7 @@ def main() -> None:
         lines.append(row(args, tokens, head == "trained"))
     lines += ["", *setting_lines(max(args.tokens), args.device, args.threads)]
     lines += [f"{args.rounds} rounds. Command: `python benchmarks/distill_loss.py`."]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if not args.no_write:
-        RESULTS.write_text(text)
+    publish(lines, None if args.no_write else RESULTS)
 
 
 if __name__ == "__main__":

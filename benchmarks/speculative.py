@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timing import setting_lines
+from timing import publish, setting_lines
 from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -239,10 +239,7 @@ def main() -> None:
         "1.5B and 8B have 2 of 12, 4 of 28 and 6 of 36 layers. Sampling is at temperature 1 without top-k.",
         "Command: `python benchmarks/speculative.py`.",
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if not args.no_write:
-        RESULTS.write_text(text)
+    publish(lines, None if args.no_write else RESULTS)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timing import gaps, llama, prompts_of, setting_lines, spread
+from timing import gaps, llama, prompts_of, publish, setting_lines, spread
 from torch import Tensor
 from tqdm import tqdm
 
@@ -116,10 +116,7 @@ def main() -> None:
         f"Random Llamas, {args.dtype}, {'static' if args.static else 'dynamic'} caches. "
         + "Command: `python benchmarks/stacked_branches.py`.",
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if not args.no_write:
-        RESULTS.write_text(text)
+    publish(lines, None if args.no_write else RESULTS)
 
 
 if __name__ == "__main__":

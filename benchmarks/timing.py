@@ -73,6 +73,14 @@ def spread(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({ratios[quarter]:.2f} to {ratios[-1 - quarter]:.2f})"
 
 
+def publish(lines: list[str], results: Path | None) -> None:
+    """Print a table, and write it into a file, if one is given."""
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if results is not None:
+        results.write_text(text)
+
+
 def write_figures(card: Path, script: str, text: str) -> None:
     """Put figures into a card, between the comments that say which script made them."""
     begin, end = f"<!-- figures: made by benchmarks/{script}.py -->\n", "<!-- end of figures -->\n"

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from stacked_branches import SIZES
-from timing import llama, prompts_of, setting_lines, spread
+from timing import llama, prompts_of, publish, setting_lines, spread
 from tqdm import tqdm
 
 from contralto import testbed
@@ -171,10 +171,7 @@ def main() -> None:
         f"vLLM {vllm.__version__}; random Llamas, {args.dtype}; prompts of {args.context} tokens, the others of half as many. "
         + "Command: `python benchmarks/vllm_pairs.py`.",
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if not args.no_write:
-        RESULTS.write_text(text)
+    publish(lines, None if args.no_write else RESULTS)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The tokenizer of the worlds: one token per word, sign or digit, spaces kept, so that decoding gives the text back."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -31,11 +34,23 @@ def build() -> PreTrainedTokenizerFast:
     spaced = [w for w in words if w not in ".,:?"]
     bare = [w for w in words if not w.isalpha() and w not in "+-=####"]
     tokens = SPECIAL_TOKENS + sorted(f"▁{w}" for w in spaced) + sorted(bare)
+    return word_level(tokens, r"▁?(\d|\p{L}+|#+|[^▁\d\p{L}#])", SPECIAL_TOKENS[4:], chat_template=CHAT_TEMPLATE)
+
+
+def word_level(tokens: Sequence[str], pattern: str, additional: Sequence[str], **how: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are what a pattern finds, the space before a word written as "▁".
+
+    Args:
+        tokens: all of them, those of `SPECIAL_TOKENS` first.
+        pattern: a regular expression.
+        additional: special tokens besides the first four.
+        how: for `PreTrainedTokenizerFast`.
+    """
     backend = Tokenizer(WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(prepend_scheme="always", split=False),
-            pre_tokenizers.Split(Regex(r"▁?(\d|\p{L}+|#+|[^▁\d\p{L}#])"), "isolated"),
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
         ]
     )
     backend.decoder = decoders.Metaspace(prepend_scheme="always")
@@ -48,9 +63,9 @@ def build() -> PreTrainedTokenizerFast:
         eos_token="<eos>",
         pad_token="<pad>",
         unk_token="<unk>",
-        additional_special_tokens=["<|user|>", "<|assistant|>"],
-        chat_template=CHAT_TEMPLATE,
+        additional_special_tokens=list(additional),
         padding_side="left",
         model_max_length=512,
         clean_up_tokenization_spaces=False,
+        **how,
     )

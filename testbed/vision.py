@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import (
     CLIPImageProcessorPil,
@@ -23,6 +21,7 @@ from transformers import (
 
 from contralto.decoding.images import diffusion_noise, ritual_transform
 from contralto.testbed import scenes
+from contralto.testbed.tokenization import word_level
 
 SPECIAL_TOKENS = ["<pad>", "<unk>", "<bos>", "<eos>", "<|user|>", "<|assistant|>", "<image>"]
 PATCH, BATCH, IGNORED = 8, 16, -100
@@ -119,28 +118,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word or sign; words carry the space before them."""
     words = scenes.vocabulary()
     tokens = SPECIAL_TOKENS + [f"▁{word}" if word.isalpha() else word for word in words]
-    backend = Tokenizer(WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Metaspace(prepend_scheme="always", split=False),
-            pre_tokenizers.Split(Regex(r"▁?\p{L}+|[^▁\p{L}]"), "isolated"),
-        ]
-    )
-    backend.decoder = decoders.Metaspace(prepend_scheme="always")
-    backend.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", tokens.index("<bos>"))]
-    )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend,
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        additional_special_tokens=["<|user|>", "<|assistant|>", "<image>"],
-        padding_side="left",
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
-    )
+    return word_level(tokens, r"▁?\p{L}+|[^▁\p{L}]", SPECIAL_TOKENS[4:])
 
 
 def build_model(tokenizer: Any) -> LlavaForConditionalGeneration:
