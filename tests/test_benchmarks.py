@@ -56,7 +56,7 @@ def test_distill_loss():
 
 
 def test_train_step():
-    small = "--sizes testbed --rounds 1 --steps 1 --pairs 1 --no-write"
+    small = "--sizes testbed --vocabularies 500 --rounds 1 --steps 1 --pairs 1 --no-write"
     result = _run("train_step.py", *small.split())
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("| testbed | ") >= 2
