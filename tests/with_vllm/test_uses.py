@@ -75,7 +75,7 @@ PROBLEMS = [
 
 
 @pytest.mark.parametrize(("task", "temperature"), [("testbed_arithmetic", 0.0), ("gsm8k", 1.0)])
-def test_evaluation(alone, expert, tmp_path, capsys, task, temperature):
+def test_evaluation(alone, expert, tmp_path, capfd, task, temperature):
     """The command line, both backends, the same answers; and a cache of answers that is the decoder's own."""
     from contralto import evaluate
 
