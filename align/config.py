@@ -17,7 +17,7 @@ from contralto.align.losses import F_DIVERGENCES
 from contralto.align.masks import KINDS
 from contralto.align.objective import LOSSES, Objective
 
-__all__ = ["PreferenceConfig", "StagedConfig"]
+__all__ = ["PreferenceConfig", "StagedConfig", "option", "settle"]
 
 OWN = ("cpo_alpha", "simpo_gamma", "odpo_alpha", "arpo_eta", "arpo_scale", "tdpo_alpha", "lambda_u", "lambda_d")
 """Settings of contralto's losses; TRL's own are ignored, as in TRL, where no loss reads them."""
@@ -26,7 +26,8 @@ HEAD_METRICS = ("logged", "all", "none")
 AUDITS = ("stop", "warn", "off")
 
 
-def _option(default: Any, text: str, **metadata: Any) -> Any:
+def option(default: Any, text: str, **metadata: Any) -> Any:
+    """A field with its line of `--help`; a percent sign stands for itself."""
     return field(default=default, metadata={"help": text.replace("%", "%%"), **metadata})
 
 
@@ -144,45 +145,45 @@ class PreferenceConfig(StagedConfig):
         default_factory=lambda: ["sigmoid"],
         metadata={"help": f"Losses, one or several, of: {', '.join(LOSSES)}. Several are added up by loss_weights."},
     )
-    beta: float | None = _option(  # type: ignore[assignment]
+    beta: float | None = option(  # type: ignore[assignment]
         None, "How strongly the policy is held to the reference. Defaults to the default of the loss, mostly 0.1."
     )
-    cpo_alpha: float = _option(1.0, "Weight of the chosen texts' likelihood in cpo, cpo_simpo and arpo.")
-    simpo_gamma: float = _option(0.5, "Reward margin of simpo and cpo_simpo.")
-    odpo_alpha: float = _option(1.0, "Weight of the offset in odpo.")
-    arpo_eta: float = _option(0.4, "How fast the penalty of arpo grows with the gap of the two texts.")
-    arpo_scale: float = _option(0.9, "Where the penalty of arpo starts.")
-    tdpo_alpha: float = _option(0.5, "Weight of the divergence in tdpo2.")
-    lambda_u: float = _option(0.0, "Weight of the L1 norm of sparsepo's learned mask on log-ratios.")
-    lambda_d: float = _option(0.0, "Weight of the L1 norm of sparsepo's learned mask on the divergence.")
-    mask: str = _option("ones", "Token masks of sparsepo.", choices=list(MASKS))
+    cpo_alpha: float = option(1.0, "Weight of the chosen texts' likelihood in cpo, cpo_simpo and arpo.")
+    simpo_gamma: float = option(0.5, "Reward margin of simpo and cpo_simpo.")
+    odpo_alpha: float = option(1.0, "Weight of the offset in odpo.")
+    arpo_eta: float = option(0.4, "How fast the penalty of arpo grows with the gap of the two texts.")
+    arpo_scale: float = option(0.9, "Where the penalty of arpo starts.")
+    tdpo_alpha: float = option(0.5, "Weight of the divergence in tdpo2.")
+    lambda_u: float = option(0.0, "Weight of the L1 norm of sparsepo's learned mask on log-ratios.")
+    lambda_d: float = option(0.0, "Weight of the L1 norm of sparsepo's learned mask on the divergence.")
+    mask: str = option("ones", "Token masks of sparsepo.", choices=list(MASKS))
     mask_kinds: list[str] = field(
         default_factory=lambda: list(KINDS), metadata={"help": f"Activations that mapo reads, of: {', '.join(KINDS)}."}
     )
-    mask_independent: bool = _option(False, "Learn two masks, for log-ratios and divergence, instead of a common one.")
-    mask_dropout: float = _option(0.0, "Dropout of the learned mask.")
-    mask_learning_rate: float | None = _option(None, "Learning rate of the learned mask (default: learning_rate).")
-    mask_weight_decay: float = _option(0.01, "Weight decay of the learned mask.")
-    head_metrics: str = _option(
+    mask_independent: bool = option(False, "Learn two masks, for log-ratios and divergence, instead of a common one.")
+    mask_dropout: float = option(0.0, "Dropout of the learned mask.")
+    mask_learning_rate: float | None = option(None, "Learning rate of the learned mask (default: learning_rate).")
+    mask_weight_decay: float = option(0.01, "Weight decay of the learned mask.")
+    head_metrics: str = option(
         "logged",
         "When entropy, mean logits and token accuracy are computed: in steps that are logged, in all (as TRL), in none.",
         choices=list(HEAD_METRICS),
     )
-    reference_cache: str | None = _option(None, "Folder of precomputed references (default: beside datasets' caches).")
-    freeze_vision_encoder: bool = _option(
+    reference_cache: str | None = option(None, "Folder of precomputed references (default: beside datasets' caches).")
+    freeze_vision_encoder: bool = option(
         False, "Train the language model and what connects it to images, not what sees."
     )
-    prefix_sharing: bool = _option(
+    prefix_sharing: bool = option(
         False, "What the two texts of a pair have in common at their beginning is computed once."
     )
-    audit: str = _option(
+    audit: str = option(
         "stop",
         "Checks of data, reference and adapter before the first step: errors end the run (stop), are said (warn), or off.",
         choices=list(AUDITS),
     )
-    monitor_pairs: int = _option(32, "Pairs that are measured about twenty times in a training; 0 measures none.")
-    monitor_generate: int = _option(0, "Prompts of them for which the policy writes a text, to measure its length.")
-    report: bool | None = _option(
+    monitor_pairs: int = option(32, "Pairs that are measured about twenty times in a training; 0 measures none.")
+    monitor_generate: int = option(0, "Prompts of them for which the policy writes a text, to measure its length.")
+    report: bool | None = option(
         None,
         "Write training_report.html and .png into output_dir at the end (default: the command does, a script not).",
     )

@@ -21,7 +21,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
-from contralto.align.config import StagedConfig
+from contralto.align.config import StagedConfig, option
 from contralto.align.curriculum import PAPER, RELEASED, Curriculum
 
 __all__ = ["LOSSES", "DistillationConfig", "Kind"]
@@ -67,10 +67,6 @@ OF_PREFERENCES = (
 """Options of `DPOConfig` that have no meaning here."""
 
 
-def _option(default: Any, text: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": text.replace("%", "%%"), **metadata})
-
-
 @dataclass
 class DistillationConfig(StagedConfig):
     """The options of `DistillationPairTrainer`.
@@ -112,35 +108,33 @@ class DistillationConfig(StagedConfig):
 
     columns: ClassVar[str] = "prompt, chosen (the teacher's text) and rejected (the student's)"
 
-    learning_rate: float = _option(5e-5, "The initial learning rate for AdamW.")
+    learning_rate: float = option(5e-5, "The initial learning rate for AdamW.")
     loss_type: list[str] = field(
         default_factory=lambda: ["distillm2"], metadata={"help": f"The loss, one of: {', '.join(LOSSES)}."}
     )
-    lmbda: float | None = _option(None, "Weight of the student's texts (default: that of the loss).")
-    beta: float = _option(0.5, "Of jsd: the teacher's share of the mixture.")
-    temperature: float = _option(1.0, "Both models' logits are divided by it in the divergence.")
-    curriculum: str = _option("paper", "Of distillm2: the schedules of alpha and beta.", choices=list(CURRICULA))
-    alpha_0: float | None = _option(None, "The skew where it does not adapt.")
-    alpha_low: float | None = _option(None, "The least alpha.")
-    alpha_high: float | None = _option(None, "The greatest alpha.")
-    beta_0: float | None = _option(None, "The least weight of the student's texts in the curriculum.")
-    adaptive_alpha: bool | None = _option(None, "Whether alpha adapts to each text, from the second epoch on.")
-    gradual_beta: bool | None = _option(None, "Whether the weight of the student's texts grows.")
-    loss_factor: float | None = _option(None, "What stands before the loss of distillm2: 0.5 in the paper.")
-    srkl: str | None = _option(None, "Gradient of the skew reverse KL.", choices=["full", "detached"])
-    first_epoch: int = _option(1, "The curriculum's epoch that this run begins with.")
-    all_epochs: int | None = _option(None, "The curriculum's number of epochs (default: that of this run).")
-    teacher_model_name_or_path: str | None = _option(None, "The teacher: a folder, a hub id, or testbed:NAME.")
-    teacher_model_revision: str | None = _option(None, "The teacher's revision.")
+    lmbda: float | None = option(None, "Weight of the student's texts (default: that of the loss).")
+    beta: float = option(0.5, "Of jsd: the teacher's share of the mixture.")
+    temperature: float = option(1.0, "Both models' logits are divided by it in the divergence.")
+    curriculum: str = option("paper", "Of distillm2: the schedules of alpha and beta.", choices=list(CURRICULA))
+    alpha_0: float | None = option(None, "The skew where it does not adapt.")
+    alpha_low: float | None = option(None, "The least alpha.")
+    alpha_high: float | None = option(None, "The greatest alpha.")
+    beta_0: float | None = option(None, "The least weight of the student's texts in the curriculum.")
+    adaptive_alpha: bool | None = option(None, "Whether alpha adapts to each text, from the second epoch on.")
+    gradual_beta: bool | None = option(None, "Whether the weight of the student's texts grows.")
+    loss_factor: float | None = option(None, "What stands before the loss of distillm2: 0.5 in the paper.")
+    srkl: str | None = option(None, "Gradient of the skew reverse KL.", choices=["full", "detached"])
+    first_epoch: int = option(1, "The curriculum's epoch that this run begins with.")
+    all_epochs: int | None = option(None, "The curriculum's number of epochs (default: that of this run).")
+    teacher_model_name_or_path: str | None = option(None, "The teacher: a folder, a hub id, or testbed:NAME.")
+    teacher_model_revision: str | None = option(None, "The teacher's revision.")
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "For the teacher's from_pretrained."}
     )
-    teacher_load_in_4bit: bool = _option(False, "Load the teacher in 4 bits (NF4, bitsandbytes).")
-    teacher_load_in_8bit: bool = _option(False, "Load the teacher in 8 bits (LLM.int8, bitsandbytes).")
-    precompute_teacher: bool = _option(
-        False, "Keep the teacher's hidden states on disk, and train without the teacher."
-    )
-    teacher_cache: str | None = _option(None, "Folder of precomputed teachers (default: beside datasets' caches).")
+    teacher_load_in_4bit: bool = option(False, "Load the teacher in 4 bits (NF4, bitsandbytes).")
+    teacher_load_in_8bit: bool = option(False, "Load the teacher in 8 bits (LLM.int8, bitsandbytes).")
+    precompute_teacher: bool = option(False, "Keep the teacher's hidden states on disk, and train without the teacher.")
+    teacher_cache: str | None = option(None, "Folder of precomputed teachers (default: beside datasets' caches).")
 
     _VALID_DICT_FIELDS = [*StagedConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012
 

@@ -9,7 +9,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, normalize, relu
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
-from contralto.align.config import settle
+from contralto.align.config import option, settle
 from contralto.align.divergences import Head
 from contralto.align.seams import IGNORED, Request, head_of, install_head
 
@@ -101,10 +101,6 @@ def image_weights(with_image: Tensor, without: Tensor, mask: Tensor, *, low: flo
 # ---------------------------------------------------------------------------------------------------------- the trainers
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class SimCTGConfig(SFTConfig):
     """The options of `SimCTGTrainer`: those of `trl.SFTConfig`, and the margin.
@@ -116,7 +112,7 @@ class SimCTGConfig(SFTConfig):
         ValueError: `rho` out of range, or several texts in one row.
     """
 
-    rho: float = _option(0.5, "The margin of the contrastive loss, in [0, 2].")
+    rho: float = option(0.5, "The margin of the contrastive loss, in [0, 2].")
 
     def __post_init__(self) -> None:
         if not 0 <= self.rho <= 2:
@@ -176,8 +172,8 @@ class CALConfig(SFTConfig):
         ValueError: bounds that are not ordered, or another loss of tokens.
     """
 
-    cal_low: float = _option(1.0, "The weight of a token that owes nothing to the image.")
-    cal_high: float = _option(5.0, "The greatest weight of a token.")
+    cal_low: float = option(1.0, "The weight of a token that owes nothing to the image.")
+    cal_high: float = option(5.0, "The greatest weight of a token.")
 
     def __post_init__(self) -> None:
         if not 0 <= self.cal_low <= self.cal_high or not self.cal_high > 0:
