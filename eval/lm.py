@@ -214,13 +214,13 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
     @property
     def key(self) -> str:
         """A short hash of the configuration."""
-        return _short_hash(self.configuration)
+        return short_hash(self.configuration)
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into its results."""
         info: dict[str, Any] = super().get_model_info()
         own = self.configuration
-        return info | {"decoder": self._decoder.describe(), "configuration": own, "key": _short_hash(own)}
+        return info | {"decoder": self._decoder.describe(), "configuration": own, "key": short_hash(own)}
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Take a cache of answers, if they are this configuration's."""
@@ -524,5 +524,6 @@ def _images(more: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
     return tuple(more[0].get("visual", ())) if more else ()
 
 
-def _short_hash(configuration: Mapping[str, Any]) -> str:
+def short_hash(configuration: Mapping[str, Any]) -> str:
+    """Twelve digits that say which configuration answered."""
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:12]

@@ -6,8 +6,6 @@ Every answer is that of the model `contralto`, for the methods whose branches ar
 the same. It answers only: likelihoods are the business of `contralto`.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +19,7 @@ from contralto import __version__
 from contralto.decoding import methods
 from contralto.decoding.vllm.choice import adapters_of, lora_options, loras
 from contralto.eval.decoder import SAMPLING, Decoder
-from contralto.eval.lm import IDENTITY, OPTIONS, ContraltoLM, Job
+from contralto.eval.lm import IDENTITY, OPTIONS, ContraltoLM, Job, short_hash
 
 __all__ = ["ContraltoVLLM"]
 
@@ -99,7 +97,7 @@ class ContraltoVLLM(TemplateLM):  # type: ignore[misc]
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into its results."""
-        key = hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()[:12]
+        key = short_hash(self.configuration)
         return {"decoder": self._decoder.describe(), "configuration": self.configuration, "key": key}
 
     def set_cache_hook(self, cache_hook: Any) -> None:
