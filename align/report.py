@@ -10,15 +10,13 @@ import platform
 from collections.abc import Callable, Sequence
 from importlib import metadata, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
 from contralto import __version__
-
-if TYPE_CHECKING:
-    from contralto.align.record import Record
+from contralto.align.record import Record
 
 __all__ = ["PAGE", "PICTURE", "ches_correlation", "verdict", "versions", "write_report"]
 
@@ -60,8 +58,6 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         ValueError: there is no record in the folder.
         ImportError: without matplotlib or scipy.
     """
-    from contralto.align.record import Record
-
     place = Path(folder)
     record = Record.load(place)
     panels = _panels(record)
