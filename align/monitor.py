@@ -27,6 +27,7 @@ from contralto.align.audit import Finding, audit_dropped, audit_model, audit_row
 from contralto.align.record import RECORD, Point, Record, symptoms
 from contralto.align.seams import Batch, Request, head_of
 from contralto.data_gen.ches import ches
+from contralto.decoding.placement import input_device
 
 __all__ = ["Monitor"]
 
@@ -288,7 +289,9 @@ class Monitor(TrainerCallback):
         ):
             for start in range(0, len(prompts), args.per_device_eval_batch_size):
                 batch = prompts[start : start + args.per_device_eval_batch_size]
-                ids = tokenizer.pad({"input_ids": batch}, padding_side="left", return_tensors="pt").to(model.device)
+                ids = tokenizer.pad({"input_ids": batch}, padding_side="left", return_tensors="pt").to(
+                    input_device(model)
+                )
                 texts = model.generate(
                     **ids, max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id
                 )
@@ -378,7 +381,7 @@ class Monitor(TrainerCallback):
 @contextmanager
 def _at_rest(model: Any) -> Iterator[None]:
     """A model in evaluation mode for a moment, after which random numbers go on as if nothing had been."""
-    training, device = model.training, next(model.parameters()).device
+    training, device = model.training, input_device(model)
     own = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(own, device_type="cuda" if device.type == "cpu" else device.type):
         model.eval()

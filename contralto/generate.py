@@ -25,6 +25,7 @@ from transformers import (
 
 from contralto.decoding import AdaptersOff, methods
 from contralto.decoding.images import noised, ritual_transform
+from contralto.decoding.placement import input_device
 from contralto.names import check_same_tokenizer, from_pretrained, locate
 
 Content = str | list[dict[str, Any]]
@@ -291,11 +292,11 @@ def encode(prompts: Sequence[Prompt], models: Models, *, raw: bool) -> Any:
     how = {"return_tensors": "pt", "padding": True}
     if models.processor is None:
         how |= {"add_special_tokens": is_bare, "return_token_type_ids": False}
-        return reader(texts, **how).to(models.main.device)
+        return reader(texts, **how).to(input_device(models.main))
     # as in a processor's own apply_chat_template: not every template begins as a text should
     how["add_special_tokens"] = is_bare or not texts[0].startswith(models.tokenizer.bos_token or texts[0])
     images = [list(prompt.images) for prompt in prompts] if prompts[0].images else None
-    return reader(text=texts, images=images, **how).to(models.main.device, dtype=models.main.dtype)
+    return reader(text=texts, images=images, **how).to(input_device(models.main), dtype=models.main.dtype)
 
 
 def open_images(prompt: Prompt) -> Prompt:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from contralto.decoding.placement import input_device
+
 __all__ = ["Ches", "ches", "score_rows"]
 
 
@@ -128,10 +130,11 @@ def _tokens(tokenizer: Any, row: Mapping[str, Any], at: int, name: str, max_leng
 def _summed(model: Any, texts: Sequence[_Text]) -> Tensor:
     """`(B, H)` the sum of the hidden states that predict the answers."""
     longest = max(len(text.ids) for text in texts)
-    ids = torch.tensor([text.ids + [0] * (longest - len(text.ids)) for text in texts], device=model.device)
-    places = torch.arange(longest, device=model.device)
-    lengths = torch.tensor([len(text.ids) for text in texts], device=model.device)[:, None]
-    prompts = torch.tensor([text.prompt for text in texts], device=model.device)[:, None]
+    device = input_device(model)
+    ids = torch.tensor([text.ids + [0] * (longest - len(text.ids)) for text in texts], device=device)
+    places = torch.arange(longest, device=device)
+    lengths = torch.tensor([len(text.ids) for text in texts], device=device)[:, None]
+    prompts = torch.tensor([text.prompt for text in texts], device=device)[:, None]
     states = model.get_decoder()(input_ids=ids, attention_mask=(places < lengths).long()).last_hidden_state
     kept = (places >= prompts - 1) & (places < lengths - 1)
     return torch.where(kept[..., None], states, 0.0).sum(1, dtype=torch.float64).cpu()

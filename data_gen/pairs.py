@@ -460,6 +460,8 @@ class RewardModel:
         """The reward of each answer."""
         import torch
 
+        from contralto.decoding.placement import input_device
+
         chats = [[*row["prompt"], {"role": "assistant", "content": answer}] for answer in answers]
         inputs = self.tokenizer.apply_chat_template(
             chats,
@@ -470,7 +472,7 @@ class RewardModel:
             max_length=self.max_length,
         )
         with torch.inference_mode():
-            rewards = self.model(**inputs.to(self.model.device)).logits[:, 0]
+            rewards = self.model(**inputs.to(input_device(self.model))).logits[:, 0]
         scores: list[float] = rewards.float().tolist()
         return scores
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from contralto.decoding.padding import find_padding, pad_tokens
+from contralto.decoding.placement import input_device
 from contralto.decoding.prompts import (
     TOKEN_TYPES,
     Prompts,
@@ -236,7 +237,7 @@ class ModelBranch(Reader):
         Returns:
             `(B, V)` in the model's dtype, on the model's device. They may be a view; do not change them in place.
         """
-        ids = input_ids.to(self._model.device if self._seen is None else self._seen.device, copy=True)
+        ids = input_ids.to(input_device(self._model) if self._seen is None else self._seen.device, copy=True)
         found = self._find(ids)
         if found is None or not self._rewind(ids, found):
             return self._start(ids)[:, -1]
@@ -254,7 +255,7 @@ class ModelBranch(Reader):
         Returns:
             `(B, count, V)`.
         """
-        ids = input_ids.to(self._model.device)
+        ids = input_ids.to(input_device(self._model))
         mask = None if attention_mask is None else attention_mask.to(ids)
         logits = self._start(ids, scored=count, mask=mask)[:, -count - 1 : -1]
         self.reset()
@@ -262,7 +263,7 @@ class ModelBranch(Reader):
 
     def prompts(self, ids: Tensor) -> Prompts:
         """The prompts `ids` as this branch reads them, ready for a first forward beside other rows."""
-        ids = ids.to(self._model.device)
+        ids = ids.to(input_device(self._model))
         if self._encoder_inputs is not None:
             return Prompts(ids, self._encode(self._encoder_inputs, rows=len(ids)))
         hidden = 0 if self._window is None else max(0, ids.shape[1] - self._window)
@@ -422,7 +423,7 @@ class ModelBranch(Reader):
         repeats, rest = divmod(rows, self._prompts)
         if rest:
             raise ValueError(f"the encoder inputs hold {self._prompts} prompts, which cannot make {rows} rows")
-        inputs = {name: value.to(self._model.device) for name, value in inputs.items()}
+        inputs = {name: value.to(input_device(self._model)) for name, value in inputs.items()}
         if self._encoder_outputs is None:
             with self._context():
                 self._encoder_outputs = self._model.get_encoder()(**inputs, return_dict=True)
@@ -517,7 +518,7 @@ class InputBranch:
     def prompts(self, ids: Tensor) -> Prompts:
         """The contrast prompts for main prompts `ids`, ready for a first forward beside them."""
         self.generated(ids)
-        contrast, mask = self._ids.to(self.model.device), self._branch._prompt_mask
+        contrast, mask = self._ids.to(input_device(self.model)), self._branch._prompt_mask
         self._rows(ids, 0)
         return prepare_images(self.model, contrast, {**self._inputs, "attention_mask": mask}, len(ids))
 

@@ -10,6 +10,7 @@ from transformers import LogitsProcessor
 
 from contralto.decoding import rules
 from contralto.decoding.branches import Branch, InputBranch, LayerBranch, ModelBranch, check_mask, fit_vocabulary
+from contralto.decoding.placement import input_device
 
 if TYPE_CHECKING:
     from contralto.decoding.loop import ContrastiveLoop
@@ -582,7 +583,7 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
     def _values(self, texts: Tensor, mask: Tensor) -> Tensor:
         if not isinstance(self._critic, torch.nn.Module):
             return torch.as_tensor(self._critic(texts, mask))
-        device = next(self._critic.parameters()).device
+        device = input_device(self._critic)
         logits: Tensor = self._critic(input_ids=texts.to(device), attention_mask=mask.to(device)).logits
         if logits.ndim != 3:
             raise TypeError(

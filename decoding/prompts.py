@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from contralto.decoding.placement import input_device
+
 __all__ = [
     "Prompts",
     "check_images",
@@ -88,7 +90,7 @@ def prepare_positions(model: Any, ids: Tensor, kwargs: Mapping[str, Any]) -> Ten
 @torch.no_grad()
 def prepare_images(model: Any, ids: Tensor, inputs: Mapping[str, Any], rows: int) -> Prompts:
     """Prompts with images, each repeated for its share of `rows`: images are encoded once, and repeated then."""
-    kwargs = {name: _to(value, model.device) for name, value in inputs.items() if value is not None}
+    kwargs = {name: _to(value, input_device(model)) for name, value in inputs.items() if value is not None}
     kwargs.setdefault("attention_mask", torch.ones_like(ids))
     if takes_positions(model):
         kwargs["position_ids"] = prepare_positions(model, ids, kwargs)

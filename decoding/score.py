@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from contralto.decoding.branches import ModelBranch
+from contralto.decoding.placement import input_device
 from contralto.decoding.prompts import is_multimodal
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def score(
     prompts = main_prompts(model, inputs, len(continuations))
     if len(prompts.ids) != len(continuations):
         raise ValueError(f"score needs a continuation per prompt, not {len(continuations)} for {len(prompts.ids)}")
-    device, count = model.device, continuations.shape[1]
+    device, count = input_device(model), continuations.shape[1]
     rows = torch.cat([prompts.ids.to(device), continuations.to(device)], dim=1)
     mask = torch.cat([prompts.mask.to(device), torch.ones_like(continuations, device=device)], dim=1)
     main = prompts.branch.score(rows, count, mask).float()

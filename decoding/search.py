@@ -36,6 +36,7 @@ from transformers.generation.utils import (
 )
 
 from contralto.decoding.padding import find_padding, pad_tokens
+from contralto.decoding.placement import input_device
 from contralto.decoding.prompts import linear_layers
 
 __all__ = [
@@ -589,7 +590,7 @@ class _Rows:
         fork, count = self.fork(), self.count
         fork.mask = _repeat(self.mask, count, copies)
         fork.positions = _repeat(self.positions, count, copies, dim=-2)
-        index = torch.arange(count, device=self.model.device).repeat_interleave(copies)
+        index = torch.arange(count, device=input_device(self.model)).repeat_interleave(copies)
         own, encoded = _parts(fork.cache)
         _repeat_cache(own, copies, index)
         if copies not in self._encoded:  # what is said of the encoder's text does not change from step to step
@@ -707,7 +708,7 @@ class _Tree:
         width, start = rows.cache.get_mask_sizes(k, layer)
         dtype, end = rows.cache.layers[layer].keys.dtype, rows.length - start
         low, count = torch.finfo(dtype).min, 1 if visible is None else len(visible)
-        mask = torch.full((count, 1, k, width), low, dtype=dtype, device=rows.model.device)
+        mask = torch.full((count, 1, k, width), low, dtype=dtype, device=input_device(rows.model))
         mask[..., :end] = 0
         if visible is not None:
             mask[..., :end].masked_fill_(visible[:, None, None, start:].to(mask.device) == 0, low)

@@ -45,6 +45,7 @@ from transformers import (
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from contralto.decoding.branches import AdaptersOff, ModelBranch, fit_vocabulary
+from contralto.decoding.placement import input_device
 from contralto.decoding.processors import bind_rule
 from contralto.decoding.prompts import TOKEN_TYPES, Prompts, check_images, prepare_images
 from contralto.decoding.rules import plausible
@@ -263,10 +264,10 @@ class SpeculativeContrastiveDecoding:
         mask = torch.ones_like(ids) if mask is None else mask
         check_images(self._model, ids, self._vision_inputs or {})
         if self._vision_inputs:
-            each = config.num_return_sequences or 1
-            inputs = {**self._vision_inputs, "attention_mask": mask[::each].to(self._model.device)}
+            each, device = config.num_return_sequences or 1, input_device(self._model)
+            inputs = {**self._vision_inputs, "attention_mask": mask[::each].to(device)}
             with self._context():
-                prompts = prepare_images(self._model, ids[::each].to(self._model.device), inputs, len(ids))
+                prompts = prepare_images(self._model, ids[::each].to(device), inputs, len(ids))
         else:
             prompts = self._branch(attention_mask=mask).prompts(ids)
         kwargs = {"use_cache": True, "past_key_values": _new_cache(self._model), **prompts.kwargs}

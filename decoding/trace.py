@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from contralto.decoding.branches import fit_vocabulary
+from contralto.decoding.placement import input_device
 from contralto.decoding.score import main_prompts
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def trace(
         raise ValueError(
             f"trace looks at the tokens after one prompt, not at {tuple(generated.shape)} after {len(prompts.ids)}"
         )
-    device, count = model.device, len(generated)
+    device, count = input_device(model), len(generated)
     rows = torch.cat([prompts.ids.to(device), generated.to(device)[None]], dim=1)
     mask = torch.nn.functional.pad(prompts.mask.to(device), (0, count), value=1)
     main = prompts.branch.score(rows, count, mask)[0].float()

@@ -3,10 +3,12 @@
 import argparse
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
 
 from contralto.decoding import methods
 
@@ -136,13 +138,23 @@ def fingerprint(model: nn.Module) -> str:
     Up to 64 numbers of every tensor, spread evenly, with its name and shape.
     """
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        if tensor.is_meta or not tensor.numel():
-            continue
-        some = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // 64)][:64]
-        digest.update(some.double().cpu().numpy().tobytes())
+    for path, module in model.named_modules(remove_duplicate=False):
+        with align_module_device(module):  # brings offloaded weights back, one module at a time
+            for name, tensor in _own_tensors(path, module):
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                if tensor.is_meta or not tensor.numel():
+                    continue
+                some = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // 64)][:64]
+                digest.update(some.double().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def _own_tensors(path: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and the saved buffers of a module that its children do not hold, by their full names."""
+    held = (module.named_parameters, module.named_buffers)
+    for name, tensor in (pair for each in held for pair in each(recurse=False, remove_duplicate=False)):
+        if name not in module._non_persistent_buffers_set:
+            yield f"{path}.{name}" if path else name, tensor
 
 
 def seed_of(*parts: Any) -> int:

@@ -34,6 +34,7 @@ from transformers import AutoTokenizer, StoppingCriteria
 
 from contralto import __version__
 from contralto.decoding import AdaptersOff, ContrastiveLogitsProcessor, SeededSampling, methods
+from contralto.decoding.placement import input_device
 from contralto.decoding.score import Likelihood, score
 from contralto.decoding.stopping import StopStrings
 from contralto.eval.decoder import SAMPLING, Decoder, fingerprint, seed_of
@@ -127,6 +128,7 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
             if "unexpected keyword argument" not in str(error):
                 raise
             raise ValueError(f"neither contralto nor the model knows an argument: {error}") from error
+        self._device = input_device(self.model)  # lm-eval takes the place of the weights: that of offloaded ones is `meta`
         self._shown = shown or self.model.name_or_path or type(self.model).__name__
         self._join_processes()
         self._loaded: dict[str, Any] = {}

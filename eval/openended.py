@@ -128,13 +128,16 @@ def _mean_log_probabilities(model: Any, rows: Sequence[tuple[list[int], list[int
     """Padded on the right, where a causal model does not look."""
     import torch
 
+    from contralto.decoding.placement import input_device
+
     longest = max(len(before) + len(after) for before, after in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, (before, after) in enumerate(rows):
         ids[row, : len(before) + len(after)] = torch.tensor([*before, *after])
         mask[row, : len(before) + len(after)] = 1
-    logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
+    device = input_device(model)
+    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
     means = []
     for row, (before, after) in enumerate(rows):
         told: Tensor = logits[row, len(before) - 1 : len(before) + len(after) - 1].float().log_softmax(-1)
