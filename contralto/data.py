@@ -160,13 +160,17 @@ def _export(job: Job, args: argparse.Namespace) -> None:
 
 def _merge(job: Job, args: argparse.Namespace) -> None:
     from contralto.data_gen import pipeline
+    from contralto.data_gen.store import Store
 
     given = args.stores or sorted((job.recipe.output / "shards").glob("*"))
     if not given:
         raise ValueError(f"{job.recipe.output} has no shards: name the stores to merge")
+    paths = [each / "answers.sqlite" if each.is_dir() else each for each in given]
+    for path in paths:  # all of them, before the first is merged
+        with Store(path, read_only=True):
+            pass
     with pipeline.locked(job.folder), job.store() as store:
-        for each in given:
-            path = each / "answers.sqlite" if each.is_dir() else each
+        for path in paths:
             print(f"{path}: {_count(store.merge(path), 'new answer')}")
         _write(job, store)
 

@@ -14,12 +14,15 @@ parser gets the better pairs without asking anybody again.
 """
 
 import json
+import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from urllib.parse import quote
 
 from contralto.data_gen.requests import Answer, Failure, Request
 
@@ -37,6 +40,19 @@ CREATE TABLE IF NOT EXISTS failures (
 ) WITHOUT ROWID;
 """
 VERSION = 1
+Line = tuple[Any, ...]
+"""A row of a table."""
+APPLICATION = 0x63747261
+"""SQLite's `application_id` of a store, the letters "ctra". Stores of earlier versions have 0 and are known by their columns."""
+ANSWERS = (
+    *("key", "row", "strategy", "role", "tag", "template", "model", "request", "text", "finish_reason"),
+    *("prompt_tokens", "completion_tokens", "logprobs", "at"),
+)
+FAILURES = ("key", "row", "strategy", "role", "tag", "reason", "at")
+INSERT_ANSWER = f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(ANSWERS))})"
+INSERT_FAILURE = f"""INSERT OR {{on_conflict}} INTO failures SELECT {", ".join("?" * len(FAILURES))}
+    WHERE NOT EXISTS (SELECT 1 FROM answers WHERE key = ?)"""
+"""A failure of a request that has an answer is not recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,30 +113,29 @@ class Store:
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self.path = path
-        if read_only and not path.exists():
+        self.path, self._is_read_only = path, read_only
+        is_new = not path.exists() or (not read_only and path.stat().st_size == 0)
+        if read_only and is_new:
             raise FileNotFoundError(f"there is no store {path} yet: nothing was asked")
-        if not read_only:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if not is_new:
+            _check(path)
+        if read_only:
+            self._db = _reading(path)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-        try:
-            self._open()
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            raise ValueError(f"{path} is not a store of answers: {error}") from error
+        self._prepare()
 
-    def _open(self) -> None:
+    def _prepare(self) -> None:
+        """Create the tables. They go into the file itself before the write-ahead log begins, so the file's header says what it is."""
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        if application != APPLICATION:
+            begin = (
+                f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; PRAGMA application_id={APPLICATION}; COMMIT"
+            )
+            self._db.executescript(begin)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > VERSION:
-            raise ValueError(
-                f"{self.path} was written by a later contralto (store version {version}): update contralto"
-            )
-        if version < VERSION:
-            self._db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT")
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +144,17 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file.
+
+        The last writer ends the write-ahead log, so that a store at rest is one file, which can be read from a folder that
+        cannot be written.
+        """
+        if not self._is_read_only:
+            with suppress(
+                sqlite3.OperationalError, sqlite3.ProgrammingError
+            ):  # open in another process; closed already
+                self._db.execute("PRAGMA busy_timeout=0")
+                self._db.execute("PRAGMA journal_mode=DELETE")
         self._db.close()
 
     def record(self, said: Sequence[tuple[Asked, Answer | Failure]]) -> None:
@@ -146,9 +171,23 @@ class Store:
             if isinstance(it, Failure)
         ]
         with _Transaction(self._db):
-            self._db.executemany(f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * 14)})", answers)
-            self._db.executemany(f"INSERT OR REPLACE INTO failures VALUES ({', '.join('?' * 7)})", failures)
-            self._db.execute("DELETE FROM failures WHERE key IN (SELECT key FROM answers)")
+            self._insert(answers, failures, on_conflict="REPLACE")
+
+    def _insert(self, answers: Iterable[Line], failures: Iterable[Line], *, on_conflict: str) -> None:
+        """Insert rows of both tables at a cost that does not depend on the size of the store.
+
+        Args:
+            answers: rows of the table `answers`. A row whose key is there is left out.
+            failures: rows of the table `failures`. A row whose key has an answer is left out.
+            on_conflict: `REPLACE` or `IGNORE`, for failures whose key is there.
+        """
+        keys = []
+        for each in answers:
+            self._db.execute(INSERT_ANSWER, each)
+            keys.append(each[:1])
+        self._db.executemany("DELETE FROM failures WHERE key = ?", keys)
+        insert = INSERT_FAILURE.format(on_conflict=on_conflict)
+        self._db.executemany(insert, ((*each, each[0]) for each in failures))
 
     def get(self, keys: Sequence[str]) -> dict[str, Answer | Failure]:
         """What is known of requests, by key."""
@@ -189,23 +228,23 @@ class Store:
         return {(s, r): (n / k, p / k, c / k, k) for s, r, n, p, c, k in self._db.execute(query)}
 
     def merge(self, other: Path) -> int:
-        """Take over the answers and failures of another store that are not here, and say how many answers came.
+        """Copy the answers and failures of another store that are not here, and return the number of new answers.
+
+        Args:
+            other: the other store. It is only read.
 
         Raises:
             OSError: no such file.
-            ValueError: it is no store.
+            ValueError: it is not a store, or it is this one.
         """
-        with Store(other, read_only=True):
-            pass
-        before = self._count()
-        self._db.execute("ATTACH ? AS other", (str(other),))
-        try:
+        if other.exists() and other.samefile(self.path):
+            raise ValueError(f"{other} is the store to merge into: name the other stores")
+        with Store(other, read_only=True) as source:
+            before = self._count()
+            tables = {"answers": ANSWERS, "failures": FAILURES}
+            lines = {name: source._db.execute(f"SELECT {', '.join(of)} FROM {name}") for name, of in tables.items()}
             with _Transaction(self._db):
-                for table in ("answers", "failures"):
-                    self._db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM other.{table}")
-                self._db.execute("DELETE FROM failures WHERE key IN (SELECT key FROM answers)")
-        finally:
-            self._db.execute("DETACH other")
+                self._insert(**lines, on_conflict="IGNORE")
         return self._count() - before
 
     def _count(self) -> int:
@@ -229,6 +268,64 @@ class _Transaction:
                 self._db.execute("ROLLBACK")
             if kind is None:
                 raise
+
+
+def _reading(path: Path) -> sqlite3.Connection:
+    """Open a database so that neither it nor its folder changes.
+
+    SQLite creates files beside a database in write-ahead mode, also for a connection with `mode=ro`, which cannot remove them.
+    They are needed only while another process has the database open, and then they are there.
+    """
+    has_log = path.with_name(f"{path.name}-wal").exists()
+    if has_log or not _is_in_log_mode(path):
+        how, more = "mode=ro", ()
+    elif os.access(path, os.W_OK) and os.access(
+        path.parent, os.W_OK
+    ):  # removes the files beside it as the last to close it
+        how, more = "mode=rw", ("PRAGMA query_only=ON",)
+    else:
+        how, more = "immutable=1", ()
+    db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?{how}", uri=True, timeout=60, isolation_level=None)
+    for each in more:
+        db.execute(each)
+    return db
+
+
+def _is_in_log_mode(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(20)[18:] == b"\2\2"  # https://www.sqlite.org/fileformat.html#file_format_version_numbers
+
+
+def _check(path: Path) -> None:
+    """Reject a file that is not a store, and leave it as it is.
+
+    Raises:
+        ValueError: not a store, or a store of a later version.
+    """
+    stranger = f"{path} is not a store of answers"
+    if path.is_dir():
+        raise ValueError(f"{stranger}: it is a folder")
+    try:
+        with closing(_reading(path)) as db:
+            version, application, columns = _signature(db)
+    except sqlite3.OperationalError as error:
+        raise OSError(f"{path} cannot be read: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"{stranger}: {error}") from error
+    if application == APPLICATION and version > VERSION:
+        raise ValueError(f"{path} was written by a later contralto (store version {version}): update contralto")
+    if application not in (0, APPLICATION) or version != VERSION or columns != (ANSWERS, FAILURES):
+        raise ValueError(f"{stranger}: another program wrote it")
+
+
+def _signature(db: sqlite3.Connection) -> tuple[int, int, tuple[tuple[str, ...], ...]]:
+    """Return `user_version`, `application_id`, and the columns of the tables of a store."""
+    (version,), (application,) = (
+        db.execute(f"PRAGMA {name}").fetchone() for name in ("user_version", "application_id")
+    )
+    tables = ("answers", "failures")
+    found = [db.execute("SELECT name FROM pragma_table_info(?)", (table,)).fetchall() for table in tables]
+    return version, application, tuple(tuple(name for (name,) in columns) for columns in found)
 
 
 def _answer_row(asked: Asked, answer: Answer, now: float) -> tuple[Any, ...]:

@@ -55,6 +55,12 @@ def test_distill_loss():
     assert result.stdout.count("| 16 | ") == 2
 
 
+def test_data_size():
+    result = _run("data_size.py", "--sizes", "40", "80", "--no-write")
+    assert result.returncode == 0, result.stderr
+    assert "\n| 80 | " in result.stdout
+
+
 def test_train_step():
     small = "--sizes testbed --vocabularies 500 --rounds 1 --steps 1 --pairs 1 --no-write"
     result = _run("train_step.py", *small.split())

@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -497,6 +498,23 @@ def test_shards_and_merge_give_the_same_data_set(folder, capsys):
     assert (other / "dataset/data/train.jsonl").read_bytes() == whole
     assert cli.main(["data", "merge", str(path), "--output", str(folder / "third")]) == 2
     assert "has no shards: name the stores to merge" in capsys.readouterr().err
+
+
+def test_a_merge_rejects_a_file_of_another_program_before_it_begins(folder, capsys):
+    path = write(folder)
+    assert cli.main(["data", "run", str(path), "--output", str(folder / "part")]) == 0
+    with sqlite3.connect(folder / "browser.db") as db:
+        db.execute("CREATE TABLE visits(url)")
+    before = (folder / "browser.db").read_bytes()
+    stores = [str(folder / "part"), str(folder / "browser.db")]
+    capsys.readouterr()
+    assert cli.main(["data", "merge", str(path), *stores, "--output", str(folder / "all")]) == 2
+    assert "browser.db is not a store of answers: another program wrote it" in capsys.readouterr().err
+    assert (folder / "browser.db").read_bytes() == before
+    assert not (folder / "all").exists()
+    own = ["data", "merge", str(path), str(folder / "part"), "--output", str(folder / "part")]
+    assert cli.main(own) == 2
+    assert "is the store to merge into" in capsys.readouterr().err
 
 
 def test_filters_drop_what_checks_found(folder, capsys):

@@ -5,11 +5,14 @@ Seen to go red with: answers that replace the first one; failures that outlive t
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,168 @@ def test_a_file_that_is_no_store_is_refused(tmp_path):
         store._db.execute("PRAGMA user_version=99")
     with pytest.raises(ValueError, match="written by a later contralto"):
         Store(tmp_path / "later")
+
+
+# ------------------------------------------------------------------------------------------------ other people's files
+
+
+def everything(folder):
+    """All files of a folder with their contents."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def foreign(path, *, table="t(x)", version=0, application=0, mode="delete"):
+    """An SQLite file of another program."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(f"PRAGMA application_id={application}; PRAGMA user_version={version}; CREATE TABLE {table}")
+        db.execute(f"PRAGMA journal_mode={mode}")
+
+
+FOREIGN = [
+    {},
+    {"mode": "wal"},
+    {"version": 1},
+    {"version": 99, "mode": "wal"},
+    {"version": 1, "application": 0x42B9},
+    {"version": 1, "table": "answers(key TEXT PRIMARY KEY, text TEXT)"},
+]
+
+
+@pytest.mark.parametrize("given", FOREIGN)
+def test_a_database_of_another_program_is_left_as_it_is(tmp_path, given):
+    foreign(tmp_path / "notes.db", **given)
+    before = everything(tmp_path)
+    for read_only in (False, True):
+        with pytest.raises(ValueError, match=r"notes\.db is not a store of answers"):
+            Store(tmp_path / "notes.db", read_only=read_only)
+    with Store(tmp_path / "own" / "a") as store, pytest.raises(ValueError, match="is not a store of answers"):
+        store.merge(tmp_path / "notes.db")
+    shutil.rmtree(tmp_path / "own")
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [b"x", b"hello " * 100, b"SQLite format 3\0" + b"\0" * 3000, b"\x89PNG" * 512])
+def test_what_is_no_database_is_left_as_it_is(tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    for read_only in (False, True):
+        with pytest.raises(ValueError, match="file is not a store of answers"):
+            Store(tmp_path / "file", read_only=read_only)
+    with pytest.raises(ValueError, match="it is a folder"):
+        Store(tmp_path)
+    assert everything(tmp_path) == {"file": content}
+
+
+def log_mode(path):
+    """Leave a store as earlier versions did: in write-ahead mode and without an application id."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(
+            "PRAGMA application_id=0; PRAGMA journal_mode=WAL; INSERT OR IGNORE INTO failures SELECT * FROM failures"
+        )
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_reading_changes_nothing_and_leaves_nothing_behind(tmp_path, is_old):
+    path = tmp_path / "a"
+    with Store(path) as store:
+        store.record([(asked(1), answer(1))])
+    if is_old:
+        log_mode(path)
+    before = everything(tmp_path)
+    assert list(before) == ["a"]
+    with Store(path, read_only=True) as store:
+        assert len(store.get([asked(1).request.key])) == 1
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            store.record([(asked(2), answer(2))])
+    assert everything(tmp_path) == before
+    with Store(path) as store:
+        store.record([(asked(2), answer(2))])
+        assert len(store.get([asked(n).request.key for n in (1, 2)])) == 2
+    assert list(everything(tmp_path)) == ["a"]
+
+
+def _read_as_a_stranger(path, number):
+    if os.getuid() == 0:
+        os.setuid(65534)  # nobody: root may write anywhere
+    with Store(path, read_only=True) as store:
+        assert len(store.get([asked(n).request.key for n in range(number)])) == number
+
+
+@pytest.mark.parametrize("state", ["closed", "old", "open", "killed"])
+def test_a_store_in_a_folder_that_cannot_be_written_is_read(state):
+    """`tmp_path` lies in folders that nobody else may enter."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "theirs"
+        store = Store(folder / "a")
+        store.record([(asked(n), answer(n)) for n in range(3)])
+        if state == "killed":
+            folder = Path(shutil.copytree(folder, Path(name) / "copy"))
+        elif state != "open":
+            store.close()
+        if state == "old":
+            log_mode(folder / "a")
+        before = everything(folder)
+        Path(name).chmod(0o755)
+        folder.chmod(0o555)
+        reader = multiprocessing.get_context("fork").Process(target=_read_as_a_stranger, args=(folder / "a", 3))
+        reader.start()
+        reader.join()
+        folder.chmod(0o755)
+        assert reader.exitcode == 0
+        after = everything(folder)
+        assert after.keys() == before.keys()
+        assert all(after[name] == before[name] for name in ("a", "a-wal") if name in before)  # a-shm holds locks of readers
+        store.close()
+
+
+def test_a_store_is_not_merged_into_itself(tmp_path):
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(1), answer(1))])
+        (tmp_path / "link").symlink_to(tmp_path / "a")
+        (tmp_path / "hard").hardlink_to(tmp_path / "a")
+        for name in ("a", "link", "hard"):
+            with pytest.raises(ValueError, match="is the store to merge into"):
+                store.merge(tmp_path / name)
+
+
+def test_a_store_that_is_being_written_is_merged(tmp_path):
+    with Store(tmp_path / "a") as store, Store(tmp_path / "b") as other:
+        other.record([(asked(n), answer(n)) for n in range(3)])
+        before = (tmp_path / "b").read_bytes()
+        assert store.merge(tmp_path / "b") == 3
+        assert (tmp_path / "b").read_bytes() == before
+        other.record([(asked(3), answer(3))])
+        assert store.merge(tmp_path / "b") == 1
+
+
+# ------------------------------------------------------------------------------------------------------------------ size
+
+
+def steps(store, act):
+    """Steps of SQLite's virtual machine that `act` takes."""
+    count = 0
+
+    def step():
+        nonlocal count
+        count += 1
+
+    store._db.set_progress_handler(step, 1)
+    act()
+    store._db.set_progress_handler(None, 1)
+    return count
+
+
+def test_an_answer_costs_the_same_in_a_large_store(tmp_path):
+    """Seen to go red with failures that are compared with all answers at every commit."""
+    with Store(tmp_path / "a") as store:
+        found = []
+        for size in (10, 4000):
+            store.record([(asked(size + n), answer(1)) for n in range(size)])
+            new = [[(asked(-size - n), answer(1))] for n in range(3)]
+            failed = [(asked(-2 * size), Failure("cut"))]
+            costs = [steps(store, lambda said=said: store.record(said)) for said in (*new, failed, *new)]
+            key = asked(-size).request.key
+            found.append([*costs, steps(store, lambda key=key: store.get([key]))])
+        assert all(large <= small + 20 for small, large in zip(*found, strict=True)), found
 
 
 def test_texts_of_any_kind(tmp_path):
