@@ -1,7 +1,11 @@
 """The curriculum of DistiLLM-2: how much the divergences are skewed, and how much the student's own texts count.
 
-Ko et al. 2025 (arXiv 2503.07067), algorithm 1. The released code (jongwooko/distillm-2) has both parts switched off, and the path for
-alpha does not work when switched on; here both work, and what the released code does is a preset.
+Ko et al. 2025 (arXiv 2503.07067), algorithm 1. The released code (jongwooko/distillm-2, `src/distillm_trainer.py`) has both parts
+switched off, and the path for alpha does not work when switched on. Here both work, and three settings are presets: `PAPER`; `RELEASED`,
+what the released code computes; `RELEASED_GRADUAL`, what it computes with its switch `gradual_beta` on.
+
+In the paper's formula beta reaches 1 early: with 2, 3 or 5 epochs the teacher's texts have no weight in 50, 67 or 60 % of the steps.
+`Curriculum.idle` computes this share, and `beta_max` keeps them in the loss.
 """
 
 from dataclasses import dataclass
@@ -10,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["PAPER", "RELEASED", "Curriculum", "Weights"]
+__all__ = ["PAPER", "RELEASED", "RELEASED_GRADUAL", "Curriculum", "Weights"]
 
 
 class Weights(NamedTuple):
@@ -25,7 +29,8 @@ class Curriculum:
     """The schedules of alpha and beta.
 
         loss  = 1/2 [(1 - beta) SKL_alpha(y_t) + beta SRKL_alpha(y_s)]                         (equation 2)
-        beta  = clip(e / E + tau / T, beta_0, 1)
+        beta  = clip(e / E + tau / T, beta_0, beta_max)                                        (beta_max is 1 in the paper)
+              = beta_0 + (beta_max - beta_0) min(1, tau / (ramp T))                            with a ramp
         alpha = clip(1 - (1 - alpha_0) m / (p(y) - q(y)), low, high),    m the mean of p(y) - q(y) over the batch
 
     with p the teacher, q the student, y_t a text of the teacher's, y_s one of the student's, e of E epochs, tau of T steps.
@@ -34,8 +39,12 @@ class Curriculum:
 
     Args:
         alpha_0: the skew where it does not adapt, and that of a text whose gap is the batch's mean.
-        low, high: between which alpha is kept.
+        low: the least alpha.
+        high: the greatest alpha.
         beta_0: the least beta; 0.5 weighs both texts alike.
+        beta_max: the greatest beta; at 1 the teacher's texts have no weight.
+        ramp: share of the steps over which beta grows linearly from beta_0 to beta_max, in (0, 1]; None takes the paper's
+            e / E + tau / T.
         adaptive_alpha: whether alpha adapts, from the second epoch on; else it is alpha_0.
         gradual_beta: whether beta grows; else it is beta_0.
         factor: what stands before the bracket of the loss: 1/2 in the paper.
@@ -48,12 +57,16 @@ class Curriculum:
         1.0
         >>> RELEASED.weights(epoch=3, epochs=3, step=0, steps=300)
         Weights(skew_kl=1.0, skew_reverse_kl=1.0)
+        >>> RELEASED_GRADUAL.weights(epoch=1, epochs=1, step=75, steps=300)
+        Weights(skew_kl=0.75, skew_reverse_kl=1.25)
     """
 
     alpha_0: float = 0.1
     low: float = 0.01
     high: float = 0.1
     beta_0: float = 0.5
+    beta_max: float = 1.0
+    ramp: float | None = None
     adaptive_alpha: bool = True
     gradual_beta: bool = True
     factor: float = 0.5
@@ -65,6 +78,10 @@ class Curriculum:
             raise ValueError(f"alpha_0 must lie between low and high, {self.low} and {self.high}, not {self.alpha_0}")
         if not 0 <= self.beta_0 <= 1:
             raise ValueError(f"beta_0 must lie in [0, 1] (the least weight of the student's texts), not {self.beta_0}")
+        if not self.beta_0 <= self.beta_max <= 1:
+            raise ValueError(f"beta_max must lie between beta_0, {self.beta_0}, and 1, not {self.beta_max}")
+        if self.ramp is not None and not 0 < self.ramp <= 1:
+            raise ValueError(f"ramp must lie in (0, 1] (a share of the steps), not {self.ramp}")
         if not self.factor > 0:
             raise ValueError(f"factor must be above 0, not {self.factor}")
 
@@ -87,12 +104,36 @@ class Curriculum:
             raise ValueError(f"epoch must lie in 1 to {epochs}, not {epoch}")
         if not 0 <= step <= steps or not steps:
             raise ValueError(f"step must lie in 0 to {steps} (the steps of all epochs), not {step}")
-        return min(max(epoch / epochs + step / steps, self.beta_0), 1.0) if self.gradual_beta else self.beta_0
+        if not self.gradual_beta:
+            return self.beta_0
+        if self.ramp is not None:
+            return self.beta_0 + (self.beta_max - self.beta_0) * min(1.0, step / (self.ramp * steps))
+        return min(max(epoch / epochs + step / steps, self.beta_0), self.beta_max)
 
     def weights(self, *, epoch: int, epochs: int, step: int, steps: int) -> Weights:
         """The weights of the two divergences; for the arguments see `beta`."""
         beta = self.beta(epoch=epoch, epochs=epochs, step=step, steps=steps)
         return Weights(self.factor * (1 - beta), self.factor * beta)
+
+    def idle(self, epochs: int) -> Weights:
+        """Return the share of the steps in which each divergence has no weight.
+
+        Args:
+            epochs: E.
+
+        Returns:
+            Two shares in [0, 1], for the teacher's and for the student's texts.
+
+        Example:
+            >>> [round(PAPER.idle(epochs).skew_kl, 2) for epochs in (2, 3, 5)]
+            [0.5, 0.67, 0.6]
+            >>> Curriculum(beta_max=0.75).idle(3)
+            Weights(skew_kl=0.0, skew_reverse_kl=0.0)
+        """
+        steps = 100 * epochs
+        moments = ({"epoch": i // 100 + 1, "epochs": epochs, "step": i, "steps": steps} for i in range(steps))
+        without = [[weight == 0 for weight in self.weights(**moment)] for moment in moments]
+        return Weights(*(sum(side) / steps for side in zip(*without, strict=True)))
 
     @torch.no_grad()
     def alpha(
@@ -138,3 +179,6 @@ PAPER = Curriculum()
 
 RELEASED = Curriculum(adaptive_alpha=False, gradual_beta=False, factor=2.0)
 """What the released code does whatever its options say: SKL + SRKL, alpha 0.1."""
+
+RELEASED_GRADUAL = Curriculum(adaptive_alpha=False, beta_max=0.75, ramp=0.5, factor=2.0)
+"""What the released code computes with `gradual_beta` on: (2 - b) SKL + b SRKL, b growing from 1 to 1.5 over half of the steps."""

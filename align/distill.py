@@ -7,12 +7,13 @@ A row is that of a preference trainer: `chosen` is the teacher's text y_t, `reje
 
 `loss_type` says which divergences and weights, see `contralto.align.distill_config`.
 
-A text that has no weight is not run through any model.
+A text that has no weight is not run through any model; with a curriculum, in the steps in which it has none.
 """
 
 # ruff: noqa: TRY004 (a wrong type in somebody's recipe is a ValueError like any other mistake in it)
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -41,6 +42,8 @@ from contralto.names import locate
 
 __all__ = ["DistillationPairTrainer", "Found", "Teacher"]
 
+logger = logging.getLogger(__name__)
+
 
 class Teacher(NamedTuple):
     """What the teacher says of the tokens that count."""
@@ -65,12 +68,14 @@ class Found(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """The texts of a batch that count."""
+    """The texts of a batch that have a weight."""
 
     batch: Batch
     rows: dict[str, slice]
-    """Which of its rows are `chosen`, and which `rejected`."""
+    """Rows of `chosen`, and of `rejected`."""
     pairs: int
+    states: Tensor | None = None
+    """Their precomputed states of the teacher, `(N, H)`."""
 
 
 class DistillationPairTrainer(StagedTrainer):
@@ -125,6 +130,7 @@ class DistillationPairTrainer(StagedTrainer):
             _check_vocabulary(self.processing_class, self.unwrapped(self.ref_model).config.get_text_config().vocab_size)
         self._teacher = None
         self.data_collator = WithStates(self.data_collator)
+        self._idle_is_told = args.loss_type != ["distillm2"]
 
     def _reference_at_start(self, args: DistillationConfig) -> Any:
         """What `DPOTrainer.__init__` takes for the reference."""
@@ -136,12 +142,14 @@ class DistillationPairTrainer(StagedTrainer):
 
     def reference(self, batch: Batch) -> Teacher | None:
         """The teacher's hidden states at the tokens that count, from disk or by a forward."""
+        self._tell_idle()
         if not self.uses_teacher:
             return None
         if self.args.precompute_teacher:
-            assert batch.teacher_states is not None
+            states = self.texts(batch).states
+            assert states is not None
             assert self._head is not None
-            return Teacher(batch.teacher_states.to(self._head.weight.dtype), self._head)
+            return Teacher(states.to(self._head.weight.dtype), self._head)
         with self.as_reference() as (model, bare):
             states = self.ask(model, self.texts(batch).batch, Request(hidden=True)).hidden
             head = head_of(bare)
@@ -175,29 +183,70 @@ class DistillationPairTrainer(StagedTrainer):
         self.note(
             **{name: value / totals["pairs"] for name, value in totals.items() if name not in ("pairs", "tokens")}
         )
-        if self.args.loss_type == ["distillm2"] and self.mode == "train":
-            self.note(beta=self.args.schedule.beta(**self.moment()))
+        if self.args.loss_type == ["distillm2"]:
+            weights = self.weights()
+            self.note(**{"weight/chosen": weights[0], "weight/rejected": weights[1]})
+            if self.mode == "train":
+                self.note(beta=self.args.schedule.beta(**self.moment()))
 
     # -------------------------------------------------------------------------------------------------- the comparison
 
+    def weights(self) -> tuple[float, float]:
+        """Return the weights of the teacher's and of the student's text in this step."""
+        weights: tuple[float, float] = self.args.weights
+        if self.args.loss_type == ["distillm2"] and self.mode == "train":
+            weights = self.args.schedule.weights(**self.moment())
+        return weights
+
     def texts(self, batch: Batch) -> Texts:
-        """The batch without the texts that have no weight."""
+        """Return the batch without the texts that have no weight in this step."""
+        weights = dict(zip(("chosen", "rejected"), self.weights(), strict=True))
+        return self.texts_of(batch, [side for side in self.sides if weights[side]])
+
+    def texts_of(self, batch: Batch, sides: Sequence[str]) -> Texts:
+        """Return the batch with the texts of some sides alone.
+
+        Args:
+            batch: all rows.
+            sides: `chosen`, `rejected` or both.
+        """
         pairs = len(batch.labels) // 2
         halves = {"chosen": slice(0, pairs), "rejected": slice(pairs, 2 * pairs)}
-        if len(self.sides) == 2:
-            return Texts(batch, halves, pairs)
-        (side,) = self.sides
-        rows = halves[side]
+        if len(sides) == 2:
+            return Texts(batch, halves, pairs, batch.teacher_states)
+        (side,) = sides
+        rows, states = halves[side], self._states_of_side(batch, side)
         if batch.inputs.keys() <= {"input_ids", "attention_mask"}:
             inputs = {name: value[rows] for name, value in batch.inputs.items()}
             kept = batch._replace(
                 inputs=inputs, labels=batch.labels[rows], mask=batch.mask[rows], lengths=batch.lengths[rows]
             )
-            return Texts(kept, {side: slice(0, pairs)}, pairs)
+            return Texts(kept, {side: slice(0, pairs)}, pairs, states)
         own = torch.zeros_like(batch.lengths, dtype=torch.bool)  # images do not lie row by row: all rows stay
         own[rows] = True
         labels, mask = batch.labels.masked_fill(~own[:, None], IGNORED), batch.mask & own[:, None]
-        return Texts(batch._replace(labels=labels, mask=mask), {side: rows}, pairs)
+        return Texts(batch._replace(labels=labels, mask=mask), {side: rows}, pairs, states)
+
+    def _tell_idle(self) -> None:
+        """Warn, once, where the texts of one side have no weight in a part of the steps."""
+        if self._idle_is_told or self.mode == "eval":
+            return
+        self._idle_is_told = True
+        for side, share in zip(("teacher", "student"), self.args.schedule.idle(self.moment()["epochs"]), strict=True):
+            if share > 0 and self.accelerator.is_main_process:
+                logger.warning(
+                    "the %s's texts have no weight in %.0f%% of the steps, and are skipped there: set beta_max below 1, or "
+                    "curriculum to released_gradual, to keep them in the loss",
+                    *(side, 100 * share),
+                )
+
+    def _states_of_side(self, batch: Batch, side: str) -> Tensor | None:
+        """Return the precomputed states of one side: those of chosen texts come first."""
+        states = batch.teacher_states
+        if states is None or len(self.sides) == 1:  # only one side was computed
+            return states
+        first = int(batch.mask[: len(batch.mask) // 2].sum())
+        return states[:first] if side == "chosen" else states[first:]
 
     def compare(self, texts: Texts, teacher: Teacher | None, hidden: Tensor, head: Head, targets: Tensor) -> Found:
         """The loss of the batch, from what goes into the student's head; runs within its forward."""
@@ -240,11 +289,7 @@ class DistillationPairTrainer(StagedTrainer):
 
     def _weights(self, texts: Texts, lengths: Tensor) -> Tensor:
         """`(R,)` what a token of each text counts."""
-        args = self.args
-        weights: tuple[float, float] = args.weights
-        if args.loss_type == ["distillm2"] and self.mode == "train":
-            weights = args.schedule.weights(**self.moment())
-        found = torch.zeros_like(lengths)
+        weights, found = self.weights(), torch.zeros_like(lengths)
         for side, rows in texts.rows.items():
             found[rows] = weights[side == "rejected"] / texts.pairs
         return found / lengths
@@ -345,7 +390,8 @@ class DistillationPairTrainer(StagedTrainer):
         order = sorted(range(len(rows)), key=lambda i: -sum(map(len, rows[i].values())))
         for start in range(0, len(order), batch_size):
             own = order[start : start + batch_size]
-            texts = self.texts(Batch.of(self._prepare_inputs(self.data_collator([dict(rows[i]) for i in own]))))
+            batch = Batch.of(self._prepare_inputs(self.data_collator([dict(rows[i]) for i in own])))
+            texts = self.texts_of(batch, list(self.sides))
             with self.accelerator.autocast():
                 states = self.ask(teacher, texts.batch, Request(hidden=True)).hidden
             assert states is not None

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 from contralto.align.config import StagedConfig, option
-from contralto.align.curriculum import PAPER, RELEASED, Curriculum
+from contralto.align.curriculum import PAPER, RELEASED, RELEASED_GRADUAL, Curriculum
 
 __all__ = ["LOSSES", "DistillationConfig", "Kind"]
 
@@ -38,9 +38,12 @@ class Kind(NamedTuple):
     """Of `OWN`."""
 
 
-SCHEDULE = ("alpha_0", "alpha_low", "alpha_high", "beta_0", "adaptive_alpha", "gradual_beta", "loss_factor")
+SCHEDULE = (
+    *("alpha_0", "alpha_low", "alpha_high", "beta_0", "beta_max", "beta_ramp"),
+    *("adaptive_alpha", "gradual_beta", "loss_factor"),
+)
 """What `curriculum` sets, and options of their own change."""
-CURRICULA = {"paper": PAPER, "released": RELEASED}
+CURRICULA = {"paper": PAPER, "released": RELEASED, "released_gradual": RELEASED_GRADUAL}
 TEACHER = (
     *("teacher_model_name_or_path", "teacher_model_revision", "teacher_model_init_kwargs"),
     *("teacher_load_in_4bit", "teacher_load_in_8bit", "precompute_teacher", "teacher_cache"),
@@ -79,10 +82,19 @@ class DistillationConfig(StagedConfig):
         lmbda: the weight of the student's texts, in [0, 1] (GKD's lambda); None takes the default of the loss.
         beta: of `jsd`: the teacher's share of the mixture, in [0, 1].
         temperature: both models' logits are divided by it in the divergence.
-        curriculum: of `distillm2`: `paper`, or `released` for what the released code does (SKL + SRKL, alpha 0.1, the
-            skew reverse KL's mixture held fixed).
-        alpha_0, alpha_low, alpha_high, beta_0, adaptive_alpha, gradual_beta, loss_factor: these of the curriculum otherwise, see
-            `contralto.align.curriculum.Curriculum`; `alpha_0` is also the alpha of `skew_kl` and `skew_reverse_kl`.
+        curriculum: of `distillm2`: `paper`; `released` for what the released code computes (SKL + SRKL, alpha 0.1, the skew
+            reverse KL's mixture held fixed); or `released_gradual`, the same with the weights going from (1, 1) to (0.5, 1.5)
+            over the first half of the steps.
+        alpha_0: the alpha of `skew_kl` and `skew_reverse_kl`, and that of the curriculum where it does not adapt. For this and
+            the next options see `contralto.align.curriculum.Curriculum`; None takes the value of `curriculum`.
+        alpha_low: the least alpha.
+        alpha_high: the greatest alpha.
+        beta_0: the least beta.
+        beta_max: the greatest beta. At 1, as in the paper, the teacher's texts lose their weight early.
+        beta_ramp: share of the steps over which beta grows linearly.
+        adaptive_alpha: whether alpha adapts to each text, from the second epoch on.
+        gradual_beta: whether beta grows.
+        loss_factor: the factor of the loss.
         srkl: the gradient of the skew reverse KL, `full` or `detached`, see `contralto.align.divergences.skew_reverse_kl`.
         first_epoch: the curriculum's epoch that this run begins with, where runs are rounds of one training.
         all_epochs: the curriculum's number of epochs E; None takes that of this run.
@@ -120,6 +132,10 @@ class DistillationConfig(StagedConfig):
     alpha_low: float | None = option(None, "The least alpha.")
     alpha_high: float | None = option(None, "The greatest alpha.")
     beta_0: float | None = option(None, "The least weight of the student's texts in the curriculum.")
+    beta_max: float | None = option(None, "The greatest weight of the student's texts in the curriculum.")
+    beta_ramp: float | None = option(
+        None, "Share of the steps over which that weight grows linearly (default of paper: e / E + tau / T)."
+    )
     adaptive_alpha: bool | None = option(None, "Whether alpha adapts to each text, from the second epoch on.")
     gradual_beta: bool | None = option(None, "Whether the weight of the student's texts grows.")
     loss_factor: float | None = option(None, "What stands before the loss of distillm2: 0.5 in the paper.")
@@ -174,7 +190,7 @@ class DistillationConfig(StagedConfig):
     @property
     def srkl_gradient(self) -> Literal["full", "detached"]:
         """`srkl`, or what goes with the curriculum."""
-        default = "detached" if self.curriculum == "released" else "full"
+        default = "full" if self.curriculum == "paper" else "detached"
         return cast(Literal["full", "detached"], self.srkl or default)
 
     def _check_read(self, name: str) -> None:
@@ -214,14 +230,36 @@ class DistillationConfig(StagedConfig):
                 f"max_length must be at least 2 tokens (one to read, one to predict), not {self.max_length}"
             )
 
+    def _schedule(self, preset: Curriculum) -> Curriculum:
+        """Return the preset with the options that were given.
+
+        Args:
+            preset: one of `CURRICULA`.
+
+        Raises:
+            ValueError: an option that nothing reads, or one out of range.
+        """
+        given = {each: value for each in SCHEDULE if (value := getattr(self, each)) is not None}
+        moves = dataclasses.replace(preset, **{n: given[n] for n in ("adaptive_alpha", "gradual_beta") if n in given})
+        for switch, readers in (
+            ("gradual_beta", ("beta_max", "beta_ramp")),
+            ("adaptive_alpha", ("alpha_low", "alpha_high")),
+        ):
+            if not getattr(moves, switch) and (unread := [name for name in readers if name in given]):
+                raise ValueError(
+                    f"{unread[0]} is set, and is only read with {switch}, which is False: set {switch} to True"
+                )
+        if (self.kind is not LOSSES["distillm2"] or not moves.adaptive_alpha) and (
+            alpha := given.get("alpha_0")
+        ) is not None:
+            given |= {"alpha_low": min(PAPER.low, alpha), "alpha_high": max(PAPER.high, alpha)}  # alpha does not move
+        names = {"alpha_low": "low", "alpha_high": "high", "loss_factor": "factor", "beta_ramp": "ramp"}
+        return dataclasses.replace(preset, **{names.get(name, name): value for name, value in given.items()})
+
     def _check_curriculum(self) -> None:
         if self.curriculum not in CURRICULA:
             raise ValueError(f"curriculum must be one of {', '.join(CURRICULA)}, not {self.curriculum!r}")
-        names = {"alpha_low": "low", "alpha_high": "high", "loss_factor": "factor"}
-        given = {names.get(each, each): value for each in SCHEDULE if (value := getattr(self, each)) is not None}
-        if self.kind is not LOSSES["distillm2"] and (alpha := given.get("alpha_0")) is not None:
-            given |= {"low": min(PAPER.low, alpha), "high": max(PAPER.high, alpha)}  # alpha does not move
-        self.schedule: Curriculum = dataclasses.replace(CURRICULA[self.curriculum], **given)
+        self.schedule: Curriculum = self._schedule(CURRICULA[self.curriculum])
         if self.first_epoch < 1 or (self.all_epochs is not None and self.all_epochs < self.first_epoch):
             raise ValueError(
                 f"first_epoch must be 1 or more and at most all_epochs, not {self.first_epoch} of {self.all_epochs}"
@@ -229,6 +267,8 @@ class DistillationConfig(StagedConfig):
         if self.kind is not LOSSES["distillm2"] or (self.max_steps > 0 and self.all_epochs is None):
             return
         moving = [name for name in ("adaptive_alpha", "gradual_beta") if getattr(self.schedule, name)]
+        if self.schedule.ramp is not None:
+            moving = [name for name in moving if name != "gradual_beta"]  # a ramp counts steps
         if moving and (self.all_epochs or self.num_train_epochs) <= 1:
             raise ValueError(
                 f"{moving[0]} needs several epochs (alpha adapts from the second one on, beta is 1 throughout a single one), and "

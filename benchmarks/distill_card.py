@@ -1,6 +1,7 @@
 """What distillation does to the testbed's student: losses tuned alike, three seeds, held-out problems.
 
     python benchmarks/distill_card.py --runs runs.jsonl    everything; writes the figures of testbed/DISTILL.md
+    python benchmarks/distill_card.py --settings skew_kl gradual    these beside SFT
     python benchmarks/distill_card.py --prompts 48 --problems 60 --dev 40 --seeds 0 1 --rates 1e-3 --no-write
 
 Stopped, the first command goes on where it was: `--runs` is a file that keeps every run as it ends.
@@ -46,7 +47,7 @@ SEED = 2031
 
 
 class Setting(NamedTuple):
-    """A loss, and who writes the teacher's texts."""
+    """A loss, and the author of the teacher's texts."""
 
     name: str
     options: dict[str, Any]
@@ -55,19 +56,24 @@ class Setting(NamedTuple):
     """Whether it learns from the student's texts, so that these have to be written anew."""
 
 
-LOSSES = (
-    Setting("SFT on the teacher's texts", {"loss_type": "sft"}, own=False),
-    Setting("forward KL", {"loss_type": "forward_kl"}, own=False),
-    Setting("reverse KL", {"loss_type": "reverse_kl"}),
-    Setting("JSD (GKD)", {"loss_type": "jsd"}),
-    Setting("skew KL (DistiLLM)", {"loss_type": "skew_kl"}),
-    Setting("DistiLLM-2, released setting", {"loss_type": "distillm2", "curriculum": "released"}),
-    Setting("DistiLLM-2, full curriculum", {"loss_type": "distillm2"}),
-)
-BY_CONTRAST = (LOSSES[0], *LOSSES[4::2])
-SETTINGS = LOSSES + tuple(
-    each._replace(name=f"{each.name}; texts by contrast", texts="contrasted") for each in BY_CONTRAST
-)
+LOSSES = {
+    "sft": Setting("SFT on the teacher's texts", {"loss_type": "sft"}, own=False),
+    "forward_kl": Setting("forward KL", {"loss_type": "forward_kl"}, own=False),
+    "reverse_kl": Setting("reverse KL", {"loss_type": "reverse_kl"}),
+    "jsd": Setting("JSD (GKD)", {"loss_type": "jsd"}),
+    "skew_kl": Setting("skew KL (DistiLLM)", {"loss_type": "skew_kl"}),
+    "released": Setting("DistiLLM-2, released setting", {"loss_type": "distillm2", "curriculum": "released"}),
+    "gradual": Setting(
+        "DistiLLM-2, released, beta to 0.75", {"loss_type": "distillm2", "curriculum": "released_gradual"}
+    ),
+    "paper": Setting("DistiLLM-2, the paper's curriculum", {"loss_type": "distillm2"}),
+    "kept": Setting("DistiLLM-2, the same with beta to 0.75", {"loss_type": "distillm2", "beta_max": 0.75}),
+}
+BY_CONTRAST = ("sft", "skew_kl", "kept")
+SETTINGS = LOSSES | {
+    f"{key}+contrast": LOSSES[key]._replace(name=f"{LOSSES[key].name}; texts by contrast", texts="contrasted")
+    for key in BY_CONTRAST
+}
 ROLE = {"engine": "transformers", "batch_size": 128, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 96}
 CONTRAST = {"method": "cd", "amateur": "testbed:amateur"}
 
@@ -197,8 +203,9 @@ class Bench:
         """Every setting under every seed, at the rate that is best on dev problems with the first, the lower of equals."""
         found: dict[str, list[Run]] = {}
         first, *others = self.args.seeds
-        with tqdm(total=len(SETTINGS) * (len(self.args.rates) + len(others)), unit="run") as bar:
-            for setting in SETTINGS:
+        settings = [SETTINGS[key] for key in dict.fromkeys(["sft", *self.args.settings])]
+        with tqdm(total=len(settings) * (len(self.args.rates) + len(others)), unit="run") as bar:
+            for setting in settings:
                 tried = {}
                 for rate in sorted(self.args.rates):
                     tried[rate] = self.run(setting, first, rate)
@@ -220,7 +227,7 @@ def main_table(bench: Bench, found: dict[str, list[Run]]) -> list[str]:
         f"| learned by | rate | solved of {bench.args.problems}, mean | by seed | over SFT: won / lost, p by seed | stopped early | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
-    base, tests = found[SETTINGS[0].name], []
+    base, tests = found[SETTINGS["sft"].name], []
     for name, runs in found.items():
         shares = [statistics.mean(run.right) for run in runs]
         cells = []
@@ -282,6 +289,7 @@ def main() -> None:
     """Train, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", default="student", choices=["student", "amateur", "early"])
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), help="beside sft")
     parser.add_argument("--prompts", type=int, default=1600, help="of every epoch")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16, help="pairs per step")

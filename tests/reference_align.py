@@ -281,6 +281,6 @@ def alpha(p: Floats, q: Floats, *, alpha_0: float = 0.1, low: float = 0.01, high
     return [min(max(1 - (1 - alpha_0) * mean(gaps) / gap, low), high) for gap in gaps]
 
 
-def beta(epoch: int, epochs: int, step: int, steps: int, *, beta_0: float = 0.5) -> float:
+def beta(epoch: int, epochs: int, step: int, steps: int, *, beta_0: float = 0.5, beta_max: float = 1.0) -> float:
     """DistiLLM-2, algorithm 1: clip(e / E + tau / T, beta_0, 1)."""
-    return min(max(epoch / epochs + step / steps, beta_0), 1.0)
+    return min(max(epoch / epochs + step / steps, beta_0), beta_max)

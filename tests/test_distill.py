@@ -1,6 +1,6 @@
 """DistillationPairTrainer: loss and gradients from whole logits in float64, values in plain Python, its curriculum at work, a teacher on disk.
 
-Seen to go red with: the weights of the two texts exchanged; a mean length in place of each text's; alpha adapting an epoch late; a round that forgets
+Seen to go red with: texts without weight that are run; states of the wrong side; the weights of the two texts exchanged; a mean length in place of each text's; alpha adapting an epoch late; a round that forgets
 the steps of the others; states of a batch row by row in place of side by side, or read from the beginning of their file; the teacher's
 padded vocabulary in its softmax; the full gradient in place of the detached one; a temperature left out; a cache's key without sides or
 without max_length; a teacher loaded for sft; all rows run for one side; an aligned teacher without its adapter; a mean gap of one process alone.
@@ -181,7 +181,7 @@ def _mean_logps(model, batch):
 
 
 CASES = [
-    {"loss_type": "distillm2"},
+    {"loss_type": "distillm2", "beta_max": 0.8},
     {"loss_type": "distillm2", "curriculum": "released"},
     {"loss_type": "distillm2", "temperature": 2.0, "srkl": "detached", "alpha_0": 0.05, "loss_factor": 1.0},
     {"loss_type": "skew_kl", "alpha_0": 0.3, "lmbda": 0.25},
@@ -192,9 +192,11 @@ CASES = [
     {"loss_type": "reverse_kl", "temperature": 0.7},
     {"loss_type": "tvd"},
     {"loss_type": "sft"},
+    {"loss_type": "distillm2", "curriculum": "released_gradual"},
+    {"loss_type": "distillm2"},  # at beta 1: the teacher's texts are skipped
 ]
 SETTINGS = [("full", "live"), ("lora", "live"), ("lora", "cached"), ("full", "cached")]
-FAST = {(0, 1), (1, 3), (7, 0), (10, 0)}
+FAST = {(0, 1), (1, 3), (7, 0), (10, 0), (12, 2)}
 MATRIX = [
     pytest.param(
         options,
@@ -230,13 +232,17 @@ def test_loss_and_gradients_equal_whole_logits_in_float64(root, teacher_folder, 
     args = one.args
     weights, alpha = args.weights, [args.alpha] * 6
     if args.loss_type == ["distillm2"] and args.schedule.gradual_beta:
-        weights = tuple(args.schedule.factor * share for share in (0.0, 1.0))  # clip(2/3 + 3/6, 1/2, 1) = 1
+        beta = plain.beta(2, 3, 3, 6, beta_max=options.get("beta_max", 1.0))  # clip(2/3 + 3/6, 1/2, 1) = 1
+        weights = (args.schedule.factor * (1 - beta), args.schedule.factor * beta)
+        if options.get("curriculum") == "released_gradual":
+            weights = (0.5, 1.5)
+    rows = [i for i in range(6) if weights[i >= 3]]
     if found.alpha is not None:
-        alpha = found.alpha.tolist()
+        alpha = dict(zip(rows, found.alpha.tolist(), strict=True))
     one.model.zero_grad()
     for logps, model in ((found.logps, one.model), (found.teacher_logps, of_teacher)):
         if logps is not None:
-            assert_close(logps, _mean_logps(model, batch), rtol=1e-7, atol=1e-9)
+            assert_close(logps, _mean_logps(model, batch)[rows], rtol=1e-7, atol=1e-9)
     expected, values = _expected(one.model, None if alone else of_teacher, batch, args, weights, alpha)
     assert_close(found.total.double(), expected.detach(), rtol=1e-7, atol=1e-12)
     expected.backward()
@@ -258,6 +264,7 @@ def test_the_curriculum_works_in_training(root, teacher_folder, tmp_path):
         dataset=pairs(24),
         alpha_high=0.6,
         alpha_0=0.3,
+        beta_max=0.9,
         gradient_accumulation_steps=2,
         learning_rate=1e-3,
     )
@@ -268,7 +275,7 @@ def test_the_curriculum_works_in_training(root, teacher_folder, tmp_path):
     free = 0
     for step, found in seen:
         epoch = step // 4 + 1
-        beta = plain.beta(epoch, 3, step, 12)
+        beta = plain.beta(epoch, 3, step, 12, beta_max=0.9)
         expected = []
         for rows, author in ((slice(0, 3), found.teacher_logps), (slice(3, 6), found.logps)):
             own = author[rows].exp().tolist()
@@ -279,8 +286,9 @@ def test_the_curriculum_works_in_training(root, teacher_folder, tmp_path):
         whole = 0.5 * ((1 - beta) * found.values[:3].mean() + beta * found.values[3:].mean())
         assert found.total.item() == pytest.approx(whole.item(), rel=1e-5)
     assert free > 5  # alphas that are not at an end of their range
-    logged = [line["beta"] for line in one.state.log_history if "beta" in line]
-    assert logged == pytest.approx([plain.beta(step // 4 + 1, 3, step, 12) for step in range(12)])
+    betas = [plain.beta(step // 4 + 1, 3, step, 12, beta_max=0.9) for step in range(12)]
+    for name, values in (("beta", betas), ("weight/chosen", [0.5 * (1 - b) for b in betas])):
+        assert [line[name] for line in one.state.log_history if name in line] == pytest.approx(values)
 
 
 def test_rounds_are_epochs_of_one_curriculum(root, teacher_folder, tmp_path):
@@ -438,6 +446,36 @@ def test_sft_loads_no_teacher_and_no_text_without_weight_is_run(root, teacher_fo
     assert rows == [3]
 
 
+@pytest.mark.parametrize("kept", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_no_text_is_run_in_the_steps_in_which_it_has_no_weight(
+    root, teacher_folder, tmp_path, monkeypatch, caplog, kept
+):
+    """By student and teacher; the log says so, and how much of the training it is."""
+    one = trainer(
+        tmp_path,
+        _folder("llama", root),
+        teacher=AutoModelForCausalLM.from_pretrained(teacher_folder),
+        precompute_teacher=kept,
+        dataset=pairs(6),
+        per_device_train_batch_size=3,
+    )
+    rows = {}
+    for name, model in (("student", one.policy), ("teacher", one.ref_model)):
+        if model is not None:
+            seen, stock = rows.setdefault(name, []), model.base_model.forward
+            monkeypatch.setattr(
+                model.base_model,
+                "forward",
+                lambda *a, seen=seen, stock=stock, **k: seen.append(len(k["input_ids"])) or stock(*a, **k),
+            )
+    one.train()  # 6 steps: beta is 1/2, 1/2, 1, 1, 1, 1
+    assert all(seen == [6, 6, 3, 3, 3, 3] for seen in rows.values())
+    assert [line["weight/chosen"] for line in one.state.log_history if "loss" in line] == [0.25, 0.25, 0, 0, 0, 0]
+    assert ["loss/chosen" in line for line in one.state.log_history if "loss" in line] == [True, True, *[False] * 4]
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "contralto.align.distill"]
+    assert said.startswith("the teacher's texts have no weight in 67% of the steps")
+
+
 @pytest.mark.slow
 def test_pictures(tmp_path):
     """A vision-language student and teacher; with a loss on one side, whose other rows stay for the images' sake."""
@@ -543,11 +581,13 @@ def _argv(recipe, file, out, *more, adapter=LORA):
 @pytest.mark.slow
 def test_the_command_distils(file, tmp_path):
     more = ["--learning_rate", "0.0003", "--logging_steps", "1", "--per_device_train_batch_size", "24"]
-    train.run(_argv("distill", file, tmp_path / "out", *more, "--num_train_epochs", "12", adapter=[]))
+    train.run(
+        _argv("distill", file, tmp_path / "out", *more, "--num_train_epochs", "12", "--beta_max", "0.8", adapter=[])
+    )
     state = json.loads(next((tmp_path / "out").glob("checkpoint-*/trainer_state.json")).read_text())
     lines = [line for line in state["log_history"] if "beta" in line]
     assert lines[0]["beta"] == 0.5
-    assert lines[-1]["beta"] == 1.0
+    assert lines[-1]["beta"] == 0.8
     first, last = (line["loss/chosen"] + line["loss/rejected"] for line in (lines[0], lines[-1]))
     assert last < 0.9 * first
 
@@ -620,10 +660,19 @@ WRONG_CONFIGS = [
     ({"label_smoothing": 0.1}, "label_smoothing is set, and belongs to preference losses"),
     ({"padding_free": True}, "padding_free is set, and belongs to preference losses"),
     ({"precompute_ref_log_probs": True}, "for a teacher set precompute_teacher"),
-    ({"curriculum": "mine"}, "curriculum must be one of paper, released, not 'mine'"),
+    ({"curriculum": "mine"}, "curriculum must be one of paper, released, released_gradual, not 'mine'"),
     ({"srkl": "half"}, "srkl must be full or detached"),
     ({"alpha_0": 0.5}, "alpha_0 must lie between low and high"),
     ({"loss_type": "skew_kl", "alpha_0": 1.0}, "low and high must be ordered"),
+    ({"beta_max": 0.4}, "beta_max must lie between beta_0, 0.5, and 1, not 0.4"),
+    ({"beta_ramp": 0.0}, r"ramp must lie in \(0, 1\]"),
+    (
+        {"curriculum": "released", "beta_max": 0.8},
+        "beta_max is set, and is only read with gradual_beta, which is False",
+    ),
+    ({"gradual_beta": False, "beta_ramp": 0.8}, "beta_ramp is set, and is only read with gradual_beta"),
+    ({"curriculum": "released", "alpha_high": 0.8}, "alpha_high is set, and is only read with adaptive_alpha"),
+    ({"loss_type": "jsd", "beta_max": 0.8}, "beta_max is set, and jsd does not read it; it belongs to distillm2"),
     ({"num_train_epochs": 1}, "adaptive_alpha needs several epochs"),
     ({"num_train_epochs": 1, "adaptive_alpha": False}, "gradual_beta needs several epochs"),
     ({"per_device_train_batch_size": 1}, "adaptive_alpha compares the texts of a batch"),

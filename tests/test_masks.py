@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 from contralto import testbed
 from contralto.align import losses
-from contralto.align.curriculum import PAPER, RELEASED, Curriculum
+from contralto.align.curriculum import PAPER, RELEASED, RELEASED_GRADUAL, Curriculum
 from contralto.align.masks import KINDS, DensityMonitor, LearnedMask, Masks, density, mapo, record
 
 DECODERS = sorted(set(zoo.FAMILIES) - zoo.ENCODER_DECODERS)
@@ -289,6 +289,8 @@ def test_density_and_its_warning():
         (lambda: Curriculum(alpha_0=0.5), "alpha_0 must lie between low and high"),
         (lambda: Curriculum(low=0.5), "low and high must be ordered"),
         (lambda: Curriculum(beta_0=2), "beta_0 must lie"),
+        (lambda: Curriculum(beta_max=0.2), "beta_max must lie between beta_0, 0.5, and 1, not 0.2"),
+        (lambda: Curriculum(ramp=1.5), "ramp must lie in"),
         (lambda: Curriculum(factor=0), "factor must be above 0"),
         (lambda: PAPER.beta(epoch=0, epochs=3, step=0, steps=1), "epoch must lie in 1 to 3, not 0"),
         (lambda: PAPER.beta(epoch=1, epochs=3, step=5, steps=4), "step must lie in 0 to 4"),
@@ -357,3 +359,23 @@ def test_weights():
         == (1.0, 1.0)
         == RELEASED.weights(epoch=1, epochs=4, step=0, steps=2)
     )
+
+
+def test_the_released_path_of_beta():
+    """(2 - b) SKL + b SRKL with b = 1 + min(1, 2 step / steps) / 2, as jongwooko/distillm-2 has it behind its switch."""
+    for step in range(0, 301, 50):
+        b = 1 + 0.5 * min(1, 2 * step / 300)
+        found = RELEASED_GRADUAL.weights(epoch=1, epochs=1, step=step, steps=300)
+        assert found == pytest.approx((2 - b, b))
+    assert RELEASED_GRADUAL.idle(3) == (0, 0)
+
+
+@pytest.mark.parametrize(("epochs", "share"), [(1, 1.0), (2, 0.5), (3, 2 / 3), (4, 0.5), (5, 0.6), (7, 4 / 7)])
+def test_the_papers_beta_leaves_the_teachers_texts_without_weight(epochs, share):
+    """Counted step by step with the reference; beta_max keeps every step."""
+    ends = [reference.beta(i // 60 + 1, epochs, i, 60 * epochs) for i in range(60 * epochs)]
+    assert sum(beta == 1 for beta in ends) / len(ends) == pytest.approx(share, abs=0.02)
+    assert PAPER.idle(epochs).skew_kl == pytest.approx(share, abs=0.01)
+    assert PAPER.idle(epochs).skew_reverse_kl == 0
+    assert Curriculum(beta_max=0.9).idle(epochs) == (0, 0)
+    assert Curriculum(beta_0=0.0, beta_max=0.9, ramp=1.0).idle(epochs).skew_reverse_kl == 0.01 / epochs
