@@ -6,9 +6,8 @@ A logits processor cannot see the forward that `generate()` made, so its branche
 branches that are other inputs of the same model (another prompt, another image) become rows of one batch: one forward
 per token, whose cost is that of a batch of two. Branches that are other models run after it, in turn.
 
-Order of a step: the rule, then what `generate()` prepared (the caller's processors, temperature, top-k, top-p, ...) on
-the main rows, then one draw, whose token all branches read. As a processor the method comes after repetition penalty and
-minimum length, here before: the plausibility constraint sees the model's own distribution.
+Processors, rule and warpers act in the order of `order`, as they do where the method is a logits processor; then one
+token is drawn per row, and all branches read it.
 """
 
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from transformers import StaticCache
 from transformers.generation.utils import ALL_CACHE_NAMES, GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from contralto.decoding.branches import InputBranch, LayerBranch, ModelBranch, Reader
+from contralto.decoding.order import split_processors
 from contralto.decoding.prompts import Prompts, linear_layers, prepare_positions, stack, takes_positions
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ NOT_INPUTS = {"use_cache", "logits_to_keep", "output_attentions", "output_hidden
 
 class ContrastiveLoop:
     """A contrastive method as `custom_generate`. Greedy tokens are those of the method as a logits processor.
+
+    All processors of `generate()` and the caller's `logits_processor` list act on the main model's logits before the rule,
+    the warpers (temperature, top-k, ...) after it, see `order`.
 
     Greedy search and sampling, left-padded batches, several returned sequences, stopping criteria, streaming, static
     caches (compiled where `generate()` would compile), `return_dict_in_generate` with scores and logits.
@@ -70,6 +73,8 @@ class ContrastiveLoop:
     ) -> Any:
         """What `generate()` calls; returns what `generate()` returns."""
         _check(model, input_ids, generation_config, model_kwargs)
+        before, after = split_processors(model, logits_processor, generation_config, input_ids)
+        _check_once(self._method, logits_processor)
         forward = _Forward(self._method, model, _main_prompts(model, input_ids, model_kwargs), generation_config)
         if self._streamer is not None:
             self._streamer.put(input_ids.cpu())
@@ -81,8 +86,9 @@ class ContrastiveLoop:
         while running.any():
             main, contrasts = forward(input_ids, tokens)
             raw = main.to(device=input_ids.device, dtype=torch.float32, copy=True)
-            scores = logits_processor(input_ids, self._method.combine(raw, contrasts, forward.generated))
-            kept["logits"] += [raw] if generation_config.output_logits else []
+            kept["logits"] += [raw.clone()] if generation_config.output_logits else []
+            scores = self._method.combine(before(input_ids, raw), contrasts, forward.generated)
+            scores = after(input_ids, scores)
             kept["scores"] += [scores] if generation_config.output_scores else []
             tokens = _choose(scores, sample=generation_config.do_sample)
             if ends:
@@ -158,6 +164,14 @@ def _check(model: Any, input_ids: Tensor, config: Any, model_kwargs: dict[str, A
         raise ValueError("the loop cannot go on from a cache: pass the method as logits_processor=[method]")
     if model_kwargs.get("inputs_embeds") is not None:
         raise ValueError("the loop needs input_ids, which the branches share, not inputs_embeds")
+
+
+def _check_once(method: Any, processors: Any) -> None:
+    """Raise ValueError if the method would act twice."""
+    if any(processor is method for processor in processors):
+        raise ValueError(
+            "the method is given twice, as custom_generate=method.loop() and in logits_processor: leave it out of the list"
+        )
 
 
 def _is_used(cache: Any) -> bool:

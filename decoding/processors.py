@@ -42,8 +42,9 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         ContrastiveLogitsProcessor(lambda main, other: rules.combine((main, other), (2, -1)), [ModelBranch(model)])
 
     Works with greedy search, sampling, beam search and several returned sequences, with batches of left-padded prompts,
-    with encoder-decoders, and in assisted decoding. It runs before temperature, top-k and top-p, and after repetition
-    penalty and minimum length. `loop()` is the same method as a faster `custom_generate`, `score.score` its likelihoods.
+    with encoder-decoders, and in assisted decoding. It runs after repetition penalty, minimum length and the like, and
+    before temperature, top-k and top-p, see `order`. `loop()` is the same method as a faster `custom_generate`,
+    `score.score` its likelihoods.
 
     Args:
         rule: scores `(B, V)` from the main model's `(B, V)` and each branch's, all in one dtype on one device.

@@ -70,7 +70,8 @@ class SeededSampling(LogitsProcessor):
         model.generate(**inputs, do_sample=False, logits_processor=[method, SeededSampling(seeds, temperature=0.7)])
 
     Temperature, then top-k, top-p and min-p in the order of transformers, then Gumbel noise, whose argmax is a draw from
-    the distribution that is left. It must be the last processor. A row's text depends on its prompt and seed alone, as far
+    the distribution that is left. It must be the last processor; beside a `custom_generate` of this package too, which lets
+    it act after the rule. A row's text depends on its prompt and seed alone, as far
     as the model's logits do.
 
     Args:
@@ -96,6 +97,7 @@ class SeededSampling(LogitsProcessor):
     """
 
     supports_continuous_batching = False
+    follows_contrast = True
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ from transformers.generation.utils import (
     GenerateEncoderDecoderOutput,
 )
 
+from contralto.decoding.order import split_processors
 from contralto.decoding.padding import find_padding, pad_tokens
 from contralto.decoding.placement import input_device
 from contralto.decoding.prompts import linear_layers
@@ -140,8 +141,8 @@ class ContrastiveSearch:
     Su et al. 2022 (arXiv 2202.06417), equation 5, see `contrastive_search`. `h` is `hidden_states[-1]`, the decoder's
     in an encoder-decoder. The prompt counts as text, with the images in it; padding does not.
 
-    All logits processors of `generate()` (repetition penalty, minimum length, suppressed tokens, your own) act on the
-    model's logits before the k candidates are chosen. Batches of left-padded prompts, encoder-decoders, images,
+    All processors of `generate()` (repetition penalty, minimum length, suppressed tokens, your own) act on the model's
+    logits before the k candidates are chosen, a watermark on the contrastive scores, see `order`. Batches of left-padded prompts, encoder-decoders, images,
     stopping criteria and `return_dict_in_generate` work as in greedy search; `output_scores` gives the contrastive
     scores, `output_logits` the model's logits. A returned cache holds the last token too.
 
@@ -188,6 +189,7 @@ class ContrastiveSearch:
     ) -> Any:
         """The decoding loop; `generate()` calls this."""
         _check_generation(generation_config, model_kwargs, self.k)
+        before, after = split_processors(model, logits_processor, generation_config, input_ids)
         search = _Search(model, input_ids, model_kwargs, alpha=self.alpha, k=self.k, path=self.path)
         pad_id = _pad_id(generation_config, stopping_criteria)
         unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -195,12 +197,13 @@ class ContrastiveSearch:
         self._stream(input_ids)
         while unfinished.any():
             logits = search.logits.to(device=input_ids.device, dtype=torch.float32)
-            scores = search.score(logits_processor(input_ids, logits.clone()))
+            scores = after(input_ids, search.score(before(input_ids, logits.clone())))
             for name, value in (("scores", scores), ("logits", logits)):
                 if getattr(generation_config, f"output_{name}"):
                     kept[name].append(value)
             tokens = scores.argmax(-1)
-            search.take(tokens)
+            if not search.take(tokens):
+                search.read(tokens[:, None])
             tokens = tokens if pad_id is None else tokens.where(unfinished, pad_id)
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
             self._stream(tokens)

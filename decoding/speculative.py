@@ -34,17 +34,16 @@ from transformers import (
     LogitNormalization,
     LogitsProcessorList,
     MinPLogitsWarper,
-    SynthIDTextWatermarkLogitsProcessor,
     TemperatureLogitsWarper,
     TopHLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
-    WatermarkLogitsProcessor,
 )
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from contralto.decoding.branches import AdaptersOff, ModelBranch, fit_vocabulary
+from contralto.decoding.order import split_processors
 from contralto.decoding.placement import input_device
 from contralto.decoding.processors import bind_rule
 from contralto.decoding.prompts import TOKEN_TYPES, Prompts, check_images, prepare_images
@@ -63,10 +62,10 @@ WARPERS = (
     EtaLogitsWarper,
     LogitNormalization,
 )
-"""What `generate()` puts at the end of its list and what shapes a distribution without regard to the text."""
+"""The warpers that shape a distribution without regard to the text: drafts are drawn through them too.
 
-WATERMARKS = (WatermarkLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
-"""What `generate()` puts there too."""
+A warper that is missing here makes drafts less likely to hold; the text stays the same.
+"""
 
 LONGEST_DRAFT = 16
 READING_COST = 0.05
@@ -134,8 +133,8 @@ class SpeculativeContrastiveDecoding:
     """Contrastive decoding as `custom_generate`, with the amateur as drafter: the same text in fewer forwards.
 
     Every token is greedily chosen or drawn from `P_n = softmax(scores)`, where the scores are those of
-    `ContrastiveDecodingLogitsProcessor` in its place in `generate()`'s list: after repetition penalty, length rules and
-    the caller's own processors, before temperature, top-k, top-p, ... A draft token `x` of distribution `Q` is kept with
+    `ContrastiveDecodingLogitsProcessor` in its place in `generate()`'s list, after its processors and the caller's, before
+    the warpers, see `order`. A draft token `x` of distribution `Q` is kept with
     probability `min(1, P_n(x) / Q(x))`, else replaced by a draw from `norm(max(0, P_n - Q))` (Yuan et al. 2023,
     arXiv 2311.08981), which leaves `P_n` exactly; in greedy search it is kept if it is the argmax of the scores. In half
     precision a forward of several tokens rounds otherwise than forwards of one: near ties may fall the other way.
@@ -243,7 +242,7 @@ class SpeculativeContrastiveDecoding:
         """What `generate()` calls; returns what `generate()` returns."""
         _check(model, self._model, input_ids, generation_config, model_kwargs)
         self.statistics = Statistics()
-        before, after = _split(logits_processor)
+        before, after = split_processors(model, logits_processor, generation_config, input_ids)
         text = _Text(input_ids, stopping_criteria, generation_config, self._streamer)
         call = _Call(
             text,
@@ -540,7 +539,7 @@ class _Call:
                 with self._amateur.context():
                     places.append(self._look(text.ids))
             rows = text.running.bool()
-            scores = self._score(table[:, i], places[i].logits)
+            scores = self._score(table[:, i].clone(), places[i].logits)
             tokens, agreement = self._drafter.choose(scores, places[i].proposal, draft)
             self._note(places[i].confidences[rows].tolist(), agreement[rows].tolist())
             text.write(tokens, scores, table[:, i])
@@ -554,14 +553,6 @@ class _Call:
         self._pace.learn(confidences, agreement)
         self._statistics.tokens += len(agreement)
         self._statistics.agreement += sum(agreement)
-
-
-def _split(processors: Sequence[Any]) -> tuple[Any, Any]:
-    """What works on the expert's logits, and what works on contrastive scores: `generate()`'s warpers at the end."""
-    first = len(processors)
-    while first and isinstance(processors[first - 1], (*WARPERS, *WATERMARKS)):
-        first -= 1
-    return LogitsProcessorList(processors[:first]), LogitsProcessorList(processors[first:])
 
 
 def _vocabulary(model: Any) -> int:

@@ -137,6 +137,16 @@ def test_contrastive_answers_are_the_processors():
     assert lm.seconds > 0
 
 
+def test_a_penalty_means_the_same_in_cd_and_scd():
+    how = {"max_gen_toks": 24, "repetition_penalty": 2.0, "min_new_tokens": 24}
+    texts = [
+        answers(lm, asks(lm, 3, **how))
+        for method in ("cd", "scd")
+        for lm in [text_lm().decoding_by(**CD | {"method": method})]
+    ]
+    assert texts[0] == texts[1]
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -1,7 +1,7 @@
 """The loop does what `generate()` does around a method: draws, streams, stops, caches, returns; or refuses in one sentence.
 
 Seen to go red with: the stack's rows exchanged; the streamer not ended; finished rows not padded; the static cache sized for the main
-prompt alone; the caller's processors run before the rule.
+prompt alone.
 """
 
 import pytest
@@ -160,17 +160,16 @@ def test_stopping_and_padding(model):
     assert output.shape[1] == width + 4
 
 
-def test_the_rule_comes_before_the_callers_processors(model):
-    """With alpha 0 the two orders differ by the mask alone: a penalty cannot make an implausible token plausible."""
+def test_logits_are_the_models_though_a_processor_writes_into_them(model):
     inputs, contrast = _inputs(1)
-    ruled_out = []
 
-    def look(ids, scores):
-        ruled_out.append(torch.isinf(scores).sum().item())
+    def overwrite(ids, scores):
+        scores[:, 5] = -torch.inf
         return scores
 
-    _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, logits_processor=[look])
-    assert all(ruled_out)
+    how = {"return_dict_in_generate": True, "output_logits": True, "logits_processor": [overwrite]}
+    found = _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, **how)
+    torch.testing.assert_close(found.logits[0], model(**inputs).logits[:, -1])
 
 
 @pytest.mark.parametrize(

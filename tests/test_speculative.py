@@ -742,12 +742,12 @@ def test_the_greedy_tests_see_a_cache_that_is_not_cropped(broken, family, monkey
 
 
 def test_the_greedy_tests_see_processors_with_another_beginning(monkeypatch):
-    split = speculative._split
+    split = speculative.split_processors
 
-    def off_by_one(processors):
-        before, after = split(processors)
+    def off_by_one(*prepared):
+        before, after = split(*prepared)
         return (lambda ids, scores: before(ids[:, :-1], scores)), after
 
-    monkeypatch.setattr(speculative, "_split", off_by_one)
+    monkeypatch.setattr(speculative, "split_processors", off_by_one)
     with pytest.raises(AssertionError):
         test_processors_see_the_right_beginning("qwen3")

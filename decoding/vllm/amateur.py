@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from contralto.decoding.vllm.members import Members
-from contralto.decoding.vllm.settings import PREFIX, Row, Rule, Warp, draw, seeds_of
+from contralto.decoding.vllm.settings import PREFIX, Row, Rule, Warp, check_penalties, draw, seeds_of
 from contralto.names import from_pretrained
 
 __all__ = ["AmateurContrast"]
@@ -73,13 +73,15 @@ class AmateurContrast(Members):
         """Refuse what does not go together.
 
         Raises:
-            ValueError: values of several branches, another method than `cd`, sampling by vLLM beside ours.
+            ValueError: values of several branches, another method than `cd`, sampling or penalties by vLLM beside ours.
         """
         row = _row(sampling_params.extra_args)
         if row is not None and sampling_params.temperature:
             raise ValueError(
                 f"temperature must be 0 with {PREFIX}method, not {sampling_params.temperature}: give {PREFIX}temperature"
             )
+        if row is not None:
+            check_penalties(sampling_params, f"with {PREFIX}method", "might choose a token that the contrast rules out")
 
     def _member(self, params: Any, prompt: Sequence[int], output: Sequence[int]) -> _Member | None:
         row = _row(params.extra_args)

@@ -32,6 +32,7 @@ __all__ = [
     "Sampling",
     "Warp",
     "check_group",
+    "check_penalties",
     "check_request",
     "draw",
     "parameters_of",
@@ -248,16 +249,38 @@ def check_request(row: Row, how: Any) -> None:
             f"temperature must be 0 in a branch of a text, not {how.temperature}: both branches would draw tokens of their "
             f"own; give {PREFIX}temperature"
         )
-    for name, off in (("repetition_penalty", 1.0), ("presence_penalty", 0.0), ("frequency_penalty", 0.0)):
-        if (getattr(how, name, None) or off) != off:
-            raise ValueError(
-                f"{name} must be {off} in a branch of a text, not {getattr(how, name)}: vLLM counts the tokens of each "
-                "branch's own prompt after the contrast, and the branches would part"
-            )
+    check_penalties(
+        how, "in a branch of a text", "counts the tokens of each branch's own prompt, and the branches would part"
+    )
     if row.marker not in (how.stop_token_ids or ()):
         raise ValueError(
             f"stop_token_ids must hold {PREFIX}marker {row.marker}, or a branch that lost its partner would run on"
         )
+
+
+def check_penalties(how: Any, where: str, why: str) -> None:
+    """Reject vLLM's penalties, which act on the contrasted scores, unlike those of `generate()`, see `decoding.order`.
+
+    Args:
+        how: `vllm.SamplingParams`, or what has its attributes.
+        where: which requests this is about.
+        why: what else vLLM does with a penalty.
+
+    Raises:
+        ValueError: a penalty.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check_penalties(SimpleNamespace(presence_penalty=0.5), "with an amateur", "counts the prompt's tokens too")
+        Traceback (most recent call last):
+            ...
+        ValueError: presence_penalty must be 0.0 with an amateur, not 0.5: vLLM applies it after the contrast and counts the prompt's tokens too
+    """
+    for name, off in (("repetition_penalty", 1.0), ("presence_penalty", 0.0), ("frequency_penalty", 0.0)):
+        if (getattr(how, name, None) or off) != off:
+            raise ValueError(
+                f"{name} must be {off} {where}, not {getattr(how, name)}: vLLM applies it after the contrast and {why}"
+            )
 
 
 def check_group(requests: Sequence[tuple[Row, Mapping[str, Any]]]) -> None:

@@ -84,6 +84,12 @@ def test_what_does_not_go_together(engines, values, temperature, message):
         llm.generate(["Ben went"], params, use_tqdm=False)
 
 
+def test_penalties_of_vllm_are_refused(engines):
+    params = SamplingParams(temperature=0, repetition_penalty=1.3, max_tokens=2, extra_args={"contrast_method": "cd"})
+    with pytest.raises((ValueError, VLLMValidationError), match="repetition_penalty must be 1"):
+        engines(make=make).generate(["Ben went"], params, use_tqdm=False)
+
+
 def test_the_docstring_example():
     found = doctest.testmod(import_module("contralto.decoding.vllm.amateur"))
     assert found.attempted

@@ -1,0 +1,57 @@
+"""The order of a decoding step, the same for every way to run a method.
+
+    1. the processors of `generate()` act on the main model's logits: guidance, biases, penalties, lengths, forced,
+       suppressed and allowed tokens, and then the caller's `logits_processor` list;
+    2. the rule contrasts what they leave with the other branches;
+    3. the warpers act on the rule's scores: temperature, top-k, top-p, min-p, ..., then watermark and renormalisation.
+
+So the plausibility constraint is applied to the distribution that the caller asked for, a token that a processor excludes
+stays excluded, and no row is left without a token. As a logits processor a method takes this place by itself, because
+`generate()` puts the caller's list before the warpers. A `custom_generate` callable is handed one list and splits it here.
+
+Read from transformers 5.23.0: `_get_logits_processor`, which makes that list.
+"""
+
+import warnings
+from typing import Any
+
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+__all__ = ["split_processors"]
+
+AFTER = "follows_contrast"
+"""Attribute of a processor in the caller's list that acts on the rule's scores, with all that follows it in the list."""
+
+
+class _Mark(LogitsProcessor):
+    """Stands for the caller's list."""
+
+
+def split_processors(model: Any, processors: Any, config: Any, input_ids: Tensor) -> tuple[Any, Any]:
+    """Split the list that `generate()` hands to a callable into what comes before the rule and what comes after it.
+
+    How many warpers there are is measured: `generate()` makes its list once more, for a marker in place of the caller's.
+
+    Args:
+        model: the model that generates.
+        processors: `LogitsProcessorList` that `generate()` prepared.
+        config: the prepared generation configuration.
+        input_ids: `(B, T)` the prompts.
+
+    Returns:
+        Two lists: the processors that act on the main model's logits, and those that act on the rule's scores.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the processors that the first list was made with already
+        marked = model._get_logits_processor(
+            config,
+            input_ids_seq_length=input_ids.shape[1],
+            encoder_input_ids=input_ids,
+            logits_processor=LogitsProcessorList([_Mark()]),
+            device=input_ids.device,
+        )
+    place = next(i for i, processor in enumerate(marked) if isinstance(processor, _Mark))
+    first = len(processors) - (len(marked) - place - 1)
+    first = next((i for i in range(first) if getattr(processors[i], AFTER, False)), first)
+    return LogitsProcessorList(processors[:first]), LogitsProcessorList(processors[first:])
