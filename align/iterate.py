@@ -177,9 +177,9 @@ class _Plan:
         self.model, self.adapter, self.fresh = (
             told["model_name_or_path"],
             told["adapter"],
-            _is_true(told["fresh_prompts"]),
+            train.is_true(told["fresh_prompts"]),
         )
-        self.has_adapter = self.adapter is not None or _is_true(told["use_peft"])
+        self.has_adapter = self.adapter is not None or train.is_true(told["use_peft"])
         curriculum = told["trainer"] == "distill" and told["loss_type"] in (None, "distillm2", ["distillm2"])
         self.epochs = int(float(told["num_train_epochs"] or 3)) if curriculum else None
         """Of a round, where rounds are the epochs of a curriculum."""
@@ -257,11 +257,6 @@ def _rounds(said: Any) -> int:
     if not str(said).isdecimal() or int(said) < 1:
         raise ValueError(f"rounds must be a whole number of at least 1, not {said}")
     return int(said)
-
-
-def _is_true(said: Any) -> bool:
-    """Of a flag or a key of YAML."""
-    return str(said).lower() in ("true", "1", "yes")
 
 
 def _role_of(data_recipe: Path) -> str:

@@ -8,8 +8,10 @@
 
 A recipe is a YAML file of flags, or the name of one that comes with contralto (`contralto.align.recipes`). Flags on the command line win.
 Its key `trainer` says what is trained: `preference` (default) by `PreferenceTrainer`, `distill` by `DistillationPairTrainer`, `reward`
-by `MarginRewardTrainer`; each has its own flags. Beyond `trl dpo`: models are also spelled `testbed:NAME`; a file, a folder or a data set in any published form is read by
-`contralto.data_gen.rows.load_pairs`; `--eval_dataset_name` names other data to evaluate on; `--adapter` goes on training a LoRA adapter;
+by `MarginRewardTrainer`; each has its own flags. Its key `lora_learning_rate` takes the place of `learning_rate` where an adapter is
+trained and the command line gives no rate. Beyond `trl dpo`: models are also spelled `testbed:NAME`; a file, a folder or a data set in any
+published form is read by `contralto.data_gen.rows.load_pairs`, texts as texts unless `--conversations` is given, `--dataset_streaming` row
+by row; `--eval_dataset_name` names other data to evaluate on; `--adapter` goes on training a LoRA adapter;
 `--resume_from_checkpoint last` goes on with the newest whole checkpoint in `--output_dir`, or starts if there is none;
 `--data_recipe` and `--rounds` let the model write the data itself, see `contralto.align.iterate`. Flags of `accelerate launch`, such as
 `--num_processes`, are passed on to it, as `trl dpo` does.
@@ -61,6 +63,9 @@ def run(argv: Sequence[str], *, launched: bool = False) -> None:
     if told(argv, "data_recipe") is not None:
         from contralto.align import iterate
 
+        if is_true(told(argv, "dataset_streaming")):
+            raise ValueError("dataset_streaming reads data that are there, and data_recipe writes them: leave it out")
+
         if launched:
             raise ValueError("data_recipe starts processes of its own: call contralto align, with --num_processes")
         iterate.run(argv)
@@ -69,6 +74,7 @@ def run(argv: Sequence[str], *, launched: bool = False) -> None:
         raise ValueError(
             f"{alone[0]} is for data_recipe, by which the model writes its pairs: give --data_recipe as well"
         )
+    argv = _with_rate(argv)
     if launched:
         parsed = _parser(trainer_of(argv)).parse_args_and_config(argv)
     else:
@@ -159,6 +165,48 @@ def _with_recipe(argv: list[str]) -> list[str]:
     return ["--config", str(path), *argv[1:]]
 
 
+def _with_rate(argv: list[str]) -> list[str]:
+    """Add the learning rate for adapters, where one is trained and the command line gives no other rate.
+
+    Raises:
+        ValueError: a rate for adapters on the command line, and no adapter.
+    """
+    own = _without_recipe(argv)
+    rate, trains = (
+        told(argv, "lora_learning_rate"),
+        is_true(told(argv, "use_peft")) or told(argv, "adapter") is not None,
+    )
+    if told(own, "lora_learning_rate") is not None and not trains:
+        raise ValueError(
+            "lora_learning_rate is for an adapter: give use_peft or adapter as well, or learning_rate instead"
+        )
+    if rate is None or not trains or told(own, "learning_rate") is not None:
+        return argv
+    if os.environ.get("RANK", "0") == "0":
+        print(f"learning_rate {float(rate):g}: the recipe's for adapters; --learning_rate gives another")
+    return [*argv, "--learning_rate", str(rate)]
+
+
+def _without_recipe(argv: Sequence[str]) -> list[str]:
+    """The words of the command line but for `--config`."""
+    looking = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    looking.add_argument("--config", nargs="?")
+    return looking.parse_known_args(list(argv))[1]
+
+
+def is_true(said: Any) -> bool:
+    """Whether a flag or a key of YAML says yes.
+
+    Args:
+        said: its value, or None.
+
+    Examples:
+        >>> is_true("True"), is_true(True), is_true("no"), is_true(None)
+        (True, True, False, False)
+    """
+    return str(said).lower() in ("true", "1", "yes", "y", "t")
+
+
 def _parser(trainer: str = "preference") -> Any:
     try:
         from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser  # type: ignore[attr-defined]
@@ -172,6 +220,19 @@ def _parser(trainer: str = "preference") -> Any:
         )
         eval_dataset_name: str | None = field(
             default=None, metadata={"help": "Other data to evaluate on, spelled like dataset_name."}
+        )
+        conversations: bool = field(
+            default=False,
+            metadata={
+                "help": "Make conversations of texts: the prompt is the user's turn, chosen and rejected are the assistant's. "
+                "Otherwise texts stay texts, as with trl dpo."
+            },
+        )
+        lora_learning_rate: float | None = field(
+            default=None,
+            metadata={
+                "help": "Of a recipe: the learning rate where an adapter is trained and learning_rate is not given."
+            },
         )
         adapter: str | None = field(
             default=None,
@@ -310,34 +371,45 @@ def _init_kwargs(args: Any, model: Any) -> dict[str, Any]:
 def _datasets(data: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
     """What to train and to evaluate on."""
     if mixture.datasets:
-        from trl import get_dataset  # type: ignore[attr-defined]
-
-        splits = get_dataset(mixture)
-        train, test = splits[data.dataset_train_split], splits.get(data.dataset_test_split)
+        train, test = _mixed(data, mixture)
     elif data.dataset_name is None:
         raise ValueError("which pairs? give --dataset_name: a JSONL, JSON or parquet file, a folder, or a hub id")
     else:
-        train = _pairs(data, data.dataset_name, data.dataset_train_split)
-        test = None
+        train, test = _pairs(data, data.dataset_name, data.dataset_train_split), None
     if args.eval_strategy == "no":
         return train, None
     if data.eval_dataset_name is not None:
         return train, _pairs(data, data.eval_dataset_name, data.dataset_test_split)
-    if test is None and Path(data.dataset_name or "").is_file():
+    if test is None and mixture.datasets:
+        raise ValueError("datasets has no split to evaluate on: give --test_split_size or --eval_dataset_name")
+    if test is None and Path(data.dataset_name).is_file():
         raise ValueError(f"{data.dataset_name} is one file, without a split to evaluate on: give --eval_dataset_name")
     return train, _pairs(data, data.dataset_name, data.dataset_test_split) if test is None else test
 
 
-def _pairs(data: Any, name: str, split: str) -> Any:
-    from datasets import load_dataset
+def _mixed(data: Any, mixture: Any) -> tuple[Any, Any]:
+    """What a mixture of data sets has to train and to evaluate on."""
+    from trl import get_dataset  # type: ignore[attr-defined]
 
-    from contralto.data_gen.rows import load_pairs
+    if data.dataset_name is not None:
+        raise ValueError(
+            "datasets and dataset_name are both given, and only one of them can be trained on: leave one out"
+        )
+    splits = get_dataset(mixture)
+    if data.dataset_train_split not in splits:
+        raise ValueError(f"datasets has no split {data.dataset_train_split!r}; it has {', '.join(splits)}")
+    test = data.dataset_test_split if data.dataset_test_split in splits else None
+    data.dataset_config, data.dataset_streaming = None, mixture.streaming
+    named = (data.dataset_train_split, test)
+    train, evaluation = (None if name is None else _pairs(data, splits[name], name) for name in named)
+    return train, evaluation
 
-    if data.dataset_streaming:  # rows as they come: nothing is read ahead to look at them
-        return load_dataset(name, data.dataset_config, split=split, streaming=True)
-    if data.dataset_config is not None:
-        return load_pairs(load_dataset(name, data.dataset_config, split=split))
-    return load_pairs(name, split=split)
+
+def _pairs(data: Any, source: Any, split: str) -> Any:
+    from contralto.data_gen.rows import load_pairs, stream_pairs
+
+    read = stream_pairs if data.dataset_streaming else load_pairs
+    return read(source, split=split, config=data.dataset_config, conversations=data.conversations)
 
 
 def main() -> int:

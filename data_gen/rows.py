@@ -8,95 +8,35 @@ TRL 1.16 decides by the order of a set of strings, so that PYTHONHASHSEED decide
 # ruff: noqa: TRY004 (a wrong type in somebody's data or recipe is a ValueError like any other mistake in it)
 
 import io
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contralto.data_gen.requests import Message
+from contralto.data_gen.columns import stored, to_dataset
+from contralto.data_gen.sources import IMAGES, records
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-__all__ = ["as_row", "load_pairs", "to_dataset"]
+__all__ = ["as_row", "load_pairs", "stream_pairs", "to_dataset"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 RESERVED = ("messages", "completion")
 """Columns by which TRL would recognise another kind of row; they are kept as `source_messages`, `source_completion`."""
-IMAGES = ("images", "rejected_images")
-
-
-# -------------------------------------------------------------------------------------------------------- rows to columns
-
-
-def to_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
-    """Rows as a `datasets.Dataset` of one schema: a column that a row does not have is None there, images are stored inside.
-
-    Args:
-        rows: with `prompt`, `chosen`, `rejected` as messages; of one strategy or of several; images as paths, bytes or Pillow images.
-
-    Raises:
-        ValueError: no rows, or a column of values that no common type holds.
-    """
-    from datasets import Dataset, Features, Image, List
-
-    if not rows:
-        raise ValueError("a data set needs at least one row, and there is none")
-    rows = _alike(rows)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    pictures = {
-        name: [[_stored(i) for i in found or ()] for found in columns.pop(name)] for name in IMAGES if name in columns
-    }
-    for name, values in columns.items():
-        _check_type(name, values)
-    dataset = Dataset.from_dict(columns)
-    if not pictures:
-        return dataset
-    features = Features({**dataset.features, **{name: List(Image()) for name in pictures}})
-    return Dataset.from_dict({**columns, **pictures}, features=features)
-
-
-def _alike(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """All contents as lists of parts, if one of them is: a column has one type."""
-    conversations = ("prompt", "chosen", "rejected")
-    if not any(isinstance(m["content"], list) for row in rows for name in conversations for m in row[name]):
-        return rows
-    return [{**row, **{name: [_in_parts(message) for message in row[name]] for name in conversations}} for row in rows]
-
-
-def _in_parts(message: Message) -> dict[str, Any]:
-    content = message["content"]
-    return {**message, "content": [{"type": "text", "text": content}] if isinstance(content, str) else content}
-
-
-def _check_type(name: str, values: Sequence[Any]) -> None:
-    from datasets import Dataset
-
-    try:
-        Dataset.from_dict({name: values})
-    except (ValueError, TypeError) as error:  # of pyarrow
-        first = {type(value).__name__: at for at, value in reversed(list(enumerate(values, 1)))}
-        kinds = ", ".join(f"{kind} in row {at}" for kind, at in sorted(first.items(), key=lambda item: item[1]))
-        raise ValueError(f"column {name} mixes values that no common type holds ({kinds}): {error}") from error
-
-
-def _stored(image: Any) -> dict[str, Any]:
-    """An image's bytes: of its file as they are, of a Pillow image as PNG."""
-    if isinstance(image, Mapping):
-        return dict(image) if image.get("bytes") else {"bytes": Path(image["path"]).read_bytes(), "path": None}
-    if isinstance(image, str | PathLike):
-        return {"bytes": Path(image).read_bytes(), "path": None}
-    png = io.BytesIO()
-    image.save(png, format="PNG")
-    return {"bytes": png.getvalue(), "path": None}
+HUMAN = "\n\nHuman:"
+"""How a transcript begins."""
+SYSTEM = ("system", "system_prompt")
+"""Columns that hold the system's turn."""
+PROMPT_PARTS = (*SYSTEM, "instruction", "input", "question", "query", "history", "context", "documents")
+"""Columns that hold a part of the prompt in published data sets."""
 
 
 # ---------------------------------------------------------------------------------------------------- published schemas
 
 
-def load_pairs(source: Any, *, split: str = "train") -> "Dataset":
+def load_pairs(
+    source: Any, *, split: str = "train", config: str | None = None, conversations: bool = False
+) -> "Dataset":
     """Read preference pairs in any published form, as rows that TRL's trainers take.
 
     | published form | `prompt` | `chosen`, `rejected` |
@@ -106,26 +46,32 @@ def load_pairs(source: Any, *, split: str = "train") -> "Dataset":
     | implicit prompt | none | whole conversations, or texts: transcripts of `Human:` and `Assistant:`, or any that begin alike |
     | plain texts | text, or a transcript | texts |
 
+    Rows of texts alone stay texts, which TRL trains on without a chat template; all others become conversations. So do texts
+    beside images, since only messages say where an image stands.
+
     Args:
         source: a JSONL, JSON or parquet file; a folder of them, or one of `save_to_disk`; a `datasets.Dataset`; a hub id.
-        split: which, if there are several.
+        split: the split to read, if there are several.
+        config: the configuration of a folder or of a data set of the Hub.
+        conversations: make conversations of texts: the prompt is the user's turn, or those of a transcript, and the answers are
+            the assistant's.
 
     Returns:
-        A `Dataset` with `prompt`, `chosen`, `rejected` as lists of messages, `images` if there are any, and all other columns.
-        Columns named `messages` and `completion` become `source_messages` and `source_completion`: TRL would take them for
-        another kind of data.
+        A `Dataset` with `prompt`, `chosen`, `rejected`, as lists of messages or as texts; `images` if there are any, and all
+        other columns. Columns named `messages` and `completion` become `source_messages` and `source_completion`: TRL would
+        take them for another kind of data.
 
     Raises:
         ValueError: whatever is wrong, in one sentence with file, row (from 1) and column.
 
-    Example:
+    Examples:
         >>> load_pairs("pairs.csv")
         Traceback (most recent call last):
             ...
         ValueError: pairs.csv: preference pairs are read from .jsonl, .json and .parquet files, not from .csv
     """
-    name, records = _open(source, split)
-    rows = [as_row(record, where=f"{name}, row {at}") for at, record in enumerate(records, 1)]
+    name, found = records(source, split, config)
+    rows = list(_rows(found, name, conversations=conversations))
     if not rows:
         raise ValueError(f"{name} has no rows")
     try:
@@ -134,164 +80,164 @@ def load_pairs(source: Any, *, split: str = "train") -> "Dataset":
         raise ValueError(f"{name}, {error}") from error
 
 
-def _open(source: Any, split: str) -> tuple[str, Iterable[Any]]:
-    """A name for messages, and the records as they are."""
-    from datasets import Dataset, DatasetDict
+def stream_pairs(
+    source: Any, *, split: str = "train", config: str | None = None, conversations: bool = False
+) -> "IterableDataset":
+    """Read the rows of `load_pairs` as a stream: each is read, and checked, when it is asked for.
 
-    if isinstance(source, DatasetDict):
-        return "the data set", _undecoded(_of_split(source, split, "the data set"))
-    if isinstance(source, Dataset):
-        return "the data set", _undecoded(source)
-    path = Path(source)
-    if path.is_dir():
-        return str(source), _folder(path, split)
-    if path.suffix in (".jsonl", ".json", ".parquet") or path.exists():
-        return str(source), _file(path)
-    if (
-        path.suffix in (".csv", ".tsv", ".txt", ".gz", ".arrow")
-        or str(source).count("/") > 1
-        or str(source).startswith(".")
-    ):
-        return str(source), _file(path)
-    return str(source), _hub(str(source), split)
+    Args:
+        source: as for `load_pairs`.
+        split: the split to read, if there are several.
+        config: the configuration of a folder or of a data set of the Hub.
+        conversations: make conversations of texts.
 
+    Raises:
+        ValueError: the source does not exist, or has no such split; whatever is wrong with a row, when it is read.
+    """
+    from datasets import Image, IterableDataset
 
-def _file(path: Path) -> Iterable[Any]:
-    readers: dict[str, Callable[[Path], Iterable[Any]]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
-    if path.suffix not in readers:
-        kind = f"not from {path.suffix}" if path.suffix else "and this name has no suffix"
-        raise ValueError(f"{path}: preference pairs are read from .jsonl, .json and .parquet files, {kind}")
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    return readers[path.suffix](path)
+    records(source, split, config, streaming=True)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        name, found = records(source, split, config, streaming=True)
+        for row in _rows(found, name, conversations=conversations):
+            shown = {
+                name: [Image().decode_example(stored(image)) for image in row[name]] for name in IMAGES if name in row
+            }
+            yield row | shown
+
+    return IterableDataset.from_generator(rows)
 
 
-def _jsonl(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as file:
-        try:
-            lines = file.readlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not a text in UTF-8: {error}") from error
-    for at, line in enumerate(lines, 1):
-        try:
-            yield _in_folder(json.loads(line.rstrip("\n")), path.parent)
-        except json.JSONDecodeError as error:
-            what = "an empty line" if not line.strip() else f"not JSON, column {error.colno}: {error.msg}"
-            raise ValueError(f"{path}, row {at}: {what}; each line holds one JSON object") from error
-
-
-def _json(path: Path) -> Iterator[Any]:
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(records, list):
-        raise ValueError(f"{path}: holds a JSON {type(records).__name__}, not a list of rows")
-    return (_in_folder(record, path.parent) for record in records)
-
-
-def _parquet(path: Path) -> Iterable[Any]:
-    from datasets import Dataset
-
-    try:
-        return _undecoded(Dataset.from_parquet(str(path)))
-    except (ValueError, OSError) as error:  # of pyarrow
-        raise ValueError(f"{path}: not a parquet file: {error}") from error
-
-
-def _in_folder(record: Any, folder: Path) -> Any:
-    """Paths of images as seen from the file's folder."""
-    if not isinstance(record, dict):
-        return record
-    moved: dict[str, Any] = {}
-    for name in (*IMAGES, "image"):
-        found = record.get(name)
-        if isinstance(found, str):
-            moved[name] = str(folder / found)
-        elif isinstance(found, list):
-            moved[name] = [str(folder / image) if isinstance(image, str) else image for image in found]
-    return record | moved
-
-
-def _folder(path: Path, split: str) -> Iterable[Any]:
-    """A folder of `save_to_disk`, or of files whose names begin with the split's, or all its files where none does."""
-    from datasets import DatasetDict, load_from_disk
-
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        stored = load_from_disk(str(path))
-        return _undecoded(_of_split(stored, split, str(path)) if isinstance(stored, DatasetDict) else stored)
-    for suffix in (".parquet", ".jsonl", ".json"):
-        if files := sorted(file for file in path.rglob(f"*{suffix}") if file.name != "dataset_infos.json"):
-            of_split = [file for file in files if file.name.startswith(split)] or files
-            return (record for file in of_split for record in _file(file))
-    raise ValueError(f"{path}: the folder holds no .parquet, .jsonl or .json file")
-
-
-def _of_split(stored: Mapping[str, Any], split: str, name: str) -> Any:
-    if split not in stored:
-        raise ValueError(f"{name}: there is no split {split!r}; it has {', '.join(stored)}")
-    return stored[split]
-
-
-def _hub(name: str, split: str) -> Iterable[Any]:
-    from datasets import load_dataset
-
-    try:
-        return _undecoded(load_dataset(name, split=split))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: neither a file or folder here nor a data set of the Hub: {error}") from error
-
-
-def _undecoded(dataset: Any) -> Iterable[Any]:
-    """Images as their bytes: nothing is decoded to be encoded again."""
-    from datasets import Image, List
-
-    for name, feature in dataset.features.items():
-        if isinstance(feature, Image):
-            dataset = dataset.cast_column(name, Image(decode=False))
-        elif isinstance(feature, List) and isinstance(feature.feature, Image):
-            dataset = dataset.cast_column(name, List(Image(decode=False)))
-    return dataset  # type: ignore[no-any-return]
+def _rows(found: Any, name: str, *, conversations: bool) -> Iterator[dict[str, Any]]:
+    """The rows of one data set, all of one kind."""
+    first = None
+    for at, record in enumerate(found, 1):
+        row = as_row(record, where=f"{name}, row {at}", conversations=conversations)
+        kind = "texts" if isinstance(row["prompt"], str) else "messages"
+        first = first or kind
+        if kind != first:
+            raise ValueError(
+                f"{name}, row {at}: it is made of {kind}, and the rows before it of {first}: bring them into one form, or make "
+                "conversations of texts (conversations)"
+            )
+        yield row
 
 
 # ------------------------------------------------------------------------------------------------------------- one row
 
 
-def as_row(record: Any, *, where: str = "the row") -> dict[str, Any]:
+def as_row(record: Any, *, where: str = "the row", conversations: bool = False) -> dict[str, Any]:
     """One record of any published form as a row; see `load_pairs`.
 
     Args:
         record: as it was read.
         where: what messages call it.
+        conversations: make conversations of texts.
 
     Raises:
         ValueError: whatever is wrong, with the column.
 
-    Example:
-        >>> row = as_row({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"})
+    Examples:
+        >>> row = as_row({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}, conversations=True)
         >>> row["prompt"], row["rejected"]
         ([{'role': 'user', 'content': '2 + 2?'}], [{'role': 'assistant', 'content': '5'}])
+        >>> as_row({"question": "2 + 2?", "chosen": "It is 4", "rejected": "It is 5"})
+        Traceback (most recent call last):
+            ...
+        ValueError: the row, column prompt: it is missing, and question holds text: rename the column that is the prompt to prompt
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"{where}: a row is a JSON object with chosen and rejected, not a {type(record).__name__}")
     for name in ("chosen", "rejected"):
         if record.get(name) is None:
-            what = "is empty (null): drop such rows first" if name in record else "is missing"
-            raise ValueError(f"{where}, column {name}: {what}; a preference row has chosen and rejected")
+            _missing(record, name, where)
     answers = {name: _said(record[name], f"{where}, column {name}") for name in ("chosen", "rejected")}
     prompt = None if record.get("prompt") is None else _said(record["prompt"], f"{where}, column prompt")
+    if prompt is None:
+        _check_prompt_is_inside(record, answers, where)
     kinds = [isinstance(answer, str) for answer in answers.values()]
     if kinds[0] != kinds[1]:
         raise ValueError(
             f"{where}, column rejected: one of chosen and rejected is a text, the other a list of messages"
         )
-    if kinds[0]:
+    has_images = any(record.get(name) for name in (*IMAGES, "image"))
+    if kinds[0] and not isinstance(prompt, list) and not conversations and not has_images:
+        split: tuple[Any, Any, Any] = _as_texts(prompt, answers["chosen"], answers["rejected"], where)
+    elif kinds[0]:
         split = _of_texts(prompt, answers["chosen"], answers["rejected"], where)
     else:
         split = _of_messages(prompt, answers["chosen"], answers["rejected"], where)
     row = dict(zip(("prompt", "chosen", "rejected"), split, strict=True))
+    row["prompt"] = _with_parts(row["prompt"], record, where)
     others = {f"source_{k}" if k in RESERVED else k: v for k, v in record.items() if k not in (*row, *IMAGES, "image")}
     return row | _images(record, row, where) | others
+
+
+def _missing(record: Mapping[str, Any], name: str, where: str) -> None:
+    """Raise for a record without an answer."""
+    if name in record:
+        what = "is empty (null): drop such rows first"
+        raise ValueError(f"{where}, column {name}: {what}; a preference row has chosen and rejected")
+    has = f"the row has {', '.join(map(str, record)) or 'nothing'}"
+    raise ValueError(
+        f"{where}, column {name}: is missing; {has}; a preference row has chosen and rejected: rename the columns that hold them"
+    )
+
+
+def _check_prompt_is_inside(record: Mapping[str, Any], answers: Mapping[str, Any], where: str) -> None:
+    """Raise for answers that do not say what they answer, where another column may hold it."""
+    if all(_says_its_prompt(answer) for answer in answers.values()):
+        return
+    others = [name for name in record if name not in (*answers, "prompt", "id") and any(_texts(record[name]))]
+    if others:
+        rest = "" if len(others) == 1 else ", and drop those that are no part of it"
+        verb = "holds" if len(others) == 1 else "hold"
+        raise ValueError(
+            f"{where}, column prompt: it is missing, and {', '.join(others)} {verb} text: rename the column that is the prompt to "
+            f"prompt{rest}"
+        )
+
+
+def _says_its_prompt(answer: Any) -> bool:
+    """Whether an answer marks the prompt that it begins with: a conversation, or a transcript."""
+    if isinstance(answer, str):
+        return answer.startswith(HUMAN)
+    return bool(answer[0]["role"] != "assistant")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a value, at any depth, that are not empty."""
+    if isinstance(value, str):
+        yield from [value.strip()] if value.strip() else []
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
+
+
+def _with_parts(prompt: Any, record: Mapping[str, Any], where: str) -> Any:
+    """The prompt with the system's turn of a column; whatever else a prompt's column holds must be in it already.
+
+    Raises:
+        ValueError: a column holds a part of the prompt that would not be trained on.
+    """
+    told = "\n".join(_texts(prompt))
+    left = [name for name in PROMPT_PARTS if name in record and any(text not in told for text in _texts(record[name]))]
+    system = [name for name in left if name in SYSTEM and isinstance(record[name], str)]
+    if left and left == system[:1] and isinstance(prompt, list) and prompt[0]["role"] not in ("system", "developer"):
+        return [{"role": "system", "content": record[left[0]]}, *prompt]
+    if left:
+        how = "put it into prompt" + (", or make conversations of texts (conversations)" if left == system[:1] else "")
+        if isinstance(prompt, list) and left == system[:1]:
+            how = "keep one of the two system turns"
+        raise ValueError(
+            f"{where}, column {left[0]}: it holds a part of the prompt that prompt does not hold, so it would not be trained on: "
+            f"{how}, or drop the column"
+        )
+    return prompt
 
 
 def _said(value: Any, where: str) -> Any:
@@ -387,6 +333,29 @@ def _ends_asking(prompt: list[Any], where: str) -> list[Any]:
     return prompt
 
 
+def _as_texts(prompt: str | None, chosen: str, rejected: str, where: str) -> tuple[str, str, str]:
+    """Prompt and answers as TRL reads texts."""
+    return (prompt, chosen, rejected) if prompt is not None else _begun_alike(chosen, rejected, where)
+
+
+def _begun_alike(chosen: str, rejected: str, where: str) -> tuple[str, str, str]:
+    """The prompt that two texts begin with, cut where TRL's `extract_prompt` cuts it.
+
+    That is at the first character that differs, or at the space before it. Where one text is the beginning of the other, TRL
+    cuts before the last character; here the last word is left.
+    """
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    at = next((i for i, (a, b) in pairs if a != b), None)
+    if at is None:
+        return _implicit(chosen, rejected, where)
+    at -= at > 0 and chosen[at - 1] == " "
+    if not chosen[:at].strip():
+        raise ValueError(
+            f"{where}, column prompt: it is missing, and chosen and rejected do not begin with the same words"
+        )
+    return chosen[:at], chosen[at:], rejected[at:]
+
+
 def _of_texts(prompt: Any, chosen: str, rejected: str, where: str) -> tuple[list[Any], list[Any], list[Any]]:
     """Prompt and answers of texts."""
     if prompt is None:
@@ -402,7 +371,7 @@ def _of_texts(prompt: Any, chosen: str, rejected: str, where: str) -> tuple[list
 def _implicit(chosen: str, rejected: str, where: str) -> tuple[str, str, str]:
     """The prompt that two texts begin with: up to the last `Assistant:` of a transcript, or as many whole words as are alike."""
     turn = "\n\nAssistant:"
-    if chosen.startswith("\n\nHuman:"):
+    if chosen.startswith(HUMAN):
         at = chosen.rfind(turn) + len(turn)
         if chosen[:at] != rejected[: rejected.rfind(turn) + len(turn)]:
             raise ValueError(
@@ -421,10 +390,10 @@ def _implicit(chosen: str, rejected: str, where: str) -> tuple[str, str, str]:
 
 def _transcript(text: str) -> list[dict[str, str]] | None:
     """The messages of a transcript of `\\n\\nHuman:` and `\\n\\nAssistant:`; None if it is none."""
-    if not text.startswith("\n\nHuman:"):
+    if not text.startswith(HUMAN):
         return None
     messages: list[dict[str, str]] = []
-    for turn in text.replace("\n\nHuman:", "\0user\0").replace("\n\nAssistant:", "\0assistant\0").split("\0")[1:]:
+    for turn in text.replace(HUMAN, "\0user\0").replace("\n\nAssistant:", "\0assistant\0").split("\0")[1:]:
         if turn in ("user", "assistant"):
             messages.append({"role": turn, "content": ""})
         else:
@@ -445,7 +414,7 @@ def _images(record: Mapping[str, Any], row: Mapping[str, Any], where: str) -> di
     marks = [
         part
         for m in row["prompt"]
-        if isinstance(m["content"], list)
+        if isinstance(m, Mapping) and isinstance(m["content"], list)
         for part in m["content"]
         if part["type"] == "image"
     ]

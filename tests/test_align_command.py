@@ -54,6 +54,23 @@ def test_a_recipe_and_flags_train_an_adapter(pairs, tmp_path):
     assert found["eval_loss"] < 0.999  # 1 before training
 
 
+@pytest.mark.parametrize(
+    "more",
+    [[], pytest.param(["--precompute_ref_log_probs"], marks=pytest.mark.slow)],
+    ids=["plain", "precomputed"],
+)
+def test_a_streamed_file_trains_on_the_same_rows(pairs, tmp_path, more):
+    """Of a stream the Trainer shuffles nothing, so neither run does."""
+    same = ["--learning_rate", "0.01", "--save_strategy", "no", "--monitor_pairs", "0", *more]
+    same += ["--train_sampling_strategy", "sequential", "--max_steps", "2"]
+    same += ["--reference_cache", str(tmp_path / "cache")] if more else []
+    train.run(_argv("apo_zero", pairs, tmp_path / "whole", *same))
+    train.run(_argv("apo_zero", pairs, tmp_path / "streamed", *same, "--dataset_streaming", "true"))
+    whole, streamed = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "streamed"))
+    for name, weight in whole.items():
+        assert_close(streamed[name], weight)
+
+
 @pytest.mark.parametrize("name", sorted(train.recipes()))
 def test_every_recipe_is_a_configuration(name, tmp_path):
     argv = train._with_recipe([name, "--output_dir", str(tmp_path), "--report_to", "none"])
@@ -121,6 +138,11 @@ MISTAKES = [
     ),
     (["margin.yaml", "--model_name_or_path", "testbed:expert", "--dataset_name", "PAIRS"], "has no column margin"),
     (["strange.yaml"], "--betta is no flag"),
+    (
+        ["on_policy", "--data_recipe", "judged.yaml", "--dataset_streaming", "true"],
+        "dataset_streaming reads data that are",
+    ),
+    (["dpo", "--lora_learning_rate", "1e-5"], "lora_learning_rate is for an adapter: give use_peft"),
 ]
 
 

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, load_dataset
 from PIL import Image
 
-from contralto.data_gen.rows import as_row, load_pairs, to_dataset
+from contralto.data_gen.rows import as_row, load_pairs, stream_pairs, to_dataset
 
 Q, GOOD, BAD = "What is 2 + 2?", "It is 4.", "It is 5."
 
@@ -67,6 +67,51 @@ SCHEMAS = {
 }
 
 
+PLAIN, TALK = SCHEMAS["plain strings"], SCHEMAS["implicit prompt"]
+
+
+def call(name, **arguments):
+    return {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}],
+    }
+
+
+def schema(name, **properties):
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": properties}}}
+
+
+ONE = {
+    "prompt": ASKED,
+    "chosen": [call("weather", city="Oslo")],
+    "rejected": REJECTED,
+    "tools": [schema("weather", city={"type": "string"})],
+}
+TWO = {
+    "prompt": ASKED,
+    "chosen": [call("add", x=4, y=0.1)],
+    "rejected": [call("add", x="4")],
+    "tools": [schema("add", x={"type": "number"})],
+}
+NAMED = [{**ASKED[0], "name": "Mia"}]
+RAGGED = {
+    "tools and arguments": [ONE, TWO],
+    "arguments as a text of JSON": [ONE, {**TWO, "chosen": [call("add", x='{"city": null}')]}],
+    "no tools": [ONE, {"prompt": ASKED, "chosen": CHOSEN, "rejected": REJECTED}],
+    "template arguments": [{**ONE, "chat_template_kwargs": {"enable_thinking": False}}, TWO],
+    "other template arguments": [{**ONE, "chat_template_kwargs": {"a": 1}}, {**TWO, "chat_template_kwargs": {"b": 1}}],
+    "message keys": [{**ONE, "prompt": NAMED}, {**TWO, "prompt": [{**ASKED[0], "weight": 1}]}],
+    "metadata": [{**ONE, "meta": {"source": {"url": "a"}}}, {**TWO, "meta": {"source": {"page": 3}, "tags": []}}],
+    "values that do not mix": [{**ONE, "score": 1}, {**TWO, "score": "high"}],
+    "an argument of two types": [{**ONE, "chosen": [call("a", x=1)]}, {**TWO, "chosen": [call("a", x=["1", None])]}],
+    "nothing in an argument": [
+        {**ONE, "chosen": [call("a", x=None, y={})]},
+        {**TWO, "chosen": [call("a", x={}, y={"z": []})]},
+    ],
+}
+
+
 def written(path, *records):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
@@ -101,7 +146,7 @@ def test_published_schemas(tmp_path, name, form):
             source = Dataset.from_list(records)
         case "splits":
             source = DatasetDict({"train": Dataset.from_list(records), "test": Dataset.from_list(records[:1])})
-    found = load_pairs(source)
+    found = load_pairs(source, conversations=True)
     assert found.num_rows == 2
     for row in found:
         assert (row["prompt"], row["chosen"], row["rejected"]) == (ASKED, CHOSEN, REJECTED)
@@ -146,13 +191,13 @@ def test_equal_answers_load():
     ],
 )
 def test_an_implicit_prompt_of_texts_ends_with_a_whole_word(chosen, rejected, prompt, answers):
-    row = as_row({"chosen": chosen, "rejected": rejected})
+    row = as_row({"chosen": chosen, "rejected": rejected}, conversations=True)
     assert (row["prompt"], row["chosen"], row["rejected"]) == ([user(prompt)], *([said(a)] for a in answers))
 
 
 def test_transcripts_of_several_turns():
     start = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
-    row = as_row({"chosen": f"{start} Bye bye", "rejected": f"{start} No"})
+    row = as_row({"chosen": f"{start} Bye bye", "rejected": f"{start} No"}, conversations=True)
     assert row["prompt"] == [user("Hi"), said("Hello"), user("Bye")]
     assert (row["chosen"], row["rejected"]) == ([said("Bye bye")], [said("No")])
 
@@ -172,7 +217,7 @@ def test_images_are_stored_inside(pictures):
     one = {**SCHEMAS["plain strings"], "images": ["../red.png"], "rejected_images": ["../blue.png"]}
     two = {**SCHEMAS["plain strings"], "image": "../blue.png"}
     path = written(pictures / "sub" / "pairs.jsonl", one, two, SCHEMAS["plain strings"])
-    found = load_pairs(path)
+    found = load_pairs(path, conversations=True)
     for name in ("red.png", "blue.png"):
         (pictures / name).unlink()
     colours = [[image.getpixel((0, 0)) for image in images] for images in found["images"]]
@@ -186,20 +231,165 @@ def test_images_are_stored_inside(pictures):
 def test_images_as_objects_and_in_parts():
     content = [{"type": "image"}, {"type": "text", "text": Q}]
     parts = {"prompt": [{"role": "user", "content": content}], "chosen": CHOSEN, "rejected": REJECTED}
-    rows = [{**as_row({**parts, "images": [Image.new("RGB", (2, 2), "red")]})}, as_row(SCHEMAS["plain strings"])]
+    rows = [
+        {**as_row({**parts, "images": [Image.new("RGB", (2, 2), "red")]})},
+        as_row(SCHEMAS["plain strings"], conversations=True),
+    ]
     found = to_dataset(rows)
     assert found[0]["images"][0].size == (2, 2)
-    assert found[0]["prompt"][0]["content"] == [{"type": "image", "text": None}, {"type": "text", "text": Q}]
+    assert found[0]["prompt"][0]["content"] == [{"type": "image"}, {"type": "text", "text": Q}]
     assert found[1]["chosen"][0]["content"] == [{"type": "text", "text": GOOD}]
     again = load_pairs(found)
     assert again[0]["images"][0].size == (2, 2)
     assert again[:]["prompt"] == found[:]["prompt"]
 
 
+# ----------------------------------------------------------------------------------------------- texts, and other columns
+
+TEXTS = {
+    "explicit": {"prompt": Q, "chosen": GOOD, "rejected": BAD},
+    "empty prompt": {"prompt": "", "chosen": GOOD, "rejected": BAD},
+    "transcripts": SCHEMAS["transcripts"],
+    "rendered": {"prompt": f"<|user|>{Q}<|assistant|>", "chosen": f"{GOOD}<eos>", "rejected": f"{BAD}<eos>"},
+}
+FRUIT = {"chosen": "The fruit is apple.", "rejected": "The fruit is banana."}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_stay_texts(tmp_path, name):
+    (row,) = load_pairs(written(tmp_path / "pairs.jsonl", TEXTS[name]))
+    if "prompt" in TEXTS[name]:
+        assert row == TEXTS[name]
+    assert {column: row["prompt"] + row[column] for column in ("chosen", "rejected")} == {
+        column: TEXTS[name].get("prompt", "") + TEXTS[name][column] for column in ("chosen", "rejected")
+    }
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [("The sky is blue.", "The sky is brown."), ("a b c", "a b d"), ("It is 4", "It is 5"), ("x  y", "x  z")],
+)
+def test_an_implicit_prompt_of_texts_is_that_of_trl(chosen, rejected):
+    from trl import extract_prompt
+
+    assert as_row({"chosen": chosen, "rejected": rejected}) == extract_prompt({"chosen": chosen, "rejected": rejected})
+
+
+def test_an_implicit_prompt_where_one_text_begins_the_other():
+    """TRL would take all but the last character of the shorter one for the prompt."""
+    row = as_row({"chosen": "The sky is", "rejected": "The sky is green"})
+    assert row == {"prompt": "The sky", "chosen": "is", "rejected": "is green"}
+
+
+@pytest.mark.parametrize("conversations", [False, True])
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (
+            {"question": "Name a fruit that is red."},
+            "question holds text: rename the column that is the prompt to prompt",
+        ),
+        (
+            {"instruction": "Name", "input": "red"},
+            "instruction, input hold text: .*, and drop those that are no part of it",
+        ),
+        ({"word": "apple"}, "word holds text"),
+        ({"conversations": [{"from": "human", "value": "Name a fruit."}]}, "conversations holds text"),
+        ({"history": [["Hi", "Hello"]], "score_chosen": 4.0}, "history holds text"),
+        ({"meta": {"context": ["A list of fruit."]}}, "meta holds text"),
+    ],
+)
+def test_no_prompt_is_invented_where_another_column_holds_text(others, message, conversations):
+    answers = {name: [said(text)] for name, text in FRUIT.items()}
+    for row in (FRUIT, answers):
+        with pytest.raises(ValueError, match=f"the row, column prompt: it is missing, and {message}"):
+            as_row({**others, **row}, conversations=conversations)
+    nothing = {"id": "a7", "score_chosen": 4.0, "input": "", "history": [], "images": None, "tools": None}
+    assert as_row({**FRUIT, **nothing})["prompt"] == "The fruit is"
+    talk = {name: [user("Name a fruit."), said(text)] for name, text in FRUIT.items()}
+    assert as_row({**talk, "source": "a list"})["prompt"] == [user("Name a fruit.")]
+
+
+def test_the_system_column_is_the_systems_turn():
+    brief = {"role": "system", "content": "Be brief."}
+    for row in (TALK, {**PLAIN, "prompt": ASKED}, {**TALK, "prompt": Q}):
+        assert as_row({**row, "system": "Be brief."})["prompt"] == [brief, *ASKED]
+        assert as_row({**row, "system_prompt": ""})["prompt"] == ASKED
+    assert as_row({**PLAIN, "system": "Be brief."}, conversations=True)["prompt"] == [brief, *ASKED]
+    again = as_row({**TALK, "system": "Be brief."})
+    assert as_row(again) == again
+    with pytest.raises(
+        ValueError, match=r"column system: it holds a part of the prompt .* or make conversations of texts"
+    ):
+        as_row({**PLAIN, "system": "Be brief."})
+    with pytest.raises(ValueError, match=r"column system: .* keep one of the two system turns"):
+        as_row({**PLAIN, "prompt": [brief, *ASKED], "system": "Be long."})
+
+
+@pytest.mark.parametrize("name", ["context", "input", "history", "documents", "instruction"])
+def test_a_part_of_the_prompt_is_in_it_or_refused(name):
+    for value in ("2 + 2", ["What is"], [{"question": "2?"}], None, ""):
+        assert as_row({**PLAIN, name: value})["prompt"] == Q
+        assert as_row({**TALK, name: value})["prompt"] == ASKED
+    for row in (PLAIN, TALK, SCHEMAS["transcripts"]):
+        for value in ("Use words.", [["Hi", "Hello"]], {"text": "Use words."}):
+            with pytest.raises(
+                ValueError, match=f"column {name}: it holds a part of the prompt that prompt does not hold"
+            ):
+                as_row({**row, name: value})
+
+
+def test_texts_and_messages_do_not_mix(tmp_path):
+    path = written(tmp_path / "pairs.jsonl", PLAIN, TALK)
+    with pytest.raises(
+        ValueError, match=r"pairs.jsonl, row 2: it is made of messages, and the rows before it of texts"
+    ):
+        load_pairs(path)
+    assert load_pairs(path, conversations=True)["prompt"][:] == [ASKED, ASKED]
+
+
+@pytest.mark.parametrize("content", ["lines", "a list", "a mark first"])
+def test_json_files_of_lines_and_of_a_list(tmp_path, content):
+    lines = "".join(json.dumps({**PLAIN, "prompt": text}, ensure_ascii=False) + "\n" for text in (Q, "a\u2028b\x85c"))
+    path = tmp_path / "pairs.json"
+    text = {"lines": lines, "a list": f"[{lines.strip().replace(chr(10), ',')}]", "a mark first": "\ufeff" + lines}[
+        content
+    ]
+    path.write_text(text, encoding="utf-8")
+    assert load_pairs(path)["prompt"][:] == [Q, "a\u2028b\x85c"]
+
+
+def test_splits_of_a_folder_are_those_of_load_dataset(tmp_path):
+    for name in ("training_pairs.jsonl", "evaluation.jsonl"):
+        written(tmp_path / name, {**PLAIN, "prompt": name})
+    assert load_pairs(tmp_path)["prompt"][:] == ["training_pairs.jsonl"]
+    assert load_pairs(tmp_path, split="test")["prompt"][:] == ["evaluation.jsonl"]
+    with pytest.raises(ValueError, match="there is no split 'dev'; it has train, test"):
+        load_pairs(tmp_path, split="dev")
+    (tmp_path / "evaluation.jsonl").unlink()
+    with pytest.raises(ValueError, match="there is no split 'test'; it has train"):
+        load_pairs(tmp_path, split="test")
+
+
+@pytest.mark.parametrize("name", [*RAGGED, "images"])
+def test_a_stream_has_the_same_rows(pictures, name):
+    rows = RAGGED.get(name, [{**PLAIN, "images": ["red.png"]}])
+    path = written(pictures / "pairs.jsonl", *rows)
+    for row, whole in zip(stream_pairs(path), load_pairs(path), strict=True):
+        assert row == {column: value for column, value in whole.items() if column in row}
+
+
+def test_a_stream_names_a_row_when_it_is_read(tmp_path):
+    stream = iter(stream_pairs(written(tmp_path / "pairs.jsonl", PLAIN, {**PLAIN, "chosen": 1})))
+    assert next(stream)["prompt"] == Q
+    with pytest.raises(ValueError, match=r"pairs.jsonl, row 2, column chosen"):
+        next(stream)
+    with pytest.raises(ValueError, match=r"gone.jsonl: there is no such file"):
+        stream_pairs(tmp_path / "gone.jsonl")
+
+
 # ------------------------------------------------------------------------------------------------------------- malformed
 
-PLAIN = SCHEMAS["plain strings"]
-TALK = SCHEMAS["implicit prompt"]
 WRONG_ROWS = {
     "not an object": ([1], "row 2: a row is a JSON object with chosen and rejected, not a list"),
     "no chosen": ({"prompt": Q, "rejected": BAD}, "row 2, column chosen: is missing"),
@@ -281,7 +471,7 @@ def test_malformed_rows_are_named(tmp_path, name):
     record, message = WRONG_ROWS[name]
     path = written(tmp_path / "pairs.jsonl", PLAIN, record)
     with pytest.raises(ValueError, match=rf"pairs.jsonl, row 2.*{message.removeprefix('row 2')}") as error:
-        load_pairs(path)
+        load_pairs(path, conversations=True)
     assert "\n" not in str(error.value)
     assert "row 2, column" in str(error.value) or name == "not an object"
 
@@ -326,33 +516,55 @@ def test_splits_that_are_not_there(tmp_path):
         load_pairs(tmp_path)
 
 
-def test_a_column_of_mixed_types_is_named(tmp_path):
-    path = written(tmp_path / "pairs.jsonl", PLAIN, {**PLAIN, "score": 1}, {**PLAIN, "score": "high"})
-    with pytest.raises(
-        ValueError, match=r"pairs.jsonl, column score mixes.*\(NoneType in row 1, int in row 2, str in row 3\)"
-    ):
+def test_a_value_that_no_type_holds_is_named(tmp_path):
+    path = written(tmp_path / "pairs.jsonl", PLAIN, {**PLAIN, "score": {"of": 10**30}})
+    with pytest.raises(ValueError, match=r"pairs.jsonl, column score: a value that JSON does not hold"):
         load_pairs(path)
-    rows = [{**as_row(PLAIN), "score": 1.5}, {**as_row(PLAIN), "score": "high"}]
-    with pytest.raises(
-        ValueError, match=r"column score mixes values that no common type holds \(float in row 1, str in row 2\)"
-    ):
-        to_dataset(rows)
+    with pytest.raises(ValueError, match=r"column score: a value that JSON does not hold"):
+        to_dataset(
+            [{**as_row(PLAIN), "score": 1.5}, {**as_row(PLAIN), "score": float("inf")}, {**as_row(PLAIN), "score": "x"}]
+        )
     with pytest.raises(ValueError, match="at least one row"):
         to_dataset([])
 
 
 def test_data_sets_of_the_hub(monkeypatch):
-    def load_dataset(name, split):
+    def load_dataset(name, config, *, split, streaming):
         if name != "somebody/pairs":
             raise FileNotFoundError(f"no {name}")
         return {"train": Dataset.from_list([PLAIN])}[split]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert load_pairs("somebody/pairs")[0]["prompt"] == ASKED
+    assert load_pairs("somebody/pairs", conversations=True)[0]["prompt"] == ASKED
     with pytest.raises(
         ValueError, match="nobody/pairs: neither a file or folder here nor a data set of the Hub: no nobody"
     ):
         load_pairs("nobody/pairs")
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_rows_of_different_keys_read_as_they_are(tmp_path, name):
+    """Nothing is filled in: as `load_dataset("json")` reads them, but for columns that TRL unpacks; and so from parquet."""
+    path = written(tmp_path / "pairs.jsonl", *RAGGED[name])
+    found = load_pairs(path)
+    for row, record in zip(found, RAGGED[name], strict=True):
+        assert row == {
+            **dict.fromkeys(found.column_names),
+            **({"chat_template_kwargs": {}} if "template" in name else {}),
+            **record,
+        }
+    json_reader = load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    for row, theirs in zip(found, json_reader, strict=True):
+        if name != "arguments as a text of JSON":  # whose text their reader takes for JSON once more
+            assert row == {
+                **theirs,
+                **({"chat_template_kwargs": row["chat_template_kwargs"]} if "template" in name else {}),
+            }
+    found.to_parquet(tmp_path / "pairs.parquet")
+    assert load_pairs(tmp_path / "pairs.parquet")[:] == found[:]
+    found.save_to_disk(tmp_path / "saved")
+    assert load_pairs(tmp_path / "saved")[:] == found[:]
+    assert found.map(lambda row: {"length": len(row["prompt"])}).remove_columns("length")[0] == found[0]
 
 
 def test_columns_that_only_some_rows_have():

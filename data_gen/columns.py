@@ -1,0 +1,207 @@
+"""Columns of a data set that hold every value as it was read.
+
+Arrow gives all values of a column one type. Objects with different keys become one object with all keys, and what a row does not
+have is null there: `{"city": "Oslo"}` beside `{"x": 4}` reads `{"city": "Oslo", "x": None}`, which a chat template writes out as an
+argument of a tool call. `datasets` has a type for such values, `Json`, which its JSON reader uses and `Dataset.from_list` does not
+unless it is asked. Here every place that has no common type becomes `Json`, whatever the rows come from.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contralto.data_gen.requests import Message
+from contralto.data_gen.sources import IMAGES
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["as_dataset", "column", "stored", "to_dataset"]
+
+CONVERSATIONS = ("prompt", "chosen", "rejected")
+
+
+# --------------------------------------------------------------------------------------------------------- rows to columns
+
+
+def to_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
+    """Rows as a `datasets.Dataset` of one schema: a column that a row does not have is None there, images are stored inside.
+
+    Args:
+        rows: with `prompt`, `chosen`, `rejected` as messages, or all three as texts; of one strategy or of several; images as
+            paths, bytes or Pillow images.
+
+    Raises:
+        ValueError: no rows, or a column of values that no type holds.
+    """
+    from datasets import Image, List
+
+    rows = _alike(rows)
+    pictures = {
+        name: ([[stored(image) for image in row.get(name) or ()] for row in rows], List(Image()))
+        for name in IMAGES
+        if any(name in row for row in rows)
+    }
+    return as_dataset(rows, known=pictures)
+
+
+def as_dataset(
+    rows: Sequence[Mapping[str, Any]], *, known: Mapping[str, tuple[list[Any], Any]] | None = None
+) -> "Dataset":
+    """Return rows as a `datasets.Dataset` that gives every value back as it was.
+
+    Args:
+        rows: a column that a row does not have is None there; of `chat_template_kwargs` it is empty, since TRL unpacks it.
+        known: columns whose values and features are known, by name; they come last.
+
+    Raises:
+        ValueError: no rows, or a column of values that no type holds.
+
+    Examples:
+        >>> as_dataset([{"arguments": {"city": "Oslo"}}, {"arguments": {"x": 4}, "n": 1}])[0]
+        {'arguments': {'city': 'Oslo'}, 'n': None}
+    """
+    from datasets import Dataset, Features
+
+    if not rows:
+        raise ValueError("a data set needs at least one row, and there is none")
+    typed: dict[str, tuple[list[Any], Any]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row if name not in (known or {})):
+        empty: Any = {} if name == "chat_template_kwargs" else None
+        values = [row.get(name) for row in rows]
+        try:
+            typed[name] = column([empty if value is None else value for value in values])
+        except ValueError as error:
+            raise ValueError(f"column {name}: {error}") from error
+    typed |= known or {}
+    features = Features({name: feature for name, (_, feature) in typed.items()})
+    return Dataset.from_dict({name: values for name, (values, _) in typed.items()}, features=features)
+
+
+def _alike(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """All contents as lists of parts, if one of them is: templates expect one form."""
+    if not any(isinstance(m["content"], list) for row in rows for name in CONVERSATIONS for m in _messages(row[name])):
+        return rows
+    return [{**row, **{name: [_in_parts(m) for m in row[name]] for name in CONVERSATIONS}} for row in rows]
+
+
+def _messages(value: Any) -> Sequence[Message]:
+    return value if isinstance(value, list) else ()
+
+
+def _in_parts(message: Message) -> dict[str, Any]:
+    content = message["content"]
+    return {**message, "content": [{"type": "text", "text": content}] if isinstance(content, str) else content}
+
+
+def stored(image: Any) -> dict[str, Any]:
+    """Return an image's bytes: of its file as they are, of a Pillow image as PNG.
+
+    Args:
+        image: a path, a Pillow image, or a mapping with `bytes` or `path`, as `datasets` keeps images.
+    """
+    if isinstance(image, Mapping):
+        return dict(image) if image.get("bytes") else {"bytes": Path(image["path"]).read_bytes(), "path": None}
+    if isinstance(image, str | PathLike):
+        return {"bytes": Path(image).read_bytes(), "path": None}
+    png = io.BytesIO()
+    image.save(png, format="PNG")
+    return {"bytes": png.getvalue(), "path": None}
+
+
+# --------------------------------------------------------------------------------------------------------------- one column
+
+
+def column(values: Sequence[Any]) -> tuple[list[Any], Any]:
+    """Return the values ready for `Dataset.from_dict`, with the feature that holds them unchanged.
+
+    As `load_dataset("json")` of datasets 5.2 does: objects with different keys, and values of types that do not mix, are stored
+    as JSON; everything else has the type that Arrow infers. Numbers mix: integers beside fractions become fractions.
+
+    Args:
+        values: one per row; None where a row has none.
+
+    Returns:
+        The values, those of `Json` features written as JSON, and the feature.
+
+    Raises:
+        ValueError: a value that neither Arrow nor JSON holds.
+
+    Examples:
+        >>> column([{"city": "Oslo"}, {"x": 4}])
+        (['{"city": "Oslo"}', '{"x": 4}'], Json(decode=True))
+        >>> column([[1, 2], None])
+        ([[1, 2], None], List(Value('int64')))
+    """
+    from datasets import Json
+
+    there = [value for value in values if value is not None]
+    if there and all(isinstance(value, Mapping) for value in there):
+        return _objects(values, there)
+    if there and all(isinstance(value, list | tuple) for value in there):
+        return _lists(values, there)
+    if not any(isinstance(value, Mapping | list | tuple) for value in there):
+        feature = _scalar(there)
+        if feature is not None:
+            return list(values), feature
+    return [_written(value) for value in values], Json()
+
+
+def _objects(values: Sequence[Any], there: Sequence[Mapping[str, Any]]) -> tuple[list[Any], Any]:
+    """Objects: a struct if all have the same keys, or else JSON."""
+    from datasets import Json
+
+    names = list(there[0])
+    if not names or any(set(value) != set(names) for value in there):
+        return [_written(value) for value in values], Json()
+    parts = {name: column([None if value is None else value[name] for value in values]) for name in names}
+    rows = zip(*(held for held, _ in parts.values()), strict=True)
+    held = [
+        None if value is None else dict(zip(names, row, strict=True)) for value, row in zip(values, rows, strict=True)
+    ]
+    return held, {name: feature for name, (_, feature) in parts.items()}
+
+
+def _lists(values: Sequence[Any], there: Sequence[Sequence[Any]]) -> tuple[list[Any], Any]:
+    """Lists, whose elements have one type."""
+    from datasets import List
+
+    held, feature = column([element for value in there for element in value])
+    elements = iter(held)
+    return [None if value is None else [next(elements) for _ in value] for value in values], List(feature)
+
+
+def _scalar(values: Sequence[Any]) -> Any:
+    """The feature of values that are no lists and no objects, or None if they have no common one."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from datasets import Value
+    from datasets.features.features import generate_from_arrow_type
+
+    kinds = {type(value) for value in values}
+    if not kinds:
+        return Value("null")
+    if len(kinds) > 1 and not kinds <= {int, float}:
+        return None
+    if kinds == {int, float}:
+        return Value("float64")
+    try:
+        return generate_from_arrow_type(pa.array(values).type)
+    except (TypeError, ValueError, OverflowError):  # of pyarrow
+        return None
+
+
+def _written(value: Any) -> str | None:
+    """A value as JSON that `Json` reads back as it was."""
+    from datasets import Json
+
+    if value is None:
+        return None
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        Json().decode_example(text)
+    except (TypeError, ValueError) as error:  # such as infinity, a lone surrogate, an integer beyond 64 bits
+        raise ValueError(f"a value that JSON does not hold ({error}): {value!r:.80}") from error
+    return text
