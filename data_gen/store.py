@@ -278,15 +278,14 @@ def _reading(path: Path) -> sqlite3.Connection:
     """
     has_log = path.with_name(f"{path.name}-wal").exists()
     if has_log or not _is_in_log_mode(path):
-        how, more = "mode=ro", ()
-    elif os.access(path, os.W_OK) and os.access(
-        path.parent, os.W_OK
-    ):  # removes the files beside it as the last to close it
-        how, more = "mode=rw", ("PRAGMA query_only=ON",)
+        how, settings = "mode=ro", []
+    elif all(os.access(each, os.W_OK) for each in (path, path.parent)):
+        # As the last to close the database, a connection that could write removes the files beside it.
+        how, settings = "mode=rw", ["PRAGMA query_only=ON"]
     else:
-        how, more = "immutable=1", ()
+        how, settings = "immutable=1", []
     db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?{how}", uri=True, timeout=60, isolation_level=None)
-    for each in more:
+    for each in settings:
         db.execute(each)
     return db
 
