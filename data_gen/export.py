@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from contralto.data_gen.image_files import check_image
 from contralto.data_gen.pipeline import Result, replay
 from contralto.data_gen.recipes import Recipe
 from contralto.data_gen.requests import Pair, Rejected, Row
@@ -120,6 +121,8 @@ def pair_rows(result: Result) -> list[dict[str, Any]]:
 
 def _row(pair: Pair, result: Result) -> dict[str, Any]:
     images = {name: list(getattr(pair, name)) for name in IMAGES if getattr(pair, name)}
+    for image in [image for each in images.values() for image in each if isinstance(image, str | Path)]:
+        check_image(Path(image), f"row {result.row['id']}")
     return {
         "id": result.row["id"],
         "prompt": [dict(message) for message in pair.prompt],

@@ -15,13 +15,14 @@
     checks: {...}                          # see `checks`
     filters: {...}
 
-Files that strategies and checks name (templates, test sets) are looked for beside the recipe. Everything is read and checked
+Files that strategies and checks name (templates, test sets) are looked for beside the recipe. Images that rows name must lie below
+the recipe's folder, or below the folder that `rows: {image_folder: ...}` names. Everything is read and checked
 before anybody is asked; every mistake is one sentence that says where it is.
 """
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ import yaml
 from contralto.data_gen.engines import Engine, FunctionEngine, TransformersEngine, find_function, takes
 from contralto.data_gen.engines_openai import OpenAIEngine
 from contralto.data_gen.engines_vllm import VLLMEngine
+from contralto.data_gen.image_files import images_of, placed, with_located
 from contralto.data_gen.requests import Row, Sampling, Strategy, digest
 
 __all__ = ["Price", "Recipe", "Role", "Rows", "Use", "load_recipe", "read_rows"]
@@ -104,6 +106,7 @@ class Rows:
         prompt: the column with the prompt, a text or messages.
         id: the column with a unique id; default: `id`, and if there is none, the id is a hash of the row.
         images: the column with the images; default: `images` or `image`, if there is one.
+        image_folder: the folder below which all images must lie, and from which their paths are read; default: that of the recipe.
         split, name: of a data set.
         limit: only the first so many rows.
         arguments: of a function.
@@ -113,6 +116,7 @@ class Rows:
     prompt: str = "prompt"
     id: str | None = None
     images: str | None = None
+    image_folder: str | None = None
     split: str = "train"
     name: str | None = None
     limit: int | None = None
@@ -387,7 +391,7 @@ def _source(rows: Rows, folder: Path) -> Iterator[dict[str, Any]]:
     elif file.suffix == ".txt":
         yield from ({rows.prompt: line} for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
     else:
-        yield from _dataset(rows, file)
+        yield from _dataset(rows, file, folder)
 
 
 def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
@@ -400,20 +404,27 @@ def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
                     raise ValueError(f"{file}:{number} is not JSON: {error}") from error
 
 
-def _dataset(rows: Rows, file: Path) -> Iterator[dict[str, Any]]:
+def _dataset(rows: Rows, file: Path, folder: Path) -> Iterator[dict[str, Any]]:
     import datasets
 
+    folders = [_image_folder(rows, folder)]
     if file.suffix in (".json", ".csv", ".parquet"):
         if not file.exists():
             raise FileNotFoundError(f"there is no file {file}")
         kind = file.suffix.removeprefix(".")
-        yield from datasets.load_dataset(kind, data_files=str(file), split="train")
+        found = datasets.load_dataset(kind, data_files=str(file), split="train")
     elif (file / "dataset_info.json").exists() or (file / "dataset_dict.json").exists():
         saved = datasets.load_from_disk(str(file))
-        yield from saved[rows.split] if isinstance(saved, datasets.DatasetDict) else saved
+        found = saved[rows.split] if isinstance(saved, datasets.DatasetDict) else saved
     else:
         name = str(file) if file.is_dir() else rows.source
-        yield from datasets.load_dataset(name, rows.name, split=rows.split)
+        found = datasets.load_dataset(name, rows.name, split=rows.split)
+        folders += [file] if file.is_dir() else [Path(datasets.config.HF_CACHE_HOME)]  # where it was downloaded to
+    yield from with_located(found, folders=folders, where=rows.source)
+
+
+def _image_folder(rows: Rows, folder: Path) -> Path:
+    return folder if rows.image_folder is None else folder / rows.image_folder
 
 
 def _row(rows: Rows, row: Any, number: int, seen: dict[str, int], folder: Path) -> dict[str, Any]:
@@ -421,12 +432,7 @@ def _row(rows: Rows, row: Any, number: int, seen: dict[str, int], folder: Path) 
     if type(row) is not dict:
         raise ValueError(f"{where} is no mapping of columns: {str(row)[:80]!r}")
     prompt = _prompt(row.get(rows.prompt), f"{where}, column {rows.prompt!r}", row)
-    column = rows.images or next((name for name in ("images", "image") if name in row), None)
-    if rows.images and rows.images not in row:
-        raise ValueError(f"{where} has no column {rows.images!r}; it has {', '.join(row)}")
-    images = row.get(column) if column else None
-    images = images if isinstance(images, list | tuple) else [] if images is None else [images]
-    images = tuple(str(folder / image) if isinstance(image, str) else image for image in images)
+    prompt, pictures = _pictures(rows, row, prompt, where, [_image_folder(rows, folder)])
     named = rows.id or ("id" if row.get("id") is not None else None)
     if named and row.get(named) is None:
         raise ValueError(f"{where} has no id in column {named!r}; it has {', '.join(row)}")
@@ -436,8 +442,29 @@ def _row(rows: Rows, row: Any, number: int, seen: dict[str, int], folder: Path) 
         if named:
             raise ValueError(f"{where}: the id {name!r} was there before, and ids must be unique")
         name = f"{name}-{seen[name]}"  # the same row again
-    kept = {key: value for key, value in row.items() if key not in (rows.prompt, column, named)}
-    return {**kept, "id": name, "prompt": prompt, "images": images}
+    kept = {key: value for key, value in row.items() if key not in (rows.prompt, _image_column(rows, row), named)}
+    return {**kept, **pictures, "id": name, "prompt": prompt}
+
+
+def _image_column(rows: Rows, row: Mapping[str, Any]) -> str | None:
+    return rows.images or next((name for name in ("images", "image") if name in row), None)
+
+
+def _pictures(
+    rows: Rows, row: Mapping[str, Any], prompt: Sequence[Mapping[str, Any]], where: str, folders: Sequence[Path]
+) -> tuple[list[dict[str, Any]], dict[str, tuple[Any, ...]]]:
+    """Return the prompt without the images in its parts, and the columns of images, all of them checked."""
+    column = _image_column(rows, row)
+    if rows.images and rows.images not in row:
+        raise ValueError(f"{where} has no column {rows.images!r}; it has {', '.join(row)}")
+    kept, images = placed(prompt, folders=folders, where=f"{where}, column {rows.prompt!r}")
+    read = {"images": column, "rejected_images": "rejected_images" if "rejected_images" in row else None}
+    columns = {
+        name: images_of(row[of], folders=folders, where=f"{where}, column {of!r}") for name, of in read.items() if of
+    }
+    if images and columns.get("images"):
+        raise ValueError(f"{where} names images in its messages and in column {column!r}: leave one of them out")
+    return kept, {"images": (), **columns, **({"images": images} if images else {})}
 
 
 def _prompt(given: Any, where: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:

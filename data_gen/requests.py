@@ -21,6 +21,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from contralto.data_gen.image_files import check_image
+
 __all__ = [
     "Answer",
     "Ask",
@@ -244,6 +246,7 @@ def digest(value: Any) -> str:
 def _image_digest(image: Any) -> str:
     """Of an image's file, or of its pixels."""
     if isinstance(image, str | PathLike):
+        check_image(Path(image))  # before an engine reads it: strategies may name files, too
         return hashlib.sha256(Path(image).read_bytes()).hexdigest()
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
