@@ -2,9 +2,10 @@
 
 `rules` holds the mathematics: pure functions of logits, which import nothing but torch. `branches` says where a contrast
 distribution comes from. `processors` joins the two for an unmodified `generate()`, `loop` for a faster one, `score` for the
-likelihood of given texts; `order` states the order of a step. `sampling` gives every row a random stream of its own, `stopping` ends texts at given strings.
-`methods` knows all methods by name. `search` is contrastive search, `speculative` speculative contrastive decoding, `images`
-makes the contrast images, `trace` shows what a contrast did.
+likelihood of given texts; `order` states the order of a step, `validity` which logits are errors. `sampling` gives every row
+a random stream of its own, `stopping` ends texts at given strings. `methods` knows all methods by name. `search` is
+contrastive search, `speculative` speculative contrastive decoding, `images` makes the contrast images, `trace` shows what a
+contrast did.
 """
 
 from importlib import import_module

@@ -11,6 +11,7 @@ from transformers import LogitsProcessor
 from contralto.decoding import rules
 from contralto.decoding.branches import Branch, InputBranch, LayerBranch, ModelBranch, check_mask, fit_vocabulary
 from contralto.decoding.placement import input_device
+from contralto.decoding.validity import branch_names, check_logits
 
 if TYPE_CHECKING:
     from contralto.decoding.loop import ContrastiveLoop
@@ -66,7 +67,11 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Contrastive scores `(B, V)` from the main model's `scores` `(B, V)` and the branches', for the rows `(B, T)`."""
-        return self.combine(scores, [branch(input_ids) for branch in self.branches], self.step(input_ids))
+        contrasts = [branch(input_ids) for branch in self.branches]
+        length = input_ids.shape[1]
+        return self.combine(
+            scores, contrasts, self.step(input_ids), place=lambda row, *_: f"in row {row}, after {length} tokens"
+        )
 
     def step(self, input_ids: Tensor) -> int:
         """How many tokens of the rows were generated, as far as the rule wants to know."""
@@ -76,17 +81,39 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         """What the rule is told besides the branches."""
         return {}
 
-    def combine(self, scores: Tensor, contrasts: Sequence[Tensor], step: int | Tensor, **changed: Any) -> Tensor:
-        """The rule, on branches brought to the dtype, device and vocabulary of the main scores.
+    def combine(
+        self,
+        scores: Tensor,
+        contrasts: Sequence[Tensor],
+        step: int | Tensor,
+        *,
+        place: Callable[..., str] | None = None,
+        **changed: Any,
+    ) -> Tensor:
+        """Apply the rule to branches brought to the dtype, device and vocabulary of the main scores.
 
         Args:
             scores: `(..., V)` of the main model.
             contrasts: `(..., V)` of every branch.
             step: how many tokens were generated before, for rules that depend on it.
+            place: returns where a row of the logits is, from its indices, for an error about them; by default its row
+                and step.
             changed: parameters of the rule that are to differ this once.
+
+        Returns:
+            The rule's scores `(..., V)`.
+
+        Raises:
+            ValueError: NaN, `+inf` or a row of `-inf` alone in the logits of a branch or in the rule's scores.
         """
         fitted = [fit_vocabulary(c.to(device=scores.device, dtype=scores.dtype), scores.shape[-1]) for c in contrasts]
-        return self.rule(scores, *fitted, **self.parameters(step), **changed)
+        combined = self.rule(scores, *fitted, **self.parameters(step), **changed)
+        check_logits(
+            [scores, *fitted, combined],
+            lambda: [*branch_names(self.rule, self.branches), "scores of the rule"],
+            place or (lambda row=0, *_: f"in row {row}, at step {step + 1}"),
+        )
+        return combined
 
     def loop(self, *, streamer: Any = None) -> "ContrastiveLoop":
         """The same method as a `custom_generate` callable: branches of the same model share one forward. See `loop`."""
@@ -579,7 +606,15 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
         if self._mask is not None:
             given = self._mask.repeat_interleave(len(texts) // len(self._mask), dim=0)
             mask[:, : given.shape[1]] = given.to(mask)
-        return rules.critic_guided(scores, self._values(texts, mask).view_as(candidates), candidates)
+        values = self._values(texts, mask).view_as(candidates)
+        weighed = rules.critic_guided(scores, values, candidates)
+        # `-inf` is a value like any other, and means never; what is left is checked
+        check_logits(
+            [scores, values.to(scores).nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0), weighed],
+            lambda: ["logits of the main branch", "values of the critic", "scores of the candidates"],
+            lambda row, *_: f"in row {row}, after {input_ids.shape[1]} tokens",
+        )
+        return weighed
 
     def _values(self, texts: Tensor, mask: Tensor) -> Tensor:
         if not isinstance(self._critic, torch.nn.Module):

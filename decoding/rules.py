@@ -6,6 +6,9 @@ and device: unnormalised log-probabilities, `-inf` where a token is ruled out. N
 Notation: `p_k = softmax(branches[k])`, `V` the vocabulary size. Logits may be shifted by any constant per row and branch
 without changing the scores, because the rules speak of log-probabilities; so raw logits and log-probabilities are both
 welcome, and scores can be summed over steps (beam search) without a bias.
+
+`-inf` is the logit of an impossible token. Logits with NaN or `+inf` are the caller's to reject, see `validity`: the rules
+would rule out what these touch.
 """
 
 import math

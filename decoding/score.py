@@ -95,7 +95,13 @@ def score(
     contrasts = [branch.score(rows, count, mask) for branch in method.branches]
     steps = torch.arange(count, device=device)[:, None]
     changed = {} if masked or method.threshold is None else {method.threshold: 0.0}
-    scores = method.combine(main, contrasts, steps, **changed)
+    scores = method.combine(
+        main,
+        contrasts,
+        steps,
+        place=lambda row, at, *_: f"in row {row}, for token {at + 1} of the continuation",
+        **changed,
+    )
     kept = torch.ones_like(continuations) if continuation_mask is None else continuation_mask
     return _likelihood(scores, continuations.to(device), kept.to(device).bool(), renormalized, floor)
 

@@ -39,6 +39,7 @@ from contralto.decoding.order import split_processors
 from contralto.decoding.padding import find_padding, pad_tokens
 from contralto.decoding.placement import input_device
 from contralto.decoding.prompts import linear_layers
+from contralto.decoding.validity import check_logits
 
 __all__ = [
     "ContrastiveSearch",
@@ -455,6 +456,7 @@ class _Search:
         """Contrastive scores `(B, V)` for processed logits `(B, V)`. The candidates are held ready."""
         if self._candidates is not None:
             self._drop()
+        self._check(logits, "logits of the main branch")
         candidates = logits.topk(min(self.k, logits.shape[-1])).indices
         if self._reader is None:
             self._reader = _choose_reader(self.rows, candidates, self.path)
@@ -462,7 +464,12 @@ class _Search:
         self._read = self._reader.read(candidates)
         self._units = _unit(self._read.hidden)
         penalty = _largest_cosine(self._units, self._context.units, self.rows.mask).to(logits.device)
+        self._check(penalty, "cosines of the candidates' hidden states")
         return contrastive_search(logits, candidates, penalty, alpha=self.alpha)
+
+    def _check(self, values: Tensor, name: str) -> None:
+        """Raise ValueError if some values `(B, ...)` are NaN, `+inf`, or all `-inf`."""
+        check_logits([values], lambda: [name], lambda row: f"in row {row}, after {self.rows.length} tokens")
 
     def take(self, tokens: Tensor) -> bool:
         """Go on with these tokens `(B,)`, which must be candidates; False if some are not, and then nothing is held."""

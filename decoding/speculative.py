@@ -45,9 +45,10 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEnc
 from contralto.decoding.branches import AdaptersOff, ModelBranch, fit_vocabulary
 from contralto.decoding.order import split_processors
 from contralto.decoding.placement import input_device
-from contralto.decoding.processors import bind_rule
+from contralto.decoding.processors import ContrastiveLogitsProcessor, bind_rule
 from contralto.decoding.prompts import TOKEN_TYPES, Prompts, check_images, prepare_images
 from contralto.decoding.rules import plausible
+from contralto.decoding.validity import check_logits
 
 __all__ = ["SpeculativeContrastiveDecoding", "Statistics", "accept_or_redraw"]
 
@@ -210,7 +211,7 @@ class SpeculativeContrastiveDecoding:
         streamer: Any = None,
     ) -> None:
         own = {"beta": beta, "amateur_temperature": amateur_temperature}
-        self._rule = bind_rule(form, own, {"alpha": alpha, "min_tokens_to_keep": min_tokens_to_keep})
+        rule = bind_rule(form, own, {"alpha": alpha, "min_tokens_to_keep": min_tokens_to_keep})
         self._alpha = alpha
         if draft_length is not None and draft_length < 1:
             raise ValueError(f"draft_length must be at least 1, or None to let it adapt, not {draft_length}")
@@ -224,7 +225,8 @@ class SpeculativeContrastiveDecoding:
         self._branch = partial(
             ModelBranch, amateur, window=amateur_window, encoder_inputs=encoder_inputs, vision_inputs=vision_inputs
         )
-        self._model = self._branch().model
+        branch = self._branch()
+        self._method, self._model = ContrastiveLogitsProcessor(rule, [branch]), branch.model
         _new_cache(self._model)
         self._streamer = streamer
         self.statistics = Statistics()
@@ -244,6 +246,12 @@ class SpeculativeContrastiveDecoding:
         self.statistics = Statistics()
         before, after = split_processors(model, logits_processor, generation_config, input_ids)
         text = _Text(input_ids, stopping_criteria, generation_config, self._streamer)
+
+        def score(expert: Tensor, amateur: Tensor) -> Tensor:
+            scores = self._method.combine(before(text.ids, expert), [amateur], text.written)
+            contrasted: Tensor = after(text.ids, scores)
+            return contrasted
+
         call = _Call(
             text,
             expert=_Reader(model, Prompts(input_ids, model_kwargs)),
@@ -251,7 +259,7 @@ class SpeculativeContrastiveDecoding:
             vocabulary=_vocabulary(model),
             drafter=_Drafter(after, self._alpha, sample=generation_config.do_sample),
             pace=_Pace(self._draft_length, self._cost(model)),
-            score=lambda expert, amateur: after(text.ids, self._rule(before(text.ids, expert), amateur)),
+            score=score,
             statistics=self.statistics,
         )
         call.run()
@@ -302,6 +310,7 @@ class _Reader:
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._model = model
+        self.name = type(model).__name__
         self._prompts = prompts
         self._hidden = hidden  # how many of the text's first tokens it does not see
         self.context = context
@@ -351,12 +360,18 @@ class _Text:
 
     def __init__(self, ids: Tensor, criteria: Any, config: Any, streamer: Any) -> None:
         self.ids = ids
+        self._start = ids.shape[1]
         self.running = torch.ones(len(ids), dtype=torch.long, device=ids.device)
         self._criteria, self._config, self._streamer = criteria, config, streamer
         self._pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
         self._kept: dict[str, list[Tensor]] = {"scores": [], "logits": []}
         if streamer is not None:
             streamer.put(ids.cpu())
+
+    @property
+    def written(self) -> int:
+        """How many tokens were written."""
+        return self.ids.shape[1] - self._start
 
     @property
     def room(self) -> int:
@@ -522,6 +537,12 @@ class _Call:
 
     def _look(self, ids: Tensor) -> _Place:
         logits = fit_vocabulary(self._amateur.read(ids)[:, -1], self._vocabulary)
+        step = self._text.written + ids.shape[1] - self._text.ids.shape[1] + 1
+        check_logits(
+            [logits],
+            lambda: [f"logits of the amateur ({self._amateur.name})"],
+            lambda row: f"in row {row}, at step {step}",
+        )
         proposal = self._drafter.proposal(ids, logits)
         return _Place(logits, proposal, proposal.amax(-1))
 

@@ -96,7 +96,8 @@ def trace(
     mask = torch.nn.functional.pad(prompts.mask.to(device), (0, count), value=1)
     main = prompts.branch.score(rows, count, mask)[0].float()
     contrasts = [branch.score(rows, count, mask)[0] for branch in method.branches]
-    scores = method.combine(main, contrasts, torch.arange(count, device=device)[:, None])
+    steps = torch.arange(count, device=device)[:, None]
+    scores = method.combine(main, contrasts, steps, place=lambda at, *_: f"for token {at + 1} of the text")
     contrasts = [fit_vocabulary(contrast.to(main), main.shape[-1]) for contrast in contrasts]
     contrasts = [c if c.ndim == 2 else _chosen_layer(main, c, scores) for c in contrasts]
     return _steps(rows[0, -count:], [branch.log_softmax(-1) for branch in (main, *contrasts, scores)], top)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from contralto.decoding.validity import check_logits
 from contralto.decoding.vllm.members import Members
 from contralto.decoding.vllm.settings import PREFIX, Row, Rule, Warp, check_penalties, draw, seeds_of
 from contralto.names import from_pretrained
@@ -100,7 +101,9 @@ class AmateurContrast(Members):
             by_rule.setdefault(member.row.rule, []).append(i)
         for rule, some in by_rule.items():
             at, rows = torch.tensor([places[i] for i in some], device=logits.device), [members[i].row for i in some]
-            scores = rule([logits[at].float(), amateur[some].float()], steps[some])
+            branches = [logits[at].float(), amateur[some].float()]
+            _check(branches)
+            scores = rule(branches, steps[some])
             if any(row.sampling.temperature for row in rows):
                 warp = Warp.of([row.sampling for row in rows], logits.device)
                 seeds = seeds_of([row.seed for row in rows]).to(logits.device)
@@ -122,6 +125,13 @@ class AmateurContrast(Members):
         tokens = self._states.all_token_ids.gpu
         texts = [tokens[int(slots[i]), : int(seen[i])].tolist() for i in places]
         return places, texts, {int(slots[i]): int(self._states.prompt_len.np[slots[i]]) for i in places}
+
+
+def _check(branches: Sequence[Tensor]) -> None:
+    """Raise ValueError for logits that cannot be contrasted; a request that excludes every token is vLLM's to answer."""
+    possible = branches[0].amax(-1) != -torch.inf
+    names = ["logits of the expert (vLLM)", f"logits of the amateur ({KEY})"]
+    check_logits([each[possible] for each in branches], lambda: names, lambda row: f"in request {row} of the step")
 
 
 def _row(given: Any) -> Row | None:

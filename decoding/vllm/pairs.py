@@ -115,7 +115,8 @@ class Progress:
         if self.stuck >= self.patience:
             raise RuntimeError(
                 f"the branches of a text parted {self.desyncs} times and did not get on: start vLLM with make_llm or contralto "
-                "serve, whose scheduler keeps them together"
+                "serve, whose scheduler keeps them together; if it does, the logits of a branch hold NaN or +inf (an overflow of "
+                "half precision, broken weights), or the request excludes every token"
             )
         if self.whole:
             self.tokens, self.logprobs = [], []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from contralto.decoding.vllm.config import check_config
 from contralto.decoding.vllm.members import Members
-from contralto.decoding.vllm.settings import Row, Rule, Warp, check_request, draw, seeds_of
+from contralto.decoding.vllm.settings import Row, Rule, Warp, check_request, draw, end_broken, seeds_of
 
 __all__ = ["PairedContrast"]
 
@@ -175,4 +175,5 @@ class PairedContrast(Members):
         scores = part.rule(list(branches), steps)
         if part.warp is not None:
             scores = draw(scores, part.warp, part.seeds, steps)
+        scores = end_broken(scores, branches, part.markers)
         logits[part.places] = scores.to(logits.dtype).expand_as(branches)

@@ -35,6 +35,7 @@ __all__ = [
     "check_penalties",
     "check_request",
     "draw",
+    "end_broken",
     "parameters_of",
     "seeds_of",
 ]
@@ -398,6 +399,30 @@ def draw(scores: Tensor, warp: Warp, seeds: Tensor, steps: Tensor) -> Tensor:
         warm = warm.masked_fill(p < warp.min_p * p.amax(-1, keepdim=True), -torch.inf)
     drawn = (warm.double().log_softmax(-1) + gumbel_noise(seeds, steps, size)).float()
     return torch.where(samples, drawn, scores.float())
+
+
+def end_broken(scores: Tensor, branches: Tensor, markers: Tensor) -> Tensor:
+    """Make texts end with their marker whose logits cannot be contrasted: NaN, `+inf`, or no possible token in a branch.
+
+    Such a text is reported as one that does not get on. The device is not waited for, and other texts go on.
+
+    Args:
+        scores: `(P, V)` of the rule.
+        branches: `(K, P, V)` logits.
+        markers: `(P, 1)` tokens.
+
+    Returns:
+        `(P, V)`.
+
+    Example:
+        >>> branches = torch.tensor([[[0.0, 1.0, 2.0], [0.0, 1.0, torch.nan]]])
+        >>> end_broken(branches[0], branches, torch.tensor([[0], [1]]))
+        tensor([[0., 1., 2.],
+                [-inf, 0., -inf]])
+    """
+    fine = branches.amax(-1).isfinite().all(0)[:, None]
+    ends = torch.full_like(scores, -torch.inf).scatter_(1, markers, 0.0)
+    return torch.where(fine, scores, ends)
 
 
 def seeds_of(seeds: Sequence[int]) -> Tensor:

@@ -1,0 +1,81 @@
+"""Whether logits can be contrasted: NaN, `+inf` or a row without a possible token is an error, never a text without contrast.
+
+A half-precision overflow or broken weights make such logits. The rules would rule out what they touch, fall back on the main
+branch, and the text would look like one that was decoded by contrast.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["branch_names", "check_logits"]
+
+
+def check_logits(logits: Sequence[Tensor], names: Callable[[], Sequence[str]], place: Callable[..., str]) -> None:
+    """Raise an error that names the branch and the place if some logits cannot be contrasted.
+
+    One maximum per row tells: it is NaN, `+inf` or `-inf` exactly where the row holds NaN, holds `+inf`, or is all `-inf`.
+    All branches together wait for the device once.
+
+    Args:
+        logits: of each branch, `(..., V)`.
+        names: returns what the logits are called; only called for the error.
+        place: returns where a row is, from its indices; only called for the error.
+
+    Raises:
+        ValueError: NaN or `+inf` in some logits, or a row of `-inf` alone.
+
+    Example:
+        >>> broken = torch.tensor([[0.0, 1.0], [torch.inf, 0.0]])
+        >>> check_logits([torch.zeros(2, 2), broken], lambda: ["logits of the expert", "logits of the amateur"], lambda row: f"in row {row}")
+        Traceback (most recent call last):
+            ...
+        ValueError: the logits of the amateur hold +inf in row 1: an overflow of half precision or broken weights; load the model in float32 or bfloat16, or check it
+    """
+    tops = torch.cat([each.amax(-1).flatten() for each in logits])
+    if tops.isfinite().all():
+        return
+    for name, each in zip(names(), logits, strict=True):
+        if len(broken := (~each.amax(-1).isfinite()).nonzero()):
+            index = broken[0].tolist()
+            raise ValueError(_describe(name, each[tuple(index)], place(*index)))
+
+
+def _describe(name: str, row: Tensor, where: str) -> str:
+    """Return the sentence for the first row that cannot be contrasted."""
+    if row.isnan().any() or row.isposinf().any():
+        kind = "NaN" if row.isnan().any() else "+inf"
+        return (
+            f"the {name} hold {kind} {where}: an overflow of half precision or broken weights; load the model "
+            "in float32 or bfloat16, or check it"
+        )
+    return (
+        f"the {name} are all -inf {where}, so no token is possible: broken weights, or processors that exclude "
+        "every token"
+    )
+
+
+def branch_names(rule: Callable[..., Tensor], branches: Sequence[Any]) -> list[str]:
+    """Return what the logits that a rule takes are called, the main branch's first: its parameters, and the models' classes.
+
+    Args:
+        rule: takes the logits of the main branch and of each other branch.
+        branches: the other branches.
+
+    Example:
+        >>> from contralto.decoding import rules
+        >>> branch_names(rules.contrastive_decoding, [None])
+        ['logits of the expert', 'logits of the amateur']
+    """
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    own = [p.name.replace("_", " ") for p in inspect.signature(rule).parameters.values() if p.kind in kinds]
+    rest = ["main branch", *(f"branch {i + 1}" for i in range(len(branches)))]
+    names = [*own, *rest[len(own) :]][: len(rest)]
+    models = [None, *(getattr(branch, "model", None) for branch in branches)]
+    return [
+        f"logits of the {name}" + ("" if model is None else f" ({type(model).__name__})")
+        for name, model in zip(names, models, strict=True)
+    ]
