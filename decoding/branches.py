@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.generation.utils import ALL_CACHE_NAMES
 
+from contralto.decoding.head import find_head, read_layers
 from contralto.decoding.padding import find_padding, pad_tokens
 from contralto.decoding.placement import input_device
 from contralto.decoding.prompts import (
@@ -536,14 +537,20 @@ class InputBranch:
 class LayerBranch(ModelBranch):
     """The logits of earlier layers of the model, read by its own head, as DoLa does.
 
+    An early layer passes what the model's last layer passes on its way to the logits: the final norm, the head, and the
+    scale or soft cap that some families put after it. See `head`, which measures it.
+
     Args:
         model: a decoder-only transformers model.
-        layers: indices into its `hidden_states`: 0 for the embeddings, 1 after the first layer, ...
-        attention_mask, vision_inputs: see `ModelBranch`.
+        layers: which layers: 0 for the embeddings, 1 for the first layer, ...
+        final_norm: whether early layers pass the final norm. Without it they go into the head as they are.
+        attention_mask: see `ModelBranch`.
+        vision_inputs: see `ModelBranch`.
 
     Raises:
         TypeError: `model` cannot generate.
-        ValueError: an encoder-decoder, no layers, or a layer that the model does not have or that is its last.
+        ValueError: an encoder-decoder, no layers, a layer that the model does not have or that is its last, or a model
+            whose layers do not lead to its logits (see `head.find_head`).
     """
 
     def __init__(
@@ -551,6 +558,7 @@ class LayerBranch(ModelBranch):
         model: Any,
         layers: Sequence[int],
         *,
+        final_norm: bool = True,
         attention_mask: Tensor | None = None,
         vision_inputs: Mapping[str, Any] | None = None,
     ) -> None:
@@ -560,11 +568,12 @@ class LayerBranch(ModelBranch):
             )
         super().__init__(model, attention_mask=attention_mask, vision_inputs=vision_inputs)
         depth = self._model.config.get_text_config(decoder=True).num_hidden_layers
-        if not layers or not all(0 <= layer < depth for layer in layers):
+        first = find_head(self._model).first
+        if not layers or not all(first <= layer < depth for layer in layers):
             raise ValueError(
-                f"layers must be some of 0 to {depth - 1} of this model's {depth} layers, not {list(layers)}"
+                f"layers must be some of {first} to {depth - 1} of this model's {depth} layers, not {list(layers)}"
             )
-        self._layers = list(layers)
+        self._layers, self._final_norm = list(layers), final_norm
         self.final: Tensor | None = None
         """Logits `(B, ..., V)` of the last layer, from the same forward."""
 
@@ -572,12 +581,16 @@ class LayerBranch(ModelBranch):
         self._keep = keep
         return super()._common(keep) | {"output_hidden_states": True}
 
+    def _forward(self, ids: Tensor, *, new: int | None) -> Tensor:
+        keep = self._keep if new is None else new
+        with read_layers(self._model, self._layers, keep=keep, final_norm=self._final_norm):
+            return super()._forward(ids, new=new)
+
     def _read(self, outputs: Any) -> Tensor:
         """`(B, T, L, V)`"""
-        self.final = outputs.logits
-        hidden = torch.stack([outputs.hidden_states[layer][:, -self.final.shape[1] :] for layer in self._layers], dim=2)
-        logits: Tensor = self._model.get_output_embeddings()(hidden)
-        return logits
+        logits = outputs.logits.unflatten(0, (1 + len(self._layers), -1))
+        self.final = logits[0]
+        return logits[1:].movedim(0, 2)
 
 
 def fit_vocabulary(logits: Tensor, size: int) -> Tensor:

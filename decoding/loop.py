@@ -143,8 +143,8 @@ class _Forward:
         return StaticCache(config=self._model.config.get_text_config(decoder=True), max_cache_len=length)
 
     def _compiled(self) -> Callable[..., Any] | None:
-        """The compiled forward, where `generate()` would compile."""
-        if not self._model._valid_auto_compile_criteria(self._reader.kwargs, self._config):
+        """The compiled forward, where `generate()` would compile. Hooks, which read early layers, are not compiled."""
+        if self._layered is not None or not self._model._valid_auto_compile_criteria(self._reader.kwargs, self._config):
             return None
         compiled: Callable[..., Any] = self._model.get_compiled_call(self._config.compile_config)
         return compiled

@@ -60,9 +60,9 @@ class Method:
         return (*self.models, *adapters_off, *(("contrast_prompt",) if "prompt" in self.views else ()))
 
 
-def _dola(final: Tensor, layer: Tensor, *, relative_top: float) -> Tensor:
-    """The rule for one candidate layer."""
-    return rules.dola(final, layer[None], relative_top=relative_top)
+def _dola(rule: Callable[..., Tensor], final: Tensor, layer: Tensor, *, relative_top: float) -> Tensor:
+    """A form of DoLa's rule for one candidate layer."""
+    return rule(final, layer[None], relative_top=relative_top)
 
 
 _OBRIEN = Form(rules.contrastive_decoding, {"beta": 0.5, "alpha": 0.1})
@@ -162,9 +162,12 @@ METHODS = {
     "dola": Method(
         does="an earlier layer of the same model subtracted",
         make=decoding.DoLaLogitsProcessor,
-        forms={"": Form(_dola, {"relative_top": 0.1})},
+        forms={
+            "kl": Form(partial(_dola, rules.dola), {"relative_top": 0.1}),
+            "jsd": Form(partial(_dola, rules.dola_jsd), {"relative_top": 0.1}),
+        },
         branches=("last layer", "earlier layer"),
-        more={"layers": "high"},
+        more={"layers": "high", "final_norm": True},
     ),
     "proxy": Method(
         does="proxy tuning: a small tuned model added, the same untuned subtracted",
@@ -192,7 +195,8 @@ PARAMETERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "lam": (float, "contrast strength (cid), or how fast it grows (m3id)"),
     "guidance_scale": (float, "of cfg; 1 is no guidance"),
     "relative_top": (float, "plausibility threshold of dola"),
-    "layers": (layers, "of dola: low, high, or numbers such as 2,4,6"),
+    "layers": (layers, "of dola: low, high, or numbers such as 2,4,6; 1 is the first"),
+    "final_norm": (bool, "whether dola's earlier layers pass the final norm (the official code: no)"),
     "k": (int, "candidates of search"),
     "normalize": (bool, "divide ritual's scores by 1 + kappa"),
     "noise_step": (int, "how far the image diffuses, 0 to 999"),
@@ -267,9 +271,10 @@ def add_arguments(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
     group = parser.add_argument_group("method (its parameters bear the letters of its paper)")
     group.add_argument("--method", choices=names, help="see below; default: cd with an amateur, else none")
     group.add_argument("--contrast-prompt", metavar="TEXT", help="what the other branch reads; {prompt} is the prompt")
-    group.add_argument("--form", help="cd, scd: obrien (default) or li; cid: probability (default) or log_ratio")
+    forms = (f"{name}: {' or '.join(m.forms)}" for name, m in METHODS.items() if name in names and len(m.forms) > 1)
+    group.add_argument("--form", help=f"which formula, the first by default; {'; '.join(forms)}")
     for name, (kind, purpose) in PARAMETERS.items():
-        how: dict[str, Any] = {"action": "store_true", "default": None} if kind is bool else {"type": kind}
+        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
         group.add_argument(flag(name), help=purpose, **how)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "methods, with their flags and defaults:\n" + "\n".join(map(_describe, names))
@@ -281,9 +286,16 @@ def _describe(name: str) -> str:
     lines = [f"  {name:<12}{method.does}"]
     for form, (_, parameters) in method.forms.items():
         flags = [flag(source) for source in method.sources]
-        flags += [f"{flag(p)} {d}" if d else flag(p) for p, d in {**parameters, **method.more}.items()]
+        flags += [_default(p, d) for p, d in {**parameters, **method.more}.items()]
         lines += [f"  {'':<12}" + " ".join([f"--form {form}"] * bool(form) + flags)] if form or flags else []
     return "\n".join(lines)
+
+
+def _default(name: str, value: Any) -> str:
+    """A parameter's flag in the help, with its default if it has one."""
+    if isinstance(value, bool):
+        return flag(f"no_{name}" if value else name)
+    return flag(name) if value is None else f"{flag(name)} {value}"
 
 
 def flag(name: str) -> str:
@@ -320,9 +332,10 @@ def _check_flags(args: argparse.Namespace, method: Method) -> None:
     args.form = args.form or next(iter(forms), None)
     own = [*method.sources, *_defaults(args)]
     every = {name for m in METHODS.values() for f in m.forms.values() for name in (*f.parameters, *m.more)}
-    foreign = [
-        name for name in (*SOURCES, *sorted(every)) if name not in own and getattr(args, name) not in (None, False)
+    given = [name for name in SOURCES if getattr(args, name)] + [
+        n for n in sorted(every) if getattr(args, n) is not None
     ]
+    foreign = [name for name in given if name not in own]
     if foreign:
         chosen = f"--method {args.method}" + (f" --form {args.form}" if args.form else "")
         has = f"its own are {', '.join(map(flag, own))}" if own else "it decodes without contrast"

@@ -82,31 +82,40 @@ def proxy_tuning(base: Logits, expert: Logits, antiexpert: Logits, *, alpha: flo
     return weighted([base, expert, antiexpert], [1, alpha, -alpha])
 
 
-def kl(p: Sequence[float], q: Sequence[float]) -> float:
-    """sum_v p_v log(p_v / q_v), with 0 log 0 = 0."""
-    return math.fsum(x * math.log(x / y) for x, y in zip(p, q, strict=True) if x > 0)
+def kl(p: Sequence[float], log_p: Logits, log_q: Logits) -> float:
+    """sum_v p_v (log p_v - log q_v), with 0 log 0 = 0."""
+    return math.fsum(x * (y - z) for x, y, z in zip(p, log_p, log_q, strict=True) if x > 0)
 
 
 def jsd(log_p: Logits, log_q: Logits) -> float:
-    """The Jensen-Shannon divergence of two distributions, over the whole vocabulary."""
+    """The Jensen-Shannon divergence of two distributions: (KL(p || m) + KL(q || m)) / 2, m their mean."""
     p, q = [math.exp(x) for x in log_p], [math.exp(x) for x in log_q]
-    m = [(x + y) / 2 for x, y in zip(p, q, strict=True)]
-    return (kl(p, m) + kl(q, m)) / 2
+    log_m = [math.log((x + y) / 2) if x + y > 0 else -math.inf for x, y in zip(p, q, strict=True)]
+    return (kl(p, log_p, log_m) + kl(q, log_q, log_m)) / 2
 
 
-def dola_layer(final: Logits, layers: Sequence[Logits]) -> int:
-    """The candidate layer that differs most from the last one, by JSD; the first of equals."""
-    log_p = log_softmax(final)
-    divergences = [jsd(log_p, log_softmax(layer)) for layer in layers]
+def kl_from_mean(log_p: Logits, log_q: Logits) -> float:
+    """What DoLa's official code ranks layers by: (KL(m || p) + KL(m || q)) / 2, m their mean."""
+    m = [(math.exp(x) + math.exp(y)) / 2 for x, y in zip(log_p, log_q, strict=True)]
+    log_m = [math.log(x) if x > 0 else -math.inf for x in m]
+    return (kl(m, log_m, log_p) + kl(m, log_m, log_q)) / 2
+
+
+def dola_layer(final: Logits, layers: Sequence[Logits], form: str = "kl") -> int:
+    """The candidate layer that differs most from the last one, on the tokens that the last one allows; the first of equals."""
+    allowed = [v for v, x in enumerate(final) if x > -math.inf]
+    log_p = log_softmax([final[v] for v in allowed])
+    distance = {"kl": kl_from_mean, "jsd": jsd}[form]
+    divergences = [distance(log_p, log_softmax([layer[v] for v in allowed])) for layer in layers]
     return divergences.index(max(divergences))
 
 
-def dola(final: Logits, layers: Sequence[Logits], *, relative_top: float = 0.1) -> list[float]:
-    """DoLa (2309.03883, equations 3 to 6): log p_final - log p_M where p_final >= relative_top max p_final.
+def dola(final: Logits, layers: Sequence[Logits], *, relative_top: float = 0.1, form: str = "kl") -> list[float]:
+    """DoLa (2309.03883): log p_final - log p_M where p_final >= relative_top max p_final.
 
     The divergence that chooses M comes before the mask, as in the official code, and here of this row alone.
     """
-    return weighted([final, layers[dola_layer(final, layers)]], [1, -1], relative_top)
+    return weighted([final, layers[dola_layer(final, layers, form)]], [1, -1], relative_top)
 
 
 def log_sigmoid(x: float) -> float:

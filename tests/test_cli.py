@@ -153,7 +153,8 @@ def test_adapters_off(run, tmp_path):
             "--method vcd has no --kappa; its own are --alpha, --beta, --noise-step",
         ),
         ([*PLAIN, "--kappa", "1", "x"], "--method none has no --kappa; it decodes without contrast"),
-        ([*PLAIN, "--method", "dola", "--contrast-prompt", "y", "x"], "--method dola has no --contrast-prompt"),
+        ([*PLAIN, "--no-final-norm", "x"], "--method none has no --final-norm; it decodes without contrast"),
+        ([*PLAIN, "--method", "dola", "--contrast-prompt", "y", "x"], "--method dola --form kl has no --contrast-prompt"),
         ([*PLAIN, "--method", "cad", "--form", "li", "x"], "--method cad has no --form li: leave --form out"),
         ([*CONTRAST, "--form", "log_ratio", "x"], "--method cd has no --form log_ratio: it has obrien and li"),
         (
@@ -285,8 +286,8 @@ TEXT = {
         lambda s: decoding.ClassifierFreeGuidanceLogitsProcessor(s.model, s.other, guidance_scale=3),
     ),
     "dola": (
-        "--layers 1,2 --relative-top 0.01",
-        lambda s: decoding.DoLaLogitsProcessor(s.model, layers=[1, 2], relative_top=0.01),
+        "--layers 1,2 --relative-top 0.01 --form jsd --no-final-norm",
+        lambda s: decoding.DoLaLogitsProcessor(s.model, layers=[1, 2], relative_top=0.01, form="jsd", final_norm=False),
     ),
     "proxy": (
         "--expert testbed:student --antiexpert testbed:amateur --alpha 0.5",

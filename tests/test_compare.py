@@ -6,6 +6,7 @@ intervals without clusters; gains of a bucket over all documents.
 """
 
 import argparse
+import inspect
 import json
 import math
 import random
@@ -42,7 +43,7 @@ WAYS = {
     "cid form=log_ratio lam=0.6 contrast_prompt=x": (1, 0),
     "cad alpha=0.4 contrast_prompt=x": (1, 0),
     "cfg guidance_scale=1.7": (1, 0),
-    "dola": (1, 0),
+    "dola form=jsd final_norm=false": (1, 0),
     "proxy alpha=0.8 expert=x antiexpert=y": (1, 1, 0),
 }
 """Methods, and which of their branches add up: those that do believe the same, the others know nothing."""
@@ -53,15 +54,13 @@ def test_mask_and_weight_are_those_of_the_rule(text):
     """Where branches agree and those subtracted know nothing, the rule is p^weight on the plausible tokens."""
     choice = parse(text, AMATEUR)
     torch.manual_seed(0)
-    known, flat = torch.randn(50, dtype=torch.float64), torch.zeros(50, dtype=torch.float64)
-    branches = [known if added else flat for added in WAYS[text]]
+    sure, flat = torch.randn(50, dtype=torch.float64), torch.zeros(50, dtype=torch.float64)
+    branches = [sure if added else flat for added in WAYS[text]]
     rule = methods.METHODS[choice.method.method].forms[choice.method.form or ""].rule
-    given = {
-        name: value for name, value in methods.parameters(choice.method).items() if name not in ("noise_step", "layers")
-    }
-    given.pop("amateur_window", None)
+    known = inspect.signature(rule).parameters
+    given = {name: value for name, value in methods.parameters(choice.method).items() if name in known}
     found = rule(*branches, **given).softmax(-1)
-    p, mask, weight = known.softmax(-1), mask_of(choice.method), weight_of(choice.method)
+    p, mask, weight = sure.softmax(-1), mask_of(choice.method), weight_of(choice.method)
     expected = p**weight if mask is None else torch.where(p >= mask * p.max(), p**weight, 0)
     assert 5 < (expected > 0).sum() < (51 if mask is None else 50)  # else there is nothing to see
     assert torch.allclose(found, expected / expected.sum())

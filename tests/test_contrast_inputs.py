@@ -113,8 +113,12 @@ def test_the_number_of_rows_must_fit():
         (lambda m: InputBranch(m, zoo.pad(zoo.prompts(2), side="right")), "padded on the right"),
         (lambda m: LayerBranch(m, [2]), "layers must be some of 0 to 1 of this model's 2 layers"),
         (lambda m: LayerBranch(m, []), "layers must be some of"),
-        (lambda m: decoding.DoLaLogitsProcessor(m, layers="middle"), "'low', 'high' or indices, not 'middle'"),
+        (
+            lambda m: decoding.DoLaLogitsProcessor(m, layers="middle"),
+            "'low', 'high' or numbers of layers, not 'middle'",
+        ),
         (lambda m: decoding.DoLaLogitsProcessor(m, relative_top=2), "relative_top must lie in"),
+        (lambda m: decoding.DoLaLogitsProcessor(m, form="js"), "form must be 'kl' or 'jsd', not 'js'"),
         (lambda m: decoding.RitualLogitsProcessor(m, zoo.pad(zoo.prompts(1)), kappa=-1), "kappa must be"),
         (lambda m: decoding.CriticGuidedLogitsProcessor(len, k=0), "k must be at least 1"),
         (
@@ -145,7 +149,7 @@ def test_refusals(build, message):
 def test_dola_chooses_layers_by_name():
     model = testbed.load("expert")  # three layers, its embeddings tied to its head
     prompt = testbed.tokenizer()("Ben went out to the", return_tensors="pt")
-    for layers, same in (("high", [1]), ("low", [0])):
+    for layers, same in (("high", [1]), ("low", [1])):
         found = [
             model.generate(
                 **prompt,

@@ -42,7 +42,7 @@ class Case(SimpleNamespace):
     """A method for one prompt of a family, and float64 logits of its branches after so many tokens of the text."""
 
     def __init__(self, family):
-        self.encoded = family in zoo.ENCODER_DECODERS
+        self.family, self.encoded = family, family in zoo.ENCODER_DECODERS
         self.model, self.exact = zoo.build(family, seed=1), zoo.build(family, seed=1).double()
         self.others = [zoo.build(family, hidden=16, seed=seed) for seed in (2, 3)]
         self.exact_others = [zoo.build(family, hidden=16, seed=seed).double() for seed in (2, 3)]
@@ -60,8 +60,7 @@ class Case(SimpleNamespace):
     @torch.no_grad()
     def layers(self, t):
         ids = torch.cat([self.prompt, torch.tensor(TEXT[:t], dtype=torch.long)])
-        hidden = self.exact(input_ids=ids[None], use_cache=False, output_hidden_states=True).hidden_states
-        return [self.exact.get_output_embeddings()(hidden[layer][0, -1]).tolist() for layer in (0, 1)]
+        return zoo.layer_logits(self.exact, self.family, ids, (0, 1))
 
 
 def _cd(c):

@@ -63,8 +63,8 @@ def test_one_forward_per_token(model, monkeypatch):
     both = decoding.RitualVCDLogitsProcessor(model, contrast, contrast)
     _run(model, inputs, both, fast=True, do_sample=False, min_new_tokens=STEPS)
     assert rows == [6] * STEPS
-    rows.clear()
     layers = decoding.DoLaLogitsProcessor(model, layers=[0, 1])
+    rows.clear()
     _run(model, inputs, layers, fast=True, do_sample=False, min_new_tokens=STEPS)
     assert rows == [2] * STEPS
 

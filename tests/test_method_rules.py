@@ -1,7 +1,8 @@
 """Every method's rule against its float64 reference in plain Python, with impossible tokens too.
 
 Seen to go red with: the sign of alpha in VCD turned; kappa left out of the scale of RITUAL; M3ID's step from 1; probabilities
-in CID exchanged; the layers of DoLa chosen by the least divergence, or by the batch's mean; log sigmoid without the log.
+in CID exchanged; the layers of DoLa chosen by the least divergence, by
+the other form's, or by the batch's mean, or on tokens that are ruled out; log sigmoid without the log.
 """
 
 import inspect
@@ -83,13 +84,25 @@ def test_m3id_takes_a_step_per_position():
         assert_close(together[i], rules.m3id(c, u, step=10 * i))
 
 
-def test_dola_chooses_a_layer_per_row():
+@pytest.mark.parametrize(("rule", "form"), [(rules.dola, "kl"), (rules.dola_jsd, "jsd")])
+def test_dola_chooses_a_layer_per_row(rule, form):
     final, *layers = _branches(5)
-    stacked = torch.stack(layers, dim=1)
-    expected = [oracle.dola(f, row) for f, row in zip(final.tolist(), stacked.tolist(), strict=True)]
-    assert_close(rules.dola(final, stacked), torch.tensor(expected, dtype=torch.float64))
-    chosen = {oracle.dola_layer(f, row) for f, row in zip(final.tolist(), stacked.tolist(), strict=True)}
-    assert len(chosen) > 1  # or the test could not tell
+    final, stacked = final[:-1], torch.stack(layers, dim=1)[:-1]  # the last row allows nothing
+    rows = list(zip(final.tolist(), stacked.tolist(), strict=True))
+    expected = [oracle.dola(f, row, form=form) for f, row in rows]
+    assert_close(rule(final, stacked), torch.tensor(expected, dtype=torch.float64))
+    assert len({oracle.dola_layer(f, row, form) for f, row in rows}) > 1  # or the test could not tell
+    assert rule(torch.full((1, VOCAB), -math.inf), stacked[:1]).max() == -math.inf
+
+
+def test_dola_forms_choose_different_layers():
+    torch.manual_seed(0)
+    final, layers = torch.randn(200, VOCAB).double(), torch.randn(200, 4, VOCAB).double()
+    rows = zip(final.tolist(), layers.tolist(), strict=True)
+    differ = [oracle.dola_layer(f, row, "kl") != oracle.dola_layer(f, row, "jsd") for f, row in rows]
+    found = (rules.dola(final, layers) != rules.dola_jsd(final, layers)).any(-1)
+    assert found.tolist() == differ
+    assert 10 < sum(differ) < 100
 
 
 def test_critic_guided_equals_the_reference():
@@ -105,7 +118,7 @@ def test_critic_guided_equals_the_reference():
 
 def test_every_rule_is_in_a_contract():
     public = {name for name in rules.__all__ if inspect.isfunction(getattr(rules, name))}
-    others = {"plausible", "combine", "dola", "critic_guided"}
+    others = {"plausible", "combine", "dola", "dola_jsd", "critic_guided"}
     assert public == {*TWO, *THREE, *others, *test_rules.TWO_BRANCH_RULES}
 
 

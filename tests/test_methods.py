@@ -100,12 +100,22 @@ METHODS = {
         lambda s: decoding.ProxyTuningLogitsProcessor(*s.others, **s.extra), oracle.proxy_tuning, ("other", "another")
     ),
     "dola": Method(
-        lambda s: decoding.DoLaLogitsProcessor(s.model, layers=[0, 1], attention_mask=s.inputs["attention_mask"]),
+        lambda s: decoding.DoLaLogitsProcessor(
+            s.model, layers=layers(s.family), attention_mask=s.inputs["attention_mask"]
+        ),
         lambda e, *layers: oracle.dola(e, layers),
         ("layers",),
         lambda e, *layers: oracle.dola(e, layers, relative_top=0),
     ),
 }
+
+
+def layers(family):
+    """DoLa's candidates: all but the last; Mamba's states begin after its first layer."""
+    depth = zoo.FAMILIES[family](32).num_hidden_layers
+    return list(range(family == "mamba", depth))
+
+
 DECODER_ONLY = {"m3id", "cfg_last_token", "dola"}
 
 
@@ -151,7 +161,8 @@ class Oracle:
     """Reference logits of one row's branches, from float64 models."""
 
     def __init__(self, setting, row):
-        family, self.rows = setting.family, {name: rows[row] for name, rows in setting.rows.items()}
+        self.family, self.rows = setting.family, {name: rows[row] for name, rows in setting.rows.items()}
+        family = self.family
         self.encoded = family in zoo.ENCODER_DECODERS
         self.model = double(family)
         self.others = {"other": double(family, 16, 2), "another": double(family, 16, 3)}
@@ -166,14 +177,8 @@ class Oracle:
             ids = torch.cat([torch.tensor(self.start), new])
             return [reference.next_logits(model, ids, source)]
         if view == "layers":
-            return self._layers(torch.cat([source, new]))
+            return zoo.layer_logits(model, self.family, torch.cat([source, new]), layers(self.family))
         return [reference.next_logits(model, torch.cat([source[-1:] if view == "last" else source, new]))]
-
-    @torch.no_grad()
-    def _layers(self, ids):
-        output = self.model(input_ids=ids[None], use_cache=False, output_hidden_states=True)
-        head = self.model.get_output_embeddings()
-        return [head(output.hidden_states[layer][0, -1]).tolist() for layer in (0, 1)]
 
     def scores(self, name, generated, *, masked=True):
         method = METHODS[name]
@@ -240,7 +245,12 @@ def grid():
     """All methods on Llama, one on absolute positions and one on an encoder-decoder; the rest is slow."""
     for family in zoo.FAMILIES:
         for name in METHODS:
-            fast = family == "llama" or (family, name) in (("gpt2", "m3id"), ("t5", "cad"))
+            fast = family == "llama" or (family, name) in (
+                ("gpt2", "m3id"),
+                ("t5", "cad"),
+                ("granite", "dola"),
+                ("granite", "cd"),
+            )
             yield pytest.param(name, family, marks=[] if fast else [pytest.mark.slow])
 
 

@@ -263,7 +263,9 @@ def test_dola(family, executor):
 
     def rule(prompt, new):
         seen = zoo.forward(double(family), prompt, new, output_hidden_states=True)
-        layers = [double(family).get_output_embeddings()(seen.hidden_states[layer][0, -1]).tolist() for layer in (0, 1)]
+        text = double(family).get_decoder()
+        states = [text.norm(seen.hidden_states[layer][0, -1]) for layer in (0, 1)]
+        layers = [double(family).get_output_embeddings()(state).tolist() for state in states]
         return reference_rules.dola(seen.logits[0, -1].tolist(), layers)
 
     assert write(model(family), inputs(family), method, executor=executor) == afresh(family, rule)

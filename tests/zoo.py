@@ -17,6 +17,7 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -34,17 +35,16 @@ WIDE = {"initializer_range": 0.4} | SPECIAL
 
 def _llama_like(config: Callable[..., PretrainedConfig], **more: Any) -> Callable[[int], PretrainedConfig]:
     def build(hidden: int) -> PretrainedConfig:
-        return config(
-            hidden_size=hidden,
-            intermediate_size=2 * hidden,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=hidden // 4,
-            max_position_embeddings=128,
-            **WIDE,
-            **more,
-        )
+        shape = {
+            "hidden_size": hidden,
+            "intermediate_size": 2 * hidden,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": hidden // 4,
+            "max_position_embeddings": 128,
+        }
+        return config(**shape | WIDE | more)
 
     return build
 
@@ -59,6 +59,16 @@ FAMILIES: dict[str, Callable[[int], PretrainedConfig]] = {
         sliding_window=5,
         layer_types=["sliding_attention", "full_attention"],
         tie_word_embeddings=False,
+    ),
+    "granite": _llama_like(  # in the shape of trained weights, see GROWTH
+        GraniteConfig,
+        num_hidden_layers=4,
+        embedding_multiplier=6.0,
+        residual_multiplier=1.0,
+        attention_multiplier=0.05,
+        logits_scaling=4.0,
+        vocab_size=64,
+        pad_token_id=None,
     ),
     "gpt2": lambda h: GPT2Config(n_embd=h, n_layer=2, n_head=4, n_positions=128, **WIDE),
     "opt": lambda h: OPTConfig(
@@ -110,6 +120,10 @@ FAMILIES: dict[str, Callable[[int], PretrainedConfig]] = {
 ENCODER_DECODERS = {"t5", "bart"}
 QUICK = ("llama", "gpt2", "mistral", "mamba", "t5")
 """One of each kind: rotary and absolute positions, a window, a state, an encoder."""
+GROWTH = {"granite": 6.0}
+"""How much more each layer of a family in the shape of trained weights writes than the one before it: the norms of its
+hidden states grow from tens to tens of thousands, one channel stands out, rows of its vocabulary belong to no token, it has
+no pad token, and its logits are scaled. What is right on small even states only is not right there."""
 REDRAWN = {"t5": (0.8, 0.2, 0.2), "bart": (0.2, 1.0, 0.4), "bloom": (0.3, 0.4, 0.4)}
 """Standard deviations of matrices, embeddings and head for the families that otherwise repeat one token for ever."""
 
@@ -134,9 +148,43 @@ def build(family: str, *, hidden: int = 32, seed: int = 0, **overrides: Any) -> 
             if weight.ndim == 2:
                 std = embedding if "embed" in name or "shared" in name else head if "lm_head" in name else matrix
                 torch.nn.init.normal_(weight, std=std)
+    if family in GROWTH:
+        _grow(model, GROWTH[family])
     with torch.no_grad():  # the pad token's row is zero when freshly drawn, and padding would hardly be seen
         model.get_input_embeddings().weight[PAD].normal_(std=0.4)
     return model
+
+
+@torch.no_grad()
+def _grow(model: Any, growth: float) -> None:
+    for i, layer in enumerate(model.model.layers):
+        for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            matrix.weight *= growth**i
+            matrix.weight[3] *= 10
+    model.model.norm.weight[3] = 0.1
+    model.get_output_embeddings().weight *= 10
+    model.get_output_embeddings().weight[VOCAB:] = 0
+    model.get_input_embeddings().weight[VOCAB:] = 0
+
+
+FINAL_NORM = {
+    "gpt2": "transformer.ln_f",
+    "opt": "model.decoder.final_layer_norm",
+    "bloom": "transformer.ln_f",
+    "gpt_neox": "gpt_neox.final_layer_norm",
+    "mamba": "backbone.norm_f",
+}
+"""Where a family that calls it otherwise keeps its final norm."""
+
+
+@torch.no_grad()
+def layer_logits(model: Any, family: str, ids: torch.Tensor, layers: Collection[int]) -> list[list[float]]:
+    """The next-token logits of some layers, by what is known of the family: final norm, head, scale."""
+    states = model(input_ids=ids[None], use_cache=False, output_hidden_states=True).hidden_states
+    norm = model.get_submodule(FINAL_NORM.get(family, "model.norm"))
+    scale = getattr(model.config, "logits_scaling", 1.0)
+    first = 1 if family == "mamba" else 0  # its states begin after the first layer
+    return [(model.get_output_embeddings()(norm(states[n - first][0, -1])) / scale).tolist() for n in layers]
 
 
 def prompts(batch: int, seed: int = 0) -> list[torch.Tensor]:
