@@ -193,27 +193,57 @@ def _batch(job: Job, args: argparse.Namespace) -> None:
             args.write.write_text("".join(batch_line(engine, each.request) for each in asked), encoding="utf-8")
             print(f"{args.write}: {_count(len(asked), 'request')}")
         else:
-            _read_batch(args.read, {each.request.key: each for each in asked}, store)
+            _read_batch(args.read, {each.request.key: each for each in asked}, store, engine)
 
 
-def _read_batch(path: Path, asked: dict[str, Any], store: "Store") -> None:
-    from contralto.data_gen.engines_openai import read_answer, read_batch_line
+def _read_batch(path: Path, asked: dict[str, Any], store: "Store", engine: Any) -> None:
+    """Record the answers in a batch's output. A line that cannot be read costs its request, not the others."""
     from contralto.data_gen.requests import Failure
 
-    said, strange = [], 0
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    said, strange, unreadable = [], 0, []
+    lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            key, body = read_batch_line(line)
-            if key not in asked:
-                strange += 1
-                continue
-            where = asked[key]
-            said.append((where, body if isinstance(body, Failure) else read_answer(body, where.request)))
+            outcome = _batch_outcome(line, asked)
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from error
+            unreadable.append(f"{path}:{number}: {error}")
+            continue
+        if outcome is None:
+            strange += 1
+        else:
+            said.append((outcome[0], engine.without_key(outcome[1])))
+    if unreadable and not said and not strange:
+        raise ValueError(unreadable[0])
     store.record(said)
     failed = sum(isinstance(each, Failure) for _, each in said)
     print(f"{path}: {_count(len(said) - failed, 'answer')}, {failed} failed, {strange} not asked for or known already")
+    if unreadable:
+        print(
+            f"{_count(len(unreadable), 'line')} could not be read, the first of them {unreadable[0]}", file=sys.stderr
+        )
+
+
+def _batch_outcome(line: str, asked: dict[str, Any]) -> tuple[Any, Any] | None:
+    """Return a request and what a line of a batch's output says of it; None for a request that is not open.
+
+    Raises:
+        ValueError: it is no such line.
+    """
+    from contralto.data_gen.engines_openai import read_batch_line
+    from contralto.data_gen.replies import read_answer
+    from contralto.data_gen.requests import Failure
+    from contralto.texts import short
+
+    key, body = read_batch_line(line)
+    if key not in asked:
+        return None
+    where = asked[key]
+    try:
+        return where, body if isinstance(body, Failure) else read_answer(body, where.request)
+    except Exception as error:  # noqa: BLE001 - a stranger made this reply
+        return where, Failure(short(f"{type(error).__name__}: {error}"))
 
 
 # --------------------------------------------------------------------------------------------------------------- what is

@@ -12,6 +12,10 @@ Whoever writes another engine needs an `identity`, `rows_together`, and `answer`
         def answer(self, requests):
             for request in requests:
                 yield [(request, Answer(text=request.messages[-1]["content"]))]
+
+It may also have `check_ready()`, which is called before anything is asked and raises `ValueError` where something is missing, and
+`stop()`, which is called from another thread when the run is to end: what waits for another attempt is given up then. Whatever an
+engine yields goes through `outcomes.checked` before it is recorded.
 """
 
 import hashlib
@@ -27,8 +31,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from contralto.data_gen.outcomes import kind_of
+from contralto.data_gen.ranges import check_number
 from contralto.data_gen.requests import Answer, Failure, Request, Sampling
 from contralto.names import locate
+from contralto.texts import short
 
 __all__ = ["Engine", "FunctionEngine", "Outcome", "TransformersEngine", "find_function", "weights_digest"]
 
@@ -66,10 +73,11 @@ class FunctionEngine:
     """Asks a Python function: programs that know the truth, cheap scorers, models of other libraries.
 
     Args:
-        use: the function as `module:function`. It is called with a `Request` and returns a text or an `Answer`.
+        use: the function as `module:function`. It is called with a `Request` and returns a text, an `Answer` or a `Failure`.
+            An exception, or a value of another type, fails the request.
 
     Raises:
-        ValueError: there is no such function.
+        ValueError: there is no such function, or it is a coroutine or a generator function.
 
     Example:
         >>> from contralto.data_gen.requests import Ask, settle
@@ -84,13 +92,29 @@ class FunctionEngine:
 
     def __init__(self, *, use: str) -> None:
         self._function = find_function(use)
+        if any(
+            is_kind(self._function)
+            for is_kind in (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+        ):
+            raise ValueError(f"{use} must return a text: it is a coroutine or a generator function")
         self.identity = {"engine": "function", "model": use}
 
     def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
         """One after another."""
         for request in requests:
+            yield [(request, self._said(request))]
+
+    def _said(self, request: Request) -> Answer | Failure:
+        use = self.identity["model"]
+        try:
             said = self._function(request)
-            yield [(request, said if isinstance(said, Answer | Failure) else Answer(text=said))]
+        except Exception as error:  # noqa: BLE001 - it costs the request, not the run
+            return Failure(short(f"{use} raised {type(error).__name__}: {error}"))
+        if isinstance(said, Answer | Failure):
+            return said
+        if not isinstance(said, str):
+            return Failure(f"{use} returned {kind_of(said)}: it must return a text, an Answer or a Failure")
+        return Answer(text=said)
 
 
 def find_function(name: str, *, folder: Path | None = None) -> Callable[..., Any]:
@@ -118,8 +142,8 @@ def find_function(name: str, *, folder: Path | None = None) -> Callable[..., Any
         raise ValueError(
             f"{name}: there is no module {error.name}; it must be installed, or lie beside the recipe"
         ) from error
-    if found is None:
-        raise ValueError(f"{name}: the module {module} has no function {function}")
+    if not callable(found):
+        raise ValueError(f"{name}: the module {module} has no function {function}")  # noqa: TRY004 - a recipe's mistake
     return found  # type: ignore[no-any-return]
 
 
@@ -159,8 +183,7 @@ class TransformersEngine:
         from contralto import generate
         from contralto.decoding import methods
 
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        check_number("batch_size", batch_size, least=1, most=65_536, whole=True)
         generate.check_dtype(dtype)
         self._how = methods.choice(**options)
         self._how.executor = "processor" if self._how.method == "none" else "loop"

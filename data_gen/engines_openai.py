@@ -1,103 +1,57 @@
 """Endpoints of the OpenAI protocol: vLLM, SGLang, TGI, llama.cpp, hosted ones. And their batch files.
 
-An answer costs money, so the engine asks as often as it is worth it and never twice for what it has: network errors, cut or
-unreadable answers, timeouts, 408, 409, 425, 429 and 5xx are tried again after a pause that doubles, with full jitter (Brooker
-2015), and not before `Retry-After`; a refused key or an unknown model ends the run (`Failure.stops`); whatever else the endpoint
-refuses is a failed request with the endpoint's own words.
+An answer costs money, so the engine asks as often as it is worth it and never twice for what it has: network errors, damaged or
+unreadable replies, timeouts, 408, 409, 425, 429 and 5xx are tried again after a pause that doubles, with full jitter (Brooker
+2015), and not before `Retry-After`, for which at most `LONGEST_HOLD` seconds are waited; a refused key or an unknown model ends
+the run (`Failure.stops`); whatever else the endpoint refuses is a failed request with the endpoint's own words, and so is every
+reply that cannot be read. Replies are read up to a size that the request allows. The key is hidden in all that is recorded.
 """
 
 import asyncio
 import base64
 import io
 import json
+import logging
 import math
 import os
 import queue
 import random
 import re
 import threading
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from email.utils import parsedate_to_datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from contralto.data_gen.engines import Outcome
+from contralto.data_gen.limiter import Flow, Limiter
+from contralto.data_gen.ranges import check_number
+from contralto.data_gen.replies import error_message, read_answer
 from contralto.data_gen.requests import Answer, Failure, Request
+from contralto.texts import Secrets, short
+from contralto.web import address_of, decoded, read_body, retry_after
 
 __all__ = ["Limiter", "OpenAIEngine", "batch_line", "read_batch_line", "token_guess"]
 
 AGAIN = {408, 409, 425, 429}
 FATAL = {401, 403, 404}
 LONGEST_PAUSE = 60.0
+LONGEST_HOLD = 300.0
+"""Seconds that nothing is sent because an endpoint asks to wait, however long it asks for."""
+SAID_HOLD = 5.0
+"""Shorter waits are not worth a line."""
+LIMITS: dict[str, dict[str, Any]] = {
+    "concurrency": {"above": 0, "most": 10_000, "whole": True},
+    "attempts": {"above": 0, "most": 1000, "whole": True},
+    "timeout": {"above": 0, "most": 86_400},
+}
+OWN_FIELDS = ("messages", "prompt", "stream", "n")
+"""Fields of a request that `extra_body` may not set: they would change what is asked, or the form of the reply."""
+KEY_FIELDS = re.compile(r"(?i)api[-_]?key|authorization|password|access[-_]?token|client[-_]?secret|secret[-_]?key")
+
+logger = logging.getLogger(__name__)
 CHARACTERS_PER_TOKEN = 3.5  # of English text; only the limiter and estimates guess
-
-
-class Limiter:
-    """At most so many requests and tokens per minute, in every window of a minute.
-
-    Requests are spread: at most one second's share leaves within a second, since hosts count in short windows, too. Tokens are
-    booked with a guess when a request leaves and corrected when its answer tells how many they were.
-
-    Args:
-        rpm: requests per minute; None is no limit.
-        tpm: tokens per minute, those of prompts and answers together; None is no limit.
-
-    Raises:
-        ValueError: a limit that is not positive.
-    """
-
-    def __init__(self, *, rpm: int | None = None, tpm: int | None = None) -> None:
-        for name, value in {"rpm": rpm, "tpm": tpm}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 (leave it out for no limit), not {value}")
-        self._rpm, self._tpm = rpm, tpm
-        self._left: deque[float] = deque()
-        self._booked: deque[list[float]] = deque()
-        self._turn = asyncio.Lock()
-        self._not_before = 0.0
-
-    async def wait(self, tokens: int) -> list[float]:
-        """Wait until a request of so many tokens may leave; the booking is for `correct`."""
-        async with self._turn:
-            tokens = min(tokens, self._tpm or tokens)
-            while (pause := self._pause(time.monotonic(), tokens)) > 0:
-                await asyncio.sleep(pause)
-            now = time.monotonic()
-            booking = [now, float(tokens)]
-            if self._rpm:
-                self._left.append(now)
-            if self._tpm:
-                self._booked.append(booking)
-            return booking
-
-    def correct(self, booking: list[float], tokens: int) -> None:
-        """Say how many tokens a request was."""
-        booking[1] = float(tokens)
-
-    def hold(self, seconds: float) -> None:
-        """Let nothing leave for so long: the endpoint said so."""
-        self._not_before = max(self._not_before, time.monotonic() + seconds)
-
-    def _pause(self, now: float, tokens: int) -> float:
-        """How long a request has to wait, as far as can be told."""
-        waits = [self._not_before - now]
-        if self._rpm:
-            while self._left and self._left[0] <= now - 60:
-                self._left.popleft()
-            share = max(1, self._rpm // 60)
-            for count, window in ((self._rpm, 60.0), (share, 60.0 * share / self._rpm)):
-                if len(self._left) >= count:
-                    waits.append(self._left[-count] + window - now)
-        if self._tpm:
-            while self._booked and self._booked[0][0] <= now - 60:
-                self._booked.popleft()
-            if self._booked and sum(booking[1] for booking in self._booked) + tokens > self._tpm:
-                waits.append(self._booked[0][0] + 60 - now)
-        return max(waits)
 
 
 class OpenAIEngine:
@@ -108,16 +62,19 @@ class OpenAIEngine:
         model: as the endpoint calls it.
         served_by: what stands for `base_url` in the keys of answers, for endpoints whose address changes, or of which
             several serve the same model; the address itself by default.
-        key_env: environment variable that holds the key; if it is not set, no key is sent. The key is written nowhere.
-        concurrency: at most so many requests at a time.
-        rpm, tpm: limits, see `Limiter`.
+        key_env: name of the environment variable that holds the key. Left out: OPENAI_API_KEY, if it is set. None: no key is
+            sent. The key is written nowhere, and is sent to no other address.
+        concurrency: at most so many requests at a time, up to 10,000.
+        rpm: requests per minute, see `Limiter`.
+        tpm: tokens per minute, see `Limiter`.
         attempts: how often a request is tried.
-        timeout: seconds that an attempt may take.
+        timeout: seconds that an attempt may take, reading included; at most a day.
         max_tokens_field: how the endpoint calls the limit of new tokens; newer hosted models want `max_completion_tokens`.
         extra_body: more fields of every request, such as `{"chat_template_kwargs": {"enable_thinking": false}}`.
 
     Raises:
-        ValueError: an address that is none or holds a password, a number outside its range.
+        ValueError: an address that is none or holds a password, a number outside its range, a key where it would be recorded,
+            an `extra_body` that is not JSON or sets the fields of the request itself; when it is asked, a key that is not set.
     """
 
     rows_together = 1
@@ -128,7 +85,7 @@ class OpenAIEngine:
         base_url: str,
         model: str,
         served_by: str | None = None,
-        key_env: str = "OPENAI_API_KEY",
+        key_env: str | None = "",
         concurrency: int = 32,
         rpm: int | None = None,
         tpm: int | None = None,
@@ -137,29 +94,41 @@ class OpenAIEngine:
         max_tokens_field: str = "max_tokens",
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"base_url must be an address such as http://localhost:8000/v1, not {base_url!r}")
-        if parts.username or parts.password or parts.query:
-            raise ValueError(
-                "base_url holds a user, a password or a query, which would be written to the store: "
-                "put the key into an environment variable and name it in key_env"
-            )
+        _check_address(base_url)
         for name, value in {"concurrency": concurrency, "attempts": attempts, "timeout": timeout}.items():
-            if value <= 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
+            check_number(name, value, **LIMITS[name])
         Limiter(rpm=rpm, tpm=tpm)
         self._url, self._model = base_url.rstrip("/"), model
-        self._key = os.environ.get(key_env, "")
+        self._key, self._no_key = _read_key(key_env)
+        self.secrets = Secrets(self._key)
         self.concurrency, self._attempts, self._timeout = concurrency, attempts, timeout
         self._limits = {"rpm": rpm, "tpm": tpm}
-        self._field, self._extra = max_tokens_field, dict(extra_body or {})
+        self._field, self._extra = max_tokens_field, _checked_extra(extra_body)
         self.identity = {
             "engine": "openai",
             "model": model,
             "served_by": served_by or self._url,
             "extra_body": self._extra,
         }
+        if self.secrets.occur_in(json.dumps(self.identity)):
+            raise ValueError(
+                "an option holds the API key itself, which would be recorded: name its variable in key_env"
+            )
+        self._flows: list[Flow] = []
+
+    def check_ready(self) -> None:
+        """Check before anything is asked what only asking needs: the key.
+
+        Raises:
+            ValueError: the variable that `key_env` names is not set, or holds what cannot be a key.
+        """
+        if self._no_key:
+            raise ValueError(self._no_key)
+
+    def stop(self) -> None:
+        """Give up requests that wait for another attempt; those under way are still answered."""
+        for flow in list(self._flows):
+            flow.stop()
 
     def body(self, request: Request) -> dict[str, Any]:
         """The JSON that is sent for a request."""
@@ -179,6 +148,7 @@ class OpenAIEngine:
 
     def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
         """Answers as they come, many requests at a time."""
+        self.check_ready()
         outcomes: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(iter(requests), outcomes), daemon=True).start()
         while (outcome := outcomes.get()) is not None:
@@ -196,115 +166,191 @@ class OpenAIEngine:
     async def _serve(self, requests: Iterator[Request], outcomes: Any) -> None:
         import aiohttp
 
-        taking, limiter = asyncio.Lock(), Limiter(**self._limits)
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        taking, flow = asyncio.Lock(), Flow(Limiter(**self._limits))
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         timeout = aiohttp.ClientTimeout(total=self._timeout)
         connector = aiohttp.TCPConnector(limit=self.concurrency)
-
         refused: Failure | None = None
 
         async def work(session: Any) -> None:
             nonlocal refused
-            while True:
+            while not flow.is_stopping:
                 async with taking:
                     request = await asyncio.to_thread(next, requests, None)
                 if request is None:
                     return
-                said = refused or await self._ask(session, limiter, request)
+                said = refused or await self._ask(session, flow, request)
                 outcomes.put((request, said))
                 if isinstance(said, Failure) and said.stops:
                     refused = said
 
-        async with (
-            aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as session,
-            asyncio.TaskGroup() as group,
-        ):
-            for _ in range(self.concurrency):
-                group.create_task(work(session))
+        self._flows.append(flow)
+        try:
+            async with (
+                aiohttp.ClientSession(
+                    headers=headers, timeout=timeout, connector=connector, auto_decompress=False
+                ) as session,
+                asyncio.TaskGroup() as group,
+            ):
+                for _ in range(self.concurrency):
+                    group.create_task(work(session))
+        finally:
+            self._flows.remove(flow)
 
-    async def _ask(self, session: Any, limiter: Limiter, request: Request) -> Answer | Failure:
-        """One request, as often as it takes."""
-        import aiohttp
-
-        body = self.body(request)
-        path = "/completions" if request.messages is None else "/chat/completions"
+    async def _ask(self, session: Any, flow: Flow, request: Request) -> Answer | Failure:
+        """One request, as often as it takes. Whatever goes wrong is its failure, and nobody else's."""
+        try:
+            body = self.body(request)
+        except Exception as error:  # noqa: BLE001 - an image that cannot be read
+            return Failure(f"the request cannot be sent: {self._described(error)}")
         reason = ""
         for attempt in range(self._attempts):
-            if attempt:
-                await asyncio.sleep(self._pause(attempt))
-            booking = await limiter.wait(token_guess(request))
+            with flow.pausing():
+                await asyncio.sleep(self._pause(attempt) if attempt else 0)
+                booking = await flow.limiter.wait(token_guess(request))
             try:
-                async with session.post(self._url + path, json=body, allow_redirects=False) as response:
-                    text = await response.text()
-                    failed = self._refusal(response.status, text, response.headers)
-                    if failed is None:
-                        answer = read_answer(json.loads(text), request)
-                        limiter.correct(booking, answer.prompt_tokens + answer.completion_tokens)
-                        return answer
-                    if failed.stops or (response.status not in AGAIN and response.status < 500):
-                        return failed
-                    reason = failed.reason
-                    limiter.hold(_retry_after(response.headers))
+                said, is_final = await self._attempt(session, flow.limiter, booking, request, body)
             except TimeoutError:
                 reason = f"no answer within {self._timeout:g} s"
-            except (aiohttp.ClientError, json.JSONDecodeError, UnicodeDecodeError, _UnreadableAnswerError) as error:
-                reason = self._hide(f"{type(error).__name__}: {error}")
+            except Exception as error:  # noqa: BLE001 - a stranger made this reply
+                reason = self._described(error)
+            else:
+                if is_final:
+                    return said
+                reason = said.reason if isinstance(said, Failure) else ""
         return Failure(f"{reason} (after {self._attempts} attempts)")
+
+    async def _attempt(
+        self, session: Any, limiter: Limiter, booking: list[float], request: Request, body: Mapping[str, Any]
+    ) -> tuple[Answer | Failure, bool]:
+        """What came of one attempt, and whether another one is pointless."""
+        path = "/completions" if request.messages is None else "/chat/completions"
+        async with session.post(self._url + path, json=body, allow_redirects=False) as response:
+            data = await read_body(response, limit=_most_bytes(request))
+            if response.status == 200:
+                said = read_answer(json.loads(decoded(data)), request)
+                if isinstance(said, Answer):
+                    limiter.correct(booking, said.prompt_tokens + said.completion_tokens)
+                return self.without_key(said), True
+            failed = self._refusal(response.status, data.decode("utf-8", "replace"), response.headers)
+            if failed.stops or (response.status not in AGAIN and response.status < 500):
+                return failed, True
+            self._hold(limiter, retry_after(response.headers))
+            return failed, False
 
     @staticmethod
     def _pause(attempt: int) -> float:
         """Seconds before another attempt."""
-        return random.uniform(0, min(LONGEST_PAUSE, 2.0**attempt / 2))
+        return random.uniform(0, min(LONGEST_PAUSE, 2.0 ** min(attempt, 10) / 2))
 
-    def _refusal(self, status: int, text: str, headers: Mapping[str, str]) -> Failure | None:
-        """What the endpoint says if it did not answer."""
-        if status == 200:
-            return None
-        said = self._hide(f"{status}: {_message(text)}")
+    def _hold(self, limiter: Limiter, asked: float) -> None:
+        """Wait as the endpoint asks, within reason, and say so."""
+        waited = min(asked, LONGEST_HOLD)
+        if limiter.hold(waited) and waited >= SAID_HOLD:
+            logger.warning("%s asks to wait %s s: nothing is sent to it for %g s", self._url, f"{asked:,.0f}", waited)
+
+    def _refusal(self, status: int, text: str, headers: Mapping[str, str]) -> Failure:
+        """What the endpoint says in place of an answer."""
+        said = f"{status}: {error_message(text, self.secrets)}"
         if status in FATAL or "insufficient_quota" in text:
-            return Failure(f"{self._url} refuses model {self._model!r}: {said}", stops=True)
+            hint = "" if self._key or status not in (401, 403) else " (no key was sent: name its variable in key_env)"
+            return Failure(f"{self._url} refuses model {self._model!r}: {said}{hint}", stops=True)
         if 300 <= status < 400:
-            return Failure(f"{self._url} points to {headers.get('Location')}: give that as base_url", stops=True)
+            target = short(self.secrets.hide(address_of(headers.get("Location"))))
+            return Failure(f"{self._url} points to {target}: give that as base_url", stops=True)
         return Failure(said)
 
-    def _hide(self, text: str) -> str:
-        """The key, should an endpoint repeat it."""
-        return text.replace(self._key, "***") if self._key else text
+    def _described(self, error: BaseException) -> str:
+        """An exception in a line, without the key."""
+        return short(self.secrets.hide(f"{type(error).__name__}: {error}"))
+
+    def without_key(self, said: Answer | Failure) -> Answer | Failure:
+        """Hide the key, should an endpoint repeat it.
+
+        Args:
+            said: what the endpoint said, in a reply or in a batch file.
+        """
+        if isinstance(said, Failure):
+            return replace(said, reason=self.secrets.hide(said.reason))
+        hide = self.secrets.hide_in_completion
+        return replace(said, text=hide(said.text), finish_reason=hide(said.finish_reason))
 
 
-class _UnreadableAnswerError(ValueError):
-    pass
+# ---------------------------------------------------------------------------------------------------------------- options
 
 
-def read_answer(body: Any, request: Request) -> Answer:
-    """The answer in a response's JSON.
+def _check_address(base_url: Any) -> None:
+    """Require an address that can be recorded.
 
     Raises:
-        ValueError: it is not what the protocol says.
+        ValueError: it is none, or holds what may be secret. A secret is not repeated.
     """
     try:
-        choice, usage = body["choices"][0], body.get("usage") or {}
-        text = choice["message"]["content"] if request.messages is not None else choice["text"]
-        reason = choice.get("finish_reason") or "unknown"
-        if not isinstance(text, str) and reason == "stop":
-            raise _UnreadableAnswerError(f"an answer without text: {_short(body)}")
-        return Answer(
-            text=(text or "").encode("utf-8", "replace").decode(),  # a lone surrogate could not be stored
-            finish_reason=reason,
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            completion_tokens=int(usage.get("completion_tokens") or 0),
-            logprobs=_logprobs(choice.get("logprobs")) if request.sampling.logprobs else None,
+        parts = urlsplit(base_url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except (ValueError, AttributeError, TypeError):
+        is_address = False
+    is_plain = not (set("@?#") & set(str(base_url)))
+    if is_address and is_plain:
+        return
+    if not is_plain:
+        raise ValueError(
+            "base_url holds a user, a password or a query, which would be written to the store: "
+            "put the key into an environment variable and name it in key_env"
         )
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _UnreadableAnswerError(f"not an answer of the OpenAI protocol: {_short(body)}") from error
+    raise ValueError(f"base_url must be an address such as http://localhost:8000/v1, not {short(repr(base_url))}")
 
 
-def _logprobs(said: Any) -> tuple[float, ...] | None:
-    if not said:
-        return None
-    if "content" in said:
-        return tuple(float(token["logprob"]) for token in said["content"])
-    return tuple(float(value) for value in said["token_logprobs"])
+def _read_key(key_env: Any) -> tuple[str, str]:
+    """The key, and what is wrong with it. Nothing that may be a key is shown.
+
+    Raises:
+        ValueError: `key_env` is no name, and may be the key itself.
+    """
+    if key_env is None:
+        return "", ""
+    name = key_env or "OPENAI_API_KEY"
+    key = os.environ.get(name, "").strip() if isinstance(name, str) and "\0" not in name else ""
+    is_name = isinstance(name, str) and bool(re.fullmatch(r"[A-Z][A-Z]*(_[A-Z0-9]+)+", name))
+    if key and not (key.isascii() and key.isprintable()):
+        return "", "the API key holds characters that cannot be sent in a header: set it anew"
+    if key or not key_env:
+        return key, ""
+    if is_name:
+        return (
+            "",
+            f"key_env names {name}, and that environment variable is not set: set it, or say key_env: null to send no key",
+        )
+    raise ValueError(
+        "key_env must be the name of an environment variable that is set, such as OPENAI_API_KEY, never the key itself"
+    )
+
+
+def _checked_extra(extra_body: Any) -> dict[str, Any]:
+    """Further fields of requests.
+
+    Raises:
+        ValueError: they are not JSON, hold a key, or are fields of the engine's own.
+    """
+    extra = {} if extra_body is None else extra_body
+    if not isinstance(extra, Mapping):
+        raise ValueError(f"extra_body must be a mapping, not {short(repr(extra))}")  # noqa: TRY004 - a recipe's mistake
+    try:
+        text = json.dumps(dict(extra), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"extra_body must hold JSON values: {error}") from error
+    if own := [name for name in OWN_FIELDS if name in extra]:
+        raise ValueError(f"extra_body must not set {own[0]}: the engine does")
+    if found := re.search(rf'"([^"]*(?:{KEY_FIELDS.pattern[4:]})[^"]*)": ', text, re.IGNORECASE):
+        raise ValueError(
+            f"extra_body holds {found[1]}, which would be recorded: put the key into an environment variable and name it in key_env"
+        )
+    return dict(extra)
+
+
+def _most_bytes(request: Request) -> int:
+    """How large a reply may be: 1 MiB, and 1 KiB for each new token, with its log-probability."""
+    return 2**20 + 2**10 * request.sampling.max_new_tokens
 
 
 def _with_images(request: Request) -> list[dict[str, Any]]:
@@ -335,29 +381,6 @@ def _image_part(image: Any) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"}}
 
 
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds, from a number or a date."""
-    said = headers.get("Retry-After", "")
-    with suppress(ValueError):
-        return max(0.0, float(said))
-    with suppress(ValueError, TypeError):
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
-    return 0.0
-
-
-def _message(text: str) -> str:
-    """The words of an error's body."""
-    with suppress(ValueError, TypeError, KeyError, AttributeError):
-        error = json.loads(text)["error"]
-        return _short(error if isinstance(error, str) else error["message"])
-    return _short(text)
-
-
-def _short(value: Any) -> str:
-    text = re.sub(r"\s+", " ", value if isinstance(value, str) else json.dumps(value)).strip()
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
 def token_guess(request: Request) -> int:
     """How many tokens a request may come to: its characters by 3.5, and the most it may answer."""
     texts = [request.prompt or "", *(str(message["content"]) for message in request.messages or ())]
@@ -374,7 +397,7 @@ def batch_line(engine: OpenAIEngine, request: Request) -> str:
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 
-def read_batch_line(line: str) -> tuple[str, dict[str, Any] | Failure]:
+def read_batch_line(line: str) -> tuple[str, Any]:
     """The key, and the response's body or why there is none.
 
     Raises:
@@ -387,10 +410,14 @@ def read_batch_line(line: str) -> tuple[str, dict[str, Any] | Failure]:
     try:
         said = json.loads(line)
         key, response, error = said["custom_id"], said.get("response"), said.get("error")
+        if not isinstance(key, str):
+            raise TypeError("custom_id is no string")
         if error or not response:
-            return key, Failure(_short(error or "no response"))
+            return key, Failure(short(error or "no response"))
         if response.get("status_code", 200) != 200:
-            return key, Failure(f"{response['status_code']}: {_message(json.dumps(response.get('body')))}")
+            return key, Failure(
+                f"{response['status_code']}: {error_message(json.dumps(response.get('body')), Secrets())}"
+            )
         return key, response["body"]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"not a line of a batch's output (custom_id, response, error): {_short(line)}") from error
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ValueError(f"not a line of a batch's output (custom_id, response, error): {short(line)}") from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from contralto.data_gen.engines import Outcome, weights_digest
 from contralto.data_gen.engines_openai import _with_images
+from contralto.data_gen.ranges import check_number
 from contralto.data_gen.requests import Answer, Failure, Request, Sampling
 from contralto.names import locate
 
@@ -44,8 +45,7 @@ class VLLMEngine:
         options: Mapping[str, Any] | None = None,
         **decoding: Any,
     ) -> None:
-        if rows_together < 1:
-            raise ValueError(f"rows_together must be at least 1, not {rows_together}")
+        check_number("rows_together", rows_together, least=1, most=1_000_000, whole=True)
         self._how = _choice(decoding)
         self._adapters = _adapters(self._how, adapter)
         self._model, self._adapter, self._options = model, adapter, dict(options or {})

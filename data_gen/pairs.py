@@ -118,12 +118,18 @@ def compare(
         for one, other in ((first, second), (second, first))
     ]
     ahead, behind = yield asks
+    decided = [_decided(reply) for reply in (ahead, behind)]
     said = (
-        {"A": "first", "B": "second"}.get(verdict(ahead.text) or "", verdict(ahead.text)),
-        {"A": "second", "B": "first"}.get(verdict(behind.text) or "", verdict(behind.text)),
+        {"A": "first", "B": "second"}.get(decided[0] or "", decided[0]),
+        {"A": "second", "B": "first"}.get(decided[1] or "", decided[1]),
     )
     agreed = said[0] if said[0] == said[1] else None
     return Comparison(agreed if agreed in ("first", "second") else None, said, ahead.text)  # type: ignore[arg-type]
+
+
+def _decided(reply: Answer) -> Verdict | None:
+    """Return the verdict of a judge's reply. One that was cut off amid its reasons may have come to another."""
+    return None if reply.is_cut and len(reply.text.split()) > 3 else verdict(reply.text)
 
 
 def judging(template: str) -> templates.Template:

@@ -22,20 +22,24 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from contralto.data_gen.engines import Engine, Outcome
 from contralto.data_gen.engines_openai import CHARACTERS_PER_TOKEN
+from contralto.data_gen.outcomes import checked_outcomes
 from contralto.data_gen.recipes import Recipe, Use
 from contralto.data_gen.requests import Answer, Ask, Failure, Pair, Rejected, Request, Row, digest, drive, settle
 from contralto.data_gen.store import Asked, Store
+from contralto.texts import has_lone_surrogate, short
 
 __all__ = ["Estimate", "Result", "check", "estimate", "locked", "pending", "replay", "run", "shard_of"]
 
+LONE = "the row holds a lone surrogate: half of a character can be neither sent nor recorded"
+"""Why a row fails before its strategy sees it."""
 PATIENCE = 300.0
 """Seconds that answers wait in memory for room on a full disk."""
 
@@ -70,6 +74,9 @@ class _Unit:
         self.asked: list[tuple[Asked, Answer]] = []
         self.made: list[Pair | Rejected] | None = None
         self.failed: str | None = None
+        if has_lone_surrogate(row):
+            self.failed = LONE
+            return
         self._driven = drive(use.start(row))
         self._step(None)
 
@@ -99,7 +106,7 @@ class _Unit:
         except UnknownRoleError:
             raise
         except Exception as error:  # noqa: BLE001 - a mistake in a strategy costs its row, not the run
-            self.failed = f"{self.strategy} raised {type(error).__name__}: {error}"
+            self.failed = short(f"{self.strategy} raised {type(error).__name__}: {error}", 1000)
 
     def result(self) -> Result:
         return Result(self._row, self.strategy, self.asked, self.made, self.failed)
@@ -128,8 +135,8 @@ def check(recipe: Recipe, rows: Sequence[Row]) -> None:
         ValueError: the strategy refuses its settings, or asks a role that the recipe does not have.
     """
     for use in recipe.strategies:
-        unit = _Unit(recipe, use, rows[0])
-        if unit.failed:
+        unit = next((unit for row in rows if (unit := _Unit(recipe, use, row)).failed != LONE), None)
+        if unit and unit.failed:
             raise ValueError(f"{recipe.path}: {unit.failed} (on the first row)")
 
 
@@ -187,6 +194,8 @@ class _Group:
         self.round: list[Asked] = []
         """What the units want to know, each request once."""
         self.missing: list[Asked] = []
+        self.recorded: set[str] = set()
+        """Keys of the requests that were answered and recorded: they cannot be missing again."""
 
     def advance(self, store: Store) -> None:
         """Send the units what is known, step by step, until something is missing or all have ended."""
@@ -227,20 +236,44 @@ class _Worker(threading.Thread):
         self.engine, self._outbox = engine, outbox
         self.inbox: queue.SimpleQueue[list[Request] | None] = queue.SimpleQueue()
         self._is_stopping = False
+        self._waiting: dict[str, Request] = {}
+        """Requests that the engine has taken and not answered."""
         self.start()
 
     def run(self) -> None:
         error: BaseException | None = None
         try:
-            handed = iter(self.inbox.get, None)
-            for requests in handed if self.engine.rows_together > 1 else [chain.from_iterable(handed)]:
-                for outcomes in self.engine.answer(requests):
-                    self._outbox.put(_Came(outcomes))
-                    if self._is_stopping and self.engine.rows_together > 1:
-                        break
+            if self.engine.rows_together > 1:
+                for requests in iter(self.inbox.get, None):
+                    self._waiting = {request.key: request for request in requests if not request.known}
+                    self._answer(requests)
+            else:
+                self._answer(self._one_by_one())
+                if not self._is_stopping:
+                    raise ValueError("the engine ended before its requests did: its answer() must take them all")
         except BaseException as caught:  # noqa: BLE001 - it is the run's, not the thread's
             error = caught
         self._outbox.put(_Done(error))
+
+    def _one_by_one(self) -> Iterator[Request]:
+        """The requests as they are handed over, until the run stops."""
+        for requests in iter(self.inbox.get, None):
+            for request in requests:
+                if self._is_stopping:
+                    return
+                self._waiting[request.key] = request
+                yield request
+
+    def _answer(self, requests: Iterable[Request]) -> None:
+        """Let the engine answer. What it leaves out without an error has failed: nobody waits for it for ever."""
+        for outcomes in self.engine.answer(requests):
+            self._outbox.put(_Came(checked_outcomes(outcomes, self._waiting)))
+            if self._is_stopping and self.engine.rows_together > 1:
+                return
+        if not self._is_stopping:
+            failed = Failure("the engine ended without an answer to this request")
+            self._outbox.put(_Came([(request, failed) for request in self._waiting.values()]))
+            self._waiting = {}
 
     def take_back(self) -> list[list[Request]]:
         """What is not begun."""
@@ -250,10 +283,11 @@ class _Worker(threading.Thread):
         return [requests for requests in found if requests is not None]
 
     def stop(self) -> None:
-        """Begin nothing more."""
+        """Begin nothing more, and try nothing again."""
         self._is_stopping = True
         self.take_back()
         self.inbox.put(None)
+        getattr(self.engine, "stop", lambda: None)()
 
 
 class _Progress:
@@ -328,9 +362,12 @@ def run(
         patience: seconds to wait for room on a full disk.
 
     Raises:
+        ValueError: an engine lacks what it needs, such as a key, or a strategy refuses its settings.
         OSError: an endpoint refuses to work at all, or the disk stayed full.
         KeyboardInterrupt: as said.
     """
+    for engine in recipe.engines:
+        getattr(engine, "check_ready", lambda: None)()
     check(recipe, rows)
     _Run(recipe, rows, store, _Progress(recipe, store, len(rows), is_shown=is_shown), patience).go()
 
@@ -355,7 +392,7 @@ class _Run:
     def go(self) -> None:
         """Everything; the workers have ended when it returns or raises, unless Ctrl-C was pressed twice."""
         try:
-            with _signals(self._outbox):
+            with _signals(self._outbox), logging_redirect_tqdm():  # what engines log does not break the bar
                 self._fill()
                 if not self._open:
                     self._stop(None)
@@ -385,6 +422,10 @@ class _Run:
             del self._open[id(group)]
             self._progress.done(group, is_new=is_new)
             return
+        if lost := next((a for a in group.missing if a.request.key in group.recorded), None):
+            raise OSError(
+                f"{self._store.path} does not hold the answer to request {lost.request.key}, which was recorded"
+            )
         self._left[id(group)] = len(group.missing)
         new = {asked.request.key for asked in group.missing}
         self._waiting |= {asked.request.key: (group, asked) for asked in group.missing}
@@ -415,6 +456,8 @@ class _Run:
         kept = [(asked, a) for _, asked, a in known if not (isinstance(a, Failure) and a.stops)]
         if kept:
             self._record(kept)
+        for group, asked, _ in known:
+            group.recorded.add(asked.request.key)
         for asked, answer in kept:
             self._progress.said(asked, answer)
         self._go_on({id(group): group for group, _, _ in known}.values(), Counter(id(group) for group, _, _ in known))

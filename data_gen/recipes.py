@@ -22,7 +22,7 @@ before anybody is asked; every mistake is one sentence that says where it is.
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,9 @@ from contralto.data_gen.engines import Engine, FunctionEngine, TransformersEngin
 from contralto.data_gen.engines_openai import OpenAIEngine
 from contralto.data_gen.engines_vllm import VLLMEngine
 from contralto.data_gen.image_files import images_of, placed, with_located
+from contralto.data_gen.ranges import check_number
 from contralto.data_gen.requests import Row, Sampling, Strategy, digest
+from contralto.texts import has_lone_surrogate
 
 __all__ = ["Price", "Recipe", "Role", "Rows", "Use", "load_recipe", "read_rows"]
 
@@ -64,8 +66,12 @@ class Price:
 
     def __post_init__(self) -> None:
         for name in ("input", "output"):
-            if not isinstance(getattr(self, name), int | float) or getattr(self, name) < 0:
-                raise ValueError(f"price {name} must be money per million tokens, not {getattr(self, name)!r}")
+            try:
+                check_number(name, getattr(self, name), most=1e9)
+            except ValueError as error:
+                raise ValueError(
+                    f"price {name} must be money per million tokens, not {getattr(self, name)!r}: {error}"
+                ) from error
 
     def of(self, prompt_tokens: float, completion_tokens: float) -> float:
         """What so many tokens cost.
@@ -160,7 +166,8 @@ def load_recipe(
         ValueError: a mistake in the recipe: where, what was given, what is allowed.
     """
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        said = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     _check_keys(said, str(path), needed=["rows", "strategies", "roles"], more=["output", "seed", "checks", "filters"])
@@ -171,6 +178,7 @@ def load_recipe(
         name: _role(name, given, path, engines)
         for name, given in _with_options(_mapping(said["roles"], f"{path}: roles"), roles or {}, path).items()
     }
+    _check_text(path, text, said, engines.values())
     return Recipe(
         path=path,
         output=output or path.parent / said.get("output", path.stem),
@@ -182,6 +190,16 @@ def load_recipe(
         filters=_mapping(said.get("filters") or {}, f"{path}: filters"),
         said=said,
     )
+
+
+def _check_text(path: Path, text: str, said: Any, engines: Iterable[Engine]) -> None:
+    """Require of the text of a recipe that it can be recorded: it becomes a part of the data set's card."""
+    if has_lone_surrogate(said):
+        raise ValueError(f"{path} holds a lone surrogate, which cannot be written to the data set")
+    if any(engine.secrets.occur_in(text) for engine in engines if hasattr(engine, "secrets")):
+        raise ValueError(
+            f"{path} holds an API key, which would be written to the data set: name its environment variable in key_env"
+        )
 
 
 def _with_options(said: dict[str, Any], roles: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, Any]:
@@ -225,8 +243,6 @@ def _role(name: str, given: Any, path: Path, engines: dict[str, Engine]) -> Role
     if "engine" not in given:
         raise ValueError(f"{where} needs an engine: {', '.join(ENGINES)}, or module:class")
     sampling = {f.name: given.pop(f.name) for f in fields(Sampling) if f.name in given}
-    for option, value in sampling.items():
-        _check_type(where, option, value)
     if "stop" in sampling:
         sampling["stop"] = [sampling["stop"]] if isinstance(sampling["stop"], str) else sampling["stop"]
     price = given.pop("price", {})
@@ -239,17 +255,6 @@ def _role(name: str, given: Any, path: Path, engines: dict[str, Engine]) -> Role
     if isinstance(engine, TransformersEngine):
         _at(where, engine.check, sampling=made)
     return Role(name=name, engine=engine, sampling=made, price=_at(where, Price, **price))
-
-
-def _check_type(where: str, option: str, value: Any) -> None:
-    """Sampling options hold numbers; YAML makes texts of what it cannot read as one."""
-    whole, numbers = ("max_new_tokens", "top_k"), ("temperature", "top_p")
-    if option in whole and (not isinstance(value, int) or isinstance(value, bool)):
-        raise ValueError(f"{where}: {option} must be a whole number, not {value!r}")
-    if option in numbers and (not isinstance(value, int | float) or isinstance(value, bool)):
-        raise ValueError(f"{where}: {option} must be a number, not {value!r}")
-    if option == "logprobs" and not isinstance(value, bool):
-        raise ValueError(f"{where}: logprobs must be true or false, not {value!r}")
 
 
 def _engine(where: str, *, engine: Any, folder: Path, **options: Any) -> Engine:
@@ -282,7 +287,7 @@ def _rows(given: Any, path: Path) -> Rows:
     given = {"source": given} if isinstance(given, str) else given
     _check_keys(given, where, needed=["source"], more=[f.name for f in fields(Rows) if f.name != "source"])
     rows = Rows(**given)
-    if rows.limit is not None and (not isinstance(rows.limit, int) or rows.limit < 1):
+    if rows.limit is not None and (not isinstance(rows.limit, int) or isinstance(rows.limit, bool) or rows.limit < 1):
         raise ValueError(f"{where}: limit must be a whole number of at least 1, not {rows.limit!r}")
     return rows
 
@@ -436,7 +441,7 @@ def _row(rows: Rows, row: Any, number: int, seen: dict[str, int], folder: Path) 
     named = rows.id or ("id" if row.get("id") is not None else None)
     if named and row.get(named) is None:
         raise ValueError(f"{where} has no id in column {named!r}; it has {', '.join(row)}")
-    name = str(row[named]) if named else digest(_plain(row))[:16]
+    name = str(row[named]).encode("utf-8", "backslashreplace").decode() if named else digest(_plain(row))[:16]
     seen[name] = seen.get(name, 0) + 1
     if seen[name] > 1:
         if named:

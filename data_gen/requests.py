@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from contralto.data_gen.image_files import check_image
+from contralto.data_gen.ranges import check_number
+from contralto.texts import has_lone_surrogate
 
 __all__ = [
     "Answer",
@@ -47,6 +49,10 @@ Message = Mapping[str, Any]
 Row = Mapping[str, Any]
 """A row to make pairs of: `id` (str, unique), `prompt` (a list of messages; a plain text has become one user message),
 `images` (a tuple, empty if there are none), and every other column of the source as it was read."""
+
+
+MOST_NEW_TOKENS = 2**20
+"""More than any model writes; what needs memory for each of them needs a bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +85,18 @@ class Sampling:
     logprobs: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be at least 0, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], not {self.top_p}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be at least 0 (0 is all tokens), not {self.top_k}")
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+        check_number("max_new_tokens", self.max_new_tokens, least=1, most=MOST_NEW_TOKENS, whole=True)
+        check_number("temperature", self.temperature, most=100)
+        if isinstance(self.top_p, bool | str) or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], not {self.top_p!r}")
+        check_number("top_k", self.top_k, most=2**31 - 1, whole=True)
+        if not isinstance(self.logprobs, bool):
+            raise ValueError(f"logprobs must be true or false, not {self.logprobs!r}")  # noqa: TRY004
+        stops = self.stop if isinstance(self.stop, list | tuple) else ()
+        if self.stop != stops or not all(isinstance(text, str) and text for text in stops):
             raise ValueError(f"stop must be a list of texts, none of them empty, not {self.stop!r}")
+        if has_lone_surrogate(stops):
+            raise ValueError(f"stop must be a list of texts, and {self.stop!a} holds a lone surrogate")
         object.__setattr__(self, "stop", tuple(self.stop))
 
 
@@ -129,7 +137,7 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What an engine said."""
+    """What an engine said. One without text is recorded as a `Failure`."""
 
     text: str
     finish_reason: str = "stop"
@@ -143,6 +151,11 @@ class Answer:
     def is_whole(self) -> bool:
         """Whether the model ended the answer itself."""
         return self.finish_reason == "stop"
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the answer was cut off at its limit of tokens."""
+        return self.finish_reason == "length"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,12 +223,19 @@ def settle(ask: Ask, *, engine: Mapping[str, Any], sampling: Sampling, seed: int
         seed: of the recipe.
         row: the row's id.
 
+    Raises:
+        ValueError: the prompt holds a lone surrogate, which can be neither sent nor recorded.
+
     Example:
         >>> ask = Ask(role="target", prompt="2 + 2 =")
         >>> one, same, other = (settle(ask, engine={"model": "m"}, sampling=Sampling(), seed=s, row="a") for s in (0, 0, 1))
         >>> one.key == same.key, one.key == other.key
         (True, False)
     """
+    if has_lone_surrogate([ask.messages, ask.prompt, ask.tag, ask.template]):
+        raise ValueError(
+            f"the prompt for {ask.role} holds a lone surrogate: half of a character can be neither sent nor recorded"
+        )
     mixed = int(digest([seed, row, ask.seed])[:16], 16) >> 1
     how = ask.sampling or sampling
     parts = {
@@ -290,4 +310,5 @@ def _made(value: Any) -> Iterator[Pair | Rejected]:
     for item in value if isinstance(value, list | tuple) else [value]:
         if not isinstance(item, Pair | Rejected):
             raise TypeError(f"a strategy returns a Pair, a Rejected or a list of them, not {item!r}")
-        yield item
+        empty = [name for name in ("chosen", "rejected") if isinstance(item, Pair) and not getattr(item, name).strip()]
+        yield Rejected(f"the {' and the '.join(empty)} answer of the pair is empty") if empty else item

@@ -13,7 +13,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -70,6 +70,8 @@ class Server:
     latency: float = 0.0
     status: Callable[[dict[str, Any]], tuple[int, dict[str, Any]] | None] = lambda body: None
     """A refusal for some requests: status and body."""
+    raw: Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse | None]] | None = None
+    """Makes the whole response for some requests, whatever it is."""
     seen: list[Seen] = field(default_factory=list)
     port: int = 0
     """0: any that is free."""
@@ -117,6 +119,9 @@ class Server:
         if refused is not None:
             self.seen.append(log)
             return web.json_response(refused[1], status=refused[0])
+        if self.raw and (response := await self.raw(request, body)) is not None:
+            self.seen.append(log._replace(fault="raw"))
+            return response
         if fault == "too_many":
             self.seen.append(log)
             return web.json_response(

@@ -195,8 +195,9 @@ def test_methods_that_know_no_draws_are_refused():
         drafting.check(SAMPLED)
     with pytest.raises(ValueError, match="has no kappa"):
         TransformersEngine(model="testbed:expert", method="vcd", kappa=1)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
-        TransformersEngine(model="testbed:expert", batch_size=0)
+    for batch_size, message in ((0, "at least 1, not 0"), (10**9, "at most 65,536"), ("8", "a whole number, not '8'")):
+        with pytest.raises(ValueError, match=f"batch_size must be {message}"):
+            TransformersEngine(model="testbed:expert", batch_size=batch_size)
 
 
 @pytest.mark.slow
@@ -282,7 +283,7 @@ def test_functions_are_found_by_name(tmp_path):
 
 
 def endpoint(server, **how):
-    how = {"model": "m", "base_url": server.url, "served_by": "here", "timeout": 5, "key_env": "NO_SUCH_KEY"} | how
+    how = {"model": "m", "base_url": server.url, "served_by": "here", "timeout": 5, "key_env": None} | how
     return OpenAIEngine(**how)
 
 

@@ -118,7 +118,7 @@ def ran(folder, **changed):
 
 
 def endpoint(server, **how):
-    return {"engine": "openai", "base_url": server.url, "model": "m", "served_by": "here", "key_env": "NO_KEY", **how}
+    return {"engine": "openai", "base_url": server.url, "model": "m", "served_by": "here", "key_env": None, **how}
 
 
 # ---------------------------------------------------------------------------------------------------------------- the run
@@ -210,12 +210,16 @@ def test_a_refusing_endpoint_ends_the_run_and_what_came_stays(folder):
 
 
 def test_an_error_in_an_engine_ends_the_run(folder):
-    (folder / "my_strategies.py").write_text(
-        STRATEGIES + "\ndef broken(request):\n    raise RuntimeError('out of memory')\n"
-    )
-    recipe, rows = loaded(
-        folder, roles={"target": {"engine": "function", "use": "my_strategies:broken"}, "reviser": ECHO}
-    )
+    class Broken:
+        identity, rows_together = {"engine": "broken"}, 1
+
+        def answer(self, requests):
+            next(iter(requests))
+            raise RuntimeError("out of memory")
+            yield
+
+    recipe, rows = loaded(folder)
+    recipe = dataclasses_replace(recipe, Broken())
     with Store(recipe.output / "answers.sqlite") as store, pytest.raises(RuntimeError, match="out of memory"):
         pipeline.run(recipe, rows, store, is_shown=False)
 

@@ -1,0 +1,130 @@
+"""Strings of strangers, made fit to be stored and shown: no lone surrogates, no secrets, no endless lines."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+__all__ = ["Secrets", "clean", "has_lone_surrogate", "short"]
+
+_LONE = re.compile("[\ud800-\udfff]")
+SHORTEST_SECRET = 8
+"""Shorter keys, such as EMPTY, are placeholders of local servers: they are hidden in errors, but not cut out of completions."""
+
+
+def clean(text: str) -> str:
+    """Replace lone surrogates by U+FFFD: no encoding can store them.
+
+    Args:
+        text: any string, such as one that was read from JSON.
+
+    Returns:
+        A string that can be encoded.
+
+    Example:
+        >>> ascii(clean("a\\ud800b"))
+        "'a\\\\ufffdb'"
+    """
+    return _LONE.sub("\ufffd", text)
+
+
+def has_lone_surrogate(value: Any) -> bool:
+    """Return whether a JSON value holds a lone surrogate in any of its strings or names.
+
+    Args:
+        value: a string, or mappings and sequences of values of any depth. Other values hold no strings.
+
+    Example:
+        >>> has_lone_surrogate({"prompt": [{"content": "a\\udc00"}]}), has_lone_surrogate(["a", 1])
+        (True, False)
+    """
+    left = [value]
+    while left:  # a stack of our own, since the depth is not ours
+        one = left.pop()
+        if isinstance(one, str):
+            if _LONE.search(one):
+                return True
+        elif isinstance(one, Mapping):
+            left += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple):
+            left += one
+    return False
+
+
+def short(value: Any, limit: int = 300) -> str:
+    """Return a value as one line of at most `limit` characters.
+
+    Args:
+        value: a string, or a JSON value.
+        limit: characters of the result.
+
+    Example:
+        >>> short("a  long\\n story", 8), short({"a": [1]})
+        ('a lon...', '{"a": [1]}')
+    """
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    line = clean(re.sub(r"\s+", " ", text).strip())
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+class Secrets:
+    """API keys, and how to keep them out of what is stored, logged and shown.
+
+    Args:
+        keys: the keys; empty ones are left out.
+
+    Example:
+        >>> Secrets("sk-12345678").hide("401: no such key: sk-12345678")
+        '401: no such key: ***'
+    """
+
+    def __init__(self, *keys: str) -> None:
+        self._keys = [key for key in keys if key]
+        forms = {form for key in self._keys for form in (key, quote(key, safe=""), json.dumps(key)[1:-1])}
+        self._forms = sorted(forms, key=len, reverse=True)
+
+    def hide(self, text: str) -> str:
+        """Replace the keys in an error or a log line by `***`. Call it before the text is cut.
+
+        Beginnings of keys are replaced, too: whoever made the text may have cut it.
+
+        Args:
+            text: the whole text.
+
+        Example:
+            >>> Secrets("sk-0123456789").hide("401: no such key: sk-0123456...")
+            '401: no such key: ***...'
+        """
+        for form in self._forms:
+            text = _without_beginnings(text.replace(form, "***"), form)
+        return text
+
+    def hide_in_completion(self, text: str) -> str:
+        """Replace the keys in a completion, where a placeholder such as EMPTY may be a word.
+
+        Args:
+            text: the completion.
+        """
+        for form in self._forms:
+            text = text.replace(form, "***") if len(form) >= SHORTEST_SECRET else text
+        return text
+
+    def occur_in(self, text: str) -> bool:
+        """Return whether a text holds a key that is no placeholder.
+
+        Args:
+            text: such as a recipe.
+        """
+        return self.hide_in_completion(text) != text
+
+
+def _without_beginnings(text: str, secret: str) -> str:
+    """Replace the places where a text holds the first characters of a secret and no more of it."""
+    head, at = secret[:SHORTEST_SECRET], 0
+    while len(head) == SHORTEST_SECRET and (at := text.find(head, at)) >= 0:
+        end = at + len(head)
+        while end - at < len(secret) and text[end : end + 1] == secret[end - at]:
+            end += 1
+        text = f"{text[:at]}***{text[end:]}"
+    return text

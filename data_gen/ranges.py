@@ -1,0 +1,43 @@
+"""Numbers of a recipe, checked where they are read: YAML knows NaN, infinity, and strings where a number was meant."""
+
+import math
+from typing import Any
+
+__all__ = ["check_number"]
+
+
+def check_number(
+    name: str, value: Any, *, least: float = 0, above: float | None = None, most: float, whole: bool = False
+) -> None:
+    """Require a finite number in a range.
+
+    Args:
+        name: of the option.
+        value: what was given.
+        least: the least value, unless `above` is given.
+        above: a number that the value must exceed.
+        most: the greatest value.
+        whole: whether only integers are allowed.
+
+    Raises:
+        ValueError: it is no such number.
+
+    Examples:
+        >>> check_number("concurrency", 10**9, least=1, most=10_000, whole=True)
+        Traceback (most recent call last):
+            ...
+        ValueError: concurrency must be at most 10,000, not 1000000000
+        >>> check_number("temperature", float("nan"), most=100)
+        Traceback (most recent call last):
+            ...
+        ValueError: temperature must be a number, not nan
+    """
+    is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not is_number or (isinstance(value, float) and math.isnan(value)):
+        raise ValueError(f"{name} must be a {'whole ' * whole}number, not {value!r:.80}")
+    if above is not None and value <= above:
+        raise ValueError(f"{name} must be above {above:,}, not {value!r:.80}")
+    if above is None and value < least:
+        raise ValueError(f"{name} must be at least {least:,}, not {value!r:.80}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most:,}, not {value!r:.80}")
