@@ -2,9 +2,10 @@
 
 # ruff: noqa: TRY004 (a wrong type in somebody's recipe is a ValueError like any other mistake in it)
 
+import copy
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from contralto.align.losses import F_DIVERGENCES
 from contralto.align.masks import KINDS
 from contralto.align.objective import LOSSES, Objective
 
-__all__ = ["PreferenceConfig", "StagedConfig", "option", "settle"]
+__all__ = ["PreferenceConfig", "StagedConfig", "option", "settle", "unshared"]
 
 OWN = ("cpo_alpha", "simpo_gamma", "odpo_alpha", "arpo_eta", "arpo_scale", "tdpo_alpha", "lambda_u", "lambda_d")
 """Settings of contralto's losses; TRL's own are ignored, as in TRL, where no loss reads them."""
@@ -43,6 +44,18 @@ def settle(args: Any) -> None:
     for name in ("", "_kwargs"):  # TRL's default has the old name, which transformers warns of since 5.20
         if getattr(args, f"activation_checkpointing{name}", "unknown") is None:
             setattr(args, f"activation_checkpointing{name}", getattr(args, f"gradient_checkpointing{name}"))
+
+
+def unshared(how: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of a trainer with a PEFT configuration of its own.
+
+    `get_peft_model` writes into the configuration that it is given: the modules of the model at hand, for one, which another
+    model need not have.
+
+    Args:
+        how: keyword arguments, perhaps with `peft_config`.
+    """
+    return {name: copy.deepcopy(value) if name == "peft_config" else value for name, value in how.items()}
 
 
 @dataclass

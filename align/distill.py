@@ -12,6 +12,7 @@ A text that has no weight is not run through any model; with a curriculum, in th
 
 # ruff: noqa: TRY004 (a wrong type in somebody's recipe is a ValueError like any other mistake in it)
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -122,6 +123,7 @@ class DistillationPairTrainer(StagedTrainer):
         self._teacher: Any = _without_adapter(teacher)
         self._head: Head | None = None
         if isinstance(model, str) and how.get("peft_config") is not None and torch.accelerator.is_available():
+            args = copy.copy(args)  # the caller's stays as it was
             args.model_init_kwargs = {"dtype": "bfloat16"} | dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
         super().__init__(model, self._reference_at_start(args), args=args, **how)
         if not self.uses_teacher or args.precompute_teacher:

@@ -5,24 +5,68 @@ r(x, y) - mean_j r(x, y_j). In PPO that is a better reward. In GRPO and RLOO it 
 advantage is centred on the mean of the prompt's own texts, and the number cancels exactly. `ContrastiveReward` therefore bends the
 difference, by a sigmoid or by clipping, after which it does not cancel: texts of prompts on which all are far better, or far worse, than the
 baseline come to differ little.
+
+Both pieces set how large a reward is, and TRL's default `scale_rewards="group"` divides that out again: the advantages of a prompt have
+unit deviation whatever a constraint or the bend left of them. They are rejected unless the trainer keeps the scale of rewards.
 """
 
 # ruff: noqa: TRY004 (a wrong type in somebody's code is a ValueError like any other mistake in it)
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.utils import get_callable_name
 
-__all__ = ["ConstrainedRewards", "ContrastiveReward", "dual_step"]
+__all__ = ["ConstrainedRewards", "ContrastiveReward", "check_scale", "dual_step"]
 
 SHAPES: dict[str, Callable[[float], float]] = {
     "sigmoid": lambda x: 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x)),
     "clip": lambda x: min(1.0, max(-1.0, x)),
 }
+
+
+class Keeps(NamedTuple):
+    """A value of a trainer's option under which advantages keep the scale of rewards."""
+
+    option: str
+    value: Any
+    otherwise: str
+    """What the trainer does under other values."""
+
+
+SCALE = (
+    Keeps("scale_rewards", "none", "divides advantages by the deviation of the rewards"),
+    Keeps("multi_objective_aggregation", "sum_then_normalize", "divides each reward by its own deviation"),
+    Keeps("normalize_advantages", False, "divides advantages by their deviation"),
+    Keeps("reward_clip_range", None, "clips the weighted rewards"),
+)
+"""Options of `GRPOConfig` and `RLOOConfig` (TRL 1.16)."""
+
+
+def check_scale(args: Any, user: str) -> None:
+    """Raise an error unless advantages keep the scale of rewards.
+
+    Args:
+        args: a `trl.GRPOConfig` or `trl.RLOOConfig`.
+        user: the class that needs it, for the message.
+
+    Raises:
+        ValueError: an option under which the trainer rescales rewards or advantages.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check_scale(SimpleNamespace(scale_rewards="group"), "ContrastiveReward")
+        Traceback (most recent call last):
+            ...
+        ValueError: scale_rewards is 'group', which divides advantages by the deviation of the rewards and so undoes ContrastiveReward: set it to 'none'
+    """
+    for option, value, otherwise in SCALE:
+        given = getattr(args, option, value)
+        if given != value:
+            raise ValueError(f"{option} is {given!r}, which {otherwise} and so undoes {user}: set it to {value!r}")
 
 
 def dual_step(multiplier: float, mean_reward: float, threshold: float, *, lr: float = 0.1) -> float:
@@ -58,13 +102,15 @@ class ConstrainedRewards(TrainerCallback):
     goes through its logs again, and so has the multipliers it had.
 
     Args:
-        trainer: the `GRPOTrainer`, made already; add this with `trainer.add_callback`.
+        trainer: the `GRPOTrainer` (or `RLOOTrainer`), made already, with `scale_rewards="none"`; add this with
+            `trainer.add_callback`.
         thresholds: theta by the name of the reward function.
         task: the name of the reward function that is A_0; None takes the KL term.
         lr: of the multipliers.
 
     Raises:
-        ValueError: names that the trainer does not have, no threshold, or nothing to be A_0.
+        ValueError: names that the trainer does not have, no threshold, nothing to be A_0; a trainer that rescales rewards, that has
+            weights of its own for these rewards, or that logs nothing.
     """
 
     def __init__(
@@ -81,6 +127,7 @@ class ConstrainedRewards(TrainerCallback):
             )
         if not 0 < lr < math.inf:
             raise ValueError(f"lr must be a finite number above 0, not {lr}")
+        _check_trainer(trainer, [*thresholds, *([task] if task else [])])
         self.trainer, self.thresholds, self.task, self.lr = trainer, dict(thresholds), task, lr
         self.beta = trainer.beta
         self.multipliers = dict.fromkeys(thresholds, 0.0)
@@ -127,6 +174,19 @@ class ConstrainedRewards(TrainerCallback):
             self.trainer.beta = self.beta * rest
 
 
+def _check_trainer(trainer: Any, weighted: Sequence[str]) -> None:
+    """Raise an error unless the trainer applies the weights of these rewards, and logs their means."""
+    check_scale(trainer.args, "ConstrainedRewards")
+    if trainer.args.logging_strategy == "no":
+        raise ValueError("logging_strategy is 'no', and the multipliers move by the logged means: set it to 'steps'")
+    for name, weight in zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True):
+        if name in weighted and weight != 1:
+            raise ValueError(
+                f"reward_weights gives {name} the weight {weight:g}, and ConstrainedRewards sets it: leave it at 1, and scale the "
+                "reward itself"
+            )
+
+
 class ContrastiveReward:
     """A reward by contrast with texts from before training, bent so that it does not cancel (after Shen et al. 2024, arXiv 2403.07708).
 
@@ -138,17 +198,21 @@ class ContrastiveReward:
     Args:
         reward: a reward function as `GRPOTrainer` takes it, with `prompts`, `completions` and columns as keywords; not asynchronous. For
             baselines it is not given `completion_ids`.
+        args: the `GRPOConfig` or `RLOOConfig` of the trainer that is given this reward, with `scale_rewards="none"`.
         column: with the k texts (or messages, as the completions are) of each row.
         shape: f: `sigmoid` or `clip`.
         temperature: the difference of rewards that counts as 1.
 
     Raises:
-        ValueError: another shape, a temperature not above 0, data without the column or with an empty list in it.
+        ValueError: another shape, a temperature not above 0, data without the column or with an empty list in it; no `args`, or
+            one under which the trainer rescales rewards.
 
     Example:
+        >>> from types import SimpleNamespace
+        >>> args = SimpleNamespace(scale_rewards="none")  # in a script, the trainer's GRPOConfig
         >>> def words(completions, **_):
         ...     return [float(len(text.split())) for text in completions]
-        >>> reward = ContrastiveReward(words, shape="clip", temperature=4.0)
+        >>> reward = ContrastiveReward(words, args=args, shape="clip", temperature=4.0)
         >>> reward(prompts=["a", "a"], completions=["one two three", "one"], baselines=[["one two", "one two"]] * 2)
         [0.25, -0.25]
     """
@@ -157,6 +221,7 @@ class ContrastiveReward:
         self,
         reward: Callable[..., Sequence[float | None]],
         *,
+        args: Any = None,
         column: str = "baselines",
         shape: str = "sigmoid",
         temperature: float = 1.0,
@@ -170,6 +235,9 @@ class ContrastiveReward:
             raise ValueError(f"temperature must be a finite number above 0, not {temperature}")
         if not callable(reward):
             raise ValueError(f"reward must be a function, not a {type(reward).__name__}")
+        if args is None:
+            raise ValueError("args is missing: give the GRPOConfig of the trainer, with scale_rewards='none'")
+        check_scale(args, type(self).__name__)
         self.reward, self.column, self.shape, self.temperature = reward, column, shape, temperature
         self.__name__ = f"contrastive_{get_callable_name(reward)}"  # by which the trainer logs it
         self._kept: dict[str, float] = {}

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft import LoraConfig
+from peft import PeftConfig
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
 
-from contralto.align.config import settle
+from contralto.align.config import settle, unshared
 
 __all__ = ["MarginRewardConfig", "MarginRewardTrainer", "agreement", "margin_loss"]
 
@@ -103,8 +103,10 @@ class MarginRewardTrainer(RewardTrainer):
     """`RewardTrainer` with margins of votes (Padmakumar et al. 2024, arXiv 2412.03822).
 
     Args:
-        model, args, how: as for `RewardTrainer`; `args` is a `MarginRewardConfig`. A LoRA configuration for language models is taken as
-            one for a reward model.
+        model: as for `RewardTrainer`.
+        args: a `MarginRewardConfig`.
+        how: as for `RewardTrainer`. A PEFT configuration for language models is taken as one for a reward model; the object that was
+            given stays as it was.
 
     Raises:
         ValueError: `args` of another kind, no such column, or something in it that is no margin: which row.
@@ -120,7 +122,8 @@ class MarginRewardTrainer(RewardTrainer):
         for name in ("train_dataset", "eval_dataset"):
             if how.get(name) is not None:
                 how[name] = _with_margins(how[name], name, args)
-        if isinstance(how.get("peft_config"), LoraConfig):
+        how = unshared(how)
+        if isinstance(how.get("peft_config"), PeftConfig):
             how["peft_config"].task_type = "SEQ_CLS"
         super().__init__(model, args, **how)
 

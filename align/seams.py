@@ -26,6 +26,7 @@ from transformers import PretrainedConfig
 from trl import DPOTrainer  # type: ignore[attr-defined]
 from trl.trainer.utils import create_model_from_path, maybe_gather_lm_head_ctx, use_adapter
 
+from contralto.align.config import unshared
 from contralto.align.divergences import Head, chunked_divergence, chunked_logps
 from contralto.align.layouts import Layout
 
@@ -283,6 +284,11 @@ def _unpacked(packed: Tensor, mask: Tensor) -> Tensor:
     return packed.new_zeros(mask.shape).masked_scatter(mask, packed[filled])
 
 
+def _without(example: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return a row without some columns; the row itself stays as it was."""
+    return {name: value for name, value in example.items() if name not in names}
+
+
 class WithColumns:
     """A collator that also passes on `COLUMNS` and `CACHED`.
 
@@ -294,9 +300,9 @@ class WithColumns:
         self.collator = collator
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        found = {name: [example.pop(name) for example in examples] for name in COLUMNS if name in examples[0]}
-        cached = [example.pop(name) for name in CACHED if name in examples[0] for example in examples]
-        batch: dict[str, Any] = self.collator(examples)
+        found = {name: [example[name] for example in examples] for name in COLUMNS if name in examples[0]}
+        cached = [example[name] for name in CACHED if name in examples[0] for example in examples]
+        batch: dict[str, Any] = self.collator([_without(example, (*COLUMNS, *CACHED)) for example in examples])
         batch |= {name: torch.tensor(values, dtype=torch.float32) for name, values in found.items()}
         if cached:
             rows = [torch.as_tensor(row, dtype=torch.float32) for row in cached]
@@ -360,7 +366,7 @@ class StagedTrainer(DPOTrainer):
         self.side_modules: dict[str, nn.Module] = {}
         self._layout_holds = False
         with _padding_free_is_ours(how["args"]):
-            super().__init__(model, ref_model, **how)
+            super().__init__(model, ref_model, **unshared(how))
         if isinstance(self.unwrapped(self.ref_model), NoReference):
             self.ref_model = None
         self.install_heads()

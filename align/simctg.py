@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, normalize, relu
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
-from contralto.align.config import option, settle
+from contralto.align.config import option, settle, unshared
 from contralto.align.divergences import Head
 from contralto.align.seams import IGNORED, Request, head_of, install_head
 
@@ -144,7 +144,7 @@ class SimCTGTrainer(SFTTrainer):
     def __init__(self, model: Any, args: SimCTGConfig | None = None, **how: Any) -> None:
         if not isinstance(args, SimCTGConfig):
             raise ValueError(f"args must be a SimCTGConfig, not {type(args).__name__}")
-        super().__init__(model, args, **how)
+        super().__init__(model, args, **unshared(how))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -214,7 +214,7 @@ class CALTrainer(SFTTrainer):
             raise ValueError(
                 "CAL weighs tokens by what an image does to them: give a train_dataset with a column images"
             )
-        super().__init__(model, args, **how)
+        super().__init__(model, args, **unshared(how))
         install_head(_policy(self))
 
     def compute_loss(

@@ -154,8 +154,9 @@ class WithStates:
         self.collator = collator
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        places = [example.pop(STATES) for example in examples if STATES in example]
-        batch: dict[str, Any] = self.collator(examples)
+        places = [example[STATES] for example in examples if STATES in example]
+        rest = [{name: value for name, value in example.items() if name != STATES} for example in examples]
+        batch: dict[str, Any] = self.collator(rest)
         if places:
             sides = zip(*(_read(place) for place in places), strict=True)
             batch[STATES] = torch.cat([states for side in sides for states in side])

@@ -2,6 +2,7 @@
 
 # ruff: noqa: TRY004 (a wrong type in somebody's recipe is a ValueError like any other mistake in it)
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -97,9 +98,11 @@ class PreferenceTrainer(StagedTrainer):
         if not self.uses_reference and args.deepspeed_plugin is None:
             ref_model = NoReference()
         if isinstance(model, str) and how.get("peft_config") is not None and torch.accelerator.is_available():
+            args = copy.copy(args)  # the caller's stays as it was
             args.model_init_kwargs = {"dtype": "bfloat16"} | dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
         self.arrange = next((LAYOUTS[option] for option in LAYOUTS if getattr(args, option)), None)
         if self.has_views:
+            args = copy.copy(args)
             args.monitor_pairs, args.report = 0, False  # they compare the texts of a pair under one image
         if args.audit != "off" or args.monitor_pairs:
             monitor = Monitor(self, {name: how.get(name) for name in ("train_dataset", "eval_dataset")})

@@ -1,8 +1,10 @@
 """Reward models with margins: the loss, the margins, the trainer.
 
-Seen to go red with: the margin's sign; votes not divided by their number; margins unscaled, or left out; an adapter for language models.
+Seen to go red with: the margin's sign; votes not divided by their number; margins unscaled, or left out; an adapter for language models;
+a LoRA configuration of the caller that is changed.
 """
 
+import copy
 import itertools
 import math
 
@@ -76,6 +78,15 @@ def test_the_trainers_loss_has_the_margins_of_the_votes(tmp_path):
         chosen, rejected = one.model(**plain).logits.squeeze(-1).chunk(2)
     assert loss.item() == pytest.approx(margin_loss(chosen, rejected, batch["margin"]).mean().item(), rel=1e-5)
     assert loss.item() != pytest.approx(margin_loss(chosen, rejected, torch.zeros(4)).mean().item(), rel=1e-3)
+
+
+def test_the_callers_configuration_can_be_used_again(tmp_path):
+    """It stays one for language models, of no particular modules."""
+    lora = LoraConfig(r=2, task_type="CAUSAL_LM")
+    before = copy.deepcopy(lora)
+    one = trainer(tmp_path, pairs([0.5] * 4), lora=lora)
+    assert lora == before
+    assert one.model.peft_config["default"].task_type == "SEQ_CLS"
 
 
 def test_numbers_of_another_column(tmp_path):

@@ -540,6 +540,25 @@ def test_svco_learns_to_look(tmp_path):
 # ------------------------------------------------------------------------------------------------------- the reference
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+def test_the_callers_objects_can_be_used_again(root, tmp_path):
+    """One LoRA configuration for two families, one set of arguments, rows of a collator."""
+    adapter = LoraConfig(r=2, task_type="CAUSAL_LM")  # which modules is up to the model
+    before, args = copy.deepcopy(adapter), config(PreferenceConfig, tmp_path)
+    settings = {name: copy.copy(getattr(args, name)) for name in args.__dataclass_fields__}
+    made = [
+        PreferenceTrainer(_folder(family, root), args=args, train_dataset=pairs(), peft_config=adapter)
+        for family in ("llama", "gpt2")
+    ]
+    assert adapter == before
+    assert [one.model.peft_config["default"].target_modules for one in made] == [{"q_proj", "v_proj"}, {"c_attn"}]
+    assert {name: getattr(args, name) for name in settings} == settings
+    rows = [dict(row) | {"margin": 1.0} for row in made[0].train_dataset]
+    kept = copy.deepcopy(rows)
+    assert "margin" in made[0].data_collator(rows)
+    assert rows == kept
+
+
 def test_reference_is_kept_across_seeds_and_found_again(root, tmp_path, monkeypatch):
     options = {"precompute_ref_log_probs": True, "peft_config": lora(), "reference_cache": str(tmp_path / "kept")}
     first = trainer(tmp_path, _folder("llama", root), **options)
