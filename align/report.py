@@ -287,7 +287,9 @@ def _drawn(panel: Panel) -> Markup:
     """As inline SVG in colours that suit light and dark paper, its text as text."""
     import matplotlib as mpl
 
-    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": panel.title}):
+    with mpl.rc_context(
+        {"svg.fonttype": "none", "font.family": "sans-serif", "text.parse_math": False, "svg.hashsalt": panel.title}
+    ):
         figure, (axes,) = _figure(1, 1)
         _fill(axes, panel)
         image = io.StringIO()

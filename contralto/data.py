@@ -252,8 +252,10 @@ def _batch_outcome(line: str, asked: dict[str, Any]) -> tuple[Any, Any] | None:
 def _status(job: Job, args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from contralto.data_gen import pipeline
+    from contralto.data_gen.escaping import printable
 
     console = Console()
     with job.store(read_only=True) as store:
@@ -261,17 +263,18 @@ def _status(job: Job, args: argparse.Namespace) -> None:
         table = Table("strategy", "rows", "finished", "pairs", "rejected", "failed", "to do")
         for use in job.recipe.strategies:
             own = [result for result in results if result.strategy == use.name]
-            table.add_row(use.name, str(len(job.rows)), *map(str, _counts(own)))
+            table.add_row(Text(printable(use.name)), str(len(job.rows)), *map(str, _counts(own)))
         console.print(table)
         table = Table("role", "model", "answers", "tokens in", "tokens out", "money")
         for usage in store.usage():
             price = job.recipe.roles[usage.role].price if usage.role in job.recipe.roles else None
             money = f"{price.of(usage.prompt_tokens, usage.completion_tokens):.4f} {price.currency}" if price else "?"
-            table.add_row(usage.role, usage.model, *(f"{each:,}" for each in usage[2:]), money)
+            names = (Text(printable(name)) for name in (usage.role, usage.model))
+            table.add_row(*names, *(f"{each:,}" for each in usage[2:]), money)
         console.print(table)
     reasons = Counter(_without_numbers(result.failed) for result in results if result.failed is not None)
     for reason, count in reasons.most_common(10):
-        console.print(f"failed {count} times: {reason}", markup=False, highlight=False)
+        console.print(f"failed {count} times: {printable(reason)}", markup=False, highlight=False)
 
 
 def _counts(results: Sequence[Any]) -> tuple[int, int, int, int, int]:
@@ -292,8 +295,10 @@ def _without_numbers(text: str) -> str:
 def _estimate(job: Job, args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from contralto.data_gen import pipeline
+    from contralto.data_gen.escaping import printable
 
     pipeline.check(job.recipe, job.rows)
     has_store = (job.folder / "answers.sqlite").exists()
@@ -306,7 +311,12 @@ def _estimate(job: Job, args: argparse.Namespace) -> None:
     for each in found:
         known = spent[each.role].requests if each.role in spent else 0
         figures = (f"{value:,.0f}" for value in each[2:5])
-        table.add_row(each.role, each.model, *figures, f"{each.money:.2f} {each.currency}", f"{known:,} requests")
+        table.add_row(
+            *(Text(printable(name)) for name in each[:2]),
+            *figures,
+            f"{each.money:.2f} {each.currency}",
+            f"{known:,} requests",
+        )
     totals: Counter[str] = Counter()
     for each in found:
         totals[each.currency] += each.money  # type: ignore[assignment]
@@ -341,23 +351,24 @@ def show(console: Any, results: Iterable[Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from contralto.data_gen.escaping import printable
     from contralto.data_gen.requests import Pair
 
     for result in results:
-        title = f"{result.row['id']} · {result.strategy}"
-        said = "\n".join(f"{message['role']}: {_said(message['content'])}" for message in result.row["prompt"])
+        title = printable(f"{result.row['id']} · {result.strategy}")
+        said = printable("\n".join(f"{m['role']}: {_said(m['content'])}" for m in result.row["prompt"]))
         console.print(Panel(Text(said), title=Text(title), title_align="left"))
         if result.failed is not None:
-            console.print(Text(f"failed: {result.failed}", style="bold red"))
+            console.print(Text(printable(f"failed: {result.failed}"), style="bold red"))
         for made in result.made or []:
             if not isinstance(made, Pair):
-                console.print(Text(f"rejected: {made.reason}", style="yellow"))
+                console.print(Text(printable(f"rejected: {made.reason}"), style="yellow"))
                 continue
             table = Table("[green]chosen", "[red]rejected", expand=True)
-            table.add_row(*highlighted(made.chosen, made.rejected))
+            table.add_row(*highlighted(*map(printable, (made.chosen, made.rejected))))
             console.print(table)
             for name, value in made.columns.items():
-                console.print(Text(f"{name}: {value}", style="dim"))
+                console.print(Text(printable(f"{name}: {value}"), style="dim"))
 
 
 def _said(content: Any) -> str:

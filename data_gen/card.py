@@ -1,7 +1,9 @@
 """The card of a data set: how much its answers differ, who wrote them, what was lost on the way, and what it cost."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from statistics import fmean, median
@@ -12,6 +14,7 @@ import yaml
 
 from contralto import __version__
 from contralto.data_gen.checks import annotate, answer_text
+from contralto.data_gen.escaping import Markdown, fenced, inline, quoted
 from contralto.data_gen.templates import as_text
 
 __all__ = ["Contrast", "contrastiveness", "markdown", "write"]
@@ -101,7 +104,7 @@ def _mean(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
 def markdown(contrasts: Sequence[Contrast]) -> str:
     """A table of contrasts; columns that nothing is known for are left out."""
     columns: dict[str, list[str | None]] = {
-        "strategy": [_cell(c.strategy) for c in contrasts],
+        "strategy": [inline(c.strategy) for c in contrasts],
         "pairs": [str(c.pairs) for c in contrasts],
         "Jaccard, mean": [f"{c.jaccard:.3f}" for c in contrasts],
         "Levenshtein, mean": [f"{c.levenshtein:.0f}" for c in contrasts],
@@ -115,17 +118,6 @@ def markdown(contrasts: Sequence[Contrast]) -> str:
     shown = {name: [value or "" for value in values] for name, values in columns.items() if any(values)}
     lines = [f"| {' | '.join(line)} |" for line in [list(shown), *map(list, zip(*shown.values(), strict=True))]]
     return "\n".join([lines[0], "|" + "---|" * len(shown), *lines[1:]])
-
-
-def _cell(value: Any) -> str:
-    """A value as it may stand in a table."""
-    return " ".join(str(value).split()).replace("|", "\\|")
-
-
-def _quoted(text: str) -> str:
-    """A text as a quotation, cut off where it grows long. Indented, so that nothing in it is taken for Markdown or HTML."""
-    shown = text if len(text) <= EXAMPLE else f"{text[:EXAMPLE]} [...]"
-    return "\n".join(f"    {line}".rstrip() for line in shown.splitlines() or [""])
 
 
 # ---------------------------------------------------------------------------------------------------------------- a page
@@ -151,8 +143,10 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str,
         raise ValueError("a card needs at least one pair, and there is none")
     measured = _measured(rows)
     contrasts = contrastiveness(measured)
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    environment.filters |= {"cell": _cell, "quoted": _quoted}
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True, finalize=inline
+    )
+    environment.filters |= {"in_yaml": _in_yaml, "quoted": partial(quoted, limit=EXAMPLE), "fenced": fenced}
     template = environment.from_string(
         (resources.files("contralto.data_gen") / "card.md.j2").read_text(encoding="utf-8")
     )
@@ -162,7 +156,7 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str,
         size=next(name for limit, name in SIZES if len(rows) < limit),
         counts=summary["counts"],
         has_images=any(row.get("images") for row in rows),
-        table=markdown(contrasts),
+        table=Markdown(markdown(contrasts)),
         tokens=_tokens(summary["recipe"]),
         judged=any(contrast.judged for contrast in contrasts),
         has_ches=any(contrast.ln_ches is not None for contrast in contrasts),
@@ -175,6 +169,10 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str,
     path = Path(folder) / "README.md"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _in_yaml(text: str) -> Markdown:
+    return Markdown(json.dumps(text))  # JSON is YAML
 
 
 def _tokens(recipe: Mapping[str, Any]) -> str:
@@ -210,6 +208,17 @@ COLOURS = ("#c2571a", "#2f7fb8", "#3f9a5f", "#a0559a", "#b08a1e", "#7a8899")
 
 def _plot(folder: Path, rows: Sequence[Mapping[str, Any]], strategies: Sequence[str]) -> str:
     """Cumulative shares of what was measured, a line per strategy; the file as the card names it."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"text.parse_math": False}):  # names may hold dollar signs
+        figure = _figure(rows, strategies)
+        path = folder / "plots" / "contrast.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150, transparent=True, metadata={"Software": None})
+    return "plots/contrast.png"
+
+
+def _figure(rows: Sequence[Mapping[str, Any]], strategies: Sequence[str]) -> Any:
     from matplotlib.figure import Figure
 
     panels = [(column, title) for column, title in PANELS if _known(rows, column)]
@@ -225,10 +234,7 @@ def _plot(folder: Path, rows: Sequence[Mapping[str, Any]], strategies: Sequence[
     figure.supylabel("share of the pairs at or below", color=GREY, size=11)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3 * across // 2, frameon=False, labelcolor=GREY)
-    path = folder / "plots" / "contrast.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, transparent=True, metadata={"Software": None})
-    return "plots/contrast.png"
+    return figure
 
 
 def _panel(axes: Any, rows: Sequence[Mapping[str, Any]], column: str, strategies: Sequence[str]) -> None:

@@ -15,10 +15,12 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 __all__ = ["Template", "as_text", "content_text", "load", "sections"]
 
-_JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
+_JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
+"""A template may come from elsewhere: it fills in its fields, and reaches no Python object behind them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def load(name: str, *fields: str) -> Template:
         fields: what the template has to fill in: all of these, and nothing else.
 
     Raises:
-        ValueError: no such template, not valid Jinja, a field left out, or an unknown one.
+        ValueError: no such template, not valid Jinja, a field left out, an unknown one, or an expression that fails.
 
     Example:
         >>> template = load("prefix_good", "task")
@@ -77,6 +79,10 @@ def load(name: str, *fields: str) -> Template:
         raise ValueError(f"template {name} must {needed}; it leaves out {', '.join(missing)}")
     if unknown := sorted(used - set(fields)):
         raise ValueError(f"template {name} must {needed}; it also asks for {', '.join(unknown)}")
+    try:
+        _compiled(text).render(dict.fromkeys(fields, "text"))
+    except Exception as error:  # whatever its expressions raise
+        raise ValueError(f"template {name} cannot be filled in: {error}") from error
     return Template(Path(name).stem, text)
 
 

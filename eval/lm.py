@@ -128,7 +128,9 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
             if "unexpected keyword argument" not in str(error):
                 raise
             raise ValueError(f"neither contralto nor the model knows an argument: {error}") from error
-        self._device = input_device(self.model)  # lm-eval takes the place of the weights: that of offloaded ones is `meta`
+        self._device = input_device(
+            self.model
+        )  # lm-eval takes the place of the weights: that of offloaded ones is `meta`
         self._shown = shown or self.model.name_or_path or type(self.model).__name__
         self._join_processes()
         self._loaded: dict[str, Any] = {}

@@ -393,7 +393,9 @@ def _drawn(draw: Callable[[Any, Mapping[str, Any]], None], task: Mapping[str, An
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("the page draws its plots with matplotlib: pip install 'contralto[eval]'") from error
-    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "contralto"}):
+    with mpl.rc_context(
+        {"svg.fonttype": "none", "font.family": "sans-serif", "text.parse_math": False, "svg.hashsalt": "contralto"}
+    ):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         draw(axes, task)

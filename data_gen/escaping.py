@@ -1,0 +1,78 @@
+"""Texts of strangers made harmless where they are shown: in Markdown and in a terminal.
+
+Answers, error messages, and names of models and strategies may hold HTML, links, images that report who looks at them, bars that
+break a table, and control sequences that a terminal obeys.
+"""
+
+import re
+
+__all__ = ["Markdown", "fenced", "inline", "printable", "quoted"]
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that a terminal obeys, all but tab and line feed, and those that change the direction of writing."""
+MEANT = re.compile(r"[\\`*\[\]<>&|#~$]|:(?=//)|(?<=www)\.|(?<![^\W_])_|_(?![^\W_])")
+"""Characters that mean something in a line of Markdown as the Hub renders it; underscores within words do not."""
+
+
+class Markdown(str):
+    """A text that is Markdown already: `inline` leaves it as it is."""
+
+    __slots__ = ()
+
+
+def printable(text: str) -> str:
+    r"""Replace control characters by what they are written as.
+
+    Args:
+        text: any text.
+
+    Example:
+        >>> print(printable("one\x1b[2Jtwo"))
+        one\x1b[2Jtwo
+    """
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def inline(value: object) -> str:
+    r"""Escape a value for a line of Markdown or a cell of a table. It is shown as it is, its white space as single spaces.
+
+    Args:
+        value: anything; `Markdown` is returned as it is.
+
+    Example:
+        >>> print(inline("a|b <b>[click](javascript:x)</b> my_model"))
+        a\|b \<b\>\[click\](javascript:x)\</b\> my_model
+    """
+    if isinstance(value, Markdown):
+        return value
+    return Markdown(MEANT.sub(r"\\\g<0>", printable(" ".join(str(value).split()))))
+
+
+def quoted(text: str, *, limit: int) -> Markdown:
+    """Return a text as an indented block, in which nothing is taken for Markdown or HTML.
+
+    Args:
+        text: any text.
+        limit: the number of characters after which it is cut off.
+    """
+    shown = text if len(text) <= limit else f"{text[:limit]} [...]"
+    lines = [printable(line) for line in shown.splitlines()]
+    return Markdown("\n".join(f"    {line}".rstrip() for line in lines or [""]))
+
+
+def fenced(text: str, language: str = "") -> Markdown:
+    """Return a text as a block of code whose fence is longer than any run of backticks in it.
+
+    Args:
+        text: any text.
+        language: of the code.
+
+    Example:
+        >>> print(fenced("a: 1"))
+        ```
+        a: 1
+        ```
+    """
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    body = "\n".join(printable(line) for line in text.rstrip("\n").split("\n"))
+    return Markdown(f"{fence}{language}\n{body}\n{fence}")
