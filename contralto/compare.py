@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from contralto.decoding import methods
+from contralto.outputs import check_output_file, check_output_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
         reuse=args.reuse,
         logged=dict(_named(text) for text in args.samples),
     )
-    page = args.html or args.output / "compare.html"
+    page = _page(args)
     (args.output / "compare.json").write_text(json.dumps(comparison, indent=1), encoding="utf-8")
     page.write_text(report.page(comparison), encoding="utf-8")
     report.show(comparison)
@@ -132,6 +133,9 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--seeds must be at least 0, not {args.seeds}")
     if args.limit is not None and args.limit <= 0:
         raise ValueError(f"--limit must be above 0, not {args.limit:g}")
+    check_output_folder(args.output, "--output")
+    check_output_file(args.output / "compare.json", "--output")
+    check_output_file(_page(args), "--html")
     for folder in (*args.reuse, *(folder for _, folder in map(_named, args.samples))):
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
@@ -141,6 +145,12 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"{methods.flag(name)} takes one model for all or one for each of {len(args.model)}, not {len(given)}"
             )
+
+
+def _page(args: argparse.Namespace) -> Path:
+    """Return the path of the page."""
+    page: Path = args.html or args.output / "compare.html"
+    return page
 
 
 def _named(text: str) -> tuple[str, Path]:

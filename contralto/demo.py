@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from contralto import testbed
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
 from contralto.decoding.trace import Step, trace
+from contralto.outputs import check_output_file
 from contralto.testbed import worlds
 
 BETA, ALPHA = 0.5, 0.1
@@ -88,6 +89,7 @@ def run(args: argparse.Namespace) -> None:
     """Decode, print the examples and the tables, write the page."""
     if args.problems < 10:
         raise ValueError(f"--problems must be at least 10, not {args.problems}: fewer say nothing")
+    check_output_file(args.html, "--html")
     from contralto import demo_loop, page  # ask for lm-eval, rich, matplotlib and TRL, before any work is done
     from contralto.eval import report
 

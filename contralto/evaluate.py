@@ -8,6 +8,7 @@ answers through vLLM.
 
 import hashlib
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from contralto.outputs import check_output_folder
 
 __all__ = ["run"]
 
@@ -26,6 +29,7 @@ def run(argv: Sequence[str]) -> None:
     """Run lm-eval's command line.
 
     Raises:
+        OSError: the results could not be written.
         ValueError: what lm-eval or contralto refuse, in one sentence.
     """
     try:
@@ -44,7 +48,22 @@ def run(argv: Sequence[str]) -> None:
         if getattr(args, "command", None) == "run":
             config = EvaluatorConfig.load_yaml_config(args.config) if getattr(args, "config", None) else {}
             _complete(args, config, data_dir, Path(folder), backend)
+        before = _written(args)
         command.execute(args)
+    if before is not None and os.environ.get("RANK", "0") == "0" and _written(args) == before:
+        raise OSError(
+            f"the results could not be written to {args.output_path}: lm-eval's warning above says so, not why"
+        )
+
+
+def _written(args: Namespace) -> set[Path] | None:
+    """Return the files of results in the output path; None if there is none."""
+    if not getattr(args, "output_path", None):
+        return None
+    path = Path(args.output_path)
+    if path.suffix == ".json":
+        return set(path.parent.glob(f"{path.stem}_*.json"))
+    return set(path.rglob("results_*.json"))
 
 
 def _take(argv: list[str], flag: str, what: str) -> tuple[list[str], str | None]:
@@ -83,13 +102,14 @@ def _complete(
         raise ValueError(f"--backend {backend} has a model of its own: leave --model {args.model} out")
     if args.model == BACKENDS["vllm"]:
         import_module("contralto.eval.vllm")
-    if args.model not in MODELS:
-        return
-    own = own_name(given("model_args"))
+    own = own_name(given("model_args")) if args.model in MODELS else ""
     if given("use_cache"):
-        args.use_cache = f"{given('use_cache')}-{own}"
+        args.use_cache = f"{given('use_cache')}-{own}" if own else given("use_cache")
+        check_output_folder(Path(args.use_cache).parent, "--use_cache")
     if given("output_path"):
-        args.output_path = str(_apart(Path(given("output_path")), own))
+        args.output_path = str(_apart(Path(given("output_path")), own) if own else given("output_path"))
+        path = Path(args.output_path)
+        check_output_folder(path.parent if path.suffix == ".json" else path, "--output_path")
 
 
 def own_name(model_args: Any) -> str:

@@ -15,6 +15,7 @@ from contralto import __version__, generate
 from contralto.decoding import methods
 from contralto.decoding.images import ritual_transform
 from contralto.decoding.trace import Candidate, Step, trace
+from contralto.outputs import check_output_file
 
 METHODS = [name for name, method in methods.METHODS.items() if len(method.branches) == 2 and name != "scd"]
 """Those of two branches."""
@@ -116,6 +117,7 @@ def _check(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             raise ValueError(f"{methods.flag(name)} must be at least 1, not {getattr(args, name)}")
     generate.check_dtype(args.dtype)
+    check_output_file(args.html, "--html")
 
 
 # ------------------------------------------------------------------------------------------------------------- the page

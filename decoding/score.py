@@ -45,6 +45,7 @@ def score(
     renormalized: bool = True,
     masked: bool = False,
     floor: float = FLOOR,
+    dtype: torch.dtype | None = None,
 ) -> Likelihood:
     """The log-likelihood of continuations under a contrastive method, to rank the options of a question.
 
@@ -66,9 +67,10 @@ def score(
         renormalized: which of the two scores.
         masked: apply the method's plausibility constraint.
         floor: what a ruled-out token counts for.
+        dtype: the precision of the renormalisation; default: float32.
 
     Returns:
-        `Likelihood`, float32, on the model's device.
+        `Likelihood`, in that precision, on the model's device.
 
     Raises:
         ValueError: the shapes do not belong together, or an empty continuation.
@@ -103,7 +105,7 @@ def score(
         **changed,
     )
     kept = torch.ones_like(continuations) if continuation_mask is None else continuation_mask
-    return _likelihood(scores, continuations.to(device), kept.to(device).bool(), renormalized, floor)
+    return _likelihood(scores, continuations.to(device), kept.to(device).bool(), renormalized, floor, dtype)
 
 
 class MainPrompts(NamedTuple):
@@ -126,9 +128,11 @@ def main_prompts(model: Any, inputs: Mapping[str, Any], rows: int) -> MainPrompt
     return MainPrompts(ids, mask, ModelBranch(model, attention_mask=mask, vision_inputs=vision or None))
 
 
-def _likelihood(scores: Tensor, chosen: Tensor, kept: Tensor, renormalized: bool, floor: float) -> Likelihood:
+def _likelihood(
+    scores: Tensor, chosen: Tensor, kept: Tensor, renormalized: bool, floor: float, dtype: torch.dtype | None
+) -> Likelihood:
     is_greedy = ((scores.argmax(-1) == chosen) | ~kept).all(-1)
-    values = scores.log_softmax(-1) if renormalized else scores
+    values = scores.log_softmax(-1, dtype=dtype) if renormalized else scores
     tokens = values.gather(-1, chosen[..., None]).squeeze(-1)
     ruled_out = (tokens == -torch.inf) & kept
     tokens = torch.where(ruled_out, floor, torch.where(kept, tokens, 0.0))

@@ -1,13 +1,14 @@
-"""Stop strings for any vocabulary."""
+"""Stop strings for any vocabulary, and for models that think before they answer."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
-__all__ = ["StopStrings"]
+__all__ = ["StopStrings", "StopStringsAfterThought"]
 
 MARGIN = 8
 """Tokens besides those of the string: it may begin and end within tokens."""
@@ -46,3 +47,86 @@ class StopStrings(StoppingCriteria):
         tail = input_ids[:, self._start :][:, -self._reach :]
         texts = self._tokenizer.batch_decode(tail, skip_special_tokens=self._skip)
         return torch.tensor([any(s in text for s in self._strings) for text in texts], device=input_ids.device)
+
+
+class StopStringsAfterThought(StopStrings):
+    """End a row where one of `strings` occurs in its answer, which begins after the end of its thought.
+
+    A stop string within the thought counts for nothing, and neither does the white space between the thought and the answer,
+    which no reader of answers keeps. A thought that the prompt itself closes, as chat templates do to switch thinking off, is over
+    from the start. Where several thoughts end, the answer is the text after the last one.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        strings: the strings that end a row, at least one.
+        start: the number of tokens of the prompts.
+        end: the end of a thought, such as `"</think>"`, or the id of its token.
+
+    Examples:
+        >>> from contralto import testbed
+        >>> tokenizer = testbed.tokenizer()
+        >>> texts = ["3 + 4 = 7 . 3 + 4", "3 + 4 = 7 . 3 - 4"]
+        >>> rows = tokenizer(texts, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        >>> StopStringsAfterThought(tokenizer, ["+"], 0, end="=")(rows, None).tolist()
+        [True, False]
+    """
+
+    def __init__(self, tokenizer: Any, strings: Sequence[str], start: int, *, end: str | int) -> None:
+        super().__init__(tokenizer, strings, start)
+        self._end = end
+        self._reach = max(self._reach, len(str(end).encode()) + MARGIN)
+        self._rows: Tensor | None = None
+        self._states: list[_State] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        rows = input_ids[:, self._start :]
+        known = 0 if self._rows is None else self._rows.shape[1]
+        if self._rows is None or not torch.equal(rows[:, :known], self._rows):  # another text, or reordered beams
+            known, self._states = 0, [self._begin(row) for row in input_ids[:, : self._start].tolist()]
+        self._rows = rows
+        answers = [self._answer(*row, known) for row in zip(rows.tolist(), self._states, strict=True)]
+        over = [any(string in answer for string in self._strings) for answer in answers]
+        return torch.tensor(over, device=input_ids.device)
+
+    def _begin(self, prompt: list[int]) -> "_State":
+        """Return the state after a prompt: the end of one that closes its thought is read with the row."""
+        tail = prompt[-self._reach :]
+        ends, text = self._after(tail)
+        return _State(tail if ends and not text else [])
+
+    def _answer(self, row: list[int], state: "_State", known: int) -> str:
+        """Return the answer so far, or its last tokens if they are no longer near its beginning; "" within the thought."""
+        tokens, recent = state.before + row, max(len(state.before) + known - self._reach, 0)
+        inside = state.answer is not None and recent >= state.answer
+        start = recent if inside or state.begin is None else state.begin
+        ends, text = self._after(tokens[start:])
+        if not ends:
+            return self._tokenizer.decode(tokens[start:]) if inside else ""
+        if (start, ends) != (state.begin, state.ends):  # a thought has ended just now
+            state.begin, state.ends, state.answer = start, ends, None
+        if state.answer is None and text:
+            state.answer = len(tokens)
+        return text
+
+    def _after(self, tokens: list[int]) -> tuple[int, str]:
+        """Return how many thoughts end in the tokens, and the text after the last end."""
+        if isinstance(self._end, str):
+            text = self._tokenizer.decode(tokens)
+            return text.count(self._end), text.rpartition(self._end)[2].lstrip()
+        ends = tokens.count(self._end)
+        last = len(tokens) - tokens[::-1].index(self._end) if ends else 0
+        return ends, self._tokenizer.decode(tokens[last:]).lstrip()
+
+
+@dataclass
+class _State:
+    """The state of a row as far as it was read; places count the tokens from the beginning of `before`."""
+
+    before: list[int]
+    """The end of the prompt if a thought ends there, else nothing."""
+    begin: int | None = None
+    """The place from which the last end of a thought was read; None within the first thought."""
+    ends: int = 0
+    """The number of ends that were read from there."""
+    answer: int | None = None
+    """The place from which all tokens belong to the answer; None before its first character."""

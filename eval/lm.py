@@ -9,7 +9,6 @@ Read from lm_eval 0.4.13: `HFLM`'s encoding of texts and pairs, its distributed 
 """
 
 import copy
-import difflib
 import hashlib
 import inspect
 import json
@@ -26,7 +25,6 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import clear_torch_cache
 from torch import Tensor
 from tqdm import tqdm
@@ -36,8 +34,11 @@ from contralto import __version__
 from contralto.decoding import AdaptersOff, ContrastiveLogitsProcessor, SeededSampling, methods
 from contralto.decoding.placement import input_device
 from contralto.decoding.score import Likelihood, score
-from contralto.decoding.stopping import StopStrings
+from contralto.decoding.stopping import StopStrings, StopStringsAfterThought
+from contralto.eval.arguments import check_arguments, check_ranking, parameters_of
+from contralto.eval.asked import Asked, read_options
 from contralto.eval.decoder import SAMPLING, Decoder, fingerprint, seed_of
+from contralto.eval.thinking import answer_text, end_of_thought, ends_thought
 from contralto.names import check_same_tokenizer, from_pretrained, locate
 
 __all__ = ["ContraltoLM", "Job"]
@@ -97,6 +98,8 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
 
     chat_applied = False
     """Whether the task's prompts are in the chat template."""
+    ignored: Mapping[str, str] = {}
+    """Arguments of lm-eval's model that would have no effect here, each with the reason."""
 
     def __init__(
         self,
@@ -109,7 +112,13 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
     ) -> None:
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         self._decoder = Decoder.of(**options)
-        self._check_arguments(kwargs)
+        check_arguments(
+            pretrained,
+            {"device": device, **kwargs},
+            known=parameters_of(kind for kind in type(self).__mro__ if issubclass(kind, HFLM)),
+            options=OPTIONS,
+            ignored=self.ignored,
+        )
         self.adaptive = str(batch_size).startswith("auto")
         if not self.adaptive and not str(batch_size).isdigit():
             raise ValueError(f"batch_size must be a whole number or auto, not {batch_size!r}")
@@ -128,24 +137,14 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
             if "unexpected keyword argument" not in str(error):
                 raise
             raise ValueError(f"neither contralto nor the model knows an argument: {error}") from error
-        self._device = input_device(
-            self.model
-        )  # lm-eval takes the place of the weights: that of offloaded ones is `meta`
+        self.think_end_token: str | int | None = end_of_thought(self.think_end_token, self.tokenizer)
+        self._device = input_device(self.model)  # lm-eval takes the weights' own, which is `meta` if they are offloaded
         self._shown = shown or self.model.name_or_path or type(self.model).__name__
         self._join_processes()
         self._loaded: dict[str, Any] = {}
         self._others = self._load_others()
         self._started_with = kwargs
         self._reset_counts()
-
-    @staticmethod
-    def _check_arguments(given: Mapping[str, Any]) -> None:
-        """Refuse what looks like an option and is none, before anything is loaded."""
-        known = [name for name in inspect.signature(HFLM.__init__).parameters if name not in ("self", "kwargs")]
-        for name in given:
-            close = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.75)
-            if name not in known and close:
-                raise ValueError(f"there is no model argument {name!r}; did you mean {close[0]}?")
 
     def _join_processes(self) -> None:
         """Rank and number of the processes of `accelerate launch`; lm-eval sets them on several GPUs only."""
@@ -177,6 +176,8 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
         """Tokens written so far."""
         self.seconds = 0.0
         """Time spent on them."""
+        self._endless = 0
+        """Answers in which no thought ends, of models that think."""
         self.ruled_out = Counter({"tokens": 0, "ruled_out": 0})
         """Tokens whose likelihood was asked for, and how many of them the method rules out."""
 
@@ -242,7 +243,18 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """lm-eval's `generate_until`: the text that follows each prompt, up to a stop string."""
-        return self._answer(list(self._jobs(requests)), self._write, "Running generate_until requests", disable_tqdm)
+        jobs, before = list(self._jobs(requests)), self._endless
+        for job in {repr(job.gen_kwargs): job for job in jobs}.values():
+            self._asked(job)  # a mistake ends the run before anything is answered
+        answers: list[str] = self._answer(jobs, self._write, "Running generate_until requests", disable_tqdm)
+        if endless := self._endless - before:
+            logger.warning(
+                "%d of %d answers hold no think_end_token and count as answers from their beginning, as in lm-eval: raise "
+                "max_gen_toks if the model was still thinking",
+                endless,
+                len(jobs),
+            )
+        return answers
 
     def _jobs(self, requests: Sequence[Any]) -> Iterator[Job]:
         """Requests with their seeds; one that its task repeats has another seed each time, one that fills up a rank has not."""
@@ -308,40 +320,47 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
 
     def _write(self, jobs: list[Job]) -> list[str]:
         """The answers of one batch."""
-        asked = normalize_gen_kwargs(dict(jobs[0].gen_kwargs), self.max_gen_toks)
-        stop = handle_stop_sequences(asked.pop("until", None), eos=self.tok_decode(self.eot_token_id, False))
-        count = asked.pop("max_gen_toks")
-        room = self.max_length - (count if self.backend == "causal" else 0)
+        asked = self._asked(jobs[0])
+        room = self.max_length - (asked.length if self.backend == "causal" else 0)
         if room < 1:
             raise ValueError(
-                f"the task asks for {count} tokens, and the model reads {self.max_length}: lower max_gen_toks"
+                f"the task asks for {asked.length} tokens, and the model reads {self.max_length}: lower max_gen_toks"
             )
         setting = self._setting(jobs, room)
         prompt = setting.inputs["input_ids"].shape[1] if self.backend == "causal" else 1
         how = self._how(asked, setting, [job.seed for job in jobs])
-        how |= {"max_length": asked.get("max_length", prompt + count), "use_cache": True}
+        how |= {"max_length": asked.more.get("max_length", prompt + asked.length), "use_cache": True}
         start = time.perf_counter()
-        with torch.autocast(
-            device_type=self.device.type,
-            dtype=self.mixed_precision_dtype,
-            enabled=self.mixed_precision_dtype is not None,
-        ):
+        with self._autocast():
             output = self.model.generate(
                 **setting.inputs,
                 pad_token_id=self.tokenizer.pad_token_id,
-                stopping_criteria=self._ends(stop, prompt),
+                stopping_criteria=self._ends(asked.stop, prompt),
                 eos_token_id=self._end_tokens(),
                 **how,
             )
         self.seconds += time.perf_counter() - start
         tokens = output[:, prompt:] if self.backend == "causal" else output
         self.generated += int((tokens != self.tokenizer.pad_token_id).sum())
-        return [self._text(row, stop) for row in tokens.tolist()]
+        return [self._text(row, asked.stop) for row in tokens.tolist()]
+
+    def _asked(self, job: Job) -> Asked:
+        """Return the generation options of a request."""
+        return read_options(job.gen_kwargs, default=self.max_gen_toks, eos=self.tok_decode(self.eot_token_id, False))
+
+    def _autocast(self) -> torch.autocast:
+        """Return the context of all forward passes, those of other branches too: `mixed_precision_dtype`."""
+        precision = self.mixed_precision_dtype
+        return torch.autocast(self.device.type, dtype=precision, enabled=precision is not None)
 
     def _ends(self, stop: list[str], prompt: int) -> list[StoppingCriteria]:
         """What ends a row besides its end token, which `generate()` sees to."""
         strings = [text for text in stop if text and text != self.tok_decode(self.eot_token_id, False)]
-        return [StopStrings(self.tokenizer, strings, prompt)] if strings else []
+        if not strings:
+            return []
+        if self.think_end_token is None:
+            return [StopStrings(self.tokenizer, strings, prompt)]
+        return [StopStringsAfterThought(self.tokenizer, strings, prompt, end=self.think_end_token)]
 
     def _end_tokens(self) -> list[int]:
         """The model's end tokens, and the tokenizer's."""
@@ -350,23 +369,16 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
         return list(dict.fromkeys([*tokens, self.eot_token_id]))
 
     def _text(self, tokens: list[int], stop: list[str]) -> str:
-        """An answer as lm-eval wants it: without what was thought, up to the first stop string."""
-        end = self.think_end_token
-        if isinstance(end, int) and end in tokens:
-            tokens = tokens[len(tokens) - tokens[::-1].index(end) :]
-        text = self.tok_decode(tokens)
-        text = text.lstrip() if isinstance(end, int) else text
-        said: str = postprocess_generated_text(text, stop, end if isinstance(end, str) else None)
-        return said
+        """Return an answer as lm-eval wants it: without its thought, up to the first stop string."""
+        self._endless += not ends_thought(tokens, self.tok_decode, self.think_end_token)
+        return answer_text(tokens, self.tok_decode, stop, self.think_end_token)
 
-    def _how(self, asked: dict[str, Any], setting: methods.Setting, seeds: list[int]) -> dict[str, Any]:
+    def _how(self, asked: Asked, setting: methods.Setting, seeds: list[int]) -> dict[str, Any]:
         """What `generate()` is told: the method, sampling, and what the task asks for besides."""
-        sampling = {name: asked.pop(name, off) for name, off in SAMPLING.items()}
-        if not asked.pop("do_sample", False):
-            sampling["temperature"] = 0.0
+        sampling = asked.sampling
         if self._decoder.temperature:
             sampling = {name: getattr(self._decoder, name) for name in SAMPLING}
-        beams = asked.get("num_beams", 1)
+        beams = asked.more.get("num_beams", 1)
         chosen = self._decoder.method
         executor = "processor" if beams > 1 else "loop"
         how = methods.arguments(chosen, setting, executor=executor, beams=beams)
@@ -376,7 +388,11 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
                     f"the task samples, and method={chosen.method!r} does not sample here: use method='cd'"
                 )
             how["logits_processor"] = [*how.get("logits_processor", []), SeededSampling(seeds, **sampling)]
-        return {**{name: value for name, value in asked.items() if name != "max_length"}, **how, "do_sample": False}
+        return {
+            **{name: value for name, value in asked.more.items() if name != "max_length"},
+            **how,
+            "do_sample": False,
+        }
 
     # ------------------------------------------------------------------------------------------------------- the branches
 
@@ -451,6 +467,7 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
         if self._decoder.is_plain and not any(len(request.args) > 2 for request in requests):
             found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
             return found
+        check_ranking(self.enable_thinking)
         jobs = [
             self._scoring_job(request) for request in tqdm(requests, desc="Tokenizing inputs", disable=disable_tqdm)
         ]
@@ -493,15 +510,17 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
         setting = self._setting(jobs, self.max_length)
         rest = self._pad([job.tokens[1] for job in jobs if job.tokens], "right")
         start = time.perf_counter()
-        found = score(
-            self._scorer(setting),
-            self.model,
-            setting.inputs,
-            rest["input_ids"],
-            continuation_mask=rest["attention_mask"],
-            renormalized=self._decoder.score == "renormalised",
-            masked=self._decoder.masked,
-        )
+        with self._autocast():
+            found = score(
+                self._scorer(setting),
+                self.model,
+                setting.inputs,
+                rest["input_ids"],
+                continuation_mask=rest["attention_mask"],
+                renormalized=self._decoder.score == "renormalised",
+                masked=self._decoder.masked,
+                dtype=self.softmax_dtype,
+            )
         self.seconds += time.perf_counter() - start
         self._count(found)
         return list(zip(found.total.tolist(), found.is_greedy.tolist(), strict=True))

@@ -38,6 +38,11 @@ class ContraltoVLM(ContraltoLM, HFMultimodalLM):  # type: ignore[misc]
         ValueError: as of `ContraltoLM`; a task whose prompts have other numbers of images than placeholders.
     """
 
+    ignored: Mapping[str, str] = {
+        name: "lm-eval's image-text models leave this to the processor of the model"
+        for name in ("add_bos_token", "chat_template_args", "enable_thinking", "tokenizer", "use_fast_tokenizer")
+    }
+
     def _encode(self, jobs: Sequence[Job], room: int) -> Mapping[str, Any]:
         """What a model reads of a batch, its images among it."""
         if not any(job.images for job in jobs):

@@ -1,0 +1,93 @@
+"""Checks of model arguments that lm-eval's models would take and ignore."""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from contralto.decoding.placement import input_device
+
+__all__ = ["check_arguments", "check_ranking", "parameters_of"]
+
+LOADING = (
+    "autogptq",
+    "delta",
+    "dtype",
+    "gguf_file",
+    "gptqmodel",
+    "max_cpu_memory",
+    "max_memory_per_gpu",
+    "offload_folder",
+    "parallelize",
+    "peft",
+    "subfolder",
+    "tp_plan",
+)
+"""Arguments that say how lm-eval loads a model, and that it ignores where the model is loaded already."""
+SPREADING = ("max_cpu_memory", "max_memory_per_gpu", "offload_folder")
+"""Arguments that lm-eval ignores without `parallelize=True`."""
+
+
+def parameters_of(kinds: Iterable[type]) -> set[str]:
+    """Return the names of all parameters of the constructors of some classes.
+
+    Args:
+        kinds: the classes, such as the bases of a model of lm-eval.
+    """
+    found = (parameter for kind in kinds for parameter in inspect.signature(kind).parameters.values())
+    return {each.name for each in found if each.kind is not each.VAR_KEYWORD}
+
+
+def check_arguments(
+    pretrained: Any, given: Mapping[str, Any], *, known: set[str], options: Iterable[str], ignored: Mapping[str, str]
+) -> None:
+    """Reject model arguments that would have no effect, before anything is loaded.
+
+    Args:
+        pretrained: the name of a model, or a model.
+        given: the arguments for lm-eval's model by name; those that are None count as left out.
+        known: the names of all parameters of lm-eval's model; other arguments reach the constructor of transformers' model.
+        options: the names of the options of decoding, for the hint at a misspelt one.
+        ignored: arguments that this kind of model ignores, each with the reason.
+
+    Raises:
+        ValueError: a misspelt option, an argument that has no effect, or a device on which a loaded model is not.
+    """
+    for name, value in given.items():
+        close = difflib.get_close_matches(name, options, n=1, cutoff=0.75)
+        if name not in known and close:
+            raise ValueError(f"there is no model argument {name!r}; did you mean {close[0]}?")
+        if value is not None and name in ignored:
+            raise ValueError(f"{name} has no effect here: {ignored[name]}")
+        if value is not None and name in SPREADING and not given.get("parallelize"):
+            raise ValueError(f"{name} says how a model is spread, and has no effect without parallelize=True")
+    if not isinstance(pretrained, str):
+        _check_loaded(pretrained, given, known)
+
+
+def _check_loaded(model: Any, given: Mapping[str, Any], known: set[str]) -> None:
+    named = [name for name, value in given.items() if value is not None and (name in LOADING or name not in known)]
+    if named:
+        raise ValueError(
+            f"pretrained is a loaded model, on which {named[0]} has no effect: load it that way, or give its name"
+        )
+    device = given.get("device")
+    if device is not None and torch.device(device).type != input_device(model).type:
+        raise ValueError(f"device is {device}, and the model that was given is on {input_device(model)}: move it first")
+
+
+def check_ranking(enable_thinking: bool | None) -> None:
+    """Reject likelihoods of a model that thinks, as lm-eval does.
+
+    Args:
+        enable_thinking: the model argument.
+
+    Raises:
+        ValueError: it is true.
+    """
+    if enable_thinking:
+        raise ValueError(
+            "enable_thinking=True is for tasks whose answers are written, and this one asks for likelihoods: leave it out"
+        )

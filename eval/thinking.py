@@ -1,0 +1,96 @@
+"""Thoughts and answers of models that think before they answer, as lm-eval's `think_end_token` parts them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lm_eval.models.utils import postprocess_generated_text
+
+__all__ = ["answer_text", "end_of_thought", "ends_thought"]
+
+
+def end_of_thought(given: Any, tokenizer: Any) -> str | int | None:
+    """Check the model argument `think_end_token`.
+
+    A string that is a special token stands for the id of this token: answers are decoded without special tokens, so that the
+    string would never occur in them.
+
+    Args:
+        given: a string, the id of a token (a number or its digits), or None if the model does not think.
+        tokenizer: the model's tokenizer.
+
+    Returns:
+        The string, the id, or None.
+
+    Raises:
+        TypeError: the argument is of another type.
+        ValueError: an empty string, a string with several special tokens, or an id that the tokenizer does not have.
+
+    Examples:
+        >>> from contralto import testbed
+        >>> end_of_thought("</think>", testbed.tokenizer()), end_of_thought("7", testbed.tokenizer())
+        ('</think>', 7)
+        >>> end_of_thought("<eos>", testbed.tokenizer())
+        3
+    """
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        raise TypeError(f"think_end_token must be a string or the id of a token, not {given!r}")
+    if isinstance(given, int) or given.isdigit():
+        if not 0 <= int(given) < len(tokenizer):
+            raise ValueError(f"think_end_token is {given}, and the tokenizer has tokens 0 to {len(tokenizer) - 1}")
+        return int(given)
+    if not given:
+        raise ValueError("think_end_token is an empty string: give the end of a thought, or leave it out")
+    if given in tokenizer.all_special_tokens:
+        return int(tokenizer.convert_tokens_to_ids(given))
+    if named := [token for token in tokenizer.all_special_tokens if token in given]:
+        raise ValueError(
+            f"think_end_token {given!r} holds the special token {named[0]!r}, which answers are decoded without: give the id of "
+            "one token"
+        )
+    return given
+
+
+def answer_text(
+    tokens: Sequence[int], decode: Callable[[list[int]], str], stop: Sequence[str], end: str | int | None
+) -> str:
+    """Return an answer as lm-eval's models return it: the text after the last thought, up to the first stop string.
+
+    Args:
+        tokens: the tokens that were written.
+        decode: makes a text of tokens.
+        stop: the stop strings.
+        end: the end of a thought, from `end_of_thought`.
+
+    Returns:
+        The answer. Where no thought ends, all tokens are the answer, since the model may not have thought.
+
+    Examples:
+        >>> from contralto import testbed
+        >>> tokenizer = testbed.tokenizer()
+        >>> tokens = tokenizer("3 + 4 = 7. #### 7. 3 + 4", add_special_tokens=False)["input_ids"]
+        >>> answer_text(tokens, tokenizer.decode, ["."], "####")
+        '7'
+    """
+    kept = list(tokens)
+    if not isinstance(end, int):
+        answer: str = postprocess_generated_text(decode(kept), list(stop), end)
+        return answer
+    if end not in kept:
+        return str(postprocess_generated_text(decode(kept).lstrip(), list(stop), None))
+    after = kept[len(kept) - kept[::-1].index(end) :]
+    return str(postprocess_generated_text(decode(after).lstrip(), list(stop), None))
+
+
+def ends_thought(tokens: Sequence[int], decode: Callable[[list[int]], str], end: str | int | None) -> bool:
+    """Return whether a thought ends in an answer; True for models that do not think.
+
+    Args:
+        tokens: the tokens that were written.
+        decode: makes a text of tokens.
+        end: the end of a thought, from `end_of_thought`.
+    """
+    if isinstance(end, int):
+        return end in tokens
+    return end is None or end in decode(list(tokens))
