@@ -34,7 +34,6 @@ Writing and training are processes of their own, so each has the machine to itse
 answers that were recorded are not asked again, and training resumes from its last checkpoint.
 """
 
-import fcntl
 import json
 import subprocess
 import sys
@@ -46,6 +45,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from contralto.files import locked, replace_text
 
 __all__ = ["Round", "make_pairs", "run"]
 
@@ -151,7 +152,7 @@ def run(argv: Sequence[str]) -> None:
             _child(
                 ["contralto", "align", str(folder / "train.yaml"), *plan.flags], lock, f"round {number}: the training"
             )
-            _write(folder / "done.json", json.dumps({"model": str(folder / "model")}))
+            replace_text(folder / "done.json", json.dumps({"model": str(folder / "model")}))
     print(f"{plan.rounds} rounds are done: the last model is {plan.folder(plan.rounds) / 'model'}")
 
 
@@ -209,8 +210,8 @@ class _Plan:
         """Write down what the round is."""
         folder = self.folder(one.number)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "round.json", json.dumps(asdict(one), indent=1))
-        _write(folder / "train.yaml", self.training(one))
+        replace_text(folder / "round.json", json.dumps(asdict(one), indent=1))
+        replace_text(folder / "train.yaml", self.training(one))
 
     def check(self) -> None:
         """Raise for whatever is wrong with the recipes or the flags."""
@@ -220,7 +221,7 @@ class _Plan:
         first, second = self.round(1), self.round(2)
         with tempfile.TemporaryDirectory() as folder:
             recipe = Path(folder) / "train.yaml"
-            recipe.write_text(self.training(first))
+            recipe.write_text(self.training(first), encoding="utf-8")
             _, *others = train.parse(
                 ["--config", str(recipe), *self.flags, "--use_cpu", "true"]
             )  # leaves the GPU alone
@@ -241,7 +242,7 @@ class _Plan:
             settings["rounds"] = self.rounds
         path = self.output / "settings.json"
         if not path.is_file():
-            _write(path, json.dumps(settings, indent=1))
+            replace_text(path, json.dumps(settings, indent=1))
         before = json.loads(path.read_text(encoding="utf-8"))
         now = json.loads(json.dumps(settings))
         if changed := [name for name in now if now[name] != before.get(name)]:
@@ -300,22 +301,12 @@ def _child(words: Sequence[str], lock: int, what: str) -> None:
         raise OSError(f"{what} ended with status {status}, for the reason above; the same command goes on from there")
 
 
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.new")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-
-
 @contextmanager
 def _locked(folder: Path) -> Iterator[int]:
     """Keep other processes from the folder until this one and its children have ended."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(f"another process is working on {folder}: wait for it, or end it") from error
+    busy = f"another process is working on {folder}: wait for it, or end it"
+    with (folder / ".lock").open("a+", encoding="utf-8") as file, locked(file, busy):
         yield file.fileno()
 
 

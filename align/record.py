@@ -94,7 +94,7 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = folder / f"{RECORD}.part"
         said = dataclasses.asdict(self) | {"findings": [each._asdict() for each in self.findings]}
-        unfinished.write_text(json.dumps(said, default=str))
+        unfinished.write_text(json.dumps(said, default=str), encoding="utf-8")
         unfinished.replace(folder / RECORD)
 
     @classmethod
@@ -107,7 +107,7 @@ class Record:
         path = folder / RECORD
         if not path.is_file():
             raise ValueError(f"there is no {RECORD} in {folder}: train with monitor_pairs above 0, into this folder")
-        said = json.loads(path.read_text())
+        said = json.loads(path.read_text(encoding="utf-8"))
         points = [Point(**each) for each in said.pop("points")]
         findings = [Finding(**each | {"rows": tuple(each["rows"])}) for each in said.pop("findings")]
         return cls(**said, points=points, findings=findings)

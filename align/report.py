@@ -65,7 +65,9 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(resources.files("contralto.align").joinpath("report.html.j2").read_text())
+    template = environment.from_string(
+        resources.files("contralto.align").joinpath("report.html.j2").read_text(encoding="utf-8")
+    )
     page = template.render(
         record=record,
         about=record.about,

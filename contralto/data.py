@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contralto.files import lines_of
+
 if TYPE_CHECKING:
     from contralto.data_gen.recipes import Recipe
     from contralto.data_gen.store import Store
@@ -201,7 +203,7 @@ def _read_batch(path: Path, asked: dict[str, Any], store: "Store", engine: Any) 
     from contralto.data_gen.requests import Failure
 
     said, strange, unreadable = [], 0, []
-    lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    lines = lines_of(path.read_bytes().decode("utf-8", "replace"))
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -14,6 +14,7 @@ import yaml
 from peft import PeftModel
 
 from contralto import data, testbed, train
+from contralto.files import read_lines
 
 PAIRS, STEPS, BATCH = 160, 60, 16
 ROWS_PER_PAIR = 4
@@ -38,7 +39,7 @@ def align(expert: str, folder: Path) -> Path:
     pairs, adapter, whole = folder / "pairs", folder / "adapter", folder / NAME
     model = f"testbed:{expert}"
     recipe = folder / "clair.yaml"
-    recipe.write_text(yaml.safe_dump(_recipe(model, pairs)))
+    recipe.write_text(yaml.safe_dump(_recipe(model, pairs)), encoding="utf-8")
     with _one_thread(), contextlib.redirect_stdout(sys.stderr):
         command = argparse.ArgumentParser()
         data.add_arguments(command)
@@ -78,7 +79,7 @@ def _recipe(model: str, output: Path) -> dict[str, Any]:
 
 def _keep(made: Path, kept: Path) -> None:
     """The first pairs, as many as are wanted."""
-    kept.write_text("".join(made.read_text().splitlines(keepends=True)[:PAIRS]))
+    kept.write_text("".join(f"{line}\n" for line in read_lines(made)[:PAIRS]), encoding="utf-8")
 
 
 def _flags(model: str, pairs: Path, output: Path) -> list[str]:
@@ -120,7 +121,7 @@ def logged(output: Path, model: Path, task: str) -> dict[str, Path]:
     """
     found = {}
     for about in sorted((output / "runs").glob(f"*/{task}.json")):
-        configuration = json.loads(about.read_text())["configuration"]
+        configuration = json.loads(about.read_text(encoding="utf-8"))["configuration"]
         if configuration["pretrained"] != str(model) or "temperature" in configuration:
             continue
         label = {"none": NAME, "cd": f"{NAME}, cd"}[configuration["method"]]

@@ -15,7 +15,9 @@ from contralto import __version__, generate
 from contralto.decoding import methods
 from contralto.decoding.images import ritual_transform
 from contralto.decoding.trace import Candidate, Step, trace
+from contralto.options import check_device, check_dtype
 from contralto.outputs import check_output_file
+from contralto.prompts_file import Prompt
 
 METHODS = [name for name, method in methods.METHODS.items() if len(method.branches) == 2 and name != "scd"]
 """Those of two branches."""
@@ -86,7 +88,8 @@ Shown = list[Bar]
 def run(args: argparse.Namespace) -> None:
     """Decode greedily with and without the contrast, look back at every token, write the page."""
     _check(args)
-    prompt = generate.Prompt(args.prompt, tuple(args.image or ()), args.contrast_prompt)
+    contrast = args.contrast_prompt
+    prompt = Prompt(args.prompt, tuple(args.image or ()), contrast, {} if contrast else None)
     generate.check_prompts([prompt], args)
     models = generate.load_models(args, sees=bool(prompt.images))
     batch = generate.setting([prompt], models, args, [args.seed])
@@ -116,7 +119,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("max_new_tokens", "top"):
         if getattr(args, name) < 1:
             raise ValueError(f"{methods.flag(name)} must be at least 1, not {getattr(args, name)}")
-    generate.check_dtype(args.dtype)
+    check_dtype(args.dtype)
+    check_device(args.device)
     check_output_file(args.html, "--html")
 
 
@@ -159,7 +163,9 @@ def render(args: argparse.Namespace, tokens: Sequence[Token], greedy: str, pictu
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(resources.files("contralto").joinpath("explain.html.j2").read_text())
+    template = environment.from_string(
+        resources.files("contralto").joinpath("explain.html.j2").read_text(encoding="utf-8")
+    )
     given = {"form": args.form} | methods.parameters(args)
     return template.render(
         version=__version__,
@@ -178,7 +184,7 @@ def render(args: argparse.Namespace, tokens: Sequence[Token], greedy: str, pictu
     )
 
 
-def _pictures(prompt: generate.Prompt, batch: methods.Setting, args: argparse.Namespace) -> list[tuple[str, str]]:
+def _pictures(prompt: Prompt, batch: methods.Setting, args: argparse.Namespace) -> list[tuple[str, str]]:
     """The images, and as far as they are pictures what the other branch sees of them: titles and data addresses."""
     if not prompt.images:
         return []

@@ -1,13 +1,13 @@
 """`contralto generate`: text from any Hugging Face model, decoded by contrast, from prompts to the terminal or to JSONL."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
+import jinja2
 import psutil
 import torch
 from tqdm import tqdm
@@ -23,23 +23,21 @@ from transformers import (
     set_seed,
 )
 
-from contralto.decoding import AdaptersOff, methods
+from contralto import output_file
+from contralto.decoding import AdaptersOff, SeededSampling, methods
 from contralto.decoding.images import noised, ritual_transform
+from contralto.decoding.pictures import open_image
 from contralto.decoding.placement import input_device
+from contralto.decoding.sampling import row_seed
+from contralto.files import decode, lines_of
+from contralto.messages import begins_answer, contrasted, fill, flattened, text_of
 from contralto.names import check_same_tokenizer, from_pretrained, locate
+from contralto.options import SAMPLED, check_device, check_dtype, check_sampling
+from contralto.prompts_file import Prompt, read_prompts
+from contralto.texts import has_lone_surrogate
 
-Content = str | list[dict[str, Any]]
-"""A text, or the messages of a conversation."""
-
-
-class Prompt(NamedTuple):
-    """What a text begins with."""
-
-    content: Content
-    images: tuple[Any, ...] = ()
-    """Their paths, or the images themselves."""
-    contrast: str | None = None
-    """What the other branch reads in place of the text, or of the last message."""
+SEARCH = ("max_new_tokens", "sample", *SAMPLED, "beams", "seed", "raw")
+"""Options that act on the texts, besides those of the methods."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--file",
         type=Path,
-        help="prompts from a file: a prompt per line, or JSONL of prompt or messages, and with either an image (a path or "
-        "several, seen from the file's folder) and a contrast_prompt",
+        help="prompts from a file: .txt with a prompt per line, or .jsonl or .json with rows of prompt or messages, and with "
+        "either images (paths seen from the file's folder), contrast_prompt, system, tools; other columns are repeated in the "
+        "output",
     )
     add_model_arguments(parser)
     methods.add_arguments(parser, list(methods.METHODS))
@@ -62,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     search = parser.add_argument_group("search")
     search.add_argument("--max-new-tokens", type=int, default=256, help="at most so many tokens per text (default 256)")
     search.add_argument("--sample", action="store_true", help="sample instead of taking the best token")
-    search.add_argument("--temperature", type=float, default=1.0, help="of sampling, after the contrast (default 1.0)")
-    search.add_argument("--top-p", type=float, default=1.0, help="of sampling, after the contrast (default 1.0)")
+    search.add_argument("--temperature", type=float, help="of --sample, after the contrast (default 1.0)")
+    search.add_argument("--top-p", type=float, help="of --sample, after the contrast (default 1.0)")
     search.add_argument("--beams", type=int, default=1, help="beam search with so many beams (default 1)")
     output = parser.add_argument_group("output")
     output.add_argument("--batch-size", type=int, default=8, help="prompts decoded together (default 8)")
@@ -102,21 +101,33 @@ def run(args: argparse.Namespace) -> None:
     _check(args)
     prompts = _read_prompts(args)
     check_prompts(prompts, args)
-    settings = _settings(args)
-    done = _rows_done(args.output, settings, resume=args.resume) if args.output else 0
+    if args.output is None:
+        _run(prompts, args, None)
+        return
+    rows = [{"index": i, **_shown(prompt)} for i, prompt in enumerate(prompts)]
+    with output_file.opened(args.output, rows, _settings(args), resume=args.resume) as output:
+        if output.done == len(prompts):
+            print(f"{args.output} is complete: it holds all {output.done} rows", file=sys.stderr)
+        else:
+            _run(prompts, args, output)
+
+
+def _run(prompts: Sequence[Prompt], args: argparse.Namespace, output: output_file.OutputFile | None) -> None:
+    """Decode what is not in the output yet."""
     models = load_models(args, sees=bool(prompts[0].images))
+    for i, prompt in enumerate(prompts):
+        _check_rendered(i, prompt, models, raw=args.raw)
     print(methods.cost(args, models.main, models.others, executor=args.executor), file=sys.stderr)
-    streaming = len(prompts) == 1 and not args.output and args.beams == 1
-    with args.output.open("a") if args.output else nullcontext() as file:
-        starts = range(done, len(prompts), args.batch_size)
-        for start in tqdm(starts, desc="batches", unit="batch", disable=not args.output):
-            batch = prompts[start : start + args.batch_size]
-            results = _decode(batch, models, args, first=start, streaming=streaming)
-            for i, result in enumerate(results, start):
-                if file:
-                    _write(file, {"index": i, **_shown(prompts[i]), **result, "settings": settings})
-                elif not streaming:
-                    _show(i, prompts[i], result)
+    streaming = len(prompts) == 1 and not output and args.beams == 1
+    size = 1 if args.method == "scd" and args.sample else args.batch_size  # its draws are of the whole batch
+    starts = range(output.done if output else 0, len(prompts), size)
+    for start in tqdm(starts, desc="batches", unit="batch", disable=not output):
+        batch = prompts[start : start + size]
+        for i, result in enumerate(_decode(batch, models, args, first=start, streaming=streaming), start):
+            if output:
+                output.write(result)
+            elif not streaming:
+                _show(i, prompts[i], result)
 
 
 # --------------------------------------------------------------------------------------------------------------- checks
@@ -135,13 +146,9 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("max_new_tokens", "beams", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"{methods.flag(name)} must be at least 1, not {getattr(args, name)}")
-    if args.temperature <= 0:
-        raise ValueError(
-            f"--temperature must be above 0, not {args.temperature}: leave --sample out for the best token"
-        )
-    if not 0 < args.top_p <= 1:
-        raise ValueError(f"--top-p must lie in (0, 1], not {args.top_p}")
+    check_sampling(args)
     check_dtype(args.dtype)
+    check_device(args.device)
 
 
 def _check_executor(args: argparse.Namespace) -> None:
@@ -157,12 +164,6 @@ def _check_executor(args: argparse.Namespace) -> None:
     if args.method == "scd" and args.executor == "processor":
         raise ValueError("--method scd is a loop of its own: use --method cd for the same texts by a processor")
     args.executor = args.executor or ("processor" if args.beams > 1 or args.method == "none" else "loop")
-
-
-def check_dtype(name: str) -> None:
-    """Raise ValueError unless `name` is auto or a dtype."""
-    if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
-        raise ValueError(f"--dtype must be auto or a torch dtype such as bfloat16, not {name!r}")
 
 
 def check_prompts(prompts: Sequence[Prompt], args: argparse.Namespace) -> None:
@@ -183,102 +184,71 @@ def check_prompts(prompts: Sequence[Prompt], args: argparse.Namespace) -> None:
             )
         if (prompt.contrast is None) != (prompts[0].contrast is None):
             raise ValueError("some prompts have a contrast_prompt and others have none: decode them apart")
-        if missing := [path for path in prompt.images if not Path(path).is_file()]:
+        if missing := [path for path in prompt.images if isinstance(path, str) and not Path(path).is_file()]:
             raise ValueError(f"prompt {i}: there is no image {missing[0]}")
+        if prompt.contrast is not None:
+            fill(prompt.contrast, "", prompt.fields)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """All that determines the texts, but not where they go or how many are made at a time."""
-    apart = {"prompts", "file", "output", "resume", "device", "run", "command", "debug"}
+    """Return what determines the texts, but not where they go or how many are made at a time."""
+    apart = {"prompts", "file", "output", "resume", "batch_size", "device", "run", "command", "debug"}
     found = {name: value for name, value in vars(args).items() if name not in apart} | methods.parameters(args)
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _rows_done(output: Path, settings: dict[str, Any], *, resume: bool) -> int:
-    """How many rows an earlier run wrote; a row that a kill cut short is taken off."""
-    if not output.exists():
-        return 0
-    if not resume:
-        raise ValueError(f"{output} exists: add --resume to go on with it, or name another file")
-    lines = output.read_text().splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        output.write_text("".join(lines[:-1]))
-        lines.pop()
-    if lines and (earlier := json.loads(lines[-1])["settings"]) != settings:
-        changed = sorted(k for k in {*earlier, *settings} if earlier.get(k) != settings.get(k))
-        raise ValueError(f"{output} was made with another {', '.join(changed)}: use the same, or name another file")
-    return len(lines)
 
 
 # -------------------------------------------------------------------------------------------------------------- prompts
 
 
 def _read_prompts(args: argparse.Namespace) -> list[Prompt]:
-    given = Prompt("", tuple(args.image or ()), args.contrast_prompt)
+    given = Prompt("", tuple(args.image or ()), args.contrast_prompt, {} if args.contrast_prompt else None)
     if args.prompts:
+        if has_lone_surrogate(args.prompts):
+            raise ValueError("a prompt is not in UTF-8: set the terminal to UTF-8, or use --file")
         return [given._replace(content=text) for text in args.prompts]
-    if args.file is None and sys.stdin.isatty():
+    if args.file:
+        prompts = read_prompts(args.file, given, [*methods.PARAMETERS, *SEARCH])
+    elif sys.stdin.isatty():
         raise ValueError("no prompts: give them as arguments, with --file, or on standard input")
-    lines = (args.file.read_text() if args.file else sys.stdin.read()).splitlines()
-    if args.file and args.file.suffix == ".jsonl":
-        rows = [(n, json.loads(line)) for n, line in enumerate(lines, 1) if line.strip()]
-        prompts = [_prompt_of(row, given, args.file, n) for n, row in rows]
     else:
+        lines = lines_of(decode(sys.stdin.buffer.read(), "standard input"))
         prompts = [given._replace(content=line) for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"no prompts in {args.file or 'standard input'}: it holds nothing but blank lines")
     return prompts
 
 
-def _prompt_of(row: Mapping[str, Any], given: Prompt, file: Path, line: int) -> Prompt:
-    """A row of JSONL; what it does not say is taken from the flags."""
-    content = row.get("messages", row.get("prompt"))
-    if content is None:
-        raise ValueError(f"{file}:{line}: a row needs a prompt or messages, and has only {', '.join(row) or 'nothing'}")
-    images = [row["image"]] if isinstance(row.get("image"), str) else row.get("image") or []
-    paths = tuple(str(file.parent / image) for image in images)
-    return Prompt(content, paths or given.images, row.get("contrast_prompt", given.contrast))
-
-
-def _with_contrast(prompt: Prompt) -> Prompt:
-    """The prompt as another branch reads it: another text, in place of the last message if there are several."""
-    assert prompt.contrast is not None
-    text = prompt.contrast.replace("{prompt}", _text(prompt.content))
-    if isinstance(prompt.content, str):
-        return prompt._replace(content=text)
-    *before, last = prompt.content
-    kept = [] if isinstance(last["content"], str) else [part for part in last["content"] if part["type"] != "text"]
-    said: Content = [*kept, {"type": "text", "text": text}] if kept else text
-    return prompt._replace(content=[*before, {**last, "content": said}])
-
-
-def _text(content: Content) -> str:
-    """What a prompt says, of a conversation the last message."""
-    said = content if isinstance(content, str) else content[-1]["content"]
-    return said if isinstance(said, str) else " ".join(part["text"] for part in said if part["type"] == "text")
-
-
 def _render(prompt: Prompt, models: Models, *, raw: bool) -> str:
     """The text that the model reads: the conversation in the model's own form, if it has one."""
     reader, content = models.processor or models.tokenizer, prompt.content
     if raw or reader.chat_template is None:
-        if not isinstance(content, str):
+        if not isinstance(content, str) or prompt.template:
             raise ValueError("messages need a chat template, and this tokenizer has none, or --raw turned it off")
         marked = not prompt.images or reader.image_token in content
         return content if marked else reader.image_token * len(prompt.images) + content
     messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
-    if models.processor is not None:
-        messages = _with_images(messages, len(prompt.images))
-    text: str = reader.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    messages = flattened(messages) if models.processor is None else _with_images(messages, len(prompt.images))
+    goes_on = begins_answer(messages)
+    how = {"tokenize": False, "add_generation_prompt": not goes_on, "continue_final_message": goes_on}
+    text: str = reader.apply_chat_template(messages, **prompt.template, **how)
     return text
+
+
+def _check_rendered(index: int, prompt: Prompt, models: Models, *, raw: bool) -> None:
+    """Reject a prompt that the chat template does not take, before any prompt is decoded."""
+    try:
+        _render(prompt, models, raw=raw)
+    except (jinja2.TemplateError, ValueError) as error:
+        raise ValueError(f"prompt {index}, {text_of(prompt.content)[:60]!r}: {error}") from error
 
 
 def _with_images(messages: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """Messages in parts, as processors want them; images that they do not place stand at their beginning."""
     said = [
-        m["content"] if isinstance(m["content"], list) else [{"type": "text", "text": m["content"]}] for m in messages
+        m["content"] if isinstance(m["content"], list) else [{"type": "text", "text": m["content"] or ""}]
+        for m in messages
     ]
-    first = next(i for i, message in enumerate(messages) if message["role"] == "user")
+    first = next((i for i, message in enumerate(messages) if message["role"] == "user"), -1)
     if not any(part["type"] == "image" for parts in said for part in parts):
         said[first] = [{"type": "image"}] * count + said[first]
     return [{**message, "content": parts} for message, parts in zip(messages, said, strict=True)]
@@ -301,12 +271,7 @@ def encode(prompts: Sequence[Prompt], models: Models, *, raw: bool) -> Any:
 
 def open_images(prompt: Prompt) -> Prompt:
     """The prompt with its images, in RGB, in place of their paths."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("images are read with Pillow: pip install 'contralto[vision]'") from error
-    images = (Image.open(image) if isinstance(image, str | Path) else image for image in prompt.images)
-    return prompt._replace(images=tuple(image.convert("RGB") for image in images))
+    return prompt._replace(images=tuple(map(open_image, prompt.images)))
 
 
 def setting(
@@ -325,7 +290,11 @@ def setting(
         elif view == "blind":
             others = [prompt._replace(images=()) for prompt in prompts]
         else:
-            others = [_with_contrast(prompt) for prompt in prompts]
+            others = [
+                p._replace(content=contrasted(p.content, p.contrast, p.fields))
+                for p in prompts
+                if p.contrast is not None
+            ]
         return encode(others, models, raw=args.raw)
 
     views = methods.METHODS[args.method].views
@@ -402,25 +371,34 @@ def _decode(
 ) -> Iterator[dict[str, Any]]:
     """The results of one batch: the text, and the text without contrast if asked for."""
     batch = setting(prompts, models, args, [args.seed + first + i for i in range(len(prompts))])
-    search = {"max_new_tokens": args.max_new_tokens, "num_beams": args.beams, "do_sample": args.sample}
-    if args.sample:
-        search |= {"temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
+    search = {"max_new_tokens": args.max_new_tokens, "num_beams": args.beams, "do_sample": False}
     print_to = TextStreamer(models.tokenizer, skip_prompt=True, skip_special_tokens=True) if streaming else None
-    runs = {
-        "text": search | methods.arguments(args, batch, executor=args.executor, beams=args.beams, streamer=print_to)
-    }
-    if args.compare:
-        plain = search if args.compare == "plain" else {"max_new_tokens": args.max_new_tokens, "do_sample": False}
-        runs[args.compare] = plain | {"streamer": print_to}
+    how = methods.arguments(args, batch, executor=args.executor, beams=args.beams, streamer=print_to)
+    runs = {"text": search | (_sampled(args, first, len(prompts), how) if args.sample else how)}
+    if args.compare == "plain":
+        runs["plain"] = search | _sampled(args, first, len(prompts), {}) | {"streamer": print_to}
+    elif args.compare:
+        runs["greedy"] = {"max_new_tokens": args.max_new_tokens, "do_sample": False, "streamer": print_to}
     columns: dict[str, list[str]] = {}
     for name, how in runs.items():
         if streaming and args.compare:
             print(f"--- {args.method if name == 'text' else name}")
-        set_seed(args.seed + first)
+        set_seed(row_seed(args.seed, first) % 2**31)
         output = models.main.generate(**batch.inputs, **how)
         columns[name] = models.tokenizer.batch_decode(output[:, prompt_length(batch) :], skip_special_tokens=True)
     for row in zip(*columns.values(), strict=True):
         yield dict(zip(columns, row, strict=True))
+
+
+def _sampled(args: argparse.Namespace, first: int, rows: int, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `generate()` that sample, every row from a stream of its own, so that batches do not matter."""
+    if not args.sample:
+        return dict(how)
+    drawn = {name: getattr(args, name) for name in SAMPLED}
+    if args.method == "scd" and "custom_generate" in how:  # it accepts and rejects drafts by draws of its own
+        return {**how, "do_sample": True, "top_k": 0, **drawn}
+    seeds = [row_seed(args.seed, first + i) for i in range(rows)]
+    return {**how, "logits_processor": [*how.get("logits_processor", ()), SeededSampling(seeds, **drawn)]}
 
 
 def prompt_length(batch: methods.Setting) -> int:
@@ -428,18 +406,19 @@ def prompt_length(batch: methods.Setting) -> int:
     return 0 if batch.model.config.is_encoder_decoder else int(batch.inputs["input_ids"].shape[1])
 
 
-def _write(file: TextIO, row: Mapping[str, Any]) -> None:
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    file.flush()
-
-
 def _shown(prompt: Prompt) -> dict[str, Any]:
     """A prompt in the output."""
-    images = {"image": list(prompt.images)} if prompt.images else {}
-    return {"prompt": prompt.content} | images | ({"contrast_prompt": prompt.contrast} if prompt.contrast else {})
+    images = [each if isinstance(each, str) else f"sha256:{sha256(each).hexdigest()[:16]}" for each in prompt.images]
+    shown = {
+        "image": images,
+        "contrast_prompt": prompt.contrast,
+        "chat_template_kwargs": prompt.template,
+        "row": prompt.row,
+    }
+    return {"prompt": prompt.content} | {name: value for name, value in shown.items() if value}
 
 
 def _show(index: int, prompt: Prompt, result: Mapping[str, str]) -> None:
-    print(f"=== {index}: {_text(prompt.content)}")
+    print(f"=== {index}: {text_of(prompt.content)}")
     for name, text in result.items():
         print(text if len(result) == 1 else f"--- {name}\n{text}")

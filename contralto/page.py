@@ -22,7 +22,9 @@ def render(comparison: dict[str, Any], examples: Sequence[demo.Example], cost: d
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(resources.files("contralto").joinpath("demo.html.j2").read_text())
+    template = environment.from_string(
+        resources.files("contralto").joinpath("demo.html.j2").read_text(encoding="utf-8")
+    )
     before = template.render(
         examples=examples,
         right=demo.is_right,

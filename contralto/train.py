@@ -26,6 +26,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from contralto.files import read_text
+
 __all__ = ["TRAINERS", "parse", "recipes", "run"]
 
 TRAINERS = {
@@ -136,7 +138,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     import yaml
 
     try:
-        said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        said = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(said, dict):

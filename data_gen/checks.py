@@ -33,6 +33,7 @@ from tqdm import tqdm
 from contralto.data_gen.pairs import checked_scores
 from contralto.data_gen.templates import as_text, content_text
 from contralto.data_gen.vision import image_similarity
+from contralto.files import read_json_lines, read_lines, read_text
 
 __all__ = ["CHECKS", "annotate", "answer_text", "check_settings", "jaccard", "select"]
 
@@ -231,12 +232,12 @@ def _test_texts(name: str) -> Iterator[str]:
 
         yield from (text for row in Dataset.from_parquet(name) for text in _texts(row))
     elif path.suffix == ".json":
-        yield from _texts(_parsed(path.read_text(encoding="utf-8"), name))
+        yield from _texts(_parsed(read_text(path), name))
     elif path.suffix == ".jsonl":
-        for at, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            yield from _texts(_parsed(line, f"{name}, row {at}"))
+        for _, row in read_json_lines(path):
+            yield from _texts(row)
     else:
-        yield from path.read_text(encoding="utf-8").splitlines()
+        yield from read_lines(path)
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -180,11 +180,11 @@ class TransformersEngine:
         device: str | None = None,
         **options: Any,
     ) -> None:
-        from contralto import generate
         from contralto.decoding import methods
+        from contralto.options import check_dtype
 
         check_number("batch_size", batch_size, least=1, most=65_536, whole=True)
-        generate.check_dtype(dtype)
+        check_dtype(dtype)
         self._how = methods.choice(**options)
         self._how.executor = "processor" if self._how.method == "none" else "loop"
         for name, value in {
@@ -361,7 +361,7 @@ def _setting(batch: Sequence[Request], models: Any, how: Namespace) -> Any:
 
 
 def _prompt(request: Request, how: Namespace, models: Any) -> Any:
-    from contralto import generate
+    from contralto.prompts_file import Prompt
 
     content: Any = request.prompt
     if request.messages is not None:
@@ -369,7 +369,7 @@ def _prompt(request: Request, how: Namespace, models: Any) -> Any:
         bare = how.raw or (models.processor or models.tokenizer).chat_template is None
         if bare and len(content) == 1 and isinstance(content[0]["content"], str):
             content = content[0]["content"]
-    return generate.Prompt(content, tuple(request.images), how.contrast_prompt)
+    return Prompt(content, tuple(request.images), how.contrast_prompt)
 
 
 def _logprobs(output: Any, row: int, start: int) -> list[float] | None:

@@ -166,7 +166,7 @@ def _described(chosen: Any) -> dict[str, Any]:
 def _branches(request: Request, chosen: Any) -> list[Any]:
     """What each branch reads of a request."""
     from contralto.decoding import methods
-    from contralto.generate import Prompt, _with_contrast
+    from contralto.messages import contrasted
 
     if request.images:
         raise ValueError("engine vllm contrasts texts: for prompts with images use engine transformers")
@@ -174,7 +174,7 @@ def _branches(request: Request, chosen: Any) -> list[Any]:
     count = len(methods.METHODS[chosen.method].branches)
     if not methods.METHODS[chosen.method].views:
         return [first] * count
-    return [first, _with_contrast(Prompt(first, (), chosen.contrast_prompt)).content]
+    return [first, contrasted(first, chosen.contrast_prompt)]
 
 
 def _answer(output: Any, sampling: Sampling) -> Answer:

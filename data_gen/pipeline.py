@@ -10,7 +10,6 @@ therefore driven in groups of fixed members, in step; the asks of a step make a 
 and a batch is recorded whole. So after a kill each batch is computed in the company it would have had.
 """
 
-import fcntl
 import math
 import os
 import queue
@@ -28,6 +27,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from contralto import files
 from contralto.data_gen.engines import Engine, Outcome
 from contralto.data_gen.engines_openai import CHARACTERS_PER_TOKEN
 from contralto.data_gen.outcomes import checked_outcomes
@@ -544,14 +544,8 @@ def locked(folder: Path) -> Iterator[None]:
         OSError: another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise OSError(
-                f"process {file.read().strip() or '?'} is working on {folder}: wait for it, or share the work with --shard"
-            ) from error
+    busy = f"process {{pid}} is working on {folder}: wait for it, or share the work with --shard"
+    with (folder / ".lock").open("a+", encoding="utf-8") as file, files.locked(file, busy):
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

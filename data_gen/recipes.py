@@ -36,6 +36,7 @@ from contralto.data_gen.engines_vllm import VLLMEngine
 from contralto.data_gen.image_files import images_of, placed, with_located
 from contralto.data_gen.ranges import check_number
 from contralto.data_gen.requests import Row, Sampling, Strategy, digest
+from contralto.files import read_json_lines, read_lines, read_text
 from contralto.texts import has_lone_surrogate
 
 __all__ = ["Price", "Recipe", "Role", "Rows", "Use", "load_recipe", "read_rows"]
@@ -166,7 +167,7 @@ def load_recipe(
         ValueError: a mistake in the recipe: where, what was given, what is allowed.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         said = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
@@ -392,21 +393,11 @@ def _source(rows: Rows, folder: Path) -> Iterator[dict[str, Any]]:
     if ":" in rows.source and not file.exists():
         yield from find_function(rows.source, folder=folder)(**rows.arguments)
     elif file.suffix == ".jsonl":
-        yield from _jsonl(file)
+        yield from (row for _, row in read_json_lines(file))
     elif file.suffix == ".txt":
-        yield from ({rows.prompt: line} for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        yield from ({rows.prompt: line} for line in read_lines(file) if line.strip())
     else:
         yield from _dataset(rows, file, folder)
-
-
-def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{file}:{number} is not JSON: {error}") from error
 
 
 def _dataset(rows: Rows, file: Path, folder: Path) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any
 from contralto.data_gen import templates
 from contralto.data_gen.pairs import user
 from contralto.data_gen.requests import Answer, Ask, Message, Pair, Rejected, Row, Strategy
+from contralto.decoding.pictures import open_image
 
 __all__ = ["image_similarity", "mvc"]
 
@@ -143,23 +144,10 @@ def image_similarity(
     embed = getattr(encoder, "get_image_features", encoder)
     for start in tqdm(range(0, len(paired), batch_size), desc=column, unit="batch"):
         batch = paired[start : start + batch_size]
-        pictures = [_opened(rows[i][name][0]) for name in ("images", "rejected_images") for i in batch]
+        pictures = [open_image(rows[i][name][0]) for name in ("images", "rejected_images") for i in batch]
         with torch.inference_mode():
             found = embed(**processor(images=pictures, return_tensors="pt"))
         first, second = getattr(found, "pooler_output", found).float().chunk(2)
         for i, similarity in zip(batch, cosine_similarity(first, second).tolist(), strict=True):
             values[i] = similarity
     return {column: values}
-
-
-def _opened(image: Any) -> Any:
-    """An image in RGB: from a path, from a Hub data set's bytes, or as it is."""
-    import io
-
-    from PIL import Image
-
-    if isinstance(image, Mapping):
-        image = io.BytesIO(image["bytes"])
-    if not isinstance(image, Image.Image):
-        image = Image.open(image)
-    return image.convert("RGB")

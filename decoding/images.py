@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Generator, Tensor
 
+from contralto.decoding.pictures import to_rgb
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -205,7 +207,7 @@ def ritual_transform(image: "Image", *, seed: int, transforms: Sequence[str] | N
     three boxes, is computed as torchvision does. The draws themselves come from `random.Random(seed)`, not from torch.
 
     Args:
-        image: a PIL image of any mode and size, as it would go to the processor; it is converted to RGB.
+        image: a PIL image of any mode and size, as it would go to the processor; `pictures.to_rgb` converts it.
         seed: the same seed gives the same transformation, whatever the image's neighbours in a batch.
         transforms: draw from these only; None for all of `RITUAL_TRANSFORMS`.
 
@@ -231,7 +233,7 @@ def ritual_transform(image: "Image", *, seed: int, transforms: Sequence[str] | N
         )
     rng = random.Random(seed)
     name = rng.choice(names)
-    return RitualView(_RITUAL[name](image.convert("RGB"), rng), name)
+    return RitualView(_RITUAL[name](to_rgb(image), rng), name)
 
 
 def _hflip(image: "Image", rng: random.Random) -> "Image":

@@ -5,6 +5,8 @@ texts. Here a row has a seed of its own, and its noise is a function of the seed
 device.
 """
 
+import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-__all__ = ["SeededSampling", "gumbel_noise"]
+__all__ = ["SeededSampling", "gumbel_noise", "row_seed"]
 
 GOLDEN = -7046029254386353131  # 2^64 / golden ratio, odd, as int64
 FIRST, SECOND = -4658895280553007687, -7723592293110705685
@@ -52,6 +54,20 @@ def gumbel_noise(seeds: Tensor, step: int | Tensor, size: int) -> Tensor:
     return -(-uniform.log()).log()
 
 
+def row_seed(seed: int, row: int) -> int:
+    """Return the seed of a row: other rows and other seeds never share a stream, as `seed + row` would.
+
+    Args:
+        seed: of the whole run, any whole number.
+        row: the row's number in it.
+
+    Examples:
+        >>> row_seed(0, 1) != row_seed(1, 0), 0 <= row_seed(0, 1) < 2**63
+        (True, True)
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed} {row}".encode()).digest()[:8]) >> 1
+
+
 def _mix(x: Tensor) -> Tensor:
     """SplitMix64's finaliser; integer products wrap around."""
     x = (x ^ _shifted(x, 30)) * FIRST
@@ -76,13 +92,13 @@ class SeededSampling(LogitsProcessor):
 
     Args:
         seeds: one per row.
-        temperature: above 0.
+        temperature: a finite number above 0.
         top_k: so many likeliest tokens stay; 0 for all.
         top_p: the likeliest tokens that make up this probability stay, in (0, 1].
         min_p: tokens of at least this share of the likeliest one's probability stay, in [0, 1].
 
     Raises:
-        ValueError: `temperature` not above 0, or a value that transformers' warpers refuse; when called, another number
+        ValueError: `temperature` not above 0 or not finite, or a value that transformers' warpers refuse; when called, another number
             of rows, as with beams or `num_return_sequences`: repeat the prompts and give each its seed.
 
     Example:
@@ -108,9 +124,9 @@ class SeededSampling(LogitsProcessor):
         top_p: float = 1.0,
         min_p: float = 0.0,
     ) -> None:
-        if not temperature > 0:
+        if not (temperature > 0 and math.isfinite(temperature)):
             raise ValueError(
-                f"temperature must be above 0, not {temperature}: leave SeededSampling out for greedy search"
+                f"temperature must be a finite number above 0, not {temperature}: leave SeededSampling out for greedy search"
             )
         self._seeds = torch.tensor([_wrapped(seed) for seed in seeds])
         warpers: Any = LogitsProcessorList()

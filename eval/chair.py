@@ -17,6 +17,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from contralto.files import read_lines, read_text
+
 __all__ = ["Counts", "Rates", "Vocabulary", "coco_objects", "count", "mentions", "rates", "read_synonyms"]
 
 ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub")
@@ -116,7 +118,7 @@ def read_synonyms(path: Path) -> Vocabulary:
             "own name first (the paper's is data/synonyms.txt of github.com/LisaAnne/Hallucination)"
         )
     groups = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         group = [name.strip() for name in line.split(",")]
         if line.strip() and not all(group):
             raise ValueError(
@@ -239,7 +241,7 @@ def _coco(path: Path, keys: Collection[str]) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no {path}: CHAIR reads COCO's instances and captions of the images")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or not set(keys) <= content.keys():

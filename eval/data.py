@@ -14,11 +14,12 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from contralto.decoding.pictures import open_image
 from contralto.eval import chair, pope
+from contralto.files import lines_of, read_text
 
 __all__ = ["TASKS", "LocalTasks", "local_tasks"]
 
@@ -330,7 +331,7 @@ def rows_of(path: Path, check: Callable[[Row], str | None]) -> list[Row]:
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     numbered = list(_array(path, text) if text.lstrip().startswith("[") else _lines(path, text))
     if not numbered:
         raise ValueError(f"{path} has no rows")
@@ -350,7 +351,7 @@ def _array(path: Path, text: str) -> list[tuple[str, Any]]:
 
 def _lines(path: Path, text: str) -> list[tuple[str, Any]]:
     found = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(lines_of(text), 1):
         try:
             found += [(f"line {number}", json.loads(line))] if line.strip() else []
         except ValueError as error:
@@ -375,10 +376,4 @@ def image(path: Path) -> Any:
     Raises:
         ValueError: it cannot be read.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        found = Image.open(BytesIO(path.read_bytes()))  # an open file each would be too many
-        return found if found.mode == "RGB" else found.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not an image that Pillow can read") from error
+    return open_image(path)

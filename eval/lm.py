@@ -13,7 +13,6 @@ import hashlib
 import inspect
 import json
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +36,7 @@ from contralto.decoding.score import Likelihood, score
 from contralto.decoding.stopping import StopStrings, StopStringsAfterThought
 from contralto.eval.arguments import check_arguments, check_ranking, parameters_of
 from contralto.eval.asked import Asked, read_options
+from contralto.eval.conversations import Conversations
 from contralto.eval.decoder import SAMPLING, Decoder, fingerprint, seed_of
 from contralto.eval.thinking import answer_text, end_of_thought, ends_thought
 from contralto.names import check_same_tokenizer, from_pretrained, locate
@@ -68,7 +68,7 @@ class Job:
 
 
 @register_model("contralto")
-class ContraltoLM(HFLM):  # type: ignore[misc]
+class ContraltoLM(Conversations, HFLM):  # type: ignore[misc]
     """Language models in lm-eval, decoding and scoring by a contrastive method.
 
     Answers (`generate_until`) come from the fast path of the method, likelihoods from `contralto.decoding.score`, by default
@@ -83,8 +83,9 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
         device: default: a GPU if there is one.
         batch_size: rows at a time; "auto" begins with `max_batch_size` and halves when memory runs out.
         method, amateur, expert, antiexpert, adapters_off, form, alpha, beta, ...: see `contralto.decoding.methods`.
-        contrast_prompt: of methods that contrast prompts: a template in which `{prompt}` is the whole prompt as the model
-            reads it and `{name}` a field of the document. Without `{prompt}` it gets the chat template, if one is applied.
+        contrast_prompt: of methods that contrast prompts: a template in which `{name}` is a field of the document and `{prompt}`
+            the whole prompt, or under a chat template the text of its last turn; there the contrast prompt takes that text's
+            place, and examples, system message and an answer that has been begun stay.
         temperature, top_k, top_p, min_p: above 0, every answer is sampled, whatever the task says.
         seed: of sampling, noise and transformations.
         score: "renormalised" log-probabilities, or "raw" scores.
@@ -96,8 +97,6 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
             a method that has none, a cache of another configuration.
     """
 
-    chat_applied = False
-    """Whether the task's prompts are in the chat template."""
     ignored: Mapping[str, str] = {}
     """Arguments of lm-eval's model that would have no effect here, each with the reason."""
 
@@ -423,26 +422,14 @@ class ContraltoLM(HFLM):  # type: ignore[misc]
 
     def _contrasted(self, job: Job) -> Job:
         """The job with its contrast prompt."""
-        template = self._decoder.method.contrast_prompt
-
-        def fill(found: re.Match[str]) -> str:
-            name = found[1]
-            if name != "prompt" and name not in job.doc:
-                raise ValueError(
-                    f"contrast_prompt has {{{name}}}, and the documents have no such field: they have prompt, "
-                    + ", ".join(job.doc)
-                )
-            return job.context if name == "prompt" else str(job.doc[name])
-
-        text = re.sub(r"\{(\w+)\}", fill, template)
-        if self.chat_applied and "{prompt}" not in template:
-            text = self.apply_chat_template([{"role": "user", "content": text}])
-        return Job(text.rstrip() if job.tokens else text, (), job.doc, job.seed, job.images)
+        found: Job = self.contrast(job, self._decoder.method.contrast_prompt)
+        return found
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """lm-eval's, and remember that there is one."""
-        self.chat_applied = True
+        """lm-eval's, and remember what was rendered."""
+        conversation = copy.deepcopy(chat_history)  # models of images change it
         text: str = super().apply_chat_template(chat_history, add_generation_prompt)
+        self.remember(conversation, text)
         return text
 
     def _encode(self, jobs: Sequence[Job], room: int) -> Mapping[str, Any]:

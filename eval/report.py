@@ -270,7 +270,9 @@ def page(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(resources.files("contralto.eval").joinpath("report.html.j2").read_text())
+    template = environment.from_string(
+        resources.files("contralto.eval").joinpath("report.html.j2").read_text(encoding="utf-8")
+    )
     return template.render(
         title=title,
         lead=lead,

@@ -9,7 +9,6 @@ Read from lm_eval 0.4.13: what `simple_evaluate` does to a task before `evaluate
 import hashlib
 import io
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from lm_eval.utils import handle_non_serializable, hash_dict_images, hash_string
 
 from contralto.eval.controls import Row
 from contralto.eval.cost import Cost, metered
+from contralto.files import read_json_lines, replace_text
 
 __all__ = [
     "Column",
@@ -343,8 +343,8 @@ class Runner:
             **counts,
         }
         base.parent.mkdir(parents=True, exist_ok=True)
-        _write(base.with_suffix(".jsonl"), "".join(_dump(line) + "\n" for line in lines))
-        _write(base.with_suffix(".json"), json.dumps(about, indent=1, default=str))  # last: now the run is done
+        replace_text(base.with_suffix(".jsonl"), "".join(_dump(line) + "\n" for line in lines))
+        replace_text(base.with_suffix(".json"), json.dumps(about, indent=1, default=str))  # last: now the run is done
         return _read_run(base, task)
 
     def lean(self, lm: Any, task: Task, requests: Sequence[Any], *, title: str) -> list[float]:
@@ -352,14 +352,14 @@ class Runner:
         assert task.yes_no is not None
         path = self.output / "runs" / self._key(lm) / f"{task.name}.lean.json"
         asked = _hash([_requests([request.args]) for request in requests] + list(task.yes_no))
-        if path.is_file() and (kept := json.loads(path.read_text()))["asked"] == asked:
+        if path.is_file() and (kept := json.loads(path.read_text(encoding="utf-8")))["asked"] == asked:
             return [float(value) for value in kept["lean"]]
         options = [_likelihood_request(request, word) for request in requests for word in task.yes_no]
         with redirect_stderr(_Line(sys.stderr, title, quiet=self.quiet)):
             found = [answer[0] for answer in CachingLM(lm, str(self._cache(lm))).loglikelihood(options)]
         lean = [yes - no for yes, no in zip(found[::2], found[1::2], strict=True)]
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, json.dumps({"asked": asked, "lean": lean}))
+        replace_text(path, json.dumps({"asked": asked, "lean": lean}))
         return lean
 
     def cost(self, lm: Any, task: Task, requests: Sequence[Any]) -> dict[str, float]:
@@ -370,7 +370,7 @@ class Runner:
         """
         path = self.output / "runs" / self._key(lm) / f"{task.name}.cost.json"
         if path.is_file():
-            found: dict[str, float] = json.loads(path.read_text())
+            found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
             return found
         few = [request for request in requests if request.doc_id < METERED]
         documents = len({request.doc_id for request in few})
@@ -383,7 +383,7 @@ class Runner:
             first, units = Cost(), max(1, tokens)
         found = {name: (getattr(whole, name) - getattr(first, name)) / units for name in ("forwards", "flops")}
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, json.dumps(found))
+        replace_text(path, json.dumps(found))
         return found
 
     def _key(self, lm: Any) -> str:
@@ -437,7 +437,7 @@ def _likelihood_request(request: Any, continuation: str) -> Instance:
 def _logged(results: Path) -> tuple[Any, Path, str]:
     """The configuration of an lm-eval run, and where its samples are."""
     return (
-        json.loads(results.read_text())["config"].get("configuration"),
+        json.loads(results.read_text(encoding="utf-8"))["config"].get("configuration"),
         results.parent,
         results.stem.removeprefix("results_"),
     )
@@ -460,26 +460,15 @@ def logged_samples(folder: Path, task: Task, documents: Sequence[Identity]) -> R
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    return [row for _, row in read_json_lines(path)]
 
 
 def _dump(line: Mapping[str, Any]) -> str:
     return json.dumps(line, ensure_ascii=False, default=handle_non_serializable)
 
 
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
 def _read_run(base: Path, task: Task) -> Run:
-    about = json.loads(base.with_suffix(".json").read_text())
+    about = json.loads(base.with_suffix(".json").read_text(encoding="utf-8"))
     counts = {name: about[name] for name in ("tokens", "seconds", "length", "scored", "ruled_out")}
     return Run(task.read(_lines(base.with_suffix(".jsonl"))), **counts)
 

@@ -19,6 +19,7 @@ from contralto.decoding import methods
 from contralto.decoding.vllm.choice import adapters_of, lora_options, loras
 from contralto.eval.arguments import check_arguments
 from contralto.eval.asked import Asked, read_options
+from contralto.eval.conversations import Conversations
 from contralto.eval.decoder import SAMPLING, Decoder
 from contralto.eval.lm import IDENTITY, OPTIONS, ContraltoLM, Job, short_hash
 from contralto.eval.thinking import answer_text, end_of_thought
@@ -39,7 +40,7 @@ AT_ONCE = 256
 
 
 @register_model("contralto-vllm")
-class ContraltoVLLM(TemplateLM):  # type: ignore[misc]
+class ContraltoVLLM(Conversations, TemplateLM):  # type: ignore[misc]
     """Models in vLLM, answering by a contrastive method.
 
     Answers do not depend on the batch: vLLM forms it, and sampling has a seed per request. They are kept (`use_cache`) after
@@ -148,14 +149,13 @@ class ContraltoVLLM(TemplateLM):  # type: ignore[misc]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation in the model's own form."""
-        self.chat_applied = True
         how = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
         text: str = self.tokenizer.apply_chat_template(
             chat_history, continue_final_message=not add_generation_prompt, **how, **self.chat_template_args
         )
+        self.remember(chat_history, text)
         return text
 
-    chat_applied = False
     _contrasted: Any = ContraltoLM._contrasted
     _jobs: Any = ContraltoLM._jobs
     _seed: Any = ContraltoLM._seed

@@ -14,6 +14,7 @@ from lm_eval.models.utils import resize_image
 
 from contralto.decoding import methods
 from contralto.decoding.images import noised, ritual_transform
+from contralto.decoding.pictures import open_image
 from contralto.eval.decoder import seed_of
 from contralto.eval.lm import ContraltoLM, Job
 
@@ -42,6 +43,7 @@ class ContraltoVLM(ContraltoLM, HFMultimodalLM):  # type: ignore[misc]
         name: "lm-eval's image-text models leave this to the processor of the model"
         for name in ("add_bos_token", "chat_template_args", "enable_thinking", "tokenizer", "use_fast_tokenizer")
     }
+    mark = DEFAULT_IMAGE_PLACEHOLDER
 
     def _encode(self, jobs: Sequence[Job], room: int) -> Mapping[str, Any]:
         """What a model reads of a batch, its images among it."""
@@ -59,7 +61,7 @@ class ContraltoVLM(ContraltoLM, HFMultimodalLM):  # type: ignore[misc]
         return dict(read)
 
     def _sized(self, image: Any) -> Any:
-        return resize_image(image, self.image_width, self.image_height, self.image_max_side)
+        return resize_image(open_image(image), self.image_width, self.image_height, self.image_max_side)
 
     def _see(self, view: str, jobs: Sequence[Job], room: int) -> Mapping[str, Any]:
         """The same batch as another branch sees it."""

@@ -178,7 +178,7 @@ def test_contamination_by_other_files(tmp_path):
     for name in ("a.txt", "b.json", "c.parquet"):
         assert annotate([row(text)], {"contamination": {"against": [str(tmp_path / name)]}})[0]["contamination"] == 1
     (tmp_path / "d.jsonl").write_text('{"a": 1}\n{\n')
-    with pytest.raises(ValueError, match=r"d.jsonl, row 2: not JSON"):
+    with pytest.raises(ValueError, match=r"d.jsonl:2: not JSON"):
         annotate([row(text)], {"contamination": {"against": [str(tmp_path / "d.jsonl")]}})
 
 

@@ -16,7 +16,7 @@ import zoo
 import zoo_llava
 from PIL import Image
 
-from contralto import cli, decoding, generate, testbed
+from contralto import cli, decoding, files, generate, testbed
 from contralto.decoding import methods
 from contralto.decoding.images import noised, ritual_transform
 from contralto.decoding.search import ContrastiveSearchLogitsProcessor
@@ -38,7 +38,7 @@ def run(capsys):
 
 
 def _rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [row for _, row in files.read_json_lines(path)]
 
 
 def test_one_prompt_streams_and_compares(run):
@@ -109,13 +109,13 @@ def test_jsonl_from_a_file_with_comparison_and_resume(run, tmp_path, monkeypatch
     )
     status, _, err = run("generate", *how, "--beta", 1, "--output", target, "--resume")
     assert status == 2
-    assert "was made with another beta: use the same, or name another file" in err
+    assert "made with another beta: use the same, or name another file" in err
 
 
 def test_prompts_from_standard_input(run, monkeypatch):
     import io
 
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{QUESTION}\n\n".encode())))
     _, out, _ = run("generate", *CONTRAST)
     assert out.endswith("#### 13\n")
 
@@ -154,7 +154,10 @@ def test_adapters_off(run, tmp_path):
         ),
         ([*PLAIN, "--kappa", "1", "x"], "--method none has no --kappa; it decodes without contrast"),
         ([*PLAIN, "--no-final-norm", "x"], "--method none has no --final-norm; it decodes without contrast"),
-        ([*PLAIN, "--method", "dola", "--contrast-prompt", "y", "x"], "--method dola --form kl has no --contrast-prompt"),
+        (
+            [*PLAIN, "--method", "dola", "--contrast-prompt", "y", "x"],
+            "--method dola --form kl has no --contrast-prompt",
+        ),
         ([*PLAIN, "--method", "cad", "--form", "li", "x"], "--method cad has no --form li: leave --form out"),
         ([*CONTRAST, "--form", "log_ratio", "x"], "--method cd has no --form log_ratio: it has obrien and li"),
         (
@@ -183,8 +186,23 @@ def test_adapters_off(run, tmp_path):
             [*CONTRAST, "--form", "li", "--beta", "1", "x"],
             "--method cd --form li has no --beta; its own are --amateur, --adapters-off, --alpha, --amateur-temperature",
         ),
-        ([*CONTRAST, "--sample", "--temperature", "0", "x"], "--temperature must be above 0, not 0.0"),
-        ([*CONTRAST, "--top-p", "0", "x"], "--top-p must lie in (0, 1], not 0.0"),
+        ([*CONTRAST, "--sample", "--temperature", "0", "x"], "--temperature must be a finite number above 0, not 0.0"),
+        (
+            [*CONTRAST, "--sample", "--temperature", "inf", "x"],
+            "--temperature must be a finite number above 0, not inf",
+        ),
+        (
+            [*CONTRAST, "--sample", "--temperature", "nan", "x"],
+            "--temperature must be a finite number above 0, not nan",
+        ),
+        ([*CONTRAST, "--sample", "--top-p", "0", "x"], "--top-p must lie in (0, 1], not 0.0"),
+        ([*CONTRAST, "--sample", "--top-p", "nan", "x"], "--top-p must lie in (0, 1], not nan"),
+        ([*CONTRAST, "--temperature", ".5", "x"], "--temperature is of sampling: add --sample, or leave it out"),
+        ([*CONTRAST, "--top-p", "1", "x"], "--top-p is of sampling: add --sample, or leave it out"),
+        ([*CONTRAST, "--sample", "--beams", "2", "x"], "--sample draws one text per prompt, and --beams searches"),
+        ([*CONTRAST, "--max-new-tokens", "0", "x"], "--max-new-tokens must be at least 1, not 0"),
+        ([*CONTRAST, "--device", "cuda:99", "x"], "--device cuda:99 is not on this machine, which has"),
+        ([*CONTRAST, "--device", "toaster", "x"], "--device toaster is not on this machine, which has"),
         ([*CONTRAST, "--batch-size", "0", "x"], "--batch-size must be at least 1, not 0"),
         (
             [*CONTRAST, "--dtype", "float99", "x"],

@@ -268,7 +268,9 @@ def test_contrast_prompts_are_filled_from_the_document():
     (job,) = lm._jobs([ask])
     assert lm._contrasted(job).context == ask.args[0]  # with the chat template
     around = text_lm().decoding_by(method="icd", contrast_prompt="Say it. {prompt}")
-    assert around._contrasted(job).context == f"Say it. {ask.args[0]}"
+    (ask,) = asks(around, 1)
+    question = ask.doc["question"]
+    assert around._contrasted(job).context == ask.args[0].replace(question, f"Say it. {question}")  # inside the turn
     bare = text_lm().decoding_by(method="cid", contrast_prompt="{answer}")
     with pytest.raises(
         ValueError,

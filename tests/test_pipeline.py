@@ -676,7 +676,7 @@ def test_a_mistake_in_a_recipe_is_one_sentence_before_anybody_is_asked(folder, c
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["nonsense"], r"rows.jsonl:1 is not JSON"),
+        (["nonsense"], r"rows.jsonl:1: not JSON"),
         (["3"], r"row 1 is no mapping of columns: '3'"),
         (['{"prompt": ""}'], r"row 1, column 'prompt' is empty"),
         (['{"prompt": 3}'], r"must be a text or a list of messages, not '3'"),

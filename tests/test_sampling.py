@@ -91,7 +91,7 @@ def test_a_text_does_not_depend_on_its_batch():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="temperature must be above 0, not 0"):
+    with pytest.raises(ValueError, match="temperature must be a finite number above 0, not 0"):
         SeededSampling([1], temperature=0)
     with pytest.raises(ValueError, match="2 seeds for 3 rows"):
         SeededSampling([1, 2])(torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 4))

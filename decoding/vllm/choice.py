@@ -67,7 +67,7 @@ def lora_options(adapters: Sequence[str | None]) -> dict[str, Any]:
     folders = _folders(adapters)
     if not folders:
         return {}
-    ranks = [json.loads((Path(folder) / "adapter_config.json").read_text())["r"] for folder in folders]
+    ranks = [json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))["r"] for folder in folders]
     rank = next(size for size in RANKS if size >= max(ranks))
     return {"enable_lora": True, "max_loras": len(folders), "max_lora_rank": rank}
 

@@ -1,0 +1,138 @@
+"""Read, lock and replace files, the same way in every command.
+
+Text is UTF-8 whatever the locale says, and a line ends at `\\n` alone. `str.splitlines` also splits at form feeds, U+0085 and
+U+2028, which are ordinary characters of prompts and of JSON strings.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["decode", "lines_of", "locked", "read_json_lines", "read_lines", "read_text", "replace_text"]
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a UTF-8 file with its line ends as they are; a byte-order mark is dropped.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is not UTF-8; the message names the line.
+    """
+    return decode(Path(path).read_bytes(), str(path))
+
+
+def decode(content: bytes, name: str) -> str:
+    """Decode UTF-8 and drop a byte-order mark.
+
+    Args:
+        content: the bytes of a file or stream.
+        name: what the error message calls it.
+
+    Raises:
+        ValueError: the bytes are not UTF-8; the message names the line.
+
+    Examples:
+        >>> decode(b"one\\ntw\\xff", "notes.txt")
+        Traceback (most recent call last):
+            ...
+        ValueError: notes.txt:2: not a text in UTF-8: byte 0xff; save the file as UTF-8
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise ValueError(f"{name}:{line}: not a text in UTF-8: byte {byte:#04x}; save the file as UTF-8") from error
+
+
+def lines_of(text: str) -> list[str]:
+    r"""Split a text at `\n` and `\r\n`, and at nothing else.
+
+    Args:
+        text: any text; a last line without an end counts too.
+
+    Examples:
+        >>> lines_of("one\x0c\u2028still one\r\ntwo\n")
+        ['one\x0c\u2028still one', 'two']
+    """
+    lines = text.split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Return the lines of a UTF-8 file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is not UTF-8.
+    """
+    return lines_of(read_text(path))
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
+    """Yield the line numbers and values of a JSONL file; blank lines are skipped.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is not UTF-8, or a line is not JSON; the message names file and line.
+    """
+    for number, line in enumerate(read_lines(path), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+                raise ValueError(f"{path}:{number}: not JSON: {why}; each line holds one JSON value") from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, as UTF-8.
+
+    Args:
+        path: the file; an older one is replaced.
+        text: its new text.
+
+    Raises:
+        OSError: the file cannot be written; an older one is as it was.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(file: IO[Any], busy: str) -> Iterator[None]:
+    """Hold the lock of an open file; the operating system releases it however the process ends.
+
+    Args:
+        file: the file, open for writing. Child processes that inherit it hold the lock as well.
+        busy: the error message while another process holds the lock; `{pid}` in it is the text of the file.
+
+    Raises:
+        OSError: another process holds the lock.
+    """
+    import fcntl  # not on Windows, where the rest of this module works
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise OSError(busy.replace("{pid}", str(file.read(20)).strip() or "?")) from error
+    yield
