@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from contralto.files import decode, lines_of, locked
+from contralto.outputs import check_output_file
 
 __all__ = ["OutputFile", "opened"]
 
@@ -111,8 +112,9 @@ def opened(
         OSError: the file cannot be written, or another process writes it.
         ValueError: there is such a file, and it is not to be or cannot be gone on with.
     """
+    check_output_file(path, "--output")
     if path.exists() and not path.is_file():
-        raise ValueError(f"--output must name a file, and {path} is something else")
+        raise ValueError(f"--output: {path} is a device or a pipe, and a file is needed")
     with path.open("a+b", buffering=0) as file, locked(file, f"another process is writing {path}: wait for it"):
         output = OutputFile(path, file, rows, settings)
         if os.fstat(file.fileno()).st_size and not resume:

@@ -56,8 +56,8 @@ def quoted(text: str, *, limit: int) -> Markdown:
         limit: the number of characters after which it is cut off.
     """
     shown = text if len(text) <= limit else f"{text[:limit]} [...]"
-    lines = [printable(line) for line in shown.splitlines()]
-    return Markdown("\n".join(f"    {line}".rstrip() for line in lines or [""]))
+    lines = [printable(line) for line in re.split(r"\r\n|\r|\n", shown)]
+    return Markdown("\n".join(f"    {line}".rstrip() for line in lines))
 
 
 def fenced(text: str, language: str = "") -> Markdown:

@@ -93,12 +93,14 @@ def test_a_full_disk_loses_nothing(path):
     whole = path.read_bytes()
     path.write_bytes(whole[: whole.index(b"\n") + 1])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
+    with output_file.opened(path, ROWS, SETTINGS, resume=True) as output:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) - 20, hard))
-        with pytest.raises(OSError, match=r"it holds 3 whole rows: make room, and go on with --resume.*out.jsonl"):
-            _write(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        try:
+            with pytest.raises(OSError, match=r"it holds 3 whole rows: make room, and go on with --resume.*out.jsonl"):
+                for i in (1, 2, 3):
+                    output.write({"text": f"text\u2028{i}"})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == whole[: whole[:-1].rindex(b"\n") + 1]
     assert _write(path) == 3
     assert path.read_bytes() == whole
@@ -115,7 +117,7 @@ def test_two_runs_do_not_share_a_file(path):
 
 def test_only_files_are_written(tmp_path):
     for path in (tmp_path, "/dev/null"):
-        with pytest.raises(ValueError, match="--output must name a file"):
+        with pytest.raises(ValueError, match="--output: .*, and a file is needed"):
             _write(type(tmp_path)(path))
 
 
