@@ -10,9 +10,10 @@ The server is one of `contralto serve`. Needs aiohttp (`pip install 'contralto[d
 
 import asyncio
 import json
+import math
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -27,12 +28,18 @@ from contralto.decoding.vllm.pairs import (
     unmarked,
 )
 from contralto.decoding.vllm.settings import IMAGES, PREFIX
+from contralto.texts import Secrets, clean, short
+from contralto.web import BadReplyError, address_of, decoded, read_body
 
 __all__ = ["PairClient", "Piece"]
 
 OFF = {"temperature": 0, "top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1, "n": 1}
 OFF |= {"presence_penalty": 0, "frequency_penalty": 0}
 """What vLLM must not do by itself; without them the server takes what the model's authors recommend."""
+LONGEST_EVENT = 2**24
+"""Bytes of one event of a stream: the first one holds the prompt's tokens."""
+MOST_BYTES = 2**26
+"""Bytes of a whole reply."""
 
 
 class Piece(NamedTuple):
@@ -53,30 +60,47 @@ class PairClient:
     Args:
         base_url: up to and with `/v1`.
         model: as the server calls it; or one name per branch, where branches are LoRA adapters (`--lora-modules`).
-        api_key: sent as a bearer token, if given.
+        api_key: sent as a bearer token, if given; to no other address, and hidden in errors.
         marker: a token that no text holds; a server of `contralto serve` tells it.
+        timeout: seconds that a request may take, waiting for its turn at the server included; None is no limit.
 
     Raises:
         ImportError: aiohttp is not installed.
+        ValueError: a timeout that is not positive.
     """
 
     def __init__(
-        self, base_url: str, model: str | Sequence[str], *, api_key: str | None = None, marker: int | None = None
+        self,
+        base_url: str,
+        model: str | Sequence[str],
+        *,
+        api_key: str | None = None,
+        marker: int | None = None,
+        timeout: float | None = 3600.0,
     ) -> None:
+        if timeout is not None and not 0 < timeout < math.inf:
+            raise ValueError(f"timeout must be above 0 and finite (None is no limit), not {timeout!r}")
         try:
             import aiohttp
         except ImportError as error:
             raise ImportError("PairClient needs aiohttp: pip install 'contralto[data]'") from error
         self._http = aiohttp
         self._url, self._model, self._marker = base_url.rstrip("/"), model, marker
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+        self._secrets, self._timeout = Secrets(api_key or ""), timeout
         self._session: Any = None
 
     async def __aenter__(self) -> Self:
         """Connections are made as they are needed."""
         connector = self._http.TCPConnector(limit=0)
-        timeout = self._http.ClientTimeout(total=None)
-        self._session = self._http.ClientSession(headers=self._headers, connector=connector, timeout=timeout)
+        timeout = self._http.ClientTimeout(total=self._timeout)
+        self._session = self._http.ClientSession(
+            headers=self._headers,
+            connector=connector,
+            timeout=timeout,
+            auto_decompress=False,
+            read_bufsize=LONGEST_EVENT // 2,  # aiohttp takes lines of up to twice this size
+        )
         return self
 
     async def __aexit__(
@@ -171,45 +195,141 @@ class PairClient:
         if not progress.is_one:
             tokens = progress.tokens[: -1 if progress.ended.finish_reason == "stop" else None]
             body = {"model": text.models[0], "tokens": tokens}
-            async with self._session.post(f"{self._url.removesuffix('/v1')}/detokenize", json=body) as response:
-                await _check(response)
-                said = (await response.json())["prompt"]
+            answer = await self._json("POST", f"{self._url.removesuffix('/v1')}/detokenize", body)
+            said = _field(answer, "prompt", str)
         return progress.output(said, text.prompt_tokens())
 
     async def _ask_marker(self) -> int:
-        async with self._session.get(f"{self._url}/contralto") as response:
-            if response.status != 200:
-                raise ValueError(
-                    f"{self._url} does not tell a marker, so it is no server of contralto serve: give marker, a token that is "
-                    "never to be written"
-                )
-            self._marker = int((await response.json())["marker"])
+        try:
+            self._marker = _field(await self._json("GET", f"{self._url}/contralto"), "marker", int)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{self._url} does not tell a marker, so it is no server of contralto serve: give marker, a token that is "
+                f"never to be written ({error})"
+            ) from error
         return self._marker
 
     async def _ask(self, text: "_Text", body: dict[str, Any]) -> Branch:
         """One request, answered whole."""
-        async with self._session.post(f"{self._url}/{text.route(body)}", json=body) as response:
-            await _check(response)
-            answer = await response.json()
-        choice = answer["choices"][0]
-        read = choice.get("prompt_token_ids") or answer.get("prompt_token_ids")
-        text.remember(body, read)
-        return _joined([_chunk(choice)])
+        async with self._response("POST", f"{self._url}/{text.route(body)}", body) as response:
+            answer = json.loads(decoded(await read_body(response, limit=MOST_BYTES)))
+            choice = _choice(answer)
+            text.remember(body, choice.get("prompt_token_ids") or answer.get("prompt_token_ids"))
+            return _joined([_chunk(choice)])
+
+    async def _json(self, method: str, url: str, body: Any = None) -> Any:
+        """A whole reply.
+
+        Raises:
+            ValueError: what the server refuses.
+            RuntimeError: it fails, takes too long, or sends what cannot be read.
+        """
+        async with self._response(method, url, body) as response:
+            return json.loads(decoded(await read_body(response, limit=MOST_BYTES)))
+
+    @asynccontextmanager
+    async def _response(self, method: str, url: str, body: Any) -> AsyncIterator[Any]:
+        """A response of status 200. What goes wrong while it is read is one sentence, without the key."""
+        try:
+            async with self._session.request(method, url, json=body, allow_redirects=False) as response:
+                await self._check(response)
+                yield response
+        except TimeoutError as error:
+            raise RuntimeError(f"{self._url} did not answer in time (timeout: {self._timeout} s)") from error
+        except (self._http.ClientError, BadReplyError, RecursionError, json.JSONDecodeError) as error:
+            said = short(self._secrets.hide(f"{type(error).__name__}: {error}"))
+            raise RuntimeError(f"{self._url} sent no reply that can be read: {said}") from None
+
+    async def _check(self, response: Any) -> None:
+        """Turn a refusal into an error with the server's words."""
+        if response.status == 200:
+            return
+        text = (await read_body(response, limit=MOST_BYTES)).decode("utf-8", "replace")
+        if 300 <= response.status < 400:
+            target = self._secrets.hide(address_of(response.headers.get("Location")))
+            raise ValueError(f"{self._url} points to {short(target)}: give that as base_url")
+        try:
+            said = json.loads(text)["error"]["message"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            said = text.strip() or response.reason
+        said = short(self._secrets.hide(str(said)), 1000)
+        if 400 <= response.status < 500:
+            raise ValueError(said)
+        raise RuntimeError(f"the server failed with status {response.status}: {said}")
 
     async def _chunks(self, text: "_Text", body: dict[str, Any]) -> AsyncIterator["_Chunk"]:
         """One request, answered in pieces."""
-        async with self._session.post(f"{self._url}/{text.route(body)}", json={**body, "stream": True}) as response:
-            await _check(response)
-            async for line in response.content:
+        url = f"{self._url}/{text.route(body)}"
+        async with self._response("POST", url, {**body, "stream": True}) as response:
+            async for line in _lines(response):
                 if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
                     continue
-                event = json.loads(line.removeprefix(b"data: "))
+                event = json.loads(decoded(line.removeprefix(b"data: ")))
+                if not isinstance(event, Mapping):
+                    raise BadReplyError(f"an event that is no object: {short(event)}")
                 if "error" in event:
-                    raise RuntimeError(event["error"].get("message", "the server failed"))
+                    raise RuntimeError(short(self._secrets.hide(_words(event["error"])), 1000))
                 if event.get("choices"):
-                    choice = event["choices"][0]
+                    choice = _choice(event)
                     text.remember(body, choice.get("prompt_token_ids") or event.get("prompt_token_ids"))
                     yield _chunk(choice)
+
+
+async def _lines(response: Any) -> AsyncIterator[bytes]:
+    """The lines of a stream.
+
+    Raises:
+        BadReplyError: it is compressed, or too long.
+    """
+    from aiohttp.http import HttpProcessingError
+
+    coding = response.headers.get("Content-Encoding", "identity")
+    if coding != "identity":
+        raise BadReplyError(f"a stream in Content-Encoding {short(coding, 40)!r}, which was not asked for")
+    lines, size = aiter(response.content), 0
+    while size <= MOST_BYTES:
+        try:
+            line = await anext(lines)
+        except StopAsyncIteration:
+            return
+        except (ValueError, HttpProcessingError) as error:
+            raise BadReplyError(f"a line of the stream is longer than {LONGEST_EVENT:,} bytes") from error
+        size += len(line)
+        yield line
+    raise BadReplyError(f"the stream is longer than {MOST_BYTES:,} bytes")
+
+
+def _words(error: Any) -> str:
+    """The words of an error in a stream."""
+    said = error.get("message") if isinstance(error, Mapping) else error
+    return str(said or "the server failed")
+
+
+def _choice(answer: Any) -> Mapping[str, Any]:
+    """The choice of an answer.
+
+    Raises:
+        BadReplyError: there is none.
+    """
+    try:
+        choice = answer["choices"][0]
+    except (KeyError, IndexError, TypeError):
+        choice = None
+    if not isinstance(choice, Mapping):
+        raise BadReplyError(f"not an answer of the OpenAI protocol: {short(answer)}")
+    return choice
+
+
+def _field(answer: Any, name: str, kind: type) -> Any:
+    """A value of an answer.
+
+    Raises:
+        RuntimeError: it is not there, or of another type.
+    """
+    value = answer.get(name) if isinstance(answer, Mapping) else None
+    if not isinstance(value, kind):
+        raise RuntimeError(f"the server's reply has no {name}: {short(answer)}")  # noqa: TRY004 - a server's mistake
+    return value
 
 
 class _Chunk(NamedTuple):
@@ -290,16 +410,22 @@ def _holds_images(prompt: Any) -> bool:
 
 def _chunk(choice: Mapping[str, Any]) -> _Chunk:
     """A choice of either route, whole or in part."""
-    said = choice.get("message") or choice.get("delta") or {}
-    logs = choice.get("logprobs") or {}
-    values = logs.get("token_logprobs") or [entry["logprob"] for entry in logs.get("content") or ()]
-    return _Chunk(
-        choice.get("text") or said.get("content") or "",
-        choice.get("token_ids") or [],
-        values,
-        choice.get("finish_reason"),
-        choice.get("stop_reason"),
-    )
+    try:
+        said = choice.get("message") or choice.get("delta") or {}
+        logs = choice.get("logprobs") or {}
+        values = logs.get("token_logprobs") or [entry["logprob"] for entry in logs.get("content") or ()]
+        text, tokens = choice.get("text") or said.get("content") or "", choice.get("token_ids") or []
+        ends = choice.get("finish_reason"), choice.get("stop_reason")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadReplyError(f"not an answer of the OpenAI protocol: {short(choice)}") from error
+    if not (isinstance(text, str) and _are(tokens, int) and _are(values, int | float) and _are(ends[:1], str | None)):
+        raise BadReplyError(f"not an answer of the OpenAI protocol: {short(choice)}")
+    return _Chunk(clean(text), tokens, values, *ends)
+
+
+def _are(values: Any, kind: Any) -> bool:
+    """Return whether these are a list of values of a type."""
+    return isinstance(values, list | tuple) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 
 def _joined(chunks: Sequence[_Chunk]) -> Branch:
@@ -362,17 +488,3 @@ async def _stop(tasks: Sequence["asyncio.Future[Any]"]) -> None:
     for task in tasks:
         with suppress(asyncio.CancelledError, Exception):
             await task
-
-
-async def _check(response: Any) -> None:
-    """Turn a refusal into an error with the server's words."""
-    if response.status == 200:
-        return
-    text = await response.text()
-    try:
-        said = json.loads(text)["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        said = text.strip() or response.reason
-    if 400 <= response.status < 500:
-        raise ValueError(str(said))
-    raise RuntimeError(f"the server failed with status {response.status}: {said}")
