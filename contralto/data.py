@@ -141,6 +141,11 @@ def _write(job: Job, store: "Store") -> None:
     )
     print(f", {found.dropped} dropped by filters" * bool(found.dropped), end="")
     print(f", {found.pending} not asked for yet (run goes on)" * bool(found.pending))
+    if found.cut:
+        print(
+            f"{_count(found.cut, 'pair')} with an answer that was cut off at max_new_tokens: raise it, or drop them with "
+            "checks: {finish: {}} and filters: {finished: true}"
+        )
     if found.failed:
         print(
             f"the failed rows, with reasons: {folder_of(job.recipe) / 'failed.jsonl'}; retry-failed asks for them again"

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-__all__ = ["Secrets", "clean", "has_lone_surrogate", "short"]
+__all__ = ["Secrets", "clean", "has_lone_surrogate", "secret_name", "short"]
 
 _LONE = re.compile("[\ud800-\udfff]")
 SHORTEST_SECRET = 8
 """Shorter keys, such as EMPTY, are placeholders of local servers: they are hidden in errors, but not cut out of completions."""
+_SECRET_NAME = re.compile(
+    r"(?i)api[-_]?key|authorization|bearer|passw(or)?d|client[-_]?secret|secret[-_]?key|(access|auth|api|hf)[-_]?token|^token$"
+)
 
 
 def clean(text: str) -> str:
@@ -50,6 +53,29 @@ def has_lone_surrogate(value: Any) -> bool:
         elif isinstance(one, list | tuple):
             left += one
     return False
+
+
+def secret_name(value: Any) -> str | None:
+    """Return the first name in a JSON value under which a secret stands: `api_key`, `Authorization`, `hf_token`, ...
+
+    Args:
+        value: mappings and sequences of any depth.
+
+    Example:
+        >>> secret_name({"headers": [{"X-Api-Key": "123"}]}), secret_name({"max_tokens": 5, "api_key": None})
+        ('X-Api-Key', None)
+    """
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, Mapping):
+            for name, held in one.items():
+                if isinstance(held, str) and held and isinstance(name, str) and _SECRET_NAME.search(name):
+                    return name
+            left += one.values()
+        elif isinstance(one, list | tuple):
+            left += one
+    return None
 
 
 def short(value: Any, limit: int = 300) -> str:

@@ -31,6 +31,7 @@ from rapidfuzz.distance import Levenshtein
 from tqdm import tqdm
 
 from contralto.data_gen.pairs import checked_scores
+from contralto.data_gen.ranges import check_batch, check_number
 from contralto.data_gen.templates import as_text, content_text
 from contralto.data_gen.vision import image_similarity
 from contralto.files import read_json_lines, read_lines, read_text
@@ -124,7 +125,9 @@ def duplicates(
     Raises:
         ValueError: `threshold` or `of` outside of what is said above.
     """
-    if not 0 < threshold < 1:
+    check_number("duplicates: shingle", shingle, least=1, most=10_000, whole=True)
+    check_number("duplicates: permutations", permutations, least=2, most=65_536, whole=True)
+    if isinstance(threshold, bool | str) or not 0 < threshold < 1:
         raise ValueError(f"duplicates: threshold must lie between 0 and 1, not {threshold}")
     if of not in ("pair", "prompt"):
         raise ValueError(f"duplicates: of must be pair or prompt, not {of!r}")
@@ -187,8 +190,7 @@ def contamination(rows: Rows, *, against: Sequence[str], n: int = 13) -> Columns
     Raises:
         ValueError: no such file, one that cannot be read, or `n` below 1.
     """
-    if n < 1:
-        raise ValueError(f"contamination: n must be at least 1, not {n}")
+    check_number("contamination: n", n, least=1, most=10_000, whole=True)
     if isinstance(against, str) or not against:
         raise ValueError(
             f"contamination: against must be a list of files or of {', '.join(BENCHMARKS)}, not {against!r}"
@@ -281,6 +283,7 @@ def ches(
     from contralto.names import from_pretrained, locate
 
     locate(model)
+    check_batch(batch_size, max_length)
     if not rows:
         return {"ches": [], "ln_ches": []}
     import torch

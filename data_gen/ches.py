@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from contralto.data_gen.ranges import check_batch
 from contralto.decoding.placement import input_device
 
 __all__ = ["Ches", "ches", "score_rows"]
@@ -91,8 +92,9 @@ def score_rows(
         `Ches`, `(len(rows),)`, on the CPU.
 
     Raises:
-        ValueError: a row whose answer has no token (left), or which has images.
+        ValueError: a row whose answer has no token (left), or which has images; a batch size or a length below 1.
     """
+    check_batch(batch_size, max_length)
     texts = [
         _tokens(tokenizer, row, at, name, max_length) for at, row in enumerate(rows) for name in ("chosen", "rejected")
     ]

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from contralto.data_gen.outcomes import kind_of
-from contralto.data_gen.ranges import check_number
+from contralto.data_gen.ranges import check_batch
 from contralto.data_gen.requests import Answer, Failure, Request, Sampling
 from contralto.names import locate
 from contralto.texts import short
@@ -183,7 +183,7 @@ class TransformersEngine:
         from contralto.decoding import methods
         from contralto.options import check_dtype
 
-        check_number("batch_size", batch_size, least=1, most=65_536, whole=True)
+        check_batch(batch_size)
         check_dtype(dtype)
         self._how = methods.choice(**options)
         self._how.executor = "processor" if self._how.method == "none" else "loop"

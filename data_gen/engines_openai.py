@@ -29,7 +29,7 @@ from contralto.data_gen.limiter import Flow, Limiter
 from contralto.data_gen.ranges import check_number
 from contralto.data_gen.replies import error_message, read_answer
 from contralto.data_gen.requests import Answer, Failure, Request
-from contralto.texts import Secrets, short
+from contralto.texts import Secrets, secret_name, short
 from contralto.web import address_of, decoded, read_body, retry_after
 
 __all__ = ["Limiter", "OpenAIEngine", "batch_line", "read_batch_line", "token_guess"]
@@ -48,7 +48,6 @@ LIMITS: dict[str, dict[str, Any]] = {
 }
 OWN_FIELDS = ("messages", "prompt", "stream", "n")
 """Fields of a request that `extra_body` may not set: they would change what is asked, or the form of the reply."""
-KEY_FIELDS = re.compile(r"(?i)api[-_]?key|authorization|password|access[-_]?token|client[-_]?secret|secret[-_]?key")
 
 logger = logging.getLogger(__name__)
 CHARACTERS_PER_TOKEN = 3.5  # of English text; only the limiter and estimates guess
@@ -336,14 +335,14 @@ def _checked_extra(extra_body: Any) -> dict[str, Any]:
     if not isinstance(extra, Mapping):
         raise ValueError(f"extra_body must be a mapping, not {short(repr(extra))}")  # noqa: TRY004 - a recipe's mistake
     try:
-        text = json.dumps(dict(extra), allow_nan=False)
+        json.dumps(dict(extra), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"extra_body must hold JSON values: {error}") from error
     if own := [name for name in OWN_FIELDS if name in extra]:
         raise ValueError(f"extra_body must not set {own[0]}: the engine does")
-    if found := re.search(rf'"([^"]*(?:{KEY_FIELDS.pattern[4:]})[^"]*)": ', text, re.IGNORECASE):
+    if name := secret_name(extra):
         raise ValueError(
-            f"extra_body holds {found[1]}, which would be recorded: put the key into an environment variable and name it in key_env"
+            f"extra_body holds {name}, which would be recorded: put the key into an environment variable and name it in key_env"
         )
     return dict(extra)
 

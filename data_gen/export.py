@@ -39,6 +39,8 @@ class Exported(NamedTuple):
     """By filters."""
     pending: int
     """Rows under a strategy that are not finished."""
+    cut: int = 0
+    """Pairs with an answer that was cut off at its limit of tokens."""
 
 
 def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
@@ -77,7 +79,8 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
     _write_lines(folder / "rejected.jsonl", [*lost["rejected"], *dropped_lines])
     _write_lines(folder / "failed.jsonl", lost["failed"])
     unfinished = sum(result.is_pending for result in results)
-    found = Exported(len(pairs), len(lost["rejected"]), len(lost["failed"]), len(dropped), unfinished)
+    cut = sum("length" in [row.get(f"{name}_finish_reason") for name in ("chosen", "rejected")] for row in pairs)
+    found = Exported(len(pairs), len(lost["rejected"]), len(lost["failed"]), len(dropped), unfinished, cut)
     card.write(folder, pairs, summary(recipe, results, rows=len(rows), pairs=len(pairs), dropped=dropped_lines))
     return found
 

@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any, Literal, NamedTuple, cast
 
 from contralto.data_gen import templates
+from contralto.data_gen.ranges import check_batch, check_number
 from contralto.data_gen.requests import Answer, Ask, Message, Pair, Rejected, Row, Sampling, Strategy, digest
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
 
 Scorer = Callable[[Row, Sequence[str]], Sequence[float]]
 """Gives each of some answers to a row a number; more is better."""
+MOST_ANSWERS = 10_000
+"""To one row: all of them are asked for at once."""
 Verdict = Literal["A", "B", "tie"]
 
 # --------------------------------------------------------------------------------------------------------------- judges
@@ -443,13 +446,14 @@ class RewardModel:
         max_length: longer conversations are cut off at their beginning; None is the tokenizer's own limit.
 
     Raises:
-        ValueError: the model has more than one output, or its tokenizer no chat template or no padding token.
+        ValueError: the model has more than one output, or its tokenizer no chat template or no padding token; a length below 1.
     """
 
     def __init__(self, name: str, *, device: str | None = None, max_length: int | None = None) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        check_batch(1, max_length)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(name, padding_side="right", truncation_side="left")
         self.model: Any = AutoModelForSequenceClassification.from_pretrained(name, dtype="auto").eval()
         self.max_length = max_length
@@ -532,6 +536,7 @@ def con_j(
         ValueError: `n` below 2, or the row lacks an answer.
     """
     check_n("con_j", n)
+    check_number("con_j: most", most, least=1, most=MOST_ANSWERS, whole=True)
     asking, hinting = judging(template), templates.load(hint_template, "judgement_prompt", "better")
     right = 1 + int(digest(["con_j", row["id"]]), 16) % 2
     first, second = (existing(row, name) for name in (("chosen", "rejected") if right == 1 else ("rejected", "chosen")))
@@ -592,6 +597,7 @@ def user(text: str) -> list[Message]:
 
 def check_n(strategy: str, n: int) -> None:
     """Raise ValueError unless there are at least two answers to choose from."""
+    check_number(f"{strategy}: n", n, least=-math.inf, most=MOST_ANSWERS, whole=True)
     if n < 2:
         raise ValueError(f"{strategy}: n must be at least 2, to have a best and a worst answer, not {n}")
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-__all__ = ["check_number"]
+__all__ = ["check_batch", "check_number"]
 
 
 def check_number(
@@ -41,3 +41,18 @@ def check_number(
         raise ValueError(f"{name} must be at least {least:,}, not {value!r:.80}")
     if value > most:
         raise ValueError(f"{name} must be at most {most:,}, not {value!r:.80}")
+
+
+def check_batch(batch_size: Any, max_length: Any = None) -> None:
+    """Require a batch size and a maximal length of texts that can be meant.
+
+    Args:
+        batch_size: rows of a batch.
+        max_length: tokens of a text; None is no limit.
+
+    Raises:
+        ValueError: one of them is no such number.
+    """
+    check_number("batch_size", batch_size, least=1, most=65_536, whole=True)
+    if max_length is not None:
+        check_number("max_length", max_length, least=1, most=2**31 - 1, whole=True)

@@ -37,7 +37,7 @@ from contralto.data_gen.image_files import images_of, placed, with_located
 from contralto.data_gen.ranges import check_number
 from contralto.data_gen.requests import Row, Sampling, Strategy, digest
 from contralto.files import read_json_lines, read_lines, read_text
-from contralto.texts import has_lone_surrogate
+from contralto.texts import has_lone_surrogate, secret_name
 
 __all__ = ["Price", "Recipe", "Role", "Rows", "Use", "load_recipe", "read_rows"]
 
@@ -197,6 +197,10 @@ def _check_text(path: Path, text: str, said: Any, engines: Iterable[Engine]) -> 
     """Require of the text of a recipe that it can be recorded: it becomes a part of the data set's card."""
     if has_lone_surrogate(said):
         raise ValueError(f"{path} holds a lone surrogate, which cannot be written to the data set")
+    if name := secret_name(said):
+        raise ValueError(
+            f"{path} holds {name}, and the whole recipe is written to the data set: keep secrets in environment variables"
+        )
     if any(engine.secrets.occur_in(text) for engine in engines if hasattr(engine, "secrets")):
         raise ValueError(
             f"{path} holds an API key, which would be written to the data set: name its environment variable in key_env"

@@ -5,6 +5,7 @@ from typing import Any
 
 from contralto.data_gen import templates
 from contralto.data_gen.pairs import user
+from contralto.data_gen.ranges import check_batch
 from contralto.data_gen.requests import Answer, Ask, Message, Pair, Rejected, Row, Strategy
 from contralto.decoding.pictures import open_image
 
@@ -130,6 +131,7 @@ def image_similarity(
     Returns:
         `{column: values}`, in [-1, 1].
     """
+    check_batch(batch_size)
     values: list[float | None] = [None] * len(rows)
     paired = [i for i, row in enumerate(rows) if row.get("images") and row.get("rejected_images")]
     if not paired:

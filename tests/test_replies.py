@@ -24,6 +24,7 @@ from serving import Server, words
 
 from contralto import cli
 from contralto.data_gen import engines_openai, pipeline, recipes
+from contralto.data_gen.checks import check_settings
 from contralto.data_gen.engines import FunctionEngine
 from contralto.data_gen.engines_openai import OpenAIEngine
 from contralto.data_gen.outcomes import checked
@@ -130,6 +131,27 @@ def test_no_engine_s_empty_answer_becomes_a_pair(folder):
         Rejected("the chosen and the rejected answer of the pair is empty"),
         Rejected("the rejected answer of the pair is empty"),
     ]
+
+
+def test_pairs_with_a_cut_answer_are_counted(folder, capsys):
+    """They stay, since a filter drops them where it is asked to; but not without a word."""
+
+    async def raw(request, asked):
+        number = asked["messages"][0]["content"][-1]
+        return web.json_response(choice(f"the sum {number}", "length" if number in "13" else "stop"))
+
+    with Server(raw=raw) as server:
+        path = write(folder, {"engine": "openai", "base_url": server.url, "model": "m", "key_env": None})
+        recipe = yaml.safe_load(path.read_text()) | {"strategies": ["stronger_preferred"]}
+        recipe["roles"]["stronger"] = {"engine": "function", "use": "strategies:echo"}
+        path.write_text(yaml.safe_dump(recipe))
+        assert cli.main(["data", "run", str(path)]) == 0
+        assert "2 pairs with an answer that was cut off at max_new_tokens" in capsys.readouterr().out
+        path.write_text(yaml.safe_dump(recipe | {"checks": {"finish": {}}, "filters": {"finished": True}}))
+        assert cli.main(["data", "export", str(path)]) == 0
+        out = capsys.readouterr().out
+        assert "2 pairs, 0 rejected, 0 failed, 2 dropped by filters" in out
+        assert "cut off" not in out
 
 
 def test_a_judge_that_was_cut_off_has_no_verdict():
@@ -553,6 +575,22 @@ def test_a_recipe_with_a_key_in_it_is_refused(folder, key, capsys):
     assert parts_of_key(err) == []
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"rows": {"source": "strategies:rows", "arguments": {"auth_token": "z"}}},
+        {"checks": {"reward": {"scorer": "x:y", "headers": {"Authorization": "z"}}}},
+        {"strategies": [{"use": "strategies:answered", "api_key": "z"}]},
+    ],
+)
+def test_a_secret_anywhere_in_a_recipe_is_refused(folder, more, capsys):
+    """The recipe is copied into the data set's card."""
+    path = write(folder, {"engine": "function", "use": "strategies:echo"})
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | more))
+    assert cli.main(["data", "run", str(path)]) == 2
+    assert "the whole recipe is written to the data set" in capsys.readouterr().err
+
+
 def test_a_key_is_in_no_file(folder, key, capsys):
     """An endpoint that repeats the key wherever it can: store, data set, card, batch file and terminal do not have it."""
 
@@ -653,6 +691,41 @@ def test_absurd_values_of_a_recipe(folder, how, message, capsys):
     assert re.search(message, err), err
     assert "role 'target'" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        ({"use": "best_of_n", "n": 10**9}, "best_of_n: n must be at most 10,000, not 1000000000"),
+        ({"use": "best_of_n", "n": 2.5}, "best_of_n: n must be a whole number, not 2.5"),
+        ({"use": "con_j", "most": -1}, "con_j: most must be at least 1, not -1"),
+        ({"use": "teacher_student", "temperature": float("nan")}, "temperature must be a number, not nan"),
+    ],
+)
+def test_absurd_values_of_a_strategy(folder, strategy, message, capsys):
+    echo = {"engine": "function", "use": "strategies:echo"}
+    path = write(folder, echo)
+    roles = {"roles": {name: echo for name in ("target", "scorer", "teacher", "student")}}
+    (folder / "rows.jsonl").write_text('{"prompt": "?", "chosen": "a", "rejected": "b"}\n')
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"strategies": [strategy]} | roles))
+    assert cli.main(["data", "run", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        ({"ches": {"model": "testbed:student", "batch_size": -1}}, "batch_size must be at least 1, not -1"),
+        ({"ches": {"model": "testbed:student", "max_length": 0}}, "max_length must be at least 1, not 0"),
+        ({"duplicates": {"shingle": 0}}, "duplicates: shingle must be at least 1, not 0"),
+        ({"duplicates": {"permutations": 10**9}}, "duplicates: permutations must be at most 65,536"),
+        ({"duplicates": {"threshold": True}}, "threshold must lie between 0 and 1"),
+        ({"contamination": {"against": ["gsm8k"], "n": 1.5}}, "contamination: n must be a whole number, not 1.5"),
+    ],
+)
+def test_absurd_values_of_a_check(check, message):
+    with pytest.raises(ValueError, match=message):
+        check_settings(check, {})
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), float("-inf"), None, [], "1"])
