@@ -20,6 +20,7 @@ from transformers import ProcessorMixin
 from trl import is_conversational, maybe_extract_prompt  # type: ignore[attr-defined]
 
 from contralto.align.seams import Batch, Request
+from contralto.align.specials import TAIL, Specials
 
 __all__ = ["Finding", "Level", "audit_dropped", "audit_model", "audit_rows", "end_tokens", "row_name"]
 
@@ -30,8 +31,6 @@ RETOKENISED = 1000
 """Rows whose prompts are tokenised once more, to see where the completion begins."""
 STREAMED = 1000
 """Rows of a stream that are looked at."""
-TAIL = 4
-"""Tokens at the end of a text among which an end of sequence is looked for: templates may close with a line break."""
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """How far policy and reference may differ before training, in nats per token, by dtype."""
 HALF_TOLERANCE = 0.02
@@ -130,10 +129,13 @@ def audit_rows(
         progress: show a bar.
 
     Returns:
-        Findings: texts without tokens, without words, that are the same, that are cut off, that never end; prompts that merge with
-        the completion, or that are empty.
+        Findings: texts without tokens, without words, that are the same, that are cut off, that never end or end twice; prompts that
+        merge with the completion, begin twice, or are empty; special tokens in messages; nulls in tools and calls; texts beside a
+        chat template.
     """
     seen: dict[str, _Noted] = {}
+    specials = Specials(getattr(processing_class, "tokenizer", processing_class), ends)
+    special = ""
     total = 0
     size = len(dataset) if isinstance(dataset, Dataset) else None
     step = max(1, (size or STREAMED) // RETOKENISED)
@@ -145,14 +147,23 @@ def audit_rows(
     ):
         total += 1
         faults = set(_of_texts(row))
+        if token := specials.in_messages(row):
+            faults.add("rendered" if specials.is_outer(token) else "special")
+            special = special or token
+        if isinstance(row.get("prompt"), str) and getattr(processing_class, "chat_template", None):
+            faults.add("bare")
         if "prompt_ids" in row:
             faults |= set(_of_tokens(row, ends, max_length, truncation_mode))
+            faults |= set(_of_edges(row, specials))
             if at % step == 0 and (left_over := _left_over(row, processing_class)):
                 faults.add("merged")
                 merged = merged or repr(left_over)
         for fault in faults:
             seen.setdefault(fault, _Noted()).add(row_name(row, at))
-    return list(_findings(seen, name, total, merged, step))
+    rows = f"{'the first ' if size is None and total == STREAMED else ''}{total} rows"
+    return list(_findings(seen, name, total, merged, step, rows)) + list(
+        _of_rendering(seen, name, total, rows, special)
+    )
 
 
 def _of_texts(row: Mapping[str, Any]) -> Iterator[str]:
@@ -164,6 +175,29 @@ def _of_texts(row: Mapping[str, Any]) -> Iterator[str]:
         yield "wordless"
     if "prompt_ids" not in row and chosen == rejected:
         yield "same"
+    calls = [message.get("tool_calls") for side in (row["chosen"], row["rejected"]) for message in _messages(side)]
+    if any(map(_holds_null, (row.get("tools"), *calls))):
+        yield "null"
+
+
+def _messages(text: Any) -> list[Any]:
+    return text if isinstance(text, list) else []
+
+
+def _holds_null(value: Any) -> bool:
+    """Whether an object in tools or calls has a key without a value."""
+    if isinstance(value, dict):
+        return any(each is None or _holds_null(each) for each in value.values())
+    return isinstance(value, list) and any(map(_holds_null, value))
+
+
+def _of_edges(row: Mapping[str, Any], specials: Specials) -> Iterator[str]:
+    """Faults at the beginning and the end of texts."""
+    sides = (row["chosen_ids"], row["rejected_ids"])
+    if any(specials.begins_twice(row["prompt_ids"], side) for side in sides):
+        yield "begins twice"
+    if any(map(specials.ends_twice, sides)):
+        yield "ends twice"
 
 
 def _words(text: Any) -> str:
@@ -226,11 +260,60 @@ def _prompt_ids(row: Mapping[str, Any], tokenizer: Any) -> list[int]:
     return list(said["input_ids"])
 
 
-def _findings(seen: Mapping[str, _Noted], name: str, total: int, merged: str, step: int) -> Iterator[Finding]:
+def _of_rendering(seen: Mapping[str, _Noted], name: str, total: int, rows: str, special: str) -> Iterator[Finding]:
+    """What was seen of chat templates and of the tokens that they write."""
+
     def of(fault: str, level: Level, text: str, advice: str) -> list[Finding]:
         noted = seen.get(fault, _Noted())
-        share = f"{noted.count} of {total} rows"
-        return noted.finding(level, f"{name}: in {share} {text}.", advice)
+        return noted.finding(level, f"{name}: in {noted.count} of {rows} {text}.", advice)
+
+    def most(fault: str) -> Level:
+        return "error" if seen.get(fault, _Noted()).count * 2 >= total else "warning"
+
+    yield from of(
+        "rendered",
+        most("rendered"),
+        f"a message holds {special}, as text does that a chat template has rendered already",
+        "Give the messages as they were before, or texts (strings) in place of messages: the template is applied to messages.",
+    )
+    yield from of(
+        "special",
+        "warning",
+        f"a message holds {special}, which is a special token of the tokenizer",
+        "Take it out unless it is meant: the model reads it as that token, not as characters.",
+    )
+    yield from of(
+        "begins twice",
+        most("begins twice"),
+        "the beginning-of-sequence token stands twice at the beginning",
+        "Take it out of the texts: the tokenizer puts one before every text.",
+    )
+    yield from of(
+        "ends twice",
+        "warning",
+        "an end-of-sequence token stands twice at the end",
+        "End the texts with that token and nothing after it, or leave it out: TRL adds it to texts that do not end with it.",
+    )
+    yield from of(
+        "null",
+        "warning",
+        "a tool or a call of one holds null",
+        "Unless it is meant, read the rows from JSON lines: Arrow and parquet give all rows the keys of each.",
+    )
+    yield from of(
+        "bare",
+        "note",
+        "prompt and completion are texts, to which the tokenizer's chat template is not applied",
+        "For a chat model give conversations, or make them of texts (conversations) unless the texts are rendered already.",
+    )
+
+
+def _findings(
+    seen: Mapping[str, _Noted], name: str, total: int, merged: str, step: int, rows: str
+) -> Iterator[Finding]:
+    def of(fault: str, level: Level, text: str, advice: str) -> list[Finding]:
+        noted = seen.get(fault, _Noted())
+        return noted.finding(level, f"{name}: in {noted.count} of {rows} {text}.", advice)
 
     half = seen.get("same", _Noted()).count * 2 >= total
     yield from of("empty", "error", "a text has no token", "Drop these rows: nothing can be learned from them.")

@@ -30,6 +30,7 @@ from contralto.align.monitor import Monitor
 from contralto.align.record import RECORD, Point, Record, symptoms
 from contralto.align.trainer import PreferenceTrainer
 from contralto.data_gen import ches
+from contralto.data_gen.columns import as_dataset
 from contralto.testbed import worlds
 
 LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
@@ -90,7 +91,7 @@ GOOD = {"prompt_ids": [5, 6], "chosen_ids": [7, 8, END], "rejected_ids": [9, END
 
 def found_in(rows, *, tokenizer=None, **how):
     how = {"name": "data", "ends": {END}, "max_length": None, "progress": False} | how
-    return audit_rows(Dataset.from_list(rows), tokenizer or testbed.tokenizer(), **how)
+    return audit_rows(as_dataset(rows), tokenizer or testbed.tokenizer(), **how)
 
 
 @pytest.mark.parametrize(
@@ -162,10 +163,11 @@ def test_texts_without_words():
 
 def test_prompts_that_merge_with_their_completion():
     tokenizer = testbed.tokenizer()
+    tokenizer.chat_template = None
     ids = tokenizer("Tom has")["input_ids"]
     whole = GOOD | {"prompt": "Tom has", "prompt_ids": ids}
-    assert found_in([whole]) == []
-    (found,) = found_in([whole, whole | {"prompt_ids": ids[:-1]}])
+    assert found_in([whole], tokenizer=tokenizer) == []
+    (found,) = found_in([whole, whole | {"prompt_ids": ids[:-1]}], tokenizer=tokenizer)
     assert found.rows == ("2",)
     assert repr(tokenizer.decode(ids[-1:])) in found.text
 
@@ -180,12 +182,78 @@ def test_prompts_of_a_template_end_with_the_assistants_turn():
     assert "left out of training" in found.text
 
 
+def messages(prompt, chosen="It is 4.", rejected="It is 5."):
+    asked = [{"role": "user", "content": prompt}]
+    return GOOD | {
+        "prompt": asked,
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "level", "said"),
+    [
+        (
+            messages("<bos><|user|>2 + 2?<|assistant|>"),
+            "error",
+            "a message holds <bos>, as text does that a chat template",
+        ),
+        (
+            messages("2 + 2?", chosen="It is 4.<eos>"),
+            "error",
+            "a message holds <eos>, as text does that a chat template",
+        ),
+        (messages("2 <unk> 2?"), "warning", r"a message holds <unk>, which is a special token"),
+        (
+            {**messages("2?"), "prompt_ids": [2, 2, 6]},
+            "error",
+            "the beginning-of-sequence token stands twice at the beginning",
+        ),
+        (
+            {**messages("2?"), "prompt_ids": [2], "chosen_ids": [2, 7, 3]},
+            "error",
+            "the beginning-of-sequence token stands twice",
+        ),
+        ({**messages("2?"), "rejected_ids": [7, 3, 3]}, "warning", "an end-of-sequence token stands twice at the end"),
+        ({**messages("2?"), "chosen_ids": [7, 3, 5, 3]}, "warning", "an end-of-sequence token stands twice at the end"),
+    ],
+)
+def test_what_a_template_has_rendered_already_is_found(row, level, said):
+    assert [each.level for each in found_in([row], ends={3}) if said in each.text] == [level]
+    clean = [messages(f"{at} < 2 <b>?", chosen="<bos", rejected="eos>") for at in range(3)]
+    clean = [each | {"chosen_ids": [7, 3], "rejected_ids": [8, 2, 3]} for each in clean]
+    (found,) = [each for each in found_in([*clean, row], ends={3}) if said in each.text]
+    assert (found.level == "error", found.rows) == (False, ("4",))
+
+
+def test_texts_beside_a_chat_template_are_a_note():
+    row = {**GOOD, "prompt": "2?", "chosen": "4", "rejected": "5"}
+    (found,) = [each for each in found_in([row]) if "chat template is not applied" in each.text]
+    assert (found.level, "(conversations)" in found.advice) == ("note", True)
+    bare = testbed.tokenizer()
+    bare.chat_template = None
+    assert not [each for each in found_in([row], tokenizer=bare) if "chat template" in each.text]
+
+
+def test_nulls_in_tools_and_calls_are_found():
+    def called(arguments):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        return messages("2?") | {"chosen": [{"role": "assistant", "content": None, "tool_calls": [call]}]}
+
+    rows = [called({"city": "Oslo", "x": None}), messages("3?") | {"tools": [{"name": "f", "default": None}]}]
+    for row in rows:
+        assert ["holds null" in each.text for each in found_in([row]) if "left out" not in each.text] == [True]
+    assert not [each for each in found_in([called({"city": "Oslo"})]) if "null" in each.text]
+
+
 def test_a_stream_is_looked_at_for_a_while(monkeypatch):
     monkeypatch.setattr(audit, "STREAMED", 3)
     rows = [GOOD | {"id": f"r{at}"} for at in range(2)] + [GOOD | {"id": "bad", "chosen_ids": []}] * 2
     stream = IterableDataset.from_generator(lambda: iter(rows))
-    (found,) = audit_rows(stream, None, name="data", ends={END}, max_length=None, progress=False)
+    (found,) = audit_rows(stream, testbed.tokenizer(), name="data", ends={END}, max_length=None, progress=False)
     assert (found.rows, found.seen) == (("bad",), 1)
+    assert "in 1 of the first 3 rows" in found.text
 
 
 @pytest.mark.slow
