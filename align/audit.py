@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import ProcessorMixin
 from trl import is_conversational, maybe_extract_prompt  # type: ignore[attr-defined]
 
+from contralto.align.reach import reach
 from contralto.align.seams import Batch, Request
 from contralto.align.specials import TAIL, Specials
 
@@ -394,7 +395,8 @@ def audit_model(trainer: Any, batches: Sequence[Mapping[str, Any]]) -> list[Find
 
     Returns:
         Findings: log-probabilities that are not finite; a policy that is not its reference; an adapter that nothing depends on, or
-        that the reference depends on too, although it should be off. The last two are seen by adding noise to the adapter for a moment.
+        that the reference depends on too, although it should be off; one that the learning rates of all steps cannot move. These
+        are seen by moving the adapter for a moment.
     """
     policy, reference = _logps(trainer, batches), _reference_logps(trainer, batches)
     for whose, logps in (("policy", policy), ("reference", reference)):
@@ -403,7 +405,24 @@ def audit_model(trainer: Any, batches: Sequence[Mapping[str, Any]]) -> list[Find
             return [
                 Finding("error", text, "Check the weights and the dtype: float16 overflows where bfloat16 does not.")
             ]
-    return [*_start(trainer, policy, reference), *_adapter(trainer, batches, policy, reference)]
+    return [*_start(trainer, policy, reference), *_adapter(trainer, batches, policy, reference), *_too_slow(trainer)]
+
+
+def _too_slow(trainer: Any) -> Iterator[Finding]:
+    """The learning rates of all steps are enough to move the adapter."""
+    from contralto.align.record import IDLE  # which imports this module
+
+    for moved, total in reach(trainer):
+        if moved < IDLE:
+            text = (
+                f"The learning rates of all {trainer.state.max_steps} steps add up to {total:.1g}, which can change texts by no more "
+                f"than {moved:.1g} nats per token: nothing is going to move."
+            )
+            advice = (
+                f"Raise learning_rate ({trainer.args.learning_rate:g}), or train longer: an adapter wants ten to a hundred times the "
+                "rate of full training."
+            )
+            yield Finding("warning", text, advice)
 
 
 def _start(trainer: Any, policy: Tensor, reference: Tensor | None) -> Iterator[Finding]:

@@ -76,14 +76,14 @@ def run(argv: Sequence[str], *, launched: bool = False) -> None:
         raise ValueError(
             f"{alone[0]} is for data_recipe, by which the model writes its pairs: give --data_recipe as well"
         )
-    argv = _with_rate(argv)
     if launched:
-        parsed = _parser(trainer_of(argv)).parse_args_and_config(argv)
+        parsed = _parser(trainer_of(argv)).parse_args_and_config(_with_rate(argv))
     else:
-        parsed, of_recipe, of_command = parse(argv)
+        _, of_recipe, of_command = parse(argv)
         if of_recipe or of_command:
             _launch(argv, of_recipe, of_command)
             return
+        parsed, *_ = parse(_with_rate(argv))
     _train(*parsed)
 
 

@@ -80,6 +80,39 @@ def test_every_recipe_is_a_configuration(name, tmp_path):
     assert getattr(args, "beta", None) == PAPERS.get(name, getattr(args, "beta", None))
 
 
+@pytest.mark.parametrize("name", sorted(train.recipes()))
+def test_every_recipe_has_a_rate_for_all_weights_and_one_for_adapters(name, capsys):
+    """And says where that of adapters is from; a rate on the command line wins over both."""
+    values = yaml.safe_load(train.recipes()[name].read_text())
+    assert 9.9 <= values["lora_learning_rate"] / values["learning_rate"] <= 251
+    assert "rate" in "".join(line for line in train.recipes()[name].read_text().splitlines(True) if line[0] == "#")
+
+    def rate(*flags):
+        argv = train._with_rate(train._with_recipe([name, "--output_dir", "out", "--report_to", "none", *flags]))
+        return train.parse(argv)[0][1].learning_rate
+
+    assert rate("--use_peft", "false") == values["learning_rate"]
+    assert not capsys.readouterr().out
+    assert rate("--use_peft") == rate("--adapter", "a", "--use_peft", "false") == values["lora_learning_rate"]
+    assert f"learning_rate {values['lora_learning_rate']:g}: the recipe's for adapters" in capsys.readouterr().out
+    assert rate("--use_peft", "--learning_rate", "3e-3") == rate("--learning_rate=3e-3") == 3e-3
+    assert rate("--use_peft", "--lora_learning_rate", "4e-4") == 4e-4
+
+
+def test_the_readmes_first_training_moves_the_model(pairs, tmp_path):
+    """With the recipe's own rate for adapters."""
+    argv = ["apo_zero", "--model_name_or_path", "testbed:student", "--dataset_name", str(pairs), "--use_peft", *QUIET]
+    train.run([*argv, "--conversations", "--output_dir", str(tmp_path / "out"), "--save_strategy", "no"])
+    record = json.loads((tmp_path / "out" / "monitor.json").read_text())
+    change = [
+        chosen - rejected
+        for chosen, rejected in zip(record["points"][-1]["chosen"], record["points"][-1]["rejected"], strict=True)
+    ]
+    assert sum(change) / len(change) > 0.001
+    assert not record["findings"]
+    assert not record["warnings"]
+
+
 def test_flags_win_over_the_recipe(tmp_path):
     recipe = tmp_path / "own.yaml"
     recipe.write_text("loss_type: [sigmoid, sft]\nloss_weights: [1.0, 0.2]\nbeta: 0.5\nlearning_rate: 1.0e-5\n")

@@ -23,7 +23,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from contralto import testbed
-from contralto.align import audit, monitor, report
+from contralto.align import audit, monitor, reach, report
 from contralto.align.audit import Finding, audit_model, audit_rows
 from contralto.align.config import PreferenceConfig
 from contralto.align.monitor import Monitor
@@ -315,6 +315,26 @@ def test_a_policy_that_is_not_its_reference(tmp_path):
     gap = (audit._logps(two, batches(two)) - audit._reference_logps(two, batches(two))).abs().mean()
     assert f"{gap:.3g} nats per token" in found.text
     assert "ref_model" in found.advice
+
+
+def test_an_adapter_that_no_step_can_move(tmp_path):
+    """By the rate of full training it moves less than what counts, by another schedule or in a longer training more."""
+    one = trainer(tmp_path, lora={}, learning_rate=2e-8, max_steps=10)
+    one.state.max_steps = 10
+    before = [weight.clone() for weight in one.model.parameters()]
+    (found,) = audit_model(one, batches(one))
+    assert (found.level, "nothing is going to move" in found.text, "2e-07" in found.text) == ("warning", True, True)
+    assert all(torch.equal(*each) for each in zip(before, one.model.parameters(), strict=True))
+    one.state.max_steps = 100_000
+    assert audit_model(one, batches(one)) == []
+    one.args.learning_rate, one.state.max_steps = 1e-4, 10
+    assert audit_model(one, batches(one)) == []
+    one.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+        torch.optim.SGD(one.model.parameters(), 1e-4), lambda step: step / 10
+    )
+    assert reach.total_rate(one) == pytest.approx(4.5e-4)
+    one.args.learning_rate, one.args.optim = 2e-8, "sgd"
+    assert audit_model(one, batches(one)) == []
 
 
 def test_an_adapter_that_is_not_off_in_the_reference(tmp_path):
