@@ -37,7 +37,7 @@ def total_rate(trainer: Any) -> float:
 def reach(trainer: Any) -> Iterator[tuple[float, float]]:
     """Yield how far the log-probabilities of a pair can move, in nats per token, and `total_rate`; nothing where it cannot be told.
 
-    That is without an adapter, with weights in shards, and with optimizers whose steps grow with the gradient. The weights are as
+    That is before a training begins, without an adapter, with weights in shards, and with optimizers whose steps grow with the gradient. The weights are as
     before afterwards.
 
     Args:
@@ -46,7 +46,13 @@ def reach(trainer: Any) -> Iterator[tuple[float, float]]:
     weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     sharded = trainer.args.deepspeed_plugin is not None or any(isinstance(weight, DTensor) for weight in weights)
     by_size = any(part in str(trainer.args.optim) for part in BY_SIZE)
-    if not weights or sharded or by_size or not is_peft_model(trainer.unwrapped(trainer.model)):
+    if (
+        not weights
+        or trainer.state.max_steps < 1
+        or sharded
+        or by_size
+        or not is_peft_model(trainer.unwrapped(trainer.model))
+    ):
         return
     total = total_rate(trainer)
     batch = Batch.of(trainer._prepare_inputs(trainer.data_collator([dict(next(iter(trainer.train_dataset)))])))
