@@ -588,7 +588,7 @@ class LayerBranch(ModelBranch):
 
     def _read(self, outputs: Any) -> Tensor:
         """`(B, T, L, V)`"""
-        logits = outputs.logits.unflatten(0, (1 + len(self._layers), -1))
+        logits: Tensor = outputs.logits.unflatten(0, (1 + len(self._layers), -1))
         self.final = logits[0]
         return logits[1:].movedim(0, 2)
 

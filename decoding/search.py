@@ -145,7 +145,7 @@ class ContrastiveSearch:
     All processors of `generate()` (repetition penalty, minimum length, suppressed tokens, your own) act on the model's
     logits before the k candidates are chosen, a watermark on the contrastive scores, see `order`. Batches of left-padded prompts, encoder-decoders, images,
     stopping criteria and `return_dict_in_generate` work as in greedy search; `output_scores` gives the contrastive
-    scores, `output_logits` the model's logits. A returned cache holds the last token too.
+    scores, `output_logits` the model's logits. A returned cache holds all tokens but the last, as `generate()` leaves it.
 
     A static cache needs room for the candidates: pass `max_cache_len` to `generate()`. `stop_strings` need a tokenizer,
     which transformers does not hand to callables: pass a `StopStringCriteria` as a stopping criterion.
@@ -202,13 +202,13 @@ class ContrastiveSearch:
             for name, value in (("scores", scores), ("logits", logits)):
                 if getattr(generation_config, f"output_{name}"):
                     kept[name].append(value)
-            tokens = scores.argmax(-1)
-            if not search.take(tokens):
-                search.read(tokens[:, None])
-            tokens = tokens if pad_id is None else tokens.where(unfinished, pad_id)
+            chosen = scores.argmax(-1)
+            tokens = chosen if pad_id is None else chosen.where(unfinished, pad_id)
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
             self._stream(tokens)
             unfinished = unfinished & ~stopping_criteria(input_ids, tuple(kept["scores"]) or None)
+            # rows that have ended go on with any candidate, unless the cache is returned, which is to hold their padding
+            search.go_on(tokens if generation_config.return_dict_in_generate else chosen, ends=not unfinished.any())
         if self.streamer is not None:
             self.streamer.end()
         if not generation_config.return_dict_in_generate:
@@ -307,8 +307,7 @@ class ContrastiveSearchLogitsProcessor(LogitsProcessor):
         if not torch.equal(seen, ids[:, :-1]):
             self._refuse_beams(seen, ids)
             return self._start(ids)
-        if not search.take(ids[:, -1]):
-            search.read(ids[:, -1:])
+        search.go_on(ids[:, -1])
         return search
 
     @staticmethod
@@ -470,6 +469,13 @@ class _Search:
     def _check(self, values: Tensor, name: str) -> None:
         """Raise ValueError if some values `(B, ...)` are NaN, `+inf`, or all `-inf`."""
         check_logits([values], lambda: [name], lambda row: f"in row {row}, after {self.rows.length} tokens")
+
+    def go_on(self, tokens: Tensor, *, ends: bool = False) -> None:
+        """Read these tokens `(B,)`; where the text ends with them, let go of the candidates instead."""
+        if ends:
+            self._drop()
+        elif not self.take(tokens):
+            self.read(tokens[:, None])
 
     def take(self, tokens: Tensor) -> bool:
         """Go on with these tokens `(B,)`, which must be candidates; False if some are not, and then nothing is held."""

@@ -325,7 +325,37 @@ def test_scores_and_logits_are_returned():
     assert torch.equal(looped.sequences, processed.sequences)
     for name in ("scores", "logits"):
         torch.testing.assert_close(looped[name], processed[name], atol=1e-4, rtol=0)
-    assert looped.past_key_values.get_seq_length() == looped.sequences.shape[1]
+
+
+@pytest.mark.parametrize("path", ["auto", "replicate"])
+@pytest.mark.parametrize("family", zoo.families(quick=("llama", "mistral"), without={*zoo.ENCODER_DECODERS, "mamba"}))
+def test_a_text_goes_on_from_the_returned_cache(family, path):
+    """As from one that `generate()` returns (which cannot go on with Mamba's): all tokens but the last are in it, for rows that ended early their padding."""
+    model, inputs = build(family), inputs_of(family, zoo.prompts(3, seed=4))
+    search = ContrastiveSearch(path=path, **RULE)
+    first = model.generate(**inputs, custom_generate=search, max_new_tokens=6, eos_token_id=None)
+    ends = first[0, -4].item()  # the first row ends here, the others do not
+    how = {"do_sample": False, "eos_token_id": ends, "pad_token_id": zoo.PAD, "return_dict_in_generate": True}
+    output = model.generate(**inputs, custom_generate=search, max_new_tokens=7, **how)
+    said = output.sequences[:, inputs["input_ids"].shape[1] :]
+    assert said.shape[1] > 3
+    assert (said[0, 3:] == zoo.PAD).all()
+    longer = torch.cat([output.sequences, torch.tensor([[8, 21], [9, 5], [30, 7]])], dim=1)
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, said.shape[1] + 2), value=1)
+    again = {"input_ids": longer, "attention_mask": mask, "do_sample": False, "max_new_tokens": 6, "eos_token_id": None}
+    assert torch.equal(model.generate(**again, past_key_values=output.past_key_values), model.generate(**again))
+
+
+def test_a_returned_cache_is_the_one_of_greedy_search():
+    model, inputs = build("gpt2"), inputs_of("gpt2", zoo.prompts(3))
+    how = {"do_sample": False, "max_new_tokens": 5, "return_dict_in_generate": True}
+    caches = [
+        model.generate(**inputs, **how, **by).past_key_values
+        for by in ({}, {"custom_generate": ContrastiveSearch(alpha=0, k=3)})
+    ]
+    for one, other in zip(*(cache.layers for cache in caches), strict=True):
+        torch.testing.assert_close(one.keys, other.keys)
+        torch.testing.assert_close(one.values, other.values)
 
 
 def test_encoder_decoders_return_their_own_output():
