@@ -29,9 +29,10 @@ from contralto.decoding.images import noised, ritual_transform
 from contralto.decoding.pictures import open_image
 from contralto.decoding.placement import input_device
 from contralto.decoding.sampling import row_seed
+from contralto.decoding.vocabulary import check_same_tokenizer
 from contralto.files import decode, lines_of
 from contralto.messages import begins_answer, contrasted, fill, flattened, text_of
-from contralto.names import check_same_tokenizer, from_pretrained, locate
+from contralto.names import from_pretrained, locate
 from contralto.options import SAMPLED, check_device, check_dtype, check_sampling
 from contralto.prompts_file import Prompt, read_prompts
 from contralto.texts import has_lone_surrogate

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["check_same_tokenizer", "from_pretrained", "locate"]
+__all__ = ["from_pretrained", "locate"]
 
 
 def locate(name: str) -> str:
@@ -25,18 +25,3 @@ def from_pretrained(auto: Any, name: str, **how: Any) -> Any:
         return auto.from_pretrained(locate(name), **how)
     except OSError as error:  # it does not always say which model
         raise OSError(f"cannot load {name}: {error}") from error
-
-
-def check_same_tokenizer(model: str, tokenizer: Any, other_model: str, other: Any) -> None:
-    """Refuse two models whose tokens differ.
-
-    Raises:
-        ValueError: the vocabularies are not the same.
-    """
-    one, two = tokenizer.get_vocab(), other.get_vocab()
-    if one != two:
-        differing = sorted({token for token, _ in one.items() ^ two.items()})
-        raise ValueError(
-            f"{model} and {other_model} have different tokenizers ({len(differing)} tokens differ, such as "
-            f"{differing[0]!r}), and contrastive decoding compares their probabilities token by token"
-        )

@@ -32,10 +32,7 @@ from contralto.decoding.prompts import (
     takes_positions,
 )
 
-__all__ = ["AdaptersOff", "Branch", "InputBranch", "LayerBranch", "ModelBranch", "Reader", "fit_vocabulary"]
-
-MAX_PADDING_ROWS = 1024
-"""Vocabularies of one tokenizer differ in size by the padding of the embedding matrix (Qwen2.5: 128, Pythia: 384)."""
+__all__ = ["AdaptersOff", "Branch", "InputBranch", "LayerBranch", "ModelBranch", "Reader"]
 
 
 class AdaptersOff:
@@ -591,29 +588,6 @@ class LayerBranch(ModelBranch):
         logits: Tensor = outputs.logits.unflatten(0, (1 + len(self._layers), -1))
         self.final = logits[0]
         return logits[1:].movedim(0, 2)
-
-
-def fit_vocabulary(logits: Tensor, size: int) -> Tensor:
-    """Logits for the first `size` tokens; `-inf` for those that the model's embedding has no row for.
-
-    Models of one tokenizer may pad their embeddings to different sizes. The rows in question belong to no token.
-
-    Raises:
-        ValueError: the sizes differ by more than padding explains.
-
-    Example:
-        >>> fit_vocabulary(torch.zeros(1, 3), 4)
-        tensor([[0., 0., 0., -inf]])
-    """
-    extra = size - logits.shape[-1]
-    if abs(extra) > MAX_PADDING_ROWS:
-        raise ValueError(
-            f"the branches' vocabularies have {size} and {logits.shape[-1]} tokens, more apart than padding explains: "
-            "all branches must share one tokenizer"
-        )
-    if extra <= 0:
-        return logits[..., :size]
-    return torch.nn.functional.pad(logits, (0, extra), value=-torch.inf)
 
 
 def _unwrap(model: Any) -> tuple[Any, Callable[[], AbstractContextManager[Any]]]:

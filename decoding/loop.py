@@ -75,6 +75,7 @@ class ContrastiveLoop:
         _check(model, input_ids, generation_config, model_kwargs)
         before, after = split_processors(model, logits_processor, generation_config, input_ids)
         _check_once(self._method, logits_processor)
+        self._method.check_model(model)
         forward = _Forward(self._method, model, _main_prompts(model, input_ids, model_kwargs), generation_config)
         if self._streamer is not None:
             self._streamer.put(input_ids.cpu())

@@ -393,7 +393,10 @@ def processor(args: argparse.Namespace, setting: Setting, **more: Any) -> Any:
     if not setting.views:  # else they hold masks of their own
         accepted = inspect.signature(method.make).parameters
         own |= {name: value for name, value in _sources(setting).items() if name in accepted}
-    return method.make(*first, **own, **more)
+    made = method.make(*first, **own, **more)
+    if isinstance(made, decoding.ContrastiveLogitsProcessor):
+        made.check_model(setting.model)
+    return made
 
 
 def _sources(setting: Setting) -> dict[str, Any]:

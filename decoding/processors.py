@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, PreTrainedModel
 
 from contralto.decoding import rules
-from contralto.decoding.branches import Branch, InputBranch, LayerBranch, ModelBranch, check_mask, fit_vocabulary
+from contralto.decoding.branches import Branch, InputBranch, LayerBranch, ModelBranch, check_mask
 from contralto.decoding.placement import input_device
 from contralto.decoding.validity import branch_names, check_logits
+from contralto.decoding.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from contralto.decoding.loop import ContrastiveLoop
@@ -51,14 +52,35 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         rule: scores `(B, V)` from the main model's `(B, V)` and each branch's, all in one dtype on one device.
         branches: where they come from, in the rule's order.
         threshold: the rule's keyword for its plausibility threshold, if it has one; likelihoods are scored without.
+        tokenizer: the tokenizer that all models share. It is compared with those that are found beside their weights, see
+            `vocabulary`, and lets vocabularies differ in size by more than can be told to be padding.
+
+    Raises:
+        ValueError: two of the models have different tokenizers.
     """
 
     supports_continuous_batching = False
 
-    def __init__(self, rule: Rule, branches: Sequence[Branch], *, threshold: str | None = None) -> None:
+    def __init__(
+        self, rule: Rule, branches: Sequence[Branch], *, threshold: str | None = None, tokenizer: Any = None
+    ) -> None:
         self.rule = rule
         self.branches = list(branches)
         self.threshold = threshold
+        self._vocabulary = Vocabulary([b.model for b in self.branches if hasattr(b, "model")], tokenizer)
+
+    def check_model(self, model: Any) -> None:
+        """Compare the main model's tokenizer with those of the branches' models, where they can be found.
+
+        The loop, `score` and `trace` do this by themselves. `generate()` does not tell a logits processor its model.
+
+        Args:
+            model: the model that generates.
+
+        Raises:
+            ValueError: the tokenizers differ, or the sizes of the vocabularies by more than padding explains.
+        """
+        self._vocabulary.check(model)
 
     def reset(self) -> None:
         """Forget the last call, and free the branches' caches."""
@@ -106,7 +128,7 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         Raises:
             ValueError: NaN, `+inf` or a row of `-inf` alone in the logits of a branch or in the rule's scores.
         """
-        fitted = [fit_vocabulary(c.to(device=scores.device, dtype=scores.dtype), scores.shape[-1]) for c in contrasts]
+        fitted = [self._vocabulary.fit(c.to(scores), scores.shape[-1]) for c in contrasts]
         combined = self.rule(scores, *fitted, **self.parameters(step), **changed)
         check_logits(
             [scores, *fitted, combined],
@@ -154,10 +176,11 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
             from leading pad tokens of the amateur's configuration. It belongs to one batch of prompts.
         encoder_inputs: for an encoder-decoder amateur, what its encoder reads, usually the `inputs` of `generate()`.
         vision_inputs: for an image-text amateur, what it reads with the prompts: `pixel_values` and what goes with them.
+        tokenizer: the tokenizer that both models share, see `ContrastiveLogitsProcessor`.
 
     Raises:
         TypeError: the amateur cannot generate.
-        ValueError: a parameter outside its range or of the other form; prompts that are padded on the right, hold tokens
+        ValueError: another tokenizer; a parameter outside its range or of the other form; prompts that are padded on the right, hold tokens
             that the amateur does not know, or whose padding cannot be told from text.
 
     Example:
@@ -187,6 +210,7 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         attention_mask: Tensor | None = None,
         encoder_inputs: Mapping[str, Tensor] | None = None,
         vision_inputs: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
     ) -> None: ...
 
     @overload
@@ -202,6 +226,7 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         attention_mask: Tensor | None = None,
         encoder_inputs: Mapping[str, Tensor] | None = None,
         vision_inputs: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
     ) -> None: ...
 
     def __init__(
@@ -217,6 +242,7 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         attention_mask: Tensor | None = None,
         encoder_inputs: Mapping[str, Tensor] | None = None,
         vision_inputs: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
     ) -> None:
         own = {"beta": beta, "amateur_temperature": amateur_temperature}
         rule = bind_rule(form, own, {"alpha": alpha, "min_tokens_to_keep": min_tokens_to_keep})
@@ -227,7 +253,7 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
             encoder_inputs=encoder_inputs,
             vision_inputs=vision_inputs,
         )
-        super().__init__(rule, [branch], threshold="alpha")
+        super().__init__(rule, [branch], threshold="alpha", tokenizer=tokenizer)
 
 
 class VisualContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
@@ -496,7 +522,10 @@ class ProxyTuningLogitsProcessor(ContrastiveLogitsProcessor):
         expert: the small tuned model, or a PEFT model.
         antiexpert: the small model before tuning, or `AdaptersOff(peft_model)`.
         alpha: strength, at least 0. Default 1.
-        attention_mask, encoder_inputs, vision_inputs: see `ContrastiveDecodingLogitsProcessor`, for both models.
+        attention_mask: see `ContrastiveDecodingLogitsProcessor`, for both models.
+        encoder_inputs: see `ContrastiveDecodingLogitsProcessor`, for both models.
+        vision_inputs: see `ContrastiveDecodingLogitsProcessor`, for both models.
+        tokenizer: the tokenizer that all three models share, see `ContrastiveLogitsProcessor`.
 
     Raises:
         TypeError, ValueError: as `ContrastiveDecodingLogitsProcessor`.
@@ -511,6 +540,7 @@ class ProxyTuningLogitsProcessor(ContrastiveLogitsProcessor):
         attention_mask: Tensor | None = None,
         encoder_inputs: Mapping[str, Tensor] | None = None,
         vision_inputs: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
     ) -> None:
         rule = _tried(partial(rules.proxy_tuning, alpha=alpha), 3)
         own: dict[str, Any] = {
@@ -518,7 +548,7 @@ class ProxyTuningLogitsProcessor(ContrastiveLogitsProcessor):
             "encoder_inputs": encoder_inputs,
             "vision_inputs": vision_inputs,
         }
-        super().__init__(rule, [ModelBranch(model, **own) for model in (expert, antiexpert)])
+        super().__init__(rule, [ModelBranch(model, **own) for model in (expert, antiexpert)], tokenizer=tokenizer)
 
 
 class DoLaLogitsProcessor(ContrastiveLogitsProcessor):
@@ -581,10 +611,11 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
             logits `(N,)`, the higher the better.
         k: how many tokens are considered, at least 1. Default 10.
         attention_mask: `(prompts, T)` of the prompts; needed where they are padded.
+        tokenizer: the tokenizer that both models share, see `ContrastiveLogitsProcessor`.
 
     Raises:
         TypeError: the critic is a model with another head.
-        ValueError: `k` below 1, right padding.
+        ValueError: `k` below 1, right padding, a critic of another tokenizer.
 
     Example:
         >>> from contralto import testbed
@@ -596,7 +627,9 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
 
     supports_continuous_batching = False
 
-    def __init__(self, critic: Any, *, k: int = 10, attention_mask: Tensor | None = None) -> None:
+    def __init__(
+        self, critic: Any, *, k: int = 10, attention_mask: Tensor | None = None, tokenizer: Any = None
+    ) -> None:
         if k < 1:
             raise ValueError(f"k must be at least 1 (candidate tokens), not {k}")
         labels = getattr(getattr(critic, "config", None), "num_labels", 1)
@@ -608,10 +641,12 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
         if attention_mask is not None:
             check_mask(attention_mask)
         self._critic, self._k, self._mask = critic, k, attention_mask
+        self._vocabulary = Vocabulary([critic] if isinstance(critic, PreTrainedModel) else [], tokenizer)
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores `(B, V)` from the main model's `scores` `(B, V)` and the critic's values of `k` texts per row."""
+        self._vocabulary.check_size(scores.shape[-1])
         candidates = scores.topk(min(self._k, scores.shape[-1])).indices
         count = candidates.shape[-1]
         texts = torch.cat([input_ids.repeat_interleave(count, dim=0), candidates.reshape(-1, 1)], dim=1)

@@ -87,6 +87,7 @@ def score(
     """
     if continuations.ndim != 2 or not continuations.shape[1]:
         raise ValueError(f"continuations must be of shape (rows, length) with tokens, not {tuple(continuations.shape)}")
+    method.check_model(model)
     prompts = main_prompts(model, inputs, len(continuations))
     if len(prompts.ids) != len(continuations):
         raise ValueError(f"score needs a continuation per prompt, not {len(continuations)} for {len(prompts.ids)}")

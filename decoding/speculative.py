@@ -42,13 +42,14 @@ from transformers import (
 )
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
-from contralto.decoding.branches import AdaptersOff, ModelBranch, fit_vocabulary
+from contralto.decoding.branches import AdaptersOff, ModelBranch
 from contralto.decoding.order import split_processors
 from contralto.decoding.placement import input_device
 from contralto.decoding.processors import ContrastiveLogitsProcessor, bind_rule
 from contralto.decoding.prompts import TOKEN_TYPES, Prompts, check_images, prepare_images
 from contralto.decoding.rules import plausible
 from contralto.decoding.validity import check_logits
+from contralto.decoding.vocabulary import fit_vocabulary, vocabulary_size
 
 __all__ = ["SpeculativeContrastiveDecoding", "Statistics", "accept_or_redraw"]
 
@@ -167,6 +168,7 @@ class SpeculativeContrastiveDecoding:
             layers, whichever is larger.
         encoder_inputs: for an encoder-decoder amateur, what its encoder reads, usually the `inputs` of `generate()`.
         vision_inputs: for an image-text amateur, what it reads with the prompts: `pixel_values` and what goes with them.
+        tokenizer: the tokenizer that both models share, see `ContrastiveLogitsProcessor`.
         streamer: `generate()` does not hand its own on to a callable, so it is given here.
 
     Raises:
@@ -208,6 +210,7 @@ class SpeculativeContrastiveDecoding:
         cost_ratio: float | None = None,
         encoder_inputs: Mapping[str, Tensor] | None = None,
         vision_inputs: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
         streamer: Any = None,
     ) -> None:
         own = {"beta": beta, "amateur_temperature": amateur_temperature}
@@ -226,7 +229,7 @@ class SpeculativeContrastiveDecoding:
             ModelBranch, amateur, window=amateur_window, encoder_inputs=encoder_inputs, vision_inputs=vision_inputs
         )
         branch = self._branch()
-        self._method, self._model = ContrastiveLogitsProcessor(rule, [branch]), branch.model
+        self._method, self._model = ContrastiveLogitsProcessor(rule, [branch], tokenizer=tokenizer), branch.model
         _new_cache(self._model)
         self._streamer = streamer
         self.statistics = Statistics()
@@ -242,6 +245,7 @@ class SpeculativeContrastiveDecoding:
         **model_kwargs: Any,
     ) -> Any:
         """What `generate()` calls; returns what `generate()` returns."""
+        self._method.check_model(model)
         _check(model, self._model, input_ids, generation_config, model_kwargs)
         self.statistics = Statistics()
         before, after = split_processors(model, logits_processor, generation_config, input_ids)
@@ -256,7 +260,7 @@ class SpeculativeContrastiveDecoding:
             text,
             expert=_Reader(model, Prompts(input_ids, model_kwargs)),
             amateur=self._reader(model, input_ids, generation_config, model_kwargs),
-            vocabulary=_vocabulary(model),
+            vocabulary=vocabulary_size(model),
             drafter=_Drafter(after, self._alpha, sample=generation_config.do_sample),
             pace=_Pace(self._draft_length, self._cost(model)),
             score=score,
@@ -576,10 +580,6 @@ class _Call:
         self._statistics.agreement += sum(agreement)
 
 
-def _vocabulary(model: Any) -> int:
-    return int(model.config.get_text_config(decoder=True).vocab_size)
-
-
 def _new_cache(model: Any) -> Any:
     """An empty cache for a model."""
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
@@ -615,8 +615,7 @@ def _check(expert: Any, amateur: Any, ids: Tensor, config: Any, kwargs: Mapping[
             "speculative contrastive decoding cannot go on from the expert's cache, since the amateur has none of that "
             "text: leave past_key_values out"
         )
-    known = _vocabulary(amateur)
-    fit_vocabulary(torch.empty(known), _vocabulary(expert))
+    known = vocabulary_size(amateur)
     if (largest := int(ids.max())) >= known:
         raise ValueError(
             f"the prompt holds token {largest}, but {type(amateur).__name__} knows only {known} tokens: "

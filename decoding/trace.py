@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from contralto.decoding.branches import fit_vocabulary
 from contralto.decoding.placement import input_device
 from contralto.decoding.score import main_prompts
+from contralto.decoding.vocabulary import fit_vocabulary
 
 if TYPE_CHECKING:
     from contralto.decoding.processors import ContrastiveLogitsProcessor
@@ -86,6 +86,7 @@ def trace(
         >>> [tokenizer.decode([step.token]) for step in steps]
         ['the', 'barn', '.']
     """
+    method.check_model(model)
     prompts = main_prompts(model, inputs, 1)
     if len(prompts.ids) != 1 or generated.ndim != 1 or not len(generated):
         raise ValueError(

@@ -34,12 +34,13 @@ from contralto.decoding import AdaptersOff, ContrastiveLogitsProcessor, SeededSa
 from contralto.decoding.placement import input_device
 from contralto.decoding.score import Likelihood, score
 from contralto.decoding.stopping import StopStrings, StopStringsAfterThought
+from contralto.decoding.vocabulary import check_same_tokenizer
 from contralto.eval.arguments import check_arguments, check_ranking, parameters_of
 from contralto.eval.asked import Asked, read_options
 from contralto.eval.conversations import Conversations
 from contralto.eval.decoder import SAMPLING, Decoder, fingerprint, seed_of
 from contralto.eval.thinking import answer_text, end_of_thought, ends_thought
-from contralto.names import check_same_tokenizer, from_pretrained, locate
+from contralto.names import from_pretrained, locate
 
 __all__ = ["ContraltoLM", "Job"]
 

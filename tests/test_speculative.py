@@ -153,7 +153,7 @@ def test_amateur_of_another_architecture(llama, architecture):
     assert generate(llama[0], amateur, rows)[0] == plain(llama[0], amateur, rows)
 
 
-@pytest.mark.parametrize("size", [zoo.VOCAB - 8, zoo.VOCAB + 16])
+@pytest.mark.parametrize("size", [zoo.VOCAB - 1, zoo.VOCAB + 16])
 def test_vocabulary_padded_to_another_size(llama, size):
     """Drafts never hold a token that the expert has no row for."""
     amateur = zoo.build("llama", hidden=16, seed=2, vocab_size=size)
@@ -603,9 +603,9 @@ def test_another_tokenizer_is_refused(llama):
     with pytest.raises(ValueError, match="have 48 and 5000 tokens, more apart than padding explains"):
         generate(llama[0], zoo.build("llama", hidden=16, vocab_size=5000), zoo.prompts(1))
     with pytest.raises(
-        ValueError, match="but LlamaForCausalLM knows only 16 tokens: all branches must share one token"
+        ValueError, match="but LlamaForCausalLM knows only 47 tokens: all branches must share one token"
     ):
-        generate(llama[0], zoo.build("llama", hidden=16, vocab_size=16), [torch.tensor([40, 3])])
+        generate(llama[0], zoo.build("llama", hidden=16, vocab_size=zoo.VOCAB - 1), [torch.tensor([47, 3])])
 
 
 @pytest.mark.parametrize(

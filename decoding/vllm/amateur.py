@@ -21,7 +21,8 @@ from transformers.cache_utils import DynamicLayer
 from contralto.decoding.validity import check_logits
 from contralto.decoding.vllm.members import Members
 from contralto.decoding.vllm.settings import PREFIX, Row, Rule, Warp, check_penalties, draw, seeds_of
-from contralto.names import from_pretrained
+from contralto.decoding.vocabulary import check_sizes, same_tokenizer, vocabulary_size
+from contralto.names import from_pretrained, locate
 
 __all__ = ["AmateurContrast"]
 
@@ -158,9 +159,8 @@ class _Reader:
         name = how["model"]
         self._model = from_pretrained(AutoModelForCausalLM, name, dtype=how.get("dtype", "auto"))
         size, limit = vllm_config.model_config.get_vocab_size(), vllm_config.scheduler_config.max_num_seqs
-        own = self._model.config.get_text_config().vocab_size
-        if abs(own - size) > 1024:
-            raise ValueError(f"{name} has {own} tokens and the model {size}: an amateur must share its tokenizer")
+        shared = same_tokenizer(str(vllm_config.model_config.tokenizer), locate(name))
+        check_sizes(size, vocabulary_size(self._model), share_tokenizer=shared)
         needed = bytes_needed(self._model, vllm_config.model_config.max_model_len * limit)
         if where.type == "cuda" and needed > torch.cuda.mem_get_info(where)[0]:
             raise MemoryError(

@@ -1,0 +1,279 @@
+"""Whether models that are contrasted share a tokenizer: their probabilities are compared token by token.
+
+Two models of other tokenizers run without an error, and what they write means nothing. So tokenizers are compared wherever
+both can be found: given, or in the folder or the local cache of the hub that a model was loaded from (`name_or_path`).
+Nothing is downloaded, and a pair of models is compared once. Where a tokenizer cannot be found, the sizes of the
+vocabularies must tell: the same, or as far apart as padding of the embedding matrix explains.
+"""
+
+import filecmp
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import Tensor
+from transformers import AutoTokenizer
+
+__all__ = [
+    "Vocabulary",
+    "check_same_tokenizer",
+    "check_sizes",
+    "find_tokenizer",
+    "fit_vocabulary",
+    "same_tokenizer",
+    "share_tokenizer",
+    "vocabulary_size",
+]
+
+BLOCKS = (64, 128, 256, 512, 1024)
+"""Embedding matrices are padded to a multiple of one of these: Gemma 3 64, Qwen2.5 and Pythia 128 to 512, Phi-2 1024."""
+_FOUND: WeakKeyDictionary[Any, WeakKeyDictionary[Any, bool]] = WeakKeyDictionary()
+"""For pairs of models whether their tokenizers were found, and are the same."""
+
+
+def fit_vocabulary(logits: Tensor, size: int) -> Tensor:
+    """Return logits `(..., size)` for the first `size` tokens, `-inf` for those that the model's head has no row for.
+
+    Models of one tokenizer may pad their embeddings to different sizes. The rows in question belong to no token.
+
+    Args:
+        logits: `(..., V)`.
+        size: number of tokens of the main model.
+
+    Examples:
+        >>> fit_vocabulary(torch.zeros(1, 3), 4)
+        tensor([[0., 0., 0., -inf]])
+    """
+    extra = size - logits.shape[-1]
+    return logits[..., :size] if extra <= 0 else torch.nn.functional.pad(logits, (0, extra), value=-torch.inf)
+
+
+def check_sizes(size: int, other: int, *, share_tokenizer: bool = False) -> None:
+    """Raise an error unless two vocabularies can be those of one tokenizer, as far as their sizes tell.
+
+    They can where they are equal, where the larger one is a multiple of a block (64 to 1024) that is no smaller than the
+    difference, and where the difference is one token, such as a pad token that was added.
+
+    Args:
+        size: number of tokens of the main model.
+        other: number of tokens of another branch.
+        share_tokenizer: whether the models are known to share a tokenizer; then a difference up to 1024 is padding.
+
+    Raises:
+        ValueError: the sizes are further apart.
+
+    Examples:
+        >>> check_sizes(152064, 151936)
+        >>> check_sizes(1200, 900)
+        Traceback (most recent call last):
+            ...
+        ValueError: the branches' vocabularies have 1200 and 900 tokens, more apart than padding explains: all branches must share one tokenizer; if they do, pass it as tokenizer=
+    """
+    larger, extra = max(size, other), abs(size - other)
+    padded = any(larger % block == 0 and extra <= block for block in BLOCKS)
+    if extra > BLOCKS[-1] or not (extra <= 1 or padded or share_tokenizer):
+        way_out = "" if extra > BLOCKS[-1] else "; if they do, pass it as tokenizer="
+        raise ValueError(
+            f"the branches' vocabularies have {size} and {other} tokens, more apart than padding explains: all branches "
+            f"must share one tokenizer{way_out}"
+        )
+
+
+def check_same_tokenizer(model: str, tokenizer: Any, other_model: str, other: Any) -> None:
+    """Raise an error if the tokens of two tokenizers differ. A pad token that one of them adds at the end may.
+
+    Args:
+        model: what the first model is called.
+        tokenizer: its tokenizer.
+        other_model: what the other model is called.
+        other: its tokenizer.
+
+    Raises:
+        ValueError: a token of one has another id in the other, or none.
+
+    Examples:
+        >>> from contralto import testbed
+        >>> check_same_tokenizer("expert", testbed.tokenizer(), "amateur", testbed.tokenizer())
+    """
+    one, two = tokenizer.get_vocab(), other.get_vocab()
+    if one == two:
+        return
+    added = {each.pad_token for each, rest in ((tokenizer, two), (other, one)) if _is_added_pad(each, rest)}
+    if differing := sorted({token for token, _ in one.items() ^ two.items()} - added):
+        raise ValueError(
+            f"{model} and {other_model} have different tokenizers ({len(differing)} tokens differ, such as "
+            f"{differing[0]!r}), and contrastive decoding compares their probabilities token by token"
+        )
+
+
+def _is_added_pad(tokenizer: Any, rest: dict[str, int]) -> bool:
+    """Whether a tokenizer's pad token comes after all tokens of the other, which does not have it."""
+    pad = tokenizer.pad_token
+    return pad is not None and pad not in rest and tokenizer.pad_token_id > max(rest.values())
+
+
+def share_tokenizer(model: Any, other: Any) -> bool:
+    """Return whether two models are known to share a tokenizer; False where the tokenizer of one cannot be found.
+
+    Args:
+        model: the main model.
+        other: the model of another branch.
+
+    Raises:
+        ValueError: both tokenizers were found, and differ.
+
+    Examples:
+        >>> from contralto import testbed
+        >>> share_tokenizer(testbed.load("expert"), testbed.load("amateur"))
+        True
+    """
+    if model is other:
+        return True
+    known = _FOUND.setdefault(model, WeakKeyDictionary())
+    if other not in known:
+        known[other] = _compare(model, other)
+    return known[other]
+
+
+def _compare(model: Any, other: Any) -> bool:
+    """Compare the tokenizers of two models, by their files if those are the same."""
+    return same_tokenizer(_name(model), _name(other))
+
+
+def _name(model: Any) -> str:
+    """The folder or the hub's name that a model was loaded from; empty if it was not."""
+    return str(getattr(model, "name_or_path", "") or "")
+
+
+def same_tokenizer(name: str, other: str) -> bool:
+    """Return whether two models, named by folder or repository, are known to share a tokenizer, without a download.
+
+    Args:
+        name: of the main model.
+        other: of the model of another branch.
+
+    Raises:
+        ValueError: both tokenizers were found, and differ.
+
+    Examples:
+        >>> from contralto import testbed
+        >>> same_tokenizer(str(testbed.path("expert")), str(testbed.path("amateur"))), same_tokenizer("", "nobody/none")
+        (True, False)
+    """
+    names = [name, other]
+    if not all(names):
+        return False
+    one, two = (_local_file(each) for each in names)
+    if one is not None and two is not None and (one == two or filecmp.cmp(one, two, shallow=False)):
+        return True
+    found = [find_tokenizer(each) for each in names]
+    if None in found:
+        return False
+    check_same_tokenizer(names[0], found[0], names[1], found[1])
+    return True
+
+
+def find_tokenizer(name: str) -> Any | None:
+    """Return the tokenizer that lies beside a model's weights, without a download.
+
+    Args:
+        name: a folder or the name of a repository.
+
+    Returns:
+        The tokenizer, or None if there is none in the folder or in the local cache of the hub.
+
+    Examples:
+        >>> from contralto import testbed
+        >>> len(find_tokenizer(str(testbed.path("expert")))) == len(testbed.tokenizer())
+        True
+    """
+    if not name or _local_file(name, "config.json") is None:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+    except Exception:  # noqa: BLE001  whatever is wrong with it, a tokenizer that cannot be read is no evidence
+        return None
+
+
+def _local_file(name: str, file: str = "tokenizer.json") -> Path | None:
+    """A file of a model on this machine."""
+    if Path(name).is_dir():
+        return Path(name, file) if Path(name, file).is_file() else None
+    try:
+        found = try_to_load_from_cache(name, file)
+    except ValueError:  # not the name of a repository
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+class Vocabulary:
+    """The vocabulary that the models of a method share.
+
+    Args:
+        models: the models of the branches.
+        tokenizer: the tokenizer that they share, if it is given.
+
+    Raises:
+        ValueError: the tokenizers of two of them were found, and differ.
+    """
+
+    def __init__(self, models: Sequence[Any], tokenizer: Any = None) -> None:
+        self._models, self._tokenizer = list(models), tokenizer
+        self._shared = tokenizer is not None
+        self._compared: WeakSet[Any] = WeakSet()
+        for model in self._models:
+            self._check_given(model)
+        for model in self._models[1:]:
+            share_tokenizer(self._models[0], model)
+
+    def check(self, main: Any) -> None:
+        """Raise ValueError if the main model has another tokenizer or vocabulary than the branches' models.
+
+        Args:
+            main: the model that generates.
+        """
+        self._check_given(main)
+        known = [share_tokenizer(main, model) for model in self._models]
+        self._shared = self._tokenizer is not None or all(known)
+        self.check_size(vocabulary_size(main))
+
+    def check_size(self, size: int) -> None:
+        """Raise ValueError if a model's vocabulary differs in size by more than padding explains.
+
+        Args:
+            size: number of tokens of the main model.
+        """
+        for model in self._models:
+            check_sizes(size, vocabulary_size(model), share_tokenizer=self._shared)
+
+    def fit(self, logits: Tensor, size: int) -> Tensor:
+        """Return a branch's logits `(..., size)`, see `fit_vocabulary`.
+
+        Args:
+            logits: `(..., V)`.
+            size: number of tokens of the main model.
+
+        Raises:
+            ValueError: the sizes differ by more than padding explains.
+        """
+        check_sizes(size, logits.shape[-1], share_tokenizer=self._shared)
+        return fit_vocabulary(logits, size)
+
+    def _check_given(self, model: Any) -> None:
+        if self._tokenizer is None or model in self._compared:
+            return
+        if (found := find_tokenizer(_name(model))) is not None:
+            check_same_tokenizer("the given tokenizer", self._tokenizer, _name(model), found)
+        self._compared.add(model)
+
+
+def vocabulary_size(model: Any) -> int:
+    """Return the number of tokens that a model's head knows.
+
+    Args:
+        model: a transformers model.
+    """
+    return int(model.config.get_text_config(decoder=True).vocab_size)
