@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from contralto.align.distill_config import TEACHER, DistillationConfig
-from contralto.align.divergences import Head, chunked_divergence, chunked_logps
+from contralto.align.divergences import Head, chunked_divergence, chunked_logps, first_tokens, vocabulary_size
+from contralto.align.heads import head_of
 from contralto.align.reference import reference_hash
 from contralto.align.seams import (
     IGNORED,
@@ -35,7 +36,6 @@ from contralto.align.seams import (
     Scored,
     StagedTrainer,
     create_model_from_path,
-    head_of,
     install_head,
 )
 from contralto.align.teacher import Rows, TeacherStates, WithStates, default_folder, load_head, save_head
@@ -45,13 +45,16 @@ __all__ = ["DistillationPairTrainer", "Found", "Teacher"]
 
 logger = logging.getLogger(__name__)
 
+STATES_OF = "output layer"
+"""Where precomputed states are taken, for the key of their cache."""
+
 
 class Teacher(NamedTuple):
     """What the teacher says of the tokens that count."""
 
     states: Tensor
-    """`(N, H)`."""
-    head: Head
+    """`(N, H)`, or logits `(N, V)` where there is no head."""
+    head: Head | None
 
 
 class Found(NamedTuple):
@@ -156,7 +159,7 @@ class DistillationPairTrainer(StagedTrainer):
             states = self.ask(model, self.texts(batch).batch, Request(hidden=True)).hidden
             head = head_of(bare)
         assert states is not None
-        return Teacher(states.to(head.weight.dtype), head)
+        return Teacher(states if head is None else states.to(head.weight.dtype), head)
 
     def score(self, model: Any, batch: Batch, reference: Teacher | None) -> Scored:
         """The student's forward, and the divergences."""
@@ -250,7 +253,9 @@ class DistillationPairTrainer(StagedTrainer):
         first = int(batch.mask[: len(batch.mask) // 2].sum())
         return states[:first] if side == "chosen" else states[first:]
 
-    def compare(self, texts: Texts, teacher: Teacher | None, hidden: Tensor, head: Head, targets: Tensor) -> Found:
+    def compare(
+        self, texts: Texts, teacher: Teacher | None, hidden: Tensor, head: Head | None, targets: Tensor
+    ) -> Found:
         """The loss of the batch, from what goes into the student's head; runs within its forward."""
         mask = texts.batch.mask
         text, lengths = mask.nonzero()[:, 0], mask.sum(-1).clamp(min=1)
@@ -259,19 +264,24 @@ class DistillationPairTrainer(StagedTrainer):
         if teacher is None:
             of_targets = chunked_logps(hidden, head, targets).logps
             return Found(-(weights * of_targets).sum(), -_means(of_targets, text, lengths), None, None, None)
-        size = min(len(head.weight), len(teacher.head.weight))
-        teacher = Teacher(teacher.states, _first(teacher.head, size))
-        logps = self._logps(hidden, _first(head, size), teacher, targets, text, lengths)
+        size = min(vocabulary_size(hidden, head), vocabulary_size(*teacher))
+        teacher = Teacher(*first_tokens(*teacher, size))
+        hidden, head = first_tokens(hidden, head, size)
+        logps = self._logps(hidden, head, teacher, targets, text, lengths)
         alpha = self._alpha(texts, *logps, like=weights.new_empty(len(lengths)))
         counts = {side: int(count) for side, count in zip(texts.rows, _counts(texts), strict=True)}
         names = {name: sum(n for side, n in counts.items() if self.sides[side] == name) for name in self.sides.values()}
-        total, values = self._divergence(
-            names, hidden, _first(head, size), teacher, weights, None if alpha is None else alpha[text]
-        )
+        total, values = self._divergence(names, hidden, head, teacher, weights, None if alpha is None else alpha[text])
         return Found(total, _means(values, text, lengths), alpha, *logps)
 
     def _divergence(
-        self, names: dict[str, int], hidden: Tensor, head: Head, teacher: Teacher, weights: Tensor, alpha: Tensor | None
+        self,
+        names: dict[str, int],
+        hidden: Tensor,
+        head: Head | None,
+        teacher: Teacher,
+        weights: Tensor,
+        alpha: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         args, learning = self.args, torch.is_grad_enabled()
         found = chunked_divergence(
@@ -298,12 +308,14 @@ class DistillationPairTrainer(StagedTrainer):
 
     @torch.no_grad()
     def _logps(
-        self, hidden: Tensor, head: Head, teacher: Teacher, targets: Tensor, text: Tensor, lengths: Tensor
+        self, hidden: Tensor, head: Head | None, teacher: Teacher, targets: Tensor, text: Tensor, lengths: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
         """`(R,)` mean log-probabilities per token of student and teacher, where alpha or the log needs them."""
         if not (self._adapts() or self.reports()):
             return None, None
-        own = head._replace(weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
+        own = head
+        if head is not None:
+            own = head._replace(weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
         both = ((hidden.detach(), own), (teacher.states, teacher.head))
         student, teachers = (_means(chunked_logps(*model, targets).logps, text, lengths) for model in both)
         return student, teachers
@@ -375,7 +387,7 @@ class DistillationPairTrainer(StagedTrainer):
         )
         dataset, path = states.add(dataset, name), states.folder / "head.safetensors"
         if self.accelerator.is_main_process and not path.is_file():
-            save_head(head_of(self._loaded(self.args)), path)
+            save_head(_cacheable(self._loaded(self.args)), path)
         self.accelerator.wait_for_everyone()
         self._head = load_head(path, self.accelerator.device)
         return dataset
@@ -387,7 +399,8 @@ class DistillationPairTrainer(StagedTrainer):
         _check_vocabulary(self.processing_class, teacher.config.get_text_config().vocab_size)
         if not getattr(teacher, "is_quantized", False):
             teacher.to(self.accelerator.device)
-        install_head(teacher.eval())
+        _cacheable(teacher.eval())
+        install_head(teacher)
         found: dict[int, tuple[Tensor, list[int]]] = {}
         order = sorted(range(len(rows)), key=lambda i: -sum(map(len, rows[i].values())))
         for start in range(0, len(order), batch_size):
@@ -405,6 +418,17 @@ class DistillationPairTrainer(StagedTrainer):
         return [found[i] for i in range(len(rows))]
 
 
+def _cacheable(teacher: Any) -> Head:
+    """Return the teacher's head; raise an error where hidden states do not make its logits."""
+    head = head_of(teacher)
+    if head is None:
+        raise ValueError(
+            f"precompute_teacher keeps hidden states, and the logits of {type(teacher).__name__} are more than those times its output "
+            "layer: set precompute_teacher to False"
+        )
+    return head
+
+
 def _means(values: Tensor, text: Tensor, lengths: Tensor) -> Tensor:
     """`(R,)` the mean of each text's tokens, without gradient."""
     values = values.detach()
@@ -415,11 +439,6 @@ def _counts(texts: Texts) -> list[int]:
     """Tokens per side, with one wait for the device."""
     counts: list[int] = torch.stack([texts.batch.mask[rows].sum() for rows in texts.rows.values()]).tolist()
     return counts
-
-
-def _first(head: Head, size: int) -> Head:
-    """The head of the first tokens alone."""
-    return head._replace(weight=head.weight[:size], bias=None if head.bias is None else head.bias[:size])
 
 
 # ------------------------------------------------------------------------------------------------------------ the teacher
@@ -449,7 +468,7 @@ def _without_adapter(teacher: Any) -> Any:
 
 def _key(teacher: Any, args: DistillationConfig, precision: str, sides: list[str]) -> str:
     """A hash of all that a teacher's states depend on but the rows."""
-    how = (precision, args.max_length, args.truncation_mode, sides)
+    how = (precision, args.max_length, args.truncation_mode, sides, STATES_OF)
     if teacher is not None:
         return reference_hash(teacher, is_peft=False, more=how)
     from hashlib import sha256

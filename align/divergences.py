@@ -34,12 +34,14 @@ __all__ = [
     "chunked_divergence",
     "chunked_logps",
     "common_vocabulary",
+    "first_tokens",
     "forward_kl",
     "jensen_shannon",
     "reverse_kl",
     "skew_kl",
     "skew_reverse_kl",
     "total_variation",
+    "vocabulary_size",
 ]
 
 Gradient = Literal["full", "detached"]
@@ -309,9 +311,9 @@ class Compared(NamedTuple):
 def chunked_divergence(
     divergence: str | Mapping[str, int],
     hidden: Tensor,
-    head: Head,
+    head: Head | None,
     teacher_hidden: Tensor,
-    teacher_head: Head,
+    teacher_head: Head | None,
     *,
     targets: Tensor | None = None,
     weights: Tensor | None = None,
@@ -330,7 +332,7 @@ def chunked_divergence(
         divergence: a key of `DIVERGENCES`; or several, each with the number of tokens that it is for, in their order, as
             `{"skew_kl": 120, "skew_reverse_kl": 136}` for the teacher's texts and the student's.
         hidden, teacher_hidden: `(N, H)` and `(N, H')` what goes into the heads; only the tokens that count.
-        head, teacher_head: for vocabularies of different sizes see `common_vocabulary`.
+        head, teacher_head: for vocabularies of different sizes see `common_vocabulary`. With None the hidden states are logits.
         targets: `(N,)` ids whose log-probabilities are wanted too: TDPO needs all three, and this way each head runs once.
         weights: `(N,)` what each token counts, where that is known beforehand, as in distillation. Then nothing is computed
             twice for a trained head either; only `total`, the weighted sum, has a gradient. Not together with targets.
@@ -361,9 +363,11 @@ def chunked_divergence(
     more = [] if targets is None else [_Term(_target, targets)]
     terms = [_term(name, (len(hidden),), alpha=alpha, beta=beta, gradient=srkl) for name in counts]
     parts = [(stop, [term, *more]) for stop, term in zip(accumulate(counts.values()), terms, strict=True)]
-    size = min(len(head.weight), len(teacher_head.weight))
-    teacher = _Source(_cut(teacher_head, size), temperature, teacher_hidden.detach())
-    plan = _Plan(_Source(_cut(head, size), temperature), teacher, parts, chunk_size, targets)
+    size = min(vocabulary_size(hidden, head), vocabulary_size(teacher_hidden, teacher_head))
+    teacher_hidden, teacher_head = first_tokens(teacher_hidden.detach(), teacher_head, size)
+    hidden, head = first_tokens(hidden, head, size)
+    teacher = _Source(teacher_head, temperature, teacher_hidden)
+    plan = _Plan(_Source(head, temperature), teacher, parts, chunk_size, targets)
     if weights is not None:
         total, values = plan.run(hidden, weights.detach())
         return Compared(values, None, None, total)
@@ -393,7 +397,7 @@ STATISTICS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 def chunked_logps(
     hidden: Tensor,
-    head: Head,
+    head: Head | None,
     targets: Tensor,
     *,
     temperature: float = 1.0,
@@ -406,7 +410,7 @@ def chunked_logps(
 
     Args:
         hidden: `(N, H)` what goes into the head; only the tokens that count.
-        head: the head, which gets a gradient if it requires one (then the logits are computed twice).
+        head: the head, which gets a gradient if it requires one (then the logits are computed twice); None if `hidden` are logits.
         targets: `(N,)` int64 ids.
         temperature: the logits are divided by it.
         also: further numbers, of `entropy`, `log_sum_sq_probs`, `mean_logits`, `is_top1`. Each costs a pass over the logits.
@@ -774,19 +778,32 @@ def _like(per_token: Tensor, q: Tensor) -> Tensor:
     return per_token.to(q) if per_token.is_floating_point() else per_token
 
 
-def _check_shapes(head: Head, hidden: Tensor, tokens: int, targets: Tensor | None) -> None:
-    width = head.weight.shape[-1]
+def vocabulary_size(hidden: Tensor, head: Head | None) -> int:
+    """Return the number of tokens that a head knows, or logits without a head."""
+    return hidden.shape[-1] if head is None else len(head.weight)
+
+
+def first_tokens(hidden: Tensor, head: Head | None, size: int) -> tuple[Tensor, Head | None]:
+    """Return the head of the first tokens alone with its hidden states, or logits of these tokens.
+
+    Args:
+        hidden: `(N, H)`, or logits `(N, V)` where there is no head.
+        head: the head, or None.
+        size: the number of tokens.
+    """
+    if size == vocabulary_size(hidden, head):  # the gradient of a slice is a copy of the whole
+        return hidden, head
+    if head is None:
+        return hidden[:, :size], None
+    return hidden, head._replace(weight=head.weight[:size], bias=None if head.bias is None else head.bias[:size])
+
+
+def _check_shapes(head: Head | None, hidden: Tensor, tokens: int, targets: Tensor | None) -> None:
+    width = hidden.shape[-1] if head is None else head.weight.shape[-1]
     if hidden.shape != (tokens, width):
         raise ValueError(f"hidden states must be of shape ({tokens}, {width}) for this head, not {tuple(hidden.shape)}")
     if targets is not None and targets.shape != (tokens,):
         raise ValueError(f"targets must be of shape ({tokens},), one per hidden state, not {tuple(targets.shape)}")
-
-
-def _cut(head: Head, size: int) -> Head:
-    """The head of the first tokens alone."""
-    if size == len(head.weight):  # the gradient of a slice is a copy of the whole
-        return head
-    return head._replace(weight=head.weight[:size], bias=None if head.bias is None else head.bias[:size])
 
 
 def _precision(tensor: Tensor) -> torch.dtype:

@@ -24,8 +24,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl.models.utils import unwrap_model_for_generation
 
 from contralto.align.audit import Finding, audit_dropped, audit_model, audit_rows, end_tokens, row_name
+from contralto.align.heads import head_of
 from contralto.align.record import RECORD, Point, Record, symptoms
-from contralto.align.seams import Batch, Request, head_of
+from contralto.align.seams import Batch, Request
 from contralto.data_gen.ches import ches
 from contralto.decoding.placement import input_device
 
@@ -268,6 +269,8 @@ class Monitor(TrainerCallback):
             batch = Batch.of(self.trainer._prepare_inputs(inputs))
             with torch.no_grad(), self.trainer.accelerator.autocast():
                 rows = self.trainer.ask(self.trainer.model, batch, Request(hidden=True)).hidden
+            if head_of(self.trainer.policy) is None:  # then these are logits
+                return [None] * sum(len(each["completion_mask"]) // 2 for each in self.batches)
             states = rows.new_zeros(*batch.mask.shape, rows.shape[-1])
             states[batch.mask] = rows
             has_tokens = batch.mask.any(-1).chunk(2)

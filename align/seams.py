@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig
 from trl import DPOTrainer  # type: ignore[attr-defined]
-from trl.trainer.utils import create_model_from_path, maybe_gather_lm_head_ctx, use_adapter
+from trl.trainer.utils import create_model_from_path, use_adapter
 
 from contralto.align.config import unshared
 from contralto.align.divergences import Head, chunked_divergence, chunked_logps
+from contralto.align.heads import gathered, take
 from contralto.align.layouts import Layout
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "Scored",
     "StagedTrainer",
     "create_model_from_path",
-    "head_of",
     "install_head",
 ]
 
@@ -73,15 +72,15 @@ class Request(NamedTuple):
 
     also: tuple[str, ...] = ()
     """Statistics of `chunked_logps`."""
-    teacher: tuple[Tensor, Head] | None = None
+    teacher: tuple[Tensor, Head | None] | None = None
     """The reference's hidden states `(N, H)` and its head: then the forward KL and the reference's log-probabilities come too."""
     hidden: bool = False
-    """Hidden states `(N, H)` in place of log-probabilities: the head does not run."""
+    """Hidden states `(N, H)` in place of log-probabilities, for the head of `head_of`; logits `(N, V)` if that is None."""
     states: bool = False
     """The hidden states of all layers."""
     layout: Layout | None = None
     """What the backbone is given in place of the padded batch."""
-    function: Callable[[Tensor, Head, Tensor], Any] | None = None
+    function: Callable[[Tensor, Head | None, Tensor], Any] | None = None
     """Called with hidden states `(N, H)`, head and targets `(N,)` in place of all that; what it returns is `Scored.found`."""
 
 
@@ -106,45 +105,12 @@ class Scored(NamedTuple):
     """What `Request.function` returned."""
 
 
-_MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
-"""What configurations call the factor of the logits: Cohere; Muse; Falcon-H1."""
-
-
-def head_of(model: Any) -> Head:
-    """The language-model head of a transformers model, with what its configuration does to the logits.
-
-    Example:
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 5}
-        >>> head_of(LlamaForCausalLM(LlamaConfig(**shape))).weight.shape
-        torch.Size([5, 8])
-    """
-    config, layer = model.config.get_text_config(), model.get_output_embeddings()
-    bias = getattr(layer, "bias", None)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(_whole(layer.weight), None if bias is None else _whole(bias), _scale(config), softcap)
-
-
-def _whole(weight: Tensor) -> Tensor:
-    """FSDP2 keeps a shard per process."""
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
-
-
-def _scale(config: Any) -> float:
-    for name in _MULTIPLIERS:
-        if getattr(config, name, None) is not None:
-            return float(getattr(config, name))
-    divisor = getattr(config, "logits_scaling", None)  # Granite and MiniCPM3 divide, HyperCLOVA X multiplies by it
-    if divisor is None:
-        return 1.0
-    return float(divisor if config.model_type == "hyperclovax" else 1 / divisor)
-
-
 def install_head(model: Any) -> None:
     """Give `model.forward` an argument `completion_request`: with it, only tokens with a label go through the head.
 
     TRL installs a head of its own in the same way, which on a CPU projects every position. Without the argument nothing changes.
-    Everything that needs the head's weight happens within the forward, where FSDP and DeepSpeed have gathered it.
+    Everything that needs the head's weight happens within the forward, where FSDP and DeepSpeed have gathered it. What the head is, is
+    measured in the first forward, see `contralto.align.heads`.
 
     Args:
         model: a causal language model of transformers, not wrapped. A second call does nothing.
@@ -160,34 +126,34 @@ def install_head(model: Any) -> None:
         if completion_request is None:
             return stock(*args, **kwargs, **({} if labels is None else {"labels": labels}))
         assert labels is not None
-        return _score(self, completion_request, labels, *args, **kwargs)
+        return _score(self, stock, completion_request, labels, *args, **kwargs)
 
     model.forward, model.scores_completions = MethodType(forward, model), True
 
 
-def _score(model: Any, request: Request, labels: Tensor, *args: Any, **kwargs: Any) -> Scored:
-    """The backbone on everything, the head on the tokens that have a label."""
+def _score(
+    model: Any, stock: Callable[..., Any], request: Request, labels: Tensor, *args: Any, **kwargs: Any
+) -> Scored:
+    """Run the model on everything, and its head on the tokens that have a label."""
     layout = request.layout
     kwargs |= {} if layout is None else layout.read_by(model)
     kwargs |= {"use_cache": False} | ({"output_hidden_states": True} if request.states else {})
-    out = model.base_model(*args, **kwargs)
-    layer: Any = model.get_output_embeddings()
-    labels = labels[:, 1:].to(layer.weight.device)
-    valid = labels != IGNORED
-    layout = None if layout is None else layout.on(valid.device)
+    valid = labels[:, 1:] != IGNORED
     scored = valid if layout is None else layout.once(valid)
-    rows = _rows_of(out.last_hidden_state, scored, layout)
+    rows, head, out = take(model, stock, lambda states: _rows_of(states, scored, layout), *args, **kwargs)
     states = [_predicting(each, layout) for each in out.hidden_states[1:]] if request.states else None
+    device = rows.device if head is None else head.weight.device
+    rows, labels, valid, scored = (each.to(device) for each in (rows, labels[:, 1:], valid, scored))
     if request.hidden:
         return Scored(hidden=rows, states=states)
-    bias: Any = getattr(layer, "bias", None)
-    with maybe_gather_lm_head_ctx(layer.weight, bias):
+    with gathered(model):
         if request.function is not None:
-            own = request.function(rows, head_of(model), labels[scored])
+            own = request.function(rows, head, labels[scored])
             return Scored(found=own, aux_loss=_aux_loss(model, out, kwargs))
-        found = _through_head(rows, head_of(model), labels[scored], request)
+        found = _through_head(rows, head, labels[scored], request)
     placed = {name: value.new_zeros(valid.shape).masked_scatter(scored, value) for name, value in found.items()}
     if layout is not None:
+        layout = layout.on(device)
         placed = {name: layout.twice(value, valid) for name, value in placed.items()}
     return Scored(**placed, states=states, aux_loss=_aux_loss(model, out, kwargs))
 
@@ -195,8 +161,9 @@ def _score(model: Any, request: Request, labels: Tensor, *args: Any, **kwargs: A
 def _rows_of(states: Tensor, scored: Tensor, layout: Layout | None) -> Tensor:
     """The hidden states `(N, H)` that predict the tokens to be scored."""
     if layout is None:
-        return states[:, :-1].to(scored.device)[scored]
-    return states.to(scored.device).flatten(0, 1).index_select(0, layout.source[:, :-1][scored])
+        return states[:, :-1][scored.to(states.device)]
+    layout, scored = layout.on(states.device), scored.to(states.device)
+    return states.flatten(0, 1).index_select(0, layout.source[:, :-1][scored])
 
 
 def _predicting(states: Tensor, layout: Layout | None) -> Tensor:
@@ -204,7 +171,7 @@ def _predicting(states: Tensor, layout: Layout | None) -> Tensor:
     return states[:, :-1] if layout is None else layout.back(states)
 
 
-def _through_head(rows: Tensor, head: Head, targets: Tensor, request: Request) -> dict[str, Tensor]:
+def _through_head(rows: Tensor, head: Head | None, targets: Tensor, request: Request) -> dict[str, Tensor]:
     if request.teacher is None:
         given = chunked_logps(rows, head, targets, also=request.also)._asdict()
     else:

@@ -20,7 +20,8 @@ from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
 from contralto.align.config import option, settle, unshared
 from contralto.align.divergences import Head
-from contralto.align.seams import IGNORED, Request, head_of, install_head
+from contralto.align.heads import head_of
+from contralto.align.seams import IGNORED, Request, install_head
 
 __all__ = ["CALConfig", "CALTrainer", "SimCTGConfig", "SimCTGTrainer", "contrastive_loss", "image_weights"]
 
@@ -246,10 +247,14 @@ class CALTrainer(SFTTrainer):
         policy = _policy(self)
         labels = inputs["labels"][:, 1:]
         mask = labels != IGNORED
-        head = head_of(policy)
         plain = {name: value for name, value in inputs.items() if name not in ("fused_lm_head", "output_router_logits")}
         with _blind(policy, inputs["input_ids"]), self.accelerator.autocast():
             hidden = self.model(**plain, completion_request=Request(hidden=True)).hidden
+        head = head_of(policy)
+        if head is None or not policy.measured_head.direct:
+            raise ValueError(
+                f"CAL reads the logits of the last hidden states, and {type(policy).__name__} does more to these than its output layer"
+            )
         kept = states[:, :-1][mask]
         seen, unseen = (
             rows.new_zeros(mask.shape, dtype=torch.float32).masked_scatter(

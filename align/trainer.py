@@ -19,13 +19,14 @@ from transformers import AutoConfig, PreTrainedModel
 
 from contralto.align.config import PreferenceConfig
 from contralto.align.divergences import Head
+from contralto.align.heads import head_of
 from contralto.align.layouts import LAYOUTS, refusal
 from contralto.align.losses import length_desensitized, wpo_weights
 from contralto.align.masks import Activations, DensityMonitor, LearnedMask, Masks, mapo, record
 from contralto.align.monitor import Monitor
 from contralto.align.objective import Losses, Objective, Pairs
 from contralto.align.reference import IDS, ReferenceCache, Rows, default_folder, reference_hash
-from contralto.align.seams import COLUMNS, Batch, NoReference, Request, Scored, StagedTrainer, head_of
+from contralto.align.seams import COLUMNS, Batch, NoReference, Request, Scored, StagedTrainer
 
 __all__ = ["PreferenceTrainer", "Reference"]
 
@@ -38,7 +39,7 @@ class Reference(NamedTuple):
 
     token_logps: Tensor | None = None
     """`(2B, T - 1)`."""
-    states: tuple[Tensor, Head] | None = None
+    states: tuple[Tensor, Head | None] | None = None
     """`(N, H)` hidden states of the tokens that count, and the head."""
     masks: Masks | None = None
     """SparsePO's, `(2B, T - 1)`."""
@@ -302,7 +303,7 @@ class PreferenceTrainer(StagedTrainer):
     def precompute(self, dataset: Any, name: str, batch_size: int) -> Any:
         """The data set with the reference's log-probabilities of every token, from disk or computed now."""
         model = self.unwrapped(self.model if self.ref_model is None else self.ref_model)
-        precision = (self.accelerator.mixed_precision, self.args.max_length, self.args.truncation_mode)
+        precision = (self.accelerator.mixed_precision, self.args.max_length, self.args.truncation_mode, "measured head")
         key = reference_hash(model, is_peft=is_peft_model(model), more=precision)
         cache = ReferenceCache(
             self.args.reference_cache or default_folder(),
