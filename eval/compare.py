@@ -17,8 +17,16 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
 from contralto import __version__
 from contralto.decoding import methods
-from contralto.eval import stats
-from contralto.eval.controls import Choice, Row, generation_rows, parse, ranking_rows
+from contralto.eval import paired, stats
+from contralto.eval.controls import (
+    FORCED_FROM,
+    FORCED_WITHIN,
+    Choice,
+    Row,
+    generation_rows,
+    parse,
+    ranking_rows,
+)
 from contralto.eval.data import TASKS, local_tasks
 from contralto.eval.runs import Column, Conditions, Run, Runner, Sample, Task, gather
 from contralto.eval.stats import Array
@@ -85,6 +93,10 @@ COUNTED: dict[str, stats.Metric] = {
 }
 
 
+NUMERATORS: dict[stats.Metric, list[int]] = {stats.mean: [0], stats.accuracy: [0, 2], stats.yes_ratio: [0, 1]}
+"""Metrics that are means over all documents: the counts whose sum is divided by their number."""
+
+
 # ------------------------------------------------------------------------------------------------------------- statistics
 
 
@@ -129,8 +141,9 @@ def summarise(
     """The comparison of one task as plain data: what `report` shows, and what is written as JSON.
 
     Accuracies have Wilson intervals, clustered where documents share an image or a row has several seeds. A row is tested
-    against its controls by McNemar's exact test if both have one answer per document that is right or wrong, else by the
-    paired bootstrap; F1 and yes-ratio always by the bootstrap, clustered by image.
+    against its controls by permutation: the signs of the differences are exchanged, of a document with all its seeds at once, or
+    of all documents that share an image. For right and wrong answers of one seed that is McNemar's exact test. Metrics that are
+    no means, such as F1, are tested by exchanging the counts themselves. Intervals of differences are the paired bootstrap's.
 
     Args:
         task: the task.
@@ -219,22 +232,37 @@ def _measures(frame: _Frame, samples: Sequence[Sample]) -> dict[str, Measure]:
 
 
 def _derive(frame: _Frame, rows: Iterable[Row], column: Column, answers: dict[str, _Answers]) -> None:
-    """Rows that need no run: equal to others by definition, or greedy decoding with another threshold."""
+    """Add rows that need no run: equal to others by definition, or greedy decoding that says yes more often."""
     for row in rows:
         if row.same_as:
             answers[row.name] = answers[row.same_as]
         elif row.as_often_as and row.as_often_as in answers:
             ((*pairs,),) = answers[row.as_often_as].pairs
-            labels = [label for label, _ in pairs]
-            baseline = row.against[0]
-            yes = stats.bias_matched(column.leans[baseline], sum(said is True for _, said in pairs)).tolist()
-            table = stats.yes_no_table(labels, yes)
-            hits = [float(label == said) for label, said in zip(labels, yes, strict=True)]
-            found = {
-                name: Measure(table, getattr(stats, name), False) for name in ("precision", "recall", "f1", "yes_ratio")
-            }
-            found[frame.metric] = measure(frame.metric, hits)
-            answers[row.name] = _Answers(found, [found], [list(zip(labels, yes, strict=True))])
+            lean, count = column.leans[row.against[0]], sum(said is True for _, said in pairs)
+            answers[row.name] = _said(frame, pairs, stats.bias_matched(lean, count).tolist())
+        elif row.forced and row.against[0] in column.words:
+            ((*pairs,),) = answers[row.against[0]].pairs
+            answers[row.name] = _said(frame, pairs, _forced(pairs, column.words[row.against[0]]))
+
+
+def _forced(pairs: Sequence[tuple[bool, bool | None]], words: Sequence[tuple[float, float]]) -> list[bool | None]:
+    """Return greedy answers with yes in the place of those whose yes and no are likely enough and close enough."""
+    chances = [(math.exp(yes), math.exp(no)) for yes, no in words]
+    return [
+        True if yes + no > FORCED_FROM and abs(yes - no) < FORCED_WITHIN else said
+        for (_, said), (yes, no) in zip(pairs, chances, strict=True)
+    ]
+
+
+def _said(frame: _Frame, pairs: Sequence[tuple[bool, bool | None]], said: Sequence[bool | None]) -> _Answers:
+    """Return the measures of other answers to the same questions."""
+    labels = [label for label, _ in pairs]
+    table = stats.yes_no_table(labels, said)
+    names = ("precision", "recall", "f1", "yes_ratio")
+    found = {name: Measure(table, getattr(stats, name), False) for name in names}
+    hits = [float(label == answer) for label, answer in zip(labels, said, strict=True)]
+    found[frame.metric] = measure(frame.metric, hits)
+    return _Answers(found, [found], [list(zip(labels, said, strict=True))])
 
 
 def _draw(frame: _Frame, answers: Mapping[str, _Answers]) -> stats.Bootstrap:
@@ -300,18 +328,34 @@ def _interval(view: _View, row: str, name: str) -> dict[str, float]:
 
 
 def _test(view: _View, row: str, against: str) -> dict[str, Any]:
-    """A row against one of its controls."""
+    """Return a row's test against one of its controls."""
     frame, control, own = view.frame, view.answers[against], view.answers[row]
-    found: dict[str, Any] = {"against": against, "test": "bootstrap"} | _difference(view, against, row, frame.metric)
-    if control.measures[frame.metric].is_binary and own.measures[frame.metric].is_binary:
+    found: dict[str, Any] = {"against": against} | _difference(view, against, row, frame.metric)
+    if _is_binary(view, row, against):
         pairs = _seed_pairs(control, own)
         each = [stats.mcnemar_exact(a[frame.metric].table[:, 0] > 0, b[frame.metric].table[:, 0] > 0) for a, b in pairs]
         found |= {"won": sum(t.won for t in each), "lost": sum(t.lost for t in each), "seeds": len(each)}
         found["per_seed"] = [t._asdict() for t in each]
-        found |= {"p": each[0].p, "test": "mcnemar"} if len(each) == 1 else {}
+    found["detectable"] = _detectable(view, row, against, found)
     if frame.task.yes_no:
         found |= {name: _difference(view, against, row, name) for name in ("f1", "yes_ratio")}
     return found
+
+
+def _is_binary(view: _View, *rows: str) -> bool:
+    return all(view.answers[row].measures[view.frame.metric].is_binary for row in rows)
+
+
+def _detectable(view: _View, row: str, against: str, test: Mapping[str, Any]) -> float | None:
+    """Return the smallest difference that the test would find four times in five."""
+    frame, binary = view.frame, _is_binary(view, row, against)
+    main = view.answers[row].measures[frame.metric]
+    if binary and test["seeds"] == 1 and frame.clusters is None:
+        return paired.detectable(len(main.table), (test["won"] + test["lost"]) / len(main.table))
+    if error := view.drawn.error((against, frame.metric), (row, frame.metric), main.metric):
+        return paired.detectable_by_error(error)
+    units = len(main.table) if frame.clusters is None else len(set(frame.clusters))
+    return paired.detectable(units, 0.0) if binary else None
 
 
 def _seed_pairs(control: _Answers, own: _Answers) -> list[tuple[dict[str, Measure], dict[str, Measure]]]:
@@ -321,9 +365,24 @@ def _seed_pairs(control: _Answers, own: _Answers) -> list[tuple[dict[str, Measur
     return list(zip(control.seeds, own.seeds, strict=True))
 
 
-def _difference(view: _View, first: str, second: str, name: str) -> dict[str, float]:
+def _difference(view: _View, first: str, second: str, name: str) -> dict[str, Any]:
+    """Return how much higher a metric is for the second row: its interval, and p of the permutation test."""
     metric = view.answers[second].measures[name].metric
-    return view.drawn.difference((first, name), (second, name), metric)._asdict()
+    found = view.drawn.difference((first, name), (second, name), metric)._asdict()
+    one, two = _alike(view.answers[first], view.answers[second], name)
+    how = {"clusters": view.frame.clusters, "resamples": view.frame.resamples}
+    if metric in NUMERATORS:
+        test = paired.sign_flip((two - one)[:, NUMERATORS[metric]].sum(-1), **how)
+    else:
+        test = paired.swap(one, two, metric, **how)
+    return found | {"test": "sign flip" if metric in NUMERATORS else "swap", **test._asdict()}
+
+
+def _alike(first: _Answers, second: _Answers, name: str) -> tuple[Array, Array]:
+    """Return the counts of two rows, each as if it had as many seeds as both."""
+    ones, twos = len(first.seeds), len(second.seeds)
+    common = math.gcd(ones, twos)
+    return first.measures[name].table * (twos // common), second.measures[name].table * (ones // common)
 
 
 def _bucket(view: _View, row: Row, bucket: str) -> dict[str, float]:
@@ -622,13 +681,13 @@ def _fitting(choices: Sequence[Choice], task: Task, *, mixed: bool) -> list[Choi
 def _rows(task: Task, choices: Sequence[Choice], sampled: bool) -> list[Row]:
     if task.is_ranking:
         return ranking_rows(choices)
-    rows = generation_rows(choices, sampled=sampled, yes_no=bool(task.yes_no))
+    rows = generation_rows(choices, sampled=sampled, yes_no=bool(task.yes_no), hint=task.hint)
     return [row for row in rows if not (row.alone and task.sees)]  # lm-eval makes an image model by its name alone
 
 
 def _count(rows: Sequence[Row], conditions: Conditions) -> int:
     """How many titles `gather` asks for."""
-    return sum(len(conditions.seeds) if row.is_sampled else 1 for row in rows if not (row.same_as or row.as_often_as))
+    return sum(len(conditions.seeds) if row.is_sampled else 1 for row in rows if row.is_run)
 
 
 def _load(subject: Subject, sees: bool, model_args: Mapping[str, Any]) -> Any:

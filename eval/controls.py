@@ -6,21 +6,38 @@
   The control samples at that temperature, under the same mask: `p >= m max p` before it is `p >= m^w max p` after it.
 - *amateur*: what is subtracted, by itself.
 - *bias*: for questions of yes and no, greedy decoding with its threshold moved until it says yes as often.
+- *OLM* and *PBA*: the spurious baselines of Yin et al. 2025 (The Mirage of Performance Gains, arXiv 2504.10020) for questions of yes and
+  no. Output layer modification answers yes where p(yes) and p(no) are close; prompt-based adjustment asks for yes in the prompt. Their
+  third one, the plausibility constraint without a contrast, is the mask under sampling.
+
+`CONTROLS` knows every formula of every method. A method that it does not know ends the import, or the comparison if it was registered
+later, since it would have no control but greedy decoding.
 """
 
 import shlex
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from contralto.decoding import methods
 
-__all__ = ["Choice", "Row", "generation_rows", "mask_of", "parse", "ranking_rows", "weight_of"]
+__all__ = [
+    "CONTROLS",
+    "Choice",
+    "Controls",
+    "Row",
+    "check_total",
+    "generation_rows",
+    "mask_of",
+    "parse",
+    "ranking_rows",
+    "weight_of",
+]
 
 GREEDY, SAMPLING, PLAIN, AMATEUR = "greedy", "sampling", "plain", "amateur alone"
-UNSAMPLED = ("search", "scd")
-"""Methods that do not sample in lm-eval."""
+FORCED_FROM, FORCED_WITHIN = 0.2, 0.5
+"""Of output layer modification: p(yes) + p(no) above the first, and their distance below the second, make a yes."""
 
 
 class Choice(NamedTuple):
@@ -47,9 +64,18 @@ class Row:
     """The row that it equals by definition; then it is not run."""
     as_often_as: str | None = None
     """For the bias-matched threshold: the row whose yes it matches."""
+    forced: bool = False
+    """Whether it says yes wherever yes and no are close, and else what greedy decoding says; then it is not run."""
+    hint: str | None = None
+    """What follows every question of the prompt."""
     alone: str | None = None
     """The other model that answers by itself, by its branch."""
     note: str = ""
+
+    @property
+    def is_run(self) -> bool:
+        """Whether its answers come from a run of its own."""
+        return not (self.same_as or self.as_often_as or self.forced)
 
     @property
     def is_sampled(self) -> bool:
@@ -112,23 +138,108 @@ def _value(text: str) -> Any:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def mask_of(method: Namespace) -> float | None:
-    """The method's plausibility threshold; None if its formula has none.
+class Controls(NamedTuple):
+    """What the controls of a formula have to know of it."""
 
-    Example:
+    mask: str | None
+    """The parameter that is its plausibility threshold; None if the formula has none."""
+    weight: Callable[..., float] = lambda **given: 1.0
+    """Makes of its parameters the sum of the weights with which it adds log-probabilities, see `weight_of`."""
+    off: Mapping[str, float] | None = None
+    """Parameters that turn it into its mask alone; None if nothing does."""
+    samples: bool = True
+    """Whether it samples in lm-eval."""
+    ranks: bool = True
+    """Whether it has likelihoods."""
+
+
+_OBRIEN = Controls("alpha", lambda beta, **_: 1 + beta, {"beta": 0})
+_LI = Controls("alpha")
+_EXTRAPOLATED = Controls("beta", lambda alpha, **_: 1 + alpha, {"alpha": 0})
+
+CONTROLS: dict[tuple[str, str], Controls] = {
+    ("cd", "obrien"): _OBRIEN,
+    ("cd", "li"): _LI,
+    ("scd", "obrien"): _OBRIEN._replace(samples=False),
+    ("scd", "li"): _LI._replace(samples=False),
+    ("search", ""): Controls(None, samples=False, ranks=False),
+    ("vcd", ""): _EXTRAPOLATED,
+    ("icd", ""): _EXTRAPOLATED,
+    ("ritual", ""): Controls("beta", lambda kappa, normalize, **_: 1.0 if normalize else 1 + kappa, {"kappa": 0}),
+    ("ritual-vcd", ""): Controls("beta", lambda alpha, kappa, **_: 1 + alpha + kappa, {"kappa": 0, "alpha": 0}),
+    ("m3id", ""): Controls("beta", off={"lam": 0}),
+    ("cid", "probability"): Controls(None),
+    ("cid", "log_ratio"): Controls("alpha", lambda lam, **_: 1 + lam, {"lam": 0}),
+    ("cad", ""): Controls(None, lambda alpha, **_: 1 + alpha),
+    ("cfg", ""): Controls(None, lambda guidance_scale, **_: max(1.0, guidance_scale)),
+    ("dola", "kl"): Controls("relative_top"),
+    ("dola", "jsd"): Controls("relative_top"),
+    ("proxy", ""): Controls(None, lambda alpha, **_: 1 + alpha),
+}
+"""The controls of every method and form."""
+
+
+def check_total(table: Mapping[tuple[str, str], Controls] | None = None) -> None:
+    """Check that there is an entry for every form of every method, and none for others.
+
+    Args:
+        table: the entries; default `CONTROLS`.
+
+    Raises:
+        ValueError: an entry is missing or names what is not there.
+    """
+    table = CONTROLS if table is None else table
+    forms = {
+        (name, form): method for name, method in methods.METHODS.items() if name != "none" for form in method.forms
+    }
+    if missing := [key for key in forms if key not in table]:
+        raise ValueError(_unknown(*missing[0]))
+    for key, entry in table.items():
+        known = {} if key not in forms else forms[key].forms[key[1]].parameters
+        named = [name for name in (entry.mask, *(entry.off or {})) if name is not None]
+        if key not in forms or not set(named) <= set(known):
+            raise ValueError(f"CONTROLS[{key!r}] is of no method, or of parameters that it does not have: {named}")
+
+
+def _unknown(name: str, form: str) -> str:
+    return (
+        f"the comparison knows no controls of the method {name!r}{f' of the form {form!r}' if form else ''}, and without them a gain "
+        "says nothing: add them to CONTROLS of contralto.eval.controls"
+    )
+
+
+def _controls(method: Namespace) -> Controls:
+    """Return what is known of a chosen method.
+
+    Raises:
+        ValueError: nothing is.
+    """
+    forms = methods.METHODS[method.method].forms
+    key = (method.method, method.form or next(iter(forms)))
+    if key not in CONTROLS:
+        raise ValueError(_unknown(*key))
+    return CONTROLS[key]
+
+
+def mask_of(method: Namespace) -> float | None:
+    """Return the method's plausibility threshold; None if its formula has none.
+
+    Args:
+        method: the checked options, of `methods.choice`.
+
+    Raises:
+        ValueError: a method without an entry in `CONTROLS`.
+
+    Examples:
         >>> mask_of(parse("vcd").method), mask_of(parse("cad contrast_prompt=x").method)
         (0.1, None)
     """
-    given = methods.parameters(method)
-    if method.method in ("cd", "scd") or method.form == "log_ratio":
-        return float(given["alpha"])
-    if method.method in ("vcd", "ritual", "ritual-vcd", "m3id", "icd"):
-        return float(given["beta"])
-    return float(given["relative_top"]) if method.method == "dola" else None
+    name = _controls(method).mask
+    return None if name is None else float(methods.parameters(method)[name])
 
 
 def weight_of(method: Namespace) -> float:
-    """The sum of the weights with which the formula adds log-probabilities: how much it sharpens where branches agree.
+    """Return the sum of the weights with which the formula adds log-probabilities: how much it sharpens where branches agree.
 
     What is subtracted does not count: an uninformative branch changes nothing, and the others are then raised to this power.
 
@@ -138,54 +249,55 @@ def weight_of(method: Namespace) -> float:
 
     M3ID's weight grows with the text, from 1; the control leaves it at 1.
 
-    Example:
+    Args:
+        method: the checked options, of `methods.choice`.
+
+    Raises:
+        ValueError: a method without an entry in `CONTROLS`.
+
+    Examples:
         >>> weight_of(parse("ritual").method), weight_of(parse("vcd alpha=0.5").method)
         (4.0, 1.5)
     """
-    given, name = methods.parameters(method), method.method
-    if name in ("cd", "scd") and method.form == "obrien":
-        return 1 + float(given["beta"])
-    if name in ("vcd", "icd", "cad", "proxy"):
-        return 1 + float(given["alpha"])
-    if name == "ritual":
-        return 1.0 if given["normalize"] else 1 + float(given["kappa"])
-    if name == "ritual-vcd":
-        return 1 + float(given["alpha"]) + float(given["kappa"])
-    if name == "cid" and method.form == "log_ratio":
-        return 1 + float(given["lam"])
-    return max(1.0, float(given["guidance_scale"])) if name == "cfg" else 1.0
+    return float(_controls(method).weight(**methods.parameters(method)))
 
 
 def _alone(choices: Sequence[Choice]) -> dict[str, Row]:
     """The amateurs by themselves."""
-    if not any(choice.method.method in ("cd", "scd") and choice.method.amateur for choice in choices):
+    if not any(methods.METHODS[c.method.method].models == ("amateur",) and c.method.amateur for c in choices):
         return {}
     return {AMATEUR: Row(name=AMATEUR, role="control", alone="amateur", note="what is subtracted, by itself")}
 
 
-def generation_rows(choices: Sequence[Choice], *, sampled: bool, yes_no: bool = False) -> list[Row]:
+def generation_rows(
+    choices: Sequence[Choice], *, sampled: bool, yes_no: bool = False, hint: str | None = None
+) -> list[Row]:
     """The rows of a task whose answers are written: greedy ones first, then sampled ones.
 
     Args:
         choices: the methods.
         sampled: whether there are sampled rows.
         yes_no: whether answers are yes or no, so that a threshold can be moved.
+        hint: what follows a question to ask for a yes, for prompt-based adjustment; None if the task has no such sentence.
 
-    Example:
-        >>> for row in generation_rows([parse("vcd")], sampled=True, yes_no=True):
+    Examples:
+        >>> for row in generation_rows([parse("vcd")], sampled=True, yes_no=True, hint=" Answer yes whenever possible."):
         ...     print(" < ".join([row.name, *row.against]))
         greedy
+        greedy, OLM < greedy
+        greedy, PBA < greedy
         greedy, mask 0.1
         greedy, yes as vcd < greedy
-        vcd < greedy < greedy, yes as vcd
+        vcd < greedy < greedy, OLM < greedy, PBA < greedy, yes as vcd
         sampling
         sampling, mask 0.1 < sampling
         sampling, mask, T 0.5 < sampling
         vcd, sampling < sampling < sampling, mask 0.1 < sampling, mask, T 0.5
     """
-    rows = {GREEDY: Row(name=GREEDY, role="baseline"), **_alone(choices)}
+    spurious = _spurious(hint) if yes_no else {}
+    rows = {GREEDY: Row(name=GREEDY, role="baseline"), **_alone(choices), **spurious}
     for name, options, method in choices:
-        mask, against = mask_of(method), [GREEDY]
+        mask, against = mask_of(method), [GREEDY, *spurious]
         if mask is not None:
             control = f"{GREEDY}, mask {mask:g}"
             rows[control] = Row(name=control, role="control", same_as=GREEDY, note="the same as greedy, by definition")
@@ -204,10 +316,26 @@ def generation_rows(choices: Sequence[Choice], *, sampled: bool, yes_no: bool = 
     return list(rows.values())
 
 
+def _spurious(hint: str | None) -> dict[str, Row]:
+    """Return the baselines of Yin et al. that only say yes more often."""
+    olm = Row(
+        name=f"{GREEDY}, OLM",
+        role="control",
+        against=(GREEDY,),
+        forced=True,
+        note=f"yes where p(yes) + p(no) > {FORCED_FROM:g} and they differ by less than {FORCED_WITHIN:g} (arXiv 2504.10020)",
+    )
+    if hint is None:
+        return {olm.name: olm}
+    note = f"the prompt asks for yes: {hint.strip()!r} (arXiv 2504.10020)"
+    pba = Row(name=f"{GREEDY}, PBA", role="control", against=(GREEDY,), hint=hint, note=note)
+    return {olm.name: olm, pba.name: pba}
+
+
 def _sampled_rows(choices: Sequence[Choice]) -> dict[str, Row]:
     rows = {SAMPLING: Row(name=SAMPLING, role="baseline", options={"temperature": 1.0})}
     for name, options, method in choices:
-        if method.method in UNSAMPLED:
+        if not _controls(method).samples:
             continue
         mask, weight, against = mask_of(method), weight_of(method), [SAMPLING]
         if mask is not None:
@@ -227,19 +355,6 @@ def _sampled_rows(choices: Sequence[Choice]) -> dict[str, Row]:
     return rows
 
 
-STRENGTHS = {
-    "cd": {"beta": 0},
-    "scd": {"beta": 0},
-    "vcd": {"alpha": 0},
-    "icd": {"alpha": 0},
-    "ritual": {"kappa": 0},
-    "ritual-vcd": {"kappa": 0, "alpha": 0},
-    "m3id": {"lam": 0},
-    "cid": {"lam": 0},
-}
-"""What turns a method with a mask into its mask alone."""
-
-
 def ranking_rows(choices: Sequence[Choice]) -> list[Row]:
     """The rows of a task whose options are ranked by likelihood: both scores, and what the mask does to them.
 
@@ -251,7 +366,7 @@ def ranking_rows(choices: Sequence[Choice]) -> list[Row]:
     """
     rows = {PLAIN: Row(name=PLAIN, role="baseline"), **_alone(choices)}
     for name, options, method in choices:
-        if method.method == "search":
+        if not _controls(method).ranks:
             continue
         rows[name] = Row(name=name, role="method", options=options, against=(PLAIN,), note="renormalised, no mask")
         raw = f"{name}, raw"
@@ -261,9 +376,9 @@ def ranking_rows(choices: Sequence[Choice]) -> list[Row]:
         if mask is None:
             continue
         against = [PLAIN]
-        if method.method in STRENGTHS and method.form != "li":
+        if (off := _controls(method).off) is not None:
             against.append(f"{PLAIN}, mask {mask:g}")
-            how = {**options, **STRENGTHS[method.method], "masked": True}
+            how = {**options, **off, "masked": True}
             rows[against[-1]] = Row(name=against[-1], role="control", options=how, against=(PLAIN,), note="mask only")
         masked = f"{name}, mask"
         note = "an implausible token counts for -1000"
@@ -271,3 +386,6 @@ def ranking_rows(choices: Sequence[Choice]) -> list[Row]:
             name=masked, role="method", options={**options, "masked": True}, against=tuple(against), note=note
         )
     return list(rows.values())
+
+
+check_total()

@@ -121,10 +121,10 @@ def _test_table(task: Mapping[str, Any]) -> Table:
             cells = [_test(row["cells"].get(model), against, task) for model in task["columns"]]
             rows.append((f"{row['name']} over {against}", row["role"], cells))
     note = (
-        "Documents that only the first gets right / only the second, with the p of McNemar's exact test; where rows have "
-        "several seeds the counts are of all seeds, and p is that of the paired bootstrap over documents. Other metrics: the "
-        "difference with its interval, by the paired bootstrap. In brackets: p after Holm's adjustment over splits and models of "
-        "one line."
+        "Answers that only the first gets right / only the second, of all seeds; other metrics: the difference with the interval of the "
+        f"paired bootstrap. p: of the exact permutation test, which exchanges the two within {_units(task)} (McNemar's exact test where "
+        "that is one right or wrong answer). In brackets: p after Holm's adjustment over splits and models of one line. After ≥: the "
+        "smallest difference that this test would find four times in five, at p < 0.05 before the adjustment."
     )
     return Table("Against the controls", note, list(task["columns"]), rows)
 
@@ -135,8 +135,18 @@ def _test(cell: Mapping[str, Any] | None, against: str, task: Mapping[str, Any])
         return Cell("")
     sign = 1 if task["higher_is_better"] else -1
     if "won" in test:
-        return Cell(f"+{test['won']} / -{test['lost']}", _p(test), _is_found([test], sign))
-    return _change(test, _is_found([test], sign))
+        return Cell(f"+{test['won']} / -{test['lost']}", f"{_p(test)} {_least(test)}", _is_found([test], sign))
+    change = _change(test, _is_found([test], sign))
+    return change._replace(small=f"{change.small} {_least(test)}")
+
+
+def _units(task: Mapping[str, Any]) -> str:
+    return f"all documents of one {task['cluster']}" if task["clusters"] else "a document with all its seeds"
+
+
+def _least(test: Mapping[str, Any]) -> str:
+    """Return the smallest difference that a test would find."""
+    return "" if test["detectable"] is None else f"≥ {test['detectable']:.3f}"
 
 
 def _change(difference: Mapping[str, Any], is_found: bool = False) -> Cell:
@@ -164,7 +174,7 @@ def _yes_no_table(task: Mapping[str, Any], model: str, is_detail: bool) -> Table
         found.append(Cell("" if cell["unparsed"] is None else f"{cell['unparsed']:.3f}"))
         rows.append((row["name"], row["role"], found))
     note = (
-        "Gained: over the baseline, by the paired bootstrap, clustered by image. AUROC of log p(yes) - log p(no), which no threshold and no "
+        f"Gained: over the baseline, with the interval of the paired bootstrap and the p of the permutation test within {_units(task)}. AUROC of log p(yes) - log p(no), which no threshold and no "
         "bias to yes can change; its difference by DeLong's test, clustered."
     )
     return Table(f"Yes and no, {model}", note, head, rows, is_detail)

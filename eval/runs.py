@@ -6,6 +6,7 @@ The answers of a run are kept in `<output>/runs/<key>/<task>.jsonl` when it is d
 Read from lm_eval 0.4.13: what `simple_evaluate` does to a task before `evaluate`, and the form of logged samples.
 """
 
+import copy
 import hashlib
 import io
 import json
@@ -232,12 +233,15 @@ class Task:
         self.cluster: str | None = config.get("cluster")
         self.bucket: str | None = config.get("bucket")
         self.yes_no: list[str] | None = config.get("yes_no")
+        self.hint: str | None = config.get("yes_hint")
         self.metric: str | None = config.get("main_metric")
         self.higher_is_better = bool(config.get("higher_is_better", True))
         self.filter: str | None = None
         if conditions.metric:
             self.metric, _, filter_name = conditions.metric.partition(",")
             self.filter = filter_name or None
+        self.part = name
+        """The name of the files in which answers are kept."""
         self.sees = bool(getattr(task, "MULTIMODAL", False))
         self.is_ranking = task.OUTPUT_TYPE != "generate_until"
         self._prepare()
@@ -250,6 +254,17 @@ class Task:
         elif asked is None and default is None:
             self.task.set_config(key="num_fewshot", value=0)
         self.task.set_fewshot_seed(seed=FEWSHOT_SEED)
+
+    def hinted(self, hint: str) -> "Task":
+        """Return the same task with a sentence after every question.
+
+        Args:
+            hint: what follows the question, with the space before it.
+        """
+        other, task, original = copy.copy(self), copy.copy(self.task), self.task.doc_to_text
+        task.doc_to_text = lambda *args, **kwargs: original(*args, **kwargs) + hint
+        other.task, other.part = task, f"{self.name}-{_hash(hint)[:8]}"
+        return other
 
     def ask(self, lm: Any) -> list[Any]:
         """The requests, as this model is asked."""
@@ -309,7 +324,7 @@ class Runner:
 
     def run(self, lm: Any, task: Task, documents: Sequence[Identity], *, title: str) -> Run:
         """The answers of a model as it decodes now."""
-        base = self.output / "runs" / self._key(lm) / task.name
+        base = self.output / "runs" / self._key(lm) / task.part
         if base.with_suffix(".json").is_file():
             run = _read_run(base, task)
             check_same_documents(documents, run.identities, what=task.name, whose=f"{base}.jsonl")
@@ -347,20 +362,20 @@ class Runner:
         replace_text(base.with_suffix(".json"), json.dumps(about, indent=1, default=str))  # last: now the run is done
         return _read_run(base, task)
 
-    def lean(self, lm: Any, task: Task, requests: Sequence[Any], *, title: str) -> list[float]:
-        """How far a model leans to yes, for every question: log p(yes) - log p(no)."""
+    def words(self, lm: Any, task: Task, requests: Sequence[Any], *, title: str) -> list[tuple[float, float]]:
+        """Return log p(yes) and log p(no) for every question."""
         assert task.yes_no is not None
-        path = self.output / "runs" / self._key(lm) / f"{task.name}.lean.json"
+        path = self.output / "runs" / self._key(lm) / f"{task.part}.words.json"
         asked = _hash([_requests([request.args]) for request in requests] + list(task.yes_no))
         if path.is_file() and (kept := json.loads(path.read_text(encoding="utf-8")))["asked"] == asked:
-            return [float(value) for value in kept["lean"]]
+            return [(float(yes), float(no)) for yes, no in kept["words"]]
         options = [_likelihood_request(request, word) for request in requests for word in task.yes_no]
         with redirect_stderr(_Line(sys.stderr, title, quiet=self.quiet)):
             found = [answer[0] for answer in CachingLM(lm, str(self._cache(lm))).loglikelihood(options)]
-        lean = [yes - no for yes, no in zip(found[::2], found[1::2], strict=True)]
+        words = list(zip(found[::2], found[1::2], strict=True))
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps({"asked": asked, "lean": lean}))
-        return lean
+        replace_text(path, json.dumps({"asked": asked, "words": words}))
+        return words
 
     def cost(self, lm: Any, task: Task, requests: Sequence[Any]) -> dict[str, float]:
         """Forward passes and operations, counted on the first documents: per generated token, or per document ranked.
@@ -499,7 +514,9 @@ class Column:
     runs: dict[str, list[Run]] = field(default_factory=dict)
     """By row, a run per seed."""
     leans: dict[str, list[float]] = field(default_factory=dict)
-    """By row, how far each question leans to yes."""
+    """By row, how far each question leans to yes: log p(yes) - log p(no)."""
+    words: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """By row, log p(yes) and log p(no) of each question."""
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     pictures: list[Any] = field(default_factory=list)
     """A function per document that opens its images; none if there are no images."""
@@ -538,13 +555,14 @@ def gather(
     Raises:
         ValueError: answers that were kept or logged are answers to other questions.
     """
-    requests = task.ask(lm)
-    documents, column = task.identities(requests), Column(name)
+    asked, plain, column = task, task.ask(lm), Column(name)
     if task.sees:
-        column.pictures = [request.args[2]["visual"] for request in requests]
+        column.pictures = [request.args[2]["visual"] for request in plain]
     for row in rows:
-        if row.same_as or row.as_often_as:
+        if not row.is_run:
             continue
+        task, requests = (asked, plain) if row.hint is None else _hinted(asked, row.hint, lm)
+        documents = task.identities(requests)
         own = lm if row.alone is None else _other(lm, rows, row.alone)
         seeds = runner.conditions.seeds if row.is_sampled else (*runner.conditions.seeds, 0)[:1]
         for seed in seeds:
@@ -555,7 +573,14 @@ def gather(
         column.costs[row.name] = runner.cost(own.decoding_by(**bare, seed=seeds[0]), task, requests)
         if task.yes_no and not row.is_sampled:
             leaning = own.decoding_by(**row.options, seed=seeds[0])
-            column.leans[row.name] = runner.lean(leaning, task, requests, title=f"{title}, lean")
+            words = runner.words(leaning, task, requests, title=f"{title}, lean")
+            column.words[row.name], column.leans[row.name] = words, [yes - no for yes, no in words]
     for label, folder in (logged or {}).items():
-        column.runs[label] = [logged_samples(folder, task, documents)]
+        column.runs[label] = [logged_samples(folder, asked, asked.identities(plain))]
     return column
+
+
+def _hinted(task: Task, hint: str, lm: Any) -> tuple[Task, list[Any]]:
+    """Return the task with a sentence after every question, and its requests."""
+    other = task.hinted(hint)
+    return other, other.ask(lm)

@@ -114,7 +114,7 @@ def proportion(hits: ArrayLike, *, clusters: ArrayLike | None = None, confidence
 
 
 def _effective_n(x: Array, clusters: ArrayLike) -> float:
-    p, sums = x.mean(), _by_cluster((x - x.mean())[:, None], clusters)
+    p, sums = x.mean(), by_cluster((x - x.mean())[:, None], clusters)
     count = len(sums)
     if p in (0, 1) or count == 1:
         return count
@@ -277,7 +277,7 @@ class Bootstrap:
         lengths = {len(table) for table in arrays.values()}
         if len(lengths) > 1:
             raise ValueError(f"a paired bootstrap needs the same items for all systems, not {sorted(lengths)}")
-        sums = _by_cluster(np.concatenate(list(arrays.values()), axis=1), clusters)
+        sums = by_cluster(np.concatenate(list(arrays.values()), axis=1), clusters)
         ends = np.cumsum([table.shape[1] for table in arrays.values()])[:-1]
         self._totals = dict(zip(arrays, np.split(sums.sum(0), ends), strict=True))
         self._drawn = dict(zip(arrays, np.split(_resampled(sums, resamples, seed), ends, axis=1), strict=True))
@@ -291,6 +291,16 @@ class Bootstrap:
             confidence: of the two-sided interval, in (0, 1).
         """
         return float(metric(self._totals[name])), *_percentiles(metric(self._drawn[name]), confidence)
+
+    def error(self, first: Any, second: Any, metric: Metric) -> float:
+        """Return the standard error of how much higher a metric is for the second system.
+
+        Args:
+            first: the name of the first system's table.
+            second: the name of the second system's table.
+            metric: see `interval`.
+        """
+        return float((metric(self._drawn[second]) - metric(self._drawn[first])).std(ddof=1))
 
     def difference(self, first: Any, second: Any, metric: Metric, *, confidence: float = 0.95) -> Difference:
         """How much higher a metric is for the second system, with the percentile interval of the difference and its p.
@@ -310,8 +320,19 @@ class Bootstrap:
         return Difference(value, *_percentiles(differences, confidence), p)
 
 
-def _by_cluster(table: Array, clusters: ArrayLike | None) -> Array:
-    """The sums of each cluster, `(K, C)`."""
+def by_cluster(table: Array, clusters: ArrayLike | None) -> Array:
+    """Return the sums of each cluster.
+
+    Args:
+        table: `(n, C)`, the counts of each item.
+        clusters: the cluster of each item; None if every item is one.
+
+    Returns:
+        `(K, C)`.
+
+    Raises:
+        ValueError: no items, or not one cluster per item.
+    """
     if not len(table):
         raise ValueError("there are no items to compare")
     if clusters is None:
@@ -406,7 +427,7 @@ def auroc_difference(
         influence[~truth] = (below_yes - area) / below_yes.size
         areas.append(float(area))
         influences.append(influence)
-    sums = _by_cluster((influences[1] - influences[0])[:, None], clusters)
+    sums = by_cluster((influences[1] - influences[0])[:, None], clusters)
     error = math.sqrt(len(sums) / max(1, len(sums) - 1) * float((sums**2).sum()))
     value, normal = areas[1] - areas[0], NormalDist()
     half = normal.inv_cdf((1 + confidence) / 2) * error

@@ -1,5 +1,6 @@
 """Answers made up by rule, for tests of what is made of answers: no model runs."""
 
+import math
 import random
 
 from contralto.eval import compare, controls
@@ -14,7 +15,7 @@ def task(name="invented", *, yes_no=False, ranking=False, bucket="steps", cluste
     made = Task.__new__(Task)
     made.name, made.task, made.conditions = name, None, Conditions()
     made.cluster, made.bucket, made.metric, made.filter = cluster, bucket, metric, None
-    made.yes_no = ["yes", "no"] if yes_no else None
+    made.yes_no, made.hint, made.part = ["yes", "no"] if yes_no else None, None, name
     made.higher_is_better, made.sees, made.is_ranking = higher, False, ranking
     return made
 
@@ -58,7 +59,7 @@ def column(model, rows, docs, *, seeds=1, skill=None, leans=True):
     """A column with every row that is run."""
     made = Column(model)
     for at, row in enumerate(rows):
-        if row.same_as or row.as_often_as:
+        if not row.is_run:
             continue
         good = (skill or {}).get(row.name, 0.7)
         count = seeds if row.is_sampled else 1
@@ -76,6 +77,8 @@ def column(model, rows, docs, *, seeds=1, skill=None, leans=True):
         if leans and not row.is_sampled:
             rng = random.Random(f"lean {model} {at}")
             made.leans[row.name] = [rng.gauss(2 * doc["label"] - 1, 1.5) for doc in docs]
+            halves = [(lean - math.log1p(math.exp(lean)), -math.log1p(math.exp(lean))) for lean in made.leans[row.name]]
+            made.words[row.name] = [(yes + math.log(0.9), no + math.log(0.9)) for yes, no in halves]
     return made
 
 

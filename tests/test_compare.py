@@ -1,8 +1,8 @@
 """Comparisons: invented answers against plain arithmetic; runs on the embedded models, interrupted and taken up again.
 
 Seen to go red with: RITUAL with VCD weighed without alpha; DoLa without its mask; documents that are not compared; the
-unlikeliest option shown; a threshold matched to another count; the bootstrap's p in place of McNemar's;
-intervals without clusters; gains of a bucket over all documents.
+unlikeliest option shown; a threshold matched to another count; the bootstrap's p in place of the exact one; a
+method without controls; yes and no taken for close where they are not; intervals without clusters; gains of a bucket over all documents.
 """
 
 import argparse
@@ -10,17 +10,17 @@ import inspect
 import json
 import math
 import random
+from dataclasses import replace
 
 import comparisons
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import binomtest
 
 from contralto import compare as command
 from contralto.decoding import methods
-from contralto.eval import chair, compare, controls, openended, runs, stats
+from contralto.eval import chair, compare, controls, openended, paired, runs, stats
 from contralto.eval.compare import Subject, measure
 from contralto.eval.controls import generation_rows, mask_of, parse, ranking_rows, weight_of
 from contralto.eval.decoder import Decoder
@@ -245,10 +245,14 @@ def test_scores_are_shares_with_clustered_intervals(answered):
     assert cells["greedy, mask 0.1"]["score"] == cells["greedy"]["score"]
 
 
-def test_tests_are_mcnemars_or_of_all_seeds(answered):
+def _hits(column, row, docs, seed=0):
+    return np.array([float(s is d["label"]) for s, d in zip(_said(column, row, seed), docs, strict=True)])
+
+
+def test_tests_are_exact_and_of_all_seeds(answered):
     docs, column, _, cells = answered
     tests = {test["against"]: test for test in cells["cd beta=0.5"]["tests"]}
-    assert list(tests) == ["greedy", "greedy, yes as cd beta=0.5"]
+    assert list(tests) == ["greedy", "greedy, OLM", "greedy, yes as cd beta=0.5"]
     one, two = (
         [s is d["label"] for s, d in zip(_said(column, r), docs, strict=True)] for r in ("greedy", "cd beta=0.5")
     )
@@ -257,12 +261,16 @@ def test_tests_are_mcnemars_or_of_all_seeds(answered):
         sum(a and not b for a, b in zip(one, two, strict=True)),
     )
     found = tests["greedy"]
-    assert (found["won"], found["lost"], found["test"]) == (won, lost, "mcnemar")
-    assert found["p"] == pytest.approx(binomtest(won, won + lost).pvalue)
+    assert (found["won"], found["lost"], found["test"], found["exact"]) == (won, lost, "sign flip", True)
+    clusters = [doc["image"] for doc in docs]
+    change = _hits(column, "cd beta=0.5", docs) - _hits(column, "greedy", docs)
+    assert found["p"] == paired.sign_flip(change, clusters=clusters).p != paired.sign_flip(change).p
     sampled = {test["against"]: test for test in cells["cd beta=0.5, sampling"]["tests"]}
     assert list(sampled) == ["sampling", "sampling, mask 0.1", "sampling, mask, T 0.667"]
     seeds = sampled["sampling"]["per_seed"]
-    assert sampled["sampling"]["test"] == "bootstrap"
+    change = [_hits(column, "cd beta=0.5, sampling", docs, s) - _hits(column, "sampling", docs, s) for s in range(2)]
+    assert sampled["sampling"]["p"] == paired.sign_flip(sum(change), clusters=clusters).p
+    assert sampled["sampling"]["exact"]
     assert (sampled["sampling"]["won"], sampled["sampling"]["lost"]) == tuple(
         sum(s[k] for s in seeds) for k in ("won", "lost")
     )
@@ -281,9 +289,14 @@ def test_f1_and_yes_ratio_are_of_the_answers(answered):
     both = stats.Bootstrap({0: greedy, 1: stats.yes_no_table(labels, said)}, clusters=clusters, resamples=300)
     found = next(t for t in cells["cd beta=0.5"]["tests"] if t["against"] == "greedy")
     for name, metric in (("f1", stats.f1), ("yes_ratio", stats.yes_ratio)):
-        assert {k: found[name][k] for k in ("value", "low", "high", "p")} == pytest.approx(
-            both.difference(0, 1, metric)._asdict()
+        expected = both.difference(0, 1, metric)
+        assert [found[name][k] for k in ("value", "low", "high")] == pytest.approx(expected[:3])
+        two = stats.yes_no_table(labels, said)
+        assert found[name]["p"] == pytest.approx(
+            paired.swap(greedy, two, metric, clusters=clusters, resamples=300).p, abs=0.1
         )
+    assert found["f1"]["p"] == paired.swap(greedy, two, stats.f1, clusters=clusters, resamples=300).p
+    assert found["yes_ratio"]["exact"]
 
 
 def test_the_bias_matched_row_says_yes_as_often(answered):
@@ -342,7 +355,7 @@ def test_holm_is_over_splits_and_models_of_one_line():
     assert [t["f1"]["holm"] for t in family] == pytest.approx(stats.holm([t["f1"]["p"] for t in family]).tolist())
 
 
-def test_other_metrics_are_compared_by_the_bootstrap():
+def test_other_metrics_are_compared_by_swapping_their_counts():
     docs = comparisons.documents(40)
     rows = [controls.Row(name="greedy", role="baseline"), controls.Row(name="cd", role="method", against=("greedy",))]
     rng, column = random.Random(1), runs.Column("one")
@@ -353,8 +366,152 @@ def test_other_metrics_are_compared_by_the_bootstrap():
     test = made["rows"][1]["cells"]["one"]["tests"][0]
     difference = openended.diversity(grams["cd"]) - openended.diversity(grams["greedy"])
     assert test["value"] == pytest.approx(difference)
-    assert test["test"] == "bootstrap"
+    assert test["test"] == "swap"
     assert "won" not in test
+    tables = [measure("diversity", grams[name]).table for name in ("greedy", "cd")]
+    expected = paired.swap(*tables, measure("diversity", grams["cd"]).metric, resamples=200)
+    assert test["p"] == expected.p
+
+
+def test_one_answer_per_document_is_mcnemars_test():
+    """The same four documents: one p, whether the row has one seed or the metric is a mean."""
+    docs = comparisons.documents(30)
+    rows = [controls.Row(name="greedy", role="baseline"), controls.Row(name="cd", role="method", against=("greedy",))]
+    wrong = [not doc["label"] if i < 4 else doc["label"] for i, doc in enumerate(docs)]
+    for half in (1.0, 0.5):  # of another metric, the same differences halved
+        column = runs.Column("one")
+        for name, said in (("greedy", wrong), ("cd", [doc["label"] for doc in docs])):
+            scores = [{"acc": half * (answer is doc["label"])} for answer, doc in zip(said, docs, strict=True)]
+            column.runs[name] = [comparisons.run(docs, said, metrics=scores)]
+        made = compare.summarise(comparisons.task(bucket=None), rows, [column], resamples=200)
+        (test,) = made["rows"][1]["cells"]["one"]["tests"]
+        assert (test["p"], test["exact"], test["units"]) == (0.125, True, 4)
+        assert ("won" in test) is (half == 1)
+        bound = paired.detectable(30, 4 / 30) if half == 1 else None
+        assert test["detectable"] == bound if bound else test["detectable"] > 0
+
+
+def test_seeds_count_once():
+    """A row of several seeds against one of a single seed: its answers weigh as often."""
+    docs = comparisons.documents(12)
+    rows = [controls.Row(name="greedy", role="baseline"), controls.Row(name="cd", role="method", against=("greedy",))]
+    column = runs.Column("one")
+    column.runs["greedy"] = [
+        comparisons.run(docs, [doc["label"] if i > 7 else not doc["label"] for i, doc in enumerate(docs)])
+    ]
+    column.runs["cd"] = [
+        comparisons.run(docs, [doc["label"] if i < k or i > 7 else not doc["label"] for i, doc in enumerate(docs)])
+        for k in (4, 6)
+    ]
+    made = compare.summarise(comparisons.task(bucket=None), rows, [column], resamples=200)
+    (test,) = made["rows"][1]["cells"]["one"]["tests"]
+    assert test["p"] == paired.sign_flip([2] * 4 + [1] * 2 + [0] * 6).p == 2 / 2**6
+
+
+# ----------------------------------------------------------------------------------------------------- spurious baselines
+
+
+def test_output_layer_modification_says_yes_where_yes_and_no_are_close(answered):
+    docs, column, _, cells = answered
+    said = []
+    for answer, (yes, no) in zip(_said(column, "greedy"), column.words["greedy"], strict=True):
+        p, q = math.exp(yes), math.exp(no)
+        said.append(True if p + q > 0.2 and abs(p - q) < 0.5 else answer)
+    assert said != _said(column, "greedy")
+    counts = stats.yes_no_table([doc["label"] for doc in docs], said).sum(0)
+    found = cells["greedy, OLM"]
+    assert (
+        found["metrics"]["yes_ratio"]["value"]
+        == float(stats.yes_ratio(counts))
+        > cells["greedy"]["metrics"]["yes_ratio"]["value"]
+    )
+    assert found["score"]["value"] == pytest.approx(sum(s is d["label"] for s, d in zip(said, docs, strict=True)) / 120)
+    assert [test["against"] for test in found["tests"]] == ["greedy"]
+
+
+def test_unlikely_words_leave_an_answer_as_it_is():
+    pairs = [(True, None), (True, False), (False, False), (True, False)]
+    words = [(math.log(yes), math.log(no)) for yes, no in ((0.05, 0.1), (0.2, 0.65), (0.1, 0.7), (0.3, 0.3))]
+    assert compare._forced(pairs, words) == [None, True, False, True]
+
+
+def test_prompt_based_adjustment_asks_for_yes_after_the_question():
+    task = _task("testbed_arithmetic", limit=2)
+    lm = ContraltoLM("testbed:expert", device="cpu")
+    plain, hinted = task.ask(lm), task.hinted(" Answer yes.").ask(lm)
+    texts = [[request.args[0] for request in asked] for asked in (plain, hinted)]
+    assert texts[1] == [text + " Answer yes." for text in texts[0]]
+    assert texts[0] == [request.args[0] for request in task.ask(lm)]  # the task itself is as it was
+
+
+def test_under_a_chat_template_the_sentence_is_inside_the_turn(tmp_path):
+    (tmp_path / "asked.jsonl").write_text('{"question": "Is it red?", "answer": "yes"}\n', encoding="utf-8")
+    (tmp_path / "asked.yaml").write_text(
+        f"task: asked\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/asked.jsonl}}}}\n"
+        "test_split: test\noutput_type: generate_until\ndoc_to_text: '{{question}}'\ndoc_to_target: answer\nnum_fewshot: 0\n"
+        "generation_kwargs: {until: ['x']}\nmetric_list: [{metric: exact_match}]\n",
+        encoding="utf-8",
+    )
+    lm = ContraltoLM("testbed:expert", device="cpu")
+    (asked,) = _task(str(tmp_path / "asked.yaml"), chat=True).hinted(" Answer yes.").ask(lm)
+    assert asked.args[0] == lm.apply_chat_template([{"role": "user", "content": "Is it red? Answer yes."}])
+
+
+def test_pope_names_the_sentence_and_its_rows():
+    text = (runs.Path(controls.__file__).parent / "tasks/pope/_pope").read_text(encoding="utf-8")
+    assert 'yes_hint: " Answer yes whenever possible."' in text
+    rows = {row.name: row for row in generation_rows([parse("vcd")], sampled=False, yes_no=True, hint=" Yes!")}
+    assert rows["greedy, PBA"].hint == " Yes!"
+    assert rows["greedy, PBA"].is_run
+    assert not rows["greedy, OLM"].is_run
+    assert rows["vcd"].against == ("greedy", "greedy, OLM", "greedy, PBA", "greedy, yes as vcd")
+    assert "greedy, OLM" not in {row.name for row in generation_rows([parse("vcd")], sampled=False)}
+
+
+# ---------------------------------------------------------------------------------------------------- every method is known
+
+
+def test_a_method_that_the_controls_do_not_know_is_an_error(monkeypatch):
+    """A copy of VCD under another name has no controls, so it is not compared."""
+    monkeypatch.setitem(methods.METHODS, "vcd-again", methods.METHODS["vcd"])
+    with pytest.raises(ValueError, match="knows no controls of the method 'vcd-again'"):
+        controls.check_total()
+    choice = parse("vcd-again")
+    for make in (lambda: generation_rows([choice], sampled=True), lambda: ranking_rows([choice])):
+        with pytest.raises(ValueError, match="knows no controls of the method 'vcd-again'"):
+            make()
+    monkeypatch.setitem(controls.CONTROLS, ("vcd-again", ""), controls.CONTROLS["vcd", ""])
+    controls.check_total()
+    names = [row.name.replace("vcd-again", "vcd") for row in generation_rows([choice], sampled=True, yes_no=True)]
+    assert names == [row.name for row in generation_rows([parse("vcd")], sampled=True, yes_no=True)]
+
+
+def test_a_new_form_needs_controls_too(monkeypatch):
+    vcd = methods.METHODS["vcd"]
+    monkeypatch.setitem(methods.METHODS, "vcd", replace(vcd, forms={**vcd.forms, "new": vcd.forms[""]}))
+    with pytest.raises(ValueError, match="knows no controls of the method 'vcd' of the form 'new'"):
+        controls.check_total()
+    for key, entry in (
+        (("voodoo", ""), controls.Controls(None)),
+        (("vcd", ""), controls.Controls("alpha_")),
+        (("vcd", ""), controls.Controls("beta", off={"lam": 0})),
+    ):
+        monkeypatch.undo()
+        with pytest.raises(ValueError, match="is of no method, or of parameters that it does not have"):
+            controls.check_total({**controls.CONTROLS, key: entry})
+
+
+@pytest.mark.parametrize("key", [key for key, entry in controls.CONTROLS.items() if entry.off], ids=" ".join)
+def test_what_turns_the_contrast_off_leaves_the_mask(key):
+    """Then the rule is p on the plausible tokens, whatever the other branches say."""
+    name, form = key
+    method = methods.METHODS[name].forms[form]
+    torch.manual_seed(1)
+    branches = [torch.randn(1, 40, dtype=torch.float64) for _ in methods.METHODS[name].branches]
+    given = {**method.parameters, controls.CONTROLS[key].mask: 0.3, **controls.CONTROLS[key].off}
+    found, p = method.rule(*branches, **given).softmax(-1), branches[0].softmax(-1)
+    expected = torch.where(p >= 0.3 * p.max(), p, 0)
+    assert torch.allclose(found, expected / expected.sum())
 
 
 def test_a_metric_that_is_not_there_is_refused():
