@@ -39,7 +39,7 @@ from contralto.align.seams import (
     install_head,
 )
 from contralto.align.teacher import Rows, TeacherStates, WithStates, default_folder, load_head, save_head
-from contralto.names import locate
+from contralto.names import from_pretrained, locate
 
 __all__ = ["DistillationPairTrainer", "Found", "Teacher"]
 
@@ -539,8 +539,12 @@ def _check_dataset(name: str, dataset: Any, first: Mapping[str, Any], args: Dist
 def _check_tokenizers(model: Any, args: DistillationConfig, processing_class: Any) -> None:
     name = cast(str, args.teacher_model_name_or_path)
     student = model if isinstance(model, str) else str(model.config.name_or_path)
-    own = getattr(processing_class, "tokenizer", processing_class) or AutoTokenizer.from_pretrained(student)
-    other = AutoTokenizer.from_pretrained(locate(name), revision=args.teacher_model_revision or "main")
+    code = args.trust_remote_code
+    own = getattr(processing_class, "tokenizer", processing_class) or from_pretrained(
+        AutoTokenizer, student, trust_remote_code=code
+    )
+    revision = args.teacher_model_revision or "main"
+    other = from_pretrained(AutoTokenizer, name, revision=revision, trust_remote_code=code)
     theirs = other.get_vocab()
     if differing := sorted(token for token, id_ in own.get_vocab().items() if theirs.get(token) != id_):
         raise ValueError(

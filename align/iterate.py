@@ -47,6 +47,7 @@ from typing import Any
 import yaml
 
 from contralto.files import locked, replace_text
+from contralto.names import remote_code
 
 __all__ = ["Round", "make_pairs", "run"]
 
@@ -69,6 +70,7 @@ class Round:
         model: a folder, a hub id, or `testbed:NAME`.
         adapter: a LoRA adapter on top of it.
         fresh_prompts: take the prompts whose ids' hashes fall on this round, instead of all.
+        trust_remote_code: run the code that comes with the model.
     """
 
     number: int
@@ -78,6 +80,7 @@ class Round:
     model: str
     adapter: str | None = None
     fresh_prompts: bool = False
+    trust_remote_code: bool = False
 
 
 def make_pairs(one: Round, folder: Path) -> int:
@@ -99,7 +102,8 @@ def make_pairs(one: Round, folder: Path) -> int:
     from contralto.data_gen.store import Store
 
     recipe, rows = _recipe(one, folder)
-    with pipeline.locked(folder), Store(folder / "answers.sqlite") as store:
+    trusting = remote_code(trusted=one.trust_remote_code)
+    with trusting, pipeline.locked(folder), Store(folder / "answers.sqlite") as store:
         pipeline.run(recipe, rows, store)
         found = export(recipe, rows, store)
     print(f"round {one.number}: {found.pairs} pairs, {found.rejected} rejected, {found.failed} failed")
@@ -163,7 +167,8 @@ class _Plan:
         from contralto import train
 
         told = {
-            flag: train.told(argv, flag) for flag in (*OURS, "use_peft", "trainer", "loss_type", "num_train_epochs")
+            flag: train.told(argv, flag)
+            for flag in (*OURS, "use_peft", "trainer", "loss_type", "num_train_epochs", "trust_remote_code")
         }
         for flag, question in (("model_name_or_path", "which model"), ("output_dir", "where to")):
             if told[flag] is None:
@@ -181,6 +186,7 @@ class _Plan:
             train.is_true(told["fresh_prompts"]),
         )
         self.has_adapter = self.adapter is not None or train.is_true(told["use_peft"])
+        self.trusts = train.is_true(told["trust_remote_code"])
         curriculum = told["trainer"] == "distill" and told["loss_type"] in (None, "distillm2", ["distillm2"])
         self.epochs = int(float(told["num_train_epochs"] or 3)) if curriculum else None
         """Of a round, where rounds are the epochs of a curriculum."""
@@ -194,6 +200,7 @@ class _Plan:
         trained = {"adapter": before} if self.has_adapter else {"model": before}
         start = {"model": self.model, "adapter": self.adapter} | ({} if before is None else trained)
         of_data = {"data_recipe": self.data_recipe, "role": self.role, "fresh_prompts": self.fresh}
+        of_data |= {"trust_remote_code": self.trusts}
         return Round(number=number, rounds=self.rounds, **of_data, **start)
 
     def training(self, one: Round) -> str:

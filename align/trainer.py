@@ -27,6 +27,7 @@ from contralto.align.monitor import Monitor
 from contralto.align.objective import Losses, Objective, Pairs
 from contralto.align.reference import IDS, ReferenceCache, Rows, default_folder, reference_hash
 from contralto.align.seams import COLUMNS, Batch, NoReference, Request, Scored, StagedTrainer
+from contralto.names import from_pretrained
 
 __all__ = ["PreferenceTrainer", "Reference"]
 
@@ -488,7 +489,7 @@ def _architecture(model: Any, args: PreferenceConfig) -> tuple[Any, Any, str]:
         return type(bare), bare.config, bare.config.get_text_config()._attn_implementation
     given: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
     code = given.get("trust_remote_code", args.trust_remote_code)
-    config = AutoConfig.from_pretrained(model, revision=given.get("revision"), trust_remote_code=code)
+    config = from_pretrained(AutoConfig, model, revision=given.get("revision"), trust_remote_code=code)
     kind = getattr(transformers, (config.architectures or [""])[0], None)
     default = "sdpa" if kind is not None and kind._supports_sdpa else "eager"
     return kind, config, given.get("attn_implementation") or default

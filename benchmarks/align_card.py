@@ -31,7 +31,6 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from peft import PeftModel
 from timing import write_figures
 from torch import Tensor
 from tqdm import tqdm
@@ -41,6 +40,7 @@ from contralto import cli, demo, testbed
 from contralto.data_gen.ches import score_rows
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
 from contralto.eval.stats import mcnemar_exact, proportion
+from contralto.names import with_adapter
 from contralto.testbed import worlds
 
 CARD = Path(testbed.__file__).parent.resolve() / "ALIGNMENT.md"
@@ -183,7 +183,7 @@ class Bench:
         with tempfile.TemporaryDirectory(dir=self.folder) as out:
             names = ["--model_name_or_path", f"testbed:{expert}", "--dataset_name", str(pairs), "--output_dir", out]
             command("align", recipe, *names, *flags, "--max_steps", str(self.args.steps), *more)
-            return PeftModel.from_pretrained(testbed.load(expert), out).merge_and_unload().eval()
+            return with_adapter(testbed.load(expert), out).merge_and_unload().eval()
 
     # ---------------------------------------------------------------------------------------------------------- the measures
 

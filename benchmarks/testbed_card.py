@@ -27,6 +27,7 @@ from contralto import demo, testbed
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
 from contralto.decoding.rules import contrastive_decoding
 from contralto.eval.stats import mcnemar_exact, proportion
+from contralto.names import from_pretrained
 from contralto.testbed import worlds
 
 CARD = Path(testbed.__file__).parent.resolve() / "README.md"
@@ -57,7 +58,7 @@ class Bench:
     def model(self, name: str) -> Any:
         """A model of the folder, loaded once."""
         if name not in self.models:
-            self.models[name] = AutoModelForCausalLM.from_pretrained(self.folder / name)
+            self.models[name] = from_pretrained(AutoModelForCausalLM, str(self.folder / name))
         return self.models[name]
 
     def solve(self, name: str, amateur: str | None = None, beta: float = 0.5) -> list[str]:

@@ -28,6 +28,7 @@ from contralto import testbed
 from contralto.decoding.images import RITUAL_TRANSFORMS, noised, ritual_transform
 from contralto.decoding.rules import combine
 from contralto.eval.stats import auroc, bias_matched, mcnemar_exact, proportion
+from contralto.names import from_pretrained
 from contralto.testbed import scenes
 from contralto.testbed.scenes import NEGATIVES, OBJECTS, Question
 
@@ -63,8 +64,8 @@ class Reader:
     """A model of a folder, which reads questions."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype="float32")
-        self.processor: Any = AutoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+        self.model = from_pretrained(LlavaForConditionalGeneration, str(folder), dtype="float32")
+        self.processor: Any = from_pretrained(AutoProcessor, str(folder))
         to_id = self.processor.tokenizer.convert_tokens_to_ids
         self.yes, self.no = to_id("▁yes"), to_id("▁no")
         self.cache: dict[tuple[View, Question], Tensor] = {}

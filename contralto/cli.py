@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from contralto import __version__
+from contralto.names import remote_code
 
 COMMANDS = {
     "generate": "decode prompts with any model, by any contrastive method",
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.set_defaults(run=module.run)
     args = _pass_on(*argv) if argv and argv[0] in PASSED_ON else parser.parse_args(argv)
     try:
-        args.run(args)
+        with remote_code(trusted=getattr(args, "trust_remote_code", False)):
+            args.run(args)
     except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
         if args.debug:
             raise

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--contrast-prompt", metavar="TEMPLATE", help="{prompt} is the prompt, {field} a field of the document"
     )
+    models.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with the models")
     models.add_argument("--dtype", help="float32, bfloat16 or float16; default: as stored")
     models.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if any")
     models.add_argument("--batch-size", default="16", help="a number, or auto (default 16)")

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--output", type=Path, help="the folder of the data set and its answers, instead of the recipe's"
         )
+        action.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with models")
         action.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
         )

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import yaml
-from peft import PeftModel
 
 from contralto import data, testbed, train
 from contralto.files import read_lines
+from contralto.names import with_adapter
 
 PAIRS, STEPS, BATCH = 160, 60, 16
 ROWS_PER_PAIR = 4
@@ -107,7 +107,7 @@ def _flags(model: str, pairs: Path, output: Path) -> list[str]:
 
 def _merge(expert: str, adapter: Path, whole: Path) -> None:
     """The adapter put into the weights, so that every part of contralto takes the model by its folder."""
-    PeftModel.from_pretrained(testbed.load(expert), str(adapter)).merge_and_unload().save_pretrained(str(whole))
+    with_adapter(testbed.load(expert), str(adapter)).merge_and_unload().save_pretrained(str(whole))
     testbed.tokenizer().save_pretrained(str(whole))
 
 

@@ -32,7 +32,7 @@ from contralto.decoding.sampling import row_seed
 from contralto.decoding.vocabulary import check_same_tokenizer
 from contralto.files import decode, lines_of
 from contralto.messages import begins_answer, contrasted, fill, flattened, text_of
-from contralto.names import from_pretrained, locate
+from contralto.names import from_pretrained, locate, with_adapter
 from contralto.options import SAMPLED, check_device, check_dtype, check_sampling
 from contralto.prompts_file import Prompt, read_prompts
 from contralto.texts import has_lone_surrogate
@@ -84,6 +84,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--adapters-off", action="store_true", help="the amateur is MODEL without its PEFT adapters (proxy: EXPERT)"
     )
+    models.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with the models")
     models.add_argument("--dtype", default="auto", help="auto (default: as stored), float32, bfloat16 or float16")
     models.add_argument("--device", help="where the models go: cpu, cuda, cuda:1, auto (spread); default: a GPU if any")
 
@@ -193,7 +194,7 @@ def check_prompts(prompts: Sequence[Prompt], args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return what determines the texts, but not where they go or how many are made at a time."""
-    apart = {"prompts", "file", "output", "resume", "batch_size", "device", "run", "command", "debug"}
+    apart = {"prompts", "file", "output", "resume", "batch_size", "device", "run", "command", "debug", "trust_remote_code"}
     found = {name: value for name, value in vars(args).items() if name not in apart} | methods.parameters(args)
     return {name: value for name, value in found.items() if value is not None}
 
@@ -334,12 +335,12 @@ def load_models(args: argparse.Namespace, *, sees: bool) -> Models:
 def _load(name: str, args: argparse.Namespace, *, sees: bool, adapters: bool) -> Any:
     placement = {"dtype": args.dtype, "device_map": args.device or _default_device()}
     if adapters:
-        from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+        from peft import AutoPeftModelForCausalLM, PeftConfig
 
         if not sees:
             return from_pretrained(AutoPeftModelForCausalLM, name, **placement).eval()
         base = from_pretrained(PeftConfig, name).base_model_name_or_path
-        return PeftModel.from_pretrained(_load(base, args, sees=True, adapters=False), locate(name)).eval()
+        return with_adapter(_load(base, args, sees=True, adapters=False), name).eval()
     config = from_pretrained(AutoConfig, name)
     if placement["device_map"] == "cpu":
         _check_memory(name)

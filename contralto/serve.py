@@ -17,7 +17,7 @@ from typing import Any
 from contralto.decoding.vllm.config import DEFAULT_TIMEOUT
 from contralto.decoding.vllm.engine import cpu_options, engine_options, marker_of, server_flags
 from contralto.decoding.vllm.middleware import ENVIRONMENT
-from contralto.names import from_pretrained, locate
+from contralto.names import from_pretrained, locate, remote_code
 
 __all__ = ["run"]
 
@@ -89,7 +89,9 @@ def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     options = engine_options(timeout=timeout, **{name: value for name, value in given.items() if value is not None})
     if options.get("enable_lora"):
         options = cpu_options(options)
-    marker = _marker(model) if marker is None else marker
+    if marker is None:
+        with remote_code(trusted="--trust-remote-code" in rest):
+            marker = _marker(model)
     command = [sys.executable, "-m", SERVER, "--model", locate(model), "--served-model-name", model]
     command += [*server_flags(options), "--middleware", MIDDLEWARE, *rest]
     return command, {"marker": marker, "timeout": timeout}
@@ -130,7 +132,7 @@ def _marker(model: str) -> int:
 
     config = from_pretrained(AutoConfig, model).get_text_config()
     try:
-        ends = GenerationConfig.from_pretrained(locate(model)).eos_token_id
+        ends = from_pretrained(GenerationConfig, model).eos_token_id
     except OSError:  # not every model has one
         ends = config.eos_token_id
     some = ends if isinstance(ends, list) else [ends]

@@ -346,9 +346,9 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
 def _with_adapter(name: str, adapter: str, args: Any, quantization: Any) -> Any:
     """A model with a trained adapter that is to be trained on."""
     import torch
-    from peft import PeftModel
 
     from contralto.align.seams import create_model_from_path
+    from contralto.names import with_adapter
 
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise ValueError(f"{adapter} holds no adapter: there is no adapter_config.json")
@@ -357,7 +357,7 @@ def _with_adapter(name: str, adapter: str, args: Any, quantization: Any) -> Any:
     options["device_map"] = {"": str(args.device)} if quantization is not None else None
     if quantization is not None:
         options["quantization_config"] = quantization
-    return PeftModel.from_pretrained(create_model_from_path(name, **options), adapter, is_trainable=True)
+    return with_adapter(create_model_from_path(name, **options), adapter, is_trainable=True)
 
 
 def _init_kwargs(args: Any, model: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contralto.data_gen.engines import Outcome, weights_digest
 from contralto.data_gen.engines_openai import _with_images
 from contralto.data_gen.ranges import check_number
 from contralto.data_gen.requests import Answer, Failure, Request, Sampling
-from contralto.names import locate
+from contralto.names import locate, trusts_remote_code
 
 __all__ = ["VLLMEngine"]
 
@@ -123,12 +123,13 @@ class VLLMEngine:
             from vllm import LLM
         except ImportError as error:
             raise ImportError("engine vllm needs vLLM: pip install vllm") from error
+        options = {"trust_remote_code": trusts_remote_code(), **self._options}
         if self._how is not None:
             from contralto.decoding.vllm import make_llm
             from contralto.decoding.vllm.choice import lora_options
 
-            return make_llm(self._model, **{**lora_options(self._adapters), **self._options})
-        return LLM(model=locate(self._model), **({"enable_lora": True} if self._adapter else {}), **self._options)
+            return make_llm(self._model, **{**lora_options(self._adapters), **options})
+        return LLM(model=locate(self._model), **({"enable_lora": True} if self._adapter else {}), **options)
 
 
 def _choice(decoding: Mapping[str, Any]) -> Any:

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, cast
 from contralto.data_gen import templates
 from contralto.data_gen.ranges import check_batch, check_number
 from contralto.data_gen.requests import Answer, Ask, Message, Pair, Rejected, Row, Sampling, Strategy, digest
+from contralto.names import from_pretrained
 
 __all__ = [
     "Comparison",
@@ -454,8 +455,8 @@ class RewardModel:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         check_batch(1, max_length)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(name, padding_side="right", truncation_side="left")
-        self.model: Any = AutoModelForSequenceClassification.from_pretrained(name, dtype="auto").eval()
+        self.tokenizer: Any = from_pretrained(AutoTokenizer, name, padding_side="right", truncation_side="left")
+        self.model: Any = from_pretrained(AutoModelForSequenceClassification, name, dtype="auto").eval()
         self.max_length = max_length
         if self.model.config.num_labels != 1:
             raise ValueError(f"{name} has {self.model.config.num_labels} outputs: a reward model has one")

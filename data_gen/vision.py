@@ -8,6 +8,7 @@ from contralto.data_gen.pairs import user
 from contralto.data_gen.ranges import check_batch
 from contralto.data_gen.requests import Answer, Ask, Message, Pair, Rejected, Row, Strategy
 from contralto.decoding.pictures import open_image
+from contralto.names import from_pretrained
 
 __all__ = ["image_similarity", "mvc"]
 
@@ -141,8 +142,7 @@ def image_similarity(
     from tqdm import tqdm
     from transformers import AutoImageProcessor, AutoModel
 
-    encoder: Any = AutoModel.from_pretrained(model).eval()
-    processor: Any = AutoImageProcessor.from_pretrained(model)  # type: ignore[no-untyped-call]
+    encoder, processor = from_pretrained(AutoModel, model).eval(), from_pretrained(AutoImageProcessor, model)
     embed = getattr(encoder, "get_image_features", encoder)
     for start in tqdm(range(0, len(paired), batch_size), desc=column, unit="batch"):
         batch = paired[start : start + batch_size]

@@ -17,6 +17,8 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from contralto.names import from_pretrained
+
 __all__ = [
     "Vocabulary",
     "check_same_tokenizer",
@@ -193,7 +195,7 @@ def find_tokenizer(name: str) -> Any | None:
     if not name or _local_file(name, "config.json") is None:
         return None
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        return from_pretrained(AutoTokenizer, name, local_files_only=True, trust_remote_code=False)
     except Exception:  # noqa: BLE001  whatever is wrong with it, a tokenizer that cannot be read is no evidence
         return None
 

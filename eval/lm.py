@@ -40,7 +40,7 @@ from contralto.eval.asked import Asked, read_options
 from contralto.eval.conversations import Conversations
 from contralto.eval.decoder import SAMPLING, Decoder, fingerprint, seed_of
 from contralto.eval.thinking import answer_text, end_of_thought, ends_thought
-from contralto.names import from_pretrained, locate
+from contralto.names import from_pretrained, locate, trusts_remote_code
 
 __all__ = ["ContraltoLM", "Job"]
 
@@ -112,6 +112,8 @@ class ContraltoLM(Conversations, HFLM):  # type: ignore[misc]
     ) -> None:
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         self._decoder = Decoder.of(**options)
+        if trusts_remote_code():
+            kwargs.setdefault("trust_remote_code", True)
         check_arguments(
             pretrained,
             {"device": device, **kwargs},
@@ -142,8 +144,8 @@ class ContraltoLM(Conversations, HFLM):  # type: ignore[misc]
         self._shown = shown or self.model.name_or_path or type(self.model).__name__
         self._join_processes()
         self._loaded: dict[str, Any] = {}
-        self._others = self._load_others()
         self._started_with = kwargs
+        self._others = self._load_others()
         self._reset_counts()
 
     def _join_processes(self) -> None:
@@ -190,9 +192,11 @@ class ContraltoLM(Conversations, HFLM):  # type: ignore[misc]
 
     def _load(self, name: str) -> Any:
         if name not in self._loaded:
-            tokenizer = from_pretrained(AutoTokenizer, name)
+            code = bool(self._started_with.get("trust_remote_code"))
+            tokenizer = from_pretrained(AutoTokenizer, name, trust_remote_code=code)
             check_same_tokenizer(self._shown, self.tokenizer, name, tokenizer)
-            model = from_pretrained(self.AUTO_MODEL_CLASS, name, dtype=self.model.dtype)
+            dtype = self.model.dtype
+            model = from_pretrained(self.AUTO_MODEL_CLASS, name, dtype=dtype, trust_remote_code=code)
             self._loaded[name] = model.to(self.device).eval()
         return self._loaded[name]
 

@@ -11,6 +11,8 @@ what they get right, and which effects the worlds build in. `python -m contralto
 from pathlib import Path
 from typing import Any
 
+from contralto.names import from_pretrained
+
 __all__ = ["MODELS", "VISION_MODELS", "load", "path", "tokenizer"]
 
 MODELS = {
@@ -56,11 +58,11 @@ def load(name: str) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     kind = AutoModelForImageTextToText if path(name).parent.name == "vision_models" else AutoModelForCausalLM
-    return kind.from_pretrained(path(name), dtype="float32")
+    return from_pretrained(kind, f"testbed:{name}", dtype="float32")
 
 
 def tokenizer() -> Any:
     """The tokenizer that all embedded language models share."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path("expert"))
+    return from_pretrained(AutoTokenizer, "testbed:expert")

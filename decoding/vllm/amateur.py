@@ -157,7 +157,9 @@ class _Reader:
 
         where = torch.device(how.get("device") or device)
         name = how["model"]
-        self._model = from_pretrained(AutoModelForCausalLM, name, dtype=how.get("dtype", "auto"))
+        trusted = bool(vllm_config.model_config.trust_remote_code)
+        dtype = how.get("dtype", "auto")
+        self._model = from_pretrained(AutoModelForCausalLM, name, dtype=dtype, trust_remote_code=trusted)
         size, limit = vllm_config.model_config.get_vocab_size(), vllm_config.scheduler_config.max_num_seqs
         shared = same_tokenizer(str(vllm_config.model_config.tokenizer), locate(name))
         check_sizes(size, vocabulary_size(self._model), share_tokenizer=shared)
