@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from contralto.decoding.head import find_head, read_layers
-from contralto.decoding.padding import find_padding, pad_tokens
+from contralto.decoding.padding import KnownTokens, check_mask, fit_mask, padding_of, source_padding
 from contralto.decoding.placement import input_device
 from contralto.decoding.prompts import (
     TOKEN_TYPES,
@@ -69,6 +69,19 @@ class _Continuation(NamedTuple):
     """How many of the cached tokens still hold."""
     rows: Tensor | None = None
     """Which cached row each row goes on from; None if the rows are in order."""
+
+
+class _Given(NamedTuple):
+    """Prompts whose padding is known."""
+
+    ids: Tensor
+    """`(B, T)`."""
+    mask: Tensor
+    """`(B, T)`, 0 for padding."""
+
+    def begins(self, ids: Tensor) -> bool:
+        """Whether rows begin with these prompts."""
+        return torch.equal(ids[:, : self.ids.shape[1]], self.ids.to(ids.device))
 
 
 class Branch(Protocol):
@@ -144,7 +157,10 @@ class Reader:
     def _forward(self, ids: Tensor, *, new: int | None) -> Tensor:
         """Feed the last `new` tokens (None: all of them, for the first time) and keep the cache. Logits `(B, ..., V)`."""
         inputs = self._model.prepare_inputs_for_generation(
-            ids[:, self._hidden :], next_sequence_length=new, is_first_iteration=new is None, **self.kwargs
+            self._known(ids, new)[:, self._hidden :],
+            next_sequence_length=new,
+            is_first_iteration=new is None,
+            **self.kwargs,
         )
         call = self._model if new is None or self.compiled is None else self.compiled
         try:
@@ -162,6 +178,10 @@ class Reader:
         self._seen = ids
         return self._read(outputs)
 
+    def _known(self, ids: Tensor, new: int | None) -> Tensor:
+        """The rows in tokens that the model knows."""
+        return ids
+
     def _read(self, outputs: Any) -> Tensor:
         """The distribution that this branch is about."""
         logits: Tensor = outputs.logits
@@ -177,7 +197,7 @@ class ModelBranch(Reader):
     Args:
         model: a transformers model that can generate, a PEFT model, or `AdaptersOff`.
         attention_mask: `(prompts, T)`, 1 for tokens and 0 for padding, of the prompts before they are expanded to beams
-            or several sequences each. Without it the padding is found in the prompts, see `padding.find_padding`.
+            or several sequences each. Without it the padding is found in the prompts, see `padding.padding_of`.
         window: how many of a prompt's last tokens the model sees; None for all. Generated tokens are always seen. What
             goes on from the last call by one token counts as generated, anything else as a new prompt.
         encoder_inputs: for an encoder-decoder model, what its encoder reads: `input_ids`, `attention_mask`, ...
@@ -213,11 +233,50 @@ class ModelBranch(Reader):
         if vision_inputs and (self._is_encoder_decoder or not is_multimodal(self._model) or window is not None):
             raise ValueError(f"{self._name} reads text alone here, so it cannot use {', '.join(vision_inputs)}")
         self._window = window
+        self._tokens = KnownTokens.of(self._model)
         self._vision_inputs = vision_inputs
+        self._given: _Given | None = None
+        self._fills: tuple[int, ...] = ()
+        self._lone: _Given | None = None
         self._prompt_mask = attention_mask
         self._prompt_ids: Tensor | None = None
         self._encoder_inputs = encoder_inputs
         self._encoder_outputs: Any = None
+
+    def begin(self, ids: Tensor, mask: Tensor, fills: Sequence[int] = ()) -> None:
+        """Take the mask of the prompts that come next, where it is known, until `end`.
+
+        Args:
+            ids: `(B, T)` the prompts.
+            mask: `(B, T)`, 0 for padding.
+            fills: tokens that ended rows are padded with.
+
+        Raises:
+            ValueError: right padding, or another mask than that of the branch.
+        """
+        check_mask(mask)
+        if self._prompt_mask is not None and not self._agrees(mask):
+            raise ValueError(
+                "attention_mask= of the branch is not the mask that generate() is given: leave it out, since the loop hands "
+                "the mask on"
+            )
+        device = input_device(self._model)
+        self._given, self._fills = _Given(ids.to(device, copy=True), mask.to(device)), tuple(fills)
+        if self._mask is not None:
+            length = min(self._mask.shape[1], mask.shape[1])
+            if not torch.equal(self._mask[:, :length], self._given.mask[:, :length].to(self._mask)):
+                self.reset()
+
+    def _agrees(self, mask: Tensor) -> bool:
+        """Whether a mask of rows is that of the branch's prompts."""
+        own = self._prompt_mask
+        assert own is not None
+        repeats, rest = divmod(len(mask), len(own))
+        return not rest and torch.equal(own.repeat_interleave(repeats, 0).to(mask) != 0, mask != 0)
+
+    def end(self) -> None:
+        """Let go of the mask that `begin` was given."""
+        self._given, self._fills = None, ()
 
     def reset(self) -> None:
         """Forget the last call and its cache: the next one is a new prompt."""
@@ -266,6 +325,7 @@ class ModelBranch(Reader):
             return Prompts(ids, self._encode(self._encoder_inputs, rows=len(ids)))
         hidden = 0 if self._window is None else max(0, ids.shape[1] - self._window)
         mask = self._find_mask(ids)
+        ids = self._tokens.replace(ids, mask)
         check_images(self._model, ids[:, hidden:], self._vision_inputs or {})
         if self._vision_inputs:
             return self._see(ids, self._vision_inputs, mask)
@@ -323,7 +383,7 @@ class ModelBranch(Reader):
             return True
         if self._vision_inputs:
             return False  # its positions and token types are not a matter of the mask alone
-        mask = _fit_mask(self._mask, found.kept)
+        mask = fit_mask(self._mask, found.kept)
         if found.rows is not None:
             mask = mask[found.rows]
         same_padding = torch.equal(self._find_mask(ids)[:, : found.kept], mask)
@@ -331,7 +391,7 @@ class ModelBranch(Reader):
             return False
         if found.rows is not None:
             self._cache.reorder_cache(found.rows)
-        self._set_mask(ids, _fit_mask(mask, ids.shape[1]))
+        self._set_mask(ids, fit_mask(mask, ids.shape[1]))
         return True
 
     def _reorder(self, rows: Tensor) -> None:
@@ -347,12 +407,6 @@ class ModelBranch(Reader):
     def _start(self, ids: Tensor, *, scored: int = 0, mask: Tensor | None = None) -> Tensor:
         """Read whole prompts, and the continuations after them that are to be scored. Logits `(B, ..., V)`."""
         self.reset()
-        vocabulary = self._model.config.get_text_config(decoder=True).vocab_size
-        if (largest := int(ids.max())) >= vocabulary:
-            raise ValueError(
-                f"the prompt holds token {largest}, but {self._name} knows only {vocabulary} tokens: "
-                "all branches must share one tokenizer"
-            )
         self._prompt_length = ids.shape[1] - scored
         self._hidden = 0 if self._window is None else max(0, self._prompt_length - self._window)
         check_images(self._model, ids[:, self._hidden :], self._vision_inputs or {})
@@ -397,10 +451,24 @@ class ModelBranch(Reader):
         """`(B, T)`, 0 for the padding before the prompts."""
         if self._prompt_mask is not None:
             return self._extend(self._prompt_mask, ids)
+        for known in (self._given, self._lone):
+            if known is not None and known.begins(ids):
+                return fit_mask(known.mask.to(ids), ids.shape[1])
         if self._is_encoder_decoder:  # its rows begin with a start token, which may well be the pad token
             return torch.ones_like(ids)
-        bos_id = self._model.config.get_text_config(decoder=True).bos_token_id
-        return find_padding(ids, pad_tokens(self._model), bos_id)
+        mask = padding_of(self._model, ids)
+        if len(ids) > 1 and torch.equal(ids, ids[:1].expand_as(ids)):
+            self._lone = _Given(ids, mask)  # beams of one prompt, which will differ
+        return mask
+
+    def _known(self, ids: Tensor, new: int | None) -> Tensor:
+        """The rows with a token that the model knows in place of padding."""
+        if self._mask is None:
+            return ids  # `start` was given rows of the model itself
+        if new is not None and int(ids[:, -new:].max()) < self._tokens.size:
+            return ids
+        mask = fit_mask(self._mask, ids.shape[1])
+        return self._tokens.replace(ids, mask, {*self._fills, *ids[mask == 0].tolist()})
 
     def _extend(self, prompt_mask: Tensor, ids: Tensor) -> Tensor:
         """The given mask for every row of its prompts, with ones for what comes after the prompts."""
@@ -414,7 +482,7 @@ class ModelBranch(Reader):
                 f"attention_mask is of shape {tuple(prompt_mask.shape)} and was given for other prompts than these, of "
                 f"shape {tuple(ids.shape)}: a mask belongs to one batch of prompts, so make a new processor for each"
             )
-        return _fit_mask(prompt_mask.to(ids).repeat_interleave(repeats, dim=0), ids.shape[1])
+        return fit_mask(prompt_mask.to(ids).repeat_interleave(repeats, dim=0), ids.shape[1])
 
     def _encode(self, inputs: Mapping[str, Tensor], *, rows: int) -> dict[str, Any]:
         """The encoder's output, computed once, and its mask, both repeated for every row of each prompt."""
@@ -422,11 +490,15 @@ class ModelBranch(Reader):
         if rest:
             raise ValueError(f"the encoder inputs hold {self._prompts} prompts, which cannot make {rows} rows")
         inputs = {name: value.to(input_device(self._model)) for name, value in inputs.items()}
+        mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
+        if mask is None and ids is not None:
+            mask = inputs["attention_mask"] = source_padding(self._model, ids)
         if self._encoder_outputs is None:
+            if ids is not None and mask is not None:
+                inputs["input_ids"] = ids.masked_fill(mask == 0, self._tokens.pad)
             with self._context():
                 self._encoder_outputs = self._model.get_encoder()(**inputs, return_dict=True)
         hidden = self._encoder_outputs.last_hidden_state.repeat_interleave(repeats, dim=0)
-        mask = inputs.get("attention_mask")
         return {
             "encoder_outputs": type(self._encoder_outputs)(last_hidden_state=hidden),
             "attention_mask": None if mask is None else mask.repeat_interleave(repeats, dim=0),
@@ -460,7 +532,7 @@ class InputBranch:
                 f"{type(transformer).__name__} is an encoder-decoder: its other view is another source text, "
                 "ModelBranch(model, encoder_inputs=...)"
             )
-        mask = find_padding(self._ids, pad_tokens(transformer)) if given is None else given
+        mask = padding_of(transformer, self._ids) if given is None else given
         vision = {n: v for n, v in inputs.items() if n not in ("input_ids", "attention_mask") and v is not None}
         check_images(transformer, self._ids, vision)
         self._branch = ModelBranch(
@@ -478,6 +550,14 @@ class InputBranch:
     def is_adapted(self) -> bool:
         """Whether the model runs as it is, its adapters not turned off."""
         return self._branch.is_adapted
+
+    def begin(self, ids: Tensor, mask: Tensor, fills: Sequence[int] = ()) -> None:
+        """Take the tokens that ended rows are padded with, until `end`; the contrast prompts have a mask of their own."""
+        self._branch._fills = tuple(fills)
+
+    def end(self) -> None:
+        """Let go of them."""
+        self._branch.end()
 
     def reset(self) -> None:
         """Forget the last call and its cache, but not which main prompts the contrast prompts belong to."""
@@ -510,7 +590,7 @@ class InputBranch:
         mask = self._branch._prompt_mask
         assert mask is not None
         return self._branch.score(
-            rows, count, _fit_mask(mask.repeat_interleave(len(rows) // len(mask), 0), rows.shape[1])
+            rows, count, fit_mask(mask.repeat_interleave(len(rows) // len(mask), 0), rows.shape[1])
         )
 
     def prompts(self, ids: Tensor) -> Prompts:
@@ -604,18 +684,6 @@ def _unwrap(model: Any) -> tuple[Any, Callable[[], AbstractContextManager[Any]]]
     if not (hasattr(model, "can_generate") and model.can_generate()):
         raise TypeError(f"a branch needs a transformers model that can generate, not {type(model).__name__}")
     return model, context
-
-
-def check_mask(attention_mask: Tensor) -> None:
-    if attention_mask.ndim != 2:
-        raise ValueError(f"attention_mask must be of shape (prompts, length), not {tuple(attention_mask.shape)}")
-    if not attention_mask[:, -1].all():
-        raise ValueError("attention_mask ends in 0, so the prompts are padded on the right: set padding_side = 'left'")
-
-
-def _fit_mask(mask: Tensor, length: int) -> Tensor:
-    """The mask of so many tokens: cut, or with ones for those that came after."""
-    return torch.nn.functional.pad(mask, (0, length - mask.shape[1]), value=1)
 
 
 def _crop(cache: Any, dropped: int, new: int) -> bool:

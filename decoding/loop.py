@@ -10,7 +10,8 @@ Processors, rule and warpers act in the order of `order`, as they do where the m
 token is drawn per row, and all branches read it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers.generation.utils import ALL_CACHE_NAMES, GenerateDecoderOnlyOu
 
 from contralto.decoding.branches import InputBranch, LayerBranch, ModelBranch, Reader
 from contralto.decoding.order import split_processors
+from contralto.decoding.padding import check_mask
 from contralto.decoding.prompts import Prompts, linear_layers, prepare_positions, stack, takes_positions
 
 if TYPE_CHECKING:
@@ -73,10 +75,19 @@ class ContrastiveLoop:
     ) -> Any:
         """What `generate()` calls; returns what `generate()` returns."""
         _check(model, input_ids, generation_config, model_kwargs)
-        before, after = split_processors(model, logits_processor, generation_config, input_ids)
         _check_once(self._method, logits_processor)
         self._method.check_model(model)
-        forward = _Forward(self._method, model, _main_prompts(model, input_ids, model_kwargs), generation_config)
+        main = _main_prompts(model, input_ids, model_kwargs)
+        with _told(self._method, main, generation_config):
+            return self._run(model, main, logits_processor, stopping_criteria, generation_config)
+
+    def _run(
+        self, model: Any, prompts: Prompts, processors: Any, stopping_criteria: Any, generation_config: Any
+    ) -> Any:
+        """Write one token after another."""
+        input_ids = prompts.ids
+        before, after = split_processors(model, processors, generation_config, input_ids)
+        forward = _Forward(self._method, model, prompts, generation_config)
         if self._streamer is not None:
             self._streamer.put(input_ids.cpu())
         pad_id = generation_config._pad_token_tensor
@@ -101,6 +112,28 @@ class ContrastiveLoop:
         if self._streamer is not None:
             self._streamer.end()
         return _output(model, input_ids, generation_config, kept)
+
+
+@contextmanager
+def _told(method: "ContrastiveLogitsProcessor", main: Prompts, config: Any) -> Iterator[None]:
+    """Let every branch that can take it know the mask of the prompts, and what ended rows are padded with."""
+    name = "decoder_attention_mask" if "encoder_outputs" in main.kwargs else "attention_mask"
+    mask = main.kwargs.get(name)
+    mask = torch.ones_like(main.ids) if mask is None else mask
+    branches: list[Any] = [branch for branch in method.branches if hasattr(branch, "begin")]
+    try:
+        for branch in branches:
+            branch.begin(main.ids, mask, _fills(config))
+        yield
+    finally:
+        for branch in branches:
+            branch.end()
+
+
+def _fills(config: Any) -> list[int]:
+    """The tokens that `generate()` pads ended rows with."""
+    pad = config._pad_token_tensor
+    return [] if pad is None else pad.flatten().tolist()
 
 
 class _Forward:
@@ -160,6 +193,8 @@ def _check(model: Any, input_ids: Tensor, config: Any, model_kwargs: dict[str, A
         raise ValueError(f"the loop knows static and dynamic caches, not {config.cache_implementation!r}")
     if config.cache_implementation == "static" and model.config.is_encoder_decoder:
         raise ValueError("the loop has no static cache for encoder-decoders: leave cache_implementation out")
+    if not model.config.is_encoder_decoder and model_kwargs.get("attention_mask") is not None:
+        check_mask(model_kwargs["attention_mask"])
     cache = next((model_kwargs[name] for name in ALL_CACHE_NAMES if model_kwargs.get(name) is not None), None)
     if cache is not None and _is_used(cache):
         raise ValueError("the loop cannot go on from a cache: pass the method as logits_processor=[method]")

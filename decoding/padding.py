@@ -1,22 +1,87 @@
-"""Which tokens of a batch of prompts are padding, when nothing but the tokens is known."""
+"""Which tokens of a batch are padding, and which tokens a model knows, when little but the tokens is known."""
 
 import warnings
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["find_padding", "pad_tokens"]
+__all__ = [
+    "KnownTokens",
+    "check_mask",
+    "find_padding",
+    "fit_mask",
+    "padding_of",
+    "refuse_unknown_padding",
+    "source_padding",
+]
 
 
-def pad_tokens(model: Any) -> list[int]:
-    """What the prompts of a model are padded with: its pad token, else its end-of-text tokens, as in `generate()`."""
-    generation, config = model.generation_config, model.config.get_text_config(decoder=True)
-    for ids in (generation.pad_token_id, config.pad_token_id, generation.eos_token_id, config.eos_token_id):
-        if ids is not None:
-            return [ids] if isinstance(ids, int) else list(ids)
-    return []
+def _configured(model: Any, name: str) -> list[int]:
+    """Return the ids of a special token, from the generation configuration or else from the model's; [] without any."""
+    configs = (getattr(model, "generation_config", None), model.config.get_text_config(decoder=True))
+    found: Any = next((ids for config in configs if (ids := getattr(config, name, None)) is not None), [])
+    return [found] if isinstance(found, int) else list(found)
+
+
+def padding_of(model: Any, ids: Tensor) -> Tensor:
+    """Find the padding of left-padded prompts by what a model's configuration says.
+
+    Prompts are padded with the model's pad token, or with its end-of-text token, as `generate()` does for models without a pad
+    token. Such a model's tokenizer may pad with any other token as well.
+
+    Args:
+        model: a transformers model.
+        ids: `(B, T)`.
+
+    Returns:
+        `(B, T)` in the dtype of `ids`, 0 for padding and 1 for text.
+
+    Raises:
+        ValueError: see `find_padding`; several prompts for a model without a pad token, none of which begins with its end
+            token.
+    """
+    own, bos = _configured(model, "pad_token_id"), _configured(model, "bos_token_id")
+    pads, bos_id = own or _configured(model, "eos_token_id"), bos[0] if bos else None
+    if not own and not torch.isin(ids[:, 0], torch.tensor(pads, dtype=ids.dtype, device=ids.device)).any():
+        refuse_unknown_padding(ids, type(model).__name__, bos_id)
+        return torch.ones_like(ids)
+    return find_padding(ids, pads, bos_id)
+
+
+def refuse_unknown_padding(ids: Tensor, name: str, bos_id: int | None = None) -> None:
+    """Raise an error for prompts that may be padded, whatever the pad token is: nothing tells padding from text there.
+
+    Args:
+        ids: `(B, T)`.
+        name: what reads them, without a pad token of its own.
+        bos_id: the beginning-of-text token, if there is one.
+
+    Raises:
+        ValueError: the prompts differ, or a prompt begins with one token twice, has only one token repeated before its
+            beginning-of-text token, or ends with one token three times.
+    """
+    first, length = ids[:, :1], ids.shape[1]
+    late = bool((_lead(ids, bos_id) > 0).any())
+    twice = length > 1 and bool((first == ids[:, 1:2]).any())
+    ends = length > 3 and bool((ids[:, -3:] == ids[:, -1:]).all(-1).any())
+    several = not torch.equal(ids, ids[:1].expand_as(ids))
+    if several or late or twice or ends:
+        what = "several prompts" if several else "a prompt whose first or last tokens look like padding"
+        raise ValueError(
+            f"{name} has no pad token, so padding cannot be told from text in {what}: pass the attention_mask (a loop() is "
+            "given it by itself)"
+        )
+
+
+def _lead(ids: Tensor, bos_id: int | None) -> Tensor:
+    """Return how many equal tokens `(B,)` each row has before its first beginning-of-text token; 0 without such a token."""
+    if bos_id is None:
+        return torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+    same = (ids == ids[:, :1]).cumprod(-1).sum(-1)
+    after = ids.gather(-1, same.clamp(max=ids.shape[1] - 1)[:, None]).squeeze(-1)
+    return torch.where((after == bos_id) & (ids[:, 0] != bos_id), same, 0)
 
 
 def find_padding(ids: Tensor, pad_ids: Collection[int], bos_id: int | None = None) -> Tensor:
@@ -31,8 +96,9 @@ def find_padding(ids: Tensor, pad_ids: Collection[int], bos_id: int | None = Non
         `(B, T)` in the dtype of `ids`, 0 for padding and 1 for text. A prompt's last token is always text.
 
     Raises:
-        ValueError: some prompts, but not all, end in a pad token (they are padded on the right); or the pad token is also
-            the beginning-of-text token and every prompt begins with it, so that it may be either.
+        ValueError: some prompts, but not all, end in a pad token (they are padded on the right); the pad token is also
+            the beginning-of-text token and every prompt begins with it, so that it may be either; or some prompts have
+            another token before their beginning-of-text token, where other prompts begin.
 
     Warns:
         UserWarning: some prompts, but not all, begin with some other token twice, which looks like padding.
@@ -54,11 +120,122 @@ def find_padding(ids: Tensor, pad_ids: Collection[int], bos_id: int | None = Non
             f"every prompt begins with token {bos_id}, which is both the pad token and the beginning-of-text token, so "
             "padding cannot be told from text: pass attention_mask="
         )
+    if bos_id is not None and (late := (_lead(ids, bos_id) > 0) & ~is_pad[:, 0]).any() and (ids[:, 0] == bos_id).any():
+        raise ValueError(
+            f"some prompts have token {int(ids[late][0, 0])} before the beginning-of-text token {bos_id}, with which others "
+            f"begin, and it is no pad token of the model ({_shown(pad_ids)}): pass attention_mask="
+        )
     repeated = (ids[:, 0] == ids[:, min(1, ids.shape[1] - 1)]) & ~is_pad[:, 0]
     if ids.shape[1] > 1 and repeated.any() and not repeated.all():
         warnings.warn(
             f"some prompts begin with token {int(ids[repeated][0, 0])} twice, which is not the amateur's pad token "
-            f"({', '.join(map(str, pad_ids)) or 'it has none'}): if it is padding, pass attention_mask=",
+            f"({_shown(pad_ids)}): if it is padding, pass attention_mask=",
             stacklevel=2,
         )
     return 1 - is_pad.cumprod(-1).to(ids.dtype)
+
+
+def _shown(pad_ids: Collection[int]) -> str:
+    return ", ".join(map(str, pad_ids)) or "it has none"
+
+
+def source_padding(model: Any, ids: Tensor) -> Tensor:
+    """Find the padding of source texts, which may be on either side.
+
+    Args:
+        model: an encoder-decoder.
+        ids: `(B, T)`.
+
+    Returns:
+        `(B, T)` in the dtype of `ids`, 0 for padding and 1 for text.
+
+    Raises:
+        ValueError: several source texts for a model without a pad token.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> config = SimpleNamespace(pad_token_id=0, get_text_config=lambda decoder: config)
+        >>> source_padding(SimpleNamespace(config=config), torch.tensor([[5, 0, 6], [7, 0, 0]]))
+        tensor([[1, 1, 1],
+                [1, 0, 0]])
+    """
+    pads = _configured(model, "pad_token_id")
+    if not pads:
+        refuse_unknown_padding(ids, type(model).__name__)
+    is_pad = torch.isin(ids, torch.tensor(pads, dtype=ids.dtype, device=ids.device))
+    leading, trailing = is_pad.cumprod(-1), is_pad.flip(-1).cumprod(-1).flip(-1)
+    return 1 - (leading | trailing).to(ids.dtype)
+
+
+def check_mask(attention_mask: Tensor) -> None:
+    """Raise ValueError unless a mask is one of prompts padded on the left."""
+    if attention_mask.ndim != 2:
+        raise ValueError(f"attention_mask must be of shape (prompts, length), not {tuple(attention_mask.shape)}")
+    if not attention_mask[:, -1].all():
+        raise ValueError("attention_mask ends in 0, so the prompts are padded on the right: set padding_side = 'left'")
+
+
+def fit_mask(mask: Tensor, length: int) -> Tensor:
+    """Return the mask of `length` tokens: cut, or with ones for those that came after."""
+    return torch.nn.functional.pad(mask, (0, length - mask.shape[1]), value=1)
+
+
+class KnownTokens(NamedTuple):
+    """The tokens that a model knows. Padding may have ids beyond them, such as a pad token added for another model.
+
+    Example:
+        >>> tokens = KnownTokens(size=8, pad=0, ends=(1,), name="Amateur")
+        >>> tokens.replace(torch.tensor([[9, 9, 5, 6]]), torch.tensor([[0, 0, 1, 1]]))
+        tensor([[0, 0, 5, 6]])
+        >>> tokens.replace(torch.tensor([[5, 9]]), torch.tensor([[1, 1]]))
+        Traceback (most recent call last):
+            ...
+        ValueError: the text holds token 9, but Amateur knows only 8 tokens: all branches must share one tokenizer
+    """
+
+    size: int
+    pad: int
+    """Stands for what the model does not see."""
+    ends: tuple[int, ...]
+    """The end-of-text tokens; a row that goes on with a token of no meaning after one of them has ended."""
+    name: str
+
+    @classmethod
+    def of(cls, model: Any) -> "KnownTokens":
+        """Return the vocabulary of a transformers model."""
+        size = int(model.config.get_text_config(decoder=True).vocab_size)
+        pads = [token for token in _configured(model, "pad_token_id") if 0 <= token < size]
+        return cls(size, pads[0] if pads else 0, tuple(_configured(model, "eos_token_id")), type(model).__name__)
+
+    def replace(self, ids: Tensor, mask: Tensor, fills: Collection[int] = (), over: Tensor | None = None) -> Tensor:
+        """Put a known token in place of padding: before the prompts, and after rows that have ended.
+
+        Args:
+            ids: `(B, T)`.
+            mask: `(B, T)`, 0 for the padding before the prompts.
+            fills: tokens that `generate()` pads ended rows with.
+            over: `(B,)` bool, the rows that have ended, where that is known.
+
+        Returns:
+            `(B, T)` tokens that the model knows.
+
+        Raises:
+            ValueError: the text holds a token that the model does not know.
+        """
+        unseen, foreign = mask == 0, ids >= self.size
+        if (in_text := foreign & ~unseen).any():
+            ended = self._ended(ids, fills) if over is None else over[:, None].expand_as(ids)
+            if (wrong := in_text & ~ended).any():
+                raise ValueError(
+                    f"the text holds token {int(ids[wrong][0])}, but {self.name} knows only {self.size} tokens: all branches "
+                    "must share one tokenizer"
+                )
+        return ids.masked_fill(unseen | foreign, self.pad)
+
+    def _ended(self, ids: Tensor, fills: Collection[int]) -> Tensor:
+        """Return which tokens `(B, T)` fill the end of a row: its last token repeated, after an end token or known to fill."""
+        fill = (ids == ids[:, -1:]).flip(-1).cumprod(-1).flip(-1).bool()
+        before = (ids.shape[1] - fill.sum(-1, keepdim=True) - 1).clamp(min=0)
+        after_end = torch.isin(ids.gather(-1, before), torch.tensor(self.ends, dtype=ids.dtype, device=ids.device))
+        known = torch.isin(ids[:, -1:], torch.tensor(list(fills), dtype=ids.dtype, device=ids.device))
+        return fill & (after_end | known)

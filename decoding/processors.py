@@ -9,8 +9,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
 from contralto.decoding import rules
-from contralto.decoding.branches import Branch, InputBranch, LayerBranch, ModelBranch, check_mask
+from contralto.decoding.branches import Branch, InputBranch, LayerBranch, ModelBranch
+from contralto.decoding.padding import KnownTokens, check_mask, fit_mask, padding_of, refuse_unknown_padding
 from contralto.decoding.placement import input_device
+from contralto.decoding.prompts import takes_positions
 from contralto.decoding.validity import branch_names, check_logits
 from contralto.decoding.vocabulary import Vocabulary
 
@@ -172,8 +174,9 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         amateur_window: how many of the prompt's last tokens the amateur sees; None for all, 1 as in Li et al.
         min_tokens_to_keep: at least so many tokens stay plausible. Beam search wants 2, as in Li's code: with 1, beams
             that are sure of their next token have nothing to branch into.
-        attention_mask: `(prompts, T)` of the prompts, as given to `generate()`. Needed only where padding cannot be seen
-            from leading pad tokens of the amateur's configuration. It belongs to one batch of prompts.
+        attention_mask: `(prompts, T)` of the prompts, as given to `generate()`. `loop()` is given it by itself; a processor
+            needs it where padding cannot be seen from leading pad tokens of the amateur's configuration, that is for several
+            prompts of an amateur without a pad token. It belongs to one batch of prompts.
         encoder_inputs: for an encoder-decoder amateur, what its encoder reads, usually the `inputs` of `generate()`.
         vision_inputs: for an image-text amateur, what it reads with the prompts: `pixel_values` and what goes with them.
         tokenizer: the tokenizer that both models share, see `ContrastiveLogitsProcessor`.
@@ -610,12 +613,14 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
             each text's last token; or any function of `input_ids` `(N, T)` and `attention_mask` `(N, T)` that returns
             logits `(N,)`, the higher the better.
         k: how many tokens are considered, at least 1. Default 10.
-        attention_mask: `(prompts, T)` of the prompts; needed where they are padded.
+        attention_mask: `(prompts, T)` of the prompts. Without it, padding is found by the critic's pad token; a critic without
+            one, such as a function, needs it for several prompts.
         tokenizer: the tokenizer that both models share, see `ContrastiveLogitsProcessor`.
 
     Raises:
         TypeError: the critic is a model with another head.
-        ValueError: `k` below 1, right padding, a critic of another tokenizer.
+        ValueError: `k` below 1, right padding, a critic of another tokenizer; when called, padding that cannot be told from
+            text, values that are NaN, or `-inf` for all candidates.
 
     Example:
         >>> from contralto import testbed
@@ -642,6 +647,8 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
             check_mask(attention_mask)
         self._critic, self._k, self._mask = critic, k, attention_mask
         self._vocabulary = Vocabulary([critic] if isinstance(critic, PreTrainedModel) else [], tokenizer)
+        self._prompts: Tensor | None = None
+        self._found: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -650,10 +657,7 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
         candidates = scores.topk(min(self._k, scores.shape[-1])).indices
         count = candidates.shape[-1]
         texts = torch.cat([input_ids.repeat_interleave(count, dim=0), candidates.reshape(-1, 1)], dim=1)
-        mask = torch.ones_like(texts)
-        if self._mask is not None:
-            given = self._mask.repeat_interleave(len(texts) // len(self._mask), dim=0)
-            mask[:, : given.shape[1]] = given.to(mask)
+        mask = fit_mask(self._find_mask(input_ids).repeat_interleave(count, dim=0), texts.shape[1])
         values = self._values(texts, mask).view_as(candidates)
         weighed = rules.critic_guided(scores, values, candidates)
         # `-inf` is a value like any other, and means never; what is left is checked
@@ -664,17 +668,48 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
         )
         return weighed
 
+    def _find_mask(self, ids: Tensor) -> Tensor:
+        """Return the mask of the prompts `(B, T)`, as given or as found in the rows of the first step."""
+        if self._mask is not None:
+            repeats, rest = divmod(len(ids), len(self._mask))
+            if rest or self._mask.shape[1] > ids.shape[1]:
+                raise ValueError(
+                    f"attention_mask is of shape {tuple(self._mask.shape)}, and the rows of {tuple(ids.shape)}: a mask "
+                    "belongs to one batch of prompts"
+                )
+            return self._mask.to(ids).repeat_interleave(repeats, dim=0)
+        if self._prompts is not None and self._found is not None:
+            starts = (ids[:, None, : self._prompts.shape[1]], self._prompts[None])
+            if starts[0].shape[-1] == starts[1].shape[-1]:
+                same = (starts[0] == starts[1]).all(-1)
+                if same.any(-1).all():
+                    return self._found[same.int().argmax(-1)]
+        self._prompts, self._found = ids.clone(), self._guess_mask(ids)
+        return self._found
+
+    def _guess_mask(self, ids: Tensor) -> Tensor:
+        if hasattr(self._critic, "config"):
+            return padding_of(self._critic, ids)
+        refuse_unknown_padding(ids, "a critic without a configuration")
+        return torch.ones_like(ids)
+
     def _values(self, texts: Tensor, mask: Tensor) -> Tensor:
         if not isinstance(self._critic, torch.nn.Module):
             return torch.as_tensor(self._critic(texts, mask))
-        device = input_device(self._critic)
-        logits: Tensor = self._critic(input_ids=texts.to(device), attention_mask=mask.to(device)).logits
+        back, device = texts.device, input_device(self._critic)
+        texts, mask = texts.to(device), mask.to(device)
+        if hasattr(self._critic, "config"):
+            texts = KnownTokens.of(self._critic).replace(texts, mask)
+        given = {"input_ids": texts, "attention_mask": mask}
+        if takes_positions(self._critic):
+            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits: Tensor = self._critic(**given).logits
         if logits.ndim != 3:
             raise TypeError(
                 "the critic gives one value per text, and finds a text's end by its padding, which a candidate may look "
                 "like: load it with AutoModelForTokenClassification and num_labels=1, or pass a function"
             )
-        return logits[:, -1, 0].to(texts.device)
+        return logits[:, -1, 0].to(back)
 
 
 def contrast_branch(model: Any, inputs: Mapping[str, Any]) -> Branch:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from contralto.decoding.branches import ModelBranch
+from contralto.decoding.padding import padding_of
 from contralto.decoding.placement import input_device
 from contralto.decoding.prompts import is_multimodal
 
@@ -91,6 +92,8 @@ def score(
     prompts = main_prompts(model, inputs, len(continuations))
     if len(prompts.ids) != len(continuations):
         raise ValueError(f"score needs a continuation per prompt, not {len(continuations)} for {len(prompts.ids)}")
+    kept = torch.ones_like(continuations) if continuation_mask is None else continuation_mask
+    continuations = continuations.masked_fill(kept.to(continuations.device) == 0, 0)  # may be padded with any token
     device, count = input_device(model), continuations.shape[1]
     rows = torch.cat([prompts.ids.to(device), continuations.to(device)], dim=1)
     mask = torch.cat([prompts.mask.to(device), torch.ones_like(continuations, device=device)], dim=1)
@@ -105,7 +108,6 @@ def score(
         place=lambda row, at, *_: f"in row {row}, for token {at + 1} of the continuation",
         **changed,
     )
-    kept = torch.ones_like(continuations) if continuation_mask is None else continuation_mask
     return _likelihood(scores, continuations.to(device), kept.to(device).bool(), renormalized, floor, dtype)
 
 
@@ -122,7 +124,7 @@ def main_prompts(model: Any, inputs: Mapping[str, Any], rows: int) -> MainPrompt
         return MainPrompts(start, torch.ones_like(start), ModelBranch(model, encoder_inputs=inputs))
     ids: Tensor = inputs["input_ids"]
     given = inputs.get("attention_mask")
-    mask = torch.ones_like(ids) if given is None else given
+    mask = padding_of(model, ids) if given is None else given
     vision = (
         {n: v for n, v in inputs.items() if n not in ("input_ids", "attention_mask")} if is_multimodal(model) else {}
     )

@@ -36,7 +36,7 @@ from transformers.generation.utils import (
 )
 
 from contralto.decoding.order import split_processors
-from contralto.decoding.padding import find_padding, pad_tokens
+from contralto.decoding.padding import check_mask, padding_of
 from contralto.decoding.placement import input_device
 from contralto.decoding.prompts import linear_layers
 from contralto.decoding.validity import check_logits
@@ -281,6 +281,8 @@ class ContrastiveSearchLogitsProcessor(LogitsProcessor):
         if bool(model.config.is_encoder_decoder) != bool(encoder_inputs):
             wanted = "pass encoder_inputs=, what its encoder is to read" if not encoder_inputs else "it has no encoder"
             raise ValueError(f"encoder_inputs do not fit {type(model).__name__}: {wanted}")
+        if attention_mask is not None:
+            check_mask(attention_mask)
         self._model, self._alpha, self._k = model, alpha, k
         self._prompt_mask = attention_mask
         self._prompt_ids: Tensor | None = None
@@ -357,8 +359,7 @@ class ContrastiveSearchLogitsProcessor(LogitsProcessor):
     def _find_mask(self, ids: Tensor) -> Tensor:
         """`(B, T)`, 0 for the padding before the prompts."""
         if self._prompt_mask is None:
-            bos_id = self._model.config.get_text_config(decoder=True).bos_token_id
-            return find_padding(ids, pad_tokens(self._model), bos_id)
+            return padding_of(self._model, ids)
         prompts, length = self._prompt_mask.shape
         repeats, rest = divmod(len(ids), prompts)
         prompt_ids = ids[:: repeats or 1, :length]
@@ -389,6 +390,8 @@ def _check_generation(config: Any, model_kwargs: Mapping[str, Any], k: int) -> N
             "contrastive search reads k candidates at a time, whose attentions and hidden states it does not return: "
             "leave output_attentions and output_hidden_states out"
         )
+    if model_kwargs.get("encoder_outputs") is None and model_kwargs.get("attention_mask") is not None:
+        check_mask(model_kwargs["attention_mask"])
     if model_kwargs.get("past_key_values") is not None:
         _check_cache(model_kwargs["past_key_values"], room=(config.max_length or 0) - 1 + k)
 

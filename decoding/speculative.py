@@ -44,6 +44,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEnc
 
 from contralto.decoding.branches import AdaptersOff, ModelBranch
 from contralto.decoding.order import split_processors
+from contralto.decoding.padding import KnownTokens, fit_mask
 from contralto.decoding.placement import input_device
 from contralto.decoding.processors import ContrastiveLogitsProcessor, bind_rule
 from contralto.decoding.prompts import TOKEN_TYPES, Prompts, check_images, prepare_images
@@ -273,6 +274,8 @@ class SpeculativeContrastiveDecoding:
         """The amateur before its first forward: it reads the prompts that the expert reads."""
         mask = expert_kwargs.get("decoder_attention_mask" if expert.config.is_encoder_decoder else "attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask
+        tokens = KnownTokens.of(self._model)
+        ids = tokens.replace(ids.to(input_device(self._model)), mask.to(input_device(self._model)))
         check_images(self._model, ids, self._vision_inputs or {})
         if self._vision_inputs:
             each, device = config.num_return_sequences or 1, input_device(self._model)
@@ -285,7 +288,12 @@ class SpeculativeContrastiveDecoding:
         if not self._model.config.is_encoder_decoder and kwargs["attention_mask"].all():
             kwargs["attention_mask"] = None  # as `generate()` does: faster
         hidden = ids.shape[1] - prompts.ids.shape[1]
-        return _Reader(self._model, Prompts(prompts.ids, kwargs), hidden=hidden, context=self._context)
+
+        def known(rows: Tensor, over: Tensor) -> Tensor:
+            """The rows with a token that the amateur knows in place of padding."""
+            return tokens.replace(rows, fit_mask(mask.to(rows), rows.shape[1]), over=over)
+
+        return _Reader(self._model, Prompts(prompts.ids, kwargs), hidden=hidden, context=self._context, known=known)
 
     def _context(self) -> AbstractContextManager[Any]:
         """Where the amateur runs."""
@@ -312,7 +320,9 @@ class _Reader:
         *,
         hidden: int = 0,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        known: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
+        self._known = known
         self._model = model
         self.name = type(model).__name__
         self._prompts = prompts
@@ -323,8 +333,10 @@ class _Reader:
         self.length = 0  # how much of the text it has read
         self.forwards = 0
 
-    def read(self, ids: Tensor) -> Tensor:
-        """Read what is new in `ids` `(B, T)`. Logits `(B, new, V)` in float32; after the prompts only the last."""
+    def read(self, ids: Tensor, over: Tensor) -> Tensor:
+        """Read what is new in `ids` `(B, T)`, of which some rows are `over`. Logits `(B, new, V)`, float32; at first the last."""
+        device = ids.device
+        ids = ids if self._known is None else self._known(ids, over)
         first, new = not self.length, ids.shape[1] - self.length
         kept = 1 if first else new
         inputs = self._model.prepare_inputs_for_generation(
@@ -338,7 +350,7 @@ class _Reader:
             self._cache.activate_past_recording()  # not before, or sliding windows would keep the whole prompt
         self.length = ids.shape[1]
         self.forwards += 1
-        logits: Tensor = outputs.logits[:, -kept:].to(device=ids.device, dtype=torch.float32)
+        logits: Tensor = outputs.logits[:, -kept:].to(device=device, dtype=torch.float32)
         return logits
 
     def forget(self, length: int) -> None:
@@ -376,6 +388,11 @@ class _Text:
     def written(self) -> int:
         """How many tokens were written."""
         return self.ids.shape[1] - self._start
+
+    @property
+    def over(self) -> Tensor:
+        """`(B,)` bool, the rows that have ended."""
+        return self.running == 0
 
     @property
     def room(self) -> int:
@@ -540,7 +557,7 @@ class _Call:
         return drafts, places
 
     def _look(self, ids: Tensor) -> _Place:
-        logits = fit_vocabulary(self._amateur.read(ids)[:, -1], self._vocabulary)
+        logits = fit_vocabulary(self._amateur.read(ids, self._text.over)[:, -1], self._vocabulary)
         step = self._text.written + ids.shape[1] - self._text.ids.shape[1] + 1
         check_logits(
             [logits],
@@ -557,7 +574,8 @@ class _Call:
         written next.
         """
         text = self._text
-        table = self._expert.read(torch.cat([text.ids, *(draft[:, None] for draft in drafts)], dim=1))
+        ids = torch.cat([text.ids, *(draft[:, None] for draft in drafts)], dim=1)
+        table = self._expert.read(ids, text.over)
         self._statistics.drafted += len(drafts)
         for i, draft in enumerate([*drafts, None]):
             if i == len(places):
@@ -614,10 +632,4 @@ def _check(expert: Any, amateur: Any, ids: Tensor, config: Any, kwargs: Mapping[
         raise ValueError(
             "speculative contrastive decoding cannot go on from the expert's cache, since the amateur has none of that "
             "text: leave past_key_values out"
-        )
-    known = vocabulary_size(amateur)
-    if (largest := int(ids.max())) >= known:
-        raise ValueError(
-            f"the prompt holds token {largest}, but {type(amateur).__name__} knows only {known} tokens: "
-            "all branches must share one tokenizer"
         )

@@ -230,8 +230,10 @@ def test_critic_guided_equals_the_reference():
 
 def test_a_function_is_a_critic():
     model, main, _ = _setting()
-    only_even = decoding.CriticGuidedLogitsProcessor(lambda ids, mask: 1e4 * (1 - 2 * (ids[:, -1] % 2)), k=zoo.VOCAB)
     inputs = zoo.pad(main)
+    only_even = decoding.CriticGuidedLogitsProcessor(
+        lambda ids, mask: 1e4 * (1 - 2 * (ids[:, -1] % 2)), k=zoo.VOCAB, attention_mask=inputs["attention_mask"]
+    )
     output = model.generate(**inputs, logits_processor=[only_even], max_new_tokens=STEPS)
     assert (output[:, inputs["input_ids"].shape[1] :] % 2 == 0).all()
 

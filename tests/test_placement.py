@@ -99,7 +99,7 @@ def test_an_offloaded_critic_weighs_the_same_candidates(offloaded):
                 out.logits = out.logits[..., :1]
                 return out
 
-        return CriticGuidedLogitsProcessor(Critic(), k=3)
+        return CriticGuidedLogitsProcessor(Critic(), k=3, attention_mask=prompt["attention_mask"])
 
     expert, prompt = testbed.load("expert"), _read()
     texts = [

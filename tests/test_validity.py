@@ -91,13 +91,13 @@ def test_the_expert(pair, inputs, name):
 @pytest.mark.parametrize("sample", [True, False])
 @pytest.mark.parametrize("name", ["processor", "loop", "speculative"])
 def test_processors_that_exclude_every_token(pair, inputs, name, sample):
-    with pytest.raises(ValueError, match="the logits of the expert are all -inf in row 0, .* exclude every token"):
+    with pytest.raises(ValueError, match=r"the logits of the expert are all -inf in row 0, .* exclude every token"):
         run(name, pair, inputs, suppress_tokens=list(range(zoo.VOCAB)), do_sample=sample)
 
 
 def test_an_amateur_without_any_possible_token(pair, inputs):
     spoil(pair[1], -INF, where=slice(None))
-    with pytest.raises(ValueError, match="the logits of the amateur .* are all -inf in row 1"):
+    with pytest.raises(ValueError, match=r"the logits of the amateur .* are all -inf in row 1"):
         run("loop", pair, inputs)
 
 
@@ -131,7 +131,7 @@ def test_a_layer_and_another_input(pair, inputs):
     hook.remove()
     contrast = decoding.ContextAwareDecodingLogitsProcessor(model, inputs)
     spoil(model, INF, row=3, forward=2)  # of the stacked batch, the second contrast row
-    with pytest.raises(ValueError, match="the logits of the without context .* in row 1, at step 2"):
+    with pytest.raises(ValueError, match=r"the logits of the without context .* in row 1, at step 2"):
         model.generate(**inputs, custom_generate=contrast.loop(), max_new_tokens=2, eos_token_id=None)
 
 

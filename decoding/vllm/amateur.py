@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from contralto.decoding.padding import KnownTokens
 from contralto.decoding.validity import check_logits
 from contralto.decoding.vllm.members import Members
 from contralto.decoding.vllm.settings import PREFIX, Row, Rule, Warp, check_penalties, draw, seeds_of
@@ -170,6 +171,7 @@ class _Reader:
                 "gpu_memory_utilization"
             )
         self._model, self._device = self._model.to(where).eval(), where
+        self._tokens = KnownTokens.of(self._model)
         self._batches: list[_Batch] = []
 
     @torch.no_grad()
@@ -222,6 +224,7 @@ class _Reader:
     def _forward(self, batch: "_Batch", ids: Tensor) -> "_Batch":
         length = max(map(len, batch.texts)) if batch.cache is None else batch.cache.get_seq_length() + 1
         at = torch.arange(length)[None] - torch.tensor(batch.padding)[:, None]
+        ids = self._tokens.replace(ids, (at >= 0).long()[:, -ids.shape[1] :])
         output = self._model(
             input_ids=ids.to(self._device),
             attention_mask=(at >= 0).long().to(self._device),
