@@ -4,7 +4,6 @@ Each check makes a `Finding`: an error if the training cannot mean what it shoul
 with the rows it was seen in and what to do about it. `monitor.Monitor` runs them; all can be called alone.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,6 +21,7 @@ from trl import is_conversational, maybe_extract_prompt  # type: ignore[attr-def
 from contralto.align.reach import reach
 from contralto.align.seams import Batch, Request
 from contralto.align.specials import TAIL, Specials
+from contralto.data_gen.rows import template_options
 
 __all__ = ["Finding", "Level", "audit_dropped", "audit_model", "audit_rows", "end_tokens", "row_name"]
 
@@ -151,7 +151,8 @@ def audit_rows(
         if token := specials.in_messages(row):
             faults.add("rendered" if specials.is_outer(token) else "special")
             special = special or token
-        if isinstance(row.get("prompt"), str) and getattr(processing_class, "chat_template", None):
+        has_template = getattr(processing_class, "chat_template", None)
+        if has_template and isinstance(row.get("prompt"), str) and not specials.first([row["prompt"]]):
             faults.add("bare")
         if "prompt_ids" in row:
             faults |= set(_of_tokens(row, ends, max_length, truncation_mode))
@@ -251,12 +252,8 @@ def _prompt_ids(row: Mapping[str, Any], tokenizer: Any) -> list[int]:
     """The prompt's tokens, without a completion after them."""
     if not is_conversational({"prompt": row["prompt"]}):
         return list(tokenizer(row["prompt"])["input_ids"])
-    tools = row.get("tools")
-    options = {"tools": json.loads(tools) if isinstance(tools, str) else tools} | (
-        row.get("chat_template_kwargs") or {}
-    )
     said = tokenizer.apply_chat_template(
-        row["prompt"], add_generation_prompt=True, tokenize=True, return_dict=True, **options
+        row["prompt"], add_generation_prompt=True, tokenize=True, return_dict=True, **template_options(row)
     )
     return list(said["input_ids"])
 
@@ -305,7 +302,7 @@ def _of_rendering(seen: Mapping[str, _Noted], name: str, total: int, rows: str, 
         "bare",
         "note",
         "prompt and completion are texts, to which the tokenizer's chat template is not applied",
-        "For a chat model give conversations, or make them of texts (conversations) unless the texts are rendered already.",
+        "For a chat model give conversations, or make them of texts (conversations).",
     )
 
 

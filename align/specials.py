@@ -6,7 +6,7 @@ TRL puts another unless the text ends with that very token.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 __all__ = ["Specials", "texts_of"]
@@ -56,9 +56,16 @@ class Specials:
         Args:
             row: with `prompt`, `chosen` and `rejected`; texts that are no messages are not looked at, since they are not rendered.
         """
+        return self.first(text for name in ("prompt", "chosen", "rejected") for text in texts_of(row.get(name)))
+
+    def first(self, texts: Iterable[str]) -> str:
+        """Return the first special token in texts, or an empty string.
+
+        Args:
+            texts: looked at in turn.
+        """
         if self._pattern is None:
             return ""
-        texts = (text for name in ("prompt", "chosen", "rejected") for text in texts_of(row.get(name)))
         return next((found.group() for text in texts if (found := self._pattern.search(text))), "")
 
     def is_outer(self, token: str) -> bool:

@@ -318,6 +318,7 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
         model.dtype = "bfloat16"  # what four bits are multiplied in
     args.model_init_kwargs = _init_kwargs(args, model)
     train, evaluation = _datasets(data, args, mixture)
+    _check_template(locate(model.model_name_or_path), train, args, model)
     quantization: Any = get_quantization_config(model)
     policy: Any = locate(model.model_name_or_path)
     adapter: dict[str, Any] = {"peft_config": get_peft_config(model), "quantization_config": quantization}
@@ -341,6 +342,21 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=data.dataset_name)
     trainer.end()
+
+
+def _check_template(name: str, train: Any, args: Any, model: Any) -> None:
+    """Raise for conversations without a template that makes text of them."""
+    from transformers import AutoTokenizer
+
+    first = next(iter(train))
+    if isinstance(first["prompt"], str) or first.get("images"):  # of images, the processor has the template
+        return
+    options = {"revision": model.model_revision, "trust_remote_code": args.trust_remote_code}
+    if not AutoTokenizer.from_pretrained(name, **options).chat_template:
+        raise ValueError(
+            f"the rows are conversations, and the tokenizer of {model.model_name_or_path} has no chat template to make text of them: "
+            "give texts (prompt, chosen and rejected as strings), or a model whose tokenizer has one"
+        )
 
 
 def _with_adapter(name: str, adapter: str, args: Any, quantization: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from contralto.data_gen.ranges import check_batch
+from contralto.data_gen.rows import template_options
 from contralto.decoding.placement import input_device
 
 __all__ = ["Ches", "ches", "score_rows"]
@@ -78,13 +79,13 @@ def score_rows(
 ) -> Ches:
     """Both scores of every row, under the model that is to be trained.
 
-    The tokens are those that TRL trains on: the chat template of the prompt and the answer, the answer beginning where prompt
-    alone and prompt with answer part. Rows are batched by length; the memory is that of one batch.
+    The tokens are those that TRL trains on: the chat template of the prompt and the answer, with the row's tools, or texts as they
+    are; the answer begins where prompt alone and prompt with answer part. Rows are batched by length; the memory is that of one batch.
 
     Args:
         model: a causal language model, with or without adapter.
-        tokenizer: with a chat template.
-        rows: with `prompt`, `chosen` and `rejected` as messages.
+        tokenizer: with a chat template, where rows are messages.
+        rows: with `prompt`, `chosen` and `rejected` as messages or as texts.
         batch_size: answers per forward.
         max_length: longer texts are cut off at their end, as in training; None reads them whole.
 
@@ -117,16 +118,23 @@ class _Text(NamedTuple):
 def _tokens(tokenizer: Any, row: Mapping[str, Any], at: int, name: str, max_length: int | None) -> _Text:
     if row.get("images"):
         raise ValueError(f"row {row.get('id', at)} has images, and CHES is computed from text alone")
-    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=True, return_dict=True)
-    whole = tokenizer.apply_chat_template([*row["prompt"], *row[name]], tokenize=True, return_dict=True)
-    ids: list[int] = whole["input_ids"]
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(prompt["input_ids"], ids, strict=False)) if a != b), len(prompt["input_ids"])
-    )
+    prompt, ids = _prompt_and_whole(tokenizer, row, name)
+    shared = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
     ids = ids[:max_length]
     if not 0 < shared < len(ids):
         raise ValueError(f"the {name} answer of row {row.get('id', at)} has no token (within max_length)")
     return _Text(ids, shared)
+
+
+def _prompt_and_whole(tokenizer: Any, row: Mapping[str, Any], name: str) -> tuple[list[int], list[int]]:
+    """The tokens of the prompt, and of prompt and answer; texts end with the end of sequence, as in TRL."""
+    prompt, answer = row["prompt"], row[name]
+    if isinstance(prompt, str):
+        end = "" if answer.endswith(tokenizer.eos_token) else tokenizer.eos_token
+        return tokenizer(prompt)["input_ids"], tokenizer(prompt + answer + end)["input_ids"]
+    how = {"tokenize": True, "return_dict": True, **template_options(row)}
+    asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **how)
+    return asked["input_ids"], tokenizer.apply_chat_template([*prompt, *answer], **how)["input_ids"]
 
 
 def _summed(model: Any, texts: Sequence[_Text]) -> Tensor:

@@ -8,6 +8,7 @@ TRL 1.16 decides by the order of a set of strings, so that PYTHONHASHSEED decide
 # ruff: noqa: TRY004 (a wrong type in somebody's data or recipe is a ValueError like any other mistake in it)
 
 import io
+import json
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from contralto.data_gen.sources import IMAGES, records
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-__all__ = ["as_row", "load_pairs", "stream_pairs", "to_dataset"]
+__all__ = ["as_row", "load_pairs", "stream_pairs", "template_options", "to_dataset"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 RESERVED = ("messages", "completion")
@@ -172,6 +173,20 @@ def as_row(record: Any, *, where: str = "the row", conversations: bool = False) 
     row["prompt"] = _with_parts(row["prompt"], record, where)
     others = {f"source_{k}" if k in RESERVED else k: v for k, v in record.items() if k not in (*row, *IMAGES, "image")}
     return row | _images(record, row, where) | others
+
+
+def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what TRL hands to the chat template beside a row's messages.
+
+    Args:
+        row: with `tools`, as a list or as JSON, and `chat_template_kwargs`, if it has any.
+
+    Examples:
+        >>> template_options({"tools": "[]", "chat_template_kwargs": {"enable_thinking": False}})
+        {'tools': [], 'enable_thinking': False}
+    """
+    tools = row.get("tools")
+    return {"tools": json.loads(tools) if isinstance(tools, str) else tools, **(row.get("chat_template_kwargs") or {})}
 
 
 def _missing(record: Mapping[str, Any], name: str, where: str) -> None:

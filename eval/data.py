@@ -363,7 +363,9 @@ def dataset(splits: Mapping[str, Sequence[Row]]) -> Any:
     """Rows as lm-eval takes them."""
     from datasets import Dataset, DatasetDict
 
-    return DatasetDict({split: Dataset.from_list(list(rows)) for split, rows in splits.items()})
+    from contralto.data_gen.columns import as_dataset
+
+    return DatasetDict({split: as_dataset(rows) if rows else Dataset.from_list([]) for split, rows in splits.items()})
 
 
 # ----------------------------------------------------------------------------------------------------------------- images

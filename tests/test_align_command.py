@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,6 +191,19 @@ def test_mistakes_are_one_sentence(pairs, tmp_path, monkeypatch, argv, message):
     with pytest.raises(ValueError, match=message) as error:
         train.run([*argv, "--report_to", "none", "--output_dir", str(tmp_path)])
     assert "\n" not in str(error.value)
+
+
+def test_conversations_need_a_template(pairs, tmp_path):
+    shutil.copytree(testbed.path("student"), tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    argv = _argv("dpo", pairs, tmp_path / "out", "--model_name_or_path", tmp_path / "base", "--conversations")
+    with pytest.raises(
+        ValueError, match=r"the rows are conversations, and the tokenizer of .*base has no chat template"
+    ):
+        train.run(argv)
+    streamed = [*argv, "--dataset_streaming", "true"]
+    with pytest.raises(ValueError, match="has no chat template"):
+        train.run(streamed)
 
 
 # -------------------------------------------------------------------------------------------------- killed and resumed

@@ -231,6 +231,8 @@ def test_texts_beside_a_chat_template_are_a_note():
     row = {**GOOD, "prompt": "2?", "chosen": "4", "rejected": "5"}
     (found,) = [each for each in found_in([row]) if "chat template is not applied" in each.text]
     assert (found.level, "(conversations)" in found.advice) == ("note", True)
+    rendered = {**row, "prompt": "<bos><|user|>2?<|assistant|>"}
+    assert not [each for each in found_in([rendered]) if "chat template" in each.text]
     bare = testbed.tokenizer()
     bare.chat_template = None
     assert not [each for each in found_in([row], tokenizer=bare) if "chat template" in each.text]

@@ -15,6 +15,7 @@ from datasets import Dataset
 from test_rows import ONE, RAGGED, SCHEMAS, TEXTS, TWO, said, user
 
 from contralto import testbed, train
+from contralto.data_gen import ches
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of TRL's own command
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--audit", "off", "--monitor_pairs", "0"]
@@ -164,6 +165,24 @@ def test_the_same_mixture(model, reaches, tmp_path, more):
 def test_the_same_without_a_template(model, reaches, tmp_path, case):
     (model / "chat_template.jinja").unlink()
     compare(reaches, "--model_name_or_path", model, "--dataset_name", written(tmp_path / "data", CASES[case]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["texts", "conversations", "tools", "template arguments", "rendered"])
+def test_ches_reads_the_same_tokens(model, reaches, tmp_path, case):
+    data = written(tmp_path / "data", CASES[case])
+    (batch,) = reaches(
+        "align", ["--model_name_or_path", model, "--dataset_name", data, "--train_sampling_strategy", "sequential"]
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    texts = [
+        ches._tokens(tokenizer, row, at, name, None)
+        for name in ("chosen", "rejected")
+        for at, row in enumerate(CASES[case])
+    ]
+    for text, ids, kept in zip(texts, batch["input_ids"], batch["attention_mask"].bool(), strict=True):
+        assert text.ids == ids[kept].tolist()
+    assert [len(text.ids) - text.prompt for text in texts] == batch["completion_mask"].sum(-1).tolist()
 
 
 DIFFER = {"bf16", "mixed_precision", "dtype"}
