@@ -5,10 +5,12 @@
     python benchmarks/train_step.py --sizes testbed --rounds 1 --steps 1 --no-write
 
 A random Qwen2 is trained by LoRA on random pairs with the same weights, batches and options in every row: stock `DPOTrainer`; stock with
-a precomputed reference; `PreferenceTrainer` in the same two ways, and with `prefix_sharing`. A step is forward, reference, loss and backward of one batch, by the
+a precomputed reference; `PreferenceTrainer` in the same two ways, and with `prefix_sharing`. On a CPU stock TRL sends every position
+through the head, on a GPU completion tokens alone: the rows "completion tokens only" do so on a CPU too, by TRL's own switch, which is set for
+the step. A step is forward, reference, loss and backward of one batch, by the
 trainers' own `compute_loss`; the optimizer is left out, since it is the same. Rounds visit all rows in turn, in one process; ratios are
 taken within a round, and the table gives their median and the middle half. Losses are compared first. FLOPs are counted by
-torch's `FlopCounterMode`. Peak memory is that of a step alone, in a process of its own on a CPU (the resident set over that before
+torch's `FlopCounterMode`, which is told of `addmm_`: it counts the product in place as nothing. Peak memory is that of a step alone, in a process of its own on a CPU (the resident set over that before
 the step), the allocator's on a GPU.
 
 The metrics that need the vocabulary are computed by stock TRL in every step; `PreferenceTrainer` computes them in steps that are
@@ -31,6 +33,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import psutil
 import torch
@@ -59,6 +62,8 @@ LENGTHS = [(192, 64), (64, 192)]
 class Row(NamedTuple):
     """A way to train."""
 
+    compact: bool = False
+    """Of stock TRL: completion tokens alone go through the head, as on a GPU."""
     ours: bool = False
     kept: bool = False
     """The reference is precomputed."""
@@ -69,6 +74,8 @@ class Row(NamedTuple):
 ROWS = {
     "stock": Row(),
     "stock, reference kept": Row(kept=True),
+    "stock, completion tokens only": Row(compact=True),
+    "stock, completion tokens only, reference kept": Row(compact=True, kept=True),
     "ours": Row(ours=True),
     "ours, prefix shared": Row(ours=True, shared=True),
     "ours, reference kept": Row(ours=True, kept=True),
@@ -85,7 +92,7 @@ COLUMNS = [
     "seconds",
     "of stock: seconds",
 ]
-COLUMNS += ["FLOPs", "peak"]
+COLUMNS += ["FLOPs", "peak", "of completion tokens only: seconds"]
 
 
 class Setting(NamedTuple):
@@ -125,7 +132,7 @@ def build(setting: Setting, row: str, folder: str) -> Any:
     )
     model: Any = Qwen2ForCausalLM(model_config)
     model.to(getattr(torch, setting.dtype))
-    ours, kept, shared = ROWS[row]
+    compact, ours, kept, shared = ROWS[row]
     kind: Any = PreferenceConfig if ours else DPOConfig
     options: dict[str, Any] = {"reference_cache": f"{folder}/reference"} if ours and kept else {}
     options |= {"audit": "off", "monitor_pairs": 0, "prefix_sharing": shared} if ours else {}
@@ -145,7 +152,34 @@ def build(setting: Setting, row: str, folder: str) -> Any:
     lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     tokenizer = testbed.tokenizer()
     trainer_class: Any = PreferenceTrainer if ours else DPOTrainer
-    return _silently(trainer_class, model, args, _rows(setting), tokenizer, lora)
+    with compaction(compact):
+        trainer = _silently(trainer_class, model, args, _rows(setting), tokenizer, lora)
+    trainer.compact = compact
+    return trainer
+
+
+@contextlib.contextmanager
+def compaction(switched_on: bool) -> Iterator[None]:
+    """Let stock TRL send completion tokens alone through the head, as it does where it has Triton.
+
+    The switch is `_use_triton` as `trl.trainer.utils` looks it up (TRL 1.16). The kernels look it up in a module of their own, and
+    stay what they are on the device.
+
+    Args:
+        switched_on: False changes nothing.
+    """
+    switch = mock.patch("trl.trainer.utils._use_triton", return_value=True)
+    with switch if switched_on else contextlib.nullcontext():
+        yield
+
+
+def _flops_in_place(_total: Any, a: Any, b: Any, **_: Any) -> int:
+    """Return the FLOPs of `total.addmm_(a, b)`, of the shapes."""
+    return int(2 * a[0] * a[1] * b[1])
+
+
+IN_PLACE = {torch.ops.aten.addmm_: _flops_in_place}
+"""For `FlopCounterMode`, which does not know the operation."""
 
 
 def _silently(
@@ -180,7 +214,7 @@ def step(trainer: Any, batch: Any) -> float:
     """Forward, reference, loss, backward."""
     trainer.model.train()
     trainer.model.zero_grad()
-    with trainer.accelerator.autocast():
+    with trainer.accelerator.autocast(), compaction(trainer.compact):
         loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
     return float(loss.item())
@@ -193,7 +227,7 @@ def cost(setting: Setting, row: str) -> Cost:
         batch = batch_of(trainer)
         with _peak(setting.device) as peak:
             loss = step(trainer, batch)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
             step(trainer, batch)
     return Cost(loss, counter.get_total_flops() / 1e9, peak[0] / 2**20)
 
@@ -254,8 +288,6 @@ def table(setting: Setting, costs: dict[str, Cost], times: dict[str, list[float]
     stock = costs["stock"]
     lines = []
     for row in ROWS:
-        ratios = sorted(own / other for own, other in zip(times[row], times["stock"], strict=True))
-        low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
         one = costs[row]
         lines.append(
             [
@@ -264,15 +296,23 @@ def table(setting: Setting, costs: dict[str, Cost], times: dict[str, list[float]
                 f"{setting.prompt}/{setting.completion}",
                 row,
                 f"{one.loss:.6f}",
-                f"{one.gflop:.0f}",
+                f"{one.gflop:.3g}",
                 f"{one.peak:.0f}",
                 f"{statistics.median(times[row]):.2f}",
-                f"{statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}]",
+                _ratio(times[row], times["stock"]),
                 f"{one.gflop / stock.gflop:.2f}",
                 f"{one.peak / stock.peak:.2f}",
+                _ratio(times[row], times["stock, completion tokens only"]),
             ]
         )
     return lines
+
+
+def _ratio(own: list[float], other: list[float]) -> str:
+    """Return the median of ratios within rounds, and their middle half."""
+    ratios = sorted(a / b for a, b in zip(own, other, strict=True))
+    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    return f"{statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _head(device: str, *, again: bool) -> list[str]:

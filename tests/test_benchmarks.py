@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -65,7 +67,27 @@ def test_train_step():
     small = "--sizes testbed --vocabularies 500 --rounds 1 --steps 1 --pairs 1 --no-write"
     result = _run("train_step.py", *small.split())
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("| testbed | ") >= 2
+    lines = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("| testbed | ")]
+    flops = {(line[2], line[3]): float(line[9]) for line in lines}
+    for lengths in ("192/64", "64/192"):
+        stock, compact, ours = (flops[lengths, row] for row in ("stock", "stock, completion tokens only", "ours"))
+        assert ours <= compact < stock == 1
+
+
+def test_the_step_benchmark_counts_products_in_place_and_leaves_trl_as_it_was(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import train_step
+    import trl.trainer.utils as stock
+
+    a, b = torch.ones(3, 4), torch.ones(4, 5)
+    with FlopCounterMode(display=False, custom_mapping=train_step.IN_PLACE) as counter:
+        torch.zeros(3, 5).addmm_(a, b)
+        torch.addmm(torch.zeros(3, 5), a, b)
+    assert counter.get_total_flops() == 2 * (2 * 3 * 4 * 5)
+    before = stock._use_triton
+    with train_step.compaction(True):
+        assert stock._use_triton(a.device)
+    assert stock._use_triton is before
 
 
 def test_a_stopped_distill_card_goes_on(tmp_path):
