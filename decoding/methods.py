@@ -139,7 +139,7 @@ METHODS = {
         does="contrastive input decoding: what the prompt makes likely and another does not",
         make=decoding.ContrastiveInputDecodingLogitsProcessor,
         forms={
-            "probability": Form(rules.contrastive_input_decoding, {"lam": 1.0}),
+            "probability": Form(rules.contrastive_input_decoding, {"lam": 10.0}),
             "log_ratio": Form(rules.contrastive_input_decoding_log_ratio, {"lam": 1.0, "alpha": 0.1}),
         },
         branches=("prompt", "contrast prompt"),
@@ -192,7 +192,7 @@ PARAMETERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "alpha": (float, "plausibility threshold, contrast strength, or penalty (search)"),
     "beta": (float, "contrast strength (cd, scd), or plausibility threshold"),
     "kappa": (float, "weight of the transformed image"),
-    "lam": (float, "contrast strength (cid), or how fast it grows (m3id)"),
+    "lam": (float, "contrast strength (cid; the default is ours), or how fast it grows (m3id)"),
     "guidance_scale": (float, "of cfg; 1 is no guidance"),
     "relative_top": (float, "plausibility threshold of dola"),
     "layers": (layers, "of dola: low, high, or numbers such as 2,4,6; 1 is the first"),

@@ -373,7 +373,8 @@ class RitualVCDLogitsProcessor(ContrastiveLogitsProcessor):
 class M3IDLogitsProcessor(ContrastiveLogitsProcessor):
     """M3ID: against the model without the image, ever more as the text grows (Favero et al. 2024, arXiv 2403.14003).
 
-    Scores as `rules.m3id`; the step counts the generated tokens, from 0.
+    Scores as `rules.m3id`; the step counts the generated tokens, from 0. So the first token has no contrast, and an answer
+    of one token, such as yes or no, is the model's own.
 
     Args:
         model: the decoder-only model that generates.
@@ -411,7 +412,8 @@ class ContrastiveInputDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         model: the model that generates.
         contrast_inputs: the contrasting prompts, as the tokenizer returns them, or their `input_ids` `(prompts, T')`
             alone. One prompt may serve all rows.
-        lam: contrast strength, at least 0. Default 1.
+        lam: contrast strength, at least 0. Default 10 for `form="probability"`, which is ours, not the paper's: a tenth
+            of probability is worth one nat; 1 for `form="log_ratio"`.
         form: which formula.
         alpha: plausibility threshold of `form="log_ratio"`, in [0, 1]. Default 0.1.
 
@@ -423,7 +425,7 @@ class ContrastiveInputDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         >>> from contralto import testbed
         >>> model, tokenizer = testbed.load("expert"), testbed.tokenizer()
         >>> prompt, other = (tokenizer(t, return_tensors="pt") for t in ("Ben went to the barn.", "Ben went to the river."))
-        >>> contrast = ContrastiveInputDecodingLogitsProcessor(model, other, lam=3)
+        >>> contrast = ContrastiveInputDecodingLogitsProcessor(model, other, lam=30)
         >>> output = model.generate(**prompt, logits_processor=[contrast], max_new_tokens=6)
     """
 
@@ -432,7 +434,7 @@ class ContrastiveInputDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         model: Any,
         contrast_inputs: Mapping[str, Any] | Tensor,
         *,
-        lam: float = 1.0,
+        lam: float | None = None,
         form: Literal["probability", "log_ratio"] = "probability",
         alpha: float | None = None,
     ) -> None:
@@ -441,10 +443,11 @@ class ContrastiveInputDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         if form == "probability" and alpha is not None:
             raise ValueError("form='probability' has no plausibility threshold alpha: its scores do not need one")
         inputs = {"input_ids": contrast_inputs} if isinstance(contrast_inputs, Tensor) else contrast_inputs
+        given = {name: value for name, value in {"lam": lam, "alpha": alpha}.items() if value is not None}
         if form == "probability":
-            rule: Rule = partial(rules.contrastive_input_decoding, lam=lam)
+            rule: Rule = partial(rules.contrastive_input_decoding, **given)
         else:
-            rule = partial(rules.contrastive_input_decoding_log_ratio, lam=lam, alpha=0.1 if alpha is None else alpha)
+            rule = partial(rules.contrastive_input_decoding_log_ratio, **given)
         threshold = "alpha" if form == "log_ratio" else None
         super().__init__(_tried(rule, 2), [contrast_branch(model, inputs)], threshold=threshold)
 

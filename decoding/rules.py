@@ -355,7 +355,7 @@ def m3id(
     return combine((conditioned, unconditioned), (1 + weight, -weight), alpha=beta)
 
 
-def contrastive_input_decoding(original: Tensor, contrast: Tensor, *, lam: float = 1.0) -> Tensor:
+def contrastive_input_decoding(original: Tensor, contrast: Tensor, *, lam: float = 10.0) -> Tensor:
     """Contrastive input decoding, CID (Yona et al. 2023, arXiv 2305.07378), in its probability-difference form.
 
         scores(v) = log p(v | x) + lam * (p(v | x) - p(v | x'))
@@ -364,10 +364,13 @@ def contrastive_input_decoding(original: Tensor, contrast: Tensor, *, lam: float
     A difference of probabilities is bounded, so tokens that are rare under both prompts cannot win and no plausibility
     constraint is needed. The paper re-weighs `p(v | x)` by that difference; its normalisation may differ from this one.
 
+    The default of `lam` is ours, not the paper's: a tenth of probability is worth one nat. With 1 a whole unit of
+    probability would be worth no more than that, and greedy texts hardly ever change.
+
     Args:
         original: `(..., V)` logits given the prompt.
         contrast: `(..., V)` logits of the same model given the contrasting prompt.
-        lam: contrast strength, at least 0.
+        lam: contrast strength, at least 0. Default 10.
 
     Raises:
         ValueError: `lam` negative, different shapes.

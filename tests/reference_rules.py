@@ -55,7 +55,7 @@ def m3id(e: Logits, a: Logits, step: int, *, lam: float = 0.02, alpha: float = 0
     return weighted([e, a], [1 + strength, -strength], alpha)
 
 
-def cid(e: Logits, a: Logits, *, lam: float = 1.0) -> list[float]:
+def cid(e: Logits, a: Logits, *, lam: float = 10.0) -> list[float]:
     """CID as a difference of probabilities: log p + lam (p - p'). No mask; p' = 0 rules nothing out."""
     log_p, log_q = log_softmax(e), log_softmax(a)
     pairs = zip(log_p, log_q, strict=True)
