@@ -46,6 +46,7 @@ from typing import Any
 
 import yaml
 
+from contralto.errors import guarded
 from contralto.files import locked, replace_text
 from contralto.names import remote_code
 
@@ -320,14 +321,11 @@ def _locked(folder: Path) -> Iterator[int]:
 def main() -> int:
     """`python -m contralto.align.iterate FOLDER`: the pairs of a round."""
     folder = Path(sys.argv[1])
-    try:
+
+    def run() -> None:
         make_pairs(Round(**json.loads((folder / "round.json").read_text(encoding="utf-8"))), folder / "pairs")
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"contralto align: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+    return guarded("align", run)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from contralto import __version__
+from contralto.errors import guarded
 from contralto.names import remote_code
 
 COMMANDS = {
@@ -23,9 +24,24 @@ PASSED_ON = {"eval": "contralto.evaluate", "align": "contralto.train", "serve": 
 """But these have the flags of lm-eval, of TRL and of vLLM, whose parsers read them: `run(argv)`."""
 
 
+EXTRAS = {"compare": "eval", "generate": "vision", "explain": "vision"}
+"""Extras of commands that are not called like them."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Mistakes in the arguments end with one sentence and status 2, not with a traceback."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run a command, and return its status; see `contralto.errors` for how mistakes end."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    command = argv[0] if argv else ""
+    debug = "--debug" in argv
+    return guarded(command, lambda: _run(argv), extra=EXTRAS.get(command, ""), debug=debug)
+
+
+def _run(argv: Sequence[str]) -> None:
+    """Read the arguments, and run the command; imports belong to it, since packages may be missing."""
+    if argv and argv[0] in PASSED_ON:
+        with remote_code(trusted=False):  # unless a flag that their parsers read says so
+            import_module(PASSED_ON[argv[0]]).run([word for word in argv[1:] if word != "--debug"])
+        return
     parser = argparse.ArgumentParser(
         prog="contralto",
         description="Align language models by contrast, and decode from them by contrast.",
@@ -36,27 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, purpose in COMMANDS.items():
         command = subparsers.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        if name in argv[:1] and name not in PASSED_ON:  # only the command that is asked for is imported
+        if name in argv[:1]:  # only the command that is asked for is imported
             module = import_module(f"contralto.{name}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
-    args = _pass_on(*argv) if argv and argv[0] in PASSED_ON else parser.parse_args(argv)
-    try:
-        with remote_code(trusted=getattr(args, "trust_remote_code", False)):
-            args.run(args)
-    except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
-        if args.debug:
-            raise
-        print(f"contralto {args.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def _pass_on(command: str, *argv: str) -> argparse.Namespace:
-    """A command whose flags another parser reads."""
-    rest = [word for word in argv if word != "--debug"]
-    return argparse.Namespace(
-        command=command, debug="--debug" in argv, run=lambda args: import_module(PASSED_ON[command]).run(rest)
-    )
+    args = parser.parse_args(argv)
+    with remote_code(trusted=getattr(args, "trust_remote_code", False)):
+        args.run(args)

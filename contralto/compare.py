@@ -3,10 +3,12 @@
 import argparse
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 from contralto.decoding import methods
+from contralto.errors import require
 from contralto.outputs import check_output_file, check_output_folder
 
 
@@ -90,6 +92,7 @@ def _json(text: str) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> None:
     """Run, compare, show, write."""
     _check(args)
+    require("lm_eval", "rich", "matplotlib", "scipy")  # the last ones are for the end
     from transformers.utils.logging import disable_progress_bar
 
     from contralto.eval import report  # asks for lm-eval, rich and matplotlib, before any work is done
@@ -132,7 +135,7 @@ def _check(args: argparse.Namespace) -> None:
     """What the parser cannot check by itself, before anything is loaded."""
     if args.seeds < 0:
         raise ValueError(f"--seeds must be at least 0, not {args.seeds}")
-    if args.limit is not None and args.limit <= 0:
+    if args.limit is not None and not 0 < args.limit < math.inf:
         raise ValueError(f"--limit must be above 0, not {args.limit:g}")
     check_output_folder(args.output, "--output")
     check_output_file(args.output / "compare.json", "--output")

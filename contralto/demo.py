@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from contralto import testbed
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
 from contralto.decoding.trace import Step, trace
+from contralto.errors import require
 from contralto.outputs import check_output_file
 from contralto.testbed import worlds
 
@@ -90,7 +91,8 @@ def run(args: argparse.Namespace) -> None:
     if args.problems < 10:
         raise ValueError(f"--problems must be at least 10, not {args.problems}: fewer say nothing")
     check_output_file(args.html, "--html")
-    from contralto import demo_loop, page  # ask for lm-eval, rich, matplotlib and TRL, before any work is done
+    require("aiohttp", "datasets", "lm_eval", "matplotlib", "peft", "rich", "scipy", "trl", "yaml")
+    from contralto import demo_loop, page
     from contralto.eval import report
 
     started = time.perf_counter()

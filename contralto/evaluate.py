@@ -13,6 +13,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -103,6 +104,10 @@ def _complete(
     if args.model == BACKENDS["vllm"]:
         import_module("contralto.eval.vllm")
     own = own_name(given("model_args")) if args.model in MODELS else ""
+    if own and "pretrained" not in parsed(given("model_args")):
+        raise ValueError("which model? give --model_args pretrained=MODEL: a folder, a hub id, or testbed:NAME")
+    if given("wandb_args") and find_spec("wandb") is None:
+        raise ImportError("--wandb_args needs the package wandb: pip install wandb")
     if given("use_cache"):
         args.use_cache = f"{given('use_cache')}-{own}" if own else given("use_cache")
         check_output_folder(Path(args.use_cache).parent, "--use_cache")
@@ -119,11 +124,20 @@ def own_name(model_args: Any) -> str:
         >>> own_name({"pretrained": "a", "method": "cd", "amateur": "b"}) != own_name({"pretrained": "a", "method": "cd"})
         True
     """
-    from lm_eval.utils import simple_parse_args_string
-
-    args = simple_parse_args_string(model_args) if isinstance(model_args, str) else dict(model_args or {})
+    args = parsed(model_args)
     digest = hashlib.sha256(json.dumps(args, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return f"{args.get('method') or ('cd' if args.get('amateur') else 'plain')}-{digest}"
+
+
+def parsed(model_args: Any) -> dict[str, Any]:
+    """Read model arguments.
+
+    Args:
+        model_args: as lm-eval's parser or a configuration file gives them: a text, a mapping or None.
+    """
+    from lm_eval.utils import simple_parse_args_string
+
+    return simple_parse_args_string(model_args) if isinstance(model_args, str) else dict(model_args or {})
 
 
 def _apart(path: Path, own: str) -> Path:

@@ -7,7 +7,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import psutil
 import torch
 from tqdm import tqdm
@@ -30,9 +29,10 @@ from contralto.decoding.pictures import open_image
 from contralto.decoding.placement import input_device
 from contralto.decoding.sampling import row_seed
 from contralto.decoding.vocabulary import check_same_tokenizer
+from contralto.errors import during, require
 from contralto.files import decode, lines_of
 from contralto.messages import begins_answer, contrasted, fill, flattened, text_of
-from contralto.names import from_pretrained, locate, with_adapter
+from contralto.names import check_weights, from_pretrained, locate, with_adapter
 from contralto.options import SAMPLED, check_device, check_dtype, check_sampling
 from contralto.prompts_file import Prompt, read_prompts
 from contralto.texts import has_lone_surrogate
@@ -171,6 +171,8 @@ def _check_executor(args: argparse.Namespace) -> None:
 def check_prompts(prompts: Sequence[Prompt], args: argparse.Namespace) -> None:
     """Refuse prompts that lack what the method reads, before anything is loaded."""
     views = methods.METHODS[args.method].views
+    if prompts[0].images:
+        require("PIL")
     wants_images = set(views) & {"noised", "transformed", "blind"}
     for i, prompt in enumerate(prompts):
         if bool(prompt.images) != bool(prompts[0].images):
@@ -194,7 +196,18 @@ def check_prompts(prompts: Sequence[Prompt], args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return what determines the texts, but not where they go or how many are made at a time."""
-    apart = {"prompts", "file", "output", "resume", "batch_size", "device", "run", "command", "debug", "trust_remote_code"}
+    apart = {
+        "prompts",
+        "file",
+        "output",
+        "resume",
+        "batch_size",
+        "device",
+        "run",
+        "command",
+        "debug",
+        "trust_remote_code",
+    }
     found = {name: value for name, value in vars(args).items() if name not in apart} | methods.parameters(args)
     return {name: value for name, value in found.items() if value is not None}
 
@@ -238,10 +251,8 @@ def _render(prompt: Prompt, models: Models, *, raw: bool) -> str:
 
 def _check_rendered(index: int, prompt: Prompt, models: Models, *, raw: bool) -> None:
     """Reject a prompt that the chat template does not take, before any prompt is decoded."""
-    try:
+    with during(f"prompt {index}, {text_of(prompt.content)[:60]!r}, does not fit the chat template"):
         _render(prompt, models, raw=raw)
-    except (jinja2.TemplateError, ValueError) as error:
-        raise ValueError(f"prompt {index}, {text_of(prompt.content)[:60]!r}: {error}") from error
 
 
 def _with_images(messages: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -318,6 +329,8 @@ def _noise_seeds(inputs: Mapping[str, Any], seeds: Sequence[int]) -> list[int] |
 def load_models(args: argparse.Namespace, *, sees: bool) -> Models:
     """The main model, those of the other branches, and the tokenizer, or for prompts with images the processor."""
     processor = from_pretrained(AutoProcessor, args.model) if sees else None
+    if processor is not None and getattr(processor, "image_processor", None) is None:
+        raise ValueError(f"{args.model} reads no images: leave them out, or name an image-text model")
     tokenizer = processor.tokenizer if processor else from_pretrained(AutoTokenizer, args.model)
     names = [getattr(args, flag) for flag in methods.METHODS[args.method].models if getattr(args, flag)]
     for name in names:
@@ -333,6 +346,7 @@ def load_models(args: argparse.Namespace, *, sees: bool) -> Models:
 
 
 def _load(name: str, args: argparse.Namespace, *, sees: bool, adapters: bool) -> Any:
+    check_weights(name)
     placement = {"dtype": args.dtype, "device_map": args.device or _default_device()}
     if adapters:
         from peft import AutoPeftModelForCausalLM, PeftConfig

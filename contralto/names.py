@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-__all__ = ["from_pretrained", "locate", "remote_code", "trusts_remote_code", "with_adapter"]
+from contralto.errors import during
+
+__all__ = ["check_weights", "from_pretrained", "locate", "remote_code", "trusts_remote_code", "with_adapter"]
 
 _trusts = False
 """Whether models may run code that comes with them; set by the flag `--trust-remote-code` of a command. For all threads."""
@@ -39,6 +42,22 @@ def remote_code(*, trusted: bool) -> Iterator[None]:
         _trusts = before
 
 
+def check_weights(name: str) -> None:
+    """Reject damaged files of weights in a local folder before anything is loaded: a copy that was cut short, a pointer of Git LFS.
+
+    Args:
+        name: a model's name; those of the Hub are not looked at.
+
+    Raises:
+        ValueError: a file is damaged; the message names it.
+    """
+    from safetensors import safe_open
+
+    for file in sorted(Path(locate(name)).glob("*.safetensors")):
+        with during(f"cannot load {name}: {file.name} is damaged"), safe_open(file, framework="pt"):
+            pass
+
+
 def trusts_remote_code() -> bool:
     """Return whether the user lets models run code that comes with them."""
     return _trusts
@@ -60,17 +79,16 @@ def from_pretrained(auto: Any, name: str, *, trust_remote_code: bool | None = No
         ValueError: it needs code of its own.
     """
     trusted = _trusts if trust_remote_code is None else trust_remote_code
-    try:
-        return auto.from_pretrained(locate(name), trust_remote_code=trusted, **how)
-    except OSError as error:  # it does not always say which model
-        raise OSError(f"cannot load {name}: {error}") from error
-    except ValueError as error:
-        if trusted or "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(
-            f"{name} needs code that comes with it, which is not run unasked: read that code, then give "
-            "--trust-remote-code, or trust_remote_code=True"
-        ) from error
+    with during(f"cannot load {name}"):  # errors do not always say which model
+        try:
+            return auto.from_pretrained(locate(name), trust_remote_code=trusted, **how)
+        except ValueError as error:
+            if trusted or "trust_remote_code" not in str(error):
+                raise
+            raise ValueError(
+                "it needs code that comes with it, which is not run unasked: read that code, then give "
+                "--trust-remote-code, or trust_remote_code=True"
+            ) from error
 
 
 def with_adapter(model: Any, adapter: str, **how: Any) -> Any:

@@ -43,7 +43,7 @@ def check_device(name: str | None) -> None:
     """Reject a device that this machine does not have.
 
     Args:
-        name: as of `--device`; None for the default.
+        name: such as cuda:1; None, auto and cpu are always there.
 
     Raises:
         ValueError: no device of this name.
@@ -55,7 +55,7 @@ def check_device(name: str | None) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         has = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         there = f"cpu and {has.type}:0 to {has.type}:{torch.accelerator.device_count() - 1}" if has else "cpu alone"
-        raise ValueError(f"--device {name} is not on this machine, which has {there}") from error
+        raise ValueError(f"device {name!r} is not on this machine, which has {there}") from error
 
 
 def check_dtype(name: str) -> None:

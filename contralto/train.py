@@ -26,6 +26,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from contralto.errors import guarded
 from contralto.files import read_text
 
 __all__ = ["TRAINERS", "parse", "recipes", "run"]
@@ -310,7 +311,7 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
     from trl import get_peft_config, get_quantization_config  # type: ignore[attr-defined]
 
     from contralto.align.seams import last_checkpoint
-    from contralto.names import locate
+    from contralto.names import check_weights, locate
 
     if model.model_name_or_path is None:
         raise ValueError("which model? give --model_name_or_path: a folder, a hub id, or testbed:NAME")
@@ -320,6 +321,8 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
     train, evaluation = _datasets(data, args, mixture)
     _check_template(locate(model.model_name_or_path), train, args, model)
     quantization: Any = get_quantization_config(model)
+    for name in filter(None, (model.model_name_or_path, getattr(args, "teacher_model_name_or_path", None))):
+        check_weights(name)
     policy: Any = locate(model.model_name_or_path)
     adapter: dict[str, Any] = {"peft_config": get_peft_config(model), "quantization_config": quantization}
     if data.adapter is not None:
@@ -432,12 +435,6 @@ def _pairs(data: Any, source: Any, split: str) -> Any:
 
 def main() -> int:
     """`python -m contralto.align`, as `accelerate launch` starts it: a mistake is one sentence, from the first process alone."""
-    try:
-        run([word for word in sys.argv[1:] if word != "--debug"], launched=True)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        if "--debug" in sys.argv:
-            raise
-        if os.environ.get("RANK", "0") == "0":
-            print(f"contralto align: {error}", file=sys.stderr)
-        return 2
-    return 0
+    argv = [word for word in sys.argv[1:] if word != "--debug"]
+    first = os.environ.get("RANK", "0") == "0"
+    return guarded("align", lambda: run(argv, launched=True), debug="--debug" in sys.argv, quiet=not first)

@@ -36,6 +36,7 @@ from contralto.data_gen.engines_vllm import VLLMEngine
 from contralto.data_gen.image_files import images_of, placed, with_located
 from contralto.data_gen.ranges import check_number
 from contralto.data_gen.requests import Row, Sampling, Strategy, digest
+from contralto.errors import during
 from contralto.files import read_json_lines, read_lines, read_text
 from contralto.texts import has_lone_surrogate, secret_name
 
@@ -412,13 +413,15 @@ def _dataset(rows: Rows, file: Path, folder: Path) -> Iterator[dict[str, Any]]:
         if not file.exists():
             raise FileNotFoundError(f"there is no file {file}")
         kind = file.suffix.removeprefix(".")
-        found = datasets.load_dataset(kind, data_files=str(file), split="train")
+        with during(str(file)):
+            found = datasets.load_dataset(kind, data_files=str(file), split="train")
     elif (file / "dataset_info.json").exists() or (file / "dataset_dict.json").exists():
         saved = datasets.load_from_disk(str(file))
         found = saved[rows.split] if isinstance(saved, datasets.DatasetDict) else saved
     else:
         name = str(file) if file.is_dir() else rows.source
-        found = datasets.load_dataset(name, rows.name, split=rows.split)
+        with during(name):
+            found = datasets.load_dataset(name, rows.name, split=rows.split)
         folders += [file] if file.is_dir() else [Path(datasets.config.HF_CACHE_HOME)]  # where it was downloaded to
     yield from with_located(found, folders=folders, where=rows.source)
 

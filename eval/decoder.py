@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -77,8 +78,10 @@ class Decoder:
             allowed = int if kind == "a whole number" else (int, float)
             if isinstance(value, bool) or not isinstance(value, allowed):
                 raise TypeError(f"{name} must be {kind}, not {value!r}")
-        if temperature < 0:
-            raise ValueError(f"temperature must be at least 0 (0: decode as the task says), not {temperature}")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(
+                f"temperature must be a finite number of at least 0 (0: decode as the task says), not {temperature}"
+            )
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], not {top_p}")
         if not 0 <= min_p <= 1:

@@ -35,12 +35,14 @@ from contralto.decoding.placement import input_device
 from contralto.decoding.score import Likelihood, score
 from contralto.decoding.stopping import StopStrings, StopStringsAfterThought
 from contralto.decoding.vocabulary import check_same_tokenizer
+from contralto.errors import during
 from contralto.eval.arguments import check_arguments, check_ranking, parameters_of
 from contralto.eval.asked import Asked, read_options
 from contralto.eval.conversations import Conversations
 from contralto.eval.decoder import SAMPLING, Decoder, fingerprint, seed_of
 from contralto.eval.thinking import answer_text, end_of_thought, ends_thought
-from contralto.names import from_pretrained, locate, trusts_remote_code
+from contralto.names import check_weights, from_pretrained, locate, trusts_remote_code
+from contralto.options import check_device
 
 __all__ = ["ContraltoLM", "Job"]
 
@@ -124,17 +126,21 @@ class ContraltoLM(Conversations, HFLM):  # type: ignore[misc]
         self.adaptive = str(batch_size).startswith("auto")
         if not self.adaptive and not str(batch_size).isdigit():
             raise ValueError(f"batch_size must be a whole number or auto, not {batch_size!r}")
+        check_device(device)
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
         size = (max_batch_size or 64) if self.adaptive else int(batch_size or 1)
         shown = pretrained if isinstance(pretrained, str) else ""
+        if shown:
+            check_weights(shown)
         try:
-            super().__init__(
-                locate(pretrained) if shown else pretrained,
-                device=where,
-                batch_size=size,
-                max_batch_size=max_batch_size or 64,
-                **kwargs,
-            )
+            with during(f"cannot load {shown or type(pretrained).__name__}"):
+                super().__init__(
+                    locate(pretrained) if shown else pretrained,
+                    device=where,
+                    batch_size=size,
+                    max_batch_size=max_batch_size or 64,
+                    **kwargs,
+                )
         except TypeError as error:
             if "unexpected keyword argument" not in str(error):
                 raise

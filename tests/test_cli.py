@@ -201,8 +201,8 @@ def test_adapters_off(run, tmp_path):
         ([*CONTRAST, "--top-p", "1", "x"], "--top-p is of sampling: add --sample, or leave it out"),
         ([*CONTRAST, "--sample", "--beams", "2", "x"], "--sample draws one text per prompt, and --beams searches"),
         ([*CONTRAST, "--max-new-tokens", "0", "x"], "--max-new-tokens must be at least 1, not 0"),
-        ([*CONTRAST, "--device", "cuda:99", "x"], "--device cuda:99 is not on this machine, which has"),
-        ([*CONTRAST, "--device", "toaster", "x"], "--device toaster is not on this machine, which has"),
+        ([*CONTRAST, "--device", "cuda:99", "x"], "device 'cuda:99' is not on this machine, which has"),
+        ([*CONTRAST, "--device", "toaster", "x"], "device 'toaster' is not on this machine, which has"),
         ([*CONTRAST, "--batch-size", "0", "x"], "--batch-size must be at least 1, not 0"),
         (
             [*CONTRAST, "--dtype", "float99", "x"],
