@@ -351,11 +351,13 @@ def _check_template(name: str, train: Any, args: Any, model: Any) -> None:
     """Raise for conversations without a template that makes text of them."""
     from transformers import AutoTokenizer
 
+    from contralto.names import from_pretrained
+
     first = next(iter(train))
     if isinstance(first["prompt"], str) or first.get("images"):  # of images, the processor has the template
         return
     options = {"revision": model.model_revision, "trust_remote_code": args.trust_remote_code}
-    if not AutoTokenizer.from_pretrained(name, **options).chat_template:
+    if not from_pretrained(AutoTokenizer, name, **options).chat_template:
         raise ValueError(
             f"the rows are conversations, and the tokenizer of {model.model_name_or_path} has no chat template to make text of them: "
             "give texts (prompt, chosen and rejected as strings), or a model whose tokenizer has one"
