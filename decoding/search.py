@@ -36,7 +36,7 @@ from transformers.generation.utils import (
 )
 
 from contralto.decoding.order import split_processors
-from contralto.decoding.padding import check_mask, padding_of
+from contralto.decoding.padding import check_mask, padding_of, source_padding
 from contralto.decoding.placement import input_device
 from contralto.decoding.prompts import linear_layers
 from contralto.decoding.validity import check_logits
@@ -237,8 +237,8 @@ class ContrastiveSearchLogitsProcessor(LogitsProcessor):
         model: the model that generates.
         alpha: weight of the degeneration penalty, in [0, 1].
         k: number of candidates, at least 1.
-        attention_mask: `(prompts, T)` of the prompts, as given to `generate()`. Needed only where padding cannot be
-            seen from leading pad tokens. It belongs to one batch of prompts.
+        attention_mask: `(prompts, T)` of the prompts, as given to `generate()`. Needed where padding cannot be seen from
+            leading pad tokens, that is for several prompts of a model without a pad token. It belongs to one batch of prompts.
         encoder_inputs: for an encoder-decoder, what its encoder reads, the inputs of `generate()`.
         vision_inputs: for an image-text model, what it reads with the prompts, the other inputs of `generate()`:
             `pixel_values`, `image_grid_thw`, `mm_token_type_ids`, ...
@@ -330,8 +330,11 @@ class ContrastiveSearchLogitsProcessor(LogitsProcessor):
 
     def _encoder_rows(self, ids: Tensor) -> dict[str, Any]:
         assert self._encoder_inputs is not None
-        repeats = len(ids) // len(next(iter(self._encoder_inputs.values())))
-        inputs = {name: value.repeat_interleave(repeats, 0) for name, value in self._encoder_inputs.items()}
+        given = dict(self._encoder_inputs)
+        if given.get("attention_mask") is None and "input_ids" in given:
+            given["attention_mask"] = source_padding(self._model, given["input_ids"])
+        repeats = len(ids) // len(next(iter(given.values())))
+        inputs = {name: value.repeat_interleave(repeats, 0) for name, value in given.items()}
         return {"decoder_input_ids": ids, **inputs}
 
     def _text_rows(self, ids: Tensor) -> dict[str, Any]:
