@@ -443,7 +443,9 @@ class ContrastiveInputDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         if form == "probability" and alpha is not None:
             raise ValueError("form='probability' has no plausibility threshold alpha: its scores do not need one")
         inputs = {"input_ids": contrast_inputs} if isinstance(contrast_inputs, Tensor) else contrast_inputs
-        given = {name: value for name, value in {"lam": lam, "alpha": alpha}.items() if value is not None}
+        given: dict[str, Any] = {
+            name: value for name, value in {"lam": lam, "alpha": alpha}.items() if value is not None
+        }
         if form == "probability":
             rule: Rule = partial(rules.contrastive_input_decoding, **given)
         else:
