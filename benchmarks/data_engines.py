@@ -181,7 +181,7 @@ def endpoint_line(args: argparse.Namespace, rows: Sequence[Row], latency: float,
     assert server.stdout
     url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
     try:
-        engine = OpenAIEngine(base_url=url, model="m", concurrency=concurrency, key_env="NO_SUCH_KEY")
+        engine = OpenAIEngine(base_url=url, model="m", concurrency=concurrency, key_env=None)
         requests = requests_for(engine, rows, Sampling())
         runs = [
             bare_client(engine, requests, url),

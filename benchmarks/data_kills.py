@@ -185,7 +185,7 @@ def main() -> int:
         "served_by": "here",
         "model": "m",
         "concurrency": 8,
-        "key_env": "NONE",
+        "key_env": None,
     }
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -321,7 +321,8 @@ def _read_key(key_env: Any) -> tuple[str, str]:
             f"key_env names {name}, and that environment variable is not set: set it, or say key_env: null to send no key",
         )
     raise ValueError(
-        "key_env must be the name of an environment variable that is set, such as OPENAI_API_KEY, never the key itself"
+        "key_env must be the name of an environment variable that is set, such as OPENAI_API_KEY, never the key itself; "
+        "null sends no key"
     )
 
 

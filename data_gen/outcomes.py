@@ -17,12 +17,15 @@ __all__ = ["MOST_TOKENS", "checked", "checked_outcomes"]
 MOST_TOKENS = 2**53
 """A count above it is a mistake, and SQLite holds no integers from 2**63 on."""
 
+BROKEN_OFF = {"abort", "content_filter", "error", "refusal"}
+"""Reasons for an end that are neither the model's own nor the limit: of OpenAI, Anthropic, OpenRouter and vLLM."""
+
 
 def checked(said: Any) -> Answer | Failure:
     """Return an answer as it can be recorded, or the failure that it is.
 
-    An answer without text is a failure, and so is one that a content filter cut: nothing can be learned from either. An
-    answer that was cut off at its limit (`length`) stays one, and says so.
+    An answer without text is a failure, and so is one that a content filter or an error broke off: nothing can be learned from
+    either. An answer that was cut off at its limit (`length`) stays one, and says so.
 
     Args:
         said: what an engine gave for a request.
@@ -41,8 +44,8 @@ def checked(said: Any) -> Answer | Failure:
         answer = _checked_answer(said)
     except (TypeError, ValueError, OverflowError) as error:
         return Failure(f"not a valid answer: {short(str(error))}")
-    if answer.finish_reason == "content_filter":
-        return Failure("the content filter of the endpoint cut the answer (content_filter)")
+    if answer.finish_reason.lower() in BROKEN_OFF:
+        return Failure(f"the answer was broken off by {answer.finish_reason} after {answer.completion_tokens} tokens")
     if not answer.text.strip():
         return Failure(f"no text (the answer ended by {answer.finish_reason} after {answer.completion_tokens} tokens)")
     return answer
