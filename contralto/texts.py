@@ -1,6 +1,7 @@
 """Strings of strangers, made fit to be stored and shown: no lone surrogates, no secrets, no endless lines."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,8 @@ SHORTEST_SECRET = 8
 _SECRET_NAME = re.compile(
     r"(?i)api[-_]?key|authorization|bearer|passw(or)?d|client[-_]?secret|secret[-_]?key|(access|auth|api|hf)[-_]?token|^token$"
 )
+
+_SECRET_VARIABLE = re.compile(r"(?i)(key|token|secret|password)$")
 
 
 def clean(text: str) -> str:
@@ -109,6 +112,15 @@ class Secrets:
         self._keys = [key for key in keys if key]
         forms = {form for key in self._keys for form in (key, quote(key, safe=""), json.dumps(key)[1:-1])}
         self._forms = sorted(forms, key=len, reverse=True)
+
+    @classmethod
+    def of_environment(cls) -> "Secrets":
+        """Return the secrets in environment variables, by their names: `..._KEY`, `..._TOKEN`, `..._SECRET`, `..._PASSWORD`.
+
+        They are what the code of others, such as a scorer that asks an endpoint, may show in its errors.
+        """
+        named = (value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name))
+        return cls(*(value for value in named if len(value) >= SHORTEST_SECRET))
 
     def hide(self, text: str) -> str:
         """Replace the keys in an error or a log line by `***`. Call it before the text is cut.

@@ -31,11 +31,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from contralto.data_gen.outcomes import kind_of
+from contralto.data_gen.outcomes import described, kind_of
 from contralto.data_gen.ranges import check_batch
 from contralto.data_gen.requests import Answer, Failure, Request, Sampling
 from contralto.names import locate
-from contralto.texts import short
 
 __all__ = ["Engine", "FunctionEngine", "Outcome", "TransformersEngine", "find_function", "weights_digest"]
 
@@ -109,7 +108,7 @@ class FunctionEngine:
         try:
             said = self._function(request)
         except Exception as error:  # noqa: BLE001 - it costs the request, not the run
-            return Failure(short(f"{use} raised {type(error).__name__}: {error}"))
+            return Failure(described(error, by=use))
         if isinstance(said, Answer | Failure):
             return said
         if not isinstance(said, str):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from contralto.data_gen.requests import Answer, Failure, Request
-from contralto.texts import clean, short
+from contralto.texts import Secrets, clean, short
 
 __all__ = ["MOST_TOKENS", "checked", "checked_outcomes"]
 
@@ -37,7 +37,8 @@ def checked(said: Any) -> Answer | Failure:
         'the engine gave None, not an Answer or a Failure'
     """
     if isinstance(said, Failure):
-        return Failure(short(said.reason or "no reason given", 1000), stops=bool(said.stops))
+        reason = Secrets.of_environment().hide(str(said.reason or "no reason given"))
+        return Failure(short(reason, 1000), stops=bool(said.stops))
     if not isinstance(said, Answer):
         return Failure(f"the engine gave {kind_of(said)}, not an Answer or a Failure")
     try:
@@ -88,6 +89,20 @@ def _logprob(value: Any) -> float:
     if math.isnan(number):
         raise ValueError("a log-probability is NaN")
     return number
+
+
+def described(error: BaseException, *, by: str) -> str:
+    """Return an exception of somebody's code in one line, without the secrets of the environment.
+
+    Args:
+        error: the exception.
+        by: whose code raised it.
+
+    Example:
+        >>> described(KeyError("no"), by="my:scorer")
+        "my:scorer raised KeyError: 'no'"
+    """
+    return short(Secrets.of_environment().hide(f"{by} raised {type(error).__name__}: {error}"), 500)
 
 
 def kind_of(value: Any) -> str:

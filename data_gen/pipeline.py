@@ -30,11 +30,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from contralto import files
 from contralto.data_gen.engines import Engine, Outcome
 from contralto.data_gen.engines_openai import CHARACTERS_PER_TOKEN
-from contralto.data_gen.outcomes import checked_outcomes
+from contralto.data_gen.outcomes import checked_outcomes, described
 from contralto.data_gen.recipes import Recipe, Use
 from contralto.data_gen.requests import Answer, Ask, Failure, Pair, Rejected, Request, Row, digest, drive, settle
 from contralto.data_gen.store import Asked, Store
-from contralto.texts import has_lone_surrogate, short
+from contralto.texts import has_lone_surrogate
 
 __all__ = ["Estimate", "Result", "check", "estimate", "locked", "pending", "replay", "run", "shard_of"]
 
@@ -106,7 +106,7 @@ class _Unit:
         except UnknownRoleError:
             raise
         except Exception as error:  # noqa: BLE001 - a mistake in a strategy costs its row, not the run
-            self.failed = short(f"{self.strategy} raised {type(error).__name__}: {error}", 1000)
+            self.failed = described(error, by=self.strategy)
 
     def result(self) -> Result:
         return Result(self._row, self.strategy, self.asked, self.made, self.failed)
