@@ -569,7 +569,7 @@ def test_vllm_is_asked_in_its_own_words(monkeypatch):
     expected = {"prompt_tokens": 2, "completion_tokens": 1, "logprobs": (-0.25,)}
     assert answers(engine, requests) == [Answer(text=text, **expected) for text in ("HI", "HO", "RAW")]
     assert calls == [
-        {"model": str(testbed.path("expert")), "dtype": "float32"},
+        {"model": str(testbed.path("expert")), "trust_remote_code": False, "dtype": "float32"},
         [request.seed % 2**31 for request in requests[:2]],
     ]
     with pytest.raises(ValueError, match="rows_together must be at least 1"):
