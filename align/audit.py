@@ -20,7 +20,7 @@ from trl import is_conversational, maybe_extract_prompt  # type: ignore[attr-def
 
 from contralto.align.reach import reach
 from contralto.align.seams import Batch, Request
-from contralto.align.specials import TAIL, Specials
+from contralto.align.specials import TAIL, Specials, end_tokens, holds_null
 from contralto.data_gen.rows import template_options
 
 __all__ = ["Finding", "Level", "audit_dropped", "audit_model", "audit_rows", "end_tokens", "row_name"]
@@ -80,14 +80,6 @@ def row_name(row: Mapping[str, Any], at: int) -> str:
         ('a7', '3')
     """
     return str(row.get("id") or at)
-
-
-def end_tokens(model: Any, processing_class: Any) -> set[int]:
-    """The tokens that end a text, by the tokenizer or by the generation configuration."""
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    said = getattr(model.generation_config, "eos_token_id", None)
-    listed = said if isinstance(said, list) else [said]
-    return {token for token in (*listed, tokenizer.eos_token_id) if token is not None}
 
 
 # ------------------------------------------------------------------------------------------------------------- the data
@@ -178,19 +170,12 @@ def _of_texts(row: Mapping[str, Any]) -> Iterator[str]:
     if "prompt_ids" not in row and chosen == rejected:
         yield "same"
     calls = [message.get("tool_calls") for side in (row["chosen"], row["rejected"]) for message in _messages(side)]
-    if any(map(_holds_null, (row.get("tools"), *calls))):
+    if any(map(holds_null, (row.get("tools"), *calls))):
         yield "null"
 
 
 def _messages(text: Any) -> list[Any]:
     return text if isinstance(text, list) else []
-
-
-def _holds_null(value: Any) -> bool:
-    """Whether an object in tools or calls has a key without a value."""
-    if isinstance(value, dict):
-        return any(each is None or _holds_null(each) for each in value.values())
-    return isinstance(value, list) and any(map(_holds_null, value))
 
 
 def _of_edges(row: Mapping[str, Any], specials: Specials) -> Iterator[str]:

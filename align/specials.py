@@ -9,10 +9,23 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["Specials", "texts_of"]
+__all__ = ["Specials", "end_tokens", "holds_null", "texts_of"]
 
 TAIL = 4
 """Tokens at the end of a text among which an end of sequence is looked for: templates may close with a line break."""
+
+
+def end_tokens(model: Any, processing_class: Any) -> set[int]:
+    """Return the ids of the tokens that end a text, by the tokenizer or by the generation configuration.
+
+    Args:
+        model: of transformers.
+        processing_class: its tokenizer or processor.
+    """
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    said = getattr(model.generation_config, "eos_token_id", None)
+    listed = said if isinstance(said, list) else [said]
+    return {token for token in (*listed, tokenizer.eos_token_id) if token is not None}
 
 
 def texts_of(value: Any) -> Iterator[str]:
@@ -93,3 +106,18 @@ class Specials:
         """
         tail = list(completion[-TAIL:])
         return any(tail.count(token) > 1 for token in self._ends)
+
+
+def holds_null(value: Any) -> bool:
+    """Whether an object in a value, at any depth, has a key whose value is None.
+
+    Args:
+        value: tools, or calls of them.
+
+    Examples:
+        >>> holds_null([{"city": "Oslo", "x": None}]), holds_null([{"city": "Oslo"}, None])
+        (True, False)
+    """
+    if isinstance(value, dict):
+        return any(each is None or holds_null(each) for each in value.values())
+    return isinstance(value, list) and any(map(holds_null, value))

@@ -1,7 +1,7 @@
 """Preference rows in the one form that TRL reads without guessing, and a reader that brings published data sets into it.
 
-A row has `prompt`, `chosen` and `rejected`, each a list of messages; `images` if there are any; and columns that say where it
-comes from. The form matters: many published sets hold a prompt as text beside answers as conversations, and on such rows
+A row has `prompt`, `chosen` and `rejected`, each a list of messages, or each a text; `images` if there are any; and columns that
+say where it comes from. The form matters: many published sets hold a prompt as text beside answers as conversations, and on such rows
 TRL 1.16 decides by the order of a set of strings, so that PYTHONHASHSEED decides which error ends the training.
 """
 
