@@ -347,15 +347,18 @@ def _is_binary(view: _View, *rows: str) -> bool:
 
 
 def _detectable(view: _View, row: str, against: str, test: Mapping[str, Any]) -> float | None:
-    """Return the smallest difference that the test would find four times in five."""
-    frame, binary = view.frame, _is_binary(view, row, against)
-    main = view.answers[row].measures[frame.metric]
-    if binary and test["seeds"] == 1 and frame.clusters is None:
-        return paired.detectable(len(main.table), (test["won"] + test["lost"]) / len(main.table))
-    if error := view.drawn.error((against, frame.metric), (row, frame.metric), main.metric):
-        return paired.detectable_by_error(error)
-    units = len(main.table) if frame.clusters is None else len(set(frame.clusters))
-    return paired.detectable(units, 0.0) if binary else None
+    """Return the smallest difference that the test would find four times in five; None if it would find none."""
+    clusters, name = view.frame.clusters, view.frame.metric
+    one, two = _alike(view.answers[against], view.answers[row], name)
+    units, metric = len(one) if clusters is None else len(set(clusters)), view.answers[row].measures[name].metric
+    if not test["units"]:  # if any differ, then wholly
+        return paired.detectable(units, 0.0) if _is_binary(view, row, against) else None
+    if metric in NUMERATORS:
+        sums = stats.by_cluster((two - one)[:, NUMERATORS[metric]].sum(-1, keepdims=True), clusters)
+        error = math.sqrt(float((sums**2).sum())) / float(one[:, -1].sum())
+    else:
+        error = view.drawn.error((against, name), (row, name), metric)
+    return paired.detectable_by_error(error, units=units, apart=test["units"])
 
 
 def _seed_pairs(control: _Answers, own: _Answers) -> list[tuple[dict[str, Measure], dict[str, Measure]]]:

@@ -5,8 +5,8 @@ gave which: the sign of each document's difference. A unit is what chance decide
 documents that share an image.
 """
 
+import math
 from collections.abc import Callable
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -224,19 +224,33 @@ def _power(items: int, discordance: float, difference: float, level: float) -> f
     return float((binom.pmf(apart, items, share) * np.where(lost >= 0, found, 0.0)).sum())
 
 
-def detectable_by_error(error: float, *, level: float = 0.05, power: float = 0.8) -> float:
-    """Return the smallest difference that a test of a normal difference finds with the given power.
+def detectable_by_error(
+    error: float, *, units: int, apart: int, level: float = 0.05, power: float = 0.8
+) -> float | None:
+    """Return the smallest difference of any metric that a permutation test finds with the given power.
 
-        (z(1 - level / 2) + z(power)) error    z the normal quantile
+    With units that differ by unequal amounts, what counts is how many differ and the standard error. The difference of shares that
+    McNemar's test would find on as many units is brought to the scale of the metric by the quotient of both standard errors:
+
+        detectable(units, apart / units) error / (sqrt(apart) / units)
+
+    For many units it is (z(1 - level / 2) + z(power)) error, z the normal quantile; for differences of +1 and -1 it is `detectable`.
 
     Args:
-        error: the standard error of the difference.
+        error: the standard error of the difference if there is none, such as sqrt(sum of the units' squared differences) / n.
+        units: the number of units.
+        apart: the number of those on which the systems differ, at least one.
         level: the level of the two-sided test.
         power: the chance to find the difference.
 
+    Returns:
+        The difference; None if the units are too few to find any.
+
     Examples:
-        >>> round(detectable_by_error(0.01), 4)
+        >>> round(detectable_by_error(0.01, units=100_000, apart=50_000), 4)
         0.028
+        >>> detectable_by_error(0.01, units=5, apart=2) is None
+        True
     """
-    normal = NormalDist()
-    return (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(power)) * error
+    found = detectable(units, apart / units, level=level, power=power)
+    return None if found is None else found * error * units / math.sqrt(apart)

@@ -123,7 +123,7 @@ def _test_table(task: Mapping[str, Any]) -> Table:
     note = (
         "Answers that only the first gets right / only the second, of all seeds; other metrics: the difference with the interval of the "
         f"paired bootstrap. p: of the exact permutation test, which exchanges the two within {_units(task)} (McNemar's exact test where "
-        "that is one right or wrong answer). In brackets: p after Holm's adjustment over splits and models of one line. After ≥: the "
+        "that is one right or wrong answer). In brackets: p after Holm's adjustment over splits and models of one line. After finds: the "
         "smallest difference that this test would find four times in five, at p < 0.05 before the adjustment."
     )
     return Table("Against the controls", note, list(task["columns"]), rows)
@@ -135,9 +135,9 @@ def _test(cell: Mapping[str, Any] | None, against: str, task: Mapping[str, Any])
         return Cell("")
     sign = 1 if task["higher_is_better"] else -1
     if "won" in test:
-        return Cell(f"+{test['won']} / -{test['lost']}", f"{_p(test)} {_least(test)}", _is_found([test], sign))
+        return Cell(f"+{test['won']} / -{test['lost']}", f"{_p(test)}{_least(test)}", _is_found([test], sign))
     change = _change(test, _is_found([test], sign))
-    return change._replace(small=f"{change.small} {_least(test)}")
+    return change._replace(small=f"{change.small}{_least(test)}")
 
 
 def _units(task: Mapping[str, Any]) -> str:
@@ -146,7 +146,7 @@ def _units(task: Mapping[str, Any]) -> str:
 
 def _least(test: Mapping[str, Any]) -> str:
     """Return the smallest difference that a test would find."""
-    return "" if test["detectable"] is None else f"≥ {test['detectable']:.3f}"
+    return ", finds none" if test["detectable"] is None else f", finds ≥ {test['detectable']:.3f}"
 
 
 def _change(difference: Mapping[str, Any], is_found: bool = False) -> Cell:

@@ -197,7 +197,9 @@ def test_the_smallest_difference_falls_with_documents_and_rises_with_discordance
     assert detectable(1600, 0.05) < detectable(1600, 0.1) < detectable(1600, 0.4)
     near = 2.8 * math.sqrt(0.1 / 6400)  # the normal approximation
     assert detectable(6400, 0.1) == pytest.approx(near, rel=0.05)
-    assert detectable_by_error(1.0) == pytest.approx(1.959964 + 0.841621, abs=1e-5)
+    assert detectable_by_error(1.0, units=10**6, apart=10**5) == pytest.approx(1.959964 + 0.841621, abs=0.3)
+    assert detectable_by_error(math.sqrt(40) / 400, units=400, apart=40) == pytest.approx(detectable(400, 0.1))
+    assert detectable_by_error(0.001, units=5, apart=2) is None
     with pytest.raises(ValueError, match=r"discordance must lie in \[0, 1\], not 2"):
         detectable(10, 2)
 
@@ -215,22 +217,25 @@ def test_a_simulation_finds_it_four_times_in_five(items, discordance):
 
 
 @pytest.mark.slow
-def test_a_simulation_of_seeds_finds_the_approximate_one():
-    """Three seeds, right and wrong, the error that the bootstrap gives."""
-    rng, docs, found, least = np.random.default_rng(2), 300, [], []
-    difference = 0.055
-    for _ in range(400):
-        skill = rng.beta(2, 2, size=docs)
-        one = (rng.random((3, docs)) < skill).sum(0)
-        two = (rng.random((3, docs)) < np.clip(skill + difference, 0, 1)).sum(0)
-        tables = [np.stack([each, np.full(docs, 3.0)], axis=1) for each in (one, two)]
-        drawn = stats.Bootstrap(dict(enumerate(tables)), resamples=300)
-        least.append(detectable_by_error(drawn.error(0, 1, stats.mean)))
-        found.append(sign_flip(two - one).p <= 0.05)
-    true = np.mean([min(1, s + difference) - s for s in np.random.default_rng(9).beta(2, 2, 100_000)])
-    z = NormalDist()
-    error = np.mean(least) / detectable_by_error(1.0)
-    assert np.mean(found) == pytest.approx(z.cdf(true / error - 1.96), abs=0.05)
+@pytest.mark.parametrize(("docs", "size"), [(300, 1), (300, 4), (40, 1)])
+def test_a_simulation_of_seeds_and_clusters_finds_it(docs, size):
+    """Three seeds, right and wrong; clusters of several documents. What is found at the bound that each sample itself gives."""
+    rng, found = np.random.default_rng(2), []
+    unit, answers = np.repeat(np.arange(docs // size), size), 3 * docs
+    skill = np.random.default_rng(3).uniform(0.2, 0.6, size=docs)
+
+    def answer(gain):
+        return (rng.random((3, docs)) < skill + gain).sum(0)
+
+    def bound():
+        sums = stats.by_cluster((answer(0) - answer(0))[:, None].astype(float), unit)
+        error = math.sqrt(float((sums**2).sum())) / answers
+        return detectable_by_error(error, units=len(sums), apart=np.count_nonzero(sums))
+
+    gain = np.mean([bound() for _ in range(50)])
+    for _ in range(1000):
+        found.append(sign_flip(answer(gain) - answer(0), clusters=unit).p <= 0.05)
+    assert np.mean(found) == pytest.approx(0.8, abs=0.05)
 
 
 def test_nothing_is_not_compared():
