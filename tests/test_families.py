@@ -34,7 +34,8 @@ def _setting(pair, batch):
     rows = zoo.prompts(batch, seed=batch)
     inputs = zoo.pad(rows, side="right" if family in zoo.ENCODER_DECODERS else "left")
     if family not in zoo.ENCODER_DECODERS:
-        return inputs, {}, [reference.scorer(*doubles, **RULE) for _ in rows], rows
+        given = {"attention_mask": inputs["attention_mask"]} if family in zoo.WITHOUT_PAD else {}
+        return inputs, given, [reference.scorer(*doubles, **RULE) for _ in rows], rows
     start = torch.tensor([pair[1].config.decoder_start_token_id])
     scorers = [reference.scorer(*doubles, encoder_ids=row, **RULE) for row in rows]
     return inputs, {"encoder_inputs": inputs}, scorers, [start for _ in rows]
@@ -44,7 +45,7 @@ def _generate(pair, inputs, extra, **how):
     expert, amateur = pair[1:3]
     processor = ContrastiveDecodingLogitsProcessor(amateur, **RULE, **extra)
     output = expert.generate(**inputs, logits_processor=[processor], max_new_tokens=STEPS, **how)
-    skip = 1 if extra else inputs["input_ids"].shape[1]
+    skip = 1 if "encoder_inputs" in extra else inputs["input_ids"].shape[1]
     return [_trim(row[skip:].tolist()) for row in output]
 
 

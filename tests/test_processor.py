@@ -155,9 +155,10 @@ def test_two_calls_in_turn_with_one_object(llama):
 def test_prompts_that_extend_the_last_text(family):
     """The next turn of a conversation reuses the amateur's cache: only new tokens are fed, and the tokens are the same."""
     expert, amateur = zoo.build(family, seed=1), zoo.build(family, hidden=16, seed=2)
-    processor, spy = ContrastiveDecodingLogitsProcessor(amateur, **RULE), Spy(amateur)
     rows = zoo.prompts(2)
     inputs = zoo.pad(rows)
+    given = {"attention_mask": inputs["attention_mask"]} if family in zoo.WITHOUT_PAD else {}
+    processor, spy = ContrastiveDecodingLogitsProcessor(amateur, **RULE, **given), Spy(amateur)
     how = {"logits_processor": [processor], "max_new_tokens": STEPS, "do_sample": False}
     first = expert.generate(**inputs, eos_token_id=None, **how)
     more = torch.randint(3, zoo.VOCAB, (2, 5), generator=torch.Generator().manual_seed(9))

@@ -161,8 +161,10 @@ def generate(model, inputs, *, steps=STEPS, **how):
 
 
 def processor_of(model, inputs, **rule):
-    encoder = {"encoder_inputs": inputs} if model.config.is_encoder_decoder else {}
-    return ContrastiveSearchLogitsProcessor(model, **encoder, **(rule or RULE))
+    given = {"encoder_inputs": inputs} if model.config.is_encoder_decoder else {}
+    if model.config.model_type in zoo.WITHOUT_PAD:
+        given["attention_mask"] = inputs["attention_mask"]
+    return ContrastiveSearchLogitsProcessor(model, **given, **(rule or RULE))
 
 
 # ----------------------------------------------------------------------------------------------------------- the rule

@@ -120,6 +120,8 @@ FAMILIES: dict[str, Callable[[int], PretrainedConfig]] = {
 ENCODER_DECODERS = {"t5", "bart"}
 QUICK = ("llama", "gpt2", "mistral", "mamba", "t5")
 """One of each kind: rotary and absolute positions, a window, a state, an encoder."""
+WITHOUT_PAD = {"granite"}
+"""Families without a pad token: a processor must be given the mask."""
 GROWTH = {"granite": 6.0}
 """How much more each layer of a family in the shape of trained weights writes than the one before it: the norms of its
 hidden states grow from tens to tens of thousands, one channel stands out, rows of its vocabulary belong to no token, it has
