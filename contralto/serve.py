@@ -3,7 +3,7 @@
     contralto serve MODEL [--marker ID] [--contrast-timeout SECONDS] [every flag of vLLM's server]
 
 It adds the processor, the scheduler and the checks, and refuses the flags that cannot go together with them. Ordinary requests
-are served as ever.
+are served as ever. Only this machine is served unless `--host` names an address to listen at.
 """
 
 import argparse
@@ -12,11 +12,14 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from contralto.decoding.vllm.config import DEFAULT_TIMEOUT
 from contralto.decoding.vllm.engine import cpu_options, engine_options, marker_of, server_flags
 from contralto.decoding.vllm.middleware import ENVIRONMENT
+from contralto.decoding.vllm.waiting import MIB, Limits
 from contralto.names import from_pretrained, locate, remote_code
 
 __all__ = ["run"]
@@ -70,8 +73,8 @@ def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
     Example:
         >>> command, settings = prepare(["testbed:expert", "--port", "8001"])
-        >>> command[1:3], settings
-        (['-m', 'vllm.entrypoints.openai.api_server'], {'marker': 0, 'timeout': 10.0})
+        >>> command[1:3], command[-4:], settings["marker"], settings["timeout"]
+        (['-m', 'vllm.entrypoints.openai.api_server'], ['--host', '127.0.0.1', '--port', '8001'], 0, 10.0)
         >>> prepare(["testbed:expert", "--data-parallel-size", "2"])
         Traceback (most recent call last):
             ...
@@ -80,6 +83,12 @@ def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     args, rest = _parser().parse_known_args([_dashed(word) for word in argv])
     given = vars(args)
     model, timeout, marker = given.pop("model"), given.pop("contrast_timeout"), given.pop("marker")
+    limits = {
+        "timeout": timeout,
+        "body": given.pop("contrast_max_body") * MIB,
+        "waiting": given.pop("contrast_waiting"),
+    }
+    Limits(**limits, held=max(Limits.held, limits["body"]))  # raises for what makes no sense
     if any(word.startswith(("--speculative-config.", "--kv-transfer-config.")) for word in rest):
         raise ValueError("speculative decoding and KV connectors part the branches of a text: leave their flags out")
     if (given.pop("api_server_count") or 1) != 1:
@@ -93,8 +102,28 @@ def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         with remote_code(trusted="--trust-remote-code" in rest):
             marker = _marker(model)
     command = [sys.executable, "-m", SERVER, "--model", locate(model), "--served-model-name", model]
-    command += [*server_flags(options), "--middleware", MIDDLEWARE, *rest]
-    return command, {"marker": marker, "timeout": timeout}
+    command += [*server_flags(options), "--middleware", MIDDLEWARE, *_address(rest), *rest]
+    return command, {"marker": marker, **limits, "held": max(Limits.held, limits["body"])}
+
+
+def _address(rest: Sequence[str]) -> list[str]:
+    """Return the flags that keep the server to this machine, unless others say where it listens."""
+    return [] if any(_names(word, "host", "uds") for word in rest) or _config_names(rest) else ["--host", "127.0.0.1"]
+
+
+def _names(word: str, *flags: str) -> bool:
+    return word.partition("=")[0] in {f"--{flag}" for flag in flags}
+
+
+def _config_names(rest: Sequence[str]) -> bool:
+    """Return whether the YAML file of vLLM's `--config` says where the server listens."""
+    for word, following in pairwise([*rest, ""]):
+        if _names(word, "config"):
+            import yaml
+
+            said = yaml.safe_load(Path(word.partition("=")[2] or following).read_text(encoding="utf-8"))
+            return isinstance(said, dict) and bool({"host", "uds"} & said.keys())
+    return False
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,6 +141,20 @@ def _parser() -> argparse.ArgumentParser:
         default=DEFAULT_TIMEOUT,
         metavar="SECONDS",
         help=f"how long a request waits for the other branches of its text (default {DEFAULT_TIMEOUT:g})",
+    )
+    parser.add_argument(
+        "--contrast-max-body",
+        type=int,
+        default=Limits.body // MIB,
+        metavar="MIB",
+        help=f"the largest request (default {Limits.body // MIB} MiB)",
+    )
+    parser.add_argument(
+        "--contrast-waiting",
+        type=int,
+        default=Limits.waiting,
+        metavar="N",
+        help=f"how many requests may wait for the other branches of their texts (default {Limits.waiting})",
     )
     for name in (*NUMBERS, *TEXTS, *SWITCHES):
         kind: dict[str, Any] = {"action": "store_true", "default": None} if name in SWITCHES else {}

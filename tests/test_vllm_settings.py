@@ -1,11 +1,9 @@
 """What of the vLLM back-end needs no vLLM: how requests are tied, drawing, resuming, the server's flags and checks.
 
 The tests with a real vLLM are in `with_vllm/`, which has an environment of its own. Seen to go red with: the noise's step left
-out; top-k left out; top-p before top-k; a marker counted as certain; an end that only one branch has; m3id without its step; the
-middleware without its comparison of branches.
+out; top-k left out; top-p before top-k; a marker counted as certain; an end that only one branch has; m3id without its step.
 """
 
-import asyncio
 import json
 
 import pytest
@@ -15,7 +13,6 @@ from contralto.decoding import SeededSampling, methods
 from contralto.decoding.vllm import settings
 from contralto.decoding.vllm.choice import adapters_of, lora_options
 from contralto.decoding.vllm.engine import engine_options
-from contralto.decoding.vllm.middleware import PairMiddleware
 from contralto.decoding.vllm.pairs import Branch, Progress, RefusedError
 from contralto.decoding.vllm.settings import Row, Sampling, Warp, check_group, draw, seeds_of
 from contralto.serve import prepare
@@ -207,7 +204,7 @@ def test_engines_that_cannot_work(how, message):
 def test_the_servers_flags():
     argv = ["testbed:expert", "--max_num_seqs=8", "--tensor-parallel-size", "2", "--additional-config", '{"a": 1}']
     command, told = prepare([*argv, "--contrast-timeout", "3", "--marker", "7"])
-    assert told == {"marker": 7, "timeout": 3.0}
+    assert (told["marker"], told["timeout"]) == (7, 3.0)
     assert command[command.index("--max-num-seqs") + 1] == "8"
     assert command[command.index("--logits-processors") + 1] == "contralto.decoding.vllm:PairedContrast"
     assert command[command.index("--scheduler-cls") + 1] == "contralto.decoding.vllm.pair_scheduler"
@@ -243,100 +240,3 @@ def test_adapters_of_branches(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             adapters_of(chosen, None)
-
-
-# ----------------------------------------------------------------------------------------------------------- the server
-
-
-class App:
-    """A server that answers with what it was asked, or with what it is told to."""
-
-    def __init__(self, says=None):
-        self.says, self.seen = says, []
-
-    async def __call__(self, scope, receive, send):
-        body = (await receive()).get("body", b"")
-        self.seen.append(body)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        for part in self.says or [body]:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def through(app, *asked, path="/v1/completions", pause=0.0):
-    """Statuses and bodies of requests through the middleware."""
-
-    async def one(door, i, content):
-        await asyncio.sleep(i * pause)
-        got = []
-
-        async def receive():
-            return {"type": "http.request", "body": content, "more_body": False}
-
-        async def send(message):
-            got.append(message)
-
-        await door({"type": "http", "method": "POST" if content else "GET", "path": path}, receive, send)
-        return got[0]["status"], b"".join(message.get("body", b"") for message in got)
-
-    async def go():
-        door = PairMiddleware(app)
-        door._info["timeout"] = 0.2
-        return await asyncio.gather(*(one(door, i, content) for i, content in enumerate(asked)))
-
-    return asyncio.run(go())
-
-
-def asked(changed=(), **fields):
-    values = {**GOOD, **dict(changed)}
-    return json.dumps({"prompt": "p", "max_tokens": 4, "vllm_xargs": values, **fields}).encode()
-
-
-def test_branches_go_through_together():
-    app = App()
-    found = through(app, asked(), asked({"contrast_branch": 1}), pause=0.05)
-    assert [status for status, _ in found] == [200, 200]
-    assert [json.loads(body)["vllm_xargs"]["contrast_branch"] for _, body in found] == [0, 1]
-    plain = json.dumps({"prompt": "p"}).encode()
-    assert through(app, plain, b"no json")[0] == (200, plain)
-
-
-@pytest.mark.parametrize(
-    ("bodies", "message"),
-    [
-        ([asked()], "branch 1 did not come within 0.2 seconds: send all branches of a text together"),
-        ([asked({"contrast_method": "proxy"})], "branch 1 and 2 did not come"),
-        ([asked(), asked({"contrast_branch": 1}, max_tokens=9)], r"differ in max_tokens (4 and 9)"),
-        ([asked(), asked()], "two requests are branch 0"),
-        ([asked({"contrast_alpha": "x"})], "contrast_alpha must be a number"),
-        ([asked(prompt=["a", "b"])], "one prompt, not a list of 2"),
-        ([asked(messages=[], max_tokens=None)], "max_tokens must be given"),
-        ([asked(use_beam_search=True)], "texts with branches know no beams"),
-    ],
-)
-def test_mistakes_do_not_reach_the_engine(bodies, message):
-    app = App()
-    for status, body in through(app, *bodies):
-        assert status == 400
-        assert message in json.loads(body)["error"]["message"]
-    assert app.seen == []
-
-
-def test_the_engines_refusals_are_status_400():
-    pair = [asked(), asked({"contrast_branch": 1})]
-    whole = json.dumps({"choices": [{"stop_reason": "contralto: too long", "text": ""}]}).encode()
-    piece = b"data: " + whole + b"\n\n"
-    for says, message in (([whole], "too long"), ([piece, b"data: [DONE]\n\n"], "too long")):
-        for status, body in through(App(says), *pair):
-            assert (status, json.loads(body)["error"]["message"]) == (400, message)
-    for status, body in through(App([b"data: [DONE]\n\n"]), *pair):
-        assert status == 400
-        assert "without stream says which" in json.loads(body)["error"]["message"]
-    fine = json.dumps({"choices": [{"stop_reason": None, "text": "contralto: a text"}]}).encode()
-    assert through(App([fine]), *pair)[0] == (200, fine)
-
-
-def test_the_server_tells_its_marker(monkeypatch):
-    monkeypatch.setenv("CONTRALTO_SERVE", '{"marker": 7}')
-    (status, body) = through(App(), b"", path="/v1/contralto")[0]
-    assert (status, json.loads(body)["marker"]) == (200, 7)

@@ -4,22 +4,29 @@
 
 Requests of one text are let through together, when all of them are there and fit each other. So a request without its partner
 never reaches the engine. `contralto serve` sets this up; `GET /v1/contralto` tells the marker and the waiting time.
+
+vLLM puts middlewares before its authentication. So the server is asked first, by a request without a body, whether it lets the client
+in; a client that it does not know leaves nothing here. Texts of different clients (API keys, or addresses where there are no keys)
+never meet, whatever ids they choose.
 """
 
 import asyncio
+import hashlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any
 
-from contralto.decoding.vllm.config import DEFAULT_TIMEOUT
 from contralto.decoding.vllm.pairs import REFUSED
-from contralto.decoding.vllm.settings import PREFIX, Row, check_group
+from contralto.decoding.vllm.settings import PREFIX, Row
+from contralto.decoding.vllm.waiting import FullError, GoneError, Limits, Text, WaitingRoom
 
 __all__ = ["ENVIRONMENT", "PairMiddleware"]
 
 ENVIRONMENT = "CONTRALTO_SERVE"
-"""Where `contralto serve` leaves its settings: `{"marker": ..., "timeout": ...}`."""
+"""Where `contralto serve` leaves its settings: `{"marker": ..., "timeout": ..., "body": ..., "waiting": ...}`."""
+INFO = "/v1/contralto"
 PATHS = ("/v1/completions", "/v1/chat/completions")
 WATCHED = ("max_tokens", "max_completion_tokens", "min_tokens", "ignore_eos", "stop", "stop_token_ids")
 """Fields that branches must share to end together."""
@@ -32,12 +39,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-class _Text:
-    """A text whose requests are coming."""
+class StatusError(Exception):
+    """A request that is rejected with a status of its own."""
 
-    def __init__(self) -> None:
-        self.branches: list[tuple[Row, Mapping[str, Any]]] = []
-        self.whole: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
 
 
 class PairMiddleware:
@@ -49,67 +56,148 @@ class PairMiddleware:
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        self._info: dict[str, Any] = {"timeout": DEFAULT_TIMEOUT} | json.loads(os.environ.get(ENVIRONMENT, "{}"))
-        self._coming: dict[str, _Text] = {}
+        settings = json.loads(os.environ.get(ENVIRONMENT, "{}"))
+        self._limits = Limits(**{name: value for name, value in settings.items() if name != "marker"})
+        self._info = {"timeout": self._limits.timeout, **{n: v for n, v in settings.items() if n == "marker"}}
+        self._room = WaitingRoom(self._limits)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        """A request: those that are branches wait for each other."""
-        if scope["type"] != "http":
+        """Pass a request on to the server; branches of a text wait for each other."""
+        path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
+        is_ours = path == INFO or (path in PATHS and scope["method"] == "POST")
+        if not is_ours:
             await self._app(scope, receive, send)
-        elif scope["path"] == "/v1/contralto":
+        elif refused := await _unknown(self._app, scope):
+            for message in refused:
+                await send(message)
+        elif path == INFO:
             await _answer(send, 200, self._info)
-        elif scope["method"] != "POST" or scope["path"] not in PATHS:
-            await self._app(scope, receive, send)
         else:
-            body = await _body(receive)
+            await self._take(scope, receive, send)
+
+    async def _take(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Read a request, and pass it on when its text is whole."""
+        with suppress(GoneError):
             try:
-                is_branch = await self._meet(body)
-            except ValueError as error:
+                body = await self._body(scope, receive)
+                asked = _parsed(body)
+                row = _row(asked)
+            except StatusError as error:
+                await _refuse(send, str(error), error.status)
+            except (ValueError, TypeError, OverflowError) as error:
                 await _refuse(send, str(error))
             else:
-                await self._app(scope, _again(body, receive), _Watch(send) if is_branch else send)
+                if row is None:
+                    await self._app(scope, _again(body, receive), send)
+                else:
+                    await self._meet(scope, receive, send, asked, row, len(body))
 
-    async def _meet(self, body: bytes) -> bool:
-        """Whether a request is a branch of a text; returns when all its branches are there.
+    async def _meet(
+        self, scope: Mapping[str, Any], receive: Receive, send: Send, asked: Mapping[str, Any], row: Row, size: int
+    ) -> None:
+        """Wait for the other branches, and let the server answer."""
+        key = (_client(scope), type(row.group), row.group)
+        options = {name: asked.get(name) for name in WATCHED}
+        try:
+            text = await self._room.meet(key, row, options, size=size, gone=lambda: _closed(receive))
+        except FullError as error:
+            await _refuse(send, str(error), 503)
+        except ValueError as error:
+            await _refuse(send, str(error))
+        else:
+            body, scope = _renamed(asked, text, scope)
+            try:
+                await self._app(scope, _again(body, receive), _Watch(send, text.id, row.group))
+            finally:
+                self._room.leave(key)
+
+    async def _body(self, scope: Mapping[str, Any], receive: Receive) -> bytes:
+        """Read the whole body of a request.
 
         Raises:
-            ValueError: they do not fit each other, or one does not come.
+            StatusError: it is too large, or too slow.
+            GoneError: the client closed the connection.
         """
-        asked = _parsed(body)
-        row = Row.of(asked.get("vllm_xargs") or {})
-        if row is None:
-            return False
-        _check(asked, row)
-        text = self._coming.setdefault(row.group, _Text())
-        text.branches.append((row, {name: asked.get(name) for name in WATCHED}))
+        limits = self._limits
+        too_large = StatusError(
+            413, f"a request may have {limits.body:,} bytes: contralto serve --contrast-max-body MIB allows more"
+        )
+        length = dict(scope.get("headers", ())).get(b"content-length", b"")
+        if length.isdigit() and int(length[:20]) > limits.body:
+            raise too_large
+        parts, size, more = [], 0, True
         try:
-            check_group(text.branches)
-        except ValueError as error:
-            self._coming.pop(row.group, None)
-            text.whole.set_exception(error)
-        if len(text.branches) == len(row.rule.branches) and not text.whole.done():
-            del self._coming[row.group]
-            text.whole.set_result(None)
-        try:
-            await asyncio.wait_for(asyncio.shield(text.whole), self._info["timeout"])
-        except TimeoutError:
-            self._coming.pop(row.group, None)
-            there = {other.branch for other, _ in text.branches}
-            missing = " and ".join(str(b) for b in range(len(row.rule.branches)) if b not in there)
-            raise ValueError(
-                f"{PREFIX}id {row.group!r}: branch {missing} did not come within {self._info['timeout']:g} seconds: send all "
-                "branches of a text together"
-            ) from None
-        return True
+            async with asyncio.timeout(limits.reading):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise GoneError
+                    parts.append(message.get("body", b""))
+                    size, more = size + len(parts[-1]), message.get("more_body", False)
+                    if size > limits.body:
+                        raise too_large
+        except TimeoutError as error:
+            raise StatusError(408, f"the request did not arrive within {limits.reading:g} seconds") from error
+        return b"".join(parts)
+
+
+async def _unknown(app: Any, scope: Mapping[str, Any]) -> list[Message]:
+    """Ask the server for the same path by GET, and return its answer if it does not let the client in; else nothing."""
+    said: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        said.append(message)
+
+    await app({**scope, "method": "GET"}, receive, send)
+    return said if said and said[0].get("status") in (401, 403) else []
+
+
+def _client(scope: Mapping[str, Any]) -> Hashable:
+    """Return what tells clients apart: a hash of the API key, or else the address."""
+    key = dict(scope.get("headers", ())).get(b"authorization")
+    return hashlib.sha256(key).hexdigest() if key else (scope.get("client") or (None,))[0]
+
+
+async def _closed(receive: Receive) -> None:
+    """Wait until the client closes the connection."""
+    if (await receive())["type"] != "http.disconnect":  # a server that repeats the body; it tells nothing
+        await asyncio.Event().wait()
 
 
 def _parsed(body: bytes) -> Mapping[str, Any]:
-    """A request's fields; what is no JSON object is left for vLLM to refuse."""
+    """Return a request's fields; what is no JSON object is left for vLLM to refuse."""
     try:
         asked = json.loads(body)
+    except RecursionError:
+        raise ValueError("the request is nested too deeply") from None
     except ValueError:
         return {}
     return asked if isinstance(asked, dict) else {}
+
+
+def _row(asked: Mapping[str, Any]) -> Row | None:
+    """Return what a request says of its text; None if it is no branch of one.
+
+    Raises:
+        ValueError: what it says is wrong.
+    """
+    given = asked.get("vllm_xargs")
+    if not isinstance(given, dict | None):
+        raise ValueError(f"vllm_xargs must be an object, not {given!r:.80}")  # noqa: TRY004  status 400 like the others
+    row = Row.of(given)
+    if row is not None:
+        _check(asked, row)
+    return row
+
+
+def _renamed(asked: Mapping[str, Any], text: Text, scope: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
+    """Return a request's body with the engine's id of its text, and the scope with the length of that body."""
+    body = json.dumps({**asked, "vllm_xargs": {**asked["vllm_xargs"], f"{PREFIX}id": text.id}}).encode()
+    headers = [(name, value) for name, value in scope.get("headers", ()) if name != b"content-length"]
+    return body, {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
 
 
 def _check(asked: Mapping[str, Any], row: Row) -> None:
@@ -123,16 +211,6 @@ def _check(asked: Mapping[str, Any], row: Row) -> None:
         raise ValueError("use_beam_search: texts with branches know no beams")
 
 
-async def _body(receive: Receive) -> bytes:
-    """The whole body of a request."""
-    parts, more = [], True
-    while more:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(parts)
-
-
 def _again(body: bytes, receive: Receive) -> Receive:
     """A body that was read, for the next to read."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -144,10 +222,17 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 class _Watch:
-    """Sends an answer on, unless it begins with the engine's refusal of a text: that becomes status 400."""
+    """Sends an answer on, unless it begins with the engine's refusal of a text: that becomes status 400.
 
-    def __init__(self, send: Send) -> None:
+    Args:
+        send: to the client.
+        text_id: the engine's id of the text, which the client does not know.
+        group: the client's own.
+    """
+
+    def __init__(self, send: Send, text_id: str, group: str | int) -> None:
         self._send, self._refused = send, False
+        self._names = repr(text_id), repr(group)
         self._start: Message | None = None
 
     async def __call__(self, message: Message) -> None:
@@ -157,7 +242,7 @@ class _Watch:
             why = _refusal(message.get("body", b""))
             if why is not None:
                 self._refused = True
-                await _refuse(self._send, why)
+                await _refuse(self._send, why.replace(*self._names))
             else:
                 await self._send(self._start)
                 await self._send(message)
@@ -168,16 +253,17 @@ class _Watch:
 
 def _refusal(body: bytes) -> str | None:
     """The scheduler's sentence in an answer. A stream does not carry it: it has no piece at all then."""
-    event = _parsed(body.removeprefix(b"data: ").split(b"\n\n")[0])
+    event = _parsed(body.removeprefix(b"data: ").split(b"\n\n")[0])  # of our own server
     if body.startswith(b"data: ") and not event.get("choices"):
         return UNSAID
     reason = (event.get("choices") or [{}])[0].get("stop_reason")
     return reason.removeprefix(REFUSED) if isinstance(reason, str) and reason.startswith(REFUSED) else None
 
 
-async def _refuse(send: Send, why: str) -> None:
-    """Status 400 in the form of OpenAI's errors."""
-    await _answer(send, 400, {"error": {"message": why, "type": "BadRequestError", "param": None, "code": 400}})
+async def _refuse(send: Send, why: str, status: int = 400) -> None:
+    """Answer in the form of OpenAI's errors."""
+    kind = "BadRequestError" if status < 500 else "ServiceUnavailableError"
+    await _answer(send, status, {"error": {"message": why, "type": kind, "param": None, "code": status}})
 
 
 async def _answer(send: Send, status: int, content: Mapping[str, Any]) -> None:

@@ -91,7 +91,7 @@ class PairedContrast(Members):
 
     def _changed(self) -> None:
         """Put the members in order, those of whole texts first, by text and branch."""
-        texts: dict[str, list[int]] = {}
+        texts: dict[str | int, list[int]] = {}
         for index in sorted(self._members, key=lambda i: self._members[i].row.branch):
             texts.setdefault(self._members[index].row.group, []).append(index)
         whole = [t for t in texts.values() if len(t) == len(self._members[t[0]].row.rule.branches)]

@@ -48,7 +48,7 @@ class _Text:
 class _Queued(NamedTuple):
     """A whole text, or a single request that came after one."""
 
-    group: str | None
+    group: str | int | None
     requests: list[Any]
 
 
@@ -70,11 +70,11 @@ class _Pairing:
         super().__init__(*args, **kwargs)
         check_config(self.vllm_config)
         self._timeout = timeout_of(self.vllm_config)
-        self._incomplete: dict[str, _Text] = {}
+        self._incomplete: dict[str | int, _Text] = {}
         self._queue: deque[_Queued] = deque()
-        self._live: dict[str, str] = {}
+        self._live: dict[str, str | int] = {}
         """Texts that have started, by the id of each unfinished request."""
-        self._in_flight: set[str] = set()
+        self._in_flight: set[str | int] = set()
         """Texts that are whole and not finished."""
         self._refused: list[tuple[Any, str]] = []
         self._loaded: set[int] = set()
@@ -177,7 +177,10 @@ class _Pairing:
         if ended := [name for name in self._live if name not in self.requests]:
             for name in ended:
                 del self._live[name]
-            self._in_flight = {*self._live.values(), *(queued.group for queued in self._queue if queued.group)}
+            self._in_flight = {
+                *self._live.values(),
+                *(queued.group for queued in self._queue if queued.group is not None),
+            }
         while self._queue and self._fits(self._queue[0].requests):
             group, requests = self._queue.popleft()
             for request in requests:

@@ -59,6 +59,8 @@ METHODS: Mapping[str, Mapping[str, Callable[..., Tensor]]] = {
 """The methods whose branches are prompts, images or adapters of one model, with their forms, the default first. They are those
 of `contralto.decoding.methods`, which needs a newer transformers than vLLM allows."""
 OF_BEAMS = "min_tokens_to_keep"
+LONGEST_ID = 256
+"""Characters of the id of a text."""
 IMAGES = "prompts with images are not decoded by contrast in vLLM, where it is not tested: use contralto.decoding with transformers"
 TYPES = {float: "a number", int: "a whole number", bool: "true or false"}
 
@@ -120,7 +122,8 @@ class Row:
         ValueError: contrast_branch must be 0 or 1 (with context, without context), not 2
     """
 
-    group: str
+    group: str | int
+    """The id of the text. 1 and "1" are two ids."""
     branch: int
     marker: int
     rule: Rule
@@ -157,11 +160,13 @@ class Row:
             raise ValueError(  # noqa: TRY004  all of a request is a ValueError, over HTTP status 400
                 f"{PREFIX}id must be a text or a whole number, not {values['id']!r}"
             )
+        if len(str(values["id"])) > LONGEST_ID:
+            raise ValueError(f"{PREFIX}id must have at most {LONGEST_ID} characters, not {len(str(values['id']))}")
         for name in ("marker", "start"):
             if _typed(name, values.get(name, 0), int) < 0:
                 raise ValueError(f"{PREFIX}{name} must be at least 0, not {values[name]}")
         return cls(
-            group=str(values["id"]),
+            group=values["id"],
             branch=branch,
             marker=values["marker"],
             rule=rule,
@@ -182,17 +187,19 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     allowed = (int, float) if kind is float else kind
     if isinstance(value, bool) or not isinstance(value, allowed):
         raise ValueError(f"{PREFIX}{name} must be {TYPES[kind]}, not {value!r}")  # noqa: TRY004  as above
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ValueError(f"{PREFIX}{name} must be a number of 64 bits, not {value}")
     return kind(value)
 
 
 def _rule(values: Mapping[str, Any]) -> Rule:
     """The rule that is asked for; its own checks see to the ranges."""
     method = values["method"]
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"{PREFIX}method must be one of {', '.join(METHODS)}, not {method!r}")
     forms = METHODS[method]
     form = values.get("form") or next(iter(forms))
-    if form not in forms:
+    if not isinstance(form, str) or form not in forms:
         raise ValueError(
             f"{PREFIX}form of {method} must be {' or '.join(filter(None, forms)) or 'left out'}, not {form!r}"
         )

@@ -16,6 +16,8 @@ from contralto.decoding.vllm import PairClient
 
 pytestmark = pytest.mark.runner("v1")
 LENGTH = 16
+KEY = "open sesame"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
 HOW = {"method": "cad", "alpha": 1.0}
 SERVE = "import sys; from contralto.serve import run; run(sys.argv[1:])"
 FLAGS = [
@@ -40,7 +42,7 @@ def server(expert, tmp_path_factory):
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
     environment = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
-    command = [sys.executable, "-c", SERVE, expert, "--port", str(port), "--host", "127.0.0.1", *FLAGS]
+    command = [sys.executable, "-c", SERVE, expert, "--port", str(port), "--api-key", KEY, *FLAGS]
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
     try:
@@ -67,7 +69,7 @@ def ask(server, expert, work):
     """Run `work(client)`."""
 
     async def go():
-        async with PairClient(f"{server}/v1", expert) as client:
+        async with PairClient(f"{server}/v1", expert, api_key=KEY) as client:
             return await work(client)
 
     return asyncio.run(go())
@@ -166,7 +168,7 @@ def body(expert, values=(), **fields):
     return {**base, "return_token_ids": True, "vllm_xargs": given, **fields}
 
 
-def post(server, *bodies, pause=0.0):
+def post(server, *bodies, pause=0.0, headers=HEADERS):
     """The statuses and answers of requests that are sent together, or one after a pause."""
 
     async def one(session, wait, content):
@@ -175,7 +177,7 @@ def post(server, *bodies, pause=0.0):
             return response.status, json.loads(await response.text())
 
     async def go():
-        async with aiohttp.ClientSession() as session:
+        async with aiohttp.ClientSession(headers=headers) as session:
             return await asyncio.gather(*(one(session, i * pause, content) for i, content in enumerate(bodies)))
 
     return asyncio.run(go())
@@ -253,6 +255,24 @@ def test_a_mistake_is_status_400(server, expert, name):
         for status, answer in post(server, *({**each, "stream": True} for each in bodies)):
             assert status == 400
             assert answer["error"]["message"].startswith("the engine refused this text: its prompts do not fit a step")
+
+
+def test_strangers_are_turned_away_before_they_wait(server, expert):
+    two = [body(expert, {"contrast_branch": b}) for b in (0, 1)]
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        start = time.monotonic()
+        assert [status for status, _ in post(server, *two, two[0], headers=headers)] == [401] * 3
+        assert time.monotonic() - start < 1.5  # seconds; a half waits for two
+    assert [status for status, _ in post(server, *two)] == [200, 200]
+
+
+def test_the_engine_is_told_ids_of_its_own(server, expert):
+    """Texts of equal ids that end at different times, and ids of both types."""
+    for name in (0, "0", ""):
+        two = [body(expert, {"contrast_branch": b, "contrast_id": name}) for b in (0, 1)]
+        assert [status for status, _ in post(server, *two)] == [200, 200]
+    mixed = [body(expert, {"contrast_branch": b, "contrast_id": name}) for b, name in ((0, 1), (1, "1"))]
+    assert [status for status, _ in post(server, *mixed)] == [400, 400]
 
 
 def test_it_goes_on_serving(server, expert):
