@@ -6,11 +6,13 @@ that is not said.
 """
 
 import copy
+import itertools
 import logging
 
 import pytest
 import torch
 import zoo
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 from transformers import (
@@ -25,9 +27,15 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from contralto import testbed
+from contralto.align.config import PreferenceConfig
+from contralto.align.distill import DistillationPairTrainer
+from contralto.align.distill_config import DistillationConfig
 from contralto.align.divergences import chunked_divergence
 from contralto.align.heads import Measured, head_of
-from contralto.align.seams import IGNORED, Request, install_head
+from contralto.align.seams import IGNORED, Batch, Request, install_head
+from contralto.align.trainer import PreferenceTrainer
+from contralto.testbed import worlds
 
 IDS = torch.randint(3, 40, (2, 9), generator=torch.Generator().manual_seed(0))
 LABELS = IDS.masked_fill(torch.tensor([[2], [4]]) > torch.arange(9), IGNORED)
@@ -245,6 +253,103 @@ def test_no_token_to_score_settles_nothing():
     empty = model(input_ids=IDS, labels=torch.full_like(IDS, IGNORED), completion_request=Request())
     assert not empty.logps.any()
     assert getattr(model, "measured_head", None) is None
+
+
+# ----------------------------------------------------------------------------------------------------------- the trainers
+
+
+def folder(family, root, **more):
+    tokenizer = testbed.tokenizer()
+    ids = {name: getattr(tokenizer, name) for name in SPECIAL}
+    shape = SHAPE | ids | {"vocab_size": len(tokenizer), "max_position_embeddings": 256} | more
+    set_seed(0)
+    model = sharpened(AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape)))
+    model.save_pretrained(root / family)
+    tokenizer.save_pretrained(root / family)
+    return str(root / family)
+
+
+def pairs(size=4):
+    problems = list(itertools.islice(worlds.problems(0, "train"), size))
+    return Dataset.from_list(
+        [
+            {"prompt": one.question, "chosen": one.solution()[: 30 + i], "rejected": one.solution()[: 12 + 3 * i]}
+            for i, one in enumerate(problems)
+        ]
+    )
+
+
+QUIET = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "use_cpu": True, "bf16": False}
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing.* is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("modernbert-decoder", {"gradient_checkpointing": True}),
+        pytest.param("granite", {"prefix_sharing": True, "logits": 8.0}, marks=pytest.mark.slow),
+        pytest.param("cohere", {"padding_free": True}, marks=pytest.mark.slow),
+        pytest.param("modernbert-decoder", {"loss_type": "sparsepo", "mask": "learned"}, marks=pytest.mark.slow),
+        pytest.param("modernbert-decoder", {"loss_type": "tdpo2"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_preference_trainer_has_the_models_log_probabilities(tmp_path, family, options):
+    """Of policy and reference, with an adapter, whatever the loss asks of the head; the first loss of a policy that has not moved is log 2."""
+    options = dict(options)
+    more = {"logits_scaling": options.pop("logits")} if "logits" in options else {}
+    args = PreferenceConfig(
+        str(tmp_path), per_device_train_batch_size=2, audit="off", monitor_pairs=2, **QUIET, **options
+    )
+    lora = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear")
+    one = PreferenceTrainer(folder(family, tmp_path, **more), args=args, train_dataset=pairs(), peft_config=lora)
+    raw = one._prepare_inputs(next(iter(one.get_train_dataloader())))
+    batch = Batch.of(raw, one.arrange)
+    one.model.eval()
+    with torch.no_grad():
+        found = one.score(one.model, batch, one.reference(batch))
+        logits = one.model(**batch.inputs).logits[:, :-1].log_softmax(-1)
+    expected = logits.gather(-1, batch.inputs["input_ids"][:, 1:, None]).squeeze(-1).masked_fill(~batch.mask, 0)
+    assert_close(found.logps, expected, rtol=1e-4, atol=1e-4)
+    assert one.policy.measured_head.kind == "head"
+    one.train()  # with monitors, which read hidden states and head too
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_student_learns_the_teachers_own_distribution(tmp_path, kept):
+    """Where both have more than a last hidden state and a weight; from memory and from disk."""
+    student = folder("cohere", tmp_path, logit_scale=0.25)
+    of_teacher = folder("modernbert-decoder", tmp_path)
+    args = DistillationConfig(
+        str(tmp_path),
+        loss_type="forward_kl",
+        teacher_model_name_or_path=of_teacher,
+        precompute_teacher=kept,
+        teacher_cache=str(tmp_path / "cache") if kept else None,
+        per_device_train_batch_size=2,
+        **QUIET,
+    )
+    one = DistillationPairTrainer(student, args=args, train_dataset=pairs())
+    batch = Batch.of(one._prepare_inputs(next(iter(one.get_train_dataloader()))))
+    one.model.eval()
+    with torch.no_grad():
+        found = one.score(one.model, batch, one.reference(batch)).found
+        models = (one.model, AutoModelForCausalLM.from_pretrained(of_teacher))
+        q, p = (model(**batch.inputs).logits[:2, :-1].log_softmax(-1) for model in models)
+    per_token = (p.exp() * (p - q)).sum(-1) * batch.mask[:2]
+    assert_close(found.total, (per_token.sum(-1) / batch.mask[:2].sum(-1)).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_states_of_an_odd_teacher_are_not_kept(tmp_path):
+    args = DistillationConfig(
+        str(tmp_path), loss_type="forward_kl", precompute_teacher=True, teacher_cache=str(tmp_path / "cache"), **QUIET
+    )
+    tokens = len(testbed.tokenizer())
+    of_teacher = odd(vocab_size=tokens).float()
+    with pytest.raises(ValueError, match="precompute_teacher keeps hidden states, and the logits of LlamaForCausalLM"):
+        DistillationPairTrainer(folder("phi", tmp_path), of_teacher, args=args, train_dataset=pairs())
 
 
 # ------------------------------------------------------------------------------------------------------------ all of them
