@@ -56,6 +56,8 @@ class Taken(NamedTuple):
     head: Head | None
     backbone: Any
     """The output of `model.base_model`."""
+    aux_loss: Tensor | None
+    """The load-balancing loss of a mixture of experts, if the forward gives one."""
 
 
 class _Watched:
@@ -66,6 +68,11 @@ class _Watched:
         self.states: Tensor | None = None
         self.result: Tensor | None = None
         self.backbone: Any = None
+        self.aux_loss: Tensor | None = None
+
+    def taken(self, rows: Tensor, head: Head | None) -> Taken:
+        """Return what was seen with these rows."""
+        return Taken(rows, head, self.backbone, self.aux_loss)
 
 
 def take(model: Any, forward: Callable[..., Any], select: Select, *args: Any, **kwargs: Any) -> Taken:
@@ -92,14 +99,14 @@ def take(model: Any, forward: Callable[..., Any], select: Select, *args: Any, **
             _tell(model, known)
         if known.kind == "head":
             assert watched.states is not None
-            return Taken(select(watched.states), _head(model, known), watched.backbone)
+            return watched.taken(select(watched.states), _head(model, known))
     if known.kind == "head":
         watched, _ = _run(model, forward, lambda states: states[:1, :1].detach(), *args, **kwargs)
         assert watched.states is not None
-        return Taken(select(watched.states), _head(model, known), watched.backbone)
+        return watched.taken(select(watched.states), _head(model, known))
     rows = None if known.kind == "whole" else (lambda states: select(states)[None])
     watched, logits = _run(model, forward, rows, *args, **kwargs)
-    return Taken(select(logits) if rows is None else logits[0], None, watched.backbone)
+    return watched.taken(select(logits) if rows is None else logits[0], None)
 
 
 def head_of(model: Any) -> Head | None:
@@ -155,6 +162,7 @@ def _run(
         out = forward(*args, **kwargs)
     if watched.backbone is None:
         watched.backbone = out
+    watched.aux_loss = getattr(out, "aux_loss", None)
     return watched, out.logits
 
 

@@ -140,7 +140,11 @@ def _score(
     kwargs |= {"use_cache": False} | ({"output_hidden_states": True} if request.states else {})
     valid = labels[:, 1:] != IGNORED
     scored = valid if layout is None else layout.once(valid)
-    rows, head, out = take(model, stock, lambda states: _rows_of(states, scored, layout), *args, **kwargs)
+    rows, head, out, aux_loss = take(model, stock, lambda states: _rows_of(states, scored, layout), *args, **kwargs)
+    if kwargs.get("output_router_logits") and aux_loss is None:
+        raise ValueError(
+            f"{type(model).__name__} gives no load-balancing loss: set output_router_logits to False in its config"
+        )
     states = [_predicting(each, layout) for each in out.hidden_states[1:]] if request.states else None
     device = rows.device if head is None else head.weight.device
     rows, labels, valid, scored = (each.to(device) for each in (rows, labels[:, 1:], valid, scored))
@@ -149,13 +153,13 @@ def _score(
     with gathered(model):
         if request.function is not None:
             own = request.function(rows, head, labels[scored])
-            return Scored(found=own, aux_loss=_aux_loss(model, out, kwargs))
+            return Scored(found=own, aux_loss=aux_loss)
         found = _through_head(rows, head, labels[scored], request)
     placed = {name: value.new_zeros(valid.shape).masked_scatter(scored, value) for name, value in found.items()}
     if layout is not None:
         layout = layout.on(device)
         placed = {name: layout.twice(value, valid) for name, value in placed.items()}
-    return Scored(**placed, states=states, aux_loss=_aux_loss(model, out, kwargs))
+    return Scored(**placed, states=states, aux_loss=aux_loss)
 
 
 def _rows_of(states: Tensor, scored: Tensor, layout: Layout | None) -> Tensor:
@@ -181,16 +185,6 @@ def _through_head(rows: Tensor, head: Head | None, targets: Tensor, request: Req
             with torch.no_grad():
                 given = chunked_logps(rows, head, targets, also=request.also)._asdict() | given
     return {name: value for name, value in given.items() if value is not None}
-
-
-def _aux_loss(model: Any, out: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
-    if not kwargs.get("output_router_logits"):
-        return None
-    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func  # every family's is this one
-
-    config = model.config.get_text_config()
-    experts, chosen = config.num_experts, config.num_experts_per_tok
-    return load_balancing_loss_func(out.router_logits, experts, chosen, kwargs.get("attention_mask"))  # type: ignore[return-value]
 
 
 class NoReference(nn.Module):

@@ -761,6 +761,25 @@ def test_a_layout_that_a_model_cannot_have_is_refused(tmp_path, family, option, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
+def test_experts_are_balanced_as_by_stock_trl(root, tmp_path):
+    """By the loss that the model's own forward gives."""
+    tokenizer = testbed.tokenizer()
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    more = {"output_router_logits": True, "router_aux_loss_coef": 0.5, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MixtralConfig(vocab_size=len(tokenizer), **shape, **more))
+    model.save_pretrained(tmp_path / "experts")
+    tokenizer.save_pretrained(tmp_path / "experts")
+    made = []
+    for kind, trainer_class in ((DPOConfig, DPOTrainer), (PreferenceConfig, PreferenceTrainer)):
+        args = config(kind, tmp_path, **({"head_metrics": "all"} if kind is PreferenceConfig else {}))
+        made.append(trainer_class(str(tmp_path / "experts"), args=args, train_dataset=pairs()))
+        _moved(made[-1].model)
+    _assert_same(*made)
+    assert made[1]._metrics["train"]["aux_loss"][0] > 0
+
+
 def test_experts_are_not_balanced_over_prompts_that_count_once(tmp_path):
     shape = {
         "hidden_size": 8,
