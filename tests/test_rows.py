@@ -589,7 +589,7 @@ for path in sys.argv[2:]:
     model = AutoModelForCausalLM.from_pretrained(testbed.path("student"), dtype="float32")
     args = DPOConfig(output_dir=sys.argv[1], max_steps=1, per_device_train_batch_size=2, report_to=[], use_cpu=True,
                      save_strategy="no", disable_tqdm=True, gradient_checkpointing=False, bf16=False, logging_steps=1)
-    trainer = DPOTrainer(model, args=args, train_dataset=load_pairs(path), processing_class=tokenizer)
+    trainer = DPOTrainer(model, args=args, train_dataset=load_pairs(path, conversations=True), processing_class=tokenizer)
     trainer.train()
     losses[path] = [trainer.state.log_history[0]["loss"], trainer.train_dataset[0]["chosen_ids"]]
 print("LOSSES " + json.dumps(losses))
