@@ -83,6 +83,8 @@ def _complete(
     args: Namespace, config: dict[str, Any], data_dir: str | None, folder: Path, backend: str | None = None
 ) -> None:
     """Fill in contralto's defaults; `folder` lives until the run ends."""
+    import torch
+
     from contralto.eval import lm, vlm  # noqa: F401  importing registers the models
     from contralto.eval.data import TASKS, local_tasks
 
@@ -103,6 +105,8 @@ def _complete(
         raise ValueError(f"--backend {backend} has a model of its own: leave --model {args.model} out")
     if args.model == BACKENDS["vllm"]:
         import_module("contralto.eval.vllm")
+    if args.model in MODELS and not given("device"):  # lm-eval's own default is cuda:0, whatever the machine has
+        args.device = "cuda:0" if torch.cuda.is_available() else "cpu"
     own = own_name(given("model_args")) if args.model in MODELS else ""
     if own and "pretrained" not in parsed(given("model_args")):
         raise ValueError("which model? give --model_args pretrained=MODEL: a folder, a hub id, or testbed:NAME")

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import lm_eval
 import pytest
+import torch
+from lm_eval._cli.harness import HarnessCLI
 from lm_eval.api.model import hash_args
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import TaskIndex
@@ -193,6 +195,18 @@ def test_mistakes_are_one_sentence_and_status_2(argv, message, capsys):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("contralto eval: ")
     assert message in error
+
+
+@pytest.mark.parametrize("model", [[], ["--model", "contralto-vlm"], ["--model", "hf"]])
+def test_the_device_is_one_that_the_machine_has(model, monkeypatch):
+    """lm-eval's default is cuda:0 everywhere, which a machine without a GPU would reject."""
+    seen = []
+    monkeypatch.setattr(HarnessCLI, "execute", lambda self, args: seen.append(args.device))
+    argv = ["--tasks", "testbed_arithmetic", "--model_args", "pretrained=testbed:expert", *model]
+    assert evaluate(*argv) == 0
+    assert evaluate(*argv, "--device", "cpu") == 0
+    own = "cuda:0" if torch.cuda.is_available() else "cpu"
+    assert seen == [None if "hf" in model else own, "cpu"]
 
 
 @pytest.mark.slow
