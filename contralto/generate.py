@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 import psutil
 import torch
 from tqdm import tqdm
@@ -252,7 +253,25 @@ def _render(prompt: Prompt, models: Models, *, raw: bool) -> str:
 def _check_rendered(index: int, prompt: Prompt, models: Models, *, raw: bool) -> None:
     """Reject a prompt that the chat template does not take, before any prompt is decoded."""
     with during(f"prompt {index}, {text_of(prompt.content)[:60]!r}, does not fit the chat template"):
-        _render(prompt, models, raw=raw)
+        text = _render(prompt, models, raw=raw)
+    for name in {"tools", "documents"} & set(prompt.template):
+        if not _shows(name, prompt, text, models):
+            raise ValueError(
+                f"prompt {index}: the chat template of the model does not show its {name}: drop the column"
+            )
+    if not prompt.images and not models.tokenizer(text)["input_ids"]:
+        raise ValueError(
+            f"prompt {index} is empty, and the tokenizer of the model begins texts with nothing: give a prompt"
+        )
+
+
+def _shows(name: str, prompt: Prompt, text: str, models: Models) -> bool:
+    """Whether the text of a prompt is another one than without an argument of the chat template."""
+    rest = {key: value for key, value in prompt.template.items() if key != name}
+    try:
+        return _render(prompt._replace(template=rest), models, raw=False) != text
+    except jinja2.TemplateError:  # the template needs it
+        return True
 
 
 def _with_images(messages: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -272,6 +291,8 @@ def encode(prompts: Sequence[Prompt], models: Models, *, raw: bool) -> Any:
     texts = [_render(prompt, models, raw=raw) for prompt in prompts]
     reader = models.processor or models.tokenizer
     is_bare = raw or reader.chat_template is None
+    if is_bare:
+        texts = [_without_bos(text, models.tokenizer) for text in texts]
     how = {"return_tensors": "pt", "padding": True}
     if models.processor is None:
         how |= {"add_special_tokens": is_bare, "return_token_type_ids": False}
@@ -280,6 +301,12 @@ def encode(prompts: Sequence[Prompt], models: Models, *, raw: bool) -> Any:
     how["add_special_tokens"] = is_bare or not texts[0].startswith(models.tokenizer.bos_token or texts[0])
     images = [list(prompt.images) for prompt in prompts] if prompts[0].images else None
     return reader(text=texts, images=images, **how).to(input_device(models.main), dtype=models.main.dtype)
+
+
+def _without_bos(text: str, tokenizer: Any) -> str:
+    """A text without the BOS that it spells out, where the tokenizer adds one: a text begins once."""
+    adds = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(tokenizer.bos_token) if adds else text
 
 
 def open_images(prompt: Prompt) -> Prompt:

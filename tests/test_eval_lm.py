@@ -492,7 +492,7 @@ WRONG = {
     "layers": ({"method": "dola", "layers": "upper"}, "layers must be low, high or numbers"),
     "form": ({**CD, "form": "lee"}, "has no form lee|no form='lee'"),
     "noise step": ({"method": "vcd", "noise_step": 1000}, "step must"),
-    "temperature": ({"temperature": -1}, "temperature must be at least 0"),
+    "temperature": ({"temperature": -1}, "temperature must be a finite number of at least 0"),
     "temperature as text": ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
     "top_p": ({"temperature": 1, "top_p": 0}, r"top_p must lie in \(0, 1\]"),
     "top_p of nothing": ({"top_p": 0.9}, "top_k, top_p and min_p are of sampling"),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from contralto import testbed
-from contralto.generate import Models, _render
+from contralto.generate import Models, _check_rendered, _render, encode
 from contralto.messages import contrasted, text_of
 from contralto.prompts_file import Prompt, prompt_of, read_prompts
 
@@ -140,6 +140,23 @@ def test_a_begun_answer_goes_on_in_both_branches():
     texts = [_render(Prompt(each), models, raw=False) for each in (chat, other)]
     assert all(text.endswith("Because") for text in texts)
     assert texts[1] == texts[0].replace("Why?", "Not. Why?")
+
+
+def test_a_bos_that_is_spelled_out_stands_once():
+    tokenizer = testbed.tokenizer()
+    models = Models(testbed.load("amateur"), (), tokenizer)
+    bos = tokenizer.bos_token
+    ids = encode([Prompt("Ben went"), Prompt(f"{bos}Ben went")], models, raw=True)["input_ids"]
+    assert ids[0].tolist() == ids[1].tolist()
+    assert ids[0].tolist().count(tokenizer.bos_token_id) == 1
+
+
+def test_tools_that_the_template_does_not_show_are_rejected():
+    models = Models(None, (), testbed.tokenizer())
+    with pytest.raises(ValueError, match="prompt 3: the chat template of the model does not show its tools"):
+        _check_rendered(3, Prompt("Why?", template={"tools": [{"name": "f"}]}), models, raw=False)
+    models.tokenizer.chat_template = "{{ tools[0].name }}{{ messages[0].content }}"
+    _check_rendered(3, Prompt("Why?", template={"tools": [{"name": "f"}]}), models, raw=False)
 
 
 def test_images_keep_their_places_before_a_contrast_prompt():
