@@ -1,6 +1,6 @@
 """Every method, in every form, changes greedy texts at its defaults: one that does not is no default.
 
-Seen to go red with: contrastive input decoding at `lam` 1; an amateur that is the expert; DoLa's candidates the last layer.
+Seen to go red with: contrastive input decoding at `lam` 1.
 """
 
 import functools

@@ -1,8 +1,7 @@
 """Early layers go to their logits by the model's own way, whatever that is; models that have no such way are refused.
 
-Seen to go red with: the final norm left out; earlier layers put before the last one; the scale of the logits left to the
-last layer alone; Mamba's states counted from the embeddings; the embeddings among the layers "low"; the test of the
-measured head left out.
+Seen to go red with: earlier layers put before the last one; Mamba's states counted from the embeddings; the embeddings
+among the layers "low"; the test of the measured head left out.
 """
 
 import threading

@@ -11,6 +11,7 @@ by k tokens per step, candidates not dropped before another token, encoder input
 use of a model. The breaks in this file are applied in every run.
 """
 
+import copy
 import functools
 import math
 import runpy
@@ -342,10 +343,13 @@ def test_a_text_goes_on_from_the_returned_cache(family, path):
     said = output.sequences[:, inputs["input_ids"].shape[1] :]
     assert said.shape[1] > 3
     assert (said[0, 3:] == zoo.PAD).all()
-    longer = torch.cat([output.sequences, torch.tensor([[8, 21], [9, 5], [30, 7]])], dim=1)
-    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, said.shape[1] + 2), value=1)
-    again = {"input_ids": longer, "attention_mask": mask, "do_sample": False, "max_new_tokens": 6, "eos_token_id": None}
-    assert torch.equal(model.generate(**again, past_key_values=output.past_key_values), model.generate(**again))
+    for more in (torch.empty(3, 0, dtype=torch.long), torch.tensor([[8, 21], [9, 5], [30, 7]])):
+        longer = torch.cat([output.sequences, more], dim=1)
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, said.shape[1] + more.shape[1]), value=1)
+        again = {"input_ids": longer, "attention_mask": mask, "do_sample": False, "max_new_tokens": 6}
+        again["eos_token_id"] = None
+        cache = copy.deepcopy(output.past_key_values)
+        assert torch.equal(model.generate(**again, past_key_values=cache), model.generate(**again))
 
 
 def test_a_returned_cache_is_the_one_of_greedy_search():
