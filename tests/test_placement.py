@@ -30,7 +30,7 @@ from contralto.eval.openended import coherence
 PROMPTS = ["Ben went out to the", "Mia saw a fox. She gave it to"]
 
 
-@pytest.fixture(scope="module", params=["memory", "disk"])
+@pytest.fixture(scope="module", params=["memory", pytest.param("disk", marks=pytest.mark.slow)])
 def offloaded(request, tmp_path_factory):
     """The testbed's expert and amateur without a weight in place."""
     models = [copy.deepcopy(testbed.load(name)) for name in ("expert", "amateur")]
