@@ -580,7 +580,15 @@ def _argv(recipe, file, out, *more, adapter=LORA):
 
 @pytest.mark.slow
 def test_the_command_distils(file, tmp_path):
-    more = ["--learning_rate", "0.0003", "--logging_steps", "1", "--per_device_train_batch_size", "24"]
+    more = [
+        "--conversations",
+        "--learning_rate",
+        "0.0003",
+        "--logging_steps",
+        "1",
+        "--per_device_train_batch_size",
+        "24",
+    ]
     train.run(
         _argv("distill", file, tmp_path / "out", *more, "--num_train_epochs", "12", "--beta_max", "0.8", adapter=[])
     )
