@@ -248,7 +248,7 @@ def detectable_by_error(
 
     Examples:
         >>> round(detectable_by_error(0.01, units=100_000, apart=50_000), 4)
-        0.028
+        0.0281
         >>> detectable_by_error(0.01, units=5, apart=2) is None
         True
     """
