@@ -32,7 +32,7 @@ from contralto.decoding.sampling import row_seed
 from contralto.decoding.vocabulary import check_same_tokenizer
 from contralto.errors import during, require
 from contralto.files import decode, lines_of
-from contralto.messages import begins_answer, contrasted, fill, flattened, text_of
+from contralto.messages import begins_answer, contrasted, fill, flattened, text_of, with_images
 from contralto.names import check_weights, from_pretrained, locate, with_adapter
 from contralto.options import SAMPLED, check_device, check_dtype, check_sampling
 from contralto.prompts_file import Prompt, read_prompts
@@ -243,7 +243,8 @@ def _render(prompt: Prompt, models: Models, *, raw: bool) -> str:
         marked = not prompt.images or reader.image_token in content
         return content if marked else reader.image_token * len(prompt.images) + content
     messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
-    messages = flattened(messages) if models.processor is None else _with_images(messages, len(prompt.images))
+    messages = with_images(messages, len(prompt.images))
+    messages = flattened(messages) if models.processor is None else _in_parts(messages)
     goes_on = begins_answer(messages)
     how = {"tokenize": False, "add_generation_prompt": not goes_on, "continue_final_message": goes_on}
     text: str = reader.apply_chat_template(messages, **prompt.template, **how)
@@ -274,15 +275,12 @@ def _shows(name: str, prompt: Prompt, text: str, models: Models) -> bool:
         return True
 
 
-def _with_images(messages: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Messages in parts, as processors want them; images that they do not place stand at their beginning."""
+def _in_parts(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write every content as parts, as processors want them."""
     said = [
         m["content"] if isinstance(m["content"], list) else [{"type": "text", "text": m["content"] or ""}]
         for m in messages
     ]
-    first = next((i for i, message in enumerate(messages) if message["role"] == "user"), -1)
-    if not any(part["type"] == "image" for parts in said for part in parts):
-        said[first] = [{"type": "image"}] * count + said[first]
     return [{**message, "content": parts} for message, parts in zip(messages, said, strict=True)]
 
 

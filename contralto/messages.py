@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["Content", "begins_answer", "check_messages", "contrasted", "fill", "flattened", "text_of"]
+__all__ = ["Content", "begins_answer", "check_messages", "contrasted", "fill", "flattened", "text_of", "with_images"]
 
 Content = str | list[dict[str, Any]]
 """A text, or the messages of a conversation."""
@@ -96,6 +96,48 @@ def flattened(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         messages: a conversation without images.
     """
     return [{**m, "content": _text(m["content"])} if isinstance(m.get("content"), list) else {**m} for m in messages]
+
+
+def with_images(messages: Sequence[Mapping[str, Any]], count: int, *, own: bool = False) -> list[dict[str, Any]]:
+    """Return a conversation in which every image has its place, a part `{"type": "image"}`.
+
+    Images that the messages do not place stand before the text of the user's first turn.
+
+    Args:
+        messages: the conversation.
+        count: the number of its images.
+        own: leave parts of type `image_url`, which hold their image, to the reader of the messages.
+
+    Raises:
+        ValueError: there are places in the messages, but not as many as images; without `own`, a part of type `image_url`.
+
+    Examples:
+        >>> with_images([{"role": "user", "content": "Why?"}], 1)
+        [{'role': 'user', 'content': [{'type': 'image'}, {'type': 'text', 'text': 'Why?'}]}]
+        >>> with_images([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Why?"}]}], 2)
+        Traceback (most recent call last):
+            ...
+        ValueError: 2 images for 1 places in the messages: give each image a part of type image, or leave all of these parts out
+    """
+    placed = [dict(message) for message in messages]
+    contents = [message.get("content") for message in placed]
+    kinds = [part.get("type") for parts in contents if isinstance(parts, list) for part in parts]
+    if "image_url" in kinds and not own:
+        raise ValueError(
+            "a part of type image_url is not read here: give its image in images, and a part of type image"
+        )
+    places = kinds.count("image")
+    if places and places != count:
+        raise ValueError(
+            f"{count} images for {places} places in the messages: give each image a part of type image, or leave all of these "
+            "parts out"
+        )
+    if count and not places:
+        first = next((message for message in placed if message["role"] == "user"), placed[-1])
+        said = first["content"]
+        parts = said if isinstance(said, list) else [{"type": "text", "text": said or ""}]
+        first["content"] = [{"type": "image"}] * count + parts
+    return placed
 
 
 def begins_answer(content: Content) -> bool:

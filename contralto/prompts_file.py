@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from contralto.errors import during
 from contralto.files import read_json_lines, read_lines, read_text
-from contralto.messages import MEDIA, Content, check_messages
+from contralto.messages import MEDIA, Content, check_messages, with_images
 from contralto.texts import has_lone_surrogate
 
 __all__ = ["Prompt", "prompt_of", "read_prompts"]
@@ -254,7 +255,5 @@ def _check_places(content: Content, images: Sequence[Image], where: str) -> None
     """Every mark in the messages has its image, and the other way round."""
     if isinstance(content, str):
         return
-    parts = [part for message in content if isinstance(message.get("content"), list) for part in message["content"]]
-    marks = sum(part["type"] == "image" for part in parts)
-    if marks and marks != len(images):
-        raise ValueError(f"{where}: {len(images)} images for {marks} places in the messages")
+    with during(where):
+        with_images(content, len(images))

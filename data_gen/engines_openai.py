@@ -20,19 +20,22 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from contralto.data_gen.engines import Outcome
+from contralto.data_gen.image_files import check_image
 from contralto.data_gen.limiter import Flow, Limiter
 from contralto.data_gen.ranges import check_number
 from contralto.data_gen.replies import error_message, read_answer
 from contralto.data_gen.requests import Answer, Failure, Request
+from contralto.messages import with_images
 from contralto.texts import Secrets, secret_name, short
 from contralto.web import address_of, decoded, read_body, retry_after
 
-__all__ = ["Limiter", "OpenAIEngine", "batch_line", "read_batch_line", "token_guess"]
+__all__ = ["Limiter", "OpenAIEngine", "batch_line", "chat_messages", "raw_prompt", "read_batch_line", "token_guess"]
 
 AGAIN = {408, 409, 425, 429}
 FATAL = {401, 403, 404}
@@ -134,9 +137,9 @@ class OpenAIEngine:
         sampling = request.sampling
         said: dict[str, Any] = {"model": self._model, self._field: sampling.max_new_tokens}
         if request.messages is None:
-            said["prompt"] = request.prompt
+            said["prompt"] = raw_prompt(request)
         else:
-            said["messages"] = _with_images(request)
+            said["messages"] = chat_messages(request)
         said |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
         said |= {"seed": request.seed % 2**31}  # some servers keep 32 bits
         said |= {"top_k": sampling.top_k} if sampling.top_k else {}
@@ -353,32 +356,50 @@ def _most_bytes(request: Request) -> int:
     return 2**20 + 2**10 * request.sampling.max_new_tokens
 
 
-def _with_images(request: Request) -> list[dict[str, Any]]:
-    """Messages whose image parts hold the images."""
-    messages = [dict(message) for message in request.messages or ()]
-    if not request.images:
-        return messages
-    places = [p for m in messages if isinstance(m["content"], list) for p in m["content"] if p["type"] == "image"]
-    if not places:
-        first = next(message for message in messages if message["role"] == "user")
-        said = first["content"]
-        parts = [{"type": "text", "text": said}] if isinstance(said, str) else said
-        first["content"] = [{"type": "image"} for _ in request.images] + parts
+def chat_messages(request: Request) -> list[dict[str, Any]]:
+    """Return the messages of a request in the form of the OpenAI protocol, each image in its place as a `data:` address.
+
+    Args:
+        request: a conversation.
+
+    Raises:
+        ValueError: the messages have places for images, but not as many as the request has images.
+    """
     shown = iter(request.images)
+    messages = with_images(request.messages or (), len(request.images), own=True)
     for message in messages:
-        if isinstance(message["content"], list):
-            message["content"] = [_image_part(next(shown)) if p["type"] == "image" else p for p in message["content"]]
+        if isinstance(message.get("content"), list):
+            message["content"] = [
+                _image_part(next(shown)) if part.get("type") == "image" else part for part in message["content"]
+            ]
     return messages
 
 
+def raw_prompt(request: Request) -> str:
+    """Return the text that a request continues without a chat template.
+
+    Args:
+        request: a raw prompt.
+
+    Raises:
+        ValueError: it comes with images, for which a text has no place.
+    """
+    if request.images:
+        raise ValueError("a prompt without chat template cannot be sent with images: ask with messages")
+    return request.prompt or ""
+
+
 def _image_part(image: Any) -> dict[str, Any]:
-    if isinstance(image, str | Path):
-        kind, data = Path(image).suffix.lstrip(".").lower().replace("jpg", "jpeg") or "png", Path(image).read_bytes()
+    """A file as it is, a Pillow image in RGB as local models see it."""
+    if isinstance(image, str | PathLike):
+        kind, data = check_image(Path(image)), Path(image).read_bytes()
     else:
+        from contralto.decoding.pictures import open_image  # which loads torch
+
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        kind, data = "png", buffer.getvalue()
-    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"}}
+        open_image(image).save(buffer, "PNG")
+        kind, data = "image/png", buffer.getvalue()
+    return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{base64.b64encode(data).decode()}"}}
 
 
 def token_guess(request: Request) -> int:

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from contralto.data_gen.engines import Outcome, weights_digest
-from contralto.data_gen.engines_openai import _with_images
+from contralto.data_gen.engines_openai import chat_messages, raw_prompt
 from contralto.data_gen.ranges import check_number
 from contralto.data_gen.requests import Answer, Failure, Request, Sampling
 from contralto.names import locate, trusts_remote_code
@@ -114,8 +114,8 @@ class VLLMEngine:
 
             how["lora_request"] = LoRARequest(self._adapter, 1, self._adapter)
         if requests[0].prompt is not None:
-            return self._llm.generate([request.prompt for request in requests], **how)
-        return self._llm.chat([_with_images(request) for request in requests], **how)
+            return self._llm.generate([raw_prompt(request) for request in requests], **how)
+        return self._llm.chat([chat_messages(request) for request in requests], **how)
 
     @cached_property
     def _llm(self) -> Any:

@@ -89,8 +89,8 @@ def _opened(content: bytes, where: str) -> Any:
         return image
 
 
-def check_image(path: Path, where: str = "") -> None:
-    """Read the header of a file, and raise unless it is an image.
+def check_image(path: Path, where: str = "") -> str:
+    """Return the media type of an image file, such as `image/png`, which its header tells and not its name.
 
     Args:
         path: the file.
@@ -102,8 +102,11 @@ def check_image(path: Path, where: str = "") -> None:
     where = f"{where}: {path}" if where else str(path)
     if not path.is_file():  # also keeps from waiting for a pipe
         raise ValueError(f"{where}: there is no such file")
-    with _pillow(where) as read:
-        read(path).close()
+    with _pillow(where) as read, read(path) as image:
+        from PIL import Image
+
+        kind = "JPEG" if image.format == "MPO" else image.format  # a JPEG that ends with previews
+        return str(Image.MIME[kind])
 
 
 @contextmanager

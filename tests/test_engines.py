@@ -7,6 +7,8 @@ no pause after Retry-After; limits over half the window; token guesses that are 
 key in a failure's reason; a template or images left out of the key.
 """
 
+import base64
+import io
 import itertools
 import json
 import threading
@@ -343,6 +345,76 @@ def test_images_are_sent_as_data(tmp_path):
     assert first[0]["image_url"]["url"].startswith("data:image/png;base64,")
     assert first[1]["image_url"]["url"].startswith("data:image/jpeg;base64,")
     assert [part["type"] for part in placed] == ["text", "image_url", "text"]
+
+
+def sent(content, **how):
+    """The messages that an endpoint is sent."""
+    engine = OpenAIEngine(model="m", base_url="http://localhost/v1", key_env=None)
+    [asked] = requests_for(engine, [""], **{"messages": [{"role": "user", "content": content}], **how})
+    return engine.body(asked)["messages"]
+
+
+MARK, WORD = {"type": "image"}, {"type": "text", "text": "?"}
+
+
+@pytest.mark.parametrize(("parts", "count"), [([MARK, WORD], 2), ([MARK, MARK, WORD, MARK], 2), ([MARK, WORD], 0)])
+def test_every_image_has_its_place_or_none_has(expert, parts, count):
+    images = [Image.new("RGB", (4, 4), "red")] * count
+    with pytest.raises(ValueError, match=rf"{count} images for {parts.count(MARK)} places in the messages"):
+        sent(parts, images=images)
+    messages = [{"role": "user", "content": parts}]
+    if not images:
+        with pytest.raises(ValueError, match="0 images for 1 places in the messages"):
+            answers(expert, requests_for(expert, [""], messages=messages))
+
+
+def test_an_image_that_the_local_models_would_not_see(expert):
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    assert sent([WORD, part])[0]["content"] == [WORD, part]
+    with pytest.raises(ValueError, match="of type image_url is not read here"):
+        answers(expert, requests_for(expert, [""], messages=[{"role": "user", "content": [WORD, part]}]))
+
+
+def test_raw_prompts_have_no_place_for_images():
+    engine = OpenAIEngine(model="m", base_url="http://localhost/v1", key_env=None)
+    [asked] = requests_for(engine, [""], prompt="2 +", messages=None, images=[Image.new("RGB", (4, 4))])
+    with pytest.raises(ValueError, match="cannot be sent with images: ask with messages"):
+        engine.body(asked)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("PNG", "a.jpg"), ("JPEG", "a.png"), ("WEBP", "a"), ("GIF", "a.tar.gz"), ("BMP", "a.JPG")]
+)
+def test_the_type_of_an_image_is_that_of_its_content(tmp_path, kind, name):
+    Image.new("RGB", (4, 4), "red").save(tmp_path / name, kind)
+    [part, _] = sent("what?", images=[tmp_path / name])[0]["content"]
+    assert part["image_url"]["url"].startswith(f"data:image/{kind.lower()};base64,")
+
+
+def test_the_photograph_of_a_camera_that_adds_a_preview_is_a_jpeg(tmp_path):
+    picture = Image.effect_noise((8, 8), 50)
+    picture.save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=[picture.resize((4, 4))])
+    with Image.open(tmp_path / "photo.jpg") as photo:
+        assert photo.format == "MPO"
+    [part, _] = sent("what?", images=[str(tmp_path / "photo.jpg")])[0]["content"]
+    assert part["image_url"]["url"].startswith("data:image/jpeg;base64,")
+
+
+def test_images_of_rows_are_sent_as_local_models_see_them():
+    """Upright, and in RGB: a camera's orientation and the colours of print are lost in PNG."""
+    turned, file = Image.new("RGB", (4, 2), "red"), io.BytesIO()
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera was turned
+    turned.save(file, "JPEG", exif=exif)
+    for image, size in [
+        (Image.open(file), (2, 4)),
+        (Image.new("CMYK", (4, 2)), (4, 2)),
+        (Image.new("LA", (1, 1)), (1, 1)),
+    ]:
+        [part, _] = sent("what?", images=[image])[0]["content"]
+        data = base64.b64decode(part["image_url"]["url"].partition(",")[2])
+        seen = Image.open(io.BytesIO(data))
+        assert (seen.size, seen.mode) == (size, "RGB")
 
 
 def test_an_engine_takes_requests_as_they_come():
