@@ -3,7 +3,7 @@
 A logits processor is given nothing but `input_ids` at every step. So a branch finds out by itself what they mean: rows
 that go on from the last call (feed the new tokens), rows that a beam search reordered (gather the cache first), rows that
 share a beginning with the last call (crop the cache), or another text (start afresh). Every decision compares the tokens
-themselves, so a cache is never silently stale.
+themselves, and another text also compares the state of the model (its weights and adapters), so a cache is never silently stale.
 
 This module and `prompts` are the ones of the decoding part that lean on private methods of transformers. Read from 5.23.0:
 `_update_model_kwargs_for_generation`, `_supports_logits_to_keep`. With them a branch prepares a forward just as `generate()`
@@ -242,6 +242,7 @@ class ModelBranch(Reader):
         self._prompt_ids: Tensor | None = None
         self._encoder_inputs = encoder_inputs
         self._encoder_outputs: Any = None
+        self._state: list[Any] = []
 
     def begin(self, ids: Tensor, mask: Tensor, fills: Sequence[int] = ()) -> None:
         """Take the mask of the prompts that come next, where it is known, until `end`.
@@ -295,6 +296,8 @@ class ModelBranch(Reader):
             `(B, V)` in the model's dtype, on the model's device. They may be a view; do not change them in place.
         """
         ids = input_ids.to(input_device(self._model) if self._seen is None else self._seen.device, copy=True)
+        if self._seen is None or ids.shape[1] != self._seen.shape[1] + 1:
+            self._forget_if_changed()
         found = self._find(ids)
         if found is None or not self._rewind(ids, found):
             return self._start(ids)[:, -1]
@@ -312,6 +315,7 @@ class ModelBranch(Reader):
         Returns:
             `(B, count, V)`.
         """
+        self._forget_if_changed()
         ids = input_ids.to(input_device(self._model))
         mask = None if attention_mask is None else attention_mask.to(ids)
         logits = self._start(ids, scored=count, mask=mask)[:, -count - 1 : -1]
@@ -320,6 +324,7 @@ class ModelBranch(Reader):
 
     def prompts(self, ids: Tensor) -> Prompts:
         """The prompts `ids` as this branch reads them, ready for a first forward beside other rows."""
+        self._forget_if_changed()
         ids = ids.to(input_device(self._model))
         if self._encoder_inputs is not None:
             return Prompts(ids, self._encode(self._encoder_inputs, rows=len(ids)))
@@ -330,6 +335,12 @@ class ModelBranch(Reader):
         if self._vision_inputs:
             return self._see(ids, self._vision_inputs, mask)
         return prepare_images(self._model, ids[:, hidden:], {"attention_mask": mask[:, hidden:]}, len(ids))
+
+    def _forget_if_changed(self) -> None:
+        """Forget what was computed with other weights or adapters than the model has now."""
+        if (state := _state(self._model)) != self._state:
+            self.reset()
+            self._encoder_outputs, self._state = None, state
 
     def _find(self, ids: Tensor) -> _Continuation | None:
         """Compare with the last call. A row's last token is always fed again, for its logits."""
@@ -684,6 +695,16 @@ def _unwrap(model: Any) -> tuple[Any, Callable[[], AbstractContextManager[Any]]]
     if not (hasattr(model, "can_generate") and model.can_generate()):
         raise TypeError(f"a branch needs a transformers model that can generate, not {type(model).__name__}")
     return model, context
+
+
+def _state(model: Any) -> list[Any]:
+    """Return what changes when a model is trained, loaded anew, or given other adapters.
+
+    PyTorch counts the changes of a tensor in place, other than through `.data`; PEFT's layers name the adapters that act.
+    """
+    versions = [0 if p.is_inference() else p._version for p in model.parameters()]
+    layers = (module for module in model.modules() if hasattr(module, "merged_adapters"))
+    return [versions, [(list(layer.active_adapters), list(layer.merged_adapters)) for layer in layers]]
 
 
 def _crop(cache: Any, dropped: int, new: int) -> bool:
