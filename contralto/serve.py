@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from itertools import pairwise
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from contralto.decoding.vllm.middleware import ENVIRONMENT
 from contralto.decoding.vllm.waiting import MIB, Limits
 from contralto.names import from_pretrained, locate, remote_code
 
-__all__ = ["run"]
+__all__ = ["prepare", "run", "warning"]
 
 SERVER = "vllm.entrypoints.openai.api_server"
 MIDDLEWARE = "contralto.decoding.vllm.middleware.PairMiddleware"
@@ -49,7 +49,7 @@ SHORT = {"data-parallel-size": ("-dp",), "api-server-count": ("-asc",), "specula
 
 
 def run(argv: Sequence[str]) -> None:
-    """Check the flags, and become vLLM's server.
+    """Check the flags, warn of an open server, and become vLLM's server.
 
     Raises:
         ValueError: flags that part the branches of a text.
@@ -58,6 +58,8 @@ def run(argv: Sequence[str]) -> None:
     command, settings = prepare(argv)
     if find_spec("vllm") is None:
         raise ImportError("contralto serve runs vLLM's server: pip install vllm")
+    if said := warning(argv):
+        print(f"contralto serve: {said}", file=sys.stderr, flush=True)
     os.environ[ENVIRONMENT] = json.dumps(settings)
     os.execv(command[0], command)
 
@@ -106,24 +108,62 @@ def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return command, {"marker": marker, **limits, "held": max(Limits.held, limits["body"])}
 
 
+# -------------------------------------------------------------------------------------------------------- where it listens
+
+
 def _address(rest: Sequence[str]) -> list[str]:
     """Return the flags that keep the server to this machine, unless others say where it listens."""
-    return [] if any(_names(word, "host", "uds") for word in rest) or _config_names(rest) else ["--host", "127.0.0.1"]
+    return [] if {"host", "uds"} & _listening(rest).keys() else ["--host", "127.0.0.1"]
 
 
-def _names(word: str, *flags: str) -> bool:
-    return word.partition("=")[0] in {f"--{flag}" for flag in flags}
+def _listening(rest: Sequence[str]) -> dict[str, Any]:
+    """Return what flags, and the YAML file of vLLM's `--config`, say of where and for whom the server listens."""
+    parser = argparse.ArgumentParser(prog="contralto serve", add_help=False)  # vLLM's takes abbreviations, too
+    for name in ("host", "uds", "config"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--api-key", nargs="*")
+    flags = {name.replace("_", "-"): v for name, v in vars(parser.parse_known_args(rest)[0]).items() if v is not None}
+    said = {}
+    if "config" in flags:
+        import yaml
+
+        said = yaml.safe_load(Path(flags["config"]).read_text(encoding="utf-8"))
+    return {**({_dashed(f"--{name}")[2:]: v for name, v in said.items()} if isinstance(said, dict) else {}), **flags}
 
 
-def _config_names(rest: Sequence[str]) -> bool:
-    """Return whether the YAML file of vLLM's `--config` says where the server listens."""
-    for word, following in pairwise([*rest, ""]):
-        if _names(word, "config"):
-            import yaml
+def warning(argv: Sequence[str]) -> str:
+    """Return what to say of a server that anyone may use: one that listens to other machines, and has no API key.
 
-            said = yaml.safe_load(Path(word.partition("=")[2] or following).read_text(encoding="utf-8"))
-            return isinstance(said, dict) and bool({"host", "uds"} & said.keys())
-    return False
+    Args:
+        argv: the flags of `contralto serve`.
+
+    Returns:
+        A sentence; an empty text for all other servers.
+
+    Examples:
+        >>> warning(["testbed:expert", "--host", "0.0.0.0"])
+        'no API key is set, and 0.0.0.0 is open to other machines, all of which may use the model: give --api-key KEY, or leave --host out'
+        >>> warning(["testbed:expert", "--host", "0.0.0.0", "--api-key", "sk-1"]), warning(["testbed:expert"])
+        ('', '')
+    """
+    said = _listening([_dashed(word) for word in argv])
+    keys = said.get("api-key") or [os.environ.get("VLLM_API_KEY")]
+    if any([keys] if isinstance(keys, str) else keys) or said.get("uds") or _is_local(said.get("host", "localhost")):
+        return ""
+    return (
+        f"no API key is set, and {said['host'] or 'an empty --host'} is open to other machines, all of which may use the model: "
+        "give --api-key KEY, or leave --host out"
+    )
+
+
+def _is_local(host: Any) -> bool:
+    try:
+        return ip_address(str(host)).is_loopback
+    except ValueError:  # a name; an empty one stands for all addresses
+        return str(host) == "localhost"
+
+
+# ------------------------------------------------------------------------------------------------------------------ flags
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,14 +5,18 @@ out; top-k left out; top-p before top-k; a marker counted as certain; an end tha
 """
 
 import json
+import os
+import re
 
 import pytest
 import torch
 
+from contralto import serve
 from contralto.decoding import SeededSampling, methods
 from contralto.decoding.vllm import settings
 from contralto.decoding.vllm.choice import adapters_of, lora_options
 from contralto.decoding.vllm.engine import engine_options
+from contralto.decoding.vllm.middleware import ENVIRONMENT
 from contralto.decoding.vllm.pairs import Branch, Progress, RefusedError
 from contralto.decoding.vllm.settings import Row, Sampling, Warp, check_group, draw, seeds_of
 from contralto.serve import prepare
@@ -220,6 +224,49 @@ def test_the_servers_flags():
     ):
         with pytest.raises(ValueError, match=message):
             prepare(["testbed:expert", *flags])
+
+
+OPEN = r"contralto serve: no API key is set, and \S.* is open to other machines, .*: give --api-key KEY, or leave --host out\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "is_open"),
+    [
+        ("--host 0.0.0.0", None, True),
+        ("--host=::", None, True),
+        ("--host 127.0.0.1 --host 192.168.1.5", None, True),
+        ("--ho 0.0.0.0", None, True),
+        ("--host=", None, True),
+        ("--host 0.0.0.0 --api_key=", "sk-1", True),
+        ("--config open.yaml", None, True),
+        ("--host 0.0.0.0 --config key.yaml", None, False),
+        ("--host 0.0.0.0 --api-key sk-1 sk-2 --port 8001", None, False),
+        ("--host 0.0.0.0", "sk-1", False),
+        ("--host ::1", None, False),
+        ("--host 0.0.0.0 --uds /tmp/socket", None, False),
+        ("--config open.yaml --host localhost", None, False),
+        ("--port 8001", None, False),
+    ],
+)
+def test_a_server_that_anyone_may_use_says_so(flags, key, is_open, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "open.yaml").write_text("host: 0.0.0.0\nport: 8001\n")
+    (tmp_path / "key.yaml").write_text("api_key: sk-1\n")
+    monkeypatch.setattr(serve, "find_spec", lambda name: True)
+    monkeypatch.setenv("VLLM_API_KEY", key) if key else monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    started = []
+    monkeypatch.setattr(os, "execv", lambda path, command: started.append(command))
+    serve.run(["testbed:expert", "--marker", "0", *flags.split()])
+    assert bool(re.fullmatch(OPEN, capsys.readouterr().err)) == is_open
+    assert ("127.0.0.1" in started[0]) == (
+        flags
+        in (
+            "--port 8001",
+            "--host 127.0.0.1 --host 192.168.1.5",
+        )
+    )
+    monkeypatch.delenv(ENVIRONMENT)
 
 
 def test_adapters_of_branches(tmp_path):
