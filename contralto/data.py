@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contralto.files import lines_of
+from contralto.texts import printable
 
 if TYPE_CHECKING:
     from contralto.data_gen.recipes import Recipe
@@ -228,9 +229,8 @@ def _read_batch(path: Path, asked: dict[str, Any], store: "Store", engine: Any) 
     failed = sum(isinstance(each, Failure) for _, each in said)
     print(f"{path}: {_count(len(said) - failed, 'answer')}, {failed} failed, {strange} not asked for or known already")
     if unreadable:
-        print(
-            f"{_count(len(unreadable), 'line')} could not be read, the first of them {unreadable[0]}", file=sys.stderr
-        )
+        first = printable(unreadable[0])
+        print(f"{_count(len(unreadable), 'line')} could not be read, the first of them {first}", file=sys.stderr)
 
 
 def _batch_outcome(line: str, asked: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -263,7 +263,6 @@ def _status(job: Job, args: argparse.Namespace) -> None:
     from rich.text import Text
 
     from contralto.data_gen import pipeline
-    from contralto.data_gen.escaping import printable
 
     console = Console()
     with job.store(read_only=True) as store:
@@ -306,7 +305,6 @@ def _estimate(job: Job, args: argparse.Namespace) -> None:
     from rich.text import Text
 
     from contralto.data_gen import pipeline
-    from contralto.data_gen.escaping import printable
 
     pipeline.check(job.recipe, job.rows)
     has_store = (job.folder / "answers.sqlite").exists()
@@ -359,7 +357,6 @@ def show(console: Any, results: Iterable[Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from contralto.data_gen.escaping import printable
     from contralto.data_gen.requests import Pair
 
     for result in results:

@@ -19,6 +19,8 @@ from types import TracebackType
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from contralto.texts import printable
+
 __all__ = ["during", "guarded", "is_mistake", "require", "sentence"]
 
 OUTSIDE = (OSError, MemoryError, ImportError, SyntaxError, UnicodeError)
@@ -77,7 +79,8 @@ def guarded(
         if debug or not is_mistake(error):
             raise
         if not quiet:
-            print(f"contralto {command}: {sentence(error, extra or command)}", file=sys.stderr)
+            said = printable(sentence(error, extra or command))  # it may repeat an endpoint, a file or a template
+            print(f"contralto {command}: {said}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,4 +1,4 @@
-"""Strings of strangers, made fit to be stored and shown: no lone surrogates, no secrets, no endless lines."""
+"""Strings of strangers, made fit to be stored and shown: no lone surrogates, secrets, control sequences or endless lines."""
 
 import json
 import os
@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-__all__ = ["Secrets", "clean", "has_lone_surrogate", "secret_name", "short"]
+__all__ = ["Secrets", "clean", "has_lone_surrogate", "printable", "secret_name", "short"]
 
 _LONE = re.compile("[\ud800-\udfff]")
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that a terminal obeys, all but tab and line feed, and those that change the direction of writing."""
 SHORTEST_SECRET = 8
 """Shorter keys, such as EMPTY, are placeholders of local servers: they are hidden in errors, but not cut out of completions."""
 _SECRET_NAME = re.compile(
@@ -33,6 +35,19 @@ def clean(text: str) -> str:
         "'a\\\\ufffdb'"
     """
     return _LONE.sub("\ufffd", text)
+
+
+def printable(text: str) -> str:
+    r"""Replace control characters by what they are written as.
+
+    Args:
+        text: any text.
+
+    Example:
+        >>> print(printable("one\x1b[2Jtwo"))
+        one\x1b[2Jtwo
+    """
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def has_lone_surrogate(value: Any) -> bool:

@@ -1,15 +1,15 @@
-"""Texts of strangers made harmless where they are shown: in Markdown and in a terminal.
+"""Texts of strangers made harmless where they are shown in Markdown.
 
 Answers, error messages, and names of models and strategies may hold HTML, links, images that report who looks at them, bars that
-break a table, and control sequences that a terminal obeys.
+break a table, and control sequences.
 """
 
 import re
 
-__all__ = ["Markdown", "fenced", "inline", "printable", "quoted"]
+from contralto.texts import printable
 
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that a terminal obeys, all but tab and line feed, and those that change the direction of writing."""
+__all__ = ["Markdown", "fenced", "inline", "quoted"]
+
 MEANT = re.compile(r"[\\`*\[\]<>&|#~$]|:(?=//)|(?<=www)\.|(?<![^\W_])_|_(?![^\W_])")
 """Characters that mean something in a line of Markdown as the Hub renders it; underscores within words do not."""
 
@@ -18,19 +18,6 @@ class Markdown(str):
     """A text that is Markdown already: `inline` leaves it as it is."""
 
     __slots__ = ()
-
-
-def printable(text: str) -> str:
-    r"""Replace control characters by what they are written as.
-
-    Args:
-        text: any text.
-
-    Example:
-        >>> print(printable("one\x1b[2Jtwo"))
-        one\x1b[2Jtwo
-    """
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def inline(value: object) -> str:

@@ -1,7 +1,7 @@
 """Texts of strangers in what is written or shown: pages, the card of a data set, the terminal, prompt templates.
 
 A page or card of hostile texts has the tags of one of harmless texts, and shows them as they are. Seen to go red with: autoescape
-turned off; bars that are escaped without the backslash before them; a fence of three backticks; an unsandboxed template.
+turned off; bars that are escaped without the backslash before them; a fence of three backticks; an unsandboxed template; errors printed as they come.
 """
 
 import io
@@ -14,8 +14,9 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 from rich.console import Console
+from serving import Server
 
-from contralto import cli, data, demo, explain, page
+from contralto import cli, data, demo, errors, explain, page, texts
 from contralto.align.record import Point, Record
 from contralto.align.report import write_report
 from contralto.data_gen import card, escaping, templates
@@ -219,9 +220,58 @@ def test_the_terminal_gets_no_commands():
     results = [Result(row, CONTROLS, [], made=[pair, Rejected(CONTROLS)]), Result(row, CONTROLS, [], failed=CONTROLS)]
     out = io.StringIO()
     data.show(Console(file=out, force_terminal=False, width=400), results)
-    assert not escaping.CONTROL.search(out.getvalue())
+    assert not texts.CONTROL.search(out.getvalue())
     assert "\\x1b]0;owned\\x07" in out.getvalue()
     assert "[/bold] [link=http://example.org]" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError(CONTROLS), OSError(2, "gone", f"a{CONTROLS}.png"), RuntimeError(CONTROLS)]
+)
+def test_errors_give_the_terminal_no_commands(error, capsys):
+    def run():
+        with errors.during(CONTROLS):
+            raise error
+
+    assert errors.guarded("test", run) == 2
+    said = capsys.readouterr().err
+    assert not texts.CONTROL.search(said)
+    assert said.count("\\x1b]0;owned\\x07") == 2
+    assert said.count("\n") == 1
+
+
+def test_an_endpoint_that_refuses_gives_the_terminal_no_commands(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "one"}\n')
+    with Server(status=lambda body: (401, {"error": {"message": CONTROLS}})) as server:
+        role = {"engine": "openai", "base_url": server.url, "model": "m", "key_env": None}
+        made = {"rows": "rows.jsonl", "strategies": ["on_policy_judge"], "roles": {"target": role, "judge": role}}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**made, "output": "out"}))
+        assert cli.main(["data", "run", str(tmp_path / "recipe.yaml")]) != 0
+    out, err = capsys.readouterr()
+    assert "owned" in out + err
+    assert not texts.CONTROL.search(out + err.replace("\r", ""))  # a progress bar's own
+
+
+def test_a_batch_file_gives_the_terminal_no_commands(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "one"}\n')
+    role = {"engine": "openai", "base_url": "http://localhost:1/v1", "model": "m", "key_env": None}
+    strategy = {"use": "best_of_n", "scorer": "contralto.data_gen.testbed:score"}
+    made = {"rows": "rows.jsonl", "strategies": [strategy], "roles": {"target": role}, "output": "out"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made))
+    (tmp_path / "answers.jsonl").write_text(f'{CONTROLS}\n{{"custom_id": "k", "error": "e"}}\n')
+    argv = [
+        "data",
+        "batch",
+        str(tmp_path / "recipe.yaml"),
+        "--role",
+        "target",
+        "--read",
+        str(tmp_path / "answers.jsonl"),
+    ]
+    assert cli.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert "owned" in err
+    assert not texts.CONTROL.search(out + err)
 
 
 def test_status_shows_names_as_they_are(tmp_path, capsys, monkeypatch):
