@@ -93,6 +93,7 @@ def run(args: argparse.Namespace) -> None:
     generate.check_prompts([prompt], args)
     models = generate.load_models(args, sees=bool(prompt.images))
     batch = generate.setting([prompt], models, args, [args.seed])
+    generate.check_rooms(batch, args)
     method = methods.processor(args, batch)
     how = {"max_new_tokens": args.max_new_tokens, "do_sample": False}
     texts = [models.main.generate(**batch.inputs, **how, **by) for by in ({"custom_generate": method.loop()}, {})]

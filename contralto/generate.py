@@ -25,6 +25,7 @@ from transformers import (
 
 from contralto import output_file
 from contralto.decoding import AdaptersOff, SeededSampling, methods
+from contralto.decoding.context import rooms
 from contralto.decoding.images import noised, ritual_transform
 from contralto.decoding.pictures import open_image
 from contralto.decoding.placement import input_device
@@ -120,6 +121,8 @@ def _run(prompts: Sequence[Prompt], args: argparse.Namespace, output: output_fil
     models = load_models(args, sees=bool(prompts[0].images))
     for i, prompt in enumerate(prompts):
         _check_rendered(i, prompt, models, raw=args.raw)
+        if not prompt.images:  # images are read with their batch
+            check_rooms(setting([prompt], models, args, [args.seed]), args, first=i)
     print(methods.cost(args, models.main, models.others, executor=args.executor), file=sys.stderr)
     streaming = len(prompts) == 1 and not output and args.beams == 1
     size = 1 if args.method == "scd" and args.sample else args.batch_size  # its draws are of the whole batch
@@ -264,6 +267,14 @@ def _check_rendered(index: int, prompt: Prompt, models: Models, *, raw: bool) ->
         raise ValueError(
             f"prompt {index} is empty, and the tokenizer of the model begins texts with nothing: give a prompt"
         )
+
+
+def check_rooms(batch: methods.Setting, args: argparse.Namespace, *, first: int = 0) -> None:
+    """Reject prompts that leave too little of a model's context to the new tokens, before they are decoded."""
+    for i, branches in enumerate(rooms(batch, window=args.amateur_window), first):
+        with during(f"prompt {i}"):
+            for room in branches:
+                room.check(args.max_new_tokens, option="--max-new-tokens")
 
 
 def _shows(name: str, prompt: Prompt, text: str, models: Models) -> bool:
@@ -412,6 +423,7 @@ def _decode(
 ) -> Iterator[dict[str, Any]]:
     """The results of one batch: the text, and the text without contrast if asked for."""
     batch = setting(prompts, models, args, [args.seed + first + i for i in range(len(prompts))])
+    check_rooms(batch, args, first=first)
     search = {"max_new_tokens": args.max_new_tokens, "num_beams": args.beams, "do_sample": False}
     print_to = TextStreamer(models.tokenizer, skip_prompt=True, skip_special_tokens=True) if streaming else None
     how = methods.arguments(args, batch, executor=args.executor, beams=args.beams, streamer=print_to)

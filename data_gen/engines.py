@@ -235,20 +235,38 @@ class TransformersEngine:
         for batch in batches(requests, self._batch_size):
             if not all(request.known for request in batch):
                 with _ONE_AT_A_TIME:
-                    answers = self._decode(batch)
+                    answers = self._answers(batch)
                 yield [(r, a) for r, a in zip(batch, answers, strict=True) if not r.known]
 
-    def _decode(self, batch: Sequence[Request]) -> list[Answer]:
-        from contralto import generate
-        from contralto.decoding import SeededSampling, methods
-        from contralto.decoding.stopping import StopStrings
+    def _answers(self, batch: Sequence[Request]) -> list[Answer | Failure]:
+        """The answers of one batch, each as long as the contexts of the models let it be."""
+        from contralto.decoding.context import rooms
 
         sampling = batch[0].sampling
         self.check(sampling)
         models = _load(_Names.of(self._how, sees=bool(batch[0].images)))
         _use_adapter(models.main, self._adapter)
         setting = _setting(batch, models, self._how)
-        how: dict[str, Any] = {"max_new_tokens": sampling.max_new_tokens, "do_sample": False, "num_beams": 1}
+        found = rooms(setting, window=self._how.amateur_window)
+        limits = [min(sampling.max_new_tokens, *(room.left() for room in branches)) for branches in found]
+        if min(limits) < 1:
+            rest = [request for request, limit in zip(batch, limits, strict=True) if limit >= 1]
+            answered = iter(self._answers(rest) if rest else ())
+            return [next(answered) if n >= 1 else _too_long(row) for n, row in zip(limits, found, strict=True)]
+        answers = self._decode(batch, models, setting, int(min(limits)))
+        return [
+            # a longer prompt of the batch ended it too early
+            self._answers([request])[0] if _is_cut(answer, below=limit) and len(batch) > 1 else answer
+            for request, answer, limit in zip(batch, answers, limits, strict=True)
+        ]
+
+    def _decode(self, batch: Sequence[Request], models: Any, setting: Any, max_new_tokens: int) -> list[Answer]:
+        from contralto import generate
+        from contralto.decoding import SeededSampling, methods
+        from contralto.decoding.stopping import StopStrings
+
+        sampling = batch[0].sampling
+        how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
         how |= {"return_dict_in_generate": True, "output_logits": sampling.logprobs}
         if sampling.stop:
             start = generate.prompt_length(setting)
@@ -276,6 +294,20 @@ class TransformersEngine:
             )
             for i, row in enumerate(output.sequences)
         ]
+
+
+def _too_long(branches: Sequence[Any]) -> Failure:
+    """Say why no token fits after a prompt."""
+    room = min(branches, key=lambda room: room.left())
+    return Failure(
+        f"the {room.what} has {room.tokens:,} tokens, and {room.name} reads {room.context:,} with the answer: shorten it, or "
+        "take a model of a longer context"
+    )
+
+
+def _is_cut(answer: Answer, *, below: float) -> bool:
+    """Whether an answer was ended by its length, and has fewer tokens than it may have."""
+    return answer.finish_reason == "length" and (answer.completion_tokens or 0) < below
 
 
 _ONE_AT_A_TIME = threading.Lock()

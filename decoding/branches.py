@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.generation.utils import ALL_CACHE_NAMES
 
+from contralto.decoding.context import check_source, check_tokens, context_length
 from contralto.decoding.head import find_head, read_layers
 from contralto.decoding.padding import KnownTokens, check_mask, fit_mask, padding_of, source_padding
 from contralto.decoding.placement import input_device
@@ -113,6 +114,11 @@ class Reader:
         self._is_encoder_decoder = bool(self._model.config.is_encoder_decoder)
         self.compiled: Any = None
         """What to call for one more token in place of the model, if it was compiled."""
+        self.context: int | None = None
+        """How many tokens a row may have; None if there is no limit, or for a main model, which `generate()` warns about."""
+        self.unlimited = 0
+        """How many of the first rows are a main model's, and may have more."""
+        self._fills: tuple[int, ...] = ()
         self.reset()
 
     def reset(self) -> None:
@@ -156,6 +162,8 @@ class Reader:
 
     def _forward(self, ids: Tensor, *, new: int | None) -> Tensor:
         """Feed the last `new` tokens (None: all of them, for the first time) and keep the cache. Logits `(B, ..., V)`."""
+        if self.context is not None and ids.shape[1] - self._hidden > self.context:
+            check_tokens(self._name, self.context, self._lengths(ids, new)[self.unlimited :])
         inputs = self._model.prepare_inputs_for_generation(
             self._known(ids, new)[:, self._hidden :],
             next_sequence_length=new,
@@ -177,6 +185,20 @@ class Reader:
         )
         self._seen = ids
         return self._read(outputs)
+
+    def _lengths(self, ids: Tensor, new: int | None) -> Tensor:
+        """How many tokens of each row the model sees; none of rows that have ended."""
+        mask = self.kwargs.get("decoder_attention_mask" if self._is_encoder_decoder else "attention_mask")
+        mask = torch.ones_like(ids[:, self._hidden :]) if mask is None else mask
+        lengths = fit_mask(mask, ids.shape[1] - self._hidden).sum(-1)
+        if new is None:
+            return lengths
+        fills = torch.tensor(self._ended_with(), dtype=ids.dtype, device=ids.device)
+        return lengths.masked_fill(torch.isin(ids[:, -1], fills), 0)
+
+    def _ended_with(self) -> tuple[int, ...]:
+        """The tokens that a row which has ended may end with."""
+        return self._fills
 
     def _known(self, ids: Tensor, new: int | None) -> Tensor:
         """The rows in tokens that the model knows."""
@@ -206,7 +228,8 @@ class ModelBranch(Reader):
 
     Raises:
         TypeError: `model` cannot generate.
-        ValueError: `window` below 1, right padding, encoder or vision inputs missing or not wanted.
+        ValueError: `window` below 1, right padding, encoder or vision inputs missing or not wanted; when called, a row longer
+            than the model's context.
     """
 
     def __init__(
@@ -234,9 +257,9 @@ class ModelBranch(Reader):
             raise ValueError(f"{self._name} reads text alone here, so it cannot use {', '.join(vision_inputs)}")
         self._window = window
         self._tokens = KnownTokens.of(self._model)
+        self.context = context_length(self._model)
         self._vision_inputs = vision_inputs
         self._given: _Given | None = None
-        self._fills: tuple[int, ...] = ()
         self._lone: _Given | None = None
         self._prompt_mask = attention_mask
         self._prompt_ids: Tensor | None = None
@@ -472,6 +495,9 @@ class ModelBranch(Reader):
             self._lone = _Given(ids, mask)  # beams of one prompt, which will differ
         return mask
 
+    def _ended_with(self) -> tuple[int, ...]:
+        return (*self._fills, *self._tokens.ends, self._tokens.pad)
+
     def _known(self, ids: Tensor, new: int | None) -> Tensor:
         """The rows with a token that the model knows in place of padding."""
         if self._mask is None:
@@ -505,6 +531,8 @@ class ModelBranch(Reader):
         if mask is None and ids is not None:
             mask = inputs["attention_mask"] = source_padding(self._model, ids)
         if self._encoder_outputs is None:
+            if mask is not None:
+                check_source(self._model, mask)
             if ids is not None and mask is not None:
                 inputs["input_ids"] = ids.masked_fill(mask == 0, self._tokens.pad)
             with self._context():

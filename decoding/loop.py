@@ -20,6 +20,7 @@ from transformers import StaticCache
 from transformers.generation.utils import ALL_CACHE_NAMES, GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from contralto.decoding.branches import InputBranch, LayerBranch, ModelBranch, Reader
+from contralto.decoding.context import context_length
 from contralto.decoding.order import split_processors
 from contralto.decoding.padding import check_mask
 from contralto.decoding.prompts import Prompts, linear_layers, prepare_positions, stack, takes_positions
@@ -152,6 +153,9 @@ class _Forward:
         self._stacked = inside if together is not None else []
         self._prompts = main if together is None else together
         self._reader = self._layered or Reader(model)
+        if self._stacked:
+            self._reader.context, self._reader.unlimited = context_length(model), self._rows
+            self._reader._fills = tuple(_fills(generation_config))
 
     def __call__(self, input_ids: Tensor, tokens: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Main logits `(B, V)` and those of every branch, after `tokens` (None: after the prompts)."""

@@ -118,7 +118,13 @@ class MainPrompts(NamedTuple):
 
 
 def main_prompts(model: Any, inputs: Mapping[str, Any], rows: int) -> MainPrompts:
-    """The main rows up to the continuation, and the branch that reads them."""
+    """The main rows up to the continuation, and the branch that reads them, as long as they may be."""
+    prompts = _main_prompts(model, inputs, rows)
+    prompts.branch.context = None
+    return prompts
+
+
+def _main_prompts(model: Any, inputs: Mapping[str, Any], rows: int) -> MainPrompts:
     if model.config.is_encoder_decoder:
         start = torch.full((rows, 1), model.generation_config.decoder_start_token_id)
         return MainPrompts(start, torch.ones_like(start), ModelBranch(model, encoder_inputs=inputs))

@@ -43,6 +43,7 @@ from transformers import (
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from contralto.decoding.branches import AdaptersOff, ModelBranch
+from contralto.decoding.context import check_tokens, context_length
 from contralto.decoding.order import split_processors
 from contralto.decoding.padding import KnownTokens, fit_mask
 from contralto.decoding.placement import input_device
@@ -287,13 +288,21 @@ class SpeculativeContrastiveDecoding:
         kwargs = {"use_cache": True, "past_key_values": _new_cache(self._model), **prompts.kwargs}
         if not self._model.config.is_encoder_decoder and kwargs["attention_mask"].all():
             kwargs["attention_mask"] = None  # as `generate()` does: faster
-        hidden = ids.shape[1] - prompts.ids.shape[1]
+        hidden, limit = ids.shape[1] - prompts.ids.shape[1], context_length(self._model)
 
         def known(rows: Tensor, over: Tensor) -> Tensor:
             """The rows with a token that the amateur knows in place of padding."""
             return tokens.replace(rows, fit_mask(mask.to(rows), rows.shape[1]), over=over)
 
-        return _Reader(self._model, Prompts(prompts.ids, kwargs), hidden=hidden, context=self._context, known=known)
+        def check(rows: Tensor, over: Tensor) -> None:
+            """Raise an error if a row that goes on is longer than the amateur's context."""
+            if limit is not None and rows.shape[1] - hidden > limit:
+                lengths = fit_mask(mask.to(rows), rows.shape[1])[:, hidden:].sum(-1)
+                check_tokens(type(self._model).__name__, limit, lengths.masked_fill(over.to(lengths.device), 0))
+
+        return _Reader(
+            self._model, Prompts(prompts.ids, kwargs), hidden=hidden, context=self._context, known=known, check=check
+        )
 
     def _context(self) -> AbstractContextManager[Any]:
         """Where the amateur runs."""
@@ -321,8 +330,9 @@ class _Reader:
         hidden: int = 0,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         known: Callable[[Tensor, Tensor], Tensor] | None = None,
+        check: Callable[[Tensor, Tensor], None] | None = None,
     ) -> None:
-        self._known = known
+        self._known, self._check = known, check
         self._model = model
         self.name = type(model).__name__
         self._prompts = prompts
@@ -336,6 +346,8 @@ class _Reader:
     def read(self, ids: Tensor, over: Tensor) -> Tensor:
         """Read what is new in `ids` `(B, T)`, of which some rows are `over`. Logits `(B, new, V)`, float32; at first the last."""
         device = ids.device
+        if self._check is not None:
+            self._check(ids, over)
         ids = ids if self._known is None else self._known(ids, over)
         first, new = not self.length, ids.shape[1] - self.length
         kept = 1 if first else new

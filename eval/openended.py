@@ -101,13 +101,15 @@ def coherence(
     import torch
     from tqdm import tqdm
 
+    from contralto.decoding.context import context_length
+
     if len(prompts) != len(continuations):
         raise ValueError(f"there are {len(prompts)} prompts but {len(continuations)} continuations: give one for each")
     rows = [
         (tokenizer(prompt)["input_ids"], tokenizer(told, add_special_tokens=False)["input_ids"])
         for prompt, told in zip(prompts, continuations, strict=True)
     ]
-    limit = getattr(model.config, "max_position_embeddings", None) or math.inf
+    limit = context_length(model) or math.inf
     for number, (before, after) in enumerate(rows):
         if not before or not after:
             raise ValueError(f"text {number} has no {'continuation' if before else 'prompt'}: coherence needs both")

@@ -1,0 +1,157 @@
+"""How many tokens a model reads. Beyond them its logits are noise, and with most families no error says so."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from contralto.decoding.methods import Setting
+
+__all__ = ["Room", "check_source", "check_tokens", "context_length", "rooms"]
+
+ADVICE = "shorten the prompt, lower max_new_tokens, or take a model of a longer context"
+
+
+def context_length(model: Any, *, encoder: bool = False) -> int | None:
+    """Return how many tokens a model reads: positions of its configuration, with the scaling of its rotary embeddings.
+
+    Models with ALiBi, recurrent models and those with relative positions alone declare no length, or one that does not bind.
+
+    Args:
+        model: a transformers model.
+        encoder: of an encoder-decoder the encoder, not the decoder.
+
+    Returns:
+        The number of tokens; None if there is no limit.
+
+    Examples:
+        >>> from contralto import testbed
+        >>> context_length(testbed.load("amateur"))
+        512
+    """
+    config = model.config.get_text_config(encoder=True) if encoder else model.config.get_text_config(decoder=True)
+    length = getattr(config, "max_position_embeddings", None)
+    recurrent = getattr(config, "num_attention_heads", None) is None
+    if not isinstance(length, int) or length < 1 or recurrent or getattr(config, "alibi", False):
+        return None
+    return max(length, int(_stretched(config, length)))
+
+
+def _stretched(config: Any, length: int) -> float:
+    """Return the length that scaled rotary embeddings reach, of the kind of layer that reaches least far.
+
+    Configurations that users scale by hand (YaRN, linear, dynamic) often keep the unscaled `max_position_embeddings`.
+    """
+    rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    kinds = list(rope.values()) if rope and all(isinstance(kind, Mapping) for kind in rope.values()) else [rope]
+    return min((kind.get("original_max_position_embeddings") or length) * (kind.get("factor") or 1.0) for kind in kinds)
+
+
+def check_tokens(name: str, context: int, lengths: Tensor) -> None:
+    """Raise an error if a row of a branch is longer than its model's context.
+
+    Args:
+        name: of the model.
+        context: how many tokens it reads.
+        lengths: `(B,)` tokens of each row.
+
+    Raises:
+        ValueError: a row is too long.
+    """
+    if len(lengths) and int(longest := lengths.max()) > context:
+        row = int(lengths.argmax())
+        raise ValueError(
+            f"a branch of {name} reads at most {context} tokens, and row {row} has {int(longest)}: its logits would be "
+            f"noise; {ADVICE}"
+        )
+
+
+def check_source(model: Any, mask: Tensor) -> None:
+    """Raise an error if a source text is longer than an encoder's context.
+
+    Args:
+        model: an encoder-decoder.
+        mask: `(B, T)` of the source texts.
+
+    Raises:
+        ValueError: a source text is too long.
+    """
+    context = context_length(model, encoder=True)
+    if context is not None and mask.shape[1] > context:
+        check_tokens(f"{type(model).__name__}'s encoder", context, mask.sum(-1))
+
+
+class Room(NamedTuple):
+    """A prompt in one branch, and how many tokens that branch reads."""
+
+    tokens: int
+    """Of the prompt, as that branch reads it."""
+    context: float
+    """Of the branch's model; infinite if there is no limit."""
+    name: str
+    """The class of the model."""
+    what: str = "prompt"
+    """What it is called in an error."""
+    grows: bool = True
+    """Whether new tokens follow the prompt; they do not follow the source text of an encoder."""
+
+    def left(self) -> float:
+        """Return how many new tokens fit; a negative number if not even the prompt fits."""
+        left = self.context - self.tokens
+        return left if self.grows or left < 0 else math.inf
+
+    def check(self, count: int, *, option: str = "max_new_tokens") -> None:
+        """Raise an error if so many new tokens do not fit.
+
+        Args:
+            count: at most so many new tokens are asked for.
+            option: what the caller calls that number.
+
+        Raises:
+            ValueError: the prompt is too long, or the prompt and the new tokens are together.
+
+        Examples:
+            >>> Room(500, 512, "LlamaForCausalLM").check(20)
+            Traceback (most recent call last):
+                ...
+            ValueError: the prompt has 500 tokens and max_new_tokens is 20, more than the 512 that LlamaForCausalLM reads: shorten it, lower max_new_tokens, or take a model of a longer context
+        """
+        if self.left() >= count:
+            return
+        new, lower = (f" and {option} is {count:,}", f", lower {option},") if self.grows else ("", "")
+        raise ValueError(
+            f"the {self.what} has {self.tokens:,} tokens{new}, more than the {self.context:,} that {self.name} reads: shorten "
+            f"it{lower} or take a model of a longer context"
+        )
+
+
+def rooms(setting: "Setting", *, window: int | None = None) -> list[tuple[Room, ...]]:
+    """Return for each prompt of a batch what every branch reads of it.
+
+    Args:
+        setting: a batch as all branches of a method read it.
+        window: how many of a prompt's last tokens the other models see; None for all.
+    """
+    columns = _columns(setting.model, setting.inputs)
+    for other in setting.others:
+        columns += _columns(other, setting.inputs, window)
+    for view in setting.views:
+        own = _columns(setting.model, view)
+        columns += [[room._replace(what="prompt of the other branch") for room in column] for column in own]
+    return list(zip(*columns, strict=True))
+
+
+def _columns(model: Any, inputs: Mapping[str, Any], window: int | None = None) -> list[list[Room]]:
+    """Return what one branch reads of each prompt; an encoder-decoder reads source texts, and writes after a start token."""
+    model = getattr(model, "peft_model", model)
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    mask = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"])
+    lengths, name = mask.sum(-1).tolist(), type(model).__name__
+    context = context_length(model) or math.inf
+    if not model.config.is_encoder_decoder:
+        return [[Room(min(length, window or length), context, name) for length in lengths]]
+    source = context_length(model, encoder=True) or math.inf
+    return [[Room(length, source, name, grows=False) for length in lengths], [Room(1, context, name)] * len(lengths)]
