@@ -39,7 +39,7 @@ from contralto.align.seams import (
     install_head,
 )
 from contralto.align.teacher import Rows, TeacherStates, WithStates, default_folder, load_head, save_head
-from contralto.names import from_pretrained, locate
+from contralto.names import from_pretrained, locate, weights_digest
 
 __all__ = ["DistillationPairTrainer", "Found", "Teacher"]
 
@@ -472,8 +472,6 @@ def _key(teacher: Any, args: DistillationConfig, precision: str, sides: list[str
     if teacher is not None:
         return reference_hash(teacher, is_peft=False, more=how)
     from hashlib import sha256
-
-    from contralto.data_gen.engines import weights_digest
 
     name = cast(str, args.teacher_model_name_or_path)
     options = [getattr(args, each) for each in TEACHER[1:5]]

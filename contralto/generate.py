@@ -32,9 +32,9 @@ from contralto.decoding.placement import input_device
 from contralto.decoding.sampling import row_seed
 from contralto.decoding.vocabulary import check_same_tokenizer
 from contralto.errors import during, require
-from contralto.files import decode, lines_of
+from contralto.files import decode, file_digest, lines_of
 from contralto.messages import begins_answer, contrasted, fill, flattened, text_of, with_images
-from contralto.names import check_weights, from_pretrained, locate, with_adapter
+from contralto.names import check_weights, from_pretrained, locate, weights_digest, with_adapter
 from contralto.options import SAMPLED, check_device, check_dtype, check_sampling
 from contralto.prompts_file import Prompt, read_prompts
 from contralto.texts import has_lone_surrogate
@@ -70,7 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--batch-size", type=int, default=8, help="prompts decoded together (default 8)")
     output.add_argument("--output", type=Path, help="write JSONL here, a row per prompt, as soon as its batch is done")
-    output.add_argument("--resume", action="store_true", help="go on with an --output that an earlier run began")
+    output.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an --output that an earlier run began; every row in it must be of the same prompt, images, options and "
+        "local weights (a hub id stands for itself)",
+    )
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +114,12 @@ def run(args: argparse.Namespace) -> None:
         _run(prompts, args, None)
         return
     rows = [{"index": i, **_shown(prompt)} for i, prompt in enumerate(prompts)]
-    with output_file.opened(args.output, rows, _settings(args), resume=args.resume) as output:
+    models = _weights(args)
+
+    def digests(index: int) -> dict[str, str]:
+        return models | {path: file_digest(path) for path in prompts[index].images if isinstance(path, str)}
+
+    with output_file.opened(args.output, rows, _settings(args), resume=args.resume, digests=digests) as output:
         if output.done == len(prompts):
             print(f"{args.output} is complete: it holds all {output.done} rows", file=sys.stderr)
         else:
@@ -214,6 +224,13 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     }
     found = {name: value for name, value in vars(args).items() if name not in apart} | methods.parameters(args)
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _weights(args: argparse.Namespace) -> dict[str, str]:
+    """Return a hash of every local model, by the flag that names it; a hub id stands for itself."""
+    names = {flag: getattr(args, flag) for flag in ("model", *methods.METHODS[args.method].models)}
+    found = {flag: weights_digest(name) for flag, name in names.items() if name}
+    return {flag: value[:16] for flag, value in found.items() if value != names[flag]}
 
 
 # -------------------------------------------------------------------------------------------------------------- prompts

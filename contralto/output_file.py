@@ -1,12 +1,12 @@
 """The JSONL that `contralto generate` writes: a row per prompt, as soon as it is decoded, and resumed where it was cut.
 
-A file is gone on with only if every row in it is the row that this run would write: the same prompts, the same settings. Nothing
-else is touched: the only bytes that are ever removed are those of a row of ours that was cut short.
+A file is gone on with only if every row in it is the row that this run would write: the same prompts, the same settings, the same
+contents of the files that it was made with. Nothing else is touched: the only bytes that are ever removed are those of a row of ours that was cut short.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +17,9 @@ from contralto.outputs import check_output_file
 __all__ = ["OutputFile", "opened"]
 
 
+Digests = Callable[[int], Mapping[str, Any]]
+
+
 class OutputFile:
     """An open, locked output file.
 
@@ -25,12 +28,18 @@ class OutputFile:
         file: the open file, unbuffered and in append mode.
         rows: the beginning of every row: its index and its prompt.
         settings: what determines the texts besides; the end of every row.
+        digests: returns hashes of the files that a row is made with, by the row's index; None if there are none.
     """
 
     def __init__(
-        self, path: Path, file: IO[bytes], rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+        self,
+        path: Path,
+        file: IO[bytes],
+        rows: Sequence[Mapping[str, Any]],
+        settings: Mapping[str, Any],
+        digests: Digests | None = None,
     ) -> None:
-        self._path, self._file, self._rows = path, file, rows
+        self._path, self._file, self._rows, self._digests = path, file, rows, digests
         self._settings = json.loads(json.dumps(settings))
         self.done = 0
         """Rows in the file, which are not decoded again."""
@@ -67,6 +76,19 @@ class OutputFile:
                 f"{where}: its {changed[0]} is not that of prompt {index}: use the same prompts in the same order, or name "
                 "another file"
             )
+        self._check_digests(where, index, row)
+
+    def _check_digests(self, where: str, index: int, row: Mapping[str, Any]) -> None:
+        """Reject a row made with other contents of the same files; rows of versions before there were digests have none."""
+        earlier = row.get("digests")
+        if self._digests is None or not isinstance(earlier, dict):
+            return
+        own = self._digests(index)
+        changed = sorted(k for k in {*earlier, *own} if earlier.get(k) != own.get(k))
+        if changed:
+            raise ValueError(
+                f"{where}: made with other files of {', '.join(changed)}, changed since: restore them, or name another file"
+            )
 
     def _check_tail(self, tail: bytes, index: int) -> None:
         """Reject a last line without an end, unless it is the beginning of the row that belongs there."""
@@ -85,7 +107,8 @@ class OutputFile:
         """
         start = os.fstat(self._file.fileno()).st_size
         try:
-            left = memoryview(_line({**self._rows[self.done], **result, "settings": self._settings}))
+            made = {**self._rows[self.done], **result, **self._digested(self.done), "settings": self._settings}
+            left = memoryview(_line(made))
             while left:
                 left = left[self._file.write(left) :]
         except OSError as error:
@@ -95,10 +118,18 @@ class OutputFile:
             raise OSError(error.errno, kept, str(self._path)) from error
         self.done += 1
 
+    def _digested(self, index: int) -> dict[str, Any]:
+        return {} if self._digests is None else {"digests": dict(self._digests(index))}
+
 
 @contextmanager
 def opened(
-    path: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], *, resume: bool
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    *,
+    resume: bool,
+    digests: Digests | None = None,
 ) -> Iterator[OutputFile]:
     """Open an output file for one run, and keep others from it.
 
@@ -107,6 +138,7 @@ def opened(
         rows: the beginning of every row: its index and its prompt.
         settings: what determines the texts besides.
         resume: whether to go on with a file that holds rows.
+        digests: returns hashes of the files that a row is made with, by the row's index.
 
     Raises:
         OSError: the file cannot be written, or another process writes it.
@@ -116,7 +148,7 @@ def opened(
     if path.exists() and not path.is_file():
         raise ValueError(f"--output: {path} is a device or a pipe, and a file is needed")
     with path.open("a+b", buffering=0) as file, locked(file, f"another process is writing {path}: wait for it"):
-        output = OutputFile(path, file, rows, settings)
+        output = OutputFile(path, file, rows, settings, digests)
         if os.fstat(file.fileno()).st_size and not resume:
             raise ValueError(f"{path} exists: add --resume to go on with it, or name another file")
         output.resume()

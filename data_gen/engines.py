@@ -34,9 +34,9 @@ from typing import Any, NamedTuple, Protocol
 from contralto.data_gen.outcomes import described, kind_of
 from contralto.data_gen.ranges import check_batch
 from contralto.data_gen.requests import Answer, Failure, Request, Sampling
-from contralto.names import locate
+from contralto.names import weights_digest
 
-__all__ = ["Engine", "FunctionEngine", "Outcome", "TransformersEngine", "find_function", "weights_digest"]
+__all__ = ["Engine", "FunctionEngine", "Outcome", "TransformersEngine", "find_function"]
 
 Outcome = tuple[Request, Answer | Failure]
 
@@ -430,34 +430,6 @@ def _read(tokens: Any, models: Any, sampling: Sampling, logprobs: list[float] | 
         completion_tokens=count,
         logprobs=None if logprobs is None else tuple(logprobs[:count]),
     )
-
-
-BLOCKS, BLOCK = 64, 65536
-CONFIGS = ("adapter_config.json", "chat_template.jinja", "config.json", "generation_config.json")
-
-
-@cache
-def weights_digest(name: str) -> str:
-    """A hash of a local model: its configuration and template, and 64 blocks of 64 KiB of each file of weights.
-
-    Training changes weights all over, so a model that was trained on in its folder gets other keys, and the same model in
-    another folder of another machine gets the same. A hub id stands for itself.
-
-    Args:
-        name: a folder, a hub id, or `testbed:NAME`.
-    """
-    folder = Path(locate(name))
-    if not folder.is_dir():
-        return name
-    found = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".bin") or file.name in CONFIGS:
-            found.update(f"{file.name} {file.stat().st_size} ".encode())
-            with file.open("rb") as opened:
-                for i in range(BLOCKS):
-                    opened.seek(file.stat().st_size * i // BLOCKS)
-                    found.update(opened.read(BLOCK))
-    return found.hexdigest()
 
 
 def takes(engine: Callable[..., Any]) -> list[str]:

@@ -5,11 +5,11 @@ from dataclasses import astuple
 from functools import cached_property
 from typing import Any
 
-from contralto.data_gen.engines import Outcome, weights_digest
+from contralto.data_gen.engines import Outcome
 from contralto.data_gen.engines_openai import chat_messages, raw_prompt
 from contralto.data_gen.ranges import check_number
 from contralto.data_gen.requests import Answer, Failure, Request, Sampling
-from contralto.names import locate, trusts_remote_code
+from contralto.names import locate, trusts_remote_code, weights_digest
 
 __all__ = ["VLLMEngine"]
 

@@ -21,9 +21,10 @@ from PIL import Image
 from serving import Faults, Server, model_reply, words
 
 from contralto import testbed
-from contralto.data_gen.engines import FunctionEngine, TransformersEngine, batches, find_function, weights_digest
+from contralto.data_gen.engines import FunctionEngine, TransformersEngine, batches, find_function
 from contralto.data_gen.engines_openai import Limiter, OpenAIEngine, batch_line, read_batch_line
 from contralto.data_gen.requests import Answer, Ask, Failure, Sampling, digest, drive, settle
+from contralto.names import weights_digest
 from contralto.testbed import worlds
 
 QUESTIONS = [problem.question for problem, _ in zip(worlds.problems(3, "dev"), range(24), strict=False)]

@@ -10,8 +10,10 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
+from transformers import AutoProcessor
 
-from contralto import cli, files, output_file
+from contralto import cli, files, names, output_file, testbed
 
 PROMPTS = ["Ben went\u2028out", "Mia\x85was", "Tom\x0csaw", "Zoe \U0001f600 ran"]
 SETTINGS = {"method": "cd", "beta": 0.5, "layers": (1, 2)}
@@ -145,3 +147,60 @@ def test_sampled_texts_do_not_depend_on_the_batch_or_on_cuts(tmp_path, capsys):
     status, now = _generate(tmp_path, "a", "--resume", prompts=["Sue", *prompts[1:]])
     assert (status, now) == (2, whole)
     assert "a.jsonl:1: its prompt is not that of prompt 0" in capsys.readouterr().err
+
+
+def test_changed_files_are_not_gone_on_with(tmp_path):
+    """Weights and images; rows of versions that wrote no digests go on, cut ones too."""
+    path, digests = tmp_path / "out.jsonl", {"model": "1a", "a.png": "2b"}
+
+    def write(digests, count=4, resume=True):
+        with output_file.opened(path, ROWS, SETTINGS, resume=resume, digests=digests) as output:
+            before = output.done
+            while output.done < count:
+                output.write({"text": "x"})
+            return before
+
+    write(lambda i: digests, count=2, resume=False)
+    assert json.loads(path.read_text().split("\n")[0])["digests"] == digests
+    assert write(lambda i: digests, count=3) == 2
+    for changed, shown in (({"model": "3c"}, "model"), ({"a.png": "3c"}, "a.png"), ({"amateur": "4d"}, "amateur")):
+        with pytest.raises(ValueError, match=f"out.jsonl:1: made with other files of {shown}, changed since"):
+            write(lambda i, changed=changed: digests | changed)
+    with pytest.raises(ValueError, match=r"out\.jsonl:3: made with other files of model"):
+        write(lambda i: digests if i < 2 else {**digests, "model": "3c"})
+
+    path.unlink()
+    write(None, count=3, resume=False)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert write(lambda i: digests) == 2
+    assert [set(json.loads(line)) & {"digests"} for line in path.read_text(encoding="utf-8").split("\n")[:4]] == [
+        set(),
+        set(),
+        {"digests"},
+        {"digests"},
+    ]
+
+
+def test_weights_and_images_are_compared(tmp_path, capsys):
+    """With the command: a model trained on in its folder, another picture at the same path."""
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    model = testbed.load("vision-0")
+    processor = AutoProcessor.from_pretrained(testbed.path("vision-0"))
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    target = tmp_path / "out.jsonl"
+    how = ["generate", "What is it?", "--model", str(tmp_path / "model"), "--image", str(tmp_path / "a.png")]
+    how += ["--max-new-tokens", "2", "--output", str(target)]
+    assert cli.main(how) == 0
+    assert cli.main([*how, "--resume"]) == 0
+    Image.new("RGB", (40, 40), "blue").save(tmp_path / "a.png")
+    files.file_digest.cache_clear()
+    assert cli.main([*how, "--resume"]) == 2
+    assert f"made with other files of {tmp_path / 'a.png'}" in capsys.readouterr().err
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    model.lm_head.weight.data += 1
+    model.save_pretrained(tmp_path / "model")
+    files.file_digest.cache_clear()
+    names.weights_digest.cache_clear()
+    assert cli.main([*how, "--resume"]) == 2
+    assert "made with other files of model, changed since" in capsys.readouterr().err
