@@ -93,7 +93,7 @@ class Store:
     """Answers by key, on disk.
 
     Args:
-        path: the file; it is made if there is none.
+        path: the file; it is made if there is none. A file in which nothing is then recorded keeps its bytes.
         read_only: do not make or change anything.
 
     Raises:
@@ -113,7 +113,7 @@ class Store:
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self.path, self._is_read_only = path, read_only
+        self.path, self._is_read_only, self._is_logging = path, read_only, False
         is_new = not path.exists() or (not read_only and path.stat().st_size == 0)
         if read_only and is_new:
             raise FileNotFoundError(f"there is no store {path} yet: nothing was asked")
@@ -124,18 +124,28 @@ class Store:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-        self._prepare()
-
-    def _prepare(self) -> None:
-        """Create the tables. They go into the file itself before the write-ahead log begins, so the file's header says what it is."""
-        (application,) = self._db.execute("PRAGMA application_id").fetchone()
-        if application != APPLICATION:
-            begin = (
-                f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; PRAGMA application_id={APPLICATION}; COMMIT"
-            )
-            self._db.executescript(begin)
-        self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
+        if is_new:
+            self._create_tables()
+
+    def _create_tables(self) -> None:
+        """Create the tables where there are none, and write into the file's header that it is a store."""
+        begin = f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; PRAGMA application_id={APPLICATION}; COMMIT"
+        self._db.executescript(begin)
+
+    def _writing(self) -> "_Transaction":
+        """Return a transaction for the caller to write in.
+
+        The first one begins the write-ahead log, which changes the file's header: a store that is opened and only read
+        keeps its bytes. The tables go into the file itself before that, so that the header says what the file is.
+        """
+        if not self._is_logging and not self._is_read_only:
+            (application,) = self._db.execute("PRAGMA application_id").fetchone()
+            if application != APPLICATION:
+                self._create_tables()
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._is_logging = True
+        return _Transaction(self._db)
 
     def __enter__(self) -> Self:
         return self
@@ -163,6 +173,8 @@ class Store:
         Raises:
             sqlite3.OperationalError: the disk is full, or the file is locked for a minute. Nothing was recorded then.
         """
+        if not said:
+            return
         now = time.time()
         answers = [_answer_row(asked, it, now) for asked, it in said if isinstance(it, Answer)]
         failures = [
@@ -170,7 +182,7 @@ class Store:
             for a, it in said
             if isinstance(it, Failure)
         ]
-        with _Transaction(self._db):
+        with self._writing():
             self._insert(answers, failures, on_conflict="REPLACE")
 
     def _insert(self, answers: Iterable[Line], failures: Iterable[Line], *, on_conflict: str) -> None:
@@ -207,12 +219,16 @@ class Store:
     def failures(self) -> Iterator[Recorded]:
         """Failed requests, by row."""
         query = "SELECT key, row, strategy, role, tag, reason FROM failures ORDER BY row, strategy, key"
-        for key, row, strategy, role, tag, reason in self._db.execute(query):
+        # All at once: an open cursor would keep a caller that writes meanwhile from beginning the write-ahead log.
+        for key, row, strategy, role, tag, reason in self._db.execute(query).fetchall():
             yield Recorded(key, row, strategy, role, tag, Failure(reason))
 
     def forget_failures(self) -> int:
         """Make all failed requests askable again, and say how many there were."""
-        return self._db.execute("DELETE FROM failures").rowcount
+        if self._db.execute("SELECT 1 FROM failures LIMIT 1").fetchone() is None:
+            return 0
+        with self._writing():
+            return self._db.execute("DELETE FROM failures").rowcount
 
     def usage(self) -> list[Usage]:
         """What was asked so far, by role and model."""
@@ -243,7 +259,7 @@ class Store:
             before = self._count()
             tables = {"answers": ANSWERS, "failures": FAILURES}
             lines = {name: source._db.execute(f"SELECT {', '.join(of)} FROM {name}") for name, of in tables.items()}
-            with _Transaction(self._db):
+            with self._writing():
                 self._insert(**lines, on_conflict="IGNORE")
         return self._count() - before
 

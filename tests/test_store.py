@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from contralto.data_gen.requests import Answer, Ask, Failure, Sampling, settle
-from contralto.data_gen.store import Asked, Store
+from contralto.data_gen.store import APPLICATION, Asked, Store
 
 
 def asked(number, *, row=None, role="target"):
@@ -171,6 +171,40 @@ def test_reading_changes_nothing_and_leaves_nothing_behind(tmp_path, is_old):
         store.record([(asked(2), answer(2))])
         assert len(store.get([asked(n).request.key for n in (1, 2)])) == 2
     assert list(everything(tmp_path)) == ["a"]
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_store_in_which_nothing_is_written_keeps_its_bytes(tmp_path, is_old):
+    """Also one of an earlier version, whose header is brought up to date when something is written."""
+    path = tmp_path / "a"
+    with Store(path) as store:
+        store.record([(asked(1), answer(1))])
+    if is_old:
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("PRAGMA application_id=0")
+    before = everything(tmp_path)
+    with Store(path) as store:
+        assert len(store.get([asked(1).request.key])) == 1
+        assert store.forget_failures() == 0
+        store.record([])
+        assert everything(tmp_path) == before
+    assert everything(tmp_path) == before
+    with Store(path) as store:
+        store.record([(asked(2), Failure("cut"))])
+        assert (tmp_path / "a-wal").exists()
+    assert list(everything(tmp_path)) == ["a"]
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA application_id").fetchone() == (APPLICATION,)
+
+
+def test_failures_are_answered_while_they_are_listed(tmp_path):
+    """The first answer begins the write-ahead log, which no open cursor allows."""
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(n), Failure("cut")) for n in range(3)])
+    with Store(tmp_path / "a") as store:
+        for n, _ in enumerate(store.failures()):
+            store.record([(asked(n), answer(n))])
+        assert list(store.failures()) == []
 
 
 def _read_as_a_stranger(path, number):
