@@ -235,7 +235,7 @@ def test_kills_and_the_same_model(recipes, in_process):
         (Store, "record", 1),
         (*step, 1),
         (*save, 0),
-        (iterate, "_write", 4),
+        (iterate, "replace_text", 4),
         (Store, "record", 0),
         (*step, 1),
     ):
