@@ -2,27 +2,28 @@
 
 Two models of other tokenizers run without an error, and what they write means nothing. So tokenizers are compared wherever
 both can be found: given, or in the folder or the local cache of the hub that a model was loaded from (`name_or_path`).
-Nothing is downloaded, and a pair of models is compared once. Where a tokenizer cannot be found, the sizes of the
+Nothing is downloaded, and a pair of models is compared once: by the sizes of their vocabularies, by their files, and by
+loaded tokenizers only where the files leave it open. Where a tokenizer cannot be found, the sizes of the
 vocabularies must tell: the same, or as far apart as padding of the embedding matrix explains.
 """
 
 import filecmp
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from contralto.decoding.tokenizer_files import local_file, read_vocabulary
 from contralto.names import from_pretrained
 
 __all__ = [
     "Vocabulary",
     "check_same_tokenizer",
     "check_sizes",
+    "differing_tokens",
     "find_tokenizer",
     "fit_vocabulary",
     "same_tokenizer",
@@ -100,15 +101,33 @@ def check_same_tokenizer(model: str, tokenizer: Any, other_model: str, other: An
         >>> from contralto import testbed
         >>> check_same_tokenizer("expert", testbed.tokenizer(), "amateur", testbed.tokenizer())
     """
-    one, two = tokenizer.get_vocab(), other.get_vocab()
-    if one == two:
-        return
-    added = {each.pad_token for each, rest in ((tokenizer, two), (other, one)) if _is_added_pad(each, rest)}
-    if differing := sorted({token for token, _ in one.items() ^ two.items()} - added):
-        raise ValueError(
-            f"{model} and {other_model} have different tokenizers ({len(differing)} tokens differ, such as "
-            f"{differing[0]!r}), and contrastive decoding compares their probabilities token by token"
-        )
+    differing = {*differing_tokens(tokenizer, other), *differing_tokens(other, tokenizer)}
+    if differing:
+        raise _different(model, other_model, differing)
+
+
+def differing_tokens(tokenizer: Any, other: Any) -> list[str]:
+    """Return the tokens of a tokenizer that have another id, or none, in another one, except an added pad token.
+
+    Args:
+        tokenizer: the tokenizer whose tokens are looked up.
+        other: the tokenizer in which they are looked up.
+
+    Examples:
+        >>> from contralto import testbed
+        >>> differing_tokens(testbed.tokenizer(), testbed.tokenizer())
+        []
+    """
+    rest = other.get_vocab()
+    differing = {token for token, at in tokenizer.get_vocab().items() if rest.get(token) != at}
+    return sorted(differing - ({tokenizer.pad_token} if _is_added_pad(tokenizer, rest) else set()))
+
+
+def _different(model: str, other_model: str, tokens: set[str]) -> ValueError:
+    return ValueError(
+        f"{model} and {other_model} have different tokenizers ({len(tokens)} tokens differ, such as {min(tokens)!r}), and "
+        "contrastive decoding compares their probabilities token by token"
+    )
 
 
 def _is_added_pad(tokenizer: Any, rest: dict[str, int]) -> bool:
@@ -125,7 +144,7 @@ def share_tokenizer(model: Any, other: Any) -> bool:
         other: the model of another branch.
 
     Raises:
-        ValueError: both tokenizers were found, and differ.
+        ValueError: both tokenizers were found, and differ; or the vocabularies' sizes differ by more than padding explains.
 
     Examples:
         >>> from contralto import testbed
@@ -136,6 +155,7 @@ def share_tokenizer(model: Any, other: Any) -> bool:
         return True
     known = _FOUND.setdefault(model, WeakKeyDictionary())
     if other not in known:
+        check_sizes(vocabulary_size(model), vocabulary_size(other), share_tokenizer=True)
         known[other] = _compare(model, other)
     return known[other]
 
@@ -168,14 +188,38 @@ def same_tokenizer(name: str, other: str) -> bool:
     names = [name, other]
     if not all(names):
         return False
-    one, two = (_local_file(each) for each in names)
+    one, two = (local_file(each, "tokenizer.json") for each in names)
     if one is not None and two is not None and (one == two or filecmp.cmp(one, two, shallow=False)):
+        return True
+    if _agree_by_files(*names):
         return True
     found = [find_tokenizer(each) for each in names]
     if None in found:
         return False
     check_same_tokenizer(names[0], found[0], names[1], found[1])
     return True
+
+
+def _agree_by_files(name: str, other: str) -> bool:
+    """Whether the files of two tokenizers declare one vocabulary; False where only the loaded tokenizers can tell.
+
+    Raises:
+        ValueError: a token has two ids, or an id two tokens, which nothing that is added to the vocabularies can change.
+    """
+    one, two = read_vocabulary(name), read_vocabulary(other)
+    if one is None or two is None:
+        return False
+    if one.ids == two.ids:
+        return one.is_complete and two.is_complete
+    if _conflict(one.ids, two.ids):
+        raise _different(name, other, {token for token, _ in one.ids.items() ^ two.ids.items()})
+    return False
+
+
+def _conflict(one: Mapping[str, int], two: Mapping[str, int]) -> bool:
+    """Whether a token has two ids, or an id two tokens."""
+    tokens = {at: token for token, at in two.items()}
+    return any(two.get(token, at) != at or tokens.get(at, token) != token for token, at in one.items())
 
 
 def find_tokenizer(name: str) -> Any | None:
@@ -192,23 +236,12 @@ def find_tokenizer(name: str) -> Any | None:
         >>> len(find_tokenizer(str(testbed.path("expert")))) == len(testbed.tokenizer())
         True
     """
-    if not name or _local_file(name, "config.json") is None:
+    if not name or local_file(name, "config.json") is None:
         return None
     try:
         return from_pretrained(AutoTokenizer, name, local_files_only=True, trust_remote_code=False)
     except Exception:  # noqa: BLE001  whatever is wrong with it, a tokenizer that cannot be read is no evidence
         return None
-
-
-def _local_file(name: str, file: str = "tokenizer.json") -> Path | None:
-    """A file of a model on this machine."""
-    if Path(name).is_dir():
-        return Path(name, file) if Path(name, file).is_file() else None
-    try:
-        found = try_to_load_from_cache(name, file)
-    except ValueError:  # not the name of a repository
-        return None
-    return Path(found) if isinstance(found, str) else None
 
 
 class Vocabulary:

@@ -4,16 +4,26 @@ Seen to go red with: the block of padding chosen without regard to the differenc
 given tokenizer compared with nothing; a model of no name taken for one of any tokenizer.
 """
 
+import json
+
 import pytest
+import tokenizers
 import torch
 import zoo
 from huggingface_hub import constants
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, LlamaConfig
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 
 from contralto import decoding, testbed
 from contralto.decoding import methods, vocabulary
 from contralto.decoding.branches import ModelBranch
 from contralto.decoding.score import score
+from contralto.decoding.tokenizer_files import read_vocabulary
 from contralto.decoding.trace import trace
 from contralto.decoding.vocabulary import check_same_tokenizer, check_sizes, find_tokenizer, share_tokenizer
 
@@ -195,6 +205,61 @@ def test_a_pair_is_compared_once(monkeypatch, tmp_path):
 def test_the_same_file_is_not_read_as_a_tokenizer(monkeypatch):
     monkeypatch.setattr(vocabulary, "find_tokenizer", lambda name: pytest.fail("read"))
     assert share_tokenizer(testbed.load("expert"), testbed.load("amateur"))
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_other_tokenizers_are_told_by_their_files(monkeypatch, tmp_path, add):
+    """A token with two ids is proof; so are equal vocabularies in files that differ elsewhere."""
+    monkeypatch.setattr(vocabulary, "find_tokenizer", lambda name: pytest.fail("read"))
+    one, equal = _saved(tmp_path / "one"), _saved(tmp_path / "equal", rename=('"version": ', '"version":  '))
+    other = _saved(tmp_path / "other", rename=('"▁barn"', '"▁born"'), add=["<think>"] * add)
+    assert (tmp_path / "one" / "tokenizer.json").read_text() != (tmp_path / "equal" / "tokenizer.json").read_text()
+    assert share_tokenizer(one, equal)
+    with pytest.raises(ValueError, match=rf"different tokenizers \({2 + add} tokens differ, such as"):
+        share_tokenizer(one, other)
+
+
+def test_a_token_that_only_the_settings_name_is_found_by_loading(tmp_path):
+    """`tokenizer.json` is the same but for a space; the tokenizer adds the token when it is loaded."""
+    one, other = _saved(tmp_path / "one"), _saved(tmp_path / "other", rename=('"version": ', '"version":  '))
+    file = tmp_path / "other" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"extra_special_tokens": ["<think>"]}))
+    with pytest.raises(ValueError, match="1 tokens differ, such as '<think>'"):
+        share_tokenizer(one, other)
+
+
+def test_sizes_that_are_no_padding_are_told_before_any_file_is_read(monkeypatch):
+    monkeypatch.setattr(vocabulary, "same_tokenizer", lambda *names: pytest.fail("read"))
+    one, other = zoo.build("llama", vocab_size=4000), zoo.build("llama", vocab_size=900)
+    one.name_or_path = other.name_or_path = str(testbed.path("expert"))
+    with pytest.raises(ValueError, match="have 4000 and 900 tokens, more apart than padding explains"):
+        share_tokenizer(one, other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("BPE", {"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [("a", "b")]}),
+        ("WordPiece", {"vocab": {"[UNK]": 0, "a": 1, "##b": 2}}),
+        ("WordLevel", {"vocab": {"[UNK]": 0, "a": 1, "b": 2}, "unk_token": "[UNK]"}),
+        ("Unigram", {"vocab": [("<unk>", 0.0), ("a", -1.0), ("b", -2.0)], "unk_id": 0}),
+    ],
+)
+def test_declared_vocabularies_are_those_of_the_loaded_tokenizers(tmp_path, kind, options):
+    backend = Tokenizer(getattr(tokenizers.models, kind)(**options))
+    backend.add_special_tokens(["<s>", "a"])
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>").save_pretrained(tmp_path)
+    declared = read_vocabulary(str(tmp_path))
+    assert declared.is_complete
+    assert declared.ids == PreTrainedTokenizerFast.from_pretrained(tmp_path).get_vocab()
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": {"content": "<pad>", "lstrip": false}}')
+    assert not read_vocabulary(str(tmp_path)).is_complete
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"vocab": 3}}', '{"model": {"vocab": ["a"]}}', "\0"])
+def test_a_vocabulary_of_another_form_is_left_to_loading(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    assert read_vocabulary(str(tmp_path)) is None
 
 
 def test_differences_are_named():
