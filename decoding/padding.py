@@ -96,8 +96,8 @@ def find_padding(ids: Tensor, pad_ids: Collection[int], bos_id: int | None = Non
         `(B, T)` in the dtype of `ids`, 0 for padding and 1 for text. A prompt's last token is always text.
 
     Raises:
-        ValueError: some prompts, but not all, end in a pad token (they are padded on the right); the pad token is also
-            the beginning-of-text token and every prompt begins with it, so that it may be either; or some prompts have
+        ValueError: some prompts, but not all, end in a pad token, or all do and one ends in several (they are padded on the
+            right); the pad token is also the beginning-of-text token and every prompt begins with it, so that it may be either; or some prompts have
             another token before their beginning-of-text token, where other prompts begin.
 
     Warns:
@@ -109,7 +109,8 @@ def find_padding(ids: Tensor, pad_ids: Collection[int], bos_id: int | None = Non
                 [1, 1, 1]])
     """
     is_pad = torch.isin(ids, torch.tensor(list(pad_ids), dtype=ids.dtype, device=ids.device))
-    if (ends := is_pad[:, -1]).any() and not ends.all():
+    several = ids.shape[1] > 1 and bool((is_pad[:, -2:].all(-1) & ~is_pad.all(-1)).any())
+    if (ends := is_pad[:, -1]).any() and (several or not ends.all()):
         raise ValueError(
             "some prompts end in pad tokens, so they are padded on the right: set tokenizer.padding_side = 'left', "
             "or pass attention_mask= if these tokens are meant"

@@ -292,3 +292,15 @@ def test_what_fills_the_end_of_a_row():
     assert tokens.replace(ids, mask, fills=[9]).tolist() == [[0, 5, 6, 1, 0, 0], [5, 5, 6, 7, 6, 0]]
     with pytest.raises(ValueError, match="the text holds token 9"):
         tokens.replace(torch.tensor([[5, 9, 6]]), torch.ones(1, 3, dtype=torch.long), fills=[9])
+
+
+def test_a_prompt_that_is_padded_on_the_right_alone(expert):
+    """`padding="max_length"` with the tokenizer's default side; one end token that closes a turn is text."""
+    ids = torch.tensor([[5, 9, 11, 20, zoo.PAD, zoo.PAD]])
+    for reads in (lambda i: ModelBranch(expert)(i), lambda i: padding_of(expert, i)):
+        with pytest.raises(ValueError, match="padded on the right"):
+            reads(ids)
+    with pytest.raises(ValueError, match="padded on the right"):
+        find_padding(torch.tensor([[5, 6, 0], [5, 0, 0]]), [0])
+    assert padding_of(expert, ids[:, :5]).all()
+    assert find_padding(torch.tensor([[0, 0, 0], [5, 6, 0]]), [0]).tolist() == [[0, 0, 1], [1, 1, 1]]
