@@ -37,7 +37,7 @@ from contralto.messages import begins_answer, contrasted, fill, flattened, text_
 from contralto.names import check_weights, from_pretrained, locate, weights_digest, with_adapter
 from contralto.options import SAMPLED, check_device, check_dtype, check_sampling
 from contralto.prompts_file import Prompt, read_prompts
-from contralto.texts import has_lone_surrogate
+from contralto.texts import has_lone_surrogate, without_bos
 
 SEARCH = ("max_new_tokens", "sample", *SAMPLED, "beams", "seed", "raw")
 """Options that act on the texts, besides those of the methods."""
@@ -318,7 +318,7 @@ def encode(prompts: Sequence[Prompt], models: Models, *, raw: bool) -> Any:
     reader = models.processor or models.tokenizer
     is_bare = raw or reader.chat_template is None
     if is_bare:
-        texts = [_without_bos(text, models.tokenizer) for text in texts]
+        texts = [without_bos(text, models.tokenizer) for text in texts]
     how = {"return_tensors": "pt", "padding": True}
     if models.processor is None:
         how |= {"add_special_tokens": is_bare, "return_token_type_ids": False}
@@ -327,12 +327,6 @@ def encode(prompts: Sequence[Prompt], models: Models, *, raw: bool) -> Any:
     how["add_special_tokens"] = is_bare or not texts[0].startswith(models.tokenizer.bos_token or texts[0])
     images = [list(prompt.images) for prompt in prompts] if prompts[0].images else None
     return reader(text=texts, images=images, **how).to(input_device(models.main), dtype=models.main.dtype)
-
-
-def _without_bos(text: str, tokenizer: Any) -> str:
-    """A text without the BOS that it spells out, where the tokenizer adds one: a text begins once."""
-    adds = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return text.removeprefix(tokenizer.bos_token) if adds else text
 
 
 def open_images(prompt: Prompt) -> Prompt:

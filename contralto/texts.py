@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-__all__ = ["Secrets", "clean", "has_lone_surrogate", "printable", "secret_name", "short"]
+__all__ = ["Secrets", "clean", "has_lone_surrogate", "printable", "secret_name", "short", "without_bos"]
 
 _LONE = re.compile("[\ud800-\udfff]")
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -181,3 +181,22 @@ def _without_beginnings(text: str, secret: str) -> str:
             end += 1
         text = f"{text[:at]}***{text[end:]}"
     return text
+
+
+def without_bos(text: str, tokenizer: Any) -> str:
+    """Return a prompt without the beginning-of-text token that it spells out, where the tokenizer adds one.
+
+    Args:
+        text: a prompt, such as one that a chat template rendered.
+        tokenizer: a transformers tokenizer.
+
+    Returns:
+        A prompt that begins once when the tokenizer encodes it with special tokens.
+
+    Examples:
+        >>> from contralto import testbed
+        >>> without_bos("<bos>Ben went", testbed.tokenizer())
+        'Ben went'
+    """
+    adds = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(tokenizer.bos_token) if adds else text

@@ -10,7 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from contralto.decoding.methods import Setting
 
-__all__ = ["Room", "check_source", "check_tokens", "context_length", "rooms"]
+__all__ = ["Room", "check_longest", "check_source", "check_tokens", "context_length", "rooms"]
 
 ADVICE = "shorten the prompt, lower max_new_tokens, or take a model of a longer context"
 
@@ -66,6 +66,32 @@ def check_tokens(name: str, context: int, lengths: Tensor) -> None:
         raise ValueError(
             f"a branch of {name} reads at most {context} tokens, and row {row} has {int(longest)}: its logits would be "
             f"noise; {ADVICE}"
+        )
+
+
+def check_longest(name: str, model: Any, longest: int) -> None:
+    """Raise an error if an amateur reads less than the longest text of vLLM.
+
+    Args:
+        name: of the amateur.
+        model: the amateur.
+        longest: vLLM's `max_model_len`.
+
+    Raises:
+        ValueError: the amateur's context is shorter.
+
+    Examples:
+        >>> from contralto import testbed
+        >>> check_longest("testbed:amateur", testbed.load("amateur"), 513)
+        Traceback (most recent call last):
+            ...
+        ValueError: testbed:amateur reads 512 tokens, and texts may have 513: lower max_model_len to 512, or take an amateur of a longer context
+    """
+    context = context_length(model)
+    if context is not None and context < longest:
+        raise ValueError(
+            f"{name} reads {context:,} tokens, and texts may have {longest:,}: lower max_model_len to {context}, or take an "
+            "amateur of a longer context"
         )
 
 

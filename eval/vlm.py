@@ -17,6 +17,7 @@ from contralto.decoding.images import noised, ritual_transform
 from contralto.decoding.pictures import open_image
 from contralto.eval.decoder import seed_of
 from contralto.eval.lm import ContraltoLM, Job
+from contralto.texts import without_bos
 
 __all__ = ["ContraltoVLM"]
 
@@ -59,6 +60,12 @@ class ContraltoVLM(ContraltoLM, HFMultimodalLM):  # type: ignore[misc]
                 "images (image_max_side), or a larger max_length"
             )
         return dict(read)
+
+    def tok_batch_multimodal_encode(self, strings: Sequence[str], *args: Any, **kwargs: Any) -> Any:
+        """lm-eval's, of prompts that begin once: its processor adds BOS to templates that hold one, too."""
+        return super().tok_batch_multimodal_encode(
+            [without_bos(text, self.tokenizer) for text in strings], *args, **kwargs
+        )
 
     def _sized(self, image: Any) -> Any:
         return resize_image(open_image(image), self.image_width, self.image_height, self.image_max_side)

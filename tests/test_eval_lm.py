@@ -20,14 +20,15 @@ from lm_eval.api.model import CachingLM
 from lm_eval.models.hf_vlms import HFMultimodalLM
 from lm_eval.models.huggingface import HFLM
 
-from contralto import testbed
+from contralto import generate, testbed
 from contralto.decoding import ContrastiveDecodingLogitsProcessor, VisualContrastiveDecodingLogitsProcessor
 from contralto.decoding.images import noised, ritual_transform
 from contralto.decoding.score import score
 from contralto.eval.decoder import Decoder, fingerprint, seed_of
-from contralto.eval.lm import ContraltoLM
+from contralto.eval.lm import ContraltoLM, Job
 from contralto.eval.vlm import ContraltoVLM
 from contralto.names import locate
+from contralto.prompts_file import Prompt
 from contralto.testbed import scenes, worlds
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -88,6 +89,13 @@ def looks(lm, count=12):
     ]
 
 
+def beginning_once(request):
+    """A request for lm-eval's own model, whose processor adds the BOS that the template holds already."""
+    context, *rest = request.args
+    assert context.startswith("<bos>")
+    return Instance(request.request_type, request.doc, (context.removeprefix("<bos>"), *rest), 0)
+
+
 def options(lm, count=4):
     """Two continuations per problem as `loglikelihood` requests."""
     said = (" finds 4: 9 + 4 = 13.", " loses 2")
@@ -115,9 +123,25 @@ def test_without_contrast_the_answers_are_lm_evals():
 def test_without_contrast_the_answers_to_images_are_lm_evals():
     lm, plain = vision_lm(), stock(HFMultimodalLM, "testbed:vision-0")
     said = answers(lm, looks(lm))
-    assert said == answers(plain, looks(plain))
+    assert said == answers(plain, [beginning_once(each) for each in looks(plain)])
     assert set(said) == {"yes", "no"}
     assert answers(lm.decoding_by(method="vcd", alpha=0), looks(lm)) == said
+
+
+def test_prompts_with_images_begin_once():
+    """As in `contralto generate`, where tokenizer and template both bring a BOS; lm-eval's own model reads two."""
+    lm, [ask] = vision_lm(), looks(vision_lm(), 1)
+    context, _, more = ask.args
+    [image], prompt = more["visual"], Prompt(pictured(1)[0].text, ("a.png",))
+    ids = lm._encode([Job(context, (), {}, 0, images=(image,))], 512)["input_ids"]
+    models = generate.Models(lm.model, (), lm.tokenizer, lm.processor)
+    assert ids.tolist() == generate.encode([prompt._replace(images=(image,))], models, raw=False)["input_ids"].tolist()
+    assert (ids == lm.tokenizer.bos_token_id).sum() == 1
+    plain = stock(HFMultimodalLM, "testbed:vision-0")
+    theirs = plain.tok_batch_multimodal_encode([context], [[image]])["input_ids"]
+    assert theirs[0, 1:].tolist() == ids[0].tolist()
+    other = lm.tok_batch_multimodal_encode(["<image>Ben went"], [[image]])["input_ids"]  # nothing to take off
+    assert (other == lm.tokenizer.bos_token_id).sum() == 1
 
 
 def test_contrastive_answers_are_the_processors():
@@ -188,7 +212,7 @@ def test_vcd_answers_are_the_processors():
     expected = []
     for look in looks(lm, 48):
         context, _, more = look.args
-        inputs = reader(text=context, images=more["visual"], return_tensors="pt")
+        inputs = reader(text=context.removeprefix("<bos>"), images=more["visual"], return_tensors="pt")
         seed = seed_of(lm._seed(context, more["visual"], 0), 0) % 2**31
         contrast = VisualContrastiveDecodingLogitsProcessor(model, noised(inputs, step=700, seed=[seed]), alpha=2.0)
         output = model.generate(**inputs, logits_processor=[contrast], max_new_tokens=8)
@@ -345,7 +369,8 @@ def test_likelihoods_of_answers_to_images():
     assert ["yes" if more else "no" for more in lean] == answers(lm, looks(lm))
     assert [found[i][1] for i in range(0, len(found), 2)] == lean  # greedy search would say so
     context, continuation, more = requests[0].args
-    inputs = lm.processor(text=context, images=more["visual"], return_tensors="pt")
+    once = context.removeprefix("<bos>")  # the processor adds it
+    inputs = lm.processor(text=once, images=more["visual"], return_tensors="pt")
     seed = seed_of(lm._seed(context, more["visual"], 0), 0) % 2**31
     contrast = VisualContrastiveDecodingLogitsProcessor(lm.model, noised(inputs, step=500, seed=[seed]))
     rest = torch.tensor([lm.tokenizer.encode(continuation, add_special_tokens=False)])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from contralto.decoding.context import check_longest
 from contralto.decoding.padding import KnownTokens
 from contralto.decoding.validity import check_logits
 from contralto.decoding.vllm.members import Members
@@ -164,7 +165,9 @@ class _Reader:
         size, limit = vllm_config.model_config.get_vocab_size(), vllm_config.scheduler_config.max_num_seqs
         shared = same_tokenizer(str(vllm_config.model_config.tokenizer), locate(name))
         check_sizes(size, vocabulary_size(self._model), share_tokenizer=shared)
-        needed = bytes_needed(self._model, vllm_config.model_config.max_model_len * limit)
+        longest = int(vllm_config.model_config.max_model_len)
+        check_longest(name, self._model, longest)
+        needed = bytes_needed(self._model, longest * limit)
         if where.type == "cuda" and needed > torch.cuda.mem_get_info(where)[0]:
             raise MemoryError(
                 f"{name} and its cache may need {needed / 2**30:.1f} GiB beside vLLM: lower max_num_seqs, max_model_len or "
