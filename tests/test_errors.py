@@ -121,6 +121,7 @@ sys.exit(cli.main({argv!r}))
         ("data run r.yaml", "yaml", "the package pyyaml is not installed: pip install 'contralto[data]'"),
         ("align dpo", "trl", "contralto[align]"),
         ("eval --tasks a", "lm_eval", "contralto[eval]"),
+        ("generate --model testbed:expert x", "psutil", "the package psutil is not installed: pip install"),
         pytest.param("compare --tasks a --model b --methods dola", "matplotlib", "contralto[eval]", marks=SLOW),
         pytest.param("demo", "trl", "contralto[demo]", marks=SLOW),
         pytest.param("generate --model testbed:vision-0 --image a.png x", "PIL", "contralto[vision]", marks=SLOW),

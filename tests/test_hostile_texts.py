@@ -1,7 +1,8 @@
 """Texts of strangers in what is written or shown: pages, the card of a data set, the terminal, prompt templates.
 
 A page or card of hostile texts has the tags of one of harmless texts, and shows them as they are. Seen to go red with: autoescape
-turned off; bars that are escaped without the backslash before them; a fence of three backticks; an unsandboxed template; errors printed as they come.
+turned off; bars that are escaped without the backslash before them; a fence of three backticks; an unsandboxed template; errors
+printed as they come.
 """
 
 import io
@@ -35,6 +36,7 @@ HOSTILE = [
     "a | b | c",
     "back\\| slash \\\\| bars",
     "``` `` ` code",
+    "code\n```\n<b>bold</b>",
     "--- \n\n# heading\n---\nlicense: mit\n",
     "{{ 7 * 7 }} {% raw %} {{ recipe.__class__ }}",
     '" onmouseover="alert(1)',

@@ -2,7 +2,7 @@
 
 The server is real (`serving`), and sends what a broken, a hostile or merely another endpoint sends. Seen to go red with: text
 of None taken for an empty answer; the exceptions of a reply named one by one; the counts not looked at; surrogates not replaced;
-a key hidden after the cut; a redirect's address shown; no limit of a body; a wait that cannot be interrupted, or has no bound.
+the whole address of a redirect shown; no limit of a body; a wait that cannot be interrupted, or has no bound.
 """
 
 import asyncio
@@ -514,6 +514,13 @@ def test_a_placeholder_is_a_word_in_answers(monkeypatch):
     monkeypatch.setenv("MY_KEY", "EMPTY")
     said, _ = asked_odd(respond(choice("The set is EMPTY.")), key="MY_KEY")
     assert said.text == "The set is EMPTY."
+
+
+def test_what_is_secret_in_a_redirect_is_not_shown(key):
+    location = "https://me:swordfish@elsewhere.example/v1/chat?signature=sesame#mellon"
+    said, _ = asked_odd_or_all(respond({}, status=302, Location=location), key=key)
+    assert "points to https://elsewhere.example/v1/chat:" in said.reason
+    assert not any(word in said.reason for word in ("me:", "swordfish", "sesame", "mellon"))
 
 
 def test_a_redirect_does_not_get_the_key(key):
