@@ -39,6 +39,7 @@ from contralto.align.seams import (
     install_head,
 )
 from contralto.align.teacher import Rows, TeacherStates, WithStates, default_folder, load_head, save_head
+from contralto.decoding.vocabulary import differing_tokens, find_tokenizer
 from contralto.names import from_pretrained, locate, weights_digest
 
 __all__ = ["DistillationPairTrainer", "Found", "Teacher"]
@@ -503,8 +504,8 @@ def _check(model: Any, teacher: Any, args: DistillationConfig, how: Mapping[str,
         )
     for name, dataset, first in args.checked_pairs(how.get("train_dataset"), how.get("eval_dataset")):
         _check_dataset(name, dataset, first, args)
-    if args.teacher_model_name_or_path is not None:
-        _check_tokenizers(model, args, how.get("processing_class"))
+    if teacher is not None or args.teacher_model_name_or_path is not None:
+        _check_tokenizers(model, teacher, args, how.get("processing_class"))
 
 
 def _check_teacher(model: Any, teacher: Any, args: DistillationConfig) -> None:
@@ -534,17 +535,26 @@ def _check_dataset(name: str, dataset: Any, first: Mapping[str, Any], args: Dist
         )
 
 
-def _check_tokenizers(model: Any, args: DistillationConfig, processing_class: Any) -> None:
-    name = cast(str, args.teacher_model_name_or_path)
+def _check_tokenizers(model: Any, teacher: Any, args: DistillationConfig, processing_class: Any) -> None:
+    """Reject a teacher that has another id, or none, for a token of the student's. It may have more tokens.
+
+    The tokenizer of a loaded teacher is looked for on this machine. Where there is none, sizes must tell: `_check_vocabulary`.
+    """
     student = model if isinstance(model, str) else str(model.config.name_or_path)
     code = args.trust_remote_code
+    if teacher is None:
+        name = cast(str, args.teacher_model_name_or_path)
+        revision = args.teacher_model_revision or "main"
+        other = from_pretrained(AutoTokenizer, name, revision=revision, trust_remote_code=code)
+    else:
+        name = str(getattr(teacher, "name_or_path", "") or "")
+        other = find_tokenizer(name)
+    if other is None:
+        return
     own = getattr(processing_class, "tokenizer", processing_class) or from_pretrained(
         AutoTokenizer, student, trust_remote_code=code
     )
-    revision = args.teacher_model_revision or "main"
-    other = from_pretrained(AutoTokenizer, name, revision=revision, trust_remote_code=code)
-    theirs = other.get_vocab()
-    if differing := sorted(token for token, id_ in own.get_vocab().items() if theirs.get(token) != id_):
+    if differing := differing_tokens(own, other):
         raise ValueError(
             f"{student} and {name} have different tokenizers ({len(differing)} tokens of the student's differ, such as "
             f"{differing[0]!r}), and distillation compares probabilities token by token"

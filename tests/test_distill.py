@@ -755,6 +755,15 @@ def test_another_tokenizer_or_a_smaller_vocabulary_is_refused(root, teacher_fold
         ValueError, match=r"different tokenizers .1 tokens of the student's differ, such as 'a new token'"
     ):
         trainer(tmp_path, str(student), teacher_model_name_or_path=teacher_folder)
+    renamed = tmp_path / "renamed"
+    AutoModelForCausalLM.from_pretrained(teacher_folder).save_pretrained(renamed)
+    testbed.tokenizer().save_pretrained(renamed)
+    tokens = renamed / "tokenizer.json"
+    tokens.write_text(tokens.read_text().replace('"▁barn"', '"▁born"'))
+    loaded = AutoModelForCausalLM.from_pretrained(renamed)  # of a size that fits
+    for kept in (False, True):
+        with pytest.raises(ValueError, match=r"renamed have different tokenizers .1 tokens of .* such as '▁barn'"):
+            trainer(tmp_path, _folder("llama", root), teacher=loaded, precompute_teacher=kept)
     small = zoo.build("llama", vocab_size=100, hidden=16)
     for kept in (False, True):
         with pytest.raises(ValueError, match="has 160 tokens, and the teacher's head only 100"):
