@@ -89,24 +89,36 @@ def _opened(content: bytes, where: str) -> Any:
         return image
 
 
-def check_image(path: Path, where: str = "") -> str:
-    """Return the media type of an image file, such as `image/png`, which its header tells and not its name.
+def check_image(image: Any, where: str = "") -> str:
+    """Return the media type of an image, such as `image/png`, which its header tells and not its name.
 
     Args:
-        path: the file.
+        image: a path, or the bytes of a file.
         where: the place that names it, for errors.
 
     Raises:
         ValueError: there is no such file, or it is not an image.
     """
-    where = f"{where}: {path}" if where else str(path)
-    if not path.is_file():  # also keeps from waiting for a pipe
-        raise ValueError(f"{where}: there is no such file")
-    with _pillow(where) as read, read(path) as image:
+    file = image
+    if isinstance(image, bytes):
+        file = io.BytesIO(image)
+    else:
+        where = f"{where}: {str(image)[:200]}" if where else str(image)
+        _check_is_file(image, where)
+    with _pillow(where) as read, read(file) as found:
         from PIL import Image
 
-        kind = "JPEG" if image.format == "MPO" else image.format  # a JPEG that ends with previews
+        kind = "JPEG" if found.format == "MPO" else found.format  # a JPEG that ends with previews
         return str(Image.MIME[kind])
+
+
+def _check_is_file(path: Any, where: str) -> None:
+    try:
+        is_file = Path(path).is_file()  # also keeps from waiting for a pipe
+    except (ValueError, OSError) as error:  # such as a name that is too long
+        raise ValueError(f"{where}: not a path: {error}") from error
+    if not is_file:
+        raise ValueError(f"{where}: there is no such file")
 
 
 @contextmanager

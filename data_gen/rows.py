@@ -7,13 +7,13 @@ TRL 1.16 decides by the order of a set of strings, so that PYTHONHASHSEED decide
 
 # ruff: noqa: TRY004 (a wrong type in somebody's data or recipe is a ValueError like any other mistake in it)
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from contralto.data_gen.columns import stored, to_dataset
+from contralto.data_gen.image_files import check_image
 from contralto.data_gen.sources import IMAGES, records
 
 if TYPE_CHECKING:
@@ -426,32 +426,28 @@ def _images(record: Mapping[str, Any], row: Mapping[str, Any], where: str) -> di
             raise ValueError(f"{where}, column {name}: it holds a {type(images).__name__}, not a list of images")
         for at, image in enumerate(images, 1):
             _check_image(image, f"{where}, column {name}, image {at}")
-    marks = [
-        part
-        for m in row["prompt"]
-        if isinstance(m, Mapping) and isinstance(m["content"], list)
-        for part in m["content"]
-        if part["type"] == "image"
-    ]
-    if marks and len(marks) != len(found.get("images", ())):
-        raise ValueError(
-            f"{where}, column images: {len(found.get('images', ()))} images for {len(marks)} places in the prompt"
-        )
+    for name in ("chosen", "rejected"):
+        places = _places(row["prompt"]) + _places(row[name])
+        if places and places != len(found.get("images", ())):
+            raise ValueError(
+                f"{where}, column images: {len(found.get('images', ()))} images for {places} places in prompt and {name}"
+            )
     return found
 
 
+def _places(value: Any) -> int:
+    """Return the number of image parts in messages."""
+    contents = [m["content"] for m in value if isinstance(m, Mapping)]
+    return sum(part["type"] == "image" for content in contents if isinstance(content, list) for part in content)
+
+
 def _check_image(image: Any, where: str) -> None:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if isinstance(image, Image.Image):
         return
     if isinstance(image, Mapping):
-        image = io.BytesIO(image["bytes"]) if image.get("bytes") else image.get("path")
-    if not isinstance(image, str | PathLike | io.BytesIO):
+        image = image.get("bytes") or image.get("path")
+    if not isinstance(image, str | PathLike | bytes):
         raise ValueError(f"{where}: neither a path nor an image, but a {type(image).__name__}")
-    try:
-        Image.open(image).close()
-    except FileNotFoundError as error:
-        raise ValueError(f"{where}: there is no file {image}") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{where}: the file is not an image") from error
+    check_image(image, where)

@@ -8,8 +8,10 @@ begin with where another column holds it; columns of the prompt left out.
 
 import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -457,19 +459,45 @@ WRONG_ROWS = {
         "column rejected: its transcript differs",
     ),
     "images no list": ({**PLAIN, "images": "a.png"}, "column images: it holds a str, not a list of images"),
-    "no such image": ({**PLAIN, "images": ["no.png"]}, "column images, image 1: there is no file .*no.png"),
-    "not an image": ({**PLAIN, "images": ["pairs.jsonl"]}, "column images, image 1: the file is not an image"),
+    "no such image": ({**PLAIN, "images": ["no.png"]}, "column images, image 1: .*no.png: there is no such file"),
+    "not an image": ({**PLAIN, "images": ["pairs.jsonl"]}, "column images, image 1: .*pairs.jsonl is not an image"),
     "image a number": ({**PLAIN, "images": [3]}, "column images, image 1: neither a path nor an image, but a int"),
     "places without images": (
         {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": GOOD, "rejected": BAD},
-        "column images: 0 images for 1 places in the prompt",
+        "column images: 0 images for 1 places in prompt and chosen",
+    ),
+    "places in an answer": (
+        {"prompt": ASKED, "chosen": [{"role": "assistant", "content": [{"type": "image"}]}], "rejected": REJECTED},
+        "column images: 0 images for 1 places in prompt and chosen",
+    ),
+    "a folder": ({**PLAIN, "images": ["."]}, "column images, image 1: .*: there is no such file"),
+    "no name": ({**PLAIN, "images": [""]}, "column images, image 1: .*: there is no such file"),
+    "a pipe": ({**PLAIN, "images": ["pipe.png"]}, "column images, image 1: .*pipe.png: there is no such file"),
+    "links in a circle": ({**PLAIN, "images": ["circle.png"]}, "column images, image 1: .*circle.png: there is no"),
+    "a null byte": ({**PLAIN, "images": ["a\0b.png"]}, "column images, image 1: .*: there is no such file"),
+    "a long name": ({**PLAIN, "images": ["x" * 300]}, "column images, image 1: .*: not a path"),
+    "PostScript": ({**PLAIN, "images": ["page.png"]}, "column images, image 1: .*page.png is not an image"),
+    "a bomb": (
+        {**PLAIN, "images": ["bomb.png"]},
+        "column images, image 1: .*bomb.png is not an image that Pillow can read",
     ),
 }
+
+
+def with_strange_files(folder):
+    """Write files that are no images, or not to be read."""
+    os.mkfifo(folder / "pipe.png")
+    (folder / "circle.png").symlink_to("circle.png")
+    (folder / "page.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    header = struct.pack(">4sIIBBBBB", b"IHDR", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (folder / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I4s", 0, b"IDAT"))
 
 
 @pytest.mark.parametrize("name", WRONG_ROWS)
 def test_malformed_rows_are_named(tmp_path, name):
     record, message = WRONG_ROWS[name]
+    with_strange_files(tmp_path)
     path = written(tmp_path / "pairs.jsonl", PLAIN, record)
     with pytest.raises(ValueError, match=rf"pairs.jsonl, row 2.*{message.removeprefix('row 2')}") as error:
         load_pairs(path, conversations=True)
