@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from contralto.errors import guarded
-from contralto.files import read_text
 
 __all__ = ["TRAINERS", "parse", "recipes", "run"]
 
@@ -136,12 +135,9 @@ def told(argv: Sequence[str], flag: str) -> Any:
 
 def read_recipe(path: str) -> dict[str, Any]:
     """The keys of a recipe."""
-    import yaml
+    from contralto.yaml_file import read_yaml
 
-    try:
-        said = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    said = read_yaml(path)
     if not isinstance(said, dict):
         text = f"{path} holds no flags: a recipe is a YAML mapping such as `learning_rate: 1.0e-6`"
         raise ValueError(text)  # noqa: TRY004 (a wrong recipe is a ValueError like any other mistake in it)

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 from contralto.data_gen.engines import Outcome
 from contralto.data_gen.image_files import check_image
 from contralto.data_gen.limiter import Flow, Limiter
-from contralto.data_gen.ranges import check_number
+from contralto.data_gen.ranges import check_number, check_texts
 from contralto.data_gen.replies import error_message, read_answer
 from contralto.data_gen.requests import Answer, Failure, Request
 from contralto.messages import with_images
@@ -97,6 +97,8 @@ class OpenAIEngine:
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         _check_address(base_url)
+        texts = {"model": model, "max_tokens_field": max_tokens_field}
+        check_texts(texts, "an endpoint", *texts)
         for name, value in {"concurrency": concurrency, "attempts": attempts, "timeout": timeout}.items():
             check_number(name, value, **LIMITS[name])
         Limiter(rpm=rpm, tpm=tpm)

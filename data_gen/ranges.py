@@ -1,9 +1,10 @@
-"""Numbers of a recipe, checked where they are read: YAML knows NaN, infinity, and strings where a number was meant."""
+"""Numbers and texts of a recipe, checked where they are read: YAML knows NaN, infinity, and strings where a number was meant."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["check_batch", "check_number"]
+__all__ = ["check_batch", "check_number", "check_texts"]
 
 
 def check_number(
@@ -56,3 +57,25 @@ def check_batch(batch_size: Any, max_length: Any = None) -> None:
     check_number("batch_size", batch_size, least=1, most=65_536, whole=True)
     if max_length is not None:
         check_number("max_length", max_length, least=1, most=2**31 - 1, whole=True)
+
+
+def check_texts(given: Mapping[str, Any], where: str, *names: str) -> None:
+    """Require texts, none of them empty.
+
+    Args:
+        given: options by name.
+        where: what errors call them.
+        names: the options; those that are not given are not checked.
+
+    Raises:
+        ValueError: one of them is no text.
+
+    Example:
+        >>> check_texts({"output": None}, "recipe.yaml", "output")
+        Traceback (most recent call last):
+            ...
+        ValueError: recipe.yaml: output must be a text, not None
+    """
+    for name in names:
+        if name in given and not (isinstance(given[name], str) and given[name]):
+            raise ValueError(f"{where}: {name} must be a text, not {given[name]!r:.80}")

@@ -28,17 +28,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from contralto.data_gen.engines import Engine, FunctionEngine, TransformersEngine, find_function, takes
 from contralto.data_gen.engines_openai import OpenAIEngine
 from contralto.data_gen.engines_vllm import VLLMEngine
 from contralto.data_gen.image_files import images_of, placed, with_located
-from contralto.data_gen.ranges import check_number
+from contralto.data_gen.ranges import check_number, check_texts
 from contralto.data_gen.requests import Row, Sampling, Strategy, digest
 from contralto.errors import during
 from contralto.files import read_json_lines, read_lines, read_text
 from contralto.texts import has_lone_surrogate, secret_name
+from contralto.yaml_file import parse_yaml
 
 __all__ = ["Price", "Recipe", "Role", "Rows", "Use", "load_recipe", "read_rows"]
 
@@ -167,14 +166,11 @@ def load_recipe(
         OSError: there is no such file.
         ValueError: a mistake in the recipe: where, what was given, what is allowed.
     """
-    try:
-        text = read_text(path)
-        said = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    said = parse_yaml(text := read_text(path), str(path))
     _check_keys(said, str(path), needed=["rows", "strategies", "roles"], more=["output", "seed", "checks", "filters"])
     if type(said.get("seed", 0)) is not int:
         raise ValueError(f"{path}: seed must be a whole number, not {said['seed']!r}")
+    check_texts(said, str(path), "output")
     engines: dict[str, Engine] = {}
     made = {
         name: _role(name, given, path, engines)
@@ -292,6 +288,8 @@ def _rows(given: Any, path: Path) -> Rows:
     where = f"{path}: rows"
     given = {"source": given} if isinstance(given, str) else given
     _check_keys(given, where, needed=["source"], more=[f.name for f in fields(Rows) if f.name != "source"])
+    check_texts(given, where, "source", "prompt", "split")
+    check_texts({k: v for k, v in given.items() if v is not None}, where, "id", "images", "image_folder", "name")
     rows = Rows(**given)
     if rows.limit is not None and (not isinstance(rows.limit, int) or isinstance(rows.limit, bool) or rows.limit < 1):
         raise ValueError(f"{where}: limit must be a whole number of at least 1, not {rows.limit!r}")

@@ -631,6 +631,14 @@ def test_differences_are_marked():
         ),
         ({"roles": {"target": {"engine": "function", "use": "my_strategies:nothing"}}}, "has no function nothing"),
         ({"roles": {"target": {"engine": "openai", "model": "m"}}}, "engine 'openai' needs base_url"),
+        (
+            {"roles": {"target": {"engine": "openai", "model": 3, "base_url": "http://a/v1"}}},
+            "model must be a text, not 3",
+        ),
+        ({"output": 3}, "output must be a text, not 3"),
+        ({"rows": {"source": None}}, "rows: source must be a text, not None"),
+        ({"rows": {"source": "p.jsonl", "prompt": ["a"]}}, r"rows: prompt must be a text, not \['a'\]"),
+        ({"rows": {"source": "p.jsonl", "image_folder": 3}}, "rows: image_folder must be a text, not 3"),
         ({"roles": {"target": {"engine": "openai", "model": "m", "base_url": "x"}}}, "base_url must be an address"),
         (
             {"roles": {"target": {"engine": "transformers", "model": "m", "method": "magic"}}},
