@@ -17,10 +17,14 @@ import jinja2
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from contralto.files import read_text
+
 __all__ = ["Template", "as_text", "content_text", "load", "sections"]
 
 _JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
 """A template may come from elsewhere: it fills in its fields, and reaches no Python object behind them."""
+del _JINJA.filters["random"], _JINJA.globals["lipsum"]
+"""A prompt that differs each time would never find its recorded answer."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def _read(name: str) -> str:
     if name.endswith(".txt"):
         if not Path(name).is_file():
             raise ValueError(f"there is no template file {name}")
-        return Path(name).read_text(encoding="utf-8")
+        return read_text(name)
     folder = resources.files("contralto.data_gen") / "prompts"
     packaged = sorted(file.name.removesuffix(".txt") for file in folder.iterdir() if file.name.endswith(".txt"))
     if name not in packaged:

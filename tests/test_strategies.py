@@ -703,6 +703,15 @@ def test_a_user_replaces_a_template(tmp_path):
     assert one.version != two.version
 
 
+def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_bytes(b"\xef\xbb\xbf{{ task }}\xff")
+    with pytest.raises(ValueError, match=r"t.txt:1: not a text in UTF-8"):
+        templates.load(str(path), "task")
+    path.write_bytes(b"\xef\xbb\xbf{{ task }}\r\nNow.\r\n")
+    assert templates.load(str(path), "task").render(task="Go.") == "Go.\nNow."
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
