@@ -637,7 +637,7 @@ def test_differences_are_marked():
         ),
         ({"output": 3}, "output must be a text, not 3"),
         ({"rows": {"source": None}}, "rows: source must be a text, not None"),
-        ({"rows": {"source": "p.jsonl", "prompt": ["a"]}}, r"rows: prompt must be a text, not \['a'\]"),
+        ({"rows": {"source": "p.jsonl", "prompt": ["a"]}}, "rows: prompt must be a text, not ['a']"),
         ({"rows": {"source": "p.jsonl", "image_folder": 3}}, "rows: image_folder must be a text, not 3"),
         ({"roles": {"target": {"engine": "openai", "model": "m", "base_url": "x"}}}, "base_url must be an address"),
         (
