@@ -21,7 +21,7 @@ from transformers.generation.utils import ALL_CACHE_NAMES, GenerateDecoderOnlyOu
 
 from contralto.decoding.branches import InputBranch, LayerBranch, ModelBranch, Reader
 from contralto.decoding.context import context_length
-from contralto.decoding.order import split_processors
+from contralto.decoding.order import check_mode, split_processors
 from contralto.decoding.padding import check_mask
 from contralto.decoding.prompts import Prompts, linear_layers, prepare_positions, stack, takes_positions
 
@@ -191,6 +191,7 @@ class _Forward:
 def _check(model: Any, input_ids: Tensor, config: Any, model_kwargs: dict[str, Any]) -> None:
     if config.num_beams > 1:
         raise ValueError("the loop knows no beam search: pass the method as logits_processor=[method] for beams")
+    check_mode(config)
     if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states):
         raise ValueError("the loop returns scores and logits, not attentions or hidden states")
     if config.cache_implementation not in (None, "static", "dynamic"):

@@ -17,8 +17,9 @@ from typing import Any
 
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation import GenerationMode
 
-__all__ = ["split_processors"]
+__all__ = ["check_mode", "split_processors"]
 
 AFTER = "follows_contrast"
 """Attribute of a processor in the caller's list that acts on the rule's scores, with all that follows it in the list."""
@@ -55,3 +56,29 @@ def split_processors(model: Any, processors: Any, config: Any, input_ids: Tensor
     first = len(processors) - (len(marked) - place - 1)
     first = next((i for i in range(first) if getattr(processors[i], AFTER, False)), first)
     return LogitsProcessorList(processors[:first]), LogitsProcessorList(processors[first:])
+
+
+def check_mode(config: Any) -> None:
+    """Reject options of `generate()` that ask for another decoding loop than the callable given as `custom_generate`.
+
+    transformers hands such options on to the callable, where nothing would read them.
+
+    Args:
+        config: the prepared generation configuration.
+
+    Raises:
+        ValueError: prompt lookup, early exit of an assistant, `penalty_alpha`, `dola_layers`, constraints, ...
+
+    Examples:
+        >>> from transformers import GenerationConfig
+        >>> check_mode(GenerationConfig(prompt_lookup_num_tokens=3))
+        Traceback (most recent call last):
+            ...
+        ValueError: generate() is asked for assisted generation, whose place custom_generate takes: leave its options out, also of the model's generation_config
+    """
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ValueError(
+            f"generate() is asked for {mode.value.replace('_', ' ')}, whose place custom_generate takes: leave its options "
+            "out, also of the model's generation_config"
+        )

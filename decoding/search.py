@@ -35,7 +35,7 @@ from transformers.generation.utils import (
     GenerateEncoderDecoderOutput,
 )
 
-from contralto.decoding.order import split_processors
+from contralto.decoding.order import check_mode, split_processors
 from contralto.decoding.padding import check_mask, padding_of, source_padding
 from contralto.decoding.placement import input_device
 from contralto.decoding.prompts import linear_layers
@@ -384,6 +384,7 @@ def _check_generation(config: Any, model_kwargs: Mapping[str, Any], k: int) -> N
         raise ValueError("contrastive search is deterministic and does not sample: pass do_sample=False to generate()")
     if (config.num_beams or 1) > 1:
         raise ValueError(f"contrastive search has no beams: pass num_beams=1 to generate(), not {config.num_beams}")
+    check_mode(config)
     if not model_kwargs.get("use_cache"):
         raise ValueError("contrastive search needs the cache: pass use_cache=True to generate()")
     if config.prefill_chunk_size is not None:

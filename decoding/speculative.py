@@ -44,7 +44,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEnc
 
 from contralto.decoding.branches import AdaptersOff, ModelBranch
 from contralto.decoding.context import check_tokens, context_length
-from contralto.decoding.order import split_processors
+from contralto.decoding.order import check_mode, split_processors
 from contralto.decoding.padding import KnownTokens, fit_mask
 from contralto.decoding.placement import input_device
 from contralto.decoding.processors import ContrastiveLogitsProcessor, bind_rule
@@ -635,6 +635,7 @@ def _check(expert: Any, amateur: Any, ids: Tensor, config: Any, kwargs: Mapping[
             f"speculative contrastive decoding drafts for greedy search and sampling, not for num_beams={config.num_beams}: "
             "use ContrastiveDecodingLogitsProcessor"
         )
+    check_mode(config)
     if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states):
         raise ValueError("speculative contrastive decoding returns scores and logits, not attentions or hidden states")
     if kwargs.get("inputs_embeds") is not None:

@@ -252,3 +252,17 @@ def test_a_method_that_would_act_twice_is_refused(pair):
         pair[0].generate(
             torch.tensor([[5, 6]]), custom_generate=method.loop(), logits_processor=[method], max_new_tokens=1
         )
+
+
+@pytest.mark.parametrize(
+    "loop", [SpeculativeContrastiveDecoding, ContrastiveSearch, ContrastiveDecodingLogitsProcessor]
+)
+@pytest.mark.parametrize(
+    "how", [{"prompt_lookup_num_tokens": 3}, {"penalty_alpha": 0.6, "top_k": 4}, {"dola_layers": "low"}]
+)
+def test_options_of_another_decoding_loop_are_refused(pair, loop, how):
+    model, amateur = pair[:2]
+    made = loop() if loop is ContrastiveSearch else loop(amateur)
+    made = made.loop() if loop is ContrastiveDecodingLogitsProcessor else made
+    with pytest.raises(ValueError, match="whose place custom_generate takes"):
+        model.generate(torch.tensor([[5, 6, 7]]), custom_generate=made, max_new_tokens=2, **how)
