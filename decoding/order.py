@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
-from transformers.generation import GenerationMode
+from transformers.generation.configuration_utils import GenerationMode
 
 __all__ = ["check_mode", "split_processors"]
 
