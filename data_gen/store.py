@@ -114,7 +114,7 @@ class Store:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path, self._is_read_only, self._is_logging = path, read_only, False
-        is_new = not path.exists() or (not read_only and path.stat().st_size == 0)
+        is_new = not path.exists() or (not read_only and path.is_file() and path.stat().st_size == 0)
         if read_only and is_new:
             raise FileNotFoundError(f"there is no store {path} yet: nothing was asked")
         if not is_new:
@@ -318,8 +318,10 @@ def _check(path: Path) -> None:
         ValueError: not a store, or a store of a later version.
     """
     stranger = f"{path} is not a store of answers"
-    if path.is_dir():
-        raise ValueError(f"{stranger}: it is a folder")
+    if not path.is_file():  # not opened: a pipe would wait for a writer for ever
+        raise ValueError(f"{stranger}: it is {'a folder' if path.is_dir() else 'not a regular file'}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{stranger}: it is empty")
     try:
         with closing(_reading(path)) as db:
             version, application, columns = _signature(db)

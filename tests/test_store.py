@@ -134,6 +134,27 @@ def test_a_database_of_another_program_is_left_as_it_is(tmp_path, given):
     assert everything(tmp_path) == before
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+def test_what_is_no_regular_file_is_refused_unopened(tmp_path, read_only):
+    """A pipe is never opened: that would wait for its writer."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for each in (tmp_path / "pipe", tmp_path / "link", Path(os.devnull)):
+        with pytest.raises(ValueError, match="is not a store of answers: it is not a regular file"):
+            Store(each, read_only=read_only)
+
+
+def test_an_empty_file_is_no_store_to_read(tmp_path):
+    (tmp_path / "a").touch()
+    with pytest.raises(ValueError, match="a is not a store of answers: it is empty"):
+        Store(tmp_path / "a", read_only=True)
+    with Store(tmp_path / "b") as store, pytest.raises(ValueError, match="it is empty"):
+        store.merge(tmp_path / "a")
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(1), answer(1))])
+        assert store._count() == 1
+
+
 @pytest.mark.parametrize("content", [b"x", b"hello " * 100, b"SQLite format 3\0" + b"\0" * 3000, b"\x89PNG" * 512])
 def test_what_is_no_database_is_left_as_it_is(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
