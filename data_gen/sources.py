@@ -124,7 +124,7 @@ def _folder(path: Path, split: str, config: str | None) -> Iterable[Any]:
         return _undecoded(_of_split(stored, split, str(path)) if isinstance(stored, DatasetDict) else stored)
     try:
         builder = load_dataset_builder(str(path), config)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a script, which `datasets` runs no more
         raise ValueError(f"{path}: the folder holds no .parquet, .jsonl or .json file: {_line(error)}") from error
     if type(builder).__module__.split(".")[-1] not in BUILDERS:
         raise ValueError(f"{path}: the folder holds no .parquet, .jsonl or .json file")
@@ -148,7 +148,7 @@ def _hub(name: str, split: str, config: str | None, *, streaming: bool) -> Itera
 
     try:
         return _undecoded(load_dataset(name, config, split=split, streaming=streaming))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         text = f"{name}: neither a file or folder here nor a data set of the Hub: {_line(error)}"
         raise ValueError(text) from error
 

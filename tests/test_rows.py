@@ -517,6 +517,11 @@ WRONG_FILES = {
     "no such file": ("gone.jsonl", None, "gone.jsonl: there is no such file"),
     "another suffix": ("pairs.csv", "a,b", "read from .jsonl, .json and .parquet files, not from .csv"),
     "no suffix": ("pairs", "a", "and this name has no suffix"),
+    "folder with a script": (
+        "sub/sub.py",
+        "x = 1",
+        "the folder holds no .parquet, .jsonl or .json file: Dataset scripts",
+    ),
     "empty folder": ("sub/notes.md", "a", "the folder holds no .parquet, .jsonl or .json file"),
 }
 
