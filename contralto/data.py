@@ -295,8 +295,8 @@ def _counts(results: Sequence[Any]) -> tuple[int, int, int, int, int]:
 
 
 def _without_numbers(text: str) -> str:
-    """Reasons that differ in numbers alone are one."""
-    return re.sub(r"\d{3,}", "…", text)
+    """Reasons that differ in numbers alone are one; the status of a reply is a reason by itself."""
+    return re.sub(r"(?<!\bstatus )(?<!\d)\d{3,}", "…", text)
 
 
 def _estimate(job: Job, args: argparse.Namespace) -> None:

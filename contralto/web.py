@@ -1,5 +1,6 @@
 """Replies of HTTP servers, read with limits: a server may send anything, for ever. aiohttp makes the connections."""
 
+import json
 import time
 import zlib
 from collections.abc import Mapping
@@ -7,9 +8,9 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from contralto.texts import short
+from contralto.texts import Secrets, printable, short
 
-__all__ = ["COMPRESSED", "BadReplyError", "address_of", "decoded", "read_body", "retry_after"]
+__all__ = ["COMPRESSED", "BadReplyError", "address_of", "decoded", "read_body", "read_json", "retry_after"]
 
 COMPRESSED = {"gzip", "x-gzip", "deflate"}
 """Content codings that are read, though none is asked for."""
@@ -72,6 +73,33 @@ def decoded(body: bytes) -> str:
         return body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadReplyError(f"the reply is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def read_json(text: str, kind: str | None, secrets: Secrets) -> Any:
+    """Return the JSON of a reply.
+
+    Args:
+        text: the body.
+        kind: the header `Content-Type`, which tells pages of proxies and event streams from damaged JSON.
+        secrets: hidden before what came is cut.
+
+    Raises:
+        BadReplyError: it is not JSON; the error says what came instead.
+
+    Example:
+        >>> read_json("<html>Sign in</html>", "text/html", Secrets())
+        Traceback (most recent call last):
+        contralto.web.BadReplyError: the reply is not JSON: text/html, '<html>Sign in</html>'
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        what = short(secrets.hide(kind or "no Content-Type"), 60)
+        if not text.strip():
+            raise BadReplyError(f"the reply is empty, not JSON: {printable(what)}") from error
+        where = f" from character {error.pos} on" if error.pos else ""
+        came = repr(short(secrets.hide(text), 120))
+        raise BadReplyError(f"the reply is not JSON{where}: {printable(what)}, {came}") from error
 
 
 def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float:

@@ -29,11 +29,11 @@ from contralto.data_gen.engines import Outcome
 from contralto.data_gen.image_files import check_image
 from contralto.data_gen.limiter import Flow, Limiter
 from contralto.data_gen.ranges import check_number, check_texts
-from contralto.data_gen.replies import error_message, read_answer
+from contralto.data_gen.replies import read_answer, refused
 from contralto.data_gen.requests import Answer, Failure, Request
 from contralto.messages import with_images
 from contralto.texts import Secrets, secret_name, short
-from contralto.web import address_of, decoded, read_body, retry_after
+from contralto.web import address_of, decoded, read_body, read_json, retry_after
 
 __all__ = ["Limiter", "OpenAIEngine", "batch_line", "chat_messages", "raw_prompt", "read_batch_line", "token_guess"]
 
@@ -232,7 +232,8 @@ class OpenAIEngine:
         async with session.post(self._url + path, json=body, allow_redirects=False) as response:
             data = await read_body(response, limit=_most_bytes(request))
             if response.status == 200:
-                said = read_answer(json.loads(decoded(data)), request)
+                reply = read_json(decoded(data), response.headers.get("Content-Type"), self.secrets)
+                said = read_answer(reply, request)
                 if isinstance(said, Answer):
                     limiter.correct(booking, said.prompt_tokens + said.completion_tokens)
                 return self.without_key(said), True
@@ -255,7 +256,7 @@ class OpenAIEngine:
 
     def _refusal(self, status: int, text: str, headers: Mapping[str, str]) -> Failure:
         """What the endpoint says in place of an answer."""
-        said = f"{status}: {error_message(text, self.secrets)}"
+        said = refused(status, text, self.secrets)
         if status in FATAL or "insufficient_quota" in text:
             hint = "" if self._key or status not in (401, 403) else " (no key was sent: name its variable in key_env)"
             return Failure(f"{self._url} refuses model {self._model!r}: {said}{hint}", stops=True)
@@ -428,7 +429,7 @@ def read_batch_line(line: str) -> tuple[str, Any]:
 
     Example:
         >>> read_batch_line('{"custom_id": "k", "response": {"status_code": 429, "body": {}}, "error": null}')
-        ('k', Failure(reason='429: {}', stops=False))
+        ('k', Failure(reason='status 429: {}', stops=False))
     """
     try:
         said = json.loads(line)
@@ -438,9 +439,7 @@ def read_batch_line(line: str) -> tuple[str, Any]:
         if error or not response:
             return key, Failure(short(error or "no response"))
         if response.get("status_code", 200) != 200:
-            return key, Failure(
-                f"{response['status_code']}: {error_message(json.dumps(response.get('body')), Secrets())}"
-            )
+            return key, Failure(refused(response["status_code"], json.dumps(response.get("body")), Secrets()))
         return key, response["body"]
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"not a line of a batch's output (custom_id, response, error): {short(line)}") from error

@@ -10,7 +10,7 @@ from contralto.data_gen.requests import Answer, Failure, Request
 from contralto.texts import Secrets, short
 from contralto.web import BadReplyError
 
-__all__ = ["error_message", "read_answer"]
+__all__ = ["error_message", "read_answer", "refused"]
 
 
 def read_answer(body: Any, request: Request) -> Answer | Failure:
@@ -84,6 +84,22 @@ def _logprobs(said: Any) -> tuple[Any, ...] | None:
     if "content" in said:
         return tuple(token["logprob"] for token in said["content"] or ())
     return tuple(said["token_logprobs"])
+
+
+def refused(status: Any, text: str, secrets: Secrets) -> str:
+    """Say in one line that a reply has an error's status.
+
+    Args:
+        status: the status.
+        text: the body, JSON or not.
+        secrets: hidden before the line is cut.
+
+    Example:
+        >>> refused(429, '{"error": "slower"}', Secrets()), refused(204, "", Secrets())
+        ('status 429: slower', 'status 204, and the reply is empty')
+    """
+    said = error_message(text, secrets)
+    return f"status {status}: {said}" if said else f"status {status}, and the reply is empty"
 
 
 def error_message(text: str, secrets: Secrets) -> str:

@@ -455,13 +455,15 @@ def test_what_fails_for_good_says_why():
     with Server(status=lambda body: (400, answer) if "Eva" in str(body["messages"]) else None) as server:
         engine = endpoint(server)
         found = answers(engine, requests_for(engine, ["Eva?", "Tom?"]))
-        assert found[0] == Failure("400: context of 9 tokens exceeded")
+        assert found[0] == Failure("status 400: context of 9 tokens exceeded")
         assert isinstance(found[1], Answer)
         assert len(server.seen) == 2
     with Server(faults=Faults(broken=1.0)) as server:
         engine = endpoint(server, attempts=3)
         engine._pause = lambda attempt: 0.0
-        assert answers(engine, requests_for(engine, ["?"])) == [Failure("500: <html>oops</html> (after 3 attempts)")]
+        assert answers(engine, requests_for(engine, ["?"])) == [
+            Failure("status 500: <html>oops</html> (after 3 attempts)")
+        ]
         assert len(server.seen) == 3
 
 

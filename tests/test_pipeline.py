@@ -203,7 +203,7 @@ def test_a_refusing_endpoint_ends_the_run_and_what_came_stays(folder):
         roles = {"target": endpoint(server, concurrency=1), "reviser": ECHO}
         recipe, rows = loaded(folder, roles=roles)
         store = Store(recipe.output / "answers.sqlite")
-        with pytest.raises(OSError, match="refuses model 'm': 401: no"):
+        with pytest.raises(OSError, match="refuses model 'm': status 401: no"):
             pipeline.run(recipe, rows, store, is_shown=False)
     assert list(store.failures()) == [], "the rows did not fail: they were not asked"
     assert {u.role: u.requests for u in store.usage()}["target"] == 6
@@ -405,7 +405,7 @@ def test_2000_requests_at_a_server_that_fails_a_fifth_of_the_time(folder):
     assert all(seen[fault] > 40 for fault in ("too_many", "broken", "cut", "truncated", "slow")), seen
     failed = [result for result in results if result.failed]
     assert {result.row["id"] for result in failed} == {f"row{i}" for i in range(77, 1000, 100)}
-    assert {result.failed for result in failed} == {"target: 400: too long"}
+    assert {result.failed for result in failed} == {"target: status 400: too long"}
     assert [recorded.row for recorded in store.failures()] == sorted(result.row["id"] for result in failed)
     assert sum(isinstance((result.made or [None])[0], Pair) for result in results) == count - 10
     assert {u.role: u.requests for u in store.usage()} == {"target": 990, "reviser": 990}

@@ -175,7 +175,7 @@ def test_a_judge_that_was_cut_off_has_no_verdict():
     ("raw", "reason"),
     [
         (respond(DEEP), "RecursionError"),
-        (respond(DEEP, status=500), r"500: \[\[\["),
+        (respond(DEEP, status=500), r"status 500: \[\[\["),
         (respond(choice("x", usage={"prompt_tokens": "three"})), "prompt_tokens is 'three', not a whole number"),
         (
             respond('{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 1e999}}'),
@@ -195,7 +195,11 @@ def test_a_judge_that_was_cut_off_has_no_verdict():
         (respond(choice("x"), Content_Encoding="br"), "'br', which was not asked for"),
         (respond(choice("x"), Content_Encoding="gzip"), "not compressed as its Content-Encoding says"),
         (respond(gzip.compress(b"{}" * 99)[:20], Content_Encoding="gzip"), "the gzip of the reply is cut off"),
-        (respond(b"", status=204), "204"),
+        (respond(b"", status=204), "^status 204, and the reply is empty$"),
+        (respond(b" ", Content_Type="text/html"), "the reply is empty, not JSON: text/html"),
+        (respond("<html>Sign in</html>", Content_Type="text/html"), "not JSON: text/html, '<html>Sign in</html>'"),
+        (respond(f"data: {json.dumps(GOOD)}\n\n", Content_Type="text/event-stream"), "text/event-stream, 'data: {"),
+        (respond('{"choices": [{"mess'), r"not JSON from character \d+ on: application/json, '{\"choices"),
     ],
 )
 def test_an_odd_reply_is_its_request_s_failure(raw, reason):
@@ -220,6 +224,24 @@ def test_a_compressed_answer_is_read():
         assert said.text == "fine"
 
 
+def test_the_status_of_a_failure_stays_visible(folder, capsys):
+    """Other numbers in the words of an endpoint are left out of what is counted."""
+
+    async def raw(request, asked):
+        number = int(asked["messages"][0]["content"][-1])
+        body = {"error": {"message": f"limit of {1000 + number}"}}
+        return web.json_response(body, status=429) if number % 2 else web.Response(status=204)
+
+    with Server(raw=raw) as server:
+        path = write(folder, {"engine": "openai", "base_url": server.url, "model": "m", "key_env": None, "attempts": 1})
+        cli.main(["data", "run", str(path)])
+        capsys.readouterr()
+        assert cli.main(["data", "status", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "2 times: target: status 429: limit of … (after 1 attempts)" in out
+    assert "2 times: target: status 204, and the reply is empty" in out
+
+
 def test_every_string_can_be_recorded(folder):
     """Lone surrogates in an answer, its finish reason, an error: recorded, exported. NUL is a character like others."""
     replies = {
@@ -242,7 +264,7 @@ def test_every_string_can_be_recorded(folder):
         "fine",
     ]
     assert results[1].asked[0][1].finish_reason == "st\ufffdop"
-    assert results[2].failed == "target: 400: no \ufffd here"
+    assert results[2].failed == "target: status 400: no \ufffd here"
     assert cli.main(["data", "export", str(folder / "recipe.yaml")]) == 0
     [line] = (folder / "recipe/dataset/failed.jsonl").read_text().splitlines()
     assert json.loads(line)["reason"] == results[2].failed
@@ -497,6 +519,8 @@ def asked_odd_or_all(raw, **how):
         respond({"choices": KEY}),
         respond(choice("x", usage={"prompt_tokens": KEY})),
         respond(b"x", Content_Encoding=KEY),
+        respond("<p>" + "x" * 100 + KEY, Content_Type="text/html"),
+        respond("<p>", Content_Type="a" * 50 + KEY),
     ],
 )
 def test_a_key_is_in_no_failure(key, raw):

@@ -97,6 +97,11 @@ def test_an_odd_reply_is_a_sentence(body):
             generate(respond(event), stream=True)
 
 
+def test_a_page_instead_of_json_is_shown():
+    with pytest.raises(RuntimeError, match=r"the reply is not JSON: text/html, '<html>\*\*\*</html>'"):
+        generate(respond(f"<html>{KEY}</html>".encode(), Content_Type="text/html"))
+
+
 def test_replies_have_a_limit(monkeypatch):
     monkeypatch.setattr(module, "MOST_BYTES", 2**20)
     monkeypatch.setattr(module, "LONGEST_EVENT", 2**18)

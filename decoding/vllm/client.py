@@ -29,7 +29,7 @@ from contralto.decoding.vllm.pairs import (
 )
 from contralto.decoding.vllm.settings import IMAGES, PREFIX
 from contralto.texts import Secrets, clean, short
-from contralto.web import BadReplyError, address_of, decoded, read_body
+from contralto.web import BadReplyError, address_of, decoded, read_body, read_json
 
 __all__ = ["PairClient", "Piece"]
 
@@ -212,7 +212,7 @@ class PairClient:
     async def _ask(self, text: "_Text", body: dict[str, Any]) -> Branch:
         """One request, answered whole."""
         async with self._response("POST", f"{self._url}/{text.route(body)}", body) as response:
-            answer = json.loads(decoded(await read_body(response, limit=MOST_BYTES)))
+            answer = await self._read(response)
             choice = _choice(answer)
             text.remember(body, choice.get("prompt_token_ids") or answer.get("prompt_token_ids"))
             return _joined([_chunk(choice)])
@@ -225,7 +225,12 @@ class PairClient:
             RuntimeError: it fails, takes too long, or sends what cannot be read.
         """
         async with self._response(method, url, body) as response:
-            return json.loads(decoded(await read_body(response, limit=MOST_BYTES)))
+            return await self._read(response)
+
+    async def _read(self, response: Any) -> Any:
+        """The JSON of a whole reply."""
+        text = decoded(await read_body(response, limit=MOST_BYTES))
+        return read_json(text, response.headers.get("Content-Type"), self._secrets)
 
     @asynccontextmanager
     async def _response(self, method: str, url: str, body: Any) -> AsyncIterator[Any]:
