@@ -186,7 +186,8 @@ def test_a_configuration_file_and_tasks_of_ones_own(tmp_path):
         (["--tasks", "testbed_arithmetic", "--data_dir"], "--data_dir needs a folder"),
         (["--tasks", "hellaswag", "--data_dir", "/nonexistent"], "/nonexistent"),
         (["--config", "/nonexistent.yaml"], "Config file not found"),
-        (["--tasks", "testbed_arithmetic", "--log_samples"], "Specify --output_path"),
+        (["--tasks", "testbed_arithmetic", "--model_args", *CD, "--log_samples"], "Specify --output_path"),
+        (["--tasks", "testbed_arithmetic"], "which model? give --model_args pretrained=MODEL"),
     ],
 )
 @pytest.mark.slow
