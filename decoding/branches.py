@@ -124,6 +124,7 @@ class Reader:
     def reset(self) -> None:
         """Forget the last call and its cache."""
         self._seen: Tensor | None = None  # the rows of the last call
+        self._unread: Tensor | int = 0  # tokens at the end of each row that are padding, or only predicted
         self._hidden = 0  # how many of their first tokens the model does not see
         self.kwargs: dict[str, Any] = {}
         """What `generate()` calls model_kwargs, the cache among them."""
@@ -192,7 +193,7 @@ class Reader:
         mask = torch.ones_like(ids[:, self._hidden :]) if mask is None else mask
         lengths = fit_mask(mask, ids.shape[1] - self._hidden).sum(-1)
         if new is None:
-            return lengths
+            return lengths - self._unread
         fills = torch.tensor(self._ended_with(), dtype=ids.dtype, device=ids.device)
         return lengths.masked_fill(torch.isin(ids[:, -1], fills), 0)
 
@@ -333,15 +334,20 @@ class ModelBranch(Reader):
         Args:
             input_ids: `(B, T)` int64, prompts and continuations; what pads the continuations on the right is of no matter.
             count: how many of the last tokens to predict, below `T`.
-            attention_mask: `(B, T)`, 0 for the padding before the prompts.
+            attention_mask: `(B, T)`, 0 for the padding before the prompts, and for that after the continuations, which does
+                not count towards the model's context.
 
         Returns:
             `(B, count, V)`.
         """
         self._forget_if_changed()
         ids = input_ids.to(input_device(self._model))
-        mask = None if attention_mask is None else attention_mask.to(ids)
-        logits = self._start(ids, scored=count, mask=mask)[:, -count - 1 : -1]
+        mask: Tensor | None = None
+        unread: Tensor | int = 1  # the last token is predicted, not read
+        if attention_mask is not None:  # no token sees what comes after it, so that padding at the end needs no mask
+            unread = (attention_mask[:, -count:] == 0).sum(-1).to(ids.device) + 1
+            mask = fit_mask(attention_mask[:, :-count].to(ids), ids.shape[1])
+        logits = self._start(ids, scored=count, mask=mask, unread=unread)[:, -count - 1 : -1]
         self.reset()
         return logits
 
@@ -438,9 +444,10 @@ class ModelBranch(Reader):
             if value is not None and value.shape[-2] == len(rows):
                 self.kwargs[name] = value.index_select(-2, rows)
 
-    def _start(self, ids: Tensor, *, scored: int = 0, mask: Tensor | None = None) -> Tensor:
+    def _start(self, ids: Tensor, *, scored: int = 0, mask: Tensor | None = None, unread: Tensor | int = 0) -> Tensor:
         """Read whole prompts, and the continuations after them that are to be scored. Logits `(B, ..., V)`."""
         self.reset()
+        self._unread = unread
         self._prompt_length = ids.shape[1] - scored
         self._hidden = 0 if self._window is None else max(0, self._prompt_length - self._window)
         check_images(self._model, ids[:, self._hidden :], self._vision_inputs or {})
@@ -626,11 +633,12 @@ class InputBranch:
     def score(self, input_ids: Tensor, count: int, attention_mask: Tensor | None = None) -> Tensor:
         """The logits `(B, count, V)` for the last `count` tokens of each row, had it begun with the contrast prompt."""
         rows = self._rows(input_ids, count)
-        mask = self._branch._prompt_mask
-        assert mask is not None
-        return self._branch.score(
-            rows, count, fit_mask(mask.repeat_interleave(len(rows) // len(mask), 0), rows.shape[1])
-        )
+        prompts = self._branch._prompt_mask
+        assert prompts is not None
+        mask = fit_mask(prompts.repeat_interleave(len(rows) // len(prompts), 0), rows.shape[1])
+        if attention_mask is not None:
+            mask[:, -count:] = attention_mask[:, -count:].to(mask)
+        return self._branch.score(rows, count, mask)
 
     def prompts(self, ids: Tensor) -> Prompts:
         """The contrast prompts for main prompts `ids`, ready for a first forward beside them."""

@@ -96,7 +96,7 @@ def score(
     continuations = continuations.masked_fill(kept.to(continuations.device) == 0, 0)  # may be padded with any token
     device, count = input_device(model), continuations.shape[1]
     rows = torch.cat([prompts.ids.to(device), continuations.to(device)], dim=1)
-    mask = torch.cat([prompts.mask.to(device), torch.ones_like(continuations, device=device)], dim=1)
+    mask = torch.cat([prompts.mask.to(device), kept.to(prompts.mask.dtype).to(device)], dim=1)
     main = prompts.branch.score(rows, count, mask).float()
     contrasts = [branch.score(rows, count, mask) for branch in method.branches]
     steps = torch.arange(count, device=device)[:, None]

@@ -124,8 +124,11 @@ def test_another_prompt_of_the_same_model(expert, executor):
 
 def test_likelihoods(expert, amateur):
     made, rest = decoding.ContrastiveDecodingLogitsProcessor(amateur), torch.tensor([[5, 6, 7]])
-    with pytest.raises(ValueError, match="row 0 has 14"):
+    with pytest.raises(ValueError, match="row 0 has 13"):  # the last token is predicted, not read
         score(made, expert, _inputs(11), rest)
+    assert score(made, expert, _inputs(10), rest).length.tolist() == [3]
+    padded = torch.tensor([[1, 1, 0, 0, 0]])
+    assert score(made, expert, _inputs(11), torch.ones_like(padded), continuation_mask=padded).length.tolist() == [2]
     assert score(made, _limited(expert, 4), _inputs(9), rest).length.tolist() == [3]
 
 
