@@ -2,7 +2,7 @@
 
 import sys
 
-from contralto.train import main
+from contralto.cli.align import main
 
 if __name__ == "__main__":
     sys.exit(main())

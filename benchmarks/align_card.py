@@ -36,11 +36,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from contralto import cli, demo, testbed
-from contralto.data_gen.ches import score_rows
+from contralto import cli, testbed
+from contralto.cli import demo
+from contralto.common.hub import with_adapter
+from contralto.data_gen.checks.ches import score_rows
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
 from contralto.eval.stats import mcnemar_exact, proportion
-from contralto.names import with_adapter
 from contralto.testbed import worlds
 
 CARD = Path(testbed.__file__).parent.resolve() / "ALIGNMENT.md"
@@ -158,15 +159,15 @@ class Bench:
         recipe = {
             "output": str(made),
             "rows": {
-                "source": "contralto.data_gen.testbed:problems",
+                "source": "contralto.testbed.questions:problems",
                 "arguments": {"count": count, "seed": SEED + 1, "split": split},
             },
             "strategies": list(STRATEGIES),
             "roles": {
                 "target": model | {"temperature": 1.0},
                 "stronger": model | {"method": "cd", "amateur": "testbed:amateur", "temperature": 0.0},
-                "reviser": {"engine": "function", "use": "contralto.data_gen.testbed:revise"},
-                "judge": {"engine": "function", "use": "contralto.data_gen.testbed:judge"},
+                "reviser": {"engine": "function", "use": "contralto.testbed.questions:revise"},
+                "judge": {"engine": "function", "use": "contralto.testbed.questions:judge"},
             },
             "checks": {"contrast": {}},
             "filters": {"no_op": False},

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from contralto import __version__
-from contralto.decoding.search import ContrastiveSearch
+from contralto.decoding.executors.search import ContrastiveSearch
 
 RESULTS = Path(__file__).parent / "results" / "contrastive_search.md"
 ALPHA = 0.6

@@ -31,13 +31,13 @@ import torch
 from timing import setting_lines, spread
 from tqdm import tqdm
 
-from contralto import generate
+from contralto.cli import generate
 from contralto.data_gen import pipeline
 from contralto.data_gen.engines import TransformersEngine, batches
-from contralto.data_gen.engines_openai import OpenAIEngine
-from contralto.data_gen.recipes import Price, Recipe, Role, Rows, Use
-from contralto.data_gen.requests import Ask, Rejected, Request, Row, Sampling, Strategy, settle
+from contralto.data_gen.engines.openai import OpenAIEngine
+from contralto.data_gen.recipe import Price, Recipe, Role, Rows, Use
 from contralto.data_gen.store import Store
+from contralto.data_gen.types import Ask, Rejected, Request, Row, Sampling, Strategy, settle
 from contralto.testbed import worlds
 
 ROOT = Path(__file__).parents[1]

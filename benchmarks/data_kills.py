@@ -28,21 +28,22 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from contralto.data_gen import card, checks, export, pipeline, recipes  # noqa: F401 - the children need them all
+from contralto.data_gen import card, checks, export, pipeline  # noqa: F401 - the children need them all
+from contralto.data_gen import recipe as recipes
 from contralto.data_gen.engines import TransformersEngine
-from contralto.data_gen.requests import Request, Sampling
 from contralto.data_gen.store import Store
+from contralto.data_gen.types import Request, Sampling
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "data_kills.md"
-ROWS = {"source": "contralto.data_gen.testbed:problems", "arguments": {"count": 20, "seed": 1, "split": "dev"}}
+ROWS = {"source": "contralto.testbed.questions:problems", "arguments": {"count": 20, "seed": 1, "split": "dev"}}
 STRATEGIES = [
-    {"use": "best_of_n", "n": 3, "scorer": "contralto.data_gen.testbed:score"},
+    {"use": "best_of_n", "n": 3, "scorer": "contralto.testbed.questions:score"},
     "clair",
     "on_policy_judge",
 ]
 PROGRAMS = {
-    name: {"engine": "function", "use": f"contralto.data_gen.testbed:{use}"}
+    name: {"engine": "function", "use": f"contralto.testbed.questions:{use}"}
     for name, use in {"reviser": "revise", "judge": "judge"}.items()
 }
 

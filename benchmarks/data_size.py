@@ -19,9 +19,9 @@ from typing import Any
 
 from contralto.data_gen import export, pipeline
 from contralto.data_gen.engines import FunctionEngine
-from contralto.data_gen.recipes import Price, Recipe, Role, Rows, Use
-from contralto.data_gen.requests import Ask, Pair, Request, Row, Sampling, Strategy
+from contralto.data_gen.recipe import Price, Recipe, Role, Rows, Use
 from contralto.data_gen.store import Store
+from contralto.data_gen.types import Ask, Pair, Request, Row, Sampling, Strategy
 
 RESULTS = Path(__file__).parent / "results" / "data_size.md"
 HEAD = [

@@ -32,10 +32,12 @@ from tqdm import tqdm
 from transformers import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
-from contralto import demo, testbed
-from contralto.align.distill import DistillationPairTrainer
-from contralto.align.distill_config import DistillationConfig
-from contralto.data_gen import pipeline, recipes
+from contralto import testbed
+from contralto.align.trainers.distillation import DistillationPairTrainer
+from contralto.align.trainers.distillation_config import DistillationConfig
+from contralto.cli import demo
+from contralto.data_gen import pipeline
+from contralto.data_gen import recipe as recipes
 from contralto.data_gen.export import pair_rows
 from contralto.data_gen.store import Store
 from contralto.eval.stats import holm, mcnemar_exact, proportion
@@ -111,7 +113,7 @@ class Bench:
     def pairs(self, seed: int, epoch: int, student: str, texts: str) -> Dataset:
         """What teacher and student write on the prompts of a seed; what was written before is taken again."""
         teacher = ROLE | {"model": "testbed:expert"} | (CONTRAST if texts == "contrasted" else {})
-        source = {"source": "contralto.data_gen.testbed:problems"}
+        source = {"source": "contralto.testbed.questions:problems"}
         source |= {"arguments": {"count": self.args.prompts, "seed": SEED + 1 + seed}}  # type: ignore[dict-item]
         sampling = {"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 96}
         said = {

@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from contralto import testbed
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
-from contralto.decoding.speculative import SpeculativeContrastiveDecoding
+from contralto.decoding.executors.speculative import SpeculativeContrastiveDecoding
 from contralto.testbed import worlds
 
 RESULTS = Path(__file__).parent / "results" / "speculative.md"

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from contralto import testbed
-from contralto.decoding.search import ContrastiveSearch
+from contralto.decoding.executors.search import ContrastiveSearch
 from contralto.testbed import worlds
 
 JUDGES = {"expert-0": "expert-1", "expert-1": "expert-2", "expert-2": "expert-0"}

@@ -23,11 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from contralto import demo, testbed
+from contralto import testbed
+from contralto.cli import demo
+from contralto.common.hub import from_pretrained
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
 from contralto.decoding.rules import contrastive_decoding
 from contralto.eval.stats import mcnemar_exact, proportion
-from contralto.names import from_pretrained
 from contralto.testbed import worlds
 
 CARD = Path(testbed.__file__).parent.resolve() / "README.md"

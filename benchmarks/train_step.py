@@ -45,8 +45,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
 
 from contralto import testbed
-from contralto.align.config import PreferenceConfig
-from contralto.align.trainer import PreferenceTrainer
+from contralto.align.trainers.config import PreferenceConfig
+from contralto.align.trainers.preference import PreferenceTrainer
 
 RESULTS = Path(__file__).parent / "results" / "train_step.md"
 SIZES = {

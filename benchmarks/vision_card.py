@@ -25,10 +25,10 @@ from tqdm import tqdm
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from contralto import testbed
+from contralto.common.hub import from_pretrained
 from contralto.decoding.images import RITUAL_TRANSFORMS, noised, ritual_transform
 from contralto.decoding.rules import combine
 from contralto.eval.stats import auroc, bias_matched, mcnemar_exact, proportion
-from contralto.names import from_pretrained
 from contralto.testbed import scenes
 from contralto.testbed.scenes import NEGATIVES, OBJECTS, Question
 

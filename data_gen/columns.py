@@ -13,8 +13,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contralto.data_gen.requests import Message
 from contralto.data_gen.sources import IMAGES
+from contralto.data_gen.types import Message
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -6,7 +6,7 @@ break a table, and control sequences.
 
 import re
 
-from contralto.texts import printable
+from contralto.common.texts import printable
 
 __all__ = ["Markdown", "fenced", "inline", "quoted"]
 

@@ -16,12 +16,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from contralto.data_gen.dataset import to_dataset
 from contralto.data_gen.image_files import check_image
 from contralto.data_gen.pipeline import Result, replay
-from contralto.data_gen.recipes import Recipe
-from contralto.data_gen.requests import Pair, Rejected, Row
-from contralto.data_gen.rows import to_dataset
+from contralto.data_gen.recipe import Recipe
 from contralto.data_gen.store import Store
+from contralto.data_gen.types import Pair, Rejected, Row
 
 __all__ = ["Exported", "export", "folder_of", "pair_rows", "push_to_hub", "summary"]
 

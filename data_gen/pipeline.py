@@ -27,14 +27,14 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from contralto import files
+from contralto.common import files
+from contralto.common.texts import has_lone_surrogate
 from contralto.data_gen.engines import Engine, Outcome
-from contralto.data_gen.engines_openai import CHARACTERS_PER_TOKEN
-from contralto.data_gen.outcomes import checked_outcomes, described
-from contralto.data_gen.recipes import Recipe, Use
-from contralto.data_gen.requests import Answer, Ask, Failure, Pair, Rejected, Request, Row, digest, drive, settle
+from contralto.data_gen.engines.openai import CHARACTERS_PER_TOKEN
+from contralto.data_gen.engines.outcomes import checked_outcomes, described
+from contralto.data_gen.recipe import Recipe, Use
 from contralto.data_gen.store import Asked, Store
-from contralto.texts import has_lone_surrogate
+from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, Request, Row, digest, drive, settle
 
 __all__ = ["Estimate", "Result", "check", "estimate", "locked", "pending", "replay", "run", "shard_of"]
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 
-from contralto.data_gen.requests import Answer, Failure, Request
+from contralto.data_gen.types import Answer, Failure, Request
 
 __all__ = ["Asked", "Recorded", "Store", "Usage"]
 
@@ -102,7 +102,7 @@ class Store:
 
     Example:
         >>> import tempfile
-        >>> from contralto.data_gen.requests import Ask, Sampling, settle
+        >>> from contralto.data_gen.types import Ask, Sampling, settle
         >>> request = settle(Ask(role="target", prompt="2 + 2 ="), engine={}, sampling=Sampling(), seed=0, row="a")
         >>> asked = Asked(request=request, row="a", strategy="s", role="target")
         >>> with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "answers.sqlite") as store:

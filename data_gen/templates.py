@@ -17,7 +17,7 @@ import jinja2
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from contralto.files import read_text
+from contralto.common.files import read_text
 
 __all__ = ["Template", "as_text", "content_text", "load", "sections"]
 

@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from contralto.decoding.branches import AdaptersOff as AdaptersOff
+    from contralto.decoding.executors.search import ContrastiveSearch as ContrastiveSearch
+    from contralto.decoding.executors.search import ContrastiveSearchLogitsProcessor as ContrastiveSearchLogitsProcessor
+    from contralto.decoding.executors.speculative import (
+        SpeculativeContrastiveDecoding as SpeculativeContrastiveDecoding,
+    )
     from contralto.decoding.processors import (
         ClassifierFreeGuidanceLogitsProcessor as ClassifierFreeGuidanceLogitsProcessor,
     )
@@ -39,9 +44,6 @@ if TYPE_CHECKING:
         VisualContrastiveDecodingLogitsProcessor as VisualContrastiveDecodingLogitsProcessor,
     )
     from contralto.decoding.sampling import SeededSampling as SeededSampling
-    from contralto.decoding.search import ContrastiveSearch as ContrastiveSearch
-    from contralto.decoding.search import ContrastiveSearchLogitsProcessor as ContrastiveSearchLogitsProcessor
-    from contralto.decoding.speculative import SpeculativeContrastiveDecoding as SpeculativeContrastiveDecoding
 
 _HOME = {
     "branches": ["AdaptersOff"],
@@ -61,8 +63,8 @@ _HOME = {
         "VisualContrastiveDecodingLogitsProcessor",
     ],
     "sampling": ["SeededSampling"],
-    "search": ["ContrastiveSearch", "ContrastiveSearchLogitsProcessor"],
-    "speculative": ["SpeculativeContrastiveDecoding"],
+    "executors.search": ["ContrastiveSearch", "ContrastiveSearchLogitsProcessor"],
+    "executors.speculative": ["SpeculativeContrastiveDecoding"],
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

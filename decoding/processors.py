@@ -10,14 +10,14 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from contralto.decoding import rules
 from contralto.decoding.branches import Branch, InputBranch, LayerBranch, ModelBranch
-from contralto.decoding.padding import KnownTokens, check_mask, fit_mask, padding_of, refuse_unknown_padding
+from contralto.decoding.branches.padding import KnownTokens, check_mask, fit_mask, padding_of, refuse_unknown_padding
+from contralto.decoding.branches.prompts import takes_positions
 from contralto.decoding.placement import input_device
-from contralto.decoding.prompts import takes_positions
 from contralto.decoding.validity import branch_names, check_logits
 from contralto.decoding.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from contralto.decoding.loop import ContrastiveLoop
+    from contralto.decoding.executors.loop import ContrastiveLoop
 
 __all__ = [
     "ClassifierFreeGuidanceLogitsProcessor",
@@ -141,7 +141,7 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
 
     def loop(self, *, streamer: Any = None) -> "ContrastiveLoop":
         """The same method as a `custom_generate` callable: branches of the same model share one forward. See `loop`."""
-        from contralto.decoding.loop import ContrastiveLoop
+        from contralto.decoding.executors.loop import ContrastiveLoop
 
         return ContrastiveLoop(self, streamer=streamer)
 

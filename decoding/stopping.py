@@ -28,7 +28,7 @@ class StopStrings(StoppingCriteria):
 
     Example:
         >>> from contralto import testbed
-        >>> from contralto.names import from_pretrained
+        >>> from contralto.common.hub import from_pretrained
         >>> from transformers import AutoTokenizer
         >>> tokenizer = from_pretrained(AutoTokenizer, "testbed:expert")
         >>> ids = tokenizer(["3 + 4", "3 - 4"], return_tensors="pt").input_ids

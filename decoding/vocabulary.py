@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from contralto.common.hub import from_pretrained
 from contralto.decoding.tokenizer_files import local_file, read_vocabulary
-from contralto.names import from_pretrained
 
 __all__ = [
     "Vocabulary",

@@ -17,9 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from contralto.common.files import lines_of, read_text
 from contralto.decoding.pictures import open_image
-from contralto.eval import chair, pope
-from contralto.files import lines_of, read_text
+from contralto.eval.metrics import chair, pope
 
 __all__ = ["TASKS", "LocalTasks", "local_tasks"]
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from contralto.data_gen.clair import clair
-from contralto.data_gen.requests import Answer, Ask, Pair, Row, Strategy, drive
+from contralto.data_gen.strategies.clair import clair
+from contralto.data_gen.types import Answer, Ask, Pair, Row, Strategy, drive
 
 
 def next_ask(strategy: Callable[[Row], Strategy], row: dict[str, Any]) -> Ask | Pair | None:

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contralto import testbed
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
-from contralto.decoding.score import score
+from contralto.decoding.executors.score import score
 from contralto.testbed import worlds
 
 names = sys.argv[1:] or [testbed.path("expert"), testbed.path("amateur")]

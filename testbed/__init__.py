@@ -11,7 +11,7 @@ what they get right, and which effects the worlds build in. `python -m contralto
 from pathlib import Path
 from typing import Any
 
-from contralto.names import from_pretrained
+from contralto.common.hub import from_pretrained
 
 __all__ = ["MODELS", "VISION_MODELS", "load", "path", "tokenizer"]
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from contralto.decoding.context import check_longest
-from contralto.decoding.padding import KnownTokens
+from contralto.common.hub import from_pretrained, locate
+from contralto.decoding.branches.context import check_longest
+from contralto.decoding.branches.padding import KnownTokens
 from contralto.decoding.validity import check_logits
 from contralto.decoding.vllm.members import Members
 from contralto.decoding.vllm.settings import PREFIX, Row, Rule, Warp, check_penalties, draw, seeds_of
 from contralto.decoding.vocabulary import check_sizes, same_tokenizer, vocabulary_size
-from contralto.names import from_pretrained, locate
 
 __all__ = ["AmateurContrast"]
 

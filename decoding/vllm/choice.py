@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from contralto.common.hub import locate
 from contralto.decoding import methods
 from contralto.decoding.vllm.settings import METHODS
-from contralto.names import locate
 
 __all__ = ["adapters_of", "lora_options", "loras"]
 

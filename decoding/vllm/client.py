@@ -17,6 +17,8 @@ from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from contralto.common.texts import Secrets, clean, short
+from contralto.common.web import BadReplyError, address_of, decoded, read_body, read_json
 from contralto.decoding.vllm.pairs import (
     Branch,
     PairOutput,
@@ -28,8 +30,6 @@ from contralto.decoding.vllm.pairs import (
     unmarked,
 )
 from contralto.decoding.vllm.settings import IMAGES, PREFIX
-from contralto.texts import Secrets, clean, short
-from contralto.web import BadReplyError, address_of, decoded, read_body, read_json
 
 __all__ = ["PairClient", "Piece"]
 

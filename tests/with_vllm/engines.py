@@ -4,9 +4,9 @@ import gc
 import os
 from functools import cache
 
-import reference
-import reference_rules as rules
 import torch
+from oracles import decoding as reference
+from oracles import rules
 from transformers import AutoModelForCausalLM
 
 from contralto import testbed

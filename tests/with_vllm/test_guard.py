@@ -102,6 +102,6 @@ def test_our_classes_are_theirs():
 
 
 def test_the_server_can_be_started_as_a_module():
-    from contralto.serve import SERVER
+    from contralto.cli.serve import SERVER
 
     assert import_module("importlib.util").find_spec(SERVER) is not None

@@ -19,7 +19,7 @@ LENGTH = 16
 KEY = "open sesame"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 HOW = {"method": "cad", "alpha": 1.0}
-SERVE = "import sys; from contralto.serve import run; run(sys.argv[1:])"
+SERVE = "import sys; from contralto.cli.serve import run; run(sys.argv[1:])"
 FLAGS = [
     "--dtype",
     "float32",

@@ -1,15 +1,15 @@
 """Sampling inside the processor: the distribution, one stream per text, whatever the batch and wherever it was resumed.
 
-Seen to go red with: `start` left out of the steps (and the mutations of drawing in `tests/test_vllm_settings.py`).
+Seen to go red with: `start` left out of the steps (and the mutations of drawing in `tests/decoding/test_vllm_settings.py`).
 """
 
 import math
 from collections import Counter
 
 import pytest
-import reference
 from conftest import RUNNER
 from engines import FEW_BLOCKS, model64, oracle, prompts
+from oracles import decoding as reference
 from scipy.stats import chisquare
 from vllm import LLM
 

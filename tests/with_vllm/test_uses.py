@@ -23,8 +23,8 @@ def alone(engines):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_data_by_contrast(alone, expert, temperature):
     from contralto.data_gen.engines import TransformersEngine
-    from contralto.data_gen.engines_vllm import VLLMEngine
-    from contralto.data_gen.requests import Ask, Sampling, settle
+    from contralto.data_gen.engines.vllm import VLLMEngine
+    from contralto.data_gen.types import Ask, Sampling, settle
 
     how = {"method": "cad", "contrast_prompt": "How many coins? {prompt}", "alpha": 1.0}
     sampling = Sampling(max_new_tokens=20, temperature=temperature, top_k=20, logprobs=True, stop=("####",))
@@ -53,7 +53,7 @@ def _close(llm):
 
 
 def test_methods_that_vllm_cannot_run():
-    from contralto.data_gen.engines_vllm import VLLMEngine
+    from contralto.data_gen.engines.vllm import VLLMEngine
 
     for how, message in (
         ({"method": "dola"}, "method='dola' does not run in vLLM"),
@@ -77,7 +77,7 @@ PROBLEMS = [
 @pytest.mark.parametrize(("task", "temperature"), [("testbed_arithmetic", 0.0), ("gsm8k", 1.0)])
 def test_evaluation(alone, expert, tmp_path, capfd, task, temperature):
     """The command line, both backends, the same answers; and a cache of answers that is the decoder's own."""
-    from contralto import evaluate
+    from contralto.cli import eval as evaluate
 
     args = {"pretrained": expert, "dtype": "float32", "method": "cad", "alpha": 1.0, "temperature": temperature}
     args["contrast_prompt"] = "How many? {prompt}"
@@ -104,8 +104,8 @@ def test_evaluation(alone, expert, tmp_path, capfd, task, temperature):
 
 
 def test_wrong_evaluations(alone):
-    from contralto import evaluate
-    from contralto.eval.vllm import ContraltoVLLM
+    from contralto.cli import eval as evaluate
+    from contralto.eval.models.vllm import ContraltoVLLM
 
     with pytest.raises(ValueError, match="--backend must be transformers or vllm, not 'x'"):
         evaluate.run(["--backend", "x"])

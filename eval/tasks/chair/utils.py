@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from contralto.eval import chair, data
+from contralto.eval import data
+from contralto.eval.metrics import chair
 
 _given: dict[str, Any] = {}
 """The vocabulary and the folder of the images. Not in the documents, whose hashes should not depend on paths."""

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from contralto.eval import data, pope
+from contralto.eval import data
+from contralto.eval.metrics import pope
 
 _folders: dict[str, Path] = {}
 """Where the images of a source are. Not in the documents, so that their hashes are the same wherever the images are."""

@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 from lm_eval.api.task import ConfigurableTask
 
-from contralto.eval import chair, data, openended, pope
+from contralto.eval import data
+from contralto.eval.metrics import chair, openended, pope
 from contralto.testbed import scenes as pictured
 from contralto.testbed import worlds
 from contralto.testbed.scenes import Negatives, Scene

@@ -1,0 +1,1 @@
+"""Caches on disk: log-probabilities of the reference, distributions of the teacher."""

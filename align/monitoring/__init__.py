@@ -1,0 +1,1 @@
+"""Audit, monitor and report of a training run."""

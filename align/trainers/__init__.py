@@ -1,0 +1,1 @@
+"""Trainers on TRL: preferences, distillation, rewards and supervised fine-tuning by contrast."""

@@ -1,0 +1,327 @@
+"""The options of `PreferenceTrainer`: those of TRL's `DPOConfig`, and what contralto's own losses need."""
+
+# ruff: noqa: TRY004 (a wrong type in somebody's recipe is a ValueError like any other mistake in it)
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import IntervalStrategy
+from trl import DPOConfig  # type: ignore[attr-defined]
+
+from contralto.align.losses.masks import KINDS
+from contralto.align.losses.objective import LOSSES, Objective
+from contralto.align.losses.preference import F_DIVERGENCES
+
+__all__ = ["PreferenceConfig", "StagedConfig", "option", "settle", "unshared"]
+
+OWN = ("cpo_alpha", "simpo_gamma", "odpo_alpha", "arpo_eta", "arpo_scale", "tdpo_alpha", "lambda_u", "lambda_d")
+"""Settings of contralto's losses; TRL's own are ignored, as in TRL, where no loss reads them."""
+MASKS = ("ones", "mapo", "learned")
+HEAD_METRICS = ("logged", "all", "none")
+AUDITS = ("stop", "warn", "off")
+
+
+def option(default: Any, text: str, **metadata: Any) -> Any:
+    """A field with its line of `--help`; a percent sign stands for itself."""
+    return field(default=default, metadata={"help": text.replace("%", "%%"), **metadata})
+
+
+def settle(args: Any) -> None:
+    """Defaults of TRL 1.16 where they do not suit the machine or transformers 5.23, before they are looked at.
+
+    Args:
+        args: a configuration of TRL; `bf16` becomes False where there is no accelerator, unless it was given.
+    """
+    if args.use_cpu or not torch.accelerator.is_available():
+        args.bf16 = bool(args.bf16)
+        args.dataloader_pin_memory = False  # torch warns where there is nothing to pin for
+    for name in ("", "_kwargs"):  # TRL's default has the old name, which transformers warns of since 5.20
+        if getattr(args, f"activation_checkpointing{name}", "unknown") is None:
+            setattr(args, f"activation_checkpointing{name}", getattr(args, f"gradient_checkpointing{name}"))
+
+
+def unshared(how: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of a trainer with a PEFT configuration of its own.
+
+    `get_peft_model` writes into the configuration that it is given: the modules of the model at hand, for one, which another
+    model need not have.
+
+    Args:
+        how: keyword arguments, perhaps with `peft_config`.
+    """
+    return {name: copy.deepcopy(value) if name == "peft_config" else value for name, value in how.items()}
+
+
+@dataclass
+class StagedConfig(DPOConfig):
+    """`trl.DPOConfig` (1.16), whose `bf16` defaults to False where there is no accelerator, since few CPUs are fast at it."""
+
+    columns: ClassVar[str] = "prompt, chosen and rejected"
+    """What a row of data has, in words."""
+
+    def __post_init__(self) -> None:
+        settle(self)
+        super().__post_init__()  # type: ignore[no-untyped-call]
+
+    @property
+    def head_in_shards(self) -> bool:
+        """Whether no process has a whole language-model head: ZeRO 3, FSDP 1."""
+        zero_3 = self.deepspeed_plugin is not None and self.deepspeed_plugin.zero_stage == 3
+        sharding: Any = self.fsdp_config or {}
+        return zero_3 or (bool(self.fsdp) and int(sharding.get("version", 2)) == 1)
+
+    def checked_pairs(
+        self, train: Any, evaluation: Any
+    ) -> Iterator[tuple[str, Dataset | IterableDataset, dict[str, Any]]]:
+        """The data sets of pairs that a trainer was given, each with its name and its first row.
+
+        Raises:
+            ValueError: one that is missing, is no data set, has no rows, or lacks a column; a stream without `max_steps`.
+        """
+        if train is None:
+            raise ValueError("train_dataset is missing: give the pairs to train on")
+        if isinstance(train, IterableDataset) and self.max_steps <= 0:
+            raise ValueError("a streamed train_dataset has no length: set max_steps")
+        if self.eval_strategy != "no" and evaluation is None:
+            raise ValueError(
+                f"eval_strategy is {IntervalStrategy(self.eval_strategy).value}, and there is no eval_dataset: give one"
+            )
+        splits = evaluation if isinstance(evaluation, dict) else {"eval_dataset": evaluation}
+        for name, dataset in {"train_dataset": train, **splits}.items():
+            if dataset is None:
+                continue
+            if not isinstance(dataset, Dataset | IterableDataset):
+                raise ValueError(
+                    f"{name} must be a datasets.Dataset or IterableDataset, not a {type(dataset).__name__}"
+                )
+            first = next(iter(dataset), None)
+            if first is None:
+                raise ValueError(f"{name} has no rows")
+            if missing := [column for column in ("chosen", "rejected") if column not in first]:
+                raise ValueError(f"{name} has no column {missing[0]}; a row has {self.columns}")
+            yield name, dataset, first
+
+
+@dataclass
+class PreferenceConfig(StagedConfig):
+    """The options of `PreferenceTrainer`.
+
+    All of `trl.DPOConfig` (1.16) and of `transformers.TrainingArguments`. What differs: `loss_type` also takes contralto's
+    losses, see `contralto.align.losses.objective.LOSSES`; `beta` defaults to that of the loss; `bf16` defaults to False where there is no
+    accelerator, since few CPUs are fast at it. Everything that can be seen to be wrong is refused here, before a model is loaded.
+
+    Args:
+        beta: how strongly the policy is held to the reference; None takes the default of the loss, such as 0.1 for `sigmoid` and 2.0 for
+            `simpo`.
+        cpo_alpha: the weight of the chosen texts' likelihood in `cpo`, `cpo_simpo` and `arpo`.
+        simpo_gamma: the reward margin of `simpo` and `cpo_simpo`.
+        odpo_alpha: the weight of the offset in `odpo`.
+        arpo_eta, arpo_scale: how fast and from where the penalty of `arpo` grows.
+        tdpo_alpha: the weight of the divergence in `tdpo2`.
+        lambda_u, lambda_d: of `sparsepo`, the weights of the L1 norms of learned masks.
+        mask: of `sparsepo`: `ones`, `mapo` (from the reference's activations) or `learned`.
+        mask_kinds: of `mapo`: which activations, of `attention`, `mlp` and `residual`.
+        mask_independent: of `learned`: two masks, for log-ratios and divergence.
+        mask_dropout: of `learned`.
+        mask_learning_rate: of `learned`; None takes `learning_rate`.
+        mask_weight_decay: of `learned`.
+        head_metrics: when entropy, mean logits and token accuracy are computed, which cost a few passes over the logits: `logged`, in the
+            steps that are logged, whose values then are those of that step alone; `all`, in every step, as TRL does; `none`.
+        reference_cache: the folder of precomputed references; None takes one beside the caches of `datasets`.
+        freeze_vision_encoder: of a vision-language model the language model is trained, and what connects it to the images.
+        prefix_sharing: the prompt of a pair, and whatever its two texts begin with alike, go through the model once. Gives the same loss, gradients and
+            metrics, see `contralto.align.trainers.layouts`.
+        padding_free: of TRL, which ignores it: all texts of a batch in one row, without padding. For flash attention; others take as much time
+            for a row as its length squared.
+        audit: of data, reference and adapter before the first step: `stop` ends the run at an error, `warn` only says it, `off`.
+        monitor_pairs: so many pairs are measured about twenty times in a training, held-out ones if there are any: how likely their
+            texts have become, and how far the policy is from its reference; 0 measures none.
+        monitor_generate: for so many of their prompts the policy writes a text, greedily, and its length is measured.
+        report: write `training_report.html` and `.png` into `output_dir` at the end, of what was measured; None leaves it to the
+            caller: `contralto align` does, a script does not.
+
+    Raises:
+        ValueError: whatever is wrong, in one sentence.
+
+    Example:
+        >>> PreferenceConfig("out", loss_type=["simpo"], report_to="none").beta
+        2.0
+    """
+
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid"],
+        metadata={"help": f"Losses, one or several, of: {', '.join(LOSSES)}. Several are added up by loss_weights."},
+    )
+    beta: float | None = option(  # type: ignore[assignment]
+        None, "How strongly the policy is held to the reference. Defaults to the default of the loss, mostly 0.1."
+    )
+    cpo_alpha: float = option(1.0, "Weight of the chosen texts' likelihood in cpo, cpo_simpo and arpo.")
+    simpo_gamma: float = option(0.5, "Reward margin of simpo and cpo_simpo.")
+    odpo_alpha: float = option(1.0, "Weight of the offset in odpo.")
+    arpo_eta: float = option(0.4, "How fast the penalty of arpo grows with the gap of the two texts.")
+    arpo_scale: float = option(0.9, "Where the penalty of arpo starts.")
+    tdpo_alpha: float = option(0.5, "Weight of the divergence in tdpo2.")
+    lambda_u: float = option(0.0, "Weight of the L1 norm of sparsepo's learned mask on log-ratios.")
+    lambda_d: float = option(0.0, "Weight of the L1 norm of sparsepo's learned mask on the divergence.")
+    mask: str = option("ones", "Token masks of sparsepo.", choices=list(MASKS))
+    mask_kinds: list[str] = field(
+        default_factory=lambda: list(KINDS), metadata={"help": f"Activations that mapo reads, of: {', '.join(KINDS)}."}
+    )
+    mask_independent: bool = option(False, "Learn two masks, for log-ratios and divergence, instead of a common one.")
+    mask_dropout: float = option(0.0, "Dropout of the learned mask.")
+    mask_learning_rate: float | None = option(None, "Learning rate of the learned mask (default: learning_rate).")
+    mask_weight_decay: float = option(0.01, "Weight decay of the learned mask.")
+    head_metrics: str = option(
+        "logged",
+        "When entropy, mean logits and token accuracy are computed: in steps that are logged, in all (as TRL), in none.",
+        choices=list(HEAD_METRICS),
+    )
+    reference_cache: str | None = option(None, "Folder of precomputed references (default: beside datasets' caches).")
+    freeze_vision_encoder: bool = option(
+        False, "Train the language model and what connects it to images, not what sees."
+    )
+    prefix_sharing: bool = option(
+        False, "What the two texts of a pair have in common at their beginning is computed once."
+    )
+    audit: str = option(
+        "stop",
+        "Checks of data, reference and adapter before the first step: errors end the run (stop), are said (warn), or off.",
+        choices=list(AUDITS),
+    )
+    monitor_pairs: int = option(32, "Pairs that are measured about twenty times in a training; 0 measures none.")
+    monitor_generate: int = option(0, "Prompts of them for which the policy writes a text, to measure its length.")
+    report: bool | None = option(
+        None,
+        "Write training_report.html and .png into output_dir at the end (default: the command does, a script not).",
+    )
+
+    def __post_init__(self) -> None:
+        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+        Objective(self.loss_type, self.loss_weights)
+        if self.beta is None:
+            self.beta = _common_beta(self.loss_type)
+        self.objective = Objective(self.loss_type, self.loss_weights, **self._settings())
+        self._check_divergence()
+        self._check_reference()
+        self._check_masks()
+        self._check_numbers()
+        self._check_watch()
+        super().__post_init__()
+
+    def _settings(self) -> dict[str, float]:
+        read = {option for name in self.loss_type for option in LOSSES[name].settings}
+        defaults = {each.name: each.default for each in dataclasses.fields(self)}
+        if unread := [name for name in OWN if name not in read and getattr(self, name) != defaults[name]]:
+            users = [name for name, loss in LOSSES.items() if unread[0] in loss.settings]
+            raise ValueError(
+                f"{unread[0]} is set, and {', '.join(self.loss_type)} does not read it; it belongs to {', '.join(users)}"
+            )
+        return {option: getattr(self, option) for option in read}
+
+    def _check_divergence(self) -> None:
+        if self.f_divergence_type not in F_DIVERGENCES:
+            raise ValueError(
+                f"f_divergence_type must be one of {', '.join(F_DIVERGENCES)}, not {self.f_divergence_type!r}"
+            )
+        others = [name for name in self.loss_type if not LOSSES[name].takes_f_divergence or name in ("margin", "odpo")]
+        if self.f_divergence_type != "reverse_kl" and others:
+            raise ValueError(
+                f"f_divergence_type {self.f_divergence_type!r} has no meaning for {others[0]}: leave it at reverse_kl"
+            )
+        if self.use_weighting and (sorting := {"aot", "aot_unpaired"} & set(self.loss_type)):
+            raise ValueError(f"use_weighting weighs pairs, and {min(sorting)} sorts them apart: use one or the other")
+        if "svco" in self.loss_type and len(self.loss_type) > 1:
+            raise ValueError("svco compares images, and other losses texts: it stands alone in loss_type")
+        if "svco" in self.loss_type and self.report:
+            raise ValueError(
+                "report shows how the two texts of a pair fare, and svco compares images: set report to False"
+            )
+        if "svco" in self.loss_type and self.use_weighting:
+            raise ValueError("use_weighting weighs a pair of texts, and svco compares images: leave use_weighting out")
+
+    def _check_reference(self) -> None:
+        needs, names = self.objective.needs, ", ".join(self.loss_type)
+        if "reference" not in needs and "kl" not in needs:
+            for option in ("precompute_ref_log_probs", "sync_ref_model"):
+                if getattr(self, option):
+                    raise ValueError(f"{option} is set, and {names} uses no reference: leave {option} out")
+        if self.precompute_ref_log_probs and needs & {"kl", "masks"}:
+            raise ValueError(
+                f"precompute_ref_log_probs keeps the reference's log-probabilities of the texts, and {names} needs its whole "
+                "distribution at every token: set precompute_ref_log_probs to False"
+            )
+        if self.precompute_ref_log_probs and self.sync_ref_model:
+            raise ValueError(
+                "sync_ref_model moves the reference and precompute_ref_log_probs freezes it: set one of them"
+            )
+        if self.prefix_sharing and self.padding_free:
+            raise ValueError("prefix_sharing and padding_free are two layouts of a batch: set one of them")
+        if self.reference_cache is not None and not self.precompute_ref_log_probs:
+            raise ValueError("reference_cache is set, and is only used with precompute_ref_log_probs: set both")
+
+    def _check_masks(self) -> None:
+        for option, allowed in (("mask", MASKS), ("head_metrics", HEAD_METRICS)):
+            if getattr(self, option) not in allowed:
+                raise ValueError(f"{option} must be one of {', '.join(allowed)}, not {getattr(self, option)!r}")
+        if self.mask != "ones" and "sparsepo" not in self.loss_type:
+            raise ValueError(f"mask {self.mask!r} is sparsepo's, which is not in loss_type {self.loss_type}")
+        if not self.mask_kinds or not set(self.mask_kinds) <= set(KINDS):
+            raise ValueError(f"mask_kinds must name some of {', '.join(KINDS)}, not {self.mask_kinds}")
+        if set(self.mask_kinds) != set(KINDS) and self.mask != "mapo":
+            raise ValueError(f"mask_kinds is read with mask mapo alone, not with mask {self.mask}")
+        if self.mask != "learned":
+            learned = ("lambda_u", "lambda_d", "mask_independent", "mask_dropout", "mask_learning_rate")
+            if given := [name for name in learned if getattr(self, name)]:
+                raise ValueError(f"{given[0]} acts on learned masks alone: set mask to learned, or leave it out")
+        if not 0 <= self.mask_dropout < 1:
+            raise ValueError(f"mask_dropout must lie in [0, 1), not {self.mask_dropout}")
+        for option in ("mask_learning_rate", "mask_weight_decay"):
+            value = getattr(self, option)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{option} must be a finite number of at least 0, not {value}")
+
+    def _check_numbers(self) -> None:
+        if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
+            raise ValueError(f"ld_alpha must lie in [0, 1] (the weight of the longer text's tail), not {self.ld_alpha}")
+        if self.ld_alpha is not None and "svco" in self.loss_type:
+            raise ValueError(
+                "ld_alpha evens out the lengths of two texts, and svco compares a text with itself: leave it out"
+            )
+        if self.ld_alpha is not None and self.objective.needs & {"kl", "masks"}:
+            raise ValueError(
+                f"ld_alpha weighs sums of log-ratios, and {', '.join(self.loss_type)} sums a divergence too"
+            )
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(
+                f"max_length must be at least 2 tokens (one to read, one to predict), not {self.max_length}"
+            )
+        if self.truncation_mode not in ("keep_start", "keep_end"):
+            raise ValueError(f"truncation_mode must be keep_start or keep_end, not {self.truncation_mode!r}")
+
+    def _check_watch(self) -> None:
+        if self.audit not in AUDITS:
+            raise ValueError(f"audit must be one of {', '.join(AUDITS)}, not {self.audit!r}")
+        if self.report and not self.monitor_pairs:
+            raise ValueError(
+                "report is made of what was measured, and monitor_pairs is 0: set it to 32, or report to False"
+            )
+        if self.monitor_pairs < 0:
+            raise ValueError(f"monitor_pairs must be at least 0 (0 measures none), not {self.monitor_pairs}")
+        if not 0 <= self.monitor_generate <= self.monitor_pairs:
+            raise ValueError(
+                f"monitor_generate must lie in 0 to monitor_pairs ({self.monitor_pairs}), whose prompts it takes, not "
+                f"{self.monitor_generate}"
+            )
+
+
+def _common_beta(loss_types: list[str]) -> float:
+    defaults = {LOSSES[name].settings["beta"][1] for name in loss_types if "beta" in LOSSES[name].settings}
+    if len(defaults) > 1:
+        raise ValueError(f"the defaults of beta differ between {', '.join(loss_types)} ({sorted(defaults)}): set beta")
+    return defaults.pop() if defaults else 0.1

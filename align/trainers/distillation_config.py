@@ -1,0 +1,276 @@
+"""The options of `DistillationPairTrainer`, and its losses by name.
+
+`loss_type` says which:
+
+| loss_type | D_t on the teacher's text | D_s on the student's | weights |
+|---|---|---|---|
+| `distillm2` | skew KL | skew reverse KL | of the curriculum: DistiLLM-2, Ko et al. 2025, arXiv 2503.07067 |
+| `skew_kl` | skew KL | the same | 1 - lmbda, lmbda: DistiLLM's loss, Ko et al. 2024, arXiv 2402.03898 |
+| `skew_reverse_kl` | skew reverse KL | the same | 1 - lmbda, lmbda: DistiLLM's other loss |
+| `jsd` | generalised Jensen-Shannon | the same | 1 - lmbda, lmbda: GKD, Agarwal et al. 2024, arXiv 2306.13649 |
+| `forward_kl` | forward KL | the same | 1, 0: knowledge distillation, Hinton et al. 2015, arXiv 1503.02531 |
+| `reverse_kl` | reverse KL | the same | 0, 1: MiniLLM's divergence, Gu et al. 2024, arXiv 2306.08543, here per token |
+| `tvd` | total variation | the same | 1 - lmbda, lmbda: Wen et al. 2023, arXiv 2307.15190 |
+| `sft` | -log q | none | 1, 0: sequence-level distillation, Kim & Rush 2016, arXiv 1606.07947; no teacher is loaded |
+
+with the divergences D_t and D_s of the teacher's and the student's text that `contralto.align.trainers.distillation` adds up.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, cast
+
+from contralto.align.losses.curriculum import PAPER, RELEASED, RELEASED_GRADUAL, Curriculum
+from contralto.align.trainers.config import StagedConfig, option
+
+__all__ = ["LOSSES", "DistillationConfig", "Kind"]
+
+
+class Kind(NamedTuple):
+    """A loss: what is learned on which text, and from which settings."""
+
+    chosen: str
+    rejected: str
+    lmbda: float
+    """The default weight of the student's text."""
+    settings: tuple[str, ...] = ()
+    """Of `OWN`."""
+
+
+SCHEDULE = (
+    *("alpha_0", "alpha_low", "alpha_high", "beta_0", "beta_max", "beta_ramp"),
+    *("adaptive_alpha", "gradual_beta", "loss_factor"),
+)
+"""What `curriculum` sets, and options of their own change."""
+CURRICULA = {"paper": PAPER, "released": RELEASED, "released_gradual": RELEASED_GRADUAL}
+TEACHER = (
+    *("teacher_model_name_or_path", "teacher_model_revision", "teacher_model_init_kwargs"),
+    *("teacher_load_in_4bit", "teacher_load_in_8bit", "precompute_teacher", "teacher_cache"),
+)
+SKEW, SHARED = ("alpha_0",), ("temperature", *TEACHER)
+LOSSES = {
+    "distillm2": Kind(
+        "skew_kl", "skew_reverse_kl", 0.5, (*SHARED, *SCHEDULE, "curriculum", "srkl", "first_epoch", "all_epochs")
+    ),
+    "skew_kl": Kind("skew_kl", "skew_kl", 0.5, (*SHARED, *SKEW, "lmbda")),
+    "skew_reverse_kl": Kind("skew_reverse_kl", "skew_reverse_kl", 0.5, (*SHARED, *SKEW, "srkl", "lmbda")),
+    "jsd": Kind("jsd", "jsd", 0.5, (*SHARED, "beta", "lmbda")),
+    "forward_kl": Kind("forward_kl", "forward_kl", 0.0, (*SHARED, "lmbda")),
+    "reverse_kl": Kind("reverse_kl", "reverse_kl", 1.0, (*SHARED, "lmbda")),
+    "tvd": Kind("tvd", "tvd", 0.5, (*SHARED, "lmbda")),
+    "sft": Kind("nll", "nll", 0.0),
+}
+"""The losses by name; see the table above."""
+OWN = tuple(dict.fromkeys(name for kind in LOSSES.values() for name in kind.settings))
+OF_PREFERENCES = (
+    *("loss_weights", "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef", "label_smoothing", "padding_free"),
+    *("use_weighting", "discopop_tau", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+)
+"""Options of `DPOConfig` that have no meaning here."""
+
+
+@dataclass
+class DistillationConfig(StagedConfig):
+    """The options of `DistillationPairTrainer`.
+
+    Those of `trl.DPOConfig` (1.16) and `transformers.TrainingArguments`, without those of preference losses. An option that the
+    loss does not read is refused, as is everything else that can be seen to be wrong before a model is loaded.
+
+    Args:
+        loss_type: one of `LOSSES`.
+        lmbda: the weight of the student's texts, in [0, 1] (GKD's lambda); None takes the default of the loss.
+        beta: of `jsd`: the teacher's share of the mixture, in [0, 1].
+        temperature: both models' logits are divided by it in the divergence.
+        curriculum: of `distillm2`: `paper`; `released` for what the released code computes (SKL + SRKL, alpha 0.1, the skew
+            reverse KL's mixture held fixed); or `released_gradual`, the same with the weights going from (1, 1) to (0.5, 1.5)
+            over the first half of the steps.
+        alpha_0: the alpha of `skew_kl` and `skew_reverse_kl`, and that of the curriculum where it does not adapt. For this and
+            the next options see `contralto.align.losses.curriculum.Curriculum`; None takes the value of `curriculum`.
+        alpha_low: the least alpha.
+        alpha_high: the greatest alpha.
+        beta_0: the least beta.
+        beta_max: the greatest beta. At 1, as in the paper, the teacher's texts lose their weight early.
+        beta_ramp: share of the steps over which beta grows linearly.
+        adaptive_alpha: whether alpha adapts to each text, from the second epoch on.
+        gradual_beta: whether beta grows.
+        loss_factor: the factor of the loss.
+        srkl: the gradient of the skew reverse KL, `full` or `detached`, see `contralto.align.losses.divergences.skew_reverse_kl`.
+        first_epoch: the curriculum's epoch that this run begins with, where runs are rounds of one training.
+        all_epochs: the curriculum's number of epochs E; None takes that of this run.
+        teacher_model_name_or_path: a folder, a hub id, or `testbed:NAME`; a folder with an adapter is loaded with its base.
+        teacher_model_revision: of a hub id.
+        teacher_model_init_kwargs: for `from_pretrained`. Unless it names a dtype, the teacher has that of its weights on an
+            accelerator, and float32 on a CPU.
+        teacher_load_in_4bit, teacher_load_in_8bit: quantised by bitsandbytes (NF4, or LLM.int8).
+        precompute_teacher: compute the teacher's last hidden states once, keep them on disk, and train without the teacher.
+        teacher_cache: the folder for them; None takes one beside the caches of `datasets`.
+
+    Raises:
+        ValueError: whatever is wrong, in one sentence.
+
+    Example:
+        >>> DistillationConfig("out", loss_type="jsd", lmbda=1.0, report_to="none").weights
+        (0.0, 1.0)
+        >>> DistillationConfig("out", loss_type="sft", beta=0.1, report_to="none")
+        Traceback (most recent call last):
+            ...
+        ValueError: beta is set, and sft does not read it; it belongs to jsd
+    """
+
+    columns: ClassVar[str] = "prompt, chosen (the teacher's text) and rejected (the student's)"
+
+    learning_rate: float = option(5e-5, "The initial learning rate for AdamW.")
+    loss_type: list[str] = field(
+        default_factory=lambda: ["distillm2"], metadata={"help": f"The loss, one of: {', '.join(LOSSES)}."}
+    )
+    lmbda: float | None = option(None, "Weight of the student's texts (default: that of the loss).")
+    beta: float = option(0.5, "Of jsd: the teacher's share of the mixture.")
+    temperature: float = option(1.0, "Both models' logits are divided by it in the divergence.")
+    curriculum: str = option("paper", "Of distillm2: the schedules of alpha and beta.", choices=list(CURRICULA))
+    alpha_0: float | None = option(None, "The skew where it does not adapt.")
+    alpha_low: float | None = option(None, "The least alpha.")
+    alpha_high: float | None = option(None, "The greatest alpha.")
+    beta_0: float | None = option(None, "The least weight of the student's texts in the curriculum.")
+    beta_max: float | None = option(None, "The greatest weight of the student's texts in the curriculum.")
+    beta_ramp: float | None = option(
+        None, "Share of the steps over which that weight grows linearly (default of paper: e / E + tau / T)."
+    )
+    adaptive_alpha: bool | None = option(None, "Whether alpha adapts to each text, from the second epoch on.")
+    gradual_beta: bool | None = option(None, "Whether the weight of the student's texts grows.")
+    loss_factor: float | None = option(None, "What stands before the loss of distillm2: 0.5 in the paper.")
+    srkl: str | None = option(None, "Gradient of the skew reverse KL.", choices=["full", "detached"])
+    first_epoch: int = option(1, "The curriculum's epoch that this run begins with.")
+    all_epochs: int | None = option(None, "The curriculum's number of epochs (default: that of this run).")
+    teacher_model_name_or_path: str | None = option(None, "The teacher: a folder, a hub id, or testbed:NAME.")
+    teacher_model_revision: str | None = option(None, "The teacher's revision.")
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "For the teacher's from_pretrained."}
+    )
+    teacher_load_in_4bit: bool = option(False, "Load the teacher in 4 bits (NF4, bitsandbytes).")
+    teacher_load_in_8bit: bool = option(False, "Load the teacher in 8 bits (LLM.int8, bitsandbytes).")
+    precompute_teacher: bool = option(False, "Keep the teacher's hidden states on disk, and train without the teacher.")
+    teacher_cache: str | None = option(None, "Folder of precomputed teachers (default: beside datasets' caches).")
+
+    _VALID_DICT_FIELDS = [*StagedConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        given = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+        if len(given) != 1 or given[0] not in LOSSES:
+            raise ValueError(
+                f"loss_type must be one of {', '.join(LOSSES)}, not {', '.join(map(str, given)) or 'none'}"
+            )
+        self.loss_type, self.kind = given, LOSSES[given[0]]
+        self._check_read(given[0])
+        self._check_teacher()
+        self._check_numbers()
+        self._check_curriculum()
+        self.precompute_ref_log_probs = self.precompute_teacher  # so DPOTrainer asks for the columns of all data sets
+        super().__post_init__()
+        alone = self.per_device_train_batch_size * self.world_size == 1
+        if alone and self.kind is LOSSES["distillm2"] and self.schedule.adaptive_alpha:
+            raise ValueError(
+                "adaptive_alpha compares the texts of a batch, and per_device_train_batch_size is 1: raise it, or set "
+                "adaptive_alpha to False"
+            )
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Of the teacher's text and of the student's; those of `distillm2` at beta_0."""
+        if self.kind is LOSSES["distillm2"]:
+            return self.schedule.factor * (1 - self.schedule.beta_0), self.schedule.factor * self.schedule.beta_0
+        share = self.kind.lmbda if self.lmbda is None else self.lmbda
+        return 1.0 - share, share
+
+    @property
+    def alpha(self) -> float:
+        """The skew where it does not adapt."""
+        return self.schedule.alpha_0
+
+    @property
+    def srkl_gradient(self) -> Literal["full", "detached"]:
+        """`srkl`, or what goes with the curriculum."""
+        default = "full" if self.curriculum == "paper" else "detached"
+        return cast(Literal["full", "detached"], self.srkl or default)
+
+    def _check_read(self, name: str) -> None:
+        """Nothing is set that nobody reads."""
+        defaults = {each.name: each.default for each in dataclasses.fields(self)}
+        if unread := [each for each in OWN if each not in self.kind.settings and getattr(self, each) != defaults[each]]:
+            users = [other for other, kind in LOSSES.items() if unread[0] in kind.settings]
+            raise ValueError(f"{unread[0]} is set, and {name} does not read it; it belongs to {', '.join(users)}")
+        if strange := [each for each in OF_PREFERENCES if getattr(self, each) != defaults[each]]:
+            raise ValueError(
+                f"{strange[0]} is set, and belongs to preference losses, not to distillation: leave it out"
+            )
+        if self.precompute_ref_log_probs and not self.precompute_teacher:
+            raise ValueError("precompute_ref_log_probs is for preference losses; for a teacher set precompute_teacher")
+
+    def _check_teacher(self) -> None:
+        if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
+            raise ValueError("teacher_load_in_4bit and teacher_load_in_8bit are both set: set one of them")
+        if self.teacher_model_name_or_path is None:
+            options = (each for each in TEACHER[1:5] if getattr(self, each))
+            if option := next(options, None):
+                raise ValueError(f"{option} is set, and no teacher_model_name_or_path, to which it applies")
+        if self.teacher_cache is not None and not self.precompute_teacher:
+            raise ValueError("teacher_cache is set, and is only used with precompute_teacher: set both")
+
+    def _check_numbers(self) -> None:
+        for name in ("lmbda", "beta"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {value}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be a finite number above 0, not {self.temperature}")
+        if self.srkl not in (None, "full", "detached"):
+            raise ValueError(f"srkl must be full or detached, not {self.srkl!r}")
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(
+                f"max_length must be at least 2 tokens (one to read, one to predict), not {self.max_length}"
+            )
+
+    def _schedule(self, preset: Curriculum) -> Curriculum:
+        """Return the preset with the options that were given.
+
+        Args:
+            preset: one of `CURRICULA`.
+
+        Raises:
+            ValueError: an option that nothing reads, or one out of range.
+        """
+        given = {each: value for each in SCHEDULE if (value := getattr(self, each)) is not None}
+        moves = dataclasses.replace(preset, **{n: given[n] for n in ("adaptive_alpha", "gradual_beta") if n in given})
+        for switch, readers in (
+            ("gradual_beta", ("beta_max", "beta_ramp")),
+            ("adaptive_alpha", ("alpha_low", "alpha_high")),
+        ):
+            if not getattr(moves, switch) and (unread := [name for name in readers if name in given]):
+                raise ValueError(
+                    f"{unread[0]} is set, and is only read with {switch}, which is False: set {switch} to True"
+                )
+        if (self.kind is not LOSSES["distillm2"] or not moves.adaptive_alpha) and (
+            alpha := given.get("alpha_0")
+        ) is not None:
+            given |= {"alpha_low": min(PAPER.low, alpha), "alpha_high": max(PAPER.high, alpha)}  # alpha does not move
+        names = {"alpha_low": "low", "alpha_high": "high", "loss_factor": "factor", "beta_ramp": "ramp"}
+        return dataclasses.replace(preset, **{names.get(name, name): value for name, value in given.items()})
+
+    def _check_curriculum(self) -> None:
+        if self.curriculum not in CURRICULA:
+            raise ValueError(f"curriculum must be one of {', '.join(CURRICULA)}, not {self.curriculum!r}")
+        self.schedule: Curriculum = self._schedule(CURRICULA[self.curriculum])
+        if self.first_epoch < 1 or (self.all_epochs is not None and self.all_epochs < self.first_epoch):
+            raise ValueError(
+                f"first_epoch must be 1 or more and at most all_epochs, not {self.first_epoch} of {self.all_epochs}"
+            )
+        if self.kind is not LOSSES["distillm2"] or (self.max_steps > 0 and self.all_epochs is None):
+            return
+        moving = [name for name in ("adaptive_alpha", "gradual_beta") if getattr(self.schedule, name)]
+        if self.schedule.ramp is not None:
+            moving = [name for name in moving if name != "gradual_beta"]  # a ramp counts steps
+        if moving and (self.all_epochs or self.num_train_epochs) <= 1:
+            raise ValueError(
+                f"{moving[0]} needs several epochs (alpha adapts from the second one on, beta is 1 throughout a single one), and "
+                "there is one: raise num_train_epochs, or all_epochs where runs are rounds, or set curriculum to released"
+            )

@@ -1,0 +1,91 @@
+"""How far a training can move an adapter, measured before its first step.
+
+An optimizer of the Adam family moves every weight by about the learning rate in a step, whatever the gradient's size. So no weight
+moves further than the learning rates of all steps add up to, and the step of that size along the gradient's signs is the one that
+moves a text the most. If even that leaves the texts where they are, the training can do nothing: the usual cause is the rate of full
+fine-tuning with an adapter, whose product of two small matrices starts at zero.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from contralto.align.trainers.seams import Batch, Request
+
+__all__ = ["reach", "total_rate"]
+
+BY_SIZE = ("sgd",)
+"""Optimizers whose steps grow with the gradient, as parts of their names."""
+
+
+def total_rate(trainer: Any) -> float:
+    """Return the sum of the learning rates of all steps, by the trainer's schedule.
+
+    Args:
+        trainer: whose scheduler is made, if it is to be counted; else the rate counts in full in each step.
+    """
+    steps, rate = trainer.state.max_steps, trainer.args.learning_rate
+    schedule = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
+    lambdas = getattr(schedule, "lr_lambdas", None)
+    return float(rate * (sum(map(lambdas[0], range(steps))) if lambdas else steps))
+
+
+def reach(trainer: Any) -> Iterator[tuple[float, float]]:
+    """Yield how far the log-probabilities of a pair can move, in nats per token, and `total_rate`; nothing where it cannot be told.
+
+    That is before a training begins, without an adapter, with weights in shards, and with optimizers whose steps grow with the gradient. The weights are as
+    before afterwards.
+
+    Args:
+        trainer: a `PreferenceTrainer` whose training begins.
+    """
+    weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    sharded = trainer.args.deepspeed_plugin is not None or any(isinstance(weight, DTensor) for weight in weights)
+    by_size = any(part in str(trainer.args.optim) for part in BY_SIZE)
+    if (
+        not weights
+        or trainer.state.max_steps < 1
+        or sharded
+        or by_size
+        or not is_peft_model(trainer.unwrapped(trainer.model))
+    ):
+        return
+    total = total_rate(trainer)
+    batch = Batch.of(trainer._prepare_inputs(trainer.data_collator([dict(next(iter(trainer.train_dataset)))])))
+    signs = _signs(trainer, batch, weights)
+    before = [weight.detach().clone() for weight in weights]
+    try:
+        start = _logps(trainer, batch)
+        with torch.no_grad():
+            for weight, sign in zip(weights, signs, strict=True):
+                weight += total * sign
+        moved = (_logps(trainer, batch) - start).abs().mean()
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, before, strict=True):
+                weight.copy_(value)
+    yield float(moved), total
+
+
+def _signs(trainer: Any, batch: Batch, weights: Sequence[Tensor]) -> list[Tensor]:
+    """The direction in which the margin of a pair grows the fastest, within a box."""
+    training = trainer.model.training
+    trainer.model.train()  # so that checkpoints save the memory that they save in training
+    try:
+        with torch.enable_grad(), trainer.accelerator.autocast():
+            logps = trainer.ask(trainer.model, batch, Request()).logps.float()
+            chosen, rejected = logps.sum(-1).chunk(2)
+            found = torch.autograd.grad((chosen - rejected).sum(), list(weights), allow_unused=True)
+    finally:
+        trainer.model.train(training)
+    return [torch.zeros_like(w) if g is None else g.sign().to(w.dtype) for w, g in zip(weights, found, strict=True)]
+
+
+def _logps(trainer: Any, batch: Batch) -> Tensor:
+    with torch.no_grad(), trainer.accelerator.autocast():
+        found: Tensor = trainer.ask(trainer.model, batch, Request()).logps[batch.mask].float()
+    return found

@@ -1,0 +1,311 @@
+"""Two losses on tokens for supervised fine-tuning: SimCTG's contrast between tokens, and CAL's weights by what an image does.
+
+`SimCTGTrainer` and `CALTrainer` are TRL's `SFTTrainer` with another loss; data, collators, PEFT, metrics and saving are TRL's. Of
+`SFTTrainer` they read `_metrics` and `current_gradient_accumulation_steps`, and they rely on its `compute_loss` calling the model with
+`fused_lm_head` and reading `log_probs` of what it returns (TRL 1.16).
+"""
+
+# ruff: noqa: TRY004 (a wrong type in somebody's data is a ValueError like any other mistake in it)
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from torch.nn.functional import avg_pool1d, normalize, relu
+from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
+
+from contralto.align.losses.divergences import Head
+from contralto.align.trainers.config import option, settle, unshared
+from contralto.align.trainers.heads import head_of
+from contralto.align.trainers.seams import IGNORED, Request, install_head
+
+__all__ = ["CALConfig", "CALTrainer", "SimCTGConfig", "SimCTGTrainer", "contrastive_loss", "image_weights"]
+
+
+# ------------------------------------------------------------------------------------------------------------ the losses
+
+
+def contrastive_loss(states: Tensor, mask: Tensor, *, rho: float = 0.5) -> Tensor:
+    """SimCTG's contrastive loss (Su et al. 2022, arXiv 2202.06417, equation 2).
+
+        L_CL = 1 / (|x| (|x| - 1)) sum_i sum_{j != i} max(0, rho - s(h_i, h_i) + s(h_i, h_j))
+
+    `s` is the cosine, `h` the last hidden state. It pushes the tokens of a text apart, which contrastive search wants. The official code
+    divides by the pairs of the whole batch, so that long texts count for more; here every text counts alike, as in the equation.
+
+    Args:
+        states: `(B, T, H)`. Time and memory grow with `T` squared.
+        mask: `(B, T)`, true for the tokens of x.
+        rho: the margin, in [0, 2]; 0 leaves nothing but the direction of more than a right angle.
+
+    Returns:
+        `(B,)`, at least float32, 0 for a text of fewer than two tokens.
+
+    Raises:
+        ValueError: `rho` out of range, or a mask of another shape.
+
+    Example:
+        >>> states = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+        >>> contrastive_loss(states, torch.ones(1, 3))  # of 6 pairs, 2 are alike: 2 * rho / 6
+        tensor([0.1667])
+    """
+    if not 0 <= rho <= 2:
+        raise ValueError(f"rho must lie in [0, 2] (the margin between cosines), not {rho}")
+    if mask.shape != states.shape[:2]:
+        raise ValueError(f"the mask has shape {tuple(mask.shape)}, the hidden states {tuple(states.shape)}")
+    kept = mask.bool()
+    directions = normalize(states if states.dtype == torch.float64 else states.float(), dim=-1)
+    cosines = directions @ directions.transpose(1, 2)
+    others = kept[:, :, None] & kept[:, None] & ~torch.eye(kept.shape[1], dtype=torch.bool, device=kept.device)
+    lost = relu(rho - 1 + cosines).masked_fill(~others, 0)
+    return lost.sum((1, 2)) / others.sum((1, 2)).clamp(min=1)
+
+
+def image_weights(with_image: Tensor, without: Tensor, mask: Tensor, *, low: float = 1.0, high: float = 5.0) -> Tensor:
+    """CAL's weights of tokens (Xiao et al. 2024, arXiv 2405.17871).
+
+        w_t = mean over t - 1, t, t + 1 of clamp(z_t - z'_t, low, high)
+
+    `z_t` is the logit of the token that stands at t, `z'_t` the same where no token may look at the image. The mean is over neighbours
+    that are trained on; the official code's runs on into tokens that are not, with the logit of token 0, and into the next text.
+
+    Args:
+        with_image, without: `(B, T)` logits of the tokens.
+        mask: `(B, T)`, true for tokens that are trained on.
+        low: the weight of a token that owes nothing to the image.
+        high: the greatest weight.
+
+    Returns:
+        `(B, T)`, 0 where the mask is false.
+
+    Raises:
+        ValueError: not `0 <= low <= high`, `high` above 0.
+
+    Example:
+        >>> image_weights(torch.tensor([[3.0, 9.0, 0.0]]), torch.zeros(1, 3), torch.ones(1, 3))  # 3, 5, 1
+        tensor([[4., 3., 3.]])
+    """
+    if not 0 <= low <= high or not high > 0:
+        raise ValueError(f"the weights' bounds must be ordered and not negative, not {low} and {high}")
+    kept = mask.float()
+    weights = (with_image.float() - without.float()).clamp(low, high) * kept
+    pooled, count = (
+        avg_pool1d(each[:, None], 3, stride=1, padding=1)[:, 0] for each in (weights, kept)
+    )  # zeros all around
+    return torch.where(mask.bool(), pooled / count.clamp(min=1e-9), 0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------- the trainers
+
+
+@dataclass
+class SimCTGConfig(SFTConfig):
+    """The options of `SimCTGTrainer`: those of `trl.SFTConfig`, and the margin.
+
+    Args:
+        rho: the margin of `contrastive_loss`; the paper takes 0.5, and 0 to compare with likelihood alone.
+
+    Raises:
+        ValueError: `rho` out of range, or several texts in one row.
+    """
+
+    rho: float = option(0.5, "The margin of the contrastive loss, in [0, 2].")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rho <= 2:
+            raise ValueError(f"rho must lie in [0, 2] (the margin between cosines), not {self.rho}")
+        if self.packing or self.padding_free:
+            raise ValueError(
+                "packing and padding_free put several texts into one row, and SimCTG contrasts the tokens of one: set both to False"
+            )
+        settle(self)
+        super().__post_init__()  # type: ignore[no-untyped-call]
+
+
+class SimCTGTrainer(SFTTrainer):
+    """`SFTTrainer` with SimCTG's loss: `L = L_MLE + L_CL` (Su et al. 2022, arXiv 2202.06417, equation 3).
+
+    The contrast is between the tokens that are trained on, so with prompts and completions between those of the completion. Its mean is
+    logged as `contrastive_loss`. Hidden states are read where the backbone returns them, so the head still makes no logits.
+
+    Args:
+        model, args, how: as for `SFTTrainer`; `args` is a `SimCTGConfig`.
+
+    Raises:
+        ValueError: `args` of another kind.
+    """
+
+    args: SimCTGConfig
+    model: Any
+
+    def __init__(self, model: Any, args: SimCTGConfig | None = None, **how: Any) -> None:
+        if not isinstance(args, SimCTGConfig):
+            raise ValueError(f"args must be a SimCTGConfig, not {type(args).__name__}")
+        super().__init__(model, args, **unshared(how))
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The likelihood's loss, and the contrast."""
+        with _last_states(_policy(self)) as seen:
+            given = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+        mask = inputs["labels"] != IGNORED
+        contrast = contrastive_loss(seen[0][:, -mask.shape[1] :], mask, rho=self.args.rho).mean()
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["contrastive_loss"].append(self.accelerator.gather(contrast.detach()).mean().item())
+        if num_items_in_batch is not None:  # then the Trainer leaves gradient accumulation to the loss
+            contrast = contrast / self.current_gradient_accumulation_steps
+        return (given[0] + contrast, given[1]) if return_outputs else given + contrast
+
+
+@dataclass
+class CALConfig(SFTConfig):
+    """The options of `CALTrainer`: those of `trl.SFTConfig`, and the bounds of the weights.
+
+    Args:
+        cal_low, cal_high: `low` and `high` of `image_weights`; the paper takes 1 and 5.
+
+    Raises:
+        ValueError: bounds that are not ordered, or another loss of tokens.
+    """
+
+    cal_low: float = option(1.0, "The weight of a token that owes nothing to the image.")
+    cal_high: float = option(5.0, "The greatest weight of a token.")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cal_low <= self.cal_high or not self.cal_high > 0:
+            raise ValueError(
+                f"cal_low and cal_high must be ordered and not negative, not {self.cal_low} and {self.cal_high}"
+            )
+        if self.loss_type != "nll":
+            raise ValueError(
+                f"CAL weighs the likelihood of tokens, and loss_type {self.loss_type!r} weighs it already: use nll"
+            )
+        settle(self)
+        super().__post_init__()  # type: ignore[no-untyped-call]
+
+
+class CALTrainer(SFTTrainer):
+    """`SFTTrainer` that weighs tokens by what the image does to them: CAL (Xiao et al. 2024, arXiv 2405.17871).
+
+        L = sum_t w_t CE_t / sum_t w_t
+
+    One more forward per step, without gradients, in which no token may look at an image; see `image_weights`. The mean weight is logged as
+    `cal_weight`. In evaluation the loss is the plain one, so that runs can be compared.
+
+    Args:
+        model, args, how: as for `SFTTrainer`; `args` is a `CALConfig`, the data have a column `images` or `image`.
+
+    Raises:
+        ValueError: `args` of another kind, or data without images.
+    """
+
+    args: CALConfig
+    model: Any
+
+    def __init__(self, model: Any, args: CALConfig | None = None, **how: Any) -> None:
+        if not isinstance(args, CALConfig):
+            raise ValueError(f"args must be a CALConfig, not {type(args).__name__}")
+        first: Any = next(iter(how.get("train_dataset") or ()), {})
+        if not {"image", "images"} & set(first):
+            raise ValueError(
+                "CAL weighs tokens by what an image does to them: give a train_dataset with a column images"
+            )
+        super().__init__(model, args, **unshared(how))
+        install_head(_policy(self))
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """In training, the likelihood's loss with weights."""
+        asked = self._weighted(model) if self.model.training else model
+        return super().compute_loss(asked, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+
+    def _weighted(self, model: Any) -> Any:
+        """A model whose log-probabilities come with weights, whose mean is 1."""
+
+        def forward(**inputs: Any) -> Any:
+            if not inputs.get("fused_lm_head"):
+                return model(**inputs)
+            with _last_states(_policy(self)) as seen:
+                outputs = model(**inputs)
+            weights = self._weights(seen[0].detach(), inputs)
+            mean = weights.sum() / outputs.label_mask.sum().clamp(min=1)
+            self._metrics["train"]["cal_weight"].append(self.accelerator.gather(mean).mean().item())
+            outputs.log_probs = outputs.log_probs * (weights / mean.clamp(min=1e-9))
+            return outputs
+
+        return forward
+
+    @torch.no_grad()
+    def _weights(self, states: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """`(B, T - 1)` of a batch, from the hidden states with the images, and from a forward without."""
+        policy = _policy(self)
+        labels = inputs["labels"][:, 1:]
+        mask = labels != IGNORED
+        plain = {name: value for name, value in inputs.items() if name not in ("fused_lm_head", "output_router_logits")}
+        with _blind(policy, inputs["input_ids"]), self.accelerator.autocast():
+            hidden = self.model(**plain, completion_request=Request(hidden=True)).hidden
+        head = head_of(policy)
+        if head is None or not policy.measured_head.direct:
+            raise ValueError(
+                f"CAL reads the logits of the last hidden states, and {type(policy).__name__} does more to these than its output layer"
+            )
+        kept = states[:, :-1][mask]
+        seen, unseen = (
+            rows.new_zeros(mask.shape, dtype=torch.float32).masked_scatter(
+                mask, _label_logits(rows, head, labels[mask])
+            )
+            for rows in (kept, hidden)
+        )
+        return image_weights(seen, unseen, mask, low=self.args.cal_low, high=self.args.cal_high)
+
+
+def _label_logits(rows: Tensor, head: Head, targets: Tensor) -> Tensor:
+    """`(N,)` the logits of the labels alone."""
+    found = (rows.float() * head.weight[targets].float()).sum(-1)
+    if head.bias is not None:
+        found = found + head.bias[targets].float()
+    found = found * head.scale
+    return found if head.softcap is None else head.softcap * torch.tanh(found / head.softcap)
+
+
+def _policy(trainer: Any) -> Any:
+    """The model as transformers loaded it."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+@contextmanager
+def _last_states(policy: Any) -> Iterator[list[Tensor]]:
+    """The last hidden states of the forwards that follow, as the head gets them."""
+    seen: list[Tensor] = []
+    handle = policy.base_model.register_forward_hook(lambda _module, _args, out: seen.append(out.last_hidden_state))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _blind(policy: Any, input_ids: Tensor) -> Iterator[None]:
+    """Forwards in which no token may look at an image: the language model's mask is changed after positions were computed from it."""
+    hidden = input_ids == policy.config.image_token_id
+
+    def cover(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        mask = kwargs.get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.shape != hidden.shape:
+            raise ValueError(
+                f"CAL hides images in the attention mask, and {type(policy).__name__} gives its language model another kind of mask"
+            )
+        return args, kwargs | {"attention_mask": mask * ~hidden}
+
+    handle = policy.get_decoder().register_forward_pre_hook(cover, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,224 @@
+"""`contralto serve`: vLLM's OpenAI-compatible server, set up for texts by contrast.
+
+    contralto serve MODEL [--marker ID] [--contrast-timeout SECONDS] [every flag of vLLM's server]
+
+It adds the processor, the scheduler and the checks, and refuses the flags that cannot go together with them. Ordinary requests
+are served as ever. Only this machine is served unless `--host` names an address to listen at.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from contralto.common.hub import from_pretrained, locate, remote_code
+from contralto.decoding.vllm.config import DEFAULT_TIMEOUT
+from contralto.decoding.vllm.engine import cpu_options, engine_options, marker_of, server_flags
+from contralto.decoding.vllm.middleware import ENVIRONMENT
+from contralto.decoding.vllm.waiting import MIB, Limits
+
+__all__ = ["prepare", "run", "warning"]
+
+SERVER = "vllm.entrypoints.openai.api_server"
+MIDDLEWARE = "contralto.decoding.vllm.middleware.PairMiddleware"
+NUMBERS = (
+    "api-server-count",
+    "data-parallel-size",
+    "long-prefill-token-threshold",
+    "max-loras",
+    "max-num-batched-tokens",
+    "max-num-seqs",
+)
+TEXTS = (
+    "additional-config",
+    "kv-transfer-config",
+    "scheduler-cls",
+    "scheduling-policy",
+    "spec-method",
+    "spec-model",
+    "spec-tokens",
+    "speculative-config",
+)
+SWITCHES = ("enable-batch-sharded-sampling", "enable-lora")
+SHORT = {"data-parallel-size": ("-dp",), "api-server-count": ("-asc",), "speculative-config": ("-sc",)}
+
+
+def run(argv: Sequence[str]) -> None:
+    """Check the flags, warn of an open server, and become vLLM's server.
+
+    Raises:
+        ValueError: flags that part the branches of a text.
+        ImportError: vLLM is not installed.
+    """
+    command, settings = prepare(argv)
+    if find_spec("vllm") is None:
+        raise ImportError("contralto serve runs vLLM's server: pip install vllm")
+    if said := warning(argv):
+        print(f"contralto serve: {said}", file=sys.stderr, flush=True)
+    os.environ[ENVIRONMENT] = json.dumps(settings)
+    os.execv(command[0], command)
+
+
+def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The command, and what the checks need to know.
+
+    Args:
+        argv: the flags of `contralto serve`.
+
+    Raises:
+        ValueError: flags that part the branches of a text.
+
+    Example:
+        >>> command, settings = prepare(["testbed:expert", "--port", "8001"])
+        >>> command[1:3], command[-4:], settings["marker"], settings["timeout"]
+        (['-m', 'vllm.entrypoints.openai.api_server'], ['--host', '127.0.0.1', '--port', '8001'], 0, 10.0)
+        >>> prepare(["testbed:expert", "--data-parallel-size", "2"])
+        Traceback (most recent call last):
+            ...
+        ValueError: data_parallel_size must be 1, not 2: the branches of a text would not meet; start several servers, or use tensor_parallel_size
+    """
+    args, rest = _parser().parse_known_args([_dashed(word) for word in argv])
+    given = vars(args)
+    model, timeout, marker = given.pop("model"), given.pop("contrast_timeout"), given.pop("marker")
+    limits = {
+        "timeout": timeout,
+        "body": given.pop("contrast_max_body") * MIB,
+        "waiting": given.pop("contrast_waiting"),
+    }
+    Limits(**limits, held=max(Limits.held, limits["body"]))  # raises for what makes no sense
+    if any(word.startswith(("--speculative-config.", "--kv-transfer-config.")) for word in rest):
+        raise ValueError("speculative decoding and KV connectors part the branches of a text: leave their flags out")
+    if (given.pop("api_server_count") or 1) != 1:
+        raise ValueError("api-server-count must be 1: the requests of a text meet in the server's one process")
+    if given["additional_config"]:
+        given["additional_config"] = json.loads(given["additional_config"])
+    options = engine_options(timeout=timeout, **{name: value for name, value in given.items() if value is not None})
+    if options.get("enable_lora"):
+        options = cpu_options(options)
+    if marker is None:
+        with remote_code(trusted="--trust-remote-code" in rest):
+            marker = _marker(model)
+    command = [sys.executable, "-m", SERVER, "--model", locate(model), "--served-model-name", model]
+    command += [*server_flags(options), "--middleware", MIDDLEWARE, *_address(rest), *rest]
+    return command, {"marker": marker, **limits, "held": max(Limits.held, limits["body"])}
+
+
+# -------------------------------------------------------------------------------------------------------- where it listens
+
+
+def _address(rest: Sequence[str]) -> list[str]:
+    """Return the flags that keep the server to this machine, unless others say where it listens."""
+    return [] if {"host", "uds"} & _listening(rest).keys() else ["--host", "127.0.0.1"]
+
+
+def _listening(rest: Sequence[str]) -> dict[str, Any]:
+    """Return what flags, and the YAML file of vLLM's `--config`, say of where and for whom the server listens."""
+    parser = argparse.ArgumentParser(prog="contralto serve", add_help=False)  # vLLM's takes abbreviations, too
+    for name in ("host", "uds", "config"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--api-key", nargs="*")
+    flags = {name.replace("_", "-"): v for name, v in vars(parser.parse_known_args(rest)[0]).items() if v is not None}
+    said = {}
+    if "config" in flags:
+        import yaml
+
+        said = yaml.safe_load(Path(flags["config"]).read_text(encoding="utf-8"))
+    return {**({_dashed(f"--{name}")[2:]: v for name, v in said.items()} if isinstance(said, dict) else {}), **flags}
+
+
+def warning(argv: Sequence[str]) -> str:
+    """Return what to say of a server that anyone may use: one that listens to other machines, and has no API key.
+
+    Args:
+        argv: the flags of `contralto serve`.
+
+    Returns:
+        A sentence; an empty text for all other servers.
+
+    Examples:
+        >>> warning(["testbed:expert", "--host", "0.0.0.0"])
+        'no API key is set, and 0.0.0.0 is open to other machines, all of which may use the model: give --api-key KEY, or leave --host out'
+        >>> warning(["testbed:expert", "--host", "0.0.0.0", "--api-key", "sk-1"]), warning(["testbed:expert"])
+        ('', '')
+    """
+    said = _listening([_dashed(word) for word in argv])
+    keys = said.get("api-key") or [os.environ.get("VLLM_API_KEY")]
+    if any([keys] if isinstance(keys, str) else keys) or said.get("uds") or _is_local(said.get("host", "localhost")):
+        return ""
+    return (
+        f"no API key is set, and {said['host'] or 'an empty --host'} is open to other machines, all of which may use the model: "
+        "give --api-key KEY, or leave --host out"
+    )
+
+
+def _is_local(host: Any) -> bool:
+    try:
+        return ip_address(str(host)).is_loopback
+    except ValueError:  # a name; an empty one stands for all addresses
+        return str(host) == "localhost"
+
+
+# ------------------------------------------------------------------------------------------------------------------ flags
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="contralto serve",
+        description="vLLM's OpenAI-compatible server, set up for texts by contrast.",
+        epilog="All other flags are those of vLLM's server; for several GPUs: --tensor-parallel-size N.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", help="a folder, a hub id, or testbed:NAME")
+    parser.add_argument("--marker", type=int, help="a token that no text holds (default: found in the tokenizer)")
+    parser.add_argument(
+        "--contrast-timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT,
+        metavar="SECONDS",
+        help=f"how long a request waits for the other branches of its text (default {DEFAULT_TIMEOUT:g})",
+    )
+    parser.add_argument(
+        "--contrast-max-body",
+        type=int,
+        default=Limits.body // MIB,
+        metavar="MIB",
+        help=f"the largest request (default {Limits.body // MIB} MiB)",
+    )
+    parser.add_argument(
+        "--contrast-waiting",
+        type=int,
+        default=Limits.waiting,
+        metavar="N",
+        help=f"how many requests may wait for the other branches of their texts (default {Limits.waiting})",
+    )
+    for name in (*NUMBERS, *TEXTS, *SWITCHES):
+        kind: dict[str, Any] = {"action": "store_true", "default": None} if name in SWITCHES else {}
+        kind |= {"type": int} if name in NUMBERS else {}
+        parser.add_argument(f"--{name}", *SHORT.get(name, ()), help=argparse.SUPPRESS, **kind)
+    return parser
+
+
+def _dashed(word: str) -> str:
+    """vLLM takes flags with underscores, too."""
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value if flag.startswith("--") else word
+
+
+def _marker(model: str) -> int:
+    """A marker for a model."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    config = from_pretrained(AutoConfig, model).get_text_config()
+    try:
+        ends = from_pretrained(GenerationConfig, model).eos_token_id
+    except OSError:  # not every model has one
+        ends = config.eos_token_id
+    some = ends if isinstance(ends, list) else [ends]
+    return marker_of(
+        from_pretrained(AutoTokenizer, model), vocabulary=config.vocab_size, ends=[e for e in some if e is not None]
+    )

@@ -1,0 +1,227 @@
+"""The one place where errors of a command become one sentence, or stay a traceback.
+
+A mistake of the user ends with a sentence and status 2; Ctrl-C with status 130; a fault of the program with its traceback. They are
+told apart by how the error came about, not by its text: an error that some code raised with `raise` is a refusal, and one that
+an operation of Python ran into (a missing attribute, a wrong number of arguments) is a fault. Errors of the world outside, files,
+memory, packages, and those of libraries that check files and templates, are the user's wherever they come from.
+"""
+
+import dis
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from importlib.util import find_spec
+from types import TracebackType
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from contralto.common.texts import printable
+
+__all__ = ["during", "guarded", "is_mistake", "require", "sentence"]
+
+OUTSIDE = (OSError, MemoryError, ImportError, SyntaxError, UnicodeError)
+"""Errors of the world outside, whoever raises them."""
+REFUSALS = (ValueError, RuntimeError, NotImplementedError)
+"""Errors that are refusals where code raised them by `raise`; those of contralto's own may be TypeErrors too."""
+LIBRARIES = {
+    "PIL.DecompressionBombError",
+    "PIL.UnidentifiedImageError",
+    "_pickle.UnpicklingError",
+    "aiohttp.ClientError",
+    "datasets.DatasetsError",
+    "jinja2.TemplateError",
+    "json.JSONDecodeError",
+    "pyarrow.ArrowException",
+    "safetensors.SafetensorError",
+    "sqlite3.DatabaseError",
+    "torch.OutOfMemoryError",
+    "yaml.YAMLError",
+    "zipfile.BadZipFile",
+}
+"""Errors of libraries that say what is wrong with a file, a template, an address or a device: package and class, so that nothing is
+imported."""
+TEMPLATES = ("<template>", "<unknown>")
+"""The file names of Jinja's templates in tracebacks."""
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "mauve": "mauve-text"}
+"""Packages whose module has another name."""
+
+
+def guarded(
+    command: str, run: Callable[[], object], *, extra: str = "", debug: bool = False, quiet: bool = False
+) -> int:
+    """Run a command, and return its exit status.
+
+    Args:
+        command: what the sentence begins with.
+        run: the command.
+        extra: the extra of contralto that it needs, if it is not called like the command.
+        debug: let every error show its traceback.
+        quiet: say nothing of mistakes, as in all processes but the first.
+
+    Raises:
+        Exception: a fault of the program; with `debug` any error.
+    """
+    try:
+        run()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if _interrupted(error):
+            return 130
+        if debug or not is_mistake(error):
+            raise
+        if not quiet:
+            said = printable(sentence(error, extra or command))  # it may repeat an endpoint, a file or a template
+            print(f"contralto {command}: {said}", file=sys.stderr)
+        return 2
+    return 0
+
+
+@contextmanager
+def during(what: str) -> Iterator[None]:
+    """Say in the message of a mistake what was being done.
+
+    Args:
+        what: the beginning of the message, such as "cannot load MODEL".
+
+    Raises:
+        ImportError: as it was raised within, with that beginning.
+        MemoryError: likewise.
+        OSError: likewise.
+        ValueError: likewise, for all other mistakes.
+
+    Examples:
+        >>> with during("prompts.yaml"):
+        ...     raise ValueError("not YAML")
+        Traceback (most recent call last):
+            ...
+        ValueError: prompts.yaml: not YAML
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_mistake(error) or _interrupted(error):
+            raise
+        kind = next((kind for kind in (ImportError, MemoryError, OSError) if isinstance(error, kind)), ValueError)
+        raise kind(f"{what}: {sentence(error)}") from error
+
+
+def require(*modules: str) -> None:
+    """Find out that packages are missing before the work that ends with them.
+
+    Args:
+        modules: names of packages that are imported later; nothing is imported now.
+
+    Raises:
+        ModuleNotFoundError: one is not installed.
+    """
+    for name in modules:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def _interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C is behind an error: imports that it interrupts raise errors of their own."""
+    return any(isinstance(each, KeyboardInterrupt) for each in _causes(error))
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Return whether an error is one of the user's, and not a fault of the program.
+
+    Args:
+        error: as it was caught, with its traceback.
+    """
+    names = {f"{kind.__module__.split('.')[0]}.{kind.__qualname__}" for kind in type(error).__mro__}
+    if names & LIBRARIES:
+        return True
+    origin = _origin(error.__traceback__)
+    if origin is not None and origin.tb_frame.f_code.co_filename in TEMPLATES:
+        return True
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "contralto":
+        return False
+    if isinstance(error, OUTSIDE):
+        return True
+    if isinstance(error, RuntimeError) and _is_out_of_memory(error):
+        return True
+    if origin is None or origin.tb_frame.f_code.co_code[origin.tb_lasti] != dis.opmap["RAISE_VARARGS"]:
+        return False
+    own = str(origin.tb_frame.f_globals.get("__name__")).split(".")[0] == "contralto"
+    return isinstance(error, (*REFUSALS, TypeError) if own else REFUSALS)
+
+
+def _origin(trace: TracebackType | None) -> TracebackType | None:
+    """The innermost frame of a traceback."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether torch's allocator raised it, which has no class of its own on CPUs."""
+    memory = sys.modules.get("accelerate.utils.memory")
+    return memory is not None and bool(memory.should_reduce_batch_size(error))
+
+
+def sentence(error: BaseException, extra: str = "") -> str:
+    """Return an error as one line.
+
+    Args:
+        error: a mistake.
+        extra: the extra that is named for a missing package, if it brings it.
+    """
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").replace(".", "").isidentifier():
+        assert error.name
+        return _missing(error.name.split(".")[0], extra)
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = " ".join(text.split()) or " ".join("".join(traceback.format_exception_only(error)).split())
+    if isinstance(error, MemoryError) and text == type(error).__name__:
+        return "there is not enough memory: use a smaller model, batch or file"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{os.fspath(error.filename)}: {error.strerror}"
+    if type(error).__module__.split(".")[0] == "datasets" and error.__cause__ is not None:
+        text = f"{text}: {sentence(error.__cause__)}"  # what went wrong is there alone
+    return text
+
+
+def _missing(module: str, extra: str) -> str:
+    """What to install for a module that is not there."""
+    package = DISTRIBUTIONS.get(module, module.replace("_", "-"))
+    extras = _extras(package)
+    what = f"'contralto[{extra if extra in extras else extras[0]}]'" if extras else package
+    return f"the package {package} is not installed: pip install {what}"
+
+
+def _extras(package: str) -> list[str]:
+    """The extras of contralto that bring a package, those that bring it by another extra last."""
+    try:
+        found = [Requirement(line) for line in metadata.requires("contralto") or []]
+    except metadata.PackageNotFoundError:
+        return []
+    extras = [each for each in metadata.metadata("contralto").get_all("Provides-Extra") or [] if each != "dev"]
+
+    def bring(name: str) -> list[str]:
+        named = [need for need in found if canonicalize_name(need.name) == name and need.marker]
+        return [e for e in extras for need in named if need.marker and need.marker.evaluate({"extra": e})]
+
+    direct = bring(canonicalize_name(package))
+    whole = [
+        e for e in bring("contralto") for need in found if need.name == "contralto" and set(need.extras) & set(direct)
+    ]
+    return list(dict.fromkeys([*direct, *whole]))

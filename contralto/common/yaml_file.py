@@ -1,0 +1,89 @@
+"""Read YAML files of recipes: no key twice, and no more values than the file shows.
+
+YAML lets the last of two equal keys win, and lets a few lines with aliases stand for billions of values, or for themselves.
+"""
+
+import os
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+from contralto.common.files import read_text
+
+__all__ = ["parse_yaml", "read_yaml"]
+
+MOST_VALUES = 100_000
+DEEPEST = 50
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader of plain values that rejects a key given twice; keys of a merge (`<<`) may be given anew."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: dict[str, Any] = {}
+        for name, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(name, yaml.ScalarNode) or name.tag == "tag:yaml.org,2002:merge":
+                continue
+            if name.value in seen and seen[name.value] is not name:  # a merge puts the same keys in again
+                line = seen[name.value].start_mark.line + 1
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {name.value!r} is given twice, first in line {line}", name.start_mark
+                )
+            seen[name.value] = name
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Return what a YAML file holds.
+
+    Args:
+        path: the file, in UTF-8.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8 or not YAML, a key is given twice, or aliases make it too large.
+    """
+    return parse_yaml(read_text(path), str(path))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Return what a text in YAML holds.
+
+    Args:
+        text: the text.
+        name: what errors call it.
+
+    Raises:
+        ValueError: it is not YAML, a key is given twice, or aliases make it too large.
+
+    Examples:
+        >>> parse_yaml("seed: 1\\nseed: 2", "recipe.yaml")
+        Traceback (most recent call last):
+            ...
+        ValueError: recipe.yaml is not YAML: the key 'seed' is given twice, first in line 1 in "<unicode string>", line 2, column 1: seed: 2 ^
+    """
+    try:
+        said = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # also a date that does not exist
+        raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ValueError(f"{name} is nested too deeply") from error
+    _check_size(said, name)
+    return said
+
+
+def _check_size(said: Any, name: str) -> None:
+    """Reject what aliases blow up, or what holds itself."""
+    left, count = [(said, 0)], 0
+    while left:
+        value, depth = left.pop()
+        count += 1
+        if count > MOST_VALUES or depth > DEEPEST:
+            raise ValueError(
+                f"{name} is too large: at most {MOST_VALUES:,} values, {DEEPEST} deep, each alias (*name) counted as what it stands for"
+            )
+        if isinstance(value, dict):
+            left += [(each, depth + 1) for each in value.values()]
+        elif isinstance(value, list | tuple | set):
+            left += [(each, depth + 1) for each in value]

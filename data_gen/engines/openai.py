@@ -1,0 +1,445 @@
+"""Endpoints of the OpenAI protocol: vLLM, SGLang, TGI, llama.cpp, hosted ones. And their batch files.
+
+An answer costs money, so the engine asks as often as it is worth it and never twice for what it has: network errors, damaged or
+unreadable replies, timeouts, 408, 409, 425, 429 and 5xx are tried again after a pause that doubles, with full jitter (Brooker
+2015), and not before `Retry-After`, for which at most `LONGEST_HOLD` seconds are waited; a refused key or an unknown model ends
+the run (`Failure.stops`); whatever else the endpoint refuses is a failed request with the endpoint's own words, and so is every
+reply that cannot be read. Replies are read up to a size that the request allows. The key is hidden in all that is recorded.
+"""
+
+import asyncio
+import base64
+import io
+import json
+import logging
+import math
+import os
+import queue
+import random
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from contralto.common.messages import with_images
+from contralto.common.texts import Secrets, secret_name, short
+from contralto.common.web import address_of, decoded, read_body, read_json, retry_after
+from contralto.data_gen.engines import Outcome
+from contralto.data_gen.engines.limiter import Flow, Limiter
+from contralto.data_gen.engines.replies import read_answer, refused
+from contralto.data_gen.image_files import check_image
+from contralto.data_gen.ranges import check_number, check_texts
+from contralto.data_gen.types import Answer, Failure, Request
+
+__all__ = ["Limiter", "OpenAIEngine", "batch_line", "chat_messages", "raw_prompt", "read_batch_line", "token_guess"]
+
+AGAIN = {408, 409, 425, 429}
+FATAL = {401, 403, 404}
+LONGEST_PAUSE = 60.0
+LONGEST_HOLD = 300.0
+"""Seconds that nothing is sent because an endpoint asks to wait, however long it asks for."""
+SAID_HOLD = 5.0
+"""Shorter waits are not worth a line."""
+LIMITS: dict[str, dict[str, Any]] = {
+    "concurrency": {"above": 0, "most": 10_000, "whole": True},
+    "attempts": {"above": 0, "most": 1000, "whole": True},
+    "timeout": {"above": 0, "most": 86_400},
+}
+OWN_FIELDS = ("messages", "prompt", "stream", "n")
+"""Fields of a request that `extra_body` may not set: they would change what is asked, or the form of the reply."""
+
+logger = logging.getLogger(__name__)
+CHARACTERS_PER_TOKEN = 3.5  # of English text; only the limiter and estimates guess
+
+
+class OpenAIEngine:
+    """An endpoint of the OpenAI protocol.
+
+    Args:
+        base_url: up to and with `/v1`.
+        model: as the endpoint calls it.
+        served_by: what stands for `base_url` in the keys of answers, for endpoints whose address changes, or of which
+            several serve the same model; the address itself by default.
+        key_env: name of the environment variable that holds the key. Left out: OPENAI_API_KEY, if it is set. None: no key is
+            sent. The key is written nowhere, and is sent to no other address.
+        concurrency: at most so many requests at a time, up to 10,000.
+        rpm: requests per minute, see `Limiter`.
+        tpm: tokens per minute, see `Limiter`.
+        attempts: how often a request is tried.
+        timeout: seconds that an attempt may take, reading included; at most a day.
+        max_tokens_field: how the endpoint calls the limit of new tokens; newer hosted models want `max_completion_tokens`.
+        extra_body: more fields of every request, such as `{"chat_template_kwargs": {"enable_thinking": false}}`.
+
+    Raises:
+        ValueError: an address that is none or holds a password, a number outside its range, a key where it would be recorded,
+            an `extra_body` that is not JSON or sets the fields of the request itself; when it is asked, a key that is not set.
+    """
+
+    rows_together = 1
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        model: str,
+        served_by: str | None = None,
+        key_env: str | None = "",
+        concurrency: int = 32,
+        rpm: int | None = None,
+        tpm: int | None = None,
+        attempts: int = 8,
+        timeout: float = 600.0,
+        max_tokens_field: str = "max_tokens",
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> None:
+        _check_address(base_url)
+        texts = {"model": model, "max_tokens_field": max_tokens_field}
+        check_texts(texts, "an endpoint", *texts)
+        for name, value in {"concurrency": concurrency, "attempts": attempts, "timeout": timeout}.items():
+            check_number(name, value, **LIMITS[name])
+        Limiter(rpm=rpm, tpm=tpm)
+        self._url, self._model = base_url.rstrip("/"), model
+        self._key, self._no_key = _read_key(key_env)
+        self.secrets = Secrets(self._key)
+        self.concurrency, self._attempts, self._timeout = concurrency, attempts, timeout
+        self._limits = {"rpm": rpm, "tpm": tpm}
+        self._field, self._extra = max_tokens_field, _checked_extra(extra_body)
+        self.identity = {
+            "engine": "openai",
+            "model": model,
+            "served_by": served_by or self._url,
+            "extra_body": self._extra,
+        }
+        if self.secrets.occur_in(json.dumps(self.identity)):
+            raise ValueError(
+                "an option holds the API key itself, which would be recorded: name its variable in key_env"
+            )
+        self._flows: list[Flow] = []
+
+    def check_ready(self) -> None:
+        """Check before anything is asked what only asking needs: the key.
+
+        Raises:
+            ValueError: the variable that `key_env` names is not set, or holds what cannot be a key.
+        """
+        if self._no_key:
+            raise ValueError(self._no_key)
+
+    def stop(self) -> None:
+        """Give up requests that wait for another attempt; those under way are still answered."""
+        for flow in list(self._flows):
+            flow.stop()
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """The JSON that is sent for a request."""
+        sampling = request.sampling
+        said: dict[str, Any] = {"model": self._model, self._field: sampling.max_new_tokens}
+        if request.messages is None:
+            said["prompt"] = raw_prompt(request)
+        else:
+            said["messages"] = chat_messages(request)
+        said |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        said |= {"seed": request.seed % 2**31}  # some servers keep 32 bits
+        said |= {"top_k": sampling.top_k} if sampling.top_k else {}
+        said |= {"stop": list(sampling.stop)} if sampling.stop else {}
+        if sampling.logprobs:
+            said["logprobs"] = True if request.messages is not None else 1
+        return said | self._extra
+
+    def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
+        """Answers as they come, many requests at a time."""
+        self.check_ready()
+        outcomes: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, args=(iter(requests), outcomes), daemon=True).start()
+        while (outcome := outcomes.get()) is not None:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield [outcome]
+
+    def _run(self, requests: Iterator[Request], outcomes: Any) -> None:
+        try:
+            asyncio.run(self._serve(requests, outcomes))
+            outcomes.put(None)
+        except BaseException as error:  # noqa: BLE001 - whoever asked has to see it, not this thread
+            outcomes.put(error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error)
+
+    async def _serve(self, requests: Iterator[Request], outcomes: Any) -> None:
+        import aiohttp
+
+        taking, flow = asyncio.Lock(), Flow(Limiter(**self._limits))
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        timeout = aiohttp.ClientTimeout(total=self._timeout)
+        connector = aiohttp.TCPConnector(limit=self.concurrency)
+        refused: Failure | None = None
+
+        async def work(session: Any) -> None:
+            nonlocal refused
+            while not flow.is_stopping:
+                async with taking:
+                    request = await asyncio.to_thread(next, requests, None)
+                if request is None:
+                    return
+                said = refused or await self._ask(session, flow, request)
+                outcomes.put((request, said))
+                if isinstance(said, Failure) and said.stops:
+                    refused = said
+
+        self._flows.append(flow)
+        try:
+            async with (
+                aiohttp.ClientSession(
+                    headers=headers, timeout=timeout, connector=connector, auto_decompress=False
+                ) as session,
+                asyncio.TaskGroup() as group,
+            ):
+                for _ in range(self.concurrency):
+                    group.create_task(work(session))
+        finally:
+            self._flows.remove(flow)
+
+    async def _ask(self, session: Any, flow: Flow, request: Request) -> Answer | Failure:
+        """One request, as often as it takes. Whatever goes wrong is its failure, and nobody else's."""
+        try:
+            body = self.body(request)
+        except Exception as error:  # noqa: BLE001 - an image that cannot be read
+            return Failure(f"the request cannot be sent: {self._described(error)}")
+        reason = ""
+        for attempt in range(self._attempts):
+            with flow.pausing():
+                await asyncio.sleep(self._pause(attempt) if attempt else 0)
+                booking = await flow.limiter.wait(token_guess(request))
+            try:
+                said, is_final = await self._attempt(session, flow.limiter, booking, request, body)
+            except TimeoutError:
+                reason = f"no answer within {self._timeout:g} s"
+            except Exception as error:  # noqa: BLE001 - a stranger made this reply
+                reason = self._described(error)
+            else:
+                if is_final:
+                    return said
+                reason = said.reason if isinstance(said, Failure) else ""
+        return Failure(f"{reason} (after {self._attempts} attempts)")
+
+    async def _attempt(
+        self, session: Any, limiter: Limiter, booking: list[float], request: Request, body: Mapping[str, Any]
+    ) -> tuple[Answer | Failure, bool]:
+        """What came of one attempt, and whether another one is pointless."""
+        path = "/completions" if request.messages is None else "/chat/completions"
+        async with session.post(self._url + path, json=body, allow_redirects=False) as response:
+            data = await read_body(response, limit=_most_bytes(request))
+            if response.status == 200:
+                reply = read_json(decoded(data), response.headers.get("Content-Type"), self.secrets)
+                said = read_answer(reply, request)
+                if isinstance(said, Answer):
+                    limiter.correct(booking, said.prompt_tokens + said.completion_tokens)
+                return self.without_key(said), True
+            failed = self._refusal(response.status, data.decode("utf-8", "replace"), response.headers)
+            if failed.stops or (response.status not in AGAIN and response.status < 500):
+                return failed, True
+            self._hold(limiter, retry_after(response.headers))
+            return failed, False
+
+    @staticmethod
+    def _pause(attempt: int) -> float:
+        """Seconds before another attempt."""
+        return random.uniform(0, min(LONGEST_PAUSE, 2.0 ** min(attempt, 10) / 2))
+
+    def _hold(self, limiter: Limiter, asked: float) -> None:
+        """Wait as the endpoint asks, within reason, and say so."""
+        waited = min(asked, LONGEST_HOLD)
+        if limiter.hold(waited) and waited >= SAID_HOLD:
+            logger.warning("%s asks to wait %s s: nothing is sent to it for %g s", self._url, f"{asked:,.0f}", waited)
+
+    def _refusal(self, status: int, text: str, headers: Mapping[str, str]) -> Failure:
+        """What the endpoint says in place of an answer."""
+        said = refused(status, text, self.secrets)
+        if status in FATAL or "insufficient_quota" in text:
+            hint = "" if self._key or status not in (401, 403) else " (no key was sent: name its variable in key_env)"
+            return Failure(f"{self._url} refuses model {self._model!r}: {said}{hint}", stops=True)
+        if 300 <= status < 400:
+            target = short(self.secrets.hide(address_of(headers.get("Location"))))
+            return Failure(f"{self._url} points to {target}: give that as base_url", stops=True)
+        return Failure(said)
+
+    def _described(self, error: BaseException) -> str:
+        """An exception in a line, without the key."""
+        return short(self.secrets.hide(f"{type(error).__name__}: {error}"))
+
+    def without_key(self, said: Answer | Failure) -> Answer | Failure:
+        """Hide the key, should an endpoint repeat it.
+
+        Args:
+            said: what the endpoint said, in a reply or in a batch file.
+        """
+        if isinstance(said, Failure):
+            return replace(said, reason=self.secrets.hide(said.reason))
+        hide = self.secrets.hide_in_completion
+        return replace(said, text=hide(said.text), finish_reason=hide(said.finish_reason))
+
+
+# ---------------------------------------------------------------------------------------------------------------- options
+
+
+def _check_address(base_url: Any) -> None:
+    """Require an address that can be recorded.
+
+    Raises:
+        ValueError: it is none, or holds what may be secret. A secret is not repeated.
+    """
+    try:
+        parts = urlsplit(base_url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except (ValueError, AttributeError, TypeError):
+        is_address = False
+    is_plain = not (set("@?#") & set(str(base_url)))
+    if is_address and is_plain:
+        return
+    if not is_plain:
+        raise ValueError(
+            "base_url holds a user, a password or a query, which would be written to the store: "
+            "put the key into an environment variable and name it in key_env"
+        )
+    raise ValueError(f"base_url must be an address such as http://localhost:8000/v1, not {short(repr(base_url))}")
+
+
+def _read_key(key_env: Any) -> tuple[str, str]:
+    """The key, and what is wrong with it. Nothing that may be a key is shown.
+
+    Raises:
+        ValueError: `key_env` is no name, and may be the key itself.
+    """
+    if key_env is None:
+        return "", ""
+    name = key_env or "OPENAI_API_KEY"
+    key = os.environ.get(name, "").strip() if isinstance(name, str) and "\0" not in name else ""
+    is_name = isinstance(name, str) and bool(re.fullmatch(r"[A-Z][A-Z]*(_[A-Z0-9]+)+", name))
+    if key and not (key.isascii() and key.isprintable()):
+        return "", "the API key holds characters that cannot be sent in a header: set it anew"
+    if key or not key_env:
+        return key, ""
+    if is_name:
+        return (
+            "",
+            f"key_env names {name}, and that environment variable is not set: set it, or say key_env: null to send no key",
+        )
+    raise ValueError(
+        "key_env must be the name of an environment variable that is set, such as OPENAI_API_KEY, never the key itself; "
+        "null sends no key"
+    )
+
+
+def _checked_extra(extra_body: Any) -> dict[str, Any]:
+    """Further fields of requests.
+
+    Raises:
+        ValueError: they are not JSON, hold a key, or are fields of the engine's own.
+    """
+    extra = {} if extra_body is None else extra_body
+    if not isinstance(extra, Mapping):
+        raise ValueError(f"extra_body must be a mapping, not {short(repr(extra))}")  # noqa: TRY004 - a recipe's mistake
+    try:
+        json.dumps(dict(extra), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"extra_body must hold JSON values: {error}") from error
+    if own := [name for name in OWN_FIELDS if name in extra]:
+        raise ValueError(f"extra_body must not set {own[0]}: the engine does")
+    if name := secret_name(extra):
+        raise ValueError(
+            f"extra_body holds {name}, which would be recorded: put the key into an environment variable and name it in key_env"
+        )
+    return dict(extra)
+
+
+def _most_bytes(request: Request) -> int:
+    """How large a reply may be: 1 MiB, and 1 KiB for each new token, with its log-probability."""
+    return 2**20 + 2**10 * request.sampling.max_new_tokens
+
+
+def chat_messages(request: Request) -> list[dict[str, Any]]:
+    """Return the messages of a request in the form of the OpenAI protocol, each image in its place as a `data:` address.
+
+    Args:
+        request: a conversation.
+
+    Raises:
+        ValueError: the messages have places for images, but not as many as the request has images.
+    """
+    shown = iter(request.images)
+    messages = with_images(request.messages or (), len(request.images), own=True)
+    for message in messages:
+        if isinstance(message.get("content"), list):
+            message["content"] = [
+                _image_part(next(shown)) if part.get("type") == "image" else part for part in message["content"]
+            ]
+    return messages
+
+
+def raw_prompt(request: Request) -> str:
+    """Return the text that a request continues without a chat template.
+
+    Args:
+        request: a raw prompt.
+
+    Raises:
+        ValueError: it comes with images, for which a text has no place.
+    """
+    if request.images:
+        raise ValueError("a prompt without chat template cannot be sent with images: ask with messages")
+    return request.prompt or ""
+
+
+def _image_part(image: Any) -> dict[str, Any]:
+    """A file as it is, a Pillow image in RGB as local models see it."""
+    if isinstance(image, str | PathLike):
+        kind, data = check_image(Path(image)), Path(image).read_bytes()
+    else:
+        from contralto.decoding.pictures import open_image  # which loads torch
+
+        buffer = io.BytesIO()
+        open_image(image).save(buffer, "PNG")
+        kind, data = "image/png", buffer.getvalue()
+    return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{base64.b64encode(data).decode()}"}}
+
+
+def token_guess(request: Request) -> int:
+    """How many tokens a request may come to: its characters by 3.5, and the most it may answer."""
+    texts = [request.prompt or "", *(str(message["content"]) for message in request.messages or ())]
+    return math.ceil(sum(map(len, texts)) / CHARACTERS_PER_TOKEN) + request.sampling.max_new_tokens
+
+
+# ------------------------------------------------------------------------------------------------------------ batch files
+
+
+def batch_line(engine: OpenAIEngine, request: Request) -> str:
+    """A request as a line of the OpenAI batch format, which `vllm run-batch` reads, too; its key is the `custom_id`."""
+    url = "/v1/completions" if request.messages is None else "/v1/chat/completions"
+    line = {"custom_id": request.key, "method": "POST", "url": url, "body": engine.body(request)}
+    return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def read_batch_line(line: str) -> tuple[str, Any]:
+    """The key, and the response's body or why there is none.
+
+    Raises:
+        ValueError: not a line of a batch's output.
+
+    Example:
+        >>> read_batch_line('{"custom_id": "k", "response": {"status_code": 429, "body": {}}, "error": null}')
+        ('k', Failure(reason='status 429: {}', stops=False))
+    """
+    try:
+        said = json.loads(line)
+        key, response, error = said["custom_id"], said.get("response"), said.get("error")
+        if not isinstance(key, str):
+            raise TypeError("custom_id is no string")
+        if error or not response:
+            return key, Failure(short(error or "no response"))
+        if response.get("status_code", 200) != 200:
+            return key, Failure(refused(response["status_code"], json.dumps(response.get("body")), Secrets()))
+        return key, response["body"]
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ValueError(f"not a line of a batch's output (custom_id, response, error): {short(line)}") from error

@@ -1,0 +1,139 @@
+"""The last look at what an engine gave, before it is recorded.
+
+Engines are written by many hands, and endpoints send what they like. Whatever came becomes an `Answer` that the store can hold
+and a strategy can use, or a `Failure` that says why not.
+"""
+
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from contralto.common.texts import Secrets, clean, short
+from contralto.data_gen.types import Answer, Failure, Request
+
+__all__ = ["MOST_TOKENS", "checked", "checked_outcomes"]
+
+MOST_TOKENS = 2**53
+"""A count above it is a mistake, and SQLite holds no integers from 2**63 on."""
+
+BROKEN_OFF = {"abort", "content_filter", "error", "refusal"}
+"""Reasons for an end that are neither the model's own nor the limit: of OpenAI, Anthropic, OpenRouter and vLLM."""
+
+
+def checked(said: Any) -> Answer | Failure:
+    """Return an answer as it can be recorded, or the failure that it is.
+
+    An answer without text is a failure, and so is one that a content filter or an error broke off: nothing can be learned from
+    either. An answer that was cut off at its limit (`length`) stays one, and says so.
+
+    Args:
+        said: what an engine gave for a request.
+
+    Example:
+        >>> checked(Answer(text=" ", finish_reason="length", completion_tokens=512)).reason
+        'no text (the answer ended by length after 512 tokens)'
+        >>> checked(None).reason
+        'the engine gave None, not an Answer or a Failure'
+    """
+    if isinstance(said, Failure):
+        reason = Secrets.of_environment().hide(str(said.reason or "no reason given"))
+        return Failure(short(reason, 1000), stops=bool(said.stops))
+    if not isinstance(said, Answer):
+        return Failure(f"the engine gave {kind_of(said)}, not an Answer or a Failure")
+    try:
+        answer = _checked_answer(said)
+    except (TypeError, ValueError, OverflowError) as error:
+        return Failure(f"not a valid answer: {short(str(error))}")
+    if answer.finish_reason.lower() in BROKEN_OFF:
+        return Failure(f"the answer was broken off by {answer.finish_reason} after {answer.completion_tokens} tokens")
+    if not answer.text.strip():
+        return Failure(f"no text (the answer ended by {answer.finish_reason} after {answer.completion_tokens} tokens)")
+    return answer
+
+
+def _checked_answer(said: Answer) -> Answer:
+    """The same answer in plain Python types, its strings clean.
+
+    Raises:
+        TypeError: a field is of another type.
+        ValueError: a number is outside its range.
+    """
+    for name in ("text", "finish_reason"):
+        if not isinstance(getattr(said, name), str):
+            raise TypeError(f"{name} is {kind_of(getattr(said, name))}, not a string")
+    return Answer(
+        text=clean(str(said.text)),
+        finish_reason=short(said.finish_reason, 100) or "unknown",
+        prompt_tokens=_count("prompt_tokens", said.prompt_tokens),
+        completion_tokens=_count("completion_tokens", said.completion_tokens),
+        logprobs=None if said.logprobs is None else tuple(_logprob(value) for value in said.logprobs),
+    )
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool | str | float):
+        raise TypeError(f"{name} is {short(repr(value), 40)}, not a whole number")
+    count = operator.index(value)
+    if not 0 <= count <= MOST_TOKENS:
+        raise ValueError(f"{name} is {short(repr(count), 40)}, which is no number of tokens")
+    return count
+
+
+def _logprob(value: Any) -> float:
+    if isinstance(value, bool | str):
+        raise TypeError(f"a log-probability is {short(repr(value), 40)}, not a number")
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError("a log-probability is NaN")
+    return number
+
+
+def described(error: BaseException, *, by: str) -> str:
+    """Return an exception of somebody's code in one line, without the secrets of the environment.
+
+    Args:
+        error: the exception.
+        by: whose code raised it.
+
+    Example:
+        >>> described(KeyError("no"), by="my:scorer")
+        "my:scorer raised KeyError: 'no'"
+    """
+    return short(Secrets.of_environment().hide(f"{by} raised {type(error).__name__}: {error}"), 500)
+
+
+def kind_of(value: Any) -> str:
+    """Name what a value is without showing it, since it may be of any size.
+
+    Example:
+        >>> kind_of(None), kind_of([1]), kind_of(int)
+        ('None', 'a value of type list', 'a value of type type')
+    """
+    return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
+def checked_outcomes(outcomes: Any, waiting: dict[str, Request]) -> list[tuple[Request, Answer | Failure]]:
+    """Check a list that an engine yielded, and take its requests off those that wait for an answer.
+
+    Args:
+        outcomes: pairs of a request and what came of it.
+        waiting: the requests that were handed to the engine and are not answered yet, by key; the answered ones are removed.
+
+    Raises:
+        TypeError: not a list of pairs.
+        ValueError: a request that was not asked, or that was answered before.
+    """
+    if not isinstance(outcomes, Iterable):
+        raise TypeError(f"an engine yields lists of (request, answer), not {kind_of(outcomes)}")
+    found = []
+    for outcome in outcomes:
+        if not isinstance(outcome, Sequence) or len(outcome) != 2 or not isinstance(outcome[0], Request):
+            raise TypeError(f"an engine yields lists of (request, answer), and one holds {kind_of(outcome)}")
+        request, said = outcome
+        if waiting.pop(request.key, None) is None:
+            raise ValueError(f"the engine answered a request that was not asked, or twice: {request.key}")
+        found.append((request, checked(said)))
+    return found

@@ -1,0 +1,120 @@
+"""Replies of the OpenAI protocol, as endpoints and batch files bring them: an answer, or why there is none."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from contralto.common.texts import Secrets, short
+from contralto.common.web import BadReplyError
+from contralto.data_gen.engines.outcomes import checked, kind_of
+from contralto.data_gen.types import Answer, Failure, Request
+
+__all__ = ["error_message", "read_answer", "refused"]
+
+
+def read_answer(body: Any, request: Request) -> Answer | Failure:
+    """Return the answer in a response's JSON, or the failure that it tells.
+
+    Failures are replies that say why they hold no text: a refusal, calls of tools, reasoning that used up the limit, a content
+    filter, nothing but white space.
+
+    Args:
+        body: the JSON.
+        request: what was asked.
+
+    Raises:
+        BadReplyError: it is not what the protocol says, so the reply may have been damaged on its way.
+
+    Example:
+        >>> from contralto.data_gen.types import Sampling
+        >>> asked = Request(key="k", messages=[], prompt=None, images=(), sampling=Sampling(), seed=0)
+        >>> choice = {"message": {"content": None}, "finish_reason": "length"}
+        >>> read_answer({"choices": [choice], "usage": {"completion_tokens": 512}}, asked).reason
+        'no text (the answer ended by length after 512 tokens)'
+    """
+    try:
+        choice, usage = body["choices"][0], body.get("usage") or {}
+        message = choice if request.messages is None else choice["message"]
+        text = _text(choice["text"] if request.messages is None else message["content"])
+        answer = Answer(
+            text=text or "",
+            finish_reason=choice.get("finish_reason") or "unknown",
+            prompt_tokens=usage.get("prompt_tokens") or 0,
+            completion_tokens=usage.get("completion_tokens") or 0,
+            logprobs=_logprobs(choice.get("logprobs")) if request.sampling.logprobs else None,
+        )
+        instead = None if answer.text.strip() else _instead_of_text(message)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise BadReplyError(f"not an answer of the OpenAI protocol: {short(body)}") from error
+    if text is None and answer.finish_reason == "stop" and instead is None:
+        raise BadReplyError(f"an answer without text: {short(body)}")
+    said = checked(answer)
+    return Failure(f"{instead}: {said.reason}") if isinstance(said, Failure) and instead else said
+
+
+def _text(content: Any) -> str | None:
+    """Return a message's content as a string; some endpoints send it in parts.
+
+    Raises:
+        TypeError: it is neither a string nor parts.
+    """
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part["type"] == "text")
+    if content is not None and not isinstance(content, str):
+        raise TypeError(f"the content is {kind_of(content)}")
+    return content
+
+
+def _instead_of_text(message: Mapping[str, Any]) -> str | None:
+    """Say what a message without text holds instead."""
+    if message.get("refusal"):
+        return f"the model refused ({short(message['refusal'], 200)})"
+    if message.get("tool_calls") or message.get("function_call"):
+        return "the model called tools instead of answering"
+    if message.get("reasoning_content") or message.get("reasoning"):
+        return "the reply holds reasoning alone, so raise max_new_tokens or ask for less reasoning"
+    return None
+
+
+def _logprobs(said: Any) -> tuple[Any, ...] | None:
+    """The log-probabilities as they came: `checked` looks at them."""
+    if not said:
+        return None
+    if "content" in said:
+        return tuple(token["logprob"] for token in said["content"] or ())
+    return tuple(said["token_logprobs"])
+
+
+def refused(status: Any, text: str, secrets: Secrets) -> str:
+    """Say in one line that a reply has an error's status.
+
+    Args:
+        status: the status.
+        text: the body, JSON or not.
+        secrets: hidden before the line is cut.
+
+    Example:
+        >>> refused(429, '{"error": "slower"}', Secrets()), refused(204, "", Secrets())
+        ('status 429: slower', 'status 204, and the reply is empty')
+    """
+    said = error_message(text, secrets)
+    return f"status {status}: {said}" if said else f"status {status}, and the reply is empty"
+
+
+def error_message(text: str, secrets: Secrets) -> str:
+    """Return the words of an error's body in one line, without the key.
+
+    Args:
+        text: the body, JSON or not.
+        secrets: hidden before the line is cut.
+
+    Example:
+        >>> error_message('{"error": {"message": "no"}}', Secrets())
+        'no'
+    """
+    with suppress(Exception):  # whatever is not in the usual form is shown as it came
+        error = json.loads(text)["error"]
+        said = error if isinstance(error, str) else error["message"]
+        return short(secrets.hide(said))
+    return short(secrets.hide(text))

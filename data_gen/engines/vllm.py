@@ -1,0 +1,218 @@
+"""vLLM in this process (`pip install vllm`), for machines with a GPU: continuous batching, LoRA adapters, seeds per request."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import astuple
+from functools import cached_property
+from typing import Any
+
+from contralto.common.hub import locate, trusts_remote_code, weights_digest
+from contralto.data_gen.engines import Outcome
+from contralto.data_gen.engines.openai import chat_messages, raw_prompt
+from contralto.data_gen.ranges import check_number
+from contralto.data_gen.types import Answer, Failure, Request, Sampling
+
+__all__ = ["VLLMEngine"]
+
+
+class VLLMEngine:
+    """A model in vLLM's own loop: `LLM.chat` for messages, `LLM.generate` for raw prompts.
+
+    vLLM forms batches as requests come and go, and answers may differ in near ties between two runs, unless the environment
+    has `VLLM_BATCH_INVARIANT=1`. An interrupted round is asked again as far as it was not answered.
+
+    With a `method` it decodes by contrast: `cad`, `cfg`, `cid` and `icd` with a `contrast_prompt`, `cd` and `proxy` with LoRA
+    adapters of the model as the other models. Every request has a random stream of its own then, that of the engine
+    `transformers`, and answers do not depend on the batch but for near ties.
+
+    Args:
+        model: a folder, a hub id, or `testbed:NAME`.
+        adapter: a LoRA adapter, a folder or a hub id; with `adapters_off` the other branch is the model without it.
+        rows_together: rows whose requests are handed over together; an interrupted run loses at most their answers.
+        options: further arguments of `vllm.LLM`, such as `{"tensor_parallel_size": 2}`.
+        decoding: `method` and its parameters, those of `contralto.decoding.methods`.
+
+    Raises:
+        ValueError: `rows_together` below 1; a method that vLLM does not run, or options that do not go together.
+        ImportError: at the first answer, vLLM is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        adapter: str | None = None,
+        rows_together: int = 256,
+        options: Mapping[str, Any] | None = None,
+        **decoding: Any,
+    ) -> None:
+        check_number("rows_together", rows_together, least=1, most=1_000_000, whole=True)
+        self._how = _choice(decoding)
+        self._adapters = _adapters(self._how, adapter)
+        self._model, self._adapter, self._options = model, adapter, dict(options or {})
+        self.rows_together = rows_together
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Model, adapter, weights, and the options of `LLM`."""
+        folders = self._adapters if self._how is not None else [self._adapter]
+        names = [self._model, *(name for name in dict.fromkeys(folders) if name)]
+        found = {
+            "engine": "vllm",
+            "model": self._model,
+            "adapter": self._adapter,
+            "weights": [weights_digest(name) for name in names],
+            "options": self._options,
+        }
+        return found if self._how is None else found | {"decoding": _described(self._how)}
+
+    def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
+        """The requests that are not known yet, messages and raw prompts in turn."""
+        new = [request for request in requests if not request.known]
+        if self._how is not None:
+            yield from self._by_contrast(new)
+            return
+        for some in ([r for r in new if r.prompt is None], [r for r in new if r.prompt is not None]):
+            if some:
+                outputs = self._run(some)
+                yield [(request, _read(output)) for request, output in zip(some, outputs, strict=True)]
+
+    def _by_contrast(self, requests: list[Request]) -> Iterator[list[Outcome]]:
+        """Requests of the same sampling together."""
+        from contralto.decoding import methods
+        from contralto.decoding.vllm import generate_pairs
+        from contralto.decoding.vllm.choice import loras
+
+        chosen: Any = self._how
+        parameters = {name: value for name, value in methods.parameters(chosen).items() if value is not None}
+        alike: dict[Any, list[Request]] = {}
+        for request in requests:
+            alike.setdefault(astuple(request.sampling), []).append(request)
+        for some in alike.values():
+            sampling = some[0].sampling
+            outputs = generate_pairs(
+                self._llm,
+                [_branches(request, chosen) for request in some],
+                method=chosen.method,
+                form=chosen.form,
+                adapters=loras(self._adapters),
+                seed=[request.seed for request in some],
+                max_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k if sampling.temperature else 0,
+                top_p=sampling.top_p if sampling.temperature else 1.0,
+                logprobs=sampling.logprobs,
+                sampling={"stop": list(sampling.stop)},
+                use_tqdm=False,
+                **parameters,
+            )
+            yield [(request, _answer(output, sampling)) for request, output in zip(some, outputs, strict=True)]
+
+    def _run(self, requests: list[Request]) -> Any:
+        how = {"sampling_params": [_sampling(request) for request in requests], "use_tqdm": False}
+        if self._adapter:
+            from vllm.lora.request import LoRARequest
+
+            how["lora_request"] = LoRARequest(self._adapter, 1, self._adapter)
+        if requests[0].prompt is not None:
+            return self._llm.generate([raw_prompt(request) for request in requests], **how)
+        return self._llm.chat([chat_messages(request) for request in requests], **how)
+
+    @cached_property
+    def _llm(self) -> Any:
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ImportError("engine vllm needs vLLM: pip install vllm") from error
+        options = {"trust_remote_code": trusts_remote_code(), **self._options}
+        if self._how is not None:
+            from contralto.decoding.vllm import make_llm
+            from contralto.decoding.vllm.choice import lora_options
+
+            return make_llm(self._model, **{**lora_options(self._adapters), **options})
+        return LLM(model=locate(self._model), **({"enable_lora": True} if self._adapter else {}), **options)
+
+
+def _choice(decoding: Mapping[str, Any]) -> Any:
+    """The method that is asked for; None for plain decoding."""
+    if not decoding:
+        return None
+    from contralto.decoding import methods
+
+    chosen = methods.choice(**decoding)
+    return None if chosen.method == "none" else chosen
+
+
+def _adapters(chosen: Any, adapter: str | None) -> list[str | None]:
+    """Of every branch."""
+    if chosen is None:
+        return [adapter]
+    from contralto.decoding import methods
+    from contralto.decoding.vllm.choice import adapters_of
+
+    if "prompt" in methods.METHODS[chosen.method].views and chosen.contrast_prompt is None:
+        raise ValueError(
+            f"method {chosen.method!r} contrasts prompts: give contrast_prompt, a text in which {{prompt}} is the prompt"
+        )
+    return adapters_of(chosen, adapter)
+
+
+def _described(chosen: Any) -> dict[str, Any]:
+    """What of a method determines an answer."""
+    from contralto.decoding import methods
+
+    named = {name: getattr(chosen, name) for name in ("method", "form", *methods.SOURCES)}
+    return {name: value for name, value in named.items() if value} | methods.parameters(chosen)
+
+
+def _branches(request: Request, chosen: Any) -> list[Any]:
+    """What each branch reads of a request."""
+    from contralto.common.messages import contrasted
+    from contralto.decoding import methods
+
+    if request.images:
+        raise ValueError("engine vllm contrasts texts: for prompts with images use engine transformers")
+    first: Any = request.prompt if request.prompt is not None else [dict(message) for message in request.messages or ()]
+    count = len(methods.METHODS[chosen.method].branches)
+    if not methods.METHODS[chosen.method].views:
+        return [first] * count
+    return [first, contrasted(first, chosen.contrast_prompt)]
+
+
+def _answer(output: Any, sampling: Sampling) -> Answer:
+    """A text by contrast; its log-probabilities are the main branch's."""
+    return Answer(
+        text=output.text,
+        finish_reason=output.finish_reason,
+        prompt_tokens=sum(output.prompt_tokens),
+        completion_tokens=len(output.tokens),
+        logprobs=tuple(output.logprobs[0]) if sampling.logprobs else None,
+    )
+
+
+def _sampling(request: Request) -> Any:
+    from vllm import SamplingParams
+
+    how = request.sampling
+    return SamplingParams(
+        max_tokens=how.max_new_tokens,
+        temperature=how.temperature,
+        top_p=how.top_p,
+        top_k=how.top_k,
+        stop=list(how.stop) or None,
+        logprobs=0 if how.logprobs else None,
+        seed=request.seed % 2**31,
+    )
+
+
+def _read(output: Any) -> Answer | Failure:
+    said = output.outputs[0]
+    logprobs = None
+    if said.logprobs is not None:
+        logprobs = tuple(step[token].logprob for step, token in zip(said.logprobs, said.token_ids, strict=True))
+    return Answer(
+        text=said.text,
+        finish_reason=said.finish_reason or "unknown",
+        prompt_tokens=len(output.prompt_token_ids or ()),
+        completion_tokens=len(said.token_ids),
+        logprobs=logprobs,
+    )

@@ -1,0 +1,1 @@
+"""Strategies make a preference pair of a row by asking engines."""

@@ -1,0 +1,1 @@
+"""Executors run a contrastive method: the loop, contrastive search, speculation and scoring."""

@@ -1,0 +1,148 @@
+"""How likely given continuations are under a contrastive method: teacher-forced, one forward per branch."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from contralto.decoding.branches import ModelBranch
+from contralto.decoding.branches.padding import padding_of
+from contralto.decoding.branches.prompts import is_multimodal
+from contralto.decoding.placement import input_device
+
+if TYPE_CHECKING:
+    from contralto.decoding.processors import ContrastiveLogitsProcessor
+
+__all__ = ["Likelihood", "score"]
+
+FLOOR = -1000.0
+"""What a masked token counts for, as in DoLa's code: finite, so that two options with masked tokens still differ."""
+
+
+class Likelihood(NamedTuple):
+    """The log-likelihood of one continuation per row."""
+
+    total: Tensor
+    """`(B,)` the sum over the continuation's tokens, in nats."""
+    tokens: Tensor
+    """`(B, S)` the terms of the sum, 0 where the continuation is padded."""
+    length: Tensor
+    """`(B,)` how many tokens the continuation has."""
+    ruled_out: Tensor
+    """`(B,)` how many of them the method rules out; each counts for the floor."""
+    is_greedy: Tensor
+    """`(B,)` whether every token is the method's likeliest."""
+
+
+@torch.no_grad()
+def score(
+    method: "ContrastiveLogitsProcessor",
+    model: Any,
+    inputs: Mapping[str, Any],
+    continuations: Tensor,
+    *,
+    continuation_mask: Tensor | None = None,
+    renormalized: bool = True,
+    masked: bool = False,
+    floor: float = FLOOR,
+    dtype: torch.dtype | None = None,
+) -> Likelihood:
+    """The log-likelihood of continuations under a contrastive method, to rank the options of a question.
+
+        renormalized:  sum_t log softmax(scores_t)(y_t)          a log-probability, at most 0
+        raw:           sum_t scores_t(y_t)                       e.g. sum (1 + beta) log p_e - beta log p_a, any sign
+
+    The papers do not say which they use, and the two rank differently, so a result has to name it. Nor do they say what
+    becomes of implausible tokens: with the plausibility constraint, one such token would make an option impossible, and
+    often all options at once. So it is left out unless `masked`; then a ruled-out token counts for `floor`, and the
+    result tells how many there were.
+
+    Args:
+        method: any of `processors`, made for these prompts.
+        model: the main model.
+        inputs: the prompts as its tokenizer or processor returns them, padded on the left; for an encoder-decoder the
+            source texts.
+        continuations: `(B, S)` int64, padded on the right.
+        continuation_mask: `(B, S)`, 0 for that padding; None if there is none.
+        renormalized: which of the two scores.
+        masked: apply the method's plausibility constraint.
+        floor: what a ruled-out token counts for.
+        dtype: the precision of the renormalisation; default: float32.
+
+    Returns:
+        `Likelihood`, in that precision, on the model's device.
+
+    Raises:
+        ValueError: the shapes do not belong together, or an empty continuation.
+
+    Example:
+        >>> from contralto import testbed
+        >>> from contralto.decoding import ContrastiveDecodingLogitsProcessor
+        >>> expert, amateur, tokenizer = testbed.load("expert"), testbed.load("amateur"), testbed.tokenizer()
+        >>> prompt = tokenizer(["Ben went out to the"] * 2, return_tensors="pt")
+        >>> options = tokenizer(["barn door.", "barn barn."], return_tensors="pt", add_special_tokens=False)["input_ids"]
+        >>> found = score(ContrastiveDecodingLogitsProcessor(amateur), expert, prompt, options)
+        >>> bool(found.total[0] > found.total[1])
+        True
+    """
+    if continuations.ndim != 2 or not continuations.shape[1]:
+        raise ValueError(f"continuations must be of shape (rows, length) with tokens, not {tuple(continuations.shape)}")
+    method.check_model(model)
+    prompts = main_prompts(model, inputs, len(continuations))
+    if len(prompts.ids) != len(continuations):
+        raise ValueError(f"score needs a continuation per prompt, not {len(continuations)} for {len(prompts.ids)}")
+    kept = torch.ones_like(continuations) if continuation_mask is None else continuation_mask
+    continuations = continuations.masked_fill(kept.to(continuations.device) == 0, 0)  # may be padded with any token
+    device, count = input_device(model), continuations.shape[1]
+    rows = torch.cat([prompts.ids.to(device), continuations.to(device)], dim=1)
+    mask = torch.cat([prompts.mask.to(device), kept.to(prompts.mask.dtype).to(device)], dim=1)
+    main = prompts.branch.score(rows, count, mask).float()
+    contrasts = [branch.score(rows, count, mask) for branch in method.branches]
+    steps = torch.arange(count, device=device)[:, None]
+    changed = {} if masked or method.threshold is None else {method.threshold: 0.0}
+    scores = method.combine(
+        main,
+        contrasts,
+        steps,
+        place=lambda row, at, *_: f"in row {row}, for token {at + 1} of the continuation",
+        **changed,
+    )
+    return _likelihood(scores, continuations.to(device), kept.to(device).bool(), renormalized, floor, dtype)
+
+
+class MainPrompts(NamedTuple):
+    ids: Tensor
+    mask: Tensor
+    branch: ModelBranch
+
+
+def main_prompts(model: Any, inputs: Mapping[str, Any], rows: int) -> MainPrompts:
+    """The main rows up to the continuation, and the branch that reads them, as long as they may be."""
+    prompts = _main_prompts(model, inputs, rows)
+    prompts.branch.context = None
+    return prompts
+
+
+def _main_prompts(model: Any, inputs: Mapping[str, Any], rows: int) -> MainPrompts:
+    if model.config.is_encoder_decoder:
+        start = torch.full((rows, 1), model.generation_config.decoder_start_token_id)
+        return MainPrompts(start, torch.ones_like(start), ModelBranch(model, encoder_inputs=inputs))
+    ids: Tensor = inputs["input_ids"]
+    given = inputs.get("attention_mask")
+    mask = padding_of(model, ids) if given is None else given
+    vision = (
+        {n: v for n, v in inputs.items() if n not in ("input_ids", "attention_mask")} if is_multimodal(model) else {}
+    )
+    return MainPrompts(ids, mask, ModelBranch(model, attention_mask=mask, vision_inputs=vision or None))
+
+
+def _likelihood(
+    scores: Tensor, chosen: Tensor, kept: Tensor, renormalized: bool, floor: float, dtype: torch.dtype | None
+) -> Likelihood:
+    is_greedy = ((scores.argmax(-1) == chosen) | ~kept).all(-1)
+    values = scores.log_softmax(-1, dtype=dtype) if renormalized else scores
+    tokens = values.gather(-1, chosen[..., None]).squeeze(-1)
+    ruled_out = (tokens == -torch.inf) & kept
+    tokens = torch.where(ruled_out, floor, torch.where(kept, tokens, 0.0))
+    return Likelihood(tokens.sum(-1), tokens, kept.sum(-1), ruled_out.sum(-1), is_greedy)

@@ -1,0 +1,1 @@
+"""Comparison of decoders on the same documents, with controls and paired tests."""

@@ -1,0 +1,1 @@
+"""Metrics that lm-eval does not have: CHAIR, POPE, open-ended generation."""

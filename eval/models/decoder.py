@@ -1,0 +1,166 @@
+"""How an evaluated model decodes and scores: a method with its options, sampling, and what a likelihood is."""
+
+import argparse
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
+
+from contralto.decoding import methods
+
+__all__ = ["Decoder", "fingerprint", "seed_of"]
+
+SCORES = ("renormalised", "raw")
+SAMPLING = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """What decides an answer, besides the models and the request. Made by `Decoder.of`.
+
+    Example:
+        >>> decoder = Decoder.of(method="cd", amateur="testbed:amateur", beta=1, temperature=0.7)
+        >>> decoder.describe()
+        {'method': 'cd', 'amateur': 'testbed:amateur', 'form': 'obrien', 'beta': 1.0, 'alpha': 0.1, 'temperature': 0.7, 'seed': 0}
+    """
+
+    method: argparse.Namespace
+    """Of `methods.choice`."""
+    temperature: float
+    """Above 0: every answer is sampled; 0: as the task says."""
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    """Of sampling, of noise and of transformations."""
+    score: str
+    """What a likelihood is: `renormalised` or `raw`, see `contralto.decoding.executors.score`."""
+    masked: bool
+    """Whether likelihoods count implausible tokens as ruled out."""
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
+        score: str = "renormalised",
+        masked: bool = False,
+        **options: Any,
+    ) -> "Decoder":
+        """Check the options, and keep them.
+
+        Args:
+            temperature, top_k, top_p, min_p: of sampling, see `contralto.decoding.SeededSampling`.
+            seed: a whole number.
+            score, masked: of likelihoods.
+            options: any of `methods.OPTIONS`.
+
+        Raises:
+            TypeError: a value of another type.
+            ValueError: a value outside its range, or options that do not go together.
+        """
+        for name, value, kind in (
+            ("temperature", temperature, "a number"),
+            ("top_p", top_p, "a number"),
+            ("min_p", min_p, "a number"),
+            ("top_k", top_k, "a whole number"),
+            ("seed", seed, "a whole number"),
+        ):
+            allowed = int if kind == "a whole number" else (int, float)
+            if isinstance(value, bool) or not isinstance(value, allowed):
+                raise TypeError(f"{name} must be {kind}, not {value!r}")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(
+                f"temperature must be a finite number of at least 0 (0: decode as the task says), not {temperature}"
+            )
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], not {top_p}")
+        if not 0 <= min_p <= 1:
+            raise ValueError(f"min_p must lie in [0, 1], not {min_p}")
+        if top_k < 0:
+            raise ValueError(f"top_k must be at least 0 (0: all tokens), not {top_k}")
+        if not temperature and (top_k, top_p, min_p) != (0, 1.0, 0.0):
+            raise ValueError("top_k, top_p and min_p are of sampling: give a temperature above 0 too")
+        if score not in SCORES:
+            raise ValueError(f"score must be {' or '.join(SCORES)}, not {score!r}")
+        if not isinstance(masked, bool):
+            raise TypeError(f"masked must be true or false, not {masked!r}")
+        chosen = methods.choice(**options)
+        if temperature and chosen.method in ("search", "scd"):
+            instead = (
+                "it is deterministic" if chosen.method == "search" else "use method=cd, whose answers they would be"
+            )
+            raise ValueError(f"method={chosen.method!r} does not sample here: {instead}")
+        return cls(
+            method=chosen,
+            temperature=float(temperature),
+            top_k=top_k,
+            top_p=float(top_p),
+            min_p=float(min_p),
+            seed=seed,
+            score=score,
+            masked=masked,
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is contrasted."""
+        return bool(self.method.method == "none")
+
+    def describe(self) -> dict[str, Any]:
+        """All options that have an effect, models by name."""
+        kept = {name: getattr(self.method, name) for name in ("method", *methods.SOURCES, "form")}
+        shown = {name: _name(value) for name, value in kept.items() if value} | methods.parameters(self.method)
+        if self.temperature:
+            shown |= {name: getattr(self, name) for name, off in SAMPLING.items() if getattr(self, name) != off}
+        if self.temperature or {"noised", "transformed"} & set(methods.METHODS[self.method.method].views):
+            shown["seed"] = self.seed
+        if not self.is_plain:
+            shown |= {"score": self.score} if self.score != SCORES[0] else {}
+            shown |= {"masked": True} if self.masked else {}
+        return {name: value for name, value in shown.items() if value is not None}
+
+
+def _name(value: Any) -> Any:
+    """A model that is given as an object, by its name."""
+    return value if isinstance(value, str | bool) else getattr(value, "name_or_path", "") or type(value).__name__
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short hash of a model's weights: other weights under the same name are told apart.
+
+    Up to 64 numbers of every tensor, spread evenly, with its name and shape.
+    """
+    digest = hashlib.sha256()
+    for path, module in model.named_modules(remove_duplicate=False):
+        with align_module_device(module):  # brings offloaded weights back, one module at a time
+            for name, tensor in _own_tensors(path, module):
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                if tensor.is_meta or not tensor.numel():
+                    continue
+                some = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // 64)][:64]
+                digest.update(some.double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _own_tensors(path: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and the saved buffers of a module that its children do not hold, by their full names."""
+    held = (module.named_parameters, module.named_buffers)
+    for name, tensor in (pair for each in held for pair in each(recurse=False, remove_duplicate=False)):
+        if name not in module._non_persistent_buffers_set:
+            yield f"{path}.{name}" if path else name, tensor
+
+
+def seed_of(*parts: Any) -> int:
+    """A seed for everything that makes a request: 63 bits of a hash."""
+    said = json.dumps(parts, ensure_ascii=False, default=str)
+    return int.from_bytes(hashlib.sha256(said.encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,128 @@
+"""Layouts of a batch of pairs: the log-probabilities and gradients of every architecture that obeys them are those of the padded rows.
+
+Seen to go red with: positions that run on, in either layout; a rejected text that sees the chosen one, or not its prompt; one token too many
+repeated; copies of tokens that the chosen text does not count; shared tokens scored twice; padding in common; windows let through; eager
+attention given a mask of truths; hidden states left in their new places.
+"""
+
+import pytest
+import torch
+import zoo
+from torch.testing import assert_close
+
+from contralto.align.trainers.layouts import LAYOUTS, Layout, packed, refusal, shared_prefixes
+from contralto.align.trainers.seams import IGNORED, Request, install_head
+
+OBEY = [(family, option) for family in ("llama", "qwen3", "gpt2", "gpt_neox") for option in LAYOUTS] + [
+    ("opt", "prefix_sharing")
+]
+PAIRS = [
+    ([5, 6, 7], [8, 9, 10, 11], [8, 9, 12]),  # the texts begin alike
+    ([5, 6], [13], [14, 15, 16, 17]),
+    ([20, 21, 22, 23], [7, 8], [7, 8, 9]),  # one is the beginning of the other
+    ([24], [25, 26], [25, 26]),  # the same twice
+]
+
+
+def padded(pairs=PAIRS):
+    """Ids, attention mask and labels of the rows that TRL's collator makes."""
+    rows = [(prompt, text) for side in (1, 2) for prompt, text in ((pair[0], pair[side]) for pair in pairs)]
+    width = max(len(prompt) + len(text) for prompt, text in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    labels = torch.full_like(ids, IGNORED)
+    for i, (prompt, text) in enumerate(rows):
+        ids[i, : len(prompt) + len(text)] = torch.tensor(prompt + text)
+        labels[i, len(prompt) : len(prompt) + len(text)] = torch.tensor(text)
+    return ids, (ids > 0).long(), labels
+
+
+def scored(model, layout=None, **more):
+    ids, mask, labels = padded()
+    request = Request(also=("entropy", "is_top1"), layout=layout, **more)
+    return model(input_ids=ids, attention_mask=mask, labels=labels, completion_request=request)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("family", "option"), OBEY)
+def test_every_architecture_that_obeys_computes_the_same(family, option, attention):
+    model = zoo.build(family).double()  # but norms and eager softmax, which are in float32
+    model.set_attn_implementation(attention)
+    install_head(model)
+    assert refusal(option, type(model), model.config, attention) is None
+    layout = LAYOUTS[option](*padded()[:2])
+    found = []
+    for each in (None, layout):
+        model.zero_grad()
+        one = scored(model, each, states=True)
+        one.logps.sin().sum().backward()
+        found.append((one, [weight.grad for weight in model.parameters()]))
+    (stock, grads), (own, own_grads) = found
+    valid = padded()[2][:, 1:] != IGNORED
+    for name in ("logps", "entropy", "is_top1"):
+        assert_close(getattr(own, name), getattr(stock, name), rtol=1e-6, atol=1e-5)
+    for states, others in zip(own.states, stock.states, strict=True):
+        assert_close(states[valid], others[valid], rtol=1e-6, atol=1e-5)
+    for grad, other in zip(own_grads, grads, strict=True):
+        assert_close(grad, other, rtol=1e-4, atol=1e-4)
+
+
+def test_shared_tokens_are_computed_and_scored_once():
+    layout = shared_prefixes(*padded()[:2])
+    assert layout.inputs["input_ids"].tolist() == [
+        [5, 6, 7, 8, 9, 10, 11, 12],
+        [5, 6, 13, 14, 15, 16, 17, 0],
+        [20, 21, 22, 23, 7, 8, 9, 0],
+        [24, 25, 26, 0, 0, 0, 0, 0],
+    ]
+    valid = padded()[2][:, 1:] != IGNORED
+    assert (layout.once(valid).sum(), valid.sum()) == (15, 21)
+    model = zoo.build("llama")
+    install_head(model)
+    assert len(scored(model, layout, hidden=True).hidden) == 15
+
+
+def test_padding_is_nothing_in_common():
+    ids, mask, _ = padded([([5, 6], [7, 8], [7, 8])])
+    layout = shared_prefixes(*(torch.nn.functional.pad(each, (0, 3)) for each in (ids, mask)))
+    assert layout.inputs["input_ids"].tolist() == [[5, 6, 7, 8]]
+
+
+def test_tokens_that_only_one_text_counts_are_scored():
+    """A text that was cut in front may begin with tokens that are the other's prompt."""
+    ids, mask, labels = padded([([5, 6, 7], [8, 9], [8, 10])])
+    labels[0, 3] = IGNORED
+    layout = shared_prefixes(ids, mask)
+    assert layout.once(labels[:, 1:] != IGNORED).sum() == (labels != IGNORED).sum()
+
+
+REFUSED = {
+    "mamba": ("padding_free", "carries a state from token to token"),
+    "bloom": ("padding_free", "takes no position_ids"),
+    "mistral": ("prefix_sharing", "has layers of sliding_attention"),
+    "gemma3": ("prefix_sharing", "has layers of sliding_attention"),
+}
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_other_architectures_are_refused(family):
+    option, message = REFUSED[family]
+    model = zoo.build(family)
+    assert message in refusal(option, type(model), model.config, "sdpa")
+
+
+def test_flash_attention_takes_no_mask():
+    model = zoo.build("llama")
+    assert "flash_attention_2 takes no mask" in refusal(
+        "prefix_sharing", type(model), model.config, "flash_attention_2"
+    )
+    assert refusal("padding_free", type(model), model.config, "flash_attention_2") is None
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_windows_hold_in_a_packed_row(family):
+    model = zoo.build(family)
+    install_head(model)
+    with torch.no_grad():
+        stock, own = scored(model), scored(model, packed(*padded()[:2]))
+    assert_close(own.logps, stock.logps, rtol=1e-5, atol=1e-5)
+    assert isinstance(packed(*padded()[:2]), Layout)

@@ -1,0 +1,461 @@
+"""The preference losses against float64 references in plain Python, against TRL's own code, and by their gradients.
+
+Seen to go red with: the pair swapped; hinge without its 1; IPO's 1 / beta; EXO's targets swapped; NCA's half left out; rDPO's
+denominator; signs of BCO, SPPO and the margin; AOT without a sort, on either side; APO's signs and its gap; `apo_auto` turned, at 0,
+its proxy turned, its scores ignored; DiscoPOP's tau; `sft` without its mask, or by text; ODPO without the logarithm; CPO without the
+likelihood; SimPO's gamma inside beta; ARPO without clamp, of sums, without its gradient through tau; the delta of TDPO1 and SparsePO
+turned; TDPO2 without its stop; SparsePO's masks swapped, a common mask not halved or split in two; S-VCO's terms swapped; two of the
+f-divergences; LD-DPO off by one; label smoothing turned; pair weights, loss weights or the mask of the KL left out.
+"""
+
+import math
+import random
+from collections import defaultdict
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from oracles import align as reference
+from torch.testing import assert_close
+
+from contralto.align.losses import preference as losses
+from contralto.align.losses.objective import LOSSES, Completions, Objective, Pairs
+
+SETTINGS = {
+    "robust": {"label_smoothing": 0.2},
+    "exo_pair": {"epsilon": 0.1},
+    "aot": {"label_smoothing": 0.1},
+    "aot_unpaired": {"label_smoothing": 0.1},
+    "discopop": {"tau": 0.7},
+    "odpo": {"alpha": 0.6},
+    "cpo": {"alpha": 0.7, "label_smoothing": 0.1},
+    "simpo": {"gamma": 0.4, "label_smoothing": 0.1},
+    "cpo_simpo": {"gamma": 0.4, "label_smoothing": 0.1, "alpha": 0.7},
+    "arpo": {"eta": 0.4, "scale": 0.9, "label_smoothing": 0.1, "alpha": 0.7},
+    "tdpo2": {"alpha": 0.3},
+    "sparsepo": {"lambda_u": 0.02, "lambda_d": 0.05},
+}
+"""In letters; beta comes on top."""
+BETAS = (0.1, 1.0)
+TRL_LOSSES = list(LOSSES)[:15]
+
+
+def _settings(name, beta):
+    return SETTINGS.get(name, {}) | ({} if name == "sft" else {"beta": beta})
+
+
+def _by_option(name, settings):
+    return {LOSSES[name].options.get(letter, letter): value for letter, value in settings.items()}
+
+
+def _text(rng):
+    n = rng.randint(1, 6)
+    policy, ref, kl, m_u, m_d = (
+        [rng.uniform(*ends) for _ in range(n)] for ends in ((-4, 0), (-4, 0), (0, 2), (0, 1), (0, 2))
+    )
+    return reference.Text(policy, ref, kl, m_u, m_d, rng.uniform(-3, 3), rng.uniform(-3, 3))
+
+
+def _sample(size=7, seed=0):
+    rng = random.Random(seed)
+    return [reference.Pair(_text(rng), _text(rng), rng.uniform(0.2, 3)) for _ in range(size)]
+
+
+def _completions(texts, dtype=torch.float64):
+    """Right-padded to 8 tokens; what padding holds must not matter, where a mask tells."""
+
+    def rows(values, padding):
+        return torch.tensor([[*v, *[padding] * (8 - len(v))] for v in values], dtype=dtype)
+
+    return {
+        "logps": torch.tensor([t.logp for t in texts], dtype=dtype),
+        "ref_logps": torch.tensor([t.ref for t in texts], dtype=dtype),
+        "lengths": torch.tensor([t.n for t in texts]),
+        "token_logps": rows([t.policy for t in texts], -7.0),
+        "ref_token_logps": rows([t.reference for t in texts], -9.0),
+        "token_kl": rows([t.kl for t in texts], 5.0),
+        "mask": rows([[1] * t.n for t in texts], 0).bool(),
+        "reward_mask": rows([t.m_u for t in texts], 0),
+        "kl_mask": rows([t.m_d for t in texts], 0),
+        "blind_logratios": torch.tensor([t.blind for t in texts], dtype=dtype),
+        "swapped_logratios": torch.tensor([t.swapped for t in texts], dtype=dtype),
+    }
+
+
+def _pairs(sample, **changes):
+    chosen, rejected = ([getattr(pair, side) for pair in sample] for side in ("w", "l"))
+    margin = torch.tensor([pair.margin for pair in sample], dtype=torch.float64)
+    known = [pair.advantage for pair in sample]
+    advantage = None if None in known else torch.tensor(known)
+    sides = {"chosen": Completions(**_completions(chosen)), "rejected": Completions(**_completions(rejected))}
+    return replace(Pairs(**sides, margin=margin, chosen_advantage=advantage), **changes)
+
+
+def _value(name, sample, **settings):
+    return Objective([name], **_by_option(name, settings))(_pairs(sample)).terms[name]
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_equals_the_reference(name, beta):
+    settings = _settings(name, beta)
+    for seed in range(3):
+        sample = _sample(seed=seed)
+        expected = reference.loss(name, sample, **settings)
+        assert_close(_value(name, sample, **settings), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_every_setting_of_every_loss_is_tried():
+    """And tried away from its default, so that a setting that does nothing would show."""
+    for name, loss in LOSSES.items():
+        letters = {letter: default for letter, default in loss.settings.values()}
+        tried = _settings(name, 1.0)
+        assert tried.keys() == letters.keys()
+        assert all(value != letters[letter] or letter in ("eta", "scale") for letter, value in tried.items())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradcheck(name):
+    """The gradient by everything that a loss reads, finite differences against autograd."""
+    loss, pairs = LOSSES[name], _pairs(_sample(4, seed=5))
+    found = [pairs.find(each) for each in loss.inputs]
+    moving = [i for i, value in enumerate(found) if value.is_floating_point() and loss.inputs[i] != "advantage"]
+    stopped = name == "tdpo2" and loss.inputs.index("chosen_kl")
+    moving = [i for i in moving if not (name == "tdpo2" and i == stopped)]
+
+    def of(*values):
+        whole = [values[moving.index(i)] if i in moving else value for i, value in enumerate(found)]
+        return loss.function(*whole, **_settings(name, 0.3))
+
+    assert torch.autograd.gradcheck(of, [found[i].clone().requires_grad_() for i in moving])
+
+
+def test_tdpo2_does_not_drive_the_divergence_of_the_chosen_text():
+    r, kl_w, kl_l = (torch.ones(3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    losses.tdpo2(r, -r, kl_w, kl_l).sum().backward()
+    assert kl_w.grad is None
+    assert kl_l.grad.gt(0).all()
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_apo_auto_takes_zero_where_the_chosen_text_is_better(given):
+    sample = _sample(12, seed=3)
+    rng = random.Random(0)
+    if given:
+        sample = [pair._replace(advantage=rng.choice([-1.0, 0.0, 2.0])) for pair in sample]
+    zero, down = (
+        torch.tensor([f(p, beta=0.5) for p in sample], dtype=torch.float64)
+        for f in (reference.apo_zero, reference.apo_down)
+    )
+    mixed = _value("apo_auto", sample, beta=0.5)
+    assert_close(mixed, torch.tensor(reference.loss("apo_auto", sample, beta=0.5), dtype=torch.float64))
+    assert {True, False} == set((mixed == zero).tolist())
+    assert ((mixed == zero) | (mixed == down)).all()
+
+
+def test_sparsepo_of_ones_is_tdpo1():
+    sample = [
+        pair._replace(
+            w=pair.w._replace(m_u=[1] * pair.w.n, m_d=[1] * pair.w.n),
+            l=pair.l._replace(m_u=[1] * pair.l.n, m_d=[1] * pair.l.n),
+        )
+        for pair in _sample()
+    ]
+    assert_close(_value("sparsepo", sample, beta=0.4), _value("tdpo1", sample, beta=0.4))
+
+
+def test_sparsepo_of_a_common_mask_counts_its_norm_half():
+    sample = _sample()
+    sample = [p._replace(w=p.w._replace(m_d=p.w.m_u), l=p.l._replace(m_d=p.l.m_u)) for p in sample]
+    halves = [_completions([getattr(pair, side) for pair in sample]) for side in ("w", "l")]
+    stacked = {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
+    stacked["kl_mask"] = stacked["reward_mask"]
+    value = Objective(["sparsepo"], lambda_u=0.1, lambda_d=0.3)(Pairs.stacked(**stacked)).terms["sparsepo"]
+    expected = [reference.sparsepo(p, beta=0.1, lambda_u=0.1, lambda_d=0.3, common=True) for p in sample]
+    assert_close(value, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_limits():
+    """alpha 0 makes DPO of TDPO2 and ODPO, margin 0 of the margin loss; SimPO without margin and lengths 1 is CPO's term."""
+    sample = _sample()
+    dpo = _value("sigmoid", sample, beta=0.3)
+    assert_close(_value("tdpo2", sample, beta=0.3, alpha=0), dpo)
+    assert_close(_value("odpo", sample, beta=0.3, alpha=0), dpo)
+    assert_close(_value("margin", [p._replace(margin=0) for p in sample], beta=0.3), dpo)
+    assert_close(_value("robust", sample, beta=0.3, label_smoothing=0), dpo)
+    short = [
+        p._replace(w=reference.Text([p.w.logp], [p.w.ref]), l=reference.Text([p.l.logp], [p.l.ref])) for p in sample
+    ]
+    cpo = _value("cpo", short, beta=0.3, alpha=0)
+    assert_close(_value("simpo", short, beta=0.3, gamma=0), cpo)
+    assert_close(_value("arpo", short, beta=0.3, alpha=0, eta=0, scale=2), cpo)
+
+
+@pytest.mark.parametrize("divergence", losses.F_DIVERGENCES)
+@pytest.mark.parametrize("alpha", [0.5, 2.0])
+def test_f_divergence_scores(divergence, alpha):
+    r = torch.linspace(-4, 4, 9, dtype=torch.float64)
+    expected = [reference.score(x, divergence, alpha) for x in r.tolist()]
+    assert_close(
+        losses.f_divergence_scores(r, divergence=divergence, alpha=alpha), torch.tensor(expected, dtype=r.dtype)
+    )
+
+
+def test_alpha_divergence_of_1_is_the_log_ratio_and_none_overflows():
+    r = torch.tensor([-500.0, 0.0, 500.0])
+    assert_close(losses.f_divergence_scores(r, divergence="alpha_divergence", alpha=1.0), r)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        scores = losses.f_divergence_scores(r.to(dtype) * 100, divergence="alpha_divergence", alpha=2.0)
+        assert scores.isfinite().all()
+        assert scores.dtype == dtype
+
+
+def test_length_desensitized():
+    sample = _sample()
+    found = _pairs(sample)
+    shared = torch.minimum(found.chosen.lengths, found.rejected.lengths)
+    for side, texts in ((found.chosen, [(p.w, p.l) for p in sample]), (found.rejected, [(p.l, p.w) for p in sample])):
+        expected = torch.tensor([reference.ld(y, other, 0.3) for y, other in texts], dtype=torch.float64)
+        assert_close(losses.length_desensitized(side.token_logps, side.mask, shared, alpha=0.3), expected)
+
+
+def test_an_objective_is_the_weighted_sum_of_means():
+    sample = _sample()
+    objective = Objective(["apo_zero", "sft", "simpo"], [1.0, 0.5, 2.0], beta=0.4, simpo_gamma=0.3)
+    total, terms = objective(_pairs(sample))
+    expected = {
+        "apo_zero": reference.loss("apo_zero", sample, beta=0.4),
+        "sft": reference.loss("sft", sample),
+        "simpo": reference.loss("simpo", sample, beta=0.4, gamma=0.3, label_smoothing=0.0),
+    }
+    assert {name: term.tolist() for name, term in terms.items()} == {n: pytest.approx(v) for n, v in expected.items()}
+    means = [sum(values) / len(values) for values in expected.values()]
+    assert total.item() == pytest.approx(means[0] + 0.5 * means[1] + 2 * means[2])
+
+
+def test_pair_weights_multiply_every_loss():
+    weights = torch.rand(7, dtype=torch.float64)
+    plain, weighted = (Objective(["hinge"])(_pairs(_sample(), weights=w)) for w in (None, weights))
+    assert_close(weighted.terms["hinge"], plain.terms["hinge"] * weights)
+    assert_close(weighted.total, (plain.terms["hinge"] * weights).mean())
+
+
+def test_stacked_pairs_are_the_same_pairs():
+    sample = _sample()
+    halves = [_completions([getattr(pair, side) for pair in sample]) for side in ("w", "l")]
+    stacked = Pairs.stacked(**{name: torch.cat([half[name] for half in halves]) for name in halves[0]})
+    for name, loss in LOSSES.items():
+        for each in loss.inputs:
+            if each != "margin":
+                assert_close(stacked.find(each), _pairs(sample).find(each), msg=f"{name}: {each}")
+
+
+def test_needs():
+    needs = {name: set(loss.needs) for name, loss in LOSSES.items()}
+    free = {name for name, need in needs.items() if not need & {"reference", "reference_tokens", "kl"}}
+    assert free == {"sft", "cpo", "simpo", "cpo_simpo", "arpo"}
+    assert needs["sigmoid"] == needs["apo_zero"] == {"reference"}
+    assert needs["ipo"] == {"reference", "lengths"} == needs["apo_auto"]
+    assert needs["cpo"] == {"tokens"}
+    assert needs["tdpo1"] == {"reference", "kl"}
+    assert needs["sparsepo"] == {"reference", "reference_tokens", "tokens", "kl", "masks"}
+    assert needs["odpo"] == {"reference", "margin"}
+    assert needs["svco"] == {"reference", "images"}
+    assert Objective(["tdpo1", "sft"]).needs == {"reference", "kl", "tokens"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        ((["dpo"],), {}, "there is no loss 'dpo'; loss_type must be one of sigmoid, hinge"),
+        (([],), {}, "at least one loss"),
+        ((["sft", "sft"],), {}, "each once"),
+        ((["sft", "sigmoid"], [1.0]), {}, "one per loss: 2, not 1"),
+        ((["sft"], [math.nan]), {}, "finite"),
+        ((["sigmoid"],), {"cpo_alpha": 1.0}, "sigmoid do not read cpo_alpha; they read beta"),
+        ((["sigmoid"],), {"beta": 0.0}, "beta must be a finite number above 0, not 0.0"),
+        (
+            (["exo_pair"],),
+            {"label_smoothing": 0.0},
+            r"label_smoothing must lie in \(0, 0.5\), such as EXO's 1e-3, not 0.0",
+        ),
+        ((["robust"],), {"label_smoothing": 0.5}, r"must lie in \[0, 0.5\)"),
+        ((["simpo"],), {"simpo_gamma": -1.0}, "simpo_gamma must be a finite number of at least 0"),
+        ((["sparsepo"],), {"lambda_u": math.inf}, "lambda_u must"),
+    ],
+)
+def test_mistakes_are_told_at_construction(arguments, settings, message):
+    with pytest.raises(ValueError, match=message):
+        Objective(*arguments, **settings)
+
+
+def test_mistakes_in_the_data_are_told():
+    with pytest.raises(
+        ValueError, match="'sigmoid' needs chosen_scores, rejected_scores, which these pairs do not have"
+    ):
+        Objective(["sigmoid"])(Pairs(chosen=Completions(), rejected=Completions()))
+    with pytest.raises(ValueError, match="margin, which must be above 0, not -1"):
+        losses.odpo(torch.zeros(2), torch.zeros(2), torch.tensor([1.0, -1.0]))
+    with pytest.raises(ValueError, match=r"divergence must be one of reverse_kl, .*, not 'kl'"):
+        losses.f_divergence_scores(torch.zeros(2), divergence="kl")
+    with pytest.raises(ValueError, match=r"ld_alpha must lie in \[0, 1\]"):
+        losses.length_desensitized(torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1), alpha=2)
+
+
+# TRL's own code on the same numbers
+
+
+def _batch(seed=0, pairs=5, prompt=3, completion=6):
+    """What TRL's collator and its patched forward would give: rows [chosen; rejected], right-padded."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, completion + 1, (2 * pairs,), generator=generator)
+    positions = torch.arange(prompt + completion)[None]
+    mask = ((positions >= prompt) & (positions < prompt + lengths[:, None])).long()
+    logps, sums = (torch.rand(2 * pairs, prompt + completion - 1, generator=generator) for _ in range(2))
+    leaf = (-3 * logps).requires_grad_()
+    logps = leaf * mask[:, 1:]  # TRL's forward gives 0 outside the completion
+    ref = logps.detach().sum(-1).view(2, pairs) + 2 * torch.randn(2, pairs, generator=generator)
+    return SimpleNamespace(leaf=leaf, mask=mask, logps=logps, sums=-sums * mask[:, 1:], ref=ref, lengths=lengths)
+
+
+def _trl_loss(batch, loss_types, weights, **options):
+    """DPOTrainer._compute_loss with a trainer and a model of straw around the numbers."""
+    from trl import DPOTrainer
+
+    defaults = {
+        "f_divergence_type": "reverse_kl",
+        "f_alpha_divergence_coef": 0.5,
+        "label_smoothing": 0.0,
+        "ld_alpha": None,
+    }
+    options = {"beta": 0.1, "use_weighting": False, "discopop_tau": 0.05, **defaults, **options}
+    accelerator = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=True),
+        accelerator=accelerator,
+        aux_loss_enabled=False,
+        precompute_ref_logps=True,
+        loss_types=loss_types,
+        loss_weights=weights,
+        args=SimpleNamespace(discopop_tau=options.pop("discopop_tau")),
+        _metrics={"train": defaultdict(list)},
+        _total_train_tokens=0,
+        _tp_size=1,
+        **options,
+    )
+    nothing = torch.zeros_like(batch.logps)
+    outputs = SimpleNamespace(
+        log_probs=batch.logps, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool(), log_sum_sq_probs=batch.sums
+    )
+    inputs = {
+        "input_ids": batch.mask,
+        "attention_mask": batch.mask,
+        "completion_mask": batch.mask,
+        "ref_chosen_logps": batch.ref[0],
+        "ref_rejected_logps": batch.ref[1],
+    }
+    return DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
+
+
+def _our_loss(
+    batch, loss_types, weights, *, ld_alpha=None, wpo=False, f_divergence="reverse_kl", f_alpha=0.5, **options
+):
+    mask = batch.mask[:, 1:].bool()
+    shared = torch.minimum(*batch.lengths.chunk(2)).repeat(2)
+    alpha = 1.0 if ld_alpha is None else ld_alpha
+    weigh = losses.wpo_weights(batch.logps, batch.sums, mask).chunk(2) if wpo else None
+    pairs = Pairs.stacked(
+        logps=losses.length_desensitized(batch.logps, mask, shared, alpha=alpha),
+        ref_logps=batch.ref.flatten(),
+        lengths=batch.lengths,
+        token_logps=batch.logps,
+        mask=mask,
+        weights=None if weigh is None else weigh[0] * weigh[1],
+        f_divergence=f_divergence,
+        f_alpha=f_alpha,
+    )
+    return Objective(loss_types, weights, **options)(pairs).total
+
+
+def _assert_same(batch, ours, theirs):
+    assert_close(ours, theirs)
+    assert_close(*(torch.autograd.grad(loss, batch.leaf, retain_graph=True)[0] for loss in (ours, theirs)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("name", TRL_LOSSES)
+def test_equals_trl(name, beta):
+    """Loss and gradient of every loss that TRL 1.16 has."""
+    smoothing = {"label_smoothing": 0.15} if name in ("exo_pair", "robust", "aot", "aot_unpaired") else {}
+    own = smoothing | ({} if name == "sft" else {"beta": beta}) | ({"discopop_tau": 0.3} if name == "discopop" else {})
+    for seed in range(3):
+        batch = _batch(seed)
+        _assert_same(batch, _our_loss(batch, [name], None, **own), _trl_loss(batch, [name], [1.0], **own))
+
+
+@pytest.mark.slow
+def test_trl_has_no_other_losses():
+    with pytest.raises(ValueError, match="Unknown loss type") as error:
+        _trl_loss(_batch(), ["none of them"], [1.0])
+    assert str(error.value).count("', '") == len(TRL_LOSSES) - 1
+    assert all(f"'{name}'" in str(error.value) for name in TRL_LOSSES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("divergence", losses.F_DIVERGENCES)
+@pytest.mark.parametrize("name", [name for name in TRL_LOSSES if LOSSES[name].takes_f_divergence])
+def test_f_divergences_equal_trl(name, divergence):
+    batch, smoothing = _batch(2), {"label_smoothing": 0.15} if name in ("exo_pair", "robust") else {}
+    options = smoothing | ({} if name == "sft" else {"beta": 0.4})
+    ours = _our_loss(batch, [name], None, f_divergence=divergence, f_alpha=0.3, **options)
+    theirs = _trl_loss(batch, [name], [1.0], f_divergence_type=divergence, f_alpha_divergence_coef=0.3, **options)
+    _assert_same(batch, ours, theirs)
+
+
+@pytest.mark.slow
+def test_losses_that_take_an_f_divergence_are_those_of_trl():
+    allowed = {
+        "sigmoid",
+        "sigmoid_norm",
+        "hinge",
+        "ipo",
+        "exo_pair",
+        "robust",
+        "discopop",
+        "sft",
+    }  # dpo_trainer.py, 1.16
+    assert {name for name in TRL_LOSSES if LOSSES[name].takes_f_divergence} == allowed
+
+
+@pytest.mark.slow
+def test_mixtures_weights_and_tails_equal_trl():
+    """Several losses, LD-DPO and WPO at once. WPO scales in place, so its losses are summed one by one."""
+    batch, names, weights = _batch(4), ["sigmoid", "apo_down", "sft"], [1.0, 0.3, 0.2]
+    _assert_same(batch, _our_loss(batch, names, weights, ld_alpha=0.4), _trl_loss(batch, names, weights, ld_alpha=0.4))
+    ours = _our_loss(batch, ["sigmoid"], None, wpo=True, ld_alpha=0.4)
+    _assert_same(batch, ours, _trl_loss(batch, ["sigmoid"], [1.0], use_weighting=True, ld_alpha=0.4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cpo", "simpo"])
+def test_equals_trls_cpo(name, monkeypatch):
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.experimental.cpo import CPOTrainer
+
+    trainer = SimpleNamespace(
+        alpha=0.0,
+        beta=0.7,
+        simpo_gamma=0.4,
+        label_smoothing=0.1,
+        loss_type={"cpo": "sigmoid"}.get(name, name),
+        accelerator=SimpleNamespace(device="cpu"),
+    )
+    pairs = _pairs(_sample())
+    sums = [pairs.chosen.logps, pairs.rejected.logps]
+    if name == "simpo":
+        sums = [pairs.chosen.logps / pairs.chosen.lengths, pairs.rejected.logps / pairs.rejected.lengths]
+    settings = {"cpo": {"cpo_alpha": 0.0}, "simpo": {"simpo_gamma": 0.4}}[name]
+    ours = Objective([name], beta=0.7, label_smoothing=0.1, **settings)(pairs).terms[name]
+    assert_close(ours, CPOTrainer.cpo_loss(trainer, *sums)[0])

@@ -1,0 +1,291 @@
+"""`contralto align`: recipes, flags, mistakes; kills, two processes, resumed runs.
+
+Seen to go red with: flags of accelerate left in the training command; a recipe that wins over flags; recipes that are not found by
+name; a resume that starts over; an unfinished checkpoint resumed.
+"""
+
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from helpers.kills import killed_at
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from contralto import testbed
+from contralto.align.trainers.preference import PreferenceTrainer
+from contralto.cli import align as train
+from contralto.testbed import worlds
+
+PAPERS = {"apo_zero": 0.1, "simpo": 2.0, "dpo_norm": 5.0}
+QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true"]
+LORA = ["--use_peft", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj"]
+SMALL = ["--max_steps", "3", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1"]
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Plain texts in a file: right solutions, and ones that stop early."""
+    path = tmp_path / "pairs.jsonl"
+    problems = [p for p in itertools.islice(worlds.problems(0, "train"), 60) if len(p.steps) > 1][:24]
+    rows = [{"prompt": p.question, "chosen": p.solution(), "rejected": p.solution(stop_after=1)} for p in problems]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _argv(recipe, pairs, out, *more, adapter=LORA):
+    data = ["--model_name_or_path", "testbed:student", "--dataset_name", pairs, "--output_dir", out]
+    return [str(word) for word in (recipe, *data, *QUIET, *adapter, *SMALL, *more)]
+
+
+def test_a_recipe_and_flags_train_an_adapter(pairs, tmp_path):
+    evaluation = ["--eval_strategy", "steps", "--eval_steps", "3", "--eval_dataset_name", pairs]
+    train.run(_argv("apo_zero", pairs, tmp_path / "out", "--learning_rate", "0.0003", "--save_steps", "3", *evaluation))
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert max(value.abs().max() for name, value in weights.items() if "lora_B" in name) > 1e-5
+    state = json.loads((tmp_path / "out" / "checkpoint-3" / "trainer_state.json").read_text())
+    (found,) = [line for line in state["log_history"] if "eval_loss" in line]
+    assert found["eval_loss"] < 0.999  # 1 before training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--precompute_ref_log_probs"]],
+    ids=["plain", "precomputed"],
+)
+def test_a_streamed_file_trains_on_the_same_rows(pairs, tmp_path, more):
+    """Of a stream the Trainer shuffles nothing, so neither run does."""
+    same = ["--learning_rate", "0.01", "--save_strategy", "no", "--monitor_pairs", "0", *more]
+    same += ["--train_sampling_strategy", "sequential", "--max_steps", "2"]
+    same += ["--reference_cache", str(tmp_path / "cache")] if more else []
+    train.run(_argv("apo_zero", pairs, tmp_path / "whole", *same))
+    train.run(_argv("apo_zero", pairs, tmp_path / "streamed", *same, "--dataset_streaming", "true"))
+    whole, streamed = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "streamed"))
+    for name, weight in whole.items():
+        assert_close(streamed[name], weight)
+
+
+@pytest.mark.parametrize("name", sorted(train.recipes()))
+def test_every_recipe_is_a_configuration(name, tmp_path):
+    argv = train._with_recipe([name, "--output_dir", str(tmp_path), "--report_to", "none"])
+    (_, args, _, _), *_ = train.parse(argv)
+    values = yaml.safe_load(train.recipes()[name].read_text())
+    assert all(getattr(args, key) == value for key, value in values.items() if hasattr(args, key))
+    assert getattr(args, "beta", None) == PAPERS.get(name, getattr(args, "beta", None))
+
+
+@pytest.mark.parametrize("name", sorted(train.recipes()))
+def test_every_recipe_has_a_rate_for_all_weights_and_one_for_adapters(name, capsys):
+    """And says where that of adapters is from; a rate on the command line wins over both."""
+    values = yaml.safe_load(train.recipes()[name].read_text())
+    assert 9.9 <= values["lora_learning_rate"] / values["learning_rate"] <= 251
+    assert "rate" in "".join(line for line in train.recipes()[name].read_text().splitlines(True) if line[0] == "#")
+
+    def rate(*flags):
+        argv = train._with_rate(train._with_recipe([name, "--output_dir", "out", *flags]))
+        return float(train.told(argv, "learning_rate"))
+
+    assert rate("--use_peft", "false") == values["learning_rate"]
+    assert not capsys.readouterr().out
+    assert rate("--use_peft") == rate("--adapter", "a", "--use_peft", "false") == values["lora_learning_rate"]
+    assert f"learning_rate {values['lora_learning_rate']:g}: the recipe's for adapters" in capsys.readouterr().out
+    assert rate("--use_peft", "--learning_rate", "3e-3") == rate("--learning_rate=3e-3") == 3e-3
+    assert rate("--use_peft", "--lora_learning_rate", "4e-4") == 4e-4
+
+
+@pytest.mark.slow
+def test_the_readmes_first_training_moves_the_model(pairs, tmp_path):
+    """With the recipe's own rate for adapters."""
+    argv = ["apo_zero", "--model_name_or_path", "testbed:student", "--dataset_name", str(pairs), "--use_peft", *QUIET]
+    train.run([*argv, "--conversations", "--output_dir", str(tmp_path / "out"), "--save_strategy", "no"])
+    record = json.loads((tmp_path / "out" / "monitor.json").read_text())
+    change = [
+        chosen - rejected
+        for chosen, rejected in zip(record["points"][-1]["chosen"], record["points"][-1]["rejected"], strict=True)
+    ]
+    assert sum(change) / len(change) > 0.001
+    assert not record["findings"]
+    assert not record["warnings"]
+
+
+def test_flags_win_over_the_recipe(tmp_path):
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("loss_type: [sigmoid, sft]\nloss_weights: [1.0, 0.2]\nbeta: 0.5\nlearning_rate: 1.0e-5\n")
+    argv = train._with_recipe([str(recipe), "--beta", "0.7", "--output_dir", str(tmp_path), "--report_to", "none"])
+    _, args, model, _ = train._parser().parse_args_and_config(argv)
+    assert (args.loss_type, args.loss_weights, args.beta, args.learning_rate) == (
+        ["sigmoid", "sft"],
+        [1.0, 0.2],
+        0.7,
+        1e-5,
+    )
+    assert model.dtype is None
+
+
+def test_every_flag_of_trl_dpo_is_taken():
+    from trl.scripts.dpo import make_parser
+
+    def flags(parser):
+        return {option for action in parser._actions for option in action.option_strings}
+
+    assert flags(make_parser()) <= flags(train._parser())
+
+
+def test_flags_of_accelerate_are_passed_on(pairs, tmp_path, monkeypatch):
+    import accelerate.commands.launch
+
+    launched = []
+    monkeypatch.setattr(accelerate.commands.launch, "launch_command", launched.append)
+    train.run(
+        ["cpo", "--num_processes", "2", "--beta", "0.3", "--mixed_precision", "no", "--output_dir", str(tmp_path)]
+    )
+    (args,) = launched
+    assert (args.num_processes, args.mixed_precision, args.training_script, args.module) == (
+        2,
+        "no",
+        "contralto.align",
+        True,
+    )
+    assert args.training_script_args[:1] == ["--config"]
+    assert args.training_script_args[2:] == ["--beta", "0.3", "--output_dir", str(tmp_path)]
+
+
+MISTAKES = [
+    (["no_such"], "there is no recipe no_such: give a YAML file, or one of apo_auto"),
+    (["cpo", "--config", "other.yaml"], "there are two recipes"),
+    (["cpo", "--no_such_flag", "1"], "--no_such_flag is no flag of contralto align or of accelerate launch"),
+    (["cpo", "--beta", "-1"], "beta must be a finite number above 0"),
+    (["cpo", "--loss_type", "nothing"], "there is no loss 'nothing'"),
+    (["cpo"], "which model"),
+    (["cpo", "--model_name_or_path", "testbed:expert"], "which pairs"),
+    (["cpo", "--model_name_or_path", "testbed:expert", "--dataset_name", "pairs.csv"], "pairs.csv"),
+    (["cpo", "--model_name_or_path", "testbed:nobody", "--dataset_name", "PAIRS"], "the testbed has no model 'nobody'"),
+    (
+        ["cpo", "--model_name_or_path", "testbed:expert", "--dataset_name", "PAIRS", "--eval_strategy", "epoch"],
+        "is one file, without a split to evaluate on",
+    ),
+    (["margin.yaml", "--model_name_or_path", "testbed:expert", "--dataset_name", "PAIRS"], "has no column margin"),
+    (["strange.yaml"], "--betta is no flag"),
+    (
+        ["on_policy", "--data_recipe", "judged.yaml", "--dataset_streaming", "true"],
+        "dataset_streaming reads data that are",
+    ),
+    (["dpo", "--lora_learning_rate", "1e-5"], "lora_learning_rate is for an adapter: give use_peft"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), MISTAKES, ids=lambda value: str(value)[:50])
+def test_mistakes_are_one_sentence(pairs, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "margin.yaml").write_text("loss_type: [odpo]\n")
+    (tmp_path / "strange.yaml").write_text("betta: 0.2\n")
+    argv = [str(pairs) if word == "PAIRS" else word for word in argv]
+    with pytest.raises(ValueError, match=message) as error:
+        train.run([*argv, "--report_to", "none", "--output_dir", str(tmp_path)])
+    assert "\n" not in str(error.value)
+
+
+def test_conversations_need_a_template(pairs, tmp_path):
+    shutil.copytree(testbed.path("student"), tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    argv = _argv("dpo", pairs, tmp_path / "out", "--model_name_or_path", tmp_path / "base", "--conversations")
+    with pytest.raises(
+        ValueError, match=r"the rows are conversations, and the tokenizer of .*base has no chat template"
+    ):
+        train.run(argv)
+    streamed = [*argv, "--dataset_streaming", "true"]
+    with pytest.raises(ValueError, match="has no chat template"):
+        train.run(streamed)
+
+
+# -------------------------------------------------------------------------------------------------- killed and resumed
+
+
+def _killed_at(argv, point):
+    """Run in a process of its own that is killed at `point`; how it ended."""
+    kind, count = point
+    name = "training_step" if kind == "step" else "_save_rng_state"
+    return killed_at(lambda: train.run(argv), PreferenceTrainer, name, count)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_ten_kills_and_the_same_weights(pairs, tmp_path):
+    """Killed at random micro-batches and while a checkpoint is written, resumed each time."""
+    rng = random.Random(0)
+    options = [
+        "--max_steps",
+        "30",
+        "--gradient_accumulation_steps",
+        "2",
+        "--save_steps",
+        "2",
+        "--learning_rate",
+        "0.01",
+    ]
+    options += [
+        "--save_total_limit",
+        "3",
+        "--resume_from_checkpoint",
+        "last",
+        "--lora_dropout",
+        "0.1",
+        "--precompute_ref_log_probs",
+    ]
+    options += ["--disable_dropout", "false", "--reference_cache", str(tmp_path / "cache")]
+    whole, broken = (_argv("apo_zero", pairs, tmp_path / name, *options) for name in ("whole", "broken"))
+    assert _killed_at(whole, ("step", -1)) == 0
+    for kill in range(10):
+        point = ("save", rng.randint(0, 1)) if kill % 3 == 2 else ("step", rng.randint(1, 9))
+        assert os.WTERMSIG(_killed_at(broken, point)) == signal.SIGKILL
+    assert _killed_at(broken, ("step", 59)) == 0  # a run that started over would have 60 micro-batches
+    first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "broken"))
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name
+
+
+FSDP2 = "fsdp: true\nfsdp_config: {version: 2, transformer_layer_cls_to_wrap: [LlamaDecoderLayer]}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("loss", "adapter", "sharded"),
+    [("apo_zero", LORA, ""), ("tdpo2", LORA, ""), ("tdpo1", [], FSDP2), ("cpo", [], FSDP2)],
+    ids=["apo_zero-lora", "tdpo2-lora", "tdpo1-fsdp2", "cpo-fsdp2"],
+)
+def test_two_processes_equal_one_with_twice_the_accumulation(pairs, tmp_path, loss, adapter, sharded):
+    """By gloo; with an adapter and a precomputed reference, with a divergence, with sharded models, without a reference."""
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(f"loss_type: [{loss}]\n")
+    both = ["--learning_rate", "0.01", "--save_strategy", "no", "--gradient_checkpointing", "false"]
+    if loss == "apo_zero":
+        both += ["--precompute_ref_log_probs", "--reference_cache", str(tmp_path / "cache")]
+    train.run(_argv(recipe, pairs, tmp_path / "one", *both, "--gradient_accumulation_steps", "2", adapter=adapter))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "contralto.align"]
+    recipe.write_text(recipe.read_text() + sharded)
+    argv = _argv(recipe, pairs, tmp_path / "two", *both, adapter=adapter)
+    subprocess.run([*torchrun, *argv], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=500)
+    file = "adapter_model.safetensors" if adapter else "model.safetensors"
+    one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        assert_close(two[name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_trained_adapter_loads_in_peft(pairs, tmp_path):
+    from peft import PeftModel
+
+    train.run(_argv("cpo", pairs, tmp_path / "out", "--save_strategy", "no"))
+    model = PeftModel.from_pretrained(testbed.load("student"), tmp_path / "out")
+    assert model(input_ids=torch.tensor([[2, 4, 5]])).logits.shape[1] == 3

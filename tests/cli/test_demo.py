@@ -1,0 +1,64 @@
+"""`contralto demo`: the comparison on its page says what decoding by hand finds, and the examples are real."""
+
+import re
+from itertools import islice
+
+import pytest
+
+from contralto import cli, testbed
+from contralto.cli import demo
+from contralto.cli.demo import loop as demo_loop
+from contralto.decoding import methods
+from contralto.testbed import worlds
+
+
+def test_too_few_problems_are_refused(capsys):
+    assert cli.main(["demo", "--problems", "3"]) == 2
+    assert capsys.readouterr().err == "contralto demo: --problems must be at least 10, not 3: fewer say nothing\n"
+
+
+def test_the_comparison_decodes_as_the_examples():
+    assert methods.METHODS["cd"].forms["obrien"].parameters == {"beta": demo.BETA, "alpha": demo.ALPHA}
+
+
+@pytest.mark.slow
+def test_the_examples_are_the_first_problems_with_two_texts():
+    expert, amateur, tokenizer = testbed.load("expert-0"), testbed.load("amateur"), testbed.tokenizer()
+    problems = list(islice(worlds.problems(demo.PROBLEM_SEED, "test"), 16))
+    examples = demo.find_examples(problems, expert, amateur, tokenizer)
+    assert 0 < len(examples) <= 3
+    assert all(example.greedy != example.contrastive for example in examples)
+    texts = demo.decode(expert, tokenizer, problems, processor=demo._processor(amateur, demo.BETA))
+    for example in examples:
+        assert texts[problems.index(example.problem)] == example.contrastive
+        assert any(step.changed for step in example.steps)
+
+
+@pytest.mark.slow
+def test_demo(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # tests share the machine, and threads that wait spin
+    monkeypatch.setattr(demo, "PAIRS", [demo.PAIRS[0], demo.PAIRS[3]])
+    monkeypatch.setattr(demo_loop, "PAIRS", 32)
+    monkeypatch.setattr(demo_loop, "STEPS", 4)
+    page = tmp_path / "demo.html"
+    assert cli.main(["demo", "--problems", "30", "--html", str(page)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("Problem ") == 3
+    assert "How to read it." in out
+
+    tokenizer, problems = testbed.tokenizer(), list(islice(worlds.problems(demo.PROBLEM_SEED, "test"), 30))
+    greedy_row = next(line for line in out.splitlines() if line.startswith("greedy "))
+    *shares, aligned = re.findall(r"(\d\.\d{3}) \[", greedy_row)
+    for pair, shown in zip(demo.PAIRS, shares, strict=True):
+        texts = demo.decode(testbed.load(pair.expert), tokenizer, problems)
+        assert float(shown) == round(sum(map(demo.is_right, problems, texts)) / 30, 3)
+
+    aligned_row = next(line for line in out.splitlines() if line.startswith("aligned  "))
+    assert aligned in aligned_row  # before and after: the same answers as in its own column
+    assert any(line.startswith("aligned, cd over greedy ") for line in out.splitlines())
+
+    html = page.read_text()
+    assert html.count("<svg") == 4
+    assert html.count('<section class="problem">') == 3
+    assert "cd over greedy" in html
+    assert not re.search(r'(?:href|src)="http', html)

@@ -1,0 +1,115 @@
+"""Files: lines end at a line feed alone, text is UTF-8, files are replaced whole, and every reader of the tree does it so.
+
+Seen to go red with: `str.splitlines` in `lines_of`; a lock that waits; `replace_text` writing in place.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from contralto.common import files
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("align", "contralto", "data_gen", "decoding", "eval", "testbed", "examples")
+STRANGE = "one\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\rstill one"
+"""All that `str.splitlines` splits at, but the line feed."""
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lines_end_at_line_feeds_alone(tmp_path, end):
+    path = tmp_path / "a.txt"
+    path.write_bytes(("\ufeff" + STRANGE + end + end + "two").encode())
+    assert files.read_lines(path) == [STRANGE, "", "two"]
+    assert files.lines_of("") == []
+
+
+def test_json_lines_name_the_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"a": "{STRANGE[:6]}"}}\n\n[1\n', encoding="utf-8")
+    rows = files.read_json_lines(path)
+    assert next(rows) == (1, {"a": STRANGE[:6]})
+    with pytest.raises(ValueError, match=r"a.jsonl:3: not JSON: Expecting ',' delimiter, column 3"):
+        next(rows)
+    path.write_text("[" * 100_000 + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a.jsonl:1: not JSON"):
+        list(files.read_json_lines(path))
+    path.write_bytes('{"a": "é"}\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a.jsonl:1: not a text in UTF-8: byte 0xe9"):
+        list(files.read_json_lines(path))
+
+
+def test_files_are_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+    files.replace_text(path, "before\u2028\r\n")
+    assert path.read_bytes() == "before\u2028\r\n".encode()
+    with pytest.raises(UnicodeEncodeError):
+        files.replace_text(path, "x" * 10_000 + "\ud800")
+    assert path.read_bytes() == "before\u2028\r\n".encode()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_is_for_one_process(tmp_path):
+    path = tmp_path / "lock"
+    code = f"""
+from pathlib import Path
+from contralto.common.files import locked
+with Path({str(path)!r}).open("a+") as file, locked(file, "{{pid}} has it"):
+    pass
+"""
+    with path.open("a+", encoding="utf-8") as file, files.locked(file, "busy"):
+        file.write("77")
+        file.flush()
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "OSError: 77 has it" in ran.stderr
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _calls():
+    """Every call in the sources: its file, its line, and the node."""
+    for part in PARTS:
+        for path in sorted((ROOT / part).rglob("*.py")):
+            inside = path.relative_to(ROOT).parts
+            if inside[0] == "contralto" and inside[1] in PARTS:  # a link to another part
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call):
+                    yield "/".join(inside), node
+
+
+def _wrong(node):
+    """What is wrong with a call that reads or writes text, if anything."""
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    named = {keyword.arg for keyword in node.keywords}
+    texts = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+    if name in ("splitlines", "readlines"):
+        return f"{name} splits at more than line feeds, or at the locale's: use contralto.common.files"
+    if name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute) and "encoding" not in named:
+        return f"{name} without encoding is the locale's"
+    if name == "open" and texts and set(texts[-1]) <= set("rwxabt+U") and "b" not in texts[-1]:
+        return None if "encoding" in named else "open without encoding is the locale's"
+    return None
+
+
+@pytest.mark.parametrize(
+    ("code", "is_wrong"),
+    [
+        ("text.splitlines()", True),
+        ("path.read_text()", True),
+        ("path.read_text(encoding='utf-8')", False),
+        ("path.open('a+')", True),
+        ("open(name, 'w')", True),
+        ("path.open('rb')", False),
+        ("read_text(path)", False),
+    ],
+)
+def test_the_check_of_the_sources_sees(code, is_wrong):
+    (node,) = [each for each in ast.walk(ast.parse(code)) if isinstance(each, ast.Call)]
+    assert bool(_wrong(node)) is is_wrong
+
+
+def test_no_source_reads_text_in_another_way():
+    found = [f"{path}:{node.lineno}: {_wrong(node)}" for path, node in _calls() if _wrong(node)]
+    assert not found

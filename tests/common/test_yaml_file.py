@@ -1,0 +1,47 @@
+"""YAML of recipes: no key twice, and no more values than the file shows.
+
+Seen to go red with `yaml.safe_load`: the last of two keys won without a word, aliases ran for ever, depth was a traceback.
+"""
+
+from itertools import pairwise
+
+import pytest
+
+from contralto.common.yaml_file import parse_yaml, read_yaml
+
+NINE = "[" + ", ".join(["{0}"] * 9) + "]"
+LAUGHS = "\n".join(
+    [f"a: &a {NINE.format('x')}", *(f"{n}: &{n} {NINE.format('*' + m)}" for m, n in pairwise("abcdefgh"))]
+)
+WRONG = {
+    "twice": ("seed: 1\nrows: a\nseed: 2\n", "the key 'seed' is given twice, first in line 1 .*line 3"),
+    "twice within": ("roles:\n  target: {model: a, model: b}\n", "the key 'model' is given twice"),
+    "two roles": ("roles:\n  target: {model: a}\n  target: {model: b}\n", "the key 'target' is given twice"),
+    "quoted": ("seed: 1\n'seed': 2\n", "the key 'seed' is given twice"),
+    "laughs": (LAUGHS, "too large: at most 100,000 values"),
+    "itself": ("checks: &x {a: *x}", "too large"),
+    "itself in a list": ("&x [*x]", "too large"),
+    "deep": ("[" * 3000 + "]" * 3000, "nested too deeply"),
+    "tab": ("a:\n\tb: 1", "is not YAML"),
+    "no such day": ("a: 2020-13-45", "is not YAML: month must be"),
+    "code": ("a: !!python/object/apply:os.getcwd []", "is not YAML"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_yaml_is_one_sentence(name):
+    text, message = WRONG[name]
+    with pytest.raises(ValueError, match=r"^r.yaml (is not YAML|is too large|is nested).*") as error:
+        parse_yaml(text, "r.yaml")
+    assert error.match(message)
+    assert "\n" not in str(error.value)
+
+
+def test_merges_and_aliases_are_yaml_as_ever(tmp_path):
+    text = (
+        "base: &b {engine: openai, model: m}\none: *b\ntwo: {<<: *b, model: n}\nthree: {<<: [*b, {k: 1}], model: o}\n"
+    )
+    (tmp_path / "r.yaml").write_text("\ufeff" + text.replace("\n", "\r\n"), encoding="utf-8")
+    base = {"engine": "openai", "model": "m"}
+    two, three = base | {"model": "n"}, base | {"k": 1, "model": "o"}
+    assert read_yaml(tmp_path / "r.yaml") == {"base": base, "one": base, "two": two, "three": three}

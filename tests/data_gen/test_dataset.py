@@ -1,0 +1,687 @@
+"""Published schemas come out as rows that TRL's trainers take; what is malformed is named by file, row and column.
+
+Seen to go red with: the prompt left inside chosen and rejected; `messages` not renamed; the common turns counted up to the end;
+the shared words of an implicit prompt cut inside a word; rows counted from 0; the file's folder left out of image paths; texts
+and lists of parts left side by side in a column; objects of different keys given one type; a prompt taken from what two texts
+begin with where another column holds it; columns of the prompt left out.
+"""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict, load_dataset
+from PIL import Image
+
+from contralto.data_gen.dataset import as_row, load_pairs, stream_pairs, to_dataset
+
+Q, GOOD, BAD = "What is 2 + 2?", "It is 4.", "It is 5."
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def said(text):
+    return {"role": "assistant", "content": text}
+
+
+ASKED, CHOSEN, REJECTED = [user(Q)], [said(GOOD)], [said(BAD)]
+SCHEMAS = {
+    "UltraFeedback-CLAIR": {"prompt": Q, "chosen": ASKED + CHOSEN, "rejected": ASKED + REJECTED, "rational": "Sum."},
+    "distilabel": {
+        "prompt": Q,
+        "prompt_id": "5f3c",
+        "chosen": ASKED + CHOSEN,
+        "chosen_model": "a",
+        "chosen_rating": 4.5,
+        "rejected": ASKED + REJECTED,
+        "rejected_model": "b",
+        "rejected_rating": 2,
+    },
+    "DistiLLM-2": {"prompt": Q, "chosen": ASKED + CHOSEN, "rejected": ASKED + REJECTED},
+    "implicit prompt": {"chosen": ASKED + CHOSEN, "rejected": ASKED + REJECTED},
+    "plain strings": {"prompt": Q, "chosen": GOOD, "rejected": BAD},
+    "explicit prompt": {"prompt": ASKED, "chosen": CHOSEN, "rejected": REJECTED},
+    "UltraFeedback-binarized": {
+        "prompt": Q,
+        "chosen": ASKED + CHOSEN,
+        "rejected": ASKED + REJECTED,
+        "messages": ASKED + CHOSEN,
+        "score_chosen": 8.0,
+    },
+    "transcripts": {
+        "chosen": f"\n\nHuman: {Q}\n\nAssistant: {GOOD}",
+        "rejected": f"\n\nHuman: {Q}\n\nAssistant: {BAD}",
+    },
+    "prompt as transcript": {"prompt": f"\n\nHuman: {Q}\n\nAssistant:", "chosen": GOOD, "rejected": BAD},
+    "prompt in both": {"prompt": ASKED, "chosen": ASKED + CHOSEN, "rejected": ASKED + REJECTED},
+    "prompt text, answer messages": {"prompt": Q, "chosen": CHOSEN, "rejected": REJECTED},
+    "parts": {
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": Q}]}],
+        "chosen": CHOSEN,
+        "rejected": REJECTED,
+    },
+}
+
+
+PLAIN, TALK = SCHEMAS["plain strings"], SCHEMAS["implicit prompt"]
+
+
+def call(name, **arguments):
+    return {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}],
+    }
+
+
+def schema(name, **properties):
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": properties}}}
+
+
+ONE = {
+    "prompt": ASKED,
+    "chosen": [call("weather", city="Oslo")],
+    "rejected": REJECTED,
+    "tools": [schema("weather", city={"type": "string"})],
+}
+TWO = {
+    "prompt": ASKED,
+    "chosen": [call("add", x=4, y=0.1)],
+    "rejected": [call("add", x="4")],
+    "tools": [schema("add", x={"type": "number"})],
+}
+NAMED = [{**ASKED[0], "name": "Mia"}]
+RAGGED = {
+    "tools and arguments": [ONE, TWO],
+    "arguments as a text of JSON": [ONE, {**TWO, "chosen": [call("add", x='{"city": null}')]}],
+    "no tools": [ONE, {"prompt": ASKED, "chosen": CHOSEN, "rejected": REJECTED}],
+    "template arguments": [{**ONE, "chat_template_kwargs": {"enable_thinking": False}}, TWO],
+    "other template arguments": [{**ONE, "chat_template_kwargs": {"a": 1}}, {**TWO, "chat_template_kwargs": {"b": 1}}],
+    "message keys": [{**ONE, "prompt": NAMED}, {**TWO, "prompt": [{**ASKED[0], "weight": 1}]}],
+    "metadata": [{**ONE, "meta": {"source": {"url": "a"}}}, {**TWO, "meta": {"source": {"page": 3}, "tags": []}}],
+    "values that do not mix": [{**ONE, "score": 1}, {**TWO, "score": "high"}],
+    "an argument of two types": [{**ONE, "chosen": [call("a", x=1)]}, {**TWO, "chosen": [call("a", x=["1", None])]}],
+    "nothing in an argument": [
+        {**ONE, "chosen": [call("a", x=None, y={})]},
+        {**TWO, "chosen": [call("a", x={}, y={"z": []})]},
+    ],
+}
+
+
+def written(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------------- published
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("form", ["jsonl", "json", "parquet", "folder", "saved", "dataset", "splits"])
+def test_published_schemas(tmp_path, name, form):
+    records = [SCHEMAS[name]] * 2
+    match form:
+        case "jsonl":
+            source = written(tmp_path / "pairs.jsonl", *records)
+        case "json":
+            source = tmp_path / "pairs.json"
+            source.write_text(json.dumps(records))
+        case "parquet":
+            source = tmp_path / "pairs.parquet"
+            Dataset.from_list(records).to_parquet(source)
+        case "folder":
+            source = tmp_path
+            (tmp_path / "data").mkdir()
+            written(tmp_path / "data" / "train-0.jsonl", records[0])
+            written(tmp_path / "data" / "train-1.jsonl", records[1])
+            written(tmp_path / "data" / "test.jsonl", {"broken": 1})
+        case "saved":
+            source = tmp_path / "saved"
+            Dataset.from_list(records).save_to_disk(source)
+        case "dataset":
+            source = Dataset.from_list(records)
+        case "splits":
+            source = DatasetDict({"train": Dataset.from_list(records), "test": Dataset.from_list(records[:1])})
+    found = load_pairs(source, conversations=True)
+    assert found.num_rows == 2
+    for row in found:
+        assert (row["prompt"], row["chosen"], row["rejected"]) == (ASKED, CHOSEN, REJECTED)
+    others = set(SCHEMAS[name]) - {"messages"} | {"prompt", "chosen", "rejected"}
+    assert set(found.column_names) == others | ({"source_messages"} if "messages" in SCHEMAS[name] else set())
+
+
+def test_other_columns_are_kept():
+    row = as_row({**SCHEMAS["distilabel"], "completion": "x"})
+    assert (row["chosen_rating"], row["prompt_id"], row["source_completion"]) == (4.5, "5f3c", "x")
+
+
+def test_conversations_of_several_turns():
+    before = [{"role": "system", "content": "Be brief."}, user("Hi"), said("Hello"), user(Q)]
+    for prompt in (None, Q, before, [before[-1]]):
+        row = as_row({"prompt": prompt, "chosen": before + CHOSEN, "rejected": before + REJECTED})
+        assert (row["prompt"], row["chosen"], row["rejected"]) == (before, CHOSEN, REJECTED)
+    row = as_row({"prompt": before, "chosen": [user(Q), *CHOSEN], "rejected": [user(Q), *REJECTED]})
+    assert (row["prompt"], row["chosen"]) == (before, CHOSEN)
+    longer = [said(GOOD), user("Sure?"), said("Yes.")]
+    row = as_row({"chosen": ASKED + longer, "rejected": ASKED + REJECTED})
+    assert (row["prompt"], row["chosen"], row["rejected"]) == (ASKED, longer, REJECTED)
+
+
+def test_equal_answers_load():
+    """Ties in distilabel's sets; the check no_op finds them."""
+    row = as_row({"prompt": Q, "chosen": ASKED + CHOSEN, "rejected": ASKED + CHOSEN})
+    assert (row["prompt"], row["chosen"], row["rejected"]) == (ASKED, CHOSEN, CHOSEN)
+    row = as_row({"prompt": Q, "chosen": CHOSEN, "rejected": CHOSEN})
+    assert (row["prompt"], row["chosen"]) == (ASKED, CHOSEN)
+    row = as_row({"prompt": Q, "chosen": [said("a"), *CHOSEN], "rejected": [said("a"), *REJECTED]})
+    assert (row["prompt"], row["chosen"]) == (ASKED, [said("a"), *CHOSEN])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt", "answers"),
+    [
+        ("The sky is blue.", "The sky is brown.", "The sky is", ("blue.", "brown.")),
+        ("The sky is blue.", "The sky is", "The sky", ("is blue.", "is")),
+        ("The sky is", "The sky is green", "The sky", ("is", "is green")),
+        ("a b c", "a b d", "a b", ("c", "d")),
+    ],
+)
+def test_an_implicit_prompt_of_texts_ends_with_a_whole_word(chosen, rejected, prompt, answers):
+    row = as_row({"chosen": chosen, "rejected": rejected}, conversations=True)
+    assert (row["prompt"], row["chosen"], row["rejected"]) == ([user(prompt)], *([said(a)] for a in answers))
+
+
+def test_transcripts_of_several_turns():
+    start = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
+    row = as_row({"chosen": f"{start} Bye bye", "rejected": f"{start} No"}, conversations=True)
+    assert row["prompt"] == [user("Hi"), said("Hello"), user("Bye")]
+    assert (row["chosen"], row["rejected"]) == ([said("Bye bye")], [said("No")])
+
+
+# ---------------------------------------------------------------------------------------------------------------- images
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for name, colour in (("red.png", "red"), ("blue.png", "blue")):
+        Image.new("RGB", (4, 4), colour).save(tmp_path / name)
+    return tmp_path
+
+
+def test_images_are_stored_inside(pictures):
+    (pictures / "sub").mkdir()
+    one = {**SCHEMAS["plain strings"], "images": ["../red.png"], "rejected_images": ["../blue.png"]}
+    two = {**SCHEMAS["plain strings"], "image": "../blue.png"}
+    path = written(pictures / "sub" / "pairs.jsonl", one, two, SCHEMAS["plain strings"])
+    found = load_pairs(path, conversations=True)
+    for name in ("red.png", "blue.png"):
+        (pictures / name).unlink()
+    colours = [[image.getpixel((0, 0)) for image in images] for images in found["images"]]
+    assert colours == [[(255, 0, 0)], [(0, 0, 255)], []]
+    assert [len(images) for images in found["rejected_images"]] == [1, 0, 0]
+    found.to_parquet(pictures / "again.parquet")
+    again = load_pairs(pictures / "again.parquet")
+    assert again[0]["images"][0].getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_images_as_objects_and_in_parts():
+    content = [{"type": "image"}, {"type": "text", "text": Q}]
+    parts = {"prompt": [{"role": "user", "content": content}], "chosen": CHOSEN, "rejected": REJECTED}
+    rows = [
+        {**as_row({**parts, "images": [Image.new("RGB", (2, 2), "red")]})},
+        as_row(SCHEMAS["plain strings"], conversations=True),
+    ]
+    found = to_dataset(rows)
+    assert found[0]["images"][0].size == (2, 2)
+    assert found[0]["prompt"][0]["content"] == [{"type": "image"}, {"type": "text", "text": Q}]
+    assert found[1]["chosen"][0]["content"] == [{"type": "text", "text": GOOD}]
+    again = load_pairs(found)
+    assert again[0]["images"][0].size == (2, 2)
+    assert again[:]["prompt"] == found[:]["prompt"]
+
+
+# ----------------------------------------------------------------------------------------------- texts, and other columns
+
+TEXTS = {
+    "explicit": {"prompt": Q, "chosen": GOOD, "rejected": BAD},
+    "empty prompt": {"prompt": "", "chosen": GOOD, "rejected": BAD},
+    "transcripts": SCHEMAS["transcripts"],
+    "rendered": {"prompt": f"<|user|>{Q}<|assistant|>", "chosen": f"{GOOD}<eos>", "rejected": f"{BAD}<eos>"},
+}
+FRUIT = {"chosen": "The fruit is apple.", "rejected": "The fruit is banana."}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_stay_texts(tmp_path, name):
+    (row,) = load_pairs(written(tmp_path / "pairs.jsonl", TEXTS[name]))
+    if "prompt" in TEXTS[name]:
+        assert row == TEXTS[name]
+    assert {column: row["prompt"] + row[column] for column in ("chosen", "rejected")} == {
+        column: TEXTS[name].get("prompt", "") + TEXTS[name][column] for column in ("chosen", "rejected")
+    }
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [("The sky is blue.", "The sky is brown."), ("a b c", "a b d"), ("It is 4", "It is 5"), ("x  y", "x  z")],
+)
+def test_an_implicit_prompt_of_texts_is_that_of_trl(chosen, rejected):
+    from trl import extract_prompt
+
+    assert as_row({"chosen": chosen, "rejected": rejected}) == extract_prompt({"chosen": chosen, "rejected": rejected})
+
+
+def test_an_implicit_prompt_where_one_text_begins_the_other():
+    """TRL would take all but the last character of the shorter one for the prompt."""
+    row = as_row({"chosen": "The sky is", "rejected": "The sky is green"})
+    assert row == {"prompt": "The sky", "chosen": "is", "rejected": "is green"}
+
+
+@pytest.mark.parametrize("conversations", [False, True])
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (
+            {"question": "Name a fruit that is red."},
+            "question holds text: rename the column that is the prompt to prompt",
+        ),
+        (
+            {"instruction": "Name", "input": "red"},
+            "instruction, input hold text: .*, and drop those that are no part of it",
+        ),
+        ({"word": "apple"}, "word holds text"),
+        ({"conversations": [{"from": "human", "value": "Name a fruit."}]}, "conversations holds text"),
+        ({"history": [["Hi", "Hello"]], "score_chosen": 4.0}, "history holds text"),
+        ({"meta": {"context": ["A list of fruit."]}}, "meta holds text"),
+    ],
+)
+def test_no_prompt_is_invented_where_another_column_holds_text(others, message, conversations):
+    answers = {name: [said(text)] for name, text in FRUIT.items()}
+    for row in (FRUIT, answers):
+        with pytest.raises(ValueError, match=f"the row, column prompt: it is missing, and {message}"):
+            as_row({**others, **row}, conversations=conversations)
+    nothing = {"id": "a7", "score_chosen": 4.0, "input": "", "history": [], "images": None, "tools": None}
+    assert as_row({**FRUIT, **nothing})["prompt"] == "The fruit is"
+    talk = {name: [user("Name a fruit."), said(text)] for name, text in FRUIT.items()}
+    assert as_row({**talk, "source": "a list"})["prompt"] == [user("Name a fruit.")]
+
+
+def test_the_system_column_is_the_systems_turn():
+    brief = {"role": "system", "content": "Be brief."}
+    for row in (TALK, {**PLAIN, "prompt": ASKED}, {**TALK, "prompt": Q}):
+        assert as_row({**row, "system": "Be brief."})["prompt"] == [brief, *ASKED]
+        assert as_row({**row, "system_prompt": ""})["prompt"] == ASKED
+    assert as_row({**PLAIN, "system": "Be brief."}, conversations=True)["prompt"] == [brief, *ASKED]
+    again = as_row({**TALK, "system": "Be brief."})
+    assert as_row(again) == again
+    with pytest.raises(
+        ValueError, match=r"column system: it holds a part of the prompt .* or make conversations of texts"
+    ):
+        as_row({**PLAIN, "system": "Be brief."})
+    with pytest.raises(ValueError, match=r"column system: .* keep one of the two system turns"):
+        as_row({**PLAIN, "prompt": [brief, *ASKED], "system": "Be long."})
+
+
+@pytest.mark.parametrize("name", ["context", "input", "history", "documents", "instruction"])
+def test_a_part_of_the_prompt_is_in_it_or_refused(name):
+    for value in ("2 + 2", ["What is"], [{"question": "2?"}], None, ""):
+        assert as_row({**PLAIN, name: value})["prompt"] == Q
+        assert as_row({**TALK, name: value})["prompt"] == ASKED
+    for row in (PLAIN, TALK, SCHEMAS["transcripts"]):
+        for value in ("Use words.", [["Hi", "Hello"]], {"text": "Use words."}):
+            with pytest.raises(
+                ValueError, match=f"column {name}: it holds a part of the prompt that prompt does not hold"
+            ):
+                as_row({**row, name: value})
+
+
+def test_texts_and_messages_do_not_mix(tmp_path):
+    path = written(tmp_path / "pairs.jsonl", PLAIN, TALK)
+    with pytest.raises(
+        ValueError, match=r"pairs.jsonl, row 2: it is made of messages, and the rows before it of texts"
+    ):
+        load_pairs(path)
+    assert load_pairs(path, conversations=True)["prompt"][:] == [ASKED, ASKED]
+
+
+@pytest.mark.parametrize("content", ["lines", "a list", "a mark first"])
+def test_json_files_of_lines_and_of_a_list(tmp_path, content):
+    lines = "".join(json.dumps({**PLAIN, "prompt": text}, ensure_ascii=False) + "\n" for text in (Q, "a\u2028b\x85c"))
+    path = tmp_path / "pairs.json"
+    text = {"lines": lines, "a list": f"[{lines.strip().replace(chr(10), ',')}]", "a mark first": "\ufeff" + lines}[
+        content
+    ]
+    path.write_text(text, encoding="utf-8")
+    assert load_pairs(path)["prompt"][:] == [Q, "a\u2028b\x85c"]
+
+
+def test_splits_of_a_folder_are_those_of_load_dataset(tmp_path):
+    for name in ("training_pairs.jsonl", "evaluation.jsonl"):
+        written(tmp_path / name, {**PLAIN, "prompt": name})
+    assert load_pairs(tmp_path)["prompt"][:] == ["training_pairs.jsonl"]
+    assert load_pairs(tmp_path, split="test")["prompt"][:] == ["evaluation.jsonl"]
+    with pytest.raises(ValueError, match="there is no split 'dev'; it has train, test"):
+        load_pairs(tmp_path, split="dev")
+    (tmp_path / "evaluation.jsonl").unlink()
+    with pytest.raises(ValueError, match="there is no split 'test'; it has train"):
+        load_pairs(tmp_path, split="test")
+
+
+@pytest.mark.parametrize("name", [*RAGGED, "images"])
+def test_a_stream_has_the_same_rows(pictures, name):
+    rows = RAGGED.get(name, [{**PLAIN, "images": ["red.png"]}])
+    path = written(pictures / "pairs.jsonl", *rows)
+    for row, whole in zip(stream_pairs(path), load_pairs(path), strict=True):
+        assert row == {column: value for column, value in whole.items() if column in row}
+
+
+def test_a_stream_names_a_row_when_it_is_read(tmp_path):
+    stream = iter(stream_pairs(written(tmp_path / "pairs.jsonl", PLAIN, {**PLAIN, "chosen": 1})))
+    assert next(stream)["prompt"] == Q
+    with pytest.raises(ValueError, match=r"pairs.jsonl, row 2, column chosen"):
+        next(stream)
+    with pytest.raises(ValueError, match=r"gone.jsonl: there is no such file"):
+        stream_pairs(tmp_path / "gone.jsonl")
+
+
+# ------------------------------------------------------------------------------------------------------------- malformed
+
+WRONG_ROWS = {
+    "not an object": ([1], "row 2: a row is a JSON object with chosen and rejected, not a list"),
+    "no chosen": ({"prompt": Q, "rejected": BAD}, "row 2, column chosen: is missing"),
+    "no rejected": ({"prompt": Q, "chosen": GOOD}, "row 2, column rejected: is missing"),
+    "null chosen": ({**PLAIN, "chosen": None}, r"row 2, column chosen: is empty \(null\): drop such rows first"),
+    "number": ({**PLAIN, "rejected": 5}, "row 2, column rejected: neither a text nor a list of messages, but a int"),
+    "object": ({**PLAIN, "chosen": {"content": "x"}}, "row 2, column chosen: neither a text nor a list of messages"),
+    "number as prompt": ({**PLAIN, "prompt": 1}, "row 2, column prompt: neither a text nor a list"),
+    "empty prompt": ({**PLAIN, "prompt": ""}, "row 2, column prompt: it is empty"),
+    "no messages": ({**TALK, "chosen": []}, "row 2, column chosen: the list of messages is empty"),
+    "no prompt messages": ({**TALK, "prompt": []}, "row 2, column prompt: the list of messages is empty"),
+    "texts as messages": ({**TALK, "chosen": ["hi"]}, "row 2, column chosen, message 1: a message is an object"),
+    "ShareGPT": (
+        {**TALK, "chosen": [{"from": "human", "value": "x"}]},
+        r"column chosen, message 1: it has from and value \(ShareGPT\); rename",
+    ),
+    "no role": (
+        {**TALK, "chosen": [{"content": "x"}]},
+        "column chosen, message 1: its role is None, not one of system",
+    ),
+    "unknown role": ({**TALK, "rejected": [*ASKED, {"role": "bot", "content": "x"}]}, "message 2: its role is 'bot'"),
+    "no content": ({**TALK, "chosen": [*ASKED, {"role": "assistant"}]}, "message 2: it has no content"),
+    "content a number": ({**TALK, "chosen": [*ASKED, said(4)]}, "message 2: its content is a int, not a text"),
+    "unknown part": ({**TALK, "chosen": [*ASKED, said([{"type": "audio"}])]}, "neither of type text nor of type image"),
+    "part without text": (
+        {**TALK, "chosen": [*ASKED, said([{"type": "text"}])]},
+        "a text part of its content has no text",
+    ),
+    "mixed answers": (
+        {**PLAIN, "chosen": CHOSEN},
+        "one of chosen and rejected is a text, the other a list of messages",
+    ),
+    "ends with the user": (
+        {"chosen": ASKED + CHOSEN + ASKED, "rejected": ASKED + REJECTED},
+        "column chosen: it ends with a turn of the user, not of the assistant",
+    ),
+    "no prompt at all": ({"chosen": CHOSEN, "rejected": REJECTED}, "column prompt: it is missing"),
+    "different questions": (
+        {"prompt": Q, "chosen": [user("a"), *CHOSEN], "rejected": [user("b"), *REJECTED]},
+        "column rejected: it begins with another turn than chosen",
+    ),
+    "one with, one without": (
+        {"prompt": Q, "chosen": ASKED + CHOSEN, "rejected": REJECTED},
+        "column rejected: it begins with another turn than chosen",
+    ),
+    "parting at a question": (
+        {
+            "chosen": [user("a"), said("b"), user("c"), said("d")],
+            "rejected": [user("a"), said("b"), user("e"), said("f")],
+        },
+        "column chosen: it parts from the other answer at a turn of the user",
+    ),
+    "another prompt": (
+        {**TALK, "prompt": "Who?"},
+        "column prompt: it is not what chosen and rejected begin with",
+    ),
+    "prompt ends answering": (
+        {"prompt": ASKED + CHOSEN, "chosen": GOOD, "rejected": BAD},
+        "column prompt: it ends with a turn of the assistant",
+    ),
+    "nothing in common": ({"chosen": "Yes.", "rejected": "No."}, "column prompt: it is missing"),
+    "other transcript": (
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"},
+        "column rejected: its transcript differs",
+    ),
+    "images no list": ({**PLAIN, "images": "a.png"}, "column images: it holds a str, not a list of images"),
+    "no such image": ({**PLAIN, "images": ["no.png"]}, "column images, image 1: .*no.png: there is no such file"),
+    "not an image": ({**PLAIN, "images": ["pairs.jsonl"]}, "column images, image 1: .*pairs.jsonl is not an image"),
+    "image a number": ({**PLAIN, "images": [3]}, "column images, image 1: neither a path nor an image, but a int"),
+    "places without images": (
+        {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": GOOD, "rejected": BAD},
+        "column images: 0 images for 1 places in prompt and chosen",
+    ),
+    "places in an answer": (
+        {"prompt": ASKED, "chosen": [{"role": "assistant", "content": [{"type": "image"}]}], "rejected": REJECTED},
+        "column images: 0 images for 1 places in prompt and chosen",
+    ),
+    "a folder": ({**PLAIN, "images": ["."]}, "column images, image 1: .*: there is no such file"),
+    "no name": ({**PLAIN, "images": [""]}, "column images, image 1: .*: there is no such file"),
+    "a pipe": ({**PLAIN, "images": ["pipe.png"]}, "column images, image 1: .*pipe.png: there is no such file"),
+    "links in a circle": ({**PLAIN, "images": ["circle.png"]}, "column images, image 1: .*circle.png: there is no"),
+    "a null byte": ({**PLAIN, "images": ["a\0b.png"]}, "column images, image 1: .*: there is no such file"),
+    "a long name": ({**PLAIN, "images": ["x" * 300]}, "column images, image 1: .*: not a path"),
+    "PostScript": ({**PLAIN, "images": ["page.png"]}, "column images, image 1: .*page.png is not an image"),
+    "a bomb": (
+        {**PLAIN, "images": ["bomb.png"]},
+        "column images, image 1: .*bomb.png is not an image that Pillow can read",
+    ),
+}
+
+
+def with_strange_files(folder):
+    """Write files that are no images, or not to be read."""
+    os.mkfifo(folder / "pipe.png")
+    (folder / "circle.png").symlink_to("circle.png")
+    (folder / "page.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    header = struct.pack(">4sIIBBBBB", b"IHDR", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (folder / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I4s", 0, b"IDAT"))
+
+
+@pytest.mark.parametrize("name", WRONG_ROWS)
+def test_malformed_rows_are_named(tmp_path, name):
+    record, message = WRONG_ROWS[name]
+    with_strange_files(tmp_path)
+    path = written(tmp_path / "pairs.jsonl", PLAIN, record)
+    with pytest.raises(ValueError, match=rf"pairs.jsonl, row 2.*{message.removeprefix('row 2')}") as error:
+        load_pairs(path, conversations=True)
+    assert "\n" not in str(error.value)
+    assert "row 2, column" in str(error.value) or name == "not an object"
+
+
+WRONG_FILES = {
+    "bad JSON": ("pairs.jsonl", '{"prompt": "a"\n', r"pairs.jsonl, row 1: not JSON, column 15: Expecting"),
+    "empty line": ("pairs.jsonl", json.dumps(PLAIN) + "\n\n", "pairs.jsonl, row 2: an empty line"),
+    "empty file": ("pairs.jsonl", "", "pairs.jsonl has no rows"),
+    "empty list": ("pairs.json", "[]", "pairs.json has no rows"),
+    "not UTF-8": ("pairs.jsonl", b"\xff\xfe\x00", "pairs.jsonl: not a text in UTF-8"),
+    "broken JSON": ("pairs.json", "[{]", "pairs.json: not JSON"),
+    "JSON object": ("pairs.json", "{}", "pairs.json: holds a JSON dict, not a list of rows"),
+    "broken parquet": ("pairs.parquet", "PAR?", "pairs.parquet: not a parquet file"),
+    "no such file": ("gone.jsonl", None, "gone.jsonl: there is no such file"),
+    "another suffix": ("pairs.csv", "a,b", "read from .jsonl, .json and .parquet files, not from .csv"),
+    "no suffix": ("pairs", "a", "and this name has no suffix"),
+    "folder with a script": (
+        "sub/sub.py",
+        "x = 1",
+        "the folder holds no .parquet, .jsonl or .json file: Dataset scripts",
+    ),
+    "empty folder": ("sub/notes.md", "a", "the folder holds no .parquet, .jsonl or .json file"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FILES)
+def test_malformed_files_are_named(tmp_path, name):
+    file, content, message = WRONG_FILES[name]
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_pairs(path.parent if path.parent != tmp_path else path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_splits_that_are_not_there(tmp_path):
+    splits = DatasetDict({"test": Dataset.from_list([PLAIN])})
+    with pytest.raises(ValueError, match="the data set: there is no split 'train'; it has test"):
+        load_pairs(splits)
+    splits.save_to_disk(tmp_path)
+    assert load_pairs(tmp_path, split="test").num_rows == 1
+    with pytest.raises(ValueError, match="there is no split 'train'; it has test"):
+        load_pairs(tmp_path)
+
+
+def test_a_value_that_no_type_holds_is_named(tmp_path):
+    path = written(tmp_path / "pairs.jsonl", PLAIN, {**PLAIN, "score": {"of": 10**30}})
+    with pytest.raises(ValueError, match=r"pairs.jsonl, column score: a value that JSON does not hold"):
+        load_pairs(path)
+    with pytest.raises(ValueError, match=r"column score: a value that JSON does not hold"):
+        to_dataset(
+            [{**as_row(PLAIN), "score": 1.5}, {**as_row(PLAIN), "score": float("inf")}, {**as_row(PLAIN), "score": "x"}]
+        )
+    with pytest.raises(ValueError, match="at least one row"):
+        to_dataset([])
+
+
+def test_data_sets_of_the_hub(monkeypatch):
+    def load_dataset(name, config, *, split, streaming):
+        if name != "somebody/pairs":
+            raise FileNotFoundError(f"no {name}")
+        return {"train": Dataset.from_list([PLAIN])}[split]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert load_pairs("somebody/pairs", conversations=True)[0]["prompt"] == ASKED
+    with pytest.raises(
+        ValueError, match="nobody/pairs: neither a file or folder here nor a data set of the Hub: no nobody"
+    ):
+        load_pairs("nobody/pairs")
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_rows_of_different_keys_read_as_they_are(tmp_path, name):
+    """Nothing is filled in: as `load_dataset("json")` reads them, but for columns that TRL unpacks; and so from parquet."""
+    path = written(tmp_path / "pairs.jsonl", *RAGGED[name])
+    found = load_pairs(path)
+    for row, record in zip(found, RAGGED[name], strict=True):
+        assert row == {
+            **dict.fromkeys(found.column_names),
+            **({"chat_template_kwargs": {}} if "template" in name else {}),
+            **record,
+        }
+    json_reader = load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    for row, theirs in zip(found, json_reader, strict=True):
+        if name != "arguments as a text of JSON":  # whose text their reader takes for JSON once more
+            assert row == {
+                **theirs,
+                **({"chat_template_kwargs": row["chat_template_kwargs"]} if "template" in name else {}),
+            }
+    found.to_parquet(tmp_path / "pairs.parquet")
+    assert load_pairs(tmp_path / "pairs.parquet")[:] == found[:]
+    found.save_to_disk(tmp_path / "saved")
+    assert load_pairs(tmp_path / "saved")[:] == found[:]
+    assert found.map(lambda row: {"length": len(row["prompt"])}).remove_columns("length")[0] == found[0]
+
+
+def test_columns_that_only_some_rows_have():
+    found = to_dataset([{**as_row(PLAIN), "a": 1}, {**as_row(PLAIN), "b": "x"}])
+    assert found["a"][:] == [1, None]
+    assert found["b"][:] == [None, "x"]
+
+
+# ------------------------------------------------------------------------------------------------------------------- TRL
+
+TRAIN = """
+import json, sys, warnings
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+from contralto import testbed
+from contralto.data_gen.dataset import load_pairs
+warnings.simplefilter("ignore")
+tokenizer = AutoTokenizer.from_pretrained(testbed.path("student"))
+losses = {}
+for path in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(testbed.path("student"), dtype="float32")
+    args = DPOConfig(output_dir=sys.argv[1], max_steps=1, per_device_train_batch_size=2, report_to=[], use_cpu=True,
+                     save_strategy="no", disable_tqdm=True, gradient_checkpointing=False, bf16=False, logging_steps=1)
+    trainer = DPOTrainer(model, args=args, train_dataset=load_pairs(path, conversations=True), processing_class=tokenizer)
+    trainer.train()
+    losses[path] = [trainer.state.log_history[0]["loss"], trainer.train_dataset[0]["chosen_ids"]]
+print("LOSSES " + json.dumps(losses))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", ["0", "3"])
+def test_trl_trains_on_every_schema_whatever_the_hash_seed(tmp_path, seed):
+    """Seeds 0 and 3 give the two verdicts of `is_conversational` on a mixed row, and both kill a training on it."""
+    from contralto import testbed
+
+    paths = [written(tmp_path / f"{name.replace(' ', '-')}.jsonl", record, record) for name, record in SCHEMAS.items()]
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", TRAIN, str(tmp_path / "out"), *map(str, paths)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=Path(testbed.__file__).parents[1],
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    losses = json.loads(ended.stdout.partition("LOSSES ")[2])
+    expected = testbed.tokenizer()(GOOD + "<eos>", add_special_tokens=False)["input_ids"]
+    for loss, ids in losses.values():
+        assert loss == pytest.approx(0.6931, abs=1e-3)
+        assert ids == expected
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_trl_trains_on_rows_with_images(tmp_path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from trl import DPOConfig, DPOTrainer
+
+    from contralto import testbed
+    from contralto.testbed import questions as world
+
+    rows = []
+    for one in world.scene_pairs(count=4):
+        chosen, rejected = said(one["caption"]), said(one["contrast_caption"])
+        images = {"images": one["images"][:1], "rejected_images": one["images"][1:]}
+        rows.append({"prompt": [user(one["prompt"])], "chosen": [chosen], "rejected": [rejected], **images})
+    to_dataset(rows).to_parquet(tmp_path / "pairs.parquet")
+    model = AutoModelForImageTextToText.from_pretrained(testbed.path("vision-0"), dtype="float32")
+    settings = {
+        "max_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+    }
+    trainer = DPOTrainer(
+        model,
+        args=DPOConfig(output_dir=str(tmp_path), gradient_checkpointing=False, **settings),
+        train_dataset=load_pairs(tmp_path / "pairs.parquet"),
+        processing_class=AutoProcessor.from_pretrained(testbed.path("vision-0")),
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)

@@ -1,0 +1,405 @@
+"""The store: answers are there or they are not, once, whatever happens to the process, the disk, or beside it.
+
+Seen to go red with: answers that replace the first one; failures that outlive their answer; `record` without a transaction.
+"""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from contralto.data_gen.store import APPLICATION, Asked, Store
+from contralto.data_gen.types import Answer, Ask, Failure, Sampling, settle
+
+
+def asked(number, *, row=None, role="target"):
+    """A request of its own for every number."""
+    request = settle(Ask(role=role, prompt=f"{number} ="), engine={"m": 1}, sampling=Sampling(), seed=0, row="r")
+    return Asked(request=request, row=row or f"row {number}", strategy="s", role=role, tag="answer", model="m")
+
+
+def answer(number, text=None):
+    return Answer(text=text or f"it is {number}", prompt_tokens=3, completion_tokens=number, logprobs=(-0.5, -1 / 3))
+
+
+def test_what_was_recorded_is_read_back(tmp_path):
+    path = tmp_path / "deep" / "answers.sqlite"
+    with Store(path) as store:
+        store.record([(asked(1), answer(1)), (asked(2), Failure("500: oops"))])
+    with Store(path, read_only=True) as store:
+        one, two, three = (asked(number).request.key for number in (1, 2, 3))
+        assert store.get([one, two, three]) == {one: answer(1), two: Failure("500: oops")}
+
+
+def test_the_first_answer_stands_and_ends_the_failure(tmp_path):
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(1), Failure("cut"))])
+        assert [failed.said.reason for failed in store.failures()] == ["cut"]
+        store.record([(asked(1), answer(1, "first")), (asked(1), answer(1, "second"))])
+        store.record([(asked(1), answer(1, "third")), (asked(1), Failure("late"))])
+        assert store.get([asked(1).request.key])[asked(1).request.key].text == "first"
+        assert list(store.failures()) == []
+
+
+def test_failures_can_be_forgotten(tmp_path):
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(n), Failure("cut")) for n in range(3)] + [(asked(9), answer(9))])
+        assert store.forget_failures() == 3
+        assert store.get([asked(n).request.key for n in range(3)]) == {}
+        assert len(store.get([asked(9).request.key])) == 1
+
+
+def test_many_keys_at_once(tmp_path):
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(n), answer(n)) for n in range(1200)])
+        assert len(store.get([asked(n).request.key for n in range(1200)])) == 1200
+
+
+def test_usage_by_role(tmp_path):
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(n), answer(n)) for n in (1, 2)] + [(asked(5, role="judge"), answer(5))])
+        assert [tuple(usage) for usage in store.usage()] == [("judge", "m", 1, 3, 5), ("target", "m", 2, 6, 3)]
+
+
+def test_merge_takes_what_is_new(tmp_path):
+    with Store(tmp_path / "a") as one, Store(tmp_path / "b") as other:
+        one.record([(asked(1), answer(1, "mine")), (asked(2), Failure("cut"))])
+        other.record([(asked(1), answer(1, "theirs")), (asked(2), answer(2)), (asked(3), Failure("500"))])
+        assert one.merge(tmp_path / "b") == 1
+        found = one.get([asked(n).request.key for n in (1, 2, 3)])
+        assert found[asked(1).request.key].text == "mine"
+        assert found[asked(2).request.key] == answer(2)
+        assert found[asked(3).request.key] == Failure("500")
+        assert one.merge(tmp_path / "b") == 0
+    with Store(tmp_path / "a") as one, pytest.raises(FileNotFoundError, match="there is no store"):
+        one.merge(tmp_path / "nothing")
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path):
+    (tmp_path / "text").write_text("hello " * 100)
+    with pytest.raises(ValueError, match="text is not a store of answers"):
+        Store(tmp_path / "text")
+    with pytest.raises(FileNotFoundError, match="nothing was asked"):
+        Store(tmp_path / "none", read_only=True)
+    with Store(tmp_path / "later") as store:
+        store._db.execute("PRAGMA user_version=99")
+    with pytest.raises(ValueError, match="written by a later contralto"):
+        Store(tmp_path / "later")
+
+
+# ------------------------------------------------------------------------------------------------ other people's files
+
+
+def everything(folder):
+    """All files of a folder with their contents."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def foreign(path, *, table="t(x)", version=0, application=0, mode="delete"):
+    """An SQLite file of another program."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(f"PRAGMA application_id={application}; PRAGMA user_version={version}; CREATE TABLE {table}")
+        db.execute(f"PRAGMA journal_mode={mode}")
+
+
+FOREIGN = [
+    {},
+    {"mode": "wal"},
+    {"version": 1},
+    {"version": 99, "mode": "wal"},
+    {"version": 1, "application": 0x42B9},
+    {"version": 1, "table": "answers(key TEXT PRIMARY KEY, text TEXT)"},
+]
+
+
+@pytest.mark.parametrize("given", FOREIGN)
+def test_a_database_of_another_program_is_left_as_it_is(tmp_path, given):
+    foreign(tmp_path / "notes.db", **given)
+    before = everything(tmp_path)
+    for read_only in (False, True):
+        with pytest.raises(ValueError, match=r"notes\.db is not a store of answers"):
+            Store(tmp_path / "notes.db", read_only=read_only)
+    with Store(tmp_path / "own" / "a") as store, pytest.raises(ValueError, match="is not a store of answers"):
+        store.merge(tmp_path / "notes.db")
+    shutil.rmtree(tmp_path / "own")
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_what_is_no_regular_file_is_refused_unopened(tmp_path, read_only):
+    """A pipe is never opened: that would wait for its writer."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for each in (tmp_path / "pipe", tmp_path / "link", Path(os.devnull)):
+        with pytest.raises(ValueError, match="is not a store of answers: it is not a regular file"):
+            Store(each, read_only=read_only)
+
+
+def test_an_empty_file_is_no_store_to_read(tmp_path):
+    (tmp_path / "a").touch()
+    with pytest.raises(ValueError, match="a is not a store of answers: it is empty"):
+        Store(tmp_path / "a", read_only=True)
+    with Store(tmp_path / "b") as store, pytest.raises(ValueError, match="it is empty"):
+        store.merge(tmp_path / "a")
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(1), answer(1))])
+        assert store._count() == 1
+
+
+@pytest.mark.parametrize("content", [b"x", b"hello " * 100, b"SQLite format 3\0" + b"\0" * 3000, b"\x89PNG" * 512])
+def test_what_is_no_database_is_left_as_it_is(tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    for read_only in (False, True):
+        with pytest.raises(ValueError, match="file is not a store of answers"):
+            Store(tmp_path / "file", read_only=read_only)
+    with pytest.raises(ValueError, match="it is a folder"):
+        Store(tmp_path)
+    assert everything(tmp_path) == {"file": content}
+
+
+def log_mode(path):
+    """Leave a store as earlier versions did: in write-ahead mode and without an application id."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(
+            "PRAGMA application_id=0; PRAGMA journal_mode=WAL; INSERT OR IGNORE INTO failures SELECT * FROM failures"
+        )
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_reading_changes_nothing_and_leaves_nothing_behind(tmp_path, is_old):
+    path = tmp_path / "a"
+    with Store(path) as store:
+        store.record([(asked(1), answer(1))])
+    if is_old:
+        log_mode(path)
+    before = everything(tmp_path)
+    assert list(before) == ["a"]
+    with Store(path, read_only=True) as store:
+        assert len(store.get([asked(1).request.key])) == 1
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            store.record([(asked(2), answer(2))])
+    assert everything(tmp_path) == before
+    with Store(path) as store:
+        store.record([(asked(2), answer(2))])
+        assert len(store.get([asked(n).request.key for n in (1, 2)])) == 2
+    assert list(everything(tmp_path)) == ["a"]
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_store_in_which_nothing_is_written_keeps_its_bytes(tmp_path, is_old):
+    """Also one of an earlier version, whose header is brought up to date when something is written."""
+    path = tmp_path / "a"
+    with Store(path) as store:
+        store.record([(asked(1), answer(1))])
+    if is_old:
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("PRAGMA application_id=0")
+    before = everything(tmp_path)
+    with Store(path) as store:
+        assert len(store.get([asked(1).request.key])) == 1
+        assert store.forget_failures() == 0
+        store.record([])
+        assert everything(tmp_path) == before
+    assert everything(tmp_path) == before
+    with Store(path) as store:
+        store.record([(asked(2), Failure("cut"))])
+        assert (tmp_path / "a-wal").exists()
+    assert list(everything(tmp_path)) == ["a"]
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA application_id").fetchone() == (APPLICATION,)
+
+
+def test_failures_are_answered_while_they_are_listed(tmp_path):
+    """The first answer begins the write-ahead log, which no open cursor allows."""
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(n), Failure("cut")) for n in range(3)])
+    with Store(tmp_path / "a") as store:
+        for n, _ in enumerate(store.failures()):
+            store.record([(asked(n), answer(n))])
+        assert list(store.failures()) == []
+
+
+def _read_as_a_stranger(path, number):
+    if os.getuid() == 0:
+        os.setuid(65534)  # nobody: root may write anywhere
+    with Store(path, read_only=True) as store:
+        assert len(store.get([asked(n).request.key for n in range(number)])) == number
+
+
+@pytest.mark.parametrize("state", ["closed", "old", "open", "killed"])
+def test_a_store_in_a_folder_that_cannot_be_written_is_read(state):
+    """`tmp_path` lies in folders that nobody else may enter."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "theirs"
+        store = Store(folder / "a")
+        store.record([(asked(n), answer(n)) for n in range(3)])
+        if state == "killed":
+            folder = Path(shutil.copytree(folder, Path(name) / "copy"))
+        elif state != "open":
+            store.close()
+        if state == "old":
+            log_mode(folder / "a")
+        before = everything(folder)
+        Path(name).chmod(0o755)
+        folder.chmod(0o555)
+        reader = multiprocessing.get_context("fork").Process(target=_read_as_a_stranger, args=(folder / "a", 3))
+        reader.start()
+        reader.join()
+        folder.chmod(0o755)
+        assert reader.exitcode == 0
+        after = everything(folder)
+        assert after.keys() == before.keys()
+        kept = [name for name in ("a", "a-wal") if name in before]  # a-shm holds the locks of readers
+        assert all(after[name] == before[name] for name in kept)
+        store.close()
+
+
+def test_a_store_is_not_merged_into_itself(tmp_path):
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(1), answer(1))])
+        (tmp_path / "link").symlink_to(tmp_path / "a")
+        (tmp_path / "hard").hardlink_to(tmp_path / "a")
+        for name in ("a", "link", "hard"):
+            with pytest.raises(ValueError, match="is the store to merge into"):
+                store.merge(tmp_path / name)
+
+
+def test_a_store_that_is_being_written_is_merged(tmp_path):
+    with Store(tmp_path / "a") as store, Store(tmp_path / "b") as other:
+        other.record([(asked(n), answer(n)) for n in range(3)])
+        before = (tmp_path / "b").read_bytes()
+        assert store.merge(tmp_path / "b") == 3
+        assert (tmp_path / "b").read_bytes() == before
+        other.record([(asked(3), answer(3))])
+        assert store.merge(tmp_path / "b") == 1
+
+
+# ------------------------------------------------------------------------------------------------------------------ size
+
+
+def steps(store, act):
+    """Steps of SQLite's virtual machine that `act` takes."""
+    count = 0
+
+    def step():
+        nonlocal count
+        count += 1
+
+    store._db.set_progress_handler(step, 1)
+    act()
+    store._db.set_progress_handler(None, 1)
+    return count
+
+
+def test_an_answer_costs_the_same_in_a_large_store(tmp_path):
+    """Seen to go red with failures that are compared with all answers at every commit."""
+    with Store(tmp_path / "a") as store:
+        found = []
+        for size in (10, 4000):
+            store.record([(asked(size + n), answer(1)) for n in range(size)])
+            new = [[(asked(-size - n), answer(1))] for n in range(3)]
+            failed = [(asked(-2 * size), Failure("cut"))]
+            costs = [steps(store, lambda said=said: store.record(said)) for said in (*new, failed, *new)]
+            key = asked(-size).request.key
+            found.append([*costs, steps(store, lambda key=key: store.get([key]))])
+        assert all(large <= small + 20 for small, large in zip(*found, strict=True)), found
+
+
+def test_texts_of_any_kind(tmp_path):
+    texts = ["", "\x00", "é ☃ 😀", "a" * 10**6, "'; DROP TABLE answers; --"]
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(n), Answer(text=text)) for n, text in enumerate(texts)])
+        found = store.get([asked(n).request.key for n in range(len(texts))])
+        assert [found[asked(n).request.key].text for n in range(len(texts))] == texts
+
+
+# ------------------------------------------------------------------------------------------------------------- accidents
+
+
+def test_a_full_disk_records_nothing_of_a_list_and_breaks_nothing(tmp_path):
+    """In a process of its own, whose files may not grow beyond 256 KiB."""
+    code = f"""
+import resource, sqlite3, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_store import answer, asked
+from contralto.data_gen.store import Store
+store = Store(Path({str(tmp_path / "a")!r}))
+store.record([(asked(0), answer(0))])
+resource.setrlimit(resource.RLIMIT_FSIZE, (256 * 1024, resource.RLIM_INFINITY))
+try:
+    store.record([(asked(n), answer(n, "long " * 2000)) for n in range(1, 200)])
+except sqlite3.OperationalError as error:
+    print("full:", error)
+print(len(store.get([asked(n).request.key for n in range(200)])))
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+store.record([(asked(n), answer(n, "long " * 2000)) for n in range(1, 200)])
+print(len(store.get([asked(n).request.key for n in range(200)])))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    full, before, after = result.stdout.splitlines()
+    assert full.startswith("full:"), result.stdout
+    assert (before, after) == ("1", "200")
+    assert sqlite3.connect(tmp_path / "a").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def _write_many(path, start, first):
+    with Store(path) as store:
+        for n in range(start, start + 60):
+            store.record([(asked(n), answer(n, f"{first} {n}"))])
+
+
+def test_two_writers_at_once(tmp_path):
+    """Each number is there once, and whoever came first stands."""
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_many, args=(tmp_path / "a", 30 * i, f"writer {i}")) for i in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    with Store(tmp_path / "a") as store:
+        found = store.get([asked(n).request.key for n in range(90)])
+    assert len(found) == 90
+    assert {said.text.split()[1] for said in found.values()} == {"0", "1"}
+
+
+@pytest.mark.slow
+def test_killed_at_any_instant_a_writer_leaves_whole_lists(tmp_path):
+    """A child records lists of five and says so on a pipe; what it said is there, and nothing is there in part."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_store import answer, asked
+from contralto.data_gen.store import Store
+store = Store(Path({str(tmp_path / "a")!r}))
+start = int(sys.argv[1])
+for n in range(start, start + 10000, 5):
+    store.record([(asked(k), answer(k)) for k in range(n, n + 5)])
+    print(n + 5, flush=True)
+"""
+    said = 0
+    for pause in (0.02, 0.11, 0.07, 0.05):
+        child = subprocess.Popen([sys.executable, "-c", code, str(said)], stdout=subprocess.PIPE, text=True)
+        assert child.stdout.readline()
+        time.sleep(pause)
+        os.kill(child.pid, signal.SIGKILL)
+        said = max([said, *(int(line) for line in child.stdout if line.endswith("\n"))])
+        child.wait()
+        child.stdout.close()
+        with Store(tmp_path / "a") as store:
+            known = store.get([asked(n).request.key for n in range(said + 5)])
+            assert len(known) in (said, said + 5)
+            assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        said = len(known)
+    assert said > 20

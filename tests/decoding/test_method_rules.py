@@ -1,0 +1,162 @@
+"""Every method's rule against its float64 reference in plain Python, with impossible tokens too.
+
+Seen to go red with: the sign of alpha in VCD turned; kappa left out of the scale of RITUAL; M3ID's step from 1; probabilities
+in CID exchanged; the layers of DoLa chosen by the least divergence, by
+the other form's, or by the batch's mean, or on tokens that are ruled out; log sigmoid without the log.
+"""
+
+import inspect
+import math
+
+import pytest
+import torch
+from oracles import rules as oracle
+from torch.testing import assert_close
+
+from contralto.decoding import rules
+from tests.decoding import test_rules
+
+VOCAB, ROWS = 13, 7
+TWO = {
+    "visual_contrastive_decoding": (oracle.vcd, [{}, {"alpha": 0.3, "beta": 0.4}, {"alpha": 0.0, "beta": 0.0}]),
+    "instruction_contrastive_decoding": (oracle.vcd, [{}, {"alpha": 2.0, "beta": 0.02}]),
+    "ritual": (oracle.ritual, [{}, {"kappa": 0.5, "beta": 0.3}, {"kappa": 0.0}]),
+    "m3id": (oracle.m3id, [{"step": 0}, {"step": 1}, {"step": 40, "lam": 0.05, "beta": 0.01}]),
+    "contrastive_input_decoding": (oracle.cid, [{}, {"lam": 7.0}, {"lam": 0.0}]),
+    "contrastive_input_decoding_log_ratio": (oracle.cid_log_ratio, [{}, {"lam": 0.2, "alpha": 0.5}]),
+    "context_aware_decoding": (oracle.cad, [{}, {"alpha": 1.0}, {"alpha": 0.0}]),
+    "classifier_free_guidance": (oracle.cfg, [{}, {"guidance_scale": 3.0}, {"guidance_scale": 0.0}]),
+}
+THREE = {
+    "ritual_vcd": (
+        lambda e, t, n, **k: oracle.vcd_ritual(e, n, t, **k),
+        [{}, {"alpha": 0.5, "kappa": 1.0, "beta": 0.3}],
+    ),
+    "proxy_tuning": (oracle.proxy_tuning, [{}, {"alpha": 2.5}, {"alpha": 0.0}]),
+}
+RENAMED = {"guidance_scale": "gamma", "normalize": "normalise"}
+CASES = [(name, *rest) for name, rest in [*TWO.items(), *THREE.items()]]
+
+
+def _branches(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = 3 * torch.randn(count, ROWS, VOCAB, generator=generator, dtype=torch.float64)
+    rows[:, 1, 3] = -math.inf  # impossible everywhere
+    rows[0, 2, 4] = rows[1, 2, 5] = -math.inf  # impossible in one branch
+    rows[1:, 3] = -math.inf
+    rows[1:, 3, 0], rows[0, 3, 0] = 0.0, -math.inf  # nothing is possible in all branches
+    rows[1:, 5] = -math.inf  # a contrast that knows nothing at all
+    rows[:, 6] = -math.inf
+    return list(rows)
+
+
+def _renamed(name, settings):
+    """The same settings in the reference's words."""
+    settings = {RENAMED.get(key, key): value for key, value in settings.items()}
+    if name == "m3id" and "beta" in settings:
+        settings["alpha"] = settings.pop("beta")
+    return settings
+
+
+@pytest.mark.parametrize(("name", "reference", "grid"), CASES, ids=[case[0] for case in CASES])
+def test_equals_the_reference(name, reference, grid):
+    branches = _branches(3 if name in THREE else 2)
+    for settings in grid:
+        expected = [
+            reference(*row, **_renamed(name, settings)) for row in zip(*(b.tolist() for b in branches), strict=True)
+        ]
+        found = getattr(rules, name)(*branches, **settings)
+        assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_ritual_normalized():
+    original, transformed = _branches(2)
+    rows = zip(original.tolist(), transformed.tolist(), strict=True)
+    expected = [oracle.ritual(e, t, kappa=2.0, normalise=True) for e, t in rows]
+    assert_close(rules.ritual(original, transformed, kappa=2.0, normalize=True), torch.tensor(expected).double())
+
+
+def test_m3id_takes_a_step_per_position():
+    conditioned, unconditioned = _branches(2)
+    steps = torch.arange(ROWS)[:, None] * 10
+    together = rules.m3id(conditioned, unconditioned, step=steps)
+    for i, (c, u) in enumerate(zip(conditioned, unconditioned, strict=True)):
+        assert_close(together[i], rules.m3id(c, u, step=10 * i))
+
+
+@pytest.mark.parametrize(("rule", "form"), [(rules.dola, "kl"), (rules.dola_jsd, "jsd")])
+def test_dola_chooses_a_layer_per_row(rule, form):
+    final, *layers = _branches(5)
+    final, stacked = final[:-1], torch.stack(layers, dim=1)[:-1]  # the last row allows nothing
+    rows = list(zip(final.tolist(), stacked.tolist(), strict=True))
+    expected = [oracle.dola(f, row, form=form) for f, row in rows]
+    assert_close(rule(final, stacked), torch.tensor(expected, dtype=torch.float64))
+    assert len({oracle.dola_layer(f, row, form) for f, row in rows}) > 1  # or the test could not tell
+    assert rule(torch.full((1, VOCAB), -math.inf), stacked[:1]).max() == -math.inf
+
+
+def test_dola_forms_choose_different_layers():
+    torch.manual_seed(0)
+    final, layers = torch.randn(200, VOCAB).double(), torch.randn(200, 4, VOCAB).double()
+    final[:, 0] = -math.inf  # a token that is ruled out, as by a processor
+    rows = zip(final.tolist(), layers.tolist(), strict=True)
+    differ = [oracle.dola_layer(f, row, "kl") != oracle.dola_layer(f, row, "jsd") for f, row in rows]
+    found = (rules.dola(final, layers) != rules.dola_jsd(final, layers)).any(-1)
+    assert found.tolist() == differ
+    assert 10 < sum(differ) < 100
+
+
+def test_critic_guided_equals_the_reference():
+    logits, _ = _branches(2)
+    values = torch.randn(ROWS, VOCAB, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 4
+    candidates = logits.topk(4).indices
+    found = rules.critic_guided(logits, values.gather(-1, candidates), candidates)
+    expected = [
+        oracle.critic_guided(row, v.__getitem__, k=4) for row, v in zip(logits.tolist(), values.tolist(), strict=True)
+    ]
+    assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_every_rule_is_in_a_contract():
+    public = {name for name in rules.__all__ if inspect.isfunction(getattr(rules, name))}
+    others = {"plausible", "combine", "dola", "dola_jsd", "critic_guided"}
+    assert public == {*TWO, *THREE, *others, *test_rules.TWO_BRANCH_RULES}
+
+
+@pytest.mark.parametrize(("name", "reference", "grid"), CASES, ids=[case[0] for case in CASES])
+def test_nothing_is_changed_in_place_and_dtypes_stay(name, reference, grid):
+    for dtype in (torch.float32, torch.bfloat16):
+        branches = [b.to(dtype) for b in _branches(3 if name in THREE else 2)]
+        before = [b.clone() for b in branches]
+        found = getattr(rules, name)(*branches, **grid[0])
+        assert found.dtype == dtype
+        assert not found.isnan().any()
+        assert all(torch.equal(b, c) for b, c in zip(branches, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("visual_contrastive_decoding", {"alpha": -1}, "alpha must be a finite number of at least 0"),
+        ("visual_contrastive_decoding", {"beta": 1.5}, r"beta must lie in \[0, 1\]"),
+        ("instruction_contrastive_decoding", {"alpha": math.inf}, "alpha must be a finite number"),
+        ("ritual", {"kappa": -0.1}, "kappa must be a finite number"),
+        ("m3id", {"lam": -1, "step": 0}, "lam must be a finite number"),
+        ("contrastive_input_decoding", {"lam": math.nan}, "lam must be a finite number"),
+        ("contrastive_input_decoding_log_ratio", {"alpha": -0.1}, r"alpha must lie in \[0, 1\]"),
+        ("context_aware_decoding", {"alpha": -1}, "alpha must be a finite number"),
+        ("classifier_free_guidance", {"guidance_scale": -1}, "guidance_scale must be a finite number"),
+    ],
+)
+def test_ranges(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(rules, name)(*_branches(2), **settings)
+
+
+def test_shapes():
+    with pytest.raises(ValueError, match="differ in shape"):
+        rules.contrastive_input_decoding(torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"layers of shape \(..., L, V\)"):
+        rules.dola(torch.zeros(2, 3), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="a value per candidate"):
+        rules.critic_guided(torch.zeros(2, 3), torch.zeros(2, 1), torch.zeros(2, 2, dtype=torch.long))

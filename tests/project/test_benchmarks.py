@@ -1,0 +1,107 @@
+"""The benchmark scripts run, at toy size, and print their tables."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+pytestmark = pytest.mark.slow
+
+
+def _run(name, *arguments):
+    command = [sys.executable, str(BENCHMARKS / name), *arguments]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # tests share the machine, and threads that wait spin
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
+
+
+def test_decode_overhead():
+    small = "--shapes testbed --batches 1 --contexts 64 --rounds 1 --seconds 0 --tokens 8 --no-write"
+    result = _run("decode_overhead.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| testbed | ") == 2
+
+
+def test_stacked_branches():
+    small = "--sizes 50M --batches 1 --contexts 16 --rounds 1 --seconds 0 --tokens 4 --no-write"
+    result = _run("stacked_branches.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| 50M | 1 | 16 |") == 1
+
+
+def test_testbed_card_compares_with_the_card():
+    """Few problems make wide scatter, so the verdict is open; every figure of the card must be compared."""
+    models = BENCHMARKS.parent / "testbed" / "models"
+    result = _run("testbed_card.py", "--models", str(models), "--problems", "30", "--items", "20")
+    assert result.returncode in (0, 1), result.stderr
+    assert result.stdout.count("  card ") == 58
+
+
+def test_vision_card_compares_with_the_card():
+    models = BENCHMARKS.parent / "testbed" / "vision_models"
+    result = _run("vision_card.py", "--models", str(models), "--pictures", "20", "--dev", "4")
+    assert result.returncode in (0, 1), result.stderr
+    assert result.stdout.count("  card ") == 60
+
+
+def test_distill_loss():
+    small = "--tokens 16 --vocabulary 500 --widths 8 12 --rounds 1 --no-write"
+    result = _run("distill_loss.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| 16 | ") == 2
+
+
+def test_data_size():
+    result = _run("data_size.py", "--sizes", "40", "80", "--no-write")
+    assert result.returncode == 0, result.stderr
+    assert "\n| 80 | " in result.stdout
+
+
+def test_train_step():
+    small = "--sizes testbed --vocabularies 500 --rounds 1 --steps 1 --pairs 1 --no-write"
+    result = _run("train_step.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    lines = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("| testbed | ")]
+    flops = {(line[2], line[3]): float(line[9]) for line in lines}
+    for lengths in ("192/64", "64/192"):
+        stock, compact, ours = (flops[lengths, row] for row in ("stock", "stock, completion tokens only", "ours"))
+        assert ours <= compact < stock == 1
+
+
+def test_the_step_benchmark_counts_products_in_place_and_leaves_trl_as_it_was(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import train_step
+    import trl.trainer.utils as stock
+
+    a, b = torch.ones(3, 4), torch.ones(4, 5)
+    with FlopCounterMode(display=False, custom_mapping=train_step.IN_PLACE) as counter:
+        torch.zeros(3, 5).addmm_(a, b)
+        torch.addmm(torch.zeros(3, 5), a, b)
+    assert counter.get_total_flops() == 2 * (2 * 3 * 4 * 5)
+    before = stock._use_triton
+    with train_step.compaction(True):
+        assert stock._use_triton(a.device)
+    assert stock._use_triton is before
+
+
+def test_a_stopped_distill_card_goes_on(tmp_path):
+    """What was kept is taken, what was not is done again, with the same answers."""
+    kept = tmp_path / "runs.jsonl"
+    small = f"--prompts 16 --epochs 2 --problems 8 --dev 4 --seeds 0 --rates 1e-3 --no-write --runs {kept}"
+    small += " --settings skew_kl gradual paper sft+contrast kept+contrast"
+    found = []
+    for _ in range(2):
+        result = _run("distill_card.py", *small.split())
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("| 0.001 | ") == 6
+        found.append([json.loads(line) for line in kept.read_text().splitlines()])
+        kept.write_text("".join(json.dumps(line) + "\n" for line in found[0][:4]))
+    one, two = ([(each["key"], each["run"]["dev"], each["run"]["right"]) for each in lines] for lines in found)
+    assert one == two
+    assert [each["run"]["seconds"] for each in found[0][:4]] == [each["run"]["seconds"] for each in found[1][:4]]

@@ -1,0 +1,64 @@
+"""The package is what pyproject.toml says: every folder mapped, every link in place, light modules light."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PARTS = ["align", "data_gen", "decoding", "eval", "testbed"]
+OWN = ["cli", "common"]
+"""Packages in the import root itself."""
+
+
+def test_every_package_folder_is_listed():
+    folders = {path.parent.relative_to(ROOT) for part in PARTS for path in (ROOT / part).rglob("__init__.py")}
+    own = {path.parent.relative_to(ROOT) for room in OWN for path in (ROOT / "contralto" / room).rglob("__init__.py")}
+    listed = set(PROJECT["tool"]["setuptools"]["packages"]) - {"contralto"}
+    assert listed == {"contralto." + ".".join(f.parts) for f in folders} | {".".join(f.parts) for f in own}
+    for name in {"contralto." + ".".join(folder.parts) for folder in folders}:
+        assert PROJECT["tool"]["setuptools"]["package-dir"][name] == name.removeprefix("contralto.").replace(".", "/")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_links_show_the_parts(part):
+    """`make links` restores them where an archive lost them."""
+    assert (ROOT / "contralto" / part).resolve() == ROOT / part
+
+
+def test_makefile_links_the_same_parts():
+    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("PARTS"))
+    assert line.split(":=")[1].split() == PARTS
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ("contralto.align.losses.preference, contralto.decoding.rules", {"transformers", "peft", "datasets"}),
+        (
+            "contralto.eval.stats, contralto.testbed.worlds, contralto.decoding, contralto.cli",
+            {"torch", "transformers"},
+        ),
+    ],
+)
+def test_light_modules_stay_light(modules, absent):
+    """Importing the mathematics must not load the libraries around it, nor leave short names behind."""
+    code = f"import sys, {modules}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not absent & set(loaded)
+    assert not set(PARTS) & set(loaded)
+
+
+def test_constraints_cover_the_dependencies():
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in _lines("constraints.txt")}
+    wanted = [*PROJECT["project"]["dependencies"]]
+    wanted += [need for needs in PROJECT["project"]["optional-dependencies"].values() for need in needs]
+    names = {need.split(">=")[0].split("[")[0].lower().replace("_", "-") for need in wanted} - {"contralto", "vllm"}
+    assert names <= pinned
+
+
+def _lines(name):
+    return [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]

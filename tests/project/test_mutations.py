@@ -1,0 +1,65 @@
+"""The matrix of test_families.py would notice a broken adapter: each of these four breaks gives other tokens, or fails.
+
+The breaks are the ones that adapters of two models really have. They are applied here on purpose, for good, so that a
+later change of the models or of the matrix cannot blunt it unseen.
+"""
+
+import pytest
+import zoo
+from transformers.generation.utils import ALL_CACHE_NAMES
+
+from contralto.decoding import processors
+from contralto.decoding.branches import ModelBranch
+from tests.decoding import test_families as matrix
+
+
+class CacheDropped(ModelBranch):
+    def _forward(self, ids, *, new):
+        for name in ALL_CACHE_NAMES:
+            self.kwargs.pop(name, None)
+        return super()._forward(ids, new=new)
+
+
+class PositionsDropped(ModelBranch):
+    def _set_mask(self, ids, mask):
+        super()._set_mask(ids, mask)
+        self.kwargs.pop("position_ids", None)
+
+
+class MaskDropped(ModelBranch):
+    def _set_mask(self, ids, mask):
+        super()._set_mask(ids, mask)
+        self.kwargs["attention_mask"] = None
+
+
+class PromptFedAgain(ModelBranch):
+    def _forward(self, ids, *, new):
+        return super()._forward(ids, new=ids.shape[1])
+
+
+BREAKS = [
+    *[(CacheDropped, family) for family in ("llama", "gpt2", "mistral", "mamba", "bloom")],
+    (PositionsDropped, "gpt2"),  # the others turn positions into distances, or make them of the mask
+    *[(MaskDropped, family) for family in ("llama", "gpt2", "gemma3", "opt")],
+    *[(PromptFedAgain, family) for family in ("llama", "gpt2", "qwen3", "gpt_neox")],
+]
+
+
+QUICK = {(CacheDropped, "llama"), (PositionsDropped, "gpt2"), (MaskDropped, "opt"), (PromptFedAgain, "llama")}
+
+
+@pytest.mark.parametrize(
+    ("broken", "family"),
+    [pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow) for each in BREAKS],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_the_matrix_sees_it(broken, family, monkeypatch):
+    pair = family, zoo.build(family, seed=1), zoo.build(family, hidden=16, seed=2), matrix.doubles(family)
+    monkeypatch.setattr(processors, "ModelBranch", broken)
+    with pytest.raises((AssertionError, RuntimeError, ValueError, IndexError)):
+        _matrix(pair)
+
+
+def _matrix(pair):
+    for test in (matrix.test_greedy, matrix.test_sampling, matrix.test_beam_search):
+        test(pair, 4)
