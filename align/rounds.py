@@ -284,7 +284,7 @@ def _role_of(data_recipe: Path) -> str:
 def _without(argv: Sequence[str], names: Sequence[str]) -> list[str]:
     """The words that do not belong to these flags.
 
-    Example:
+    Examples:
         >>> _without(["--beta", "0.1", "--rounds", "2", "--output_dir=x", "--use_peft"], ["rounds", "output_dir"])
         ['--beta', '0.1', '--use_peft']
     """

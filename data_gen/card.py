@@ -56,7 +56,7 @@ def contrastiveness(rows: Sequence[Mapping[str, Any]]) -> list[Contrast]:
     Args:
         rows: of the data set. The measures of the check `contrast` are computed if they are not there.
 
-    Example:
+    Examples:
         >>> row = {"strategy": "clair", "chosen": [{"content": "It is 4."}], "rejected": [{"content": "It is 5."}]}
         >>> print(markdown(contrastiveness([row])))
         | strategy | pairs | Jaccard, mean | Levenshtein, mean | length, median | the same |

@@ -26,7 +26,7 @@ def inline(value: object) -> str:
     Args:
         value: anything; `Markdown` is returned as it is.
 
-    Example:
+    Examples:
         >>> print(inline("a|b <b>[click](javascript:x)</b> my_model"))
         a\|b \<b\>\[click\](javascript:x)\</b\> my_model
     """
@@ -54,7 +54,7 @@ def fenced(text: str, language: str = "") -> Markdown:
         text: any text.
         language: of the code.
 
-    Example:
+    Examples:
         >>> print(fenced("a: 1"))
         ```
         a: 1

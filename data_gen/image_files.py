@@ -33,7 +33,7 @@ def images_of(given: Any, *, folders: Sequence[Path], where: str) -> tuple[Any, 
     Raises:
         ValueError: an address, a file that is missing, lies elsewhere or is not an image, or another kind of value.
 
-    Example:
+    Examples:
         >>> images_of(["../secret.txt"], folders=[Path("/recipes")], where="row 1, column 'images'")
         Traceback (most recent call last):
             ...
@@ -163,7 +163,7 @@ def placed(
         ValueError: a part that is neither text nor image, an image that `images_of` rejects, or some parts with and some without an
             image.
 
-    Example:
+    Examples:
         >>> parts = [{"type": "text", "text": "What is it?"}, {"type": "image"}]
         >>> placed([{"role": "user", "content": parts}], folders=[Path(".")], where="the row")[0][0]["content"] == parts
         True

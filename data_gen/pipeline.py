@@ -175,7 +175,7 @@ def pending(recipe: Recipe, rows: Iterable[Row], store: Store) -> Iterator[Asked
 def shard_of(row: Row, count: int) -> int:
     """The number of a row's shard, 1 to `count`, by a hash of its id.
 
-    Example:
+    Examples:
         >>> shard_of({"id": "a"}, 1), shard_of({"id": "a"}, 1000)
         (1, 350)
     """
@@ -335,7 +335,7 @@ class _Progress:
 def _short_number(value: float) -> str:
     """A count with its unit.
 
-    Example:
+    Examples:
         >>> _short_number(950), _short_number(12_345)
         ('950', '12.3k')
     """

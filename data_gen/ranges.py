@@ -70,7 +70,7 @@ def check_texts(given: Mapping[str, Any], where: str, *names: str) -> None:
     Raises:
         ValueError: one of them is no text.
 
-    Example:
+    Examples:
         >>> check_texts({"output": None}, "recipe.yaml", "output")
         Traceback (most recent call last):
             ...

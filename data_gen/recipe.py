@@ -77,7 +77,7 @@ class Price:
     def of(self, prompt_tokens: float, completion_tokens: float) -> float:
         """What so many tokens cost.
 
-        Example:
+        Examples:
             >>> Price(input=2.5, output=10).of(2_000_000, 1_000_000)
             15.0
         """

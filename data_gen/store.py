@@ -100,7 +100,7 @@ class Store:
         OSError: no such file, if `read_only`.
         ValueError: a file that is no store, or of a later version.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from contralto.data_gen.types import Ask, Sampling, settle
         >>> request = settle(Ask(role="target", prompt="2 + 2 ="), engine={}, sampling=Sampling(), seed=0, row="a")

@@ -66,7 +66,7 @@ def load(name: str, *fields: str) -> Template:
     Raises:
         ValueError: no such template, not valid Jinja, a field left out, an unknown one, or an expression that fails.
 
-    Example:
+    Examples:
         >>> template = load("prefix_good", "task")
         >>> print(template.render(task="Name {{ a }} prime."))
         (Give a helpful, honest and harmless answer.)
@@ -110,7 +110,7 @@ def as_text(messages: Sequence[Any]) -> str:
     Args:
         messages: with a text, or a list of parts, as `content`; parts that are not texts are left out.
 
-    Example:
+    Examples:
         >>> as_text([{"role": "user", "content": "Hello"}])
         'Hello'
         >>> as_text([{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "Hello"}])
@@ -145,7 +145,7 @@ def sections(text: str, *heads: str) -> dict[str, str]:
         The section of every heading that was found, without lines of dashes around it; and under `""` what comes before the
         first heading.
 
-    Example:
+    Examples:
         >>> sections("Sure.\\n{thought}: Be brief.\\n**Answer:** 42", "thought", "answer")
         {'': 'Sure.', 'thought': 'Be brief.', 'answer': '42'}
     """

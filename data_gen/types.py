@@ -70,7 +70,7 @@ class Sampling:
     Raises:
         ValueError: a value outside its range.
 
-    Example:
+    Examples:
         >>> Sampling(top_p=0)
         Traceback (most recent call last):
             ...
@@ -226,7 +226,7 @@ def settle(ask: Ask, *, engine: Mapping[str, Any], sampling: Sampling, seed: int
     Raises:
         ValueError: the prompt holds a lone surrogate, which can be neither sent nor recorded.
 
-    Example:
+    Examples:
         >>> ask = Ask(role="target", prompt="2 + 2 =")
         >>> one, same, other = (settle(ask, engine={"model": "m"}, sampling=Sampling(), seed=s, row="a") for s in (0, 0, 1))
         >>> one.key == same.key, one.key == other.key
@@ -255,7 +255,7 @@ def settle(ask: Ask, *, engine: Mapping[str, Any], sampling: Sampling, seed: int
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value, the same in every process and for every order of a mapping's keys.
 
-    Example:
+    Examples:
         >>> digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
         True
     """
@@ -280,7 +280,7 @@ def drive(strategy: Strategy) -> Generator[list[Ask], list[Answer], list[Pair | 
     Raises:
         TypeError: it yields or returns something else than asks or pairs.
 
-    Example:
+    Examples:
         >>> def sure(row):
         ...     answer = yield Ask(role="target", messages=row["prompt"])
         ...     return Pair(prompt=row["prompt"], chosen=answer.text, rejected="no")

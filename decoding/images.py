@@ -57,7 +57,7 @@ def diffusion_noise(
         TypeError: `pixel_values` is not a floating-point tensor.
         ValueError: `step` outside 0..999, another number of seeds than rows, or both a seed and a generator.
 
-    Example:
+    Examples:
         >>> image = torch.ones(1, 3, 32, 32)
         >>> [round(float(diffusion_noise(image, step=step, seed=7).mean()), 1) for step in (0, 500, 999)]
         [1.0, 0.9, 0.3]
@@ -93,7 +93,7 @@ def noised(
         ValueError: no pixels among the inputs; and as in `diffusion_noise`.
         TypeError: pixels that are not floating-point tensors.
 
-    Example:
+    Examples:
         >>> inputs = {"input_ids": torch.tensor([[1, 2]]), "pixel_values": torch.zeros(1, 3, 4, 4)}
         >>> contrast = noised(inputs, step=999, seed=[0])
         >>> contrast["input_ids"] is inputs["input_ids"], float(contrast["pixel_values"].std()) > 0.5
@@ -215,7 +215,7 @@ def ritual_transform(image: "Image", *, seed: int, transforms: Sequence[str] | N
         TypeError: not a PIL image.
         ValueError: an unknown transformation, or none at all; a blur of an image smaller than 7 x 7.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> view = ritual_transform(Image.new("RGB", (64, 48)), seed=1)
         >>> view.transform, view.image.size

@@ -186,7 +186,7 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         ValueError: another tokenizer; a parameter outside its range or of the other form; prompts that are padded on the right, hold tokens
             that the amateur does not know, or whose padding cannot be told from text.
 
-    Example:
+    Examples:
         >>> from contralto import testbed
         >>> expert, amateur, tokenizer = testbed.load("expert"), testbed.load("amateur"), testbed.tokenizer()
         >>> question = "Mia has 9 coins. She finds 4, loses 2, wins 5. How many coins does Mia have?"
@@ -421,7 +421,7 @@ class ContrastiveInputDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         TypeError: the model cannot generate.
         ValueError: a parameter outside its range or of the other form; prompts padded on the right.
 
-    Example:
+    Examples:
         >>> from contralto import testbed
         >>> model, tokenizer = testbed.load("expert"), testbed.tokenizer()
         >>> prompt, other = (tokenizer(t, return_tensors="pt") for t in ("Ben went to the barn.", "Ben went to the river."))
@@ -627,7 +627,7 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
         ValueError: `k` below 1, right padding, a critic of another tokenizer; when called, padding that cannot be told from
             text, values that are NaN, or `-inf` for all candidates.
 
-    Example:
+    Examples:
         >>> from contralto import testbed
         >>> model, tokenizer = testbed.load("expert"), testbed.tokenizer()
         >>> short = CriticGuidedLogitsProcessor(lambda ids, mask: 9.0 * (ids[:, -1] == tokenizer.eos_token_id), k=50)

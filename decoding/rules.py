@@ -58,7 +58,7 @@ def plausible(logits: Tensor, *, alpha: float, min_tokens_to_keep: int = 1) -> T
     Raises:
         ValueError: `alpha` outside [0, 1], or `min_tokens_to_keep` below 1.
 
-    Example:
+    Examples:
         >>> p = torch.tensor([0.6, 0.3, 0.1])
         >>> plausible(p.log(), alpha=0.25).tolist()
         [True, True, False]
@@ -101,7 +101,7 @@ def combine(
     Raises:
         ValueError: no branch, another number of weights, branches of different shapes, `alpha` outside [0, 1].
 
-    Example:
+    Examples:
         >>> main, contrast = torch.tensor([[0.6, 0.3, 0.1]]).log(), torch.tensor([[0.7, 0.2, 0.1]]).log()
         >>> combine((main, contrast), (2, -1), alpha=0.2).softmax(-1)  # p^2 / q, without the third token
         tensor([[0.5333, 0.4667, 0.0000]])
@@ -153,7 +153,7 @@ def contrastive_decoding(
     Raises:
         ValueError: `beta` negative, `alpha` outside [0, 1], different shapes.
 
-    Example:
+    Examples:
         With odds 3:1 for the expert, 1:1 for the amateur, and beta 1, the odds become 3^2 / 1 = 9:1.
 
         >>> expert, amateur = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
@@ -190,7 +190,7 @@ def contrastive_decoding_li(
     Raises:
         ValueError: `amateur_temperature` not positive, `alpha` outside [0, 1], different shapes.
 
-    Example:
+    Examples:
         >>> expert, amateur = torch.tensor([[0.6, 0.3, 0.1]]).log(), torch.tensor([[0.75, 0.15, 0.1]]).log()
         >>> contrastive_decoding_li(expert, amateur, alpha=0.25).exp()  # 0.6 / 0.75, 0.3 / 0.15, implausible
         tensor([[0.8000, 2.0000, 0.0000]])
@@ -219,7 +219,7 @@ def visual_contrastive_decoding(
     Raises:
         ValueError: `alpha` negative, `beta` outside [0, 1], different shapes.
 
-    Example:
+    Examples:
         >>> original, distorted = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
         >>> visual_contrastive_decoding(original, distorted).softmax(-1)
         tensor([[0.9000, 0.1000]])
@@ -247,7 +247,7 @@ def instruction_contrastive_decoding(
     Raises:
         ValueError: `alpha` negative, `beta` outside [0, 1], different shapes.
 
-    Example:
+    Examples:
         >>> instructed, disturbed = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.75, 0.25]]).log()
         >>> instruction_contrastive_decoding(instructed, disturbed).softmax(-1)
         tensor([[0.7500, 0.2500]])
@@ -275,7 +275,7 @@ def ritual(
     Raises:
         ValueError: `kappa` negative, `beta` outside [0, 1], different shapes.
 
-    Example:
+    Examples:
         >>> original, transformed = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.75, 0.25]]).log()
         >>> ritual(original, transformed, kappa=1).softmax(-1)
         tensor([[0.7500, 0.2500]])
@@ -311,7 +311,7 @@ def ritual_vcd(
     Raises:
         ValueError: `kappa` or `alpha` negative, `beta` outside [0, 1], different shapes.
 
-    Example:
+    Examples:
         >>> uniform, sure = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.75, 0.25]]).log()
         >>> ritual_vcd(sure, uniform, sure, kappa=1).softmax(-1)
         tensor([[0.7500, 0.2500]])
@@ -343,7 +343,7 @@ def m3id(
     Raises:
         ValueError: `lam` negative, `beta` outside [0, 1], different shapes.
 
-    Example:
+    Examples:
         >>> seen, unseen = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
         >>> m3id(seen, unseen, step=0).softmax(-1), m3id(seen, unseen, step=50).softmax(-1)
         (tensor([[0.7500, 0.2500]]), tensor([[0.9520, 0.0480]]))
@@ -375,7 +375,7 @@ def contrastive_input_decoding(original: Tensor, contrast: Tensor, *, lam: float
     Raises:
         ValueError: `lam` negative, different shapes.
 
-    Example:
+    Examples:
         >>> original, contrast = torch.tensor([[0.6, 0.4]]).log(), torch.tensor([[0.8, 0.2]]).log()
         >>> contrastive_input_decoding(original, contrast, lam=2)  # log 0.6 - 0.4, log 0.4 + 0.4
         tensor([[-0.9108, -0.5163]])
@@ -406,7 +406,7 @@ def contrastive_input_decoding_log_ratio(
     Raises:
         ValueError: `lam` negative, `alpha` outside [0, 1], different shapes.
 
-    Example:
+    Examples:
         >>> original, contrast = torch.tensor([[0.6, 0.4]]).log(), torch.tensor([[0.8, 0.2]]).log()
         >>> contrastive_input_decoding_log_ratio(original, contrast).softmax(-1)  # 0.6^2 / 0.8 : 0.4^2 / 0.2
         tensor([[0.3600, 0.6400]])
@@ -430,7 +430,7 @@ def context_aware_decoding(with_context: Tensor, without_context: Tensor, *, alp
     Raises:
         ValueError: `alpha` negative, different shapes.
 
-    Example:
+    Examples:
         >>> context, plain = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.8, 0.2]]).log()
         >>> context_aware_decoding(context, plain, alpha=1).softmax(-1)  # 0.5^2 / 0.8 : 0.5^2 / 0.2
         tensor([[0.2000, 0.8000]])
@@ -452,7 +452,7 @@ def classifier_free_guidance(conditional: Tensor, unconditional: Tensor, *, guid
     Raises:
         ValueError: `guidance_scale` negative, different shapes.
 
-    Example:
+    Examples:
         >>> conditional, unconditional = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
         >>> classifier_free_guidance(conditional, unconditional, guidance_scale=2).softmax(-1)
         tensor([[0.9000, 0.1000]])
@@ -477,7 +477,7 @@ def proxy_tuning(base: Tensor, expert: Tensor, antiexpert: Tensor, *, alpha: flo
     Raises:
         ValueError: `alpha` negative, different shapes.
 
-    Example:
+    Examples:
         >>> base, tuned, untuned = (torch.tensor([p]).log() for p in ([0.5, 0.5], [0.75, 0.25], [0.5, 0.5]))
         >>> proxy_tuning(base, tuned, untuned).softmax(-1)
         tensor([[0.7500, 0.2500]])
@@ -505,7 +505,7 @@ def dola(final: Tensor, layers: Tensor, *, relative_top: float = 0.1) -> Tensor:
     Raises:
         ValueError: no candidate layer, `relative_top` outside [0, 1], different shapes.
 
-    Example:
+    Examples:
         >>> final = torch.tensor([[0.6, 0.4]]).log()
         >>> layers = torch.tensor([[[0.6, 0.4], [0.9, 0.1]]]).log()
         >>> dola(final, layers).exp()  # the second layer: 0.6 / 0.9, 0.4 / 0.1
@@ -529,7 +529,7 @@ def dola_jsd(final: Tensor, layers: Tensor, *, relative_top: float = 0.1) -> Ten
     Raises:
         ValueError: no candidate layer, `relative_top` outside [0, 1], different shapes.
 
-    Example:
+    Examples:
         Here the two choose different layers.
 
         >>> final = torch.tensor([[0.6, 0.3, 0.1]]).log()
@@ -576,7 +576,7 @@ def critic_guided(logits: Tensor, values: Tensor, candidates: Tensor) -> Tensor:
     Raises:
         ValueError: `values` and `candidates` of different shapes.
 
-    Example:
+    Examples:
         >>> log_p, candidates = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0, 1]])
         >>> critic_guided(log_p, torch.tensor([[-3.0, 3.0]]), candidates).softmax(-1)
         tensor([[0.0586, 0.9414, 0.0000]])

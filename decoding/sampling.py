@@ -42,7 +42,7 @@ def gumbel_noise(seeds: Tensor, step: int | Tensor, size: int) -> Tensor:
     Returns:
         `(B, V)` float64.
 
-    Example:
+    Examples:
         >>> both = gumbel_noise(torch.tensor([7, 8]), step=3, size=5)
         >>> torch.equal(both[1:], gumbel_noise(torch.tensor([8]), step=3, size=5))
         True
@@ -101,7 +101,7 @@ class SeededSampling(LogitsProcessor):
         ValueError: `temperature` not above 0 or not finite, or a value that transformers' warpers refuse; when called, another number
             of rows, as with beams or `num_return_sequences`: repeat the prompts and give each its seed.
 
-    Example:
+    Examples:
         >>> from contralto import testbed
         >>> model, tokenizer = testbed.load("expert"), testbed.tokenizer()
         >>> prompts = tokenizer(["Ben went out to the"] * 2, return_tensors="pt")

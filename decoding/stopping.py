@@ -26,7 +26,7 @@ class StopStrings(StoppingCriteria):
         start: how many tokens of the rows are the prompt's.
         skip_special_tokens: whether special tokens are left out of the text, as in a finished answer; then no string can name one.
 
-    Example:
+    Examples:
         >>> from contralto import testbed
         >>> from contralto.common.hub import from_pretrained
         >>> from transformers import AutoTokenizer

@@ -77,7 +77,7 @@ def trace(
     Raises:
         ValueError: several prompts, or no tokens.
 
-    Example:
+    Examples:
         >>> from contralto import testbed
         >>> from contralto.decoding import ContrastiveDecodingLogitsProcessor
         >>> tokenizer, contrast = testbed.tokenizer(), ContrastiveDecodingLogitsProcessor(testbed.load("amateur"))

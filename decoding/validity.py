@@ -28,7 +28,7 @@ def check_logits(logits: Sequence[Tensor], names: Callable[[], Sequence[str]], p
     Raises:
         ValueError: NaN or `+inf` in some logits, or a row of `-inf` alone.
 
-    Example:
+    Examples:
         >>> broken = torch.tensor([[0.0, 1.0], [torch.inf, 0.0]])
         >>> check_logits([torch.zeros(2, 2), broken], lambda: ["logits of the expert", "logits of the amateur"], lambda row: f"in row {row}")
         Traceback (most recent call last):
@@ -65,7 +65,7 @@ def branch_names(rule: Callable[..., Tensor], branches: Sequence[Any]) -> list[s
         rule: takes the logits of the main branch and of each other branch.
         branches: the other branches.
 
-    Example:
+    Examples:
         >>> from contralto.decoding import rules
         >>> branch_names(rules.contrastive_decoding, [None])
         ['logits of the expert', 'logits of the amateur']

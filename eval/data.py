@@ -182,7 +182,7 @@ def jsonl_dataset(*, benchmark: str, files: Mapping[str, str], **_: Any) -> Any:
 def pope_tasks() -> dict[str, list[tuple[str, str]]]:
     """POPE's tasks and groups, with the splits of each: a source of images and a kind of negatives.
 
-    Example:
+    Examples:
         >>> pope_tasks()["pope_gqa"]
         [('gqa', 'random'), ('gqa', 'popular'), ('gqa', 'adversarial')]
     """

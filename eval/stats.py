@@ -95,7 +95,7 @@ def proportion(hits: ArrayLike, *, clusters: ArrayLike | None = None, confidence
     Raises:
         ValueError: no items, or not one cluster per item.
 
-    Example:
+    Examples:
         >>> print(proportion([True] * 8 + [False] * 2))
         0.800 [0.490, 0.943]
         >>> print(proportion([True] * 8 + [False] * 2, clusters=[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]))
@@ -135,7 +135,7 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> McNemar:
     Raises:
         ValueError: different numbers of items.
 
-    Example:
+    Examples:
         >>> mcnemar_exact([True, False, False, False, False, False], [False, True, True, True, True, True])
         McNemar(won=5, lost=1, p=0.21875)
     """
@@ -156,7 +156,7 @@ def holm(p_values: ArrayLike) -> Array:
     Args:
         p_values: `(m,)`, in any order.
 
-    Example:
+    Examples:
         >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
         [0.03, 0.06, 0.06]
     """
@@ -184,7 +184,7 @@ def yes_no_table(labels: ArrayLike, answers: Sequence[bool | None]) -> Array:
     Raises:
         ValueError: not one answer per label.
 
-    Example:
+    Examples:
         >>> table = yes_no_table([True, True, False, False], [True, None, True, False])
         >>> [float(each(table.sum(0))) for each in (accuracy, precision, recall, f1, yes_ratio)]
         [0.5, 0.5, 0.5, 0.5, 0.5]
@@ -256,7 +256,7 @@ class Bootstrap:
     Raises:
         ValueError: no items, tables of different lengths, or not one cluster per item.
 
-    Example:
+    Examples:
         >>> labels = [True, False] * 100
         >>> right, half = (yes_no_table(labels, [True, is_right, False, False] * 50) for is_right in (False, True))
         >>> both = Bootstrap({"right": right, "half": half})
@@ -381,7 +381,7 @@ def auroc(lean: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         ValueError: not one label per question, or no question of either kind.
 
-    Example:
+    Examples:
         >>> auroc([2.0, 1.0, 1.0, 0.0], [True, True, False, False])
         0.875
     """
@@ -412,7 +412,7 @@ def auroc_difference(
     Raises:
         ValueError: see `auroc`; not one cluster per question.
 
-    Example:
+    Examples:
         >>> labels = [True, True, False, False] * 20
         >>> found = auroc_difference([2.0, 1.0, 1.0, 0.0] * 20, [2.0, 1.5, 1.0, 0.0] * 20, labels)
         >>> f"{found.value:.3f}, p {found.p:.3f}"
@@ -462,7 +462,7 @@ def bias_matched(lean: ArrayLike, count: int) -> NDArray[np.bool_]:
     Raises:
         ValueError: more than there are questions, or fewer than none.
 
-    Example:
+    Examples:
         >>> bias_matched([0.3, -1.0, 2.0, -0.2], 3).tolist()
         [True, False, True, True]
     """

@@ -43,7 +43,7 @@ def path(name: str) -> Path:
     Raises:
         ValueError: no such model.
 
-    Example:
+    Examples:
         >>> path("expert").name
         'expert-0'
     """

@@ -91,7 +91,7 @@ def problem_of(text: str) -> Problem:
     Raises:
         ValueError: there is none.
 
-    Example:
+    Examples:
         >>> problem_of("Mia has 9 coins. She finds 4, loses 2. How many coins does Mia have?").totals
         [9, 13, 11]
     """
@@ -172,7 +172,7 @@ def judge(request: Request) -> str:
 def score(row: Row, answers: Sequence[str]) -> list[float]:
     """A scorer: 1 for the right number at the end, and the share of steps that are right, from the first one on.
 
-    Example:
+    Examples:
         >>> row = {"prompt": [{"role": "user", "content": "Mia has 9 coins. She finds 4, loses 2. How many coins does Mia have?"}]}
         >>> score(row, ["finds 4: 9 + 4 = 13. loses 2: 13 - 2 = 11. #### 11", "finds 4: 9 + 4 = 13. #### 13"])
         [2.0, 0.5]

@@ -48,7 +48,7 @@ def reference_hash(model: nn.Module, *, is_peft: bool, more: Sequence[object] = 
             and how the new adapter was initialised does not.
         more: what else its log-probabilities depend on.
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(2, 2)
         >>> reference_hash(layer, is_peft=False) == reference_hash(layer, is_peft=False)
         True

@@ -52,7 +52,7 @@ class Curriculum:
     Raises:
         ValueError: a parameter out of range.
 
-    Example:
+    Examples:
         >>> PAPER.beta(epoch=3, epochs=3, step=0, steps=300)
         1.0
         >>> RELEASED.weights(epoch=3, epochs=3, step=0, steps=300)
@@ -124,7 +124,7 @@ class Curriculum:
         Returns:
             Two shares in [0, 1], for the teacher's and for the student's texts.
 
-        Example:
+        Examples:
             >>> [round(PAPER.idle(epochs).skew_kl, 2) for epochs in (2, 3, 5)]
             [0.5, 0.67, 0.6]
             >>> Curriculum(beta_max=0.75).idle(3)
@@ -159,7 +159,7 @@ class Curriculum:
         Raises:
             ValueError: different shapes.
 
-        Example:
+        Examples:
             >>> p, q = torch.tensor([0.30, 0.32, 0.34]), torch.tensor([0.20, 0.20, 0.20])
             >>> PAPER.alpha(p.log(), q.log(), epoch=2)  # gaps 0.10, 0.12, 0.14 of mean 0.12
             tensor([0.0100, 0.1000, 0.1000])

@@ -161,7 +161,7 @@ def forward_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) ->
     Raises:
         ValueError: other shapes, or a temperature that is not above 0.
 
-    Example:
+    Examples:
         >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
         >>> forward_kl(q.log(), p.log())  # log 2 / 2 + log(2/3) / 2
         tensor(0.1438)
@@ -177,7 +177,7 @@ def reverse_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) ->
     Args:
         student, teacher, temperature: see `forward_kl`.
 
-    Example:
+    Examples:
         >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
         >>> reverse_kl(q.log(), p.log())
         tensor(0.1308)
@@ -198,7 +198,7 @@ def jensen_shannon(student: Tensor, teacher: Tensor, *, beta: float = 0.5, tempe
     Raises:
         ValueError: `beta` outside [0, 1].
 
-    Example:
+    Examples:
         >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
         >>> jensen_shannon(q.log(), p.log()), jensen_shannon(p.log(), q.log())  # symmetric at 1/2
         (tensor(0.0338), tensor(0.0338))
@@ -214,7 +214,7 @@ def total_variation(student: Tensor, teacher: Tensor, *, temperature: float = 1.
     Args:
         student, teacher, temperature: see `forward_kl`.
 
-    Example:
+    Examples:
         >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
         >>> total_variation(q.log(), p.log())
         tensor(0.2500)
@@ -234,7 +234,7 @@ def skew_kl(student: Tensor, teacher: Tensor, *, alpha: float | Tensor = 0.1, te
     Raises:
         ValueError: `alpha` outside [0, 1).
 
-    Example:
+    Examples:
         >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
         >>> skew_kl(q.log(), p.log())  # the mixture is [0.275, 0.725]
         tensor(0.1131)
@@ -265,7 +265,7 @@ def skew_reverse_kl(
     Raises:
         ValueError: `alpha` outside [0, 1), or another `gradient`.
 
-    Example:
+    Examples:
         >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
         >>> skew_reverse_kl(q.log(), p.log())  # the mixture is [0.475, 0.525]
         tensor(0.1070)
@@ -287,7 +287,7 @@ def common_vocabulary(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]
     Returns:
         Both, as views.
 
-    Example:
+    Examples:
         >>> [logits.shape[-1] for logits in common_vocabulary(torch.zeros(2, 7), torch.zeros(2, 5))]
         [5, 5]
     """
@@ -345,7 +345,7 @@ def chunked_divergence(
     Raises:
         ValueError: an unknown divergence, a parameter out of range, shapes that do not belong together.
 
-    Example:
+    Examples:
         >>> h, student, teacher = torch.ones(3, 2), Head(torch.eye(4, 2)), Head(torch.zeros(4, 2))
         >>> found = chunked_divergence("reverse_kl", h, student, h, teacher, targets=torch.tensor([0, 1, 2]))
         >>> found.divergence
@@ -419,7 +419,7 @@ def chunked_logps(
     Raises:
         ValueError: shapes that do not belong together, a temperature not above 0, an unknown name in `also`.
 
-    Example:
+    Examples:
         >>> found = chunked_logps(torch.ones(2, 3), Head(torch.zeros(4, 3)), torch.tensor([0, 3]), also=["entropy"])
         >>> found.logps, found.entropy
         (tensor([-1.3863, -1.3863]), tensor([1.3863, 1.3863]))

@@ -49,7 +49,7 @@ def record(model: nn.Module, *, kinds: Sequence[Kind] = KINDS) -> Iterator[Activ
     Raises:
         ValueError: an unknown kind, or a model in which no decoder layers can be found.
 
-    Example:
+    Examples:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=5, bos_token_id=0, eos_token_id=0))
         >>> with torch.no_grad(), record(model) as activations:
@@ -143,7 +143,7 @@ def mapo(activations: Activations, valid: Tensor) -> Tensor:
     Raises:
         ValueError: nothing was recorded, or for other shapes.
 
-    Example:
+    Examples:
         >>> seen = {"residual": [torch.tensor([[3.0, 5.0, 4.0, 9.0]])]}
         >>> mapo(seen, torch.tensor([[True, True, True, False]]))
         tensor([[0.0000, 1.0000, 0.5000, 0.0000]])
@@ -200,7 +200,7 @@ class LearnedMask(nn.Module):
     Raises:
         ValueError: no layers, or a dropout outside [0, 1).
 
-    Example:
+    Examples:
         >>> mask = LearnedMask(2, 4)
         >>> mask([torch.randn(1, 3, 4), torch.randn(1, 3, 4)], torch.tensor([[True, True, False]])).reward.tolist()
         [[1.0, 1.0, 0.0]]
@@ -265,7 +265,7 @@ def density(mask: Tensor, valid: Tensor) -> Density:
     Args:
         mask, valid: `(B, T)`.
 
-    Example:
+    Examples:
         >>> density(torch.tensor([[0.5, 0.0, 7.0]]), torch.tensor([[True, True, False]]))
         Density(share=0.5, mean=0.25)
     """
@@ -282,7 +282,7 @@ class DensityMonitor:
     Raises:
         ValueError: `floor` outside [0, 1].
 
-    Example:
+    Examples:
         >>> ones = torch.ones(1, 2)
         >>> DensityMonitor()(Masks(ones, ones), ones)
         {'mask/share': 1.0, 'mask/mean': 1.0}

@@ -98,7 +98,7 @@ class Pairs:
             f_divergence, f_alpha: see `losses.f_divergence_scores`.
             completions: the fields of `Completions`, each of 2B rows.
 
-        Example:
+        Examples:
             >>> pairs = Pairs.stacked(logps=torch.tensor([-1.0, -2.0]), ref_logps=torch.tensor([-2.0, -1.0]))
             >>> pairs.chosen.logratios, pairs.rejected.logratios
             (tensor([1.]), tensor([-1.]))
@@ -250,7 +250,7 @@ class Objective:
     Raises:
         ValueError: an unknown or repeated loss, another number of weights, an unknown option or one out of range.
 
-    Example:
+    Examples:
         >>> objective = Objective(["sigmoid", "sft"], [1.0, 0.1], beta=0.5)
         >>> sorted(objective.needs)
         ['reference', 'tokens']

@@ -66,7 +66,7 @@ def sigmoid(chosen_scores: Tensor, rejected_scores: Tensor, *, beta: float = 0.1
     Raises:
         ValueError: `beta` not above 0.
 
-    Example:
+    Examples:
         >>> sigmoid(torch.tensor([0.0]), torch.tensor([0.0]))  # log 2 where policy and reference agree
         tensor([0.6931])
     """
@@ -86,7 +86,7 @@ def hinge(chosen_scores: Tensor, rejected_scores: Tensor, *, beta: float = 0.1) 
     Raises:
         ValueError: `beta` not above 0.
 
-    Example:
+    Examples:
         >>> hinge(torch.tensor([5.0, 20.0]), torch.tensor([0.0, 0.0]))
         tensor([0.5000, 0.0000])
     """
@@ -116,7 +116,7 @@ def ipo(
     Raises:
         ValueError: `beta` not above 0.
 
-    Example:
+    Examples:
         >>> ipo(torch.tensor([50.0]), torch.tensor([0.0]), torch.tensor([10]), torch.tensor([10]))  # (5 - 5)^2
         tensor([0.])
     """
@@ -138,7 +138,7 @@ def exo_pair(chosen_scores: Tensor, rejected_scores: Tensor, *, beta: float = 0.
     Raises:
         ValueError: `beta` or `epsilon` out of range.
 
-    Example:
+    Examples:
         >>> odds = torch.tensor([3.0]).log() / 0.1  # q = [0.75, 0.25]
         >>> exo_pair(odds, torch.tensor([0.0]), epsilon=0.25).abs() < 1e-6
         tensor([True])
@@ -161,7 +161,7 @@ def nca_pair(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: floa
     Raises:
         ValueError: `beta` not above 0.
 
-    Example:
+    Examples:
         >>> nca_pair(torch.tensor([0.0]), torch.tensor([0.0]))  # 2 log 2
         tensor([1.3863])
     """
@@ -185,7 +185,7 @@ def robust(
     Raises:
         ValueError: `beta` or `label_smoothing` out of range.
 
-    Example:
+    Examples:
         >>> robust(torch.tensor([0.0]), torch.tensor([0.0]), label_smoothing=0.25)
         tensor([0.6931])
     """
@@ -209,7 +209,7 @@ def bco_pair(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: floa
     Raises:
         ValueError: `beta` not above 0.
 
-    Example:
+    Examples:
         >>> bco_pair(torch.tensor([0.0]), torch.tensor([0.0]))
         tensor([1.3863])
     """
@@ -231,7 +231,7 @@ def sppo_hard(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: flo
     Raises:
         ValueError: `beta` not above 0.
 
-    Example:
+    Examples:
         >>> sppo_hard(torch.tensor([5.0]), torch.tensor([-4.0]))
         tensor([1.])
     """
@@ -263,7 +263,7 @@ def aot(
     Raises:
         ValueError: `beta` or `label_smoothing` out of range.
 
-    Example:
+    Examples:
         >>> policy, reference = torch.tensor([0.0, 10.0]), torch.tensor([10.0, 0.0])
         >>> aot(policy, torch.zeros(2), reference, torch.zeros(2))  # the sorted gaps agree
         tensor([0.6931, 0.6931])
@@ -290,7 +290,7 @@ def aot_unpaired(
     Raises:
         ValueError: `beta` or `label_smoothing` out of range.
 
-    Example:
+    Examples:
         >>> aot_unpaired(torch.tensor([0.0, 10.0]), torch.tensor([10.0, 0.0]))
         tensor([0.6931, 0.6931])
     """
@@ -314,7 +314,7 @@ def apo_zero(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: floa
     Raises:
         ValueError: `beta` not above 0.
 
-    Example:
+    Examples:
         >>> apo_zero(torch.tensor([0.0]), torch.tensor([0.0]))
         tensor([1.])
     """
@@ -336,7 +336,7 @@ def apo_down(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: floa
     Raises:
         ValueError: `beta` not above 0.
 
-    Example:
+    Examples:
         >>> apo_down(torch.tensor([0.0]), torch.tensor([0.0]))
         tensor([1.])
     """
@@ -369,7 +369,7 @@ def apo_auto(chosen_logratios: Tensor, rejected_logratios: Tensor, advantage: Te
     Raises:
         ValueError: `beta` not above 0.
 
-    Example:
+    Examples:
         >>> r_w, r_l = torch.tensor([10.0, 10.0]), torch.tensor([0.0, 0.0])
         >>> apo_auto(r_w, r_l, torch.tensor([1.0, -1.0]))  # zero: rising r_w helps; down: it hurts as much
         tensor([0.7689, 1.0000])
@@ -401,7 +401,7 @@ def apo_zero_norm(
     Raises:
         ValueError: `beta` not above 0.
 
-    Example:
+    Examples:
         >>> lengths = torch.tensor([100])
         >>> apo_zero_norm(torch.tensor([20.0]), torch.tensor([-20.0]), lengths, lengths, beta=5)
         tensor([0.5379])
@@ -431,7 +431,7 @@ def apo_down_norm(
     Raises:
         ValueError: `beta` not above 0.
 
-    Example:
+    Examples:
         >>> lengths = torch.tensor([100])
         >>> apo_down_norm(torch.tensor([-20.0]), torch.tensor([-60.0]), lengths, lengths, beta=5)
         tensor([0.3881])
@@ -454,7 +454,7 @@ def discopop(chosen_scores: Tensor, rejected_scores: Tensor, *, beta: float = 0.
     Raises:
         ValueError: `beta` or `tau` not above 0.
 
-    Example:
+    Examples:
         >>> discopop(torch.tensor([0.0]), torch.tensor([0.0]))  # (log 2 + 1) / 2
         tensor([0.8466])
     """
@@ -475,7 +475,7 @@ def sft(chosen_token_logps: Tensor, chosen_mask: Tensor) -> Tensor:
         chosen_token_logps: `(B, T)`.
         chosen_mask: `(B, T)`, true at the tokens of the completion.
 
-    Example:
+    Examples:
         >>> sft(torch.tensor([[-1.0, -3.0], [-2.0, 0.0]]), torch.tensor([[True, True], [True, False]]))
         tensor([2., 2.])
     """
@@ -503,7 +503,7 @@ def sigmoid_norm(
     Raises:
         ValueError: `beta` not above 0.
 
-    Example:
+    Examples:
         >>> sigmoid_norm(torch.tensor([8.0]), torch.tensor([4.0]), torch.tensor([8]), torch.tensor([4]), beta=5)
         tensor([0.6931])
     """
@@ -523,7 +523,7 @@ def margin(chosen_scores: Tensor, rejected_scores: Tensor, margin: Tensor, *, be
     Raises:
         ValueError: `beta` not above 0.
 
-    Example:
+    Examples:
         >>> margin(torch.tensor([10.0]), torch.tensor([0.0]), torch.tensor([1.0]))
         tensor([0.6931])
     """
@@ -547,7 +547,7 @@ def odpo(
     Raises:
         ValueError: `beta` or `alpha` out of range, a margin that is not above 0.
 
-    Example:
+    Examples:
         >>> odpo(torch.tensor([10.0]), torch.tensor([0.0]), torch.tensor([1.0]).exp())
         tensor([0.6931])
     """
@@ -583,7 +583,7 @@ def cpo(
     Raises:
         ValueError: a setting out of range.
 
-    Example:
+    Examples:
         >>> cpo(torch.tensor([-2.0]), torch.tensor([-2.0]), torch.tensor([[-2.0]]), torch.tensor([[True]]))
         tensor([2.6931])
     """
@@ -616,7 +616,7 @@ def simpo(
     Raises:
         ValueError: a setting out of range.
 
-    Example:
+    Examples:
         >>> simpo(torch.tensor([-10.0]), torch.tensor([-20.0]), torch.tensor([10]), torch.tensor([10]), gamma=2)
         tensor([0.6931])
     """
@@ -652,7 +652,7 @@ def cpo_simpo(
     Raises:
         ValueError: a setting out of range.
 
-    Example:
+    Examples:
         >>> logps, one = torch.tensor([-2.0]), torch.tensor([1])
         >>> cpo_simpo(logps, logps, one, one, torch.tensor([[-2.0]]), torch.tensor([[True]]), gamma=0)
         tensor([2.6931])
@@ -699,7 +699,7 @@ def arpo(
     Raises:
         ValueError: a setting out of range.
 
-    Example:
+    Examples:
         >>> logps, one, text = torch.tensor([-10.0]), torch.tensor([1]), torch.tensor([[-10.0]])
         >>> arpo(logps, logps, one, one, text, torch.tensor([[True]]), alpha=0)  # -log sigmoid(0.1 (-10 + 0.1 * -10))
         tensor([1.3873])
@@ -726,7 +726,7 @@ def tdpo1(
     Raises:
         ValueError: `beta` not above 0.
 
-    Example:
+    Examples:
         >>> tdpo1(torch.tensor([0.0]), torch.tensor([5.0]), torch.tensor([7.0]), torch.tensor([2.0]))
         tensor([0.6931])
     """
@@ -758,7 +758,7 @@ def tdpo2(
     Raises:
         ValueError: `beta` or `alpha` out of range.
 
-    Example:
+    Examples:
         >>> tdpo2(torch.tensor([0.0]), torch.tensor([5.0]), torch.tensor([12.0]), torch.tensor([2.0]))
         tensor([0.6931])
     """
@@ -801,7 +801,7 @@ def sparsepo(
     Raises:
         ValueError: a setting out of range.
 
-    Example:
+    Examples:
         >>> r_w, r_l, kl, ones = torch.tensor([[3.0, 4.0]]), torch.tensor([[7.0, 0.0]]), torch.ones(1, 2), torch.ones(1, 2)
         >>> sparsepo(r_w, r_l, kl, kl, ones, ones, ones, ones)
         tensor([0.6931])
@@ -843,7 +843,7 @@ def svco(
     Raises:
         ValueError: `beta` not above 0.
 
-    Example:
+    Examples:
         >>> svco(*torch.zeros(6, 1))  # 4 log 2
         tensor([2.7726])
     """
@@ -871,7 +871,7 @@ def f_divergence_scores(logratios: Tensor, *, divergence: str = "reverse_kl", al
     Raises:
         ValueError: no such divergence.
 
-    Example:
+    Examples:
         >>> f_divergence_scores(torch.tensor([0.0, 1.0]), divergence="forward_kl")
         tensor([0.0000, 0.6321])
     """
@@ -909,7 +909,7 @@ def length_desensitized(token_logps: Tensor, mask: Tensor, shared_lengths: Tenso
     Raises:
         ValueError: `alpha` outside [0, 1].
 
-    Example:
+    Examples:
         >>> length_desensitized(torch.tensor([[-1.0, -2.0]]), torch.tensor([[True, True]]), torch.tensor([1]), alpha=0.5)
         tensor([-2.])
     """
@@ -935,7 +935,7 @@ def wpo_weights(token_logps: Tensor, log_sum_sq_probs: Tensor, mask: Tensor) -> 
     Returns:
         `(B,)`.
 
-    Example:
+    Examples:
         >>> p = torch.tensor([[0.5, 0.5]])
         >>> wpo_weights(p.log(), p.log(), torch.tensor([[True, True]]))  # p = sum_v p(v)^2
         tensor([1.])

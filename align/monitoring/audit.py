@@ -75,7 +75,7 @@ class Finding(NamedTuple):
 def row_name(row: Mapping[str, Any], at: int) -> str:
     """What a row is called: its `id`, or its number.
 
-    Example:
+    Examples:
         >>> row_name({"id": "a7"}, 3), row_name({}, 3)
         ('a7', '3')
     """

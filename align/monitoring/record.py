@@ -126,7 +126,7 @@ def symptoms(
         beta: of the training.
         is_last: whether the training is over.
 
-    Example:
+    Examples:
         >>> pairs = [{"chosen_tokens": 10, "rejected_tokens": 10}] * 3
         >>> record = Record("", "eval_dataset", pairs, [0.0] * 3, [0.0] * 3, [], [Point(8, 1.0, [-2.0, -3.0, -2.5], [-9.0] * 3)])
         >>> [kind for kind, _ in symptoms(record)]

@@ -149,7 +149,7 @@ class PreferenceConfig(StagedConfig):
     Raises:
         ValueError: whatever is wrong, in one sentence.
 
-    Example:
+    Examples:
         >>> PreferenceConfig("out", loss_type=["simpo"], report_to="none").beta
         2.0
     """

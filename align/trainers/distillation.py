@@ -103,7 +103,7 @@ class DistillationPairTrainer(StagedTrainer):
     Raises:
         ValueError: whatever is wrong, in one sentence; before a model is loaded where that can be.
 
-    Example:
+    Examples:
         >>> DistillationPairTrainer("any", args=DistillationConfig("out", report_to="none", num_train_epochs=2))
         Traceback (most recent call last):
             ...

@@ -109,7 +109,7 @@ class DistillationConfig(StagedConfig):
     Raises:
         ValueError: whatever is wrong, in one sentence.
 
-    Example:
+    Examples:
         >>> DistillationConfig("out", loss_type="jsd", lmbda=1.0, report_to="none").weights
         (0.0, 1.0)
         >>> DistillationConfig("out", loss_type="sft", beta=0.1, report_to="none")

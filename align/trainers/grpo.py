@@ -56,7 +56,7 @@ def check_scale(args: Any, user: str) -> None:
     Raises:
         ValueError: an option under which the trainer rescales rewards or advantages.
 
-    Example:
+    Examples:
         >>> from types import SimpleNamespace
         >>> check_scale(SimpleNamespace(scale_rewards="group"), "ContrastiveReward")
         Traceback (most recent call last):
@@ -80,7 +80,7 @@ def dual_step(multiplier: float, mean_reward: float, threshold: float, *, lr: fl
         threshold: theta.
         lr: the rate.
 
-    Example:
+    Examples:
         >>> dual_step(0.0, 0.2, 0.6)  # 0.1 * sigmoid'(0) * 0.4: below its threshold a reward gains weight
         0.01
     """
@@ -207,7 +207,7 @@ class ContrastiveReward:
         ValueError: another shape, a temperature not above 0, data without the column or with an empty list in it; no `args`, or
             one under which the trainer rescales rewards.
 
-    Example:
+    Examples:
         >>> from types import SimpleNamespace
         >>> args = SimpleNamespace(scale_rewards="none")  # in a script, the trainer's GRPOConfig
         >>> def words(completions, **_):

@@ -118,7 +118,7 @@ def head_of(model: Any) -> Head | None:
     Returns:
         The head, None for a model whose logits are no function of a weight, a factor and a cap.
 
-    Example:
+    Examples:
         >>> from transformers import CohereConfig, CohereForCausalLM
         >>> shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 5}
         >>> head = head_of(CohereForCausalLM(CohereConfig(**shape, logit_scale=0.25)))

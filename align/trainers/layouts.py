@@ -70,7 +70,7 @@ def shared_prefixes(input_ids: Tensor, attention_mask: Tensor) -> Layout:
         input_ids: `(2B, T)`, padded on the right, the chosen texts first.
         attention_mask: `(2B, T)`.
 
-    Example:
+    Examples:
         >>> ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 0]])
         >>> layout = shared_prefixes(ids, (ids > 0).long())
         >>> layout.inputs["input_ids"], layout.inputs["position_ids"]
@@ -122,7 +122,7 @@ def packed(input_ids: Tensor, attention_mask: Tensor) -> Layout:
         input_ids: `(2B, T)`, padded on the right.
         attention_mask: `(2B, T)`.
 
-    Example:
+    Examples:
         >>> ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 0]])
         >>> layout = packed(ids, (ids > 0).long())
         >>> layout.inputs["input_ids"], layout.inputs["position_ids"]
@@ -151,7 +151,7 @@ def refusal(option: str, kind: Any, config: Any, attention: str) -> str | None:
         config: its configuration.
         attention: its `attn_implementation`.
 
-    Example:
+    Examples:
         >>> from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
         >>> refusal("padding_free", MambaForCausalLM, MambaConfig(), "eager")
         'MambaForCausalLM carries a state from token to token'

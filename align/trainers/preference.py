@@ -78,7 +78,7 @@ class PreferenceTrainer(StagedTrainer):
     Raises:
         ValueError: whatever is wrong, in one sentence; before a model is loaded where that can be.
 
-    Example:
+    Examples:
         >>> PreferenceTrainer("any", args=PreferenceConfig("out", loss_type=["cpo"], report_to="none"))
         Traceback (most recent call last):
             ...

@@ -35,7 +35,7 @@ def margin_loss(chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
         chosen, rejected: `(B,)` rewards.
         margin: `(B,)`, any sign: below 0 where most annotators prefer the text that is labelled rejected.
 
-    Example:
+    Examples:
         >>> margin_loss(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([1.0]))  # log 2
         tensor([0.6931])
     """
@@ -55,7 +55,7 @@ def agreement(votes: Sequence[Any]) -> float:
     Raises:
         ValueError: no votes, or something else.
 
-    Example:
+    Examples:
         >>> agreement(["chosen", "chosen", "rejected", "tie"]), agreement([True, True]), agreement([0.5, -1])
         (0.25, 1.0, -0.25)
     """

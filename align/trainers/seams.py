@@ -551,7 +551,7 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
     Args:
         folder: the run's `output_dir`.
 
-    Example:
+    Examples:
         >>> last_checkpoint("no/such/folder")
     """
     whole = [path.parent for path in Path(folder).glob("checkpoint-*/trainer_state.json")]

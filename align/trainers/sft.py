@@ -48,7 +48,7 @@ def contrastive_loss(states: Tensor, mask: Tensor, *, rho: float = 0.5) -> Tenso
     Raises:
         ValueError: `rho` out of range, or a mask of another shape.
 
-    Example:
+    Examples:
         >>> states = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
         >>> contrastive_loss(states, torch.ones(1, 3))  # of 6 pairs, 2 are alike: 2 * rho / 6
         tensor([0.1667])
@@ -85,7 +85,7 @@ def image_weights(with_image: Tensor, without: Tensor, mask: Tensor, *, low: flo
     Raises:
         ValueError: not `0 <= low <= high`, `high` above 0.
 
-    Example:
+    Examples:
         >>> image_weights(torch.tensor([[3.0, 9.0, 0.0]]), torch.zeros(1, 3), torch.ones(1, 3))  # 3, 5, 1
         tensor([[4., 3., 3.]])
     """

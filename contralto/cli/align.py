@@ -50,7 +50,7 @@ TRAINERS = {
 def recipes() -> dict[str, Path]:
     """The recipes that come with contralto, by name.
 
-    Example:
+    Examples:
         >>> "apo_zero" in recipes()
         True
     """
@@ -117,7 +117,7 @@ def trainer_of(argv: Sequence[str]) -> str:
     Raises:
         ValueError: something else than `TRAINERS`.
 
-    Example:
+    Examples:
         >>> trainer_of(["--beta", "0.1"]), trainer_of(["--trainer=distill"])
         ('preference', 'distill')
     """

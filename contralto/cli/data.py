@@ -390,7 +390,7 @@ def highlighted(chosen: str, rejected: str) -> tuple[Any, Any]:
     Args:
         chosen, rejected: the texts.
 
-    Example:
+    Examples:
         >>> [text.plain for text in highlighted("It is 13 now.", "It is 11 now.")]
         ['It is {+13+} now.', 'It is [-11-] now.']
     """

@@ -124,7 +124,7 @@ def _complete(
 def own_name(model_args: Any) -> str:
     """A name for a decoder that no other has: its method, and a hash of all model arguments.
 
-    Example:
+    Examples:
         >>> own_name({"pretrained": "a", "method": "cd", "amateur": "b"}) != own_name({"pretrained": "a", "method": "cd"})
         True
     """

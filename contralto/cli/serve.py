@@ -73,7 +73,7 @@ def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     Raises:
         ValueError: flags that part the branches of a text.
 
-    Example:
+    Examples:
         >>> command, settings = prepare(["testbed:expert", "--port", "8001"])
         >>> command[1:3], command[-4:], settings["marker"], settings["timeout"]
         (['-m', 'vllm.entrypoints.openai.api_server'], ['--host', '127.0.0.1', '--port', '8001'], 0, 10.0)

@@ -29,7 +29,7 @@ _trusts = False
 def locate(name: str) -> str:
     """The folder or hub id of a model's name.
 
-    Example:
+    Examples:
         >>> locate("testbed:expert").endswith("expert-0"), locate("org/model")
         (True, 'org/model')
     """

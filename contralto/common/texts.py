@@ -30,7 +30,7 @@ def clean(text: str) -> str:
     Returns:
         A string that can be encoded.
 
-    Example:
+    Examples:
         >>> ascii(clean("a\\ud800b"))
         "'a\\\\ufffdb'"
     """
@@ -43,7 +43,7 @@ def printable(text: str) -> str:
     Args:
         text: any text.
 
-    Example:
+    Examples:
         >>> print(printable("one\x1b[2Jtwo"))
         one\x1b[2Jtwo
     """
@@ -56,7 +56,7 @@ def has_lone_surrogate(value: Any) -> bool:
     Args:
         value: a string, or mappings and sequences of values of any depth. Other values hold no strings.
 
-    Example:
+    Examples:
         >>> has_lone_surrogate({"prompt": [{"content": "a\\udc00"}]}), has_lone_surrogate(["a", 1])
         (True, False)
     """
@@ -79,7 +79,7 @@ def secret_name(value: Any) -> str | None:
     Args:
         value: mappings and sequences of any depth.
 
-    Example:
+    Examples:
         >>> secret_name({"headers": [{"X-Api-Key": "123"}]}), secret_name({"max_tokens": 5, "api_key": None})
         ('X-Api-Key', None)
     """
@@ -103,7 +103,7 @@ def short(value: Any, limit: int = 300) -> str:
         value: a string, or a JSON value.
         limit: characters of the result.
 
-    Example:
+    Examples:
         >>> short("a  long\\n story", 8), short({"a": [1]})
         ('a lon...', '{"a": [1]}')
     """
@@ -118,7 +118,7 @@ class Secrets:
     Args:
         keys: the keys; empty ones are left out.
 
-    Example:
+    Examples:
         >>> Secrets("sk-12345678").hide("401: no such key: sk-12345678")
         '401: no such key: ***'
     """
@@ -145,7 +145,7 @@ class Secrets:
         Args:
             text: the whole text.
 
-        Example:
+        Examples:
             >>> Secrets("sk-0123456789").hide("401: no such key: sk-0123456...")
             '401: no such key: ***...'
         """

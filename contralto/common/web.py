@@ -65,7 +65,7 @@ def decoded(body: bytes) -> str:
     Raises:
         BadReplyError: it is not UTF-8.
 
-    Example:
+    Examples:
         >>> decoded("{}".encode("utf-8-sig"))
         '{}'
     """
@@ -86,7 +86,7 @@ def read_json(text: str, kind: str | None, secrets: Secrets) -> Any:
     Raises:
         BadReplyError: it is not JSON; the error says what came instead.
 
-    Example:
+    Examples:
         >>> read_json("<html>Sign in</html>", "text/html", Secrets())
         Traceback (most recent call last):
         contralto.common.web.BadReplyError: the reply is not JSON: text/html, '<html>Sign in</html>'
@@ -109,7 +109,7 @@ def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> floa
         headers: of the response; `Retry-After` holds seconds or a date. What is neither counts as 0.
         now: seconds since 1970; default: the clock.
 
-    Example:
+    Examples:
         >>> retry_after({"Retry-After": "2.5"}), retry_after({"Retry-After": "soon"})
         (2.5, 0.0)
         >>> retry_after({"Retry-After": "Thu, 01 Jan 1970 00:01:00 GMT"}, now=20.0)
@@ -136,7 +136,7 @@ def address_of(location: str | None) -> str:
     Args:
         location: the header `Location`, or any address.
 
-    Example:
+    Examples:
         >>> address_of("https://me:word@example.org:8000/v1?api-key=3#x"), address_of(None)
         ('https://example.org:8000/v1', 'nowhere')
     """

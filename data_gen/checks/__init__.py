@@ -76,7 +76,7 @@ def contrast(rows: Rows, *, tokenizer: str | None = None) -> Columns:
 def jaccard(first: Sequence[Any], second: Sequence[Any]) -> float:
     """|A and B| / |A or B| of the sets of tokens; 1 if both are empty.
 
-    Example:
+    Examples:
         >>> jaccard("a b b c".split(), "b c d".split())
         0.5
     """
@@ -351,7 +351,7 @@ def annotate(rows: Rows, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         ValueError: no such check, no such setting, or a check's own complaint.
 
-    Example:
+    Examples:
         >>> row = {"prompt": [], "chosen": [{"content": "It is 4."}], "rejected": [{"content": "It is 5."}]}
         >>> [found] = annotate([row], {"contrast": {}})
         >>> found["jaccard"], found["levenshtein"], found["length_ratio"], found["no_op"]
@@ -384,7 +384,7 @@ def select(rows: Rows, filters: Mapping[str, Any]) -> tuple[list[dict[str, Any]]
     Raises:
         ValueError: a filter of another form, or a column that no row has.
 
-    Example:
+    Examples:
         >>> kept, dropped = select([{"id": "a", "levenshtein": 3}, {"id": "b", "levenshtein": 900}], {"levenshtein": [1, 800]})
         >>> [row["id"] for row in kept], [reason for _, reason in dropped]
         (['a'], ['levenshtein above 800'])
@@ -448,7 +448,7 @@ def check_settings(checks: Mapping[str, Any], filters: Mapping[str, Any]) -> Non
         ValueError: no such check or setting, a value out of range, a file that is not there, a filter of another form, or one on
             a column whose check is not asked for.
 
-    Example:
+    Examples:
         >>> check_settings({"contrast": {}}, {"ln_ches": [None, 0]})
         Traceback (most recent call last):
             ...

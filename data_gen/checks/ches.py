@@ -49,7 +49,7 @@ def ches(chosen: Tensor, rejected: Tensor, chosen_mask: Tensor, rejected_mask: T
     Raises:
         ValueError: a mask of another shape, or without a single position in some row.
 
-    Example:
+    Examples:
         >>> h, mask = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), torch.tensor([[True, True]])
         >>> other = torch.tensor([[[0.0, 2.0], [9.0, 9.0]]])
         >>> found = ches(h, other, mask, torch.tensor([[True, False]]))

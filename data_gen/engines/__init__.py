@@ -78,7 +78,7 @@ class FunctionEngine:
     Raises:
         ValueError: there is no such function, or it is a coroutine or a generator function.
 
-    Example:
+    Examples:
         >>> from contralto.data_gen.types import Ask, settle
         >>> engine = FunctionEngine(use="reprlib:repr")
         >>> request = settle(Ask(role="a", prompt="?"), engine=engine.identity, sampling=Sampling(), seed=0, row="0")
@@ -126,7 +126,7 @@ def find_function(name: str, *, folder: Path | None = None) -> Callable[..., Any
     Raises:
         ValueError: not of this form, no such module, or no such function in it.
 
-    Example:
+    Examples:
         >>> find_function("math:sqrt")(4)
         2.0
     """

@@ -427,7 +427,7 @@ def read_batch_line(line: str) -> tuple[str, Any]:
     Raises:
         ValueError: not a line of a batch's output.
 
-    Example:
+    Examples:
         >>> read_batch_line('{"custom_id": "k", "response": {"status_code": 429, "body": {}}, "error": null}')
         ('k', Failure(reason='status 429: {}', stops=False))
     """

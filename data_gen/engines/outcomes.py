@@ -30,7 +30,7 @@ def checked(said: Any) -> Answer | Failure:
     Args:
         said: what an engine gave for a request.
 
-    Example:
+    Examples:
         >>> checked(Answer(text=" ", finish_reason="length", completion_tokens=512)).reason
         'no text (the answer ended by length after 512 tokens)'
         >>> checked(None).reason
@@ -98,7 +98,7 @@ def described(error: BaseException, *, by: str) -> str:
         error: the exception.
         by: whose code raised it.
 
-    Example:
+    Examples:
         >>> described(KeyError("no"), by="my:scorer")
         "my:scorer raised KeyError: 'no'"
     """
@@ -108,7 +108,7 @@ def described(error: BaseException, *, by: str) -> str:
 def kind_of(value: Any) -> str:
     """Name what a value is without showing it, since it may be of any size.
 
-    Example:
+    Examples:
         >>> kind_of(None), kind_of([1]), kind_of(int)
         ('None', 'a value of type list', 'a value of type type')
     """

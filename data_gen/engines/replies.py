@@ -26,7 +26,7 @@ def read_answer(body: Any, request: Request) -> Answer | Failure:
     Raises:
         BadReplyError: it is not what the protocol says, so the reply may have been damaged on its way.
 
-    Example:
+    Examples:
         >>> from contralto.data_gen.types import Sampling
         >>> asked = Request(key="k", messages=[], prompt=None, images=(), sampling=Sampling(), seed=0)
         >>> choice = {"message": {"content": None}, "finish_reason": "length"}
@@ -94,7 +94,7 @@ def refused(status: Any, text: str, secrets: Secrets) -> str:
         text: the body, JSON or not.
         secrets: hidden before the line is cut.
 
-    Example:
+    Examples:
         >>> refused(429, '{"error": "slower"}', Secrets()), refused(204, "", Secrets())
         ('status 429: slower', 'status 204, and the reply is empty')
     """
@@ -109,7 +109,7 @@ def error_message(text: str, secrets: Secrets) -> str:
         text: the body, JSON or not.
         secrets: hidden before the line is cut.
 
-    Example:
+    Examples:
         >>> error_message('{"error": {"message": "no"}}', Secrets())
         'no'
     """

@@ -83,7 +83,7 @@ def parse_revision(reply: str, head: str = "corrected_student_solution") -> Revi
     replies: 8 of 20 `{corrected_student_solution}:`, 12 without the colon), and the last one that has a text below it. The
     published parser cuts a revision off where the heading comes twice, and loses the row without a word where there is none.
 
-    Example:
+    Examples:
         >>> parse_revision("{teacher_reasoning}: Too short.\\n\\n{corrected_student_solution}\\nIt is 4, since 2 + 2 = 4.")
         Revision(text='It is 4, since 2 + 2 = 4.', rationale='Too short.')
     """

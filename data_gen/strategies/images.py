@@ -44,7 +44,7 @@ def mvc(
     Raises:
         ValueError: not two images, or no captions.
 
-    Example:
+    Examples:
         >>> captions = {"caption": "A red cup.", "contrast_caption": "A blue cup."}
         >>> row = {"id": "1", "images": ("a.png", "b.png"), "prompt": [{"role": "user", "content": "What is it?"}], **captions}
         >>> try:

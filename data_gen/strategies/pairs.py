@@ -72,7 +72,7 @@ def verdict(text: str) -> Verdict | None:
     holds nothing but the letter. Where several are found, the last one counts: judges often weigh both sides first. Where a
     sentence names both ("A and B are equally good"), nothing is guessed.
 
-    Example:
+    Examples:
         >>> verdict("A is short. Still, **Verdict:** B"), verdict("Verdict: A and B are equal"), verdict("Verdict: tie")
         ('B', None, 'tie')
     """
@@ -257,7 +257,7 @@ def stronger_preferred(row: Row, *, target: str = "target", stronger: str = "str
     """A stronger model's answer against the target's: y_l = M(x), y_w = Stronger(x) (arXiv 2408.06266, the baseline "stronger
     preferred"). Nobody checks that the stronger answer is better: `verify_direction` does.
 
-    Example:
+    Examples:
         >>> asking = stronger_preferred({"id": "1", "prompt": [{"role": "user", "content": "2 + 2?"}]})
         >>> [ask.role for ask in next(asking)]
         ['target', 'stronger']
@@ -306,7 +306,7 @@ def best_of_n(row: Row, *, scorer: Any = None, n: int = 8, target: str = "target
     Raises:
         ValueError: `n` below 2, or the scorer returns something else than n finite numbers.
 
-    Example:
+    Examples:
         >>> row = {"id": "1", "prompt": [{"role": "user", "content": "Tell me."}]}
         >>> asking = best_of_n(row, n=3, scorer=lambda row, answers: [len(answer) for answer in answers])
         >>> [ask.seed for ask in next(asking)]
@@ -416,7 +416,7 @@ def scorer_of(scorer: Any) -> Scorer:
     Raises:
         ValueError: there is no such function.
 
-    Example:
+    Examples:
         >>> scorer_of("contralto.data_gen.strategies.pairs:chrf") is chrf
         True
     """
@@ -491,7 +491,7 @@ class RewardModel:
 def chrf(row: Row, answers: Sequence[str]) -> list[float]:
     """Sentence chrF of translations (Popovic 2015, W15-3049), by sacrebleu with its defaults; the row has `reference`.
 
-    Example:
+    Examples:
         >>> [round(score) for score in chrf({"id": "1", "reference": "the cat sat"}, ["the cat sat", "a dog"])]
         [100, 3]
     """

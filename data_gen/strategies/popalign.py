@@ -136,7 +136,7 @@ def refine(
         template: the second turn, without fields.
         judge, judge_template: see the module. Near chance without a stronger reviser: `clair` is this with one.
 
-    Example:
+    Examples:
         >>> asking = refine({"id": "1", "prompt": [{"role": "user", "content": "2 + 2?"}]})
         >>> [message["content"] for message in next(asking).messages]
         ['2 + 2?']

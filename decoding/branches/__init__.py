@@ -45,7 +45,7 @@ class AdaptersOff:
     Raises:
         TypeError: the model has no adapters to turn off.
 
-    Example:
+    Examples:
         >>> from peft import LoraConfig, get_peft_model
         >>> from contralto import testbed
         >>> from contralto.decoding import ContrastiveDecodingLogitsProcessor

@@ -103,7 +103,7 @@ def find_padding(ids: Tensor, pad_ids: Collection[int], bos_id: int | None = Non
     Warns:
         UserWarning: some prompts, but not all, begin with some other token twice, which looks like padding.
 
-    Example:
+    Examples:
         >>> find_padding(torch.tensor([[0, 0, 5], [6, 0, 7]]), pad_ids=[0])
         tensor([[0, 0, 1],
                 [1, 1, 1]])
@@ -153,7 +153,7 @@ def source_padding(model: Any, ids: Tensor) -> Tensor:
     Raises:
         ValueError: several source texts for a model without a pad token.
 
-    Example:
+    Examples:
         >>> from types import SimpleNamespace
         >>> config = SimpleNamespace(pad_token_id=0, get_text_config=lambda decoder: config)
         >>> source_padding(SimpleNamespace(config=config), torch.tensor([[5, 0, 6], [7, 0, 0]]))
@@ -184,7 +184,7 @@ def fit_mask(mask: Tensor, length: int) -> Tensor:
 class KnownTokens(NamedTuple):
     """The tokens that a model knows. Padding may have ids beyond them, such as a pad token added for another model.
 
-    Example:
+    Examples:
         >>> tokens = KnownTokens(size=8, pad=0, ends=(1,), name="Amateur")
         >>> tokens.replace(torch.tensor([[9, 9, 5, 6]]), torch.tensor([[0, 0, 1, 1]]))
         tensor([[0, 0, 5, 6]])

@@ -49,7 +49,7 @@ class ContrastiveLoop:
     Raises:
         ValueError: at the call: beams, a cache from an earlier call, attentions or hidden states asked for.
 
-    Example:
+    Examples:
         >>> from contralto import testbed
         >>> from contralto.decoding import ContextAwareDecodingLogitsProcessor
         >>> model, tokenizer = testbed.load("expert"), testbed.tokenizer()

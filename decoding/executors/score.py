@@ -76,7 +76,7 @@ def score(
     Raises:
         ValueError: the shapes do not belong together, or an empty continuation.
 
-    Example:
+    Examples:
         >>> from contralto import testbed
         >>> from contralto.decoding import ContrastiveDecodingLogitsProcessor
         >>> expert, amateur, tokenizer = testbed.load("expert"), testbed.load("amateur"), testbed.tokenizer()

@@ -73,7 +73,7 @@ def contrastive_search(logits: Tensor, candidates: Tensor, penalty: Tensor, *, a
     Raises:
         ValueError: `alpha` outside [0, 1].
 
-    Example:
+    Examples:
         The likelier of two tokens repeats what was said, the other one is new.
 
         >>> logits, candidates = torch.tensor([0.6, 0.4]).log(), torch.tensor([0, 1])
@@ -100,7 +100,7 @@ def degeneration_penalty(hidden: Tensor, context: Tensor, mask: Tensor | None = 
     Returns:
         `(..., k)` in [-1, 1], float32 at least.
 
-    Example:
+    Examples:
         >>> penalty = degeneration_penalty(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
         >>> penalty  # the cosines are 0.6 and 0.8
         tensor([0.8000])
@@ -163,7 +163,7 @@ class ContrastiveSearch:
             quantized, or is static and too small or with a sliding window, a model without a cache, or `path="tree"`
             for a model that cannot be read so.
 
-    Example:
+    Examples:
         >>> from contralto import testbed
         >>> model, tokenizer = testbed.load("expert"), testbed.tokenizer()
         >>> inputs = tokenizer("Ben went out to the barn door. He", return_tensors="pt")
@@ -249,7 +249,7 @@ class ContrastiveSearchLogitsProcessor(LogitsProcessor):
             search reordered, prompts that hold images without `vision_inputs` or are padded on the right, a mask that
             belongs to other prompts.
 
-    Example:
+    Examples:
         >>> from contralto import testbed
         >>> model, tokenizer = testbed.load("expert"), testbed.tokenizer()
         >>> inputs = tokenizer("Ben went out to the barn door. He", return_tensors="pt")

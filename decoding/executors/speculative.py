@@ -116,7 +116,7 @@ def accept_or_redraw(target: Tensor, proposal: Tensor, draft: Tensor) -> Tensor:
     Returns:
         `(B,)` tokens.
 
-    Example:
+    Examples:
         What P rules out is never kept, and what Q gives its due is not drawn again.
 
         >>> P, Q = torch.tensor([[0.0, 0.5, 0.5]]), torch.tensor([[0.5, 0.5, 0.0]])
@@ -179,7 +179,7 @@ class SpeculativeContrastiveDecoding:
             (Mamba and other recurrent models). At the call: such an expert; another tokenizer; beams; a static or
             quantized cache; a cache from an earlier call; attentions or hidden states asked for.
 
-    Example:
+    Examples:
         >>> from contralto import testbed
         >>> expert, amateur, tokenizer = testbed.load("expert"), testbed.load("amateur"), testbed.tokenizer()
         >>> question = "Mia has 9 coins. She finds 4, loses 2, wins 5. How many coins does Mia have?"

@@ -220,7 +220,7 @@ def choice(**given: Any) -> argparse.Namespace:
         TypeError: a value of another type.
         ValueError: an unknown option, and all that `check` refuses.
 
-    Example:
+    Examples:
         >>> choice(method="cd", amateur="testbed:amateur", beta=1).beta
         1.0
         >>> choice(method="vcd", kappa=1)

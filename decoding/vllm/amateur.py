@@ -284,7 +284,7 @@ def bytes_needed(model: Any, tokens: int) -> int:
         model: a transformers model.
         tokens: of all running requests, padding included.
 
-    Example:
+    Examples:
         >>> from contralto import testbed
         >>> bytes_needed(testbed.load("amateur"), 0) == 4 * testbed.load("amateur").num_parameters()
         True

@@ -25,7 +25,7 @@ def adapters_of(chosen: Any, adapter: str | None) -> list[str | None]:
     Raises:
         ValueError: a method that is no matter of prompts and adapters, or another model that is no adapter.
 
-    Example:
+    Examples:
         >>> adapters_of(methods.choice(method="cad", contrast_prompt="x"), None)
         [None, None]
         >>> adapters_of(methods.choice(method="dola"), None)

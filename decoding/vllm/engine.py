@@ -55,7 +55,7 @@ def engine_options(*, timeout: float = DEFAULT_TIMEOUT, **options: Any) -> dict[
         ValueError: speculative decoding, data parallelism, sampling sharded by requests, a scheduler or policy of one's own,
             a KV connector, fewer than two requests at a time, a step that reads less than two tokens, a timeout not above 0.
 
-    Example:
+    Examples:
         >>> engine_options(max_num_seqs=64)["scheduler_cls"]
         'contralto.decoding.vllm.pair_scheduler'
         >>> engine_options(data_parallel_size=2)
@@ -95,7 +95,7 @@ def engine_options(*, timeout: float = DEFAULT_TIMEOUT, **options: Any) -> dict[
 def server_flags(options: Mapping[str, Any]) -> list[str]:
     """Engine options as flags of vLLM's server.
 
-    Example:
+    Examples:
         >>> server_flags({"max_num_seqs": 8, "enable_lora": True, "logits_processors": ["a:B"]})
         ['--max-num-seqs', '8', '--enable-lora', '--logits-processors', 'a:B']
     """
@@ -125,7 +125,7 @@ def marker_of(tokenizer: Any, *, vocabulary: int, ends: Sequence[int] = ()) -> i
     Raises:
         ValueError: there is none: give `marker`.
 
-    Example:
+    Examples:
         >>> from contralto import testbed
         >>> marker_of(testbed.tokenizer(), vocabulary=160, ends=[3]), marker_of(testbed.tokenizer(), vocabulary=192)
         (0, 191)

@@ -151,7 +151,7 @@ class Progress:
 def unmarked(tokens: Sequence[int], marker: int) -> list[int]:
     """Tokens up to the marker.
 
-    Example:
+    Examples:
         >>> unmarked([5, 6, 0], 0), unmarked([5, 6], 0)
         ([5, 6], [5, 6])
     """
@@ -161,7 +161,7 @@ def unmarked(tokens: Sequence[int], marker: int) -> list[int]:
 def common(branches: Sequence[Sequence[int]]) -> list[int]:
     """What all of them begin with.
 
-    Example:
+    Examples:
         >>> common([[1, 2, 3], [1, 2], [1, 4]])
         [1]
     """

@@ -112,7 +112,7 @@ class Sampling:
 class Row:
     """What a request says of the text that it is a branch of.
 
-    Example:
+    Examples:
         >>> row = Row.of({"contrast_id": 7, "contrast_branch": 1, "contrast_marker": 0, "contrast_method": "cad"})
         >>> row.rule.parameters, row.sampling.temperature
         ((('alpha', 0.5),), 0.0)
@@ -277,7 +277,7 @@ def check_penalties(how: Any, where: str, why: str) -> None:
     Raises:
         ValueError: a penalty.
 
-    Example:
+    Examples:
         >>> from types import SimpleNamespace
         >>> check_penalties(SimpleNamespace(presence_penalty=0.5), "with an amateur", "counts the prompt's tokens too")
         Traceback (most recent call last):
@@ -383,7 +383,7 @@ def draw(scores: Tensor, warp: Warp, seeds: Tensor, steps: Tensor) -> Tensor:
     Returns:
         `(P, V)` float32.
 
-    Example:
+    Examples:
         >>> from contralto.decoding import SeededSampling
         >>> scores, ids = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.zeros(1, 4, dtype=torch.long)
         >>> warp = Warp.of([Sampling(temperature=0.7, top_k=2)], "cpu")
@@ -421,7 +421,7 @@ def end_broken(scores: Tensor, branches: Tensor, markers: Tensor) -> Tensor:
     Returns:
         `(P, V)`.
 
-    Example:
+    Examples:
         >>> branches = torch.tensor([[[0.0, 1.0, 2.0], [0.0, 1.0, torch.nan]]])
         >>> end_broken(branches[0], branches, torch.tensor([[0], [1]]))
         tensor([[0., 1., 2.],

@@ -59,7 +59,7 @@ def measure(name: str, values: Sequence[Any]) -> Measure:
     Raises:
         ValueError: none of these.
 
-    Example:
+    Examples:
         >>> table, metric, is_binary = measure("acc", [1.0, 0.0, 1.0, 1.0])
         >>> float(metric(table.sum(0))), is_binary
         (0.75, True)

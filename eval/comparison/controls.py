@@ -95,7 +95,7 @@ def parse(text: str, sources: Mapping[str, Any] | None = None) -> Choice:
         ValueError: no method, no such method or option, a value outside its range, or a model or contrast prompt missing.
         TypeError: a value of another type.
 
-    Example:
+    Examples:
         >>> parse("vcd alpha=2").options
         {'method': 'vcd', 'alpha': 2}
         >>> parse("cd", {"amateur": "testbed:amateur"}).name
@@ -360,7 +360,7 @@ def ranking_rows(choices: Sequence[Choice]) -> list[Row]:
 
     A method without likelihoods (search) has no row.
 
-    Example:
+    Examples:
         >>> [row.name for row in ranking_rows([parse("cd", {"amateur": "testbed:amateur"})])]
         ['plain', 'amateur alone', 'cd', 'cd, raw', 'plain, mask 0.1', 'cd, mask']
     """

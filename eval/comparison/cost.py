@@ -28,7 +28,7 @@ def metered(models: Mapping[str, nn.Module]) -> Iterator[Cost]:
     Args:
         models: by any name.
 
-    Example:
+    Examples:
         >>> from contralto import testbed
         >>> expert, tokenizer = testbed.load("expert"), testbed.tokenizer()
         >>> with metered({"main": expert}) as cost:

@@ -67,7 +67,7 @@ class Vocabulary(NamedTuple):
     def singular(self, word: str) -> str:
         """A word without its plural ending, if that makes it a word that some name has.
 
-        Example:
+        Examples:
             >>> vocabulary = Vocabulary.of([["person", "policeman"], ["knife"], ["wine glass"], ["bus"], ["skis"]])
             >>> [vocabulary.singular(word) for word in ("policemen", "knives", "glasses", "bus", "buses", "skis", "us")]
             ['policeman', 'knife', 'glass', 'bus', 'bus', 'skis', 'us']
@@ -133,7 +133,7 @@ def read_synonyms(path: Path) -> Vocabulary:
 def mentions(text: str, vocabulary: Vocabulary) -> list[str]:
     """The objects that a text names, in its order, as often as it names them.
 
-    Example:
+    Examples:
         >>> vocabulary = Vocabulary.of([["dog", "puppy"], ["train"], ["chair", "seat"], ["toilet"]])
         >>> mentions("Two puppies and a baby dog on train tracks, near the seat of a toilet", vocabulary)
         ['dog', 'dog', 'toilet']
@@ -161,7 +161,7 @@ def _first(words: Sequence[str], vocabulary: Vocabulary) -> tuple[int, str]:
 def count(text: str, objects: Collection[str], vocabulary: Vocabulary) -> Counts:
     """What a caption says of an image that shows these objects.
 
-    Example:
+    Examples:
         >>> count("A cat, a cat and a dog.", {"dog", "bed"}, Vocabulary.of([["cat"], ["dog"], ["bed"]]))
         Counts(said=3, wrong=2, found=1, there=2)
     """
@@ -182,7 +182,7 @@ def rates(counts: Sequence[Counts]) -> Rates:
     Raises:
         ValueError: no captions.
 
-    Example:
+    Examples:
         >>> rates([Counts(said=3, wrong=2, found=1, there=2), Counts(said=1, wrong=0, found=1, there=2)])
         Rates(chair_i=0.5, chair_s=0.5, recall=0.5)
     """

@@ -19,7 +19,7 @@ def ngram_counts(text: str, *, n: int) -> Counts:
     The code that the literature uses (SimCTG, `simctg/evaluation.py`) leaves out the last n-gram of every text; this does
     not.
 
-    Example:
+    Examples:
         >>> ngram_counts("a b a b a", n=2)
         (2, 4)
     """
@@ -40,7 +40,7 @@ def repetition(counts: Iterable[Counts]) -> float:
     Args:
         counts: of every text, from `ngram_counts`.
 
-    Example:
+    Examples:
         >>> repetition([ngram_counts("a b a b a", n=2)])
         0.5
     """
@@ -57,7 +57,7 @@ def diversity(counts: Iterable[Sequence[Counts]]) -> float:
     Args:
         counts: of every text three, from `ngram_counts` with n 2, 3 and 4.
 
-    Example:
+    Examples:
         >>> diversity([[ngram_counts("a b c a b c", n=n) for n in (2, 3, 4)]])
         0.44999999999999996
     """
@@ -91,7 +91,7 @@ def coherence(
     Raises:
         ValueError: other numbers of prompts and continuations; an empty continuation; a text that is too long.
 
-    Example:
+    Examples:
         >>> from contralto import testbed
         >>> judge, tokenizer = testbed.load("expert"), testbed.tokenizer()
         >>> told, shuffled = coherence(judge, tokenizer, ["Ben went"] * 2, [" out to the barn door.", " barn to door the out."])

@@ -90,7 +90,7 @@ def answer(text: str, label: bool, *, parser: str = "words") -> bool | None:
     Raises:
         ValueError: no such parser.
 
-    Example:
+    Examples:
         >>> [answer("I am not sure.", True, parser=name) for name in ("words", "official", "vcd")]
         [None, False, False]
     """
@@ -114,7 +114,7 @@ def rates(pairs: Sequence[Pair]) -> Rates:
     Raises:
         ValueError: no questions.
 
-    Example:
+    Examples:
         >>> rates([(True, True), (True, None), (False, True), (False, False)])
         Rates(accuracy=0.5, precision=0.5, recall=0.5, f1=0.5, yes_ratio=0.5, unparsed=0.25)
     """

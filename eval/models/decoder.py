@@ -23,7 +23,7 @@ SAMPLING = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 class Decoder:
     """What decides an answer, besides the models and the request. Made by `Decoder.of`.
 
-    Example:
+    Examples:
         >>> decoder = Decoder.of(method="cd", amateur="testbed:amateur", beta=1, temperature=0.7)
         >>> decoder.describe()
         {'method': 'cd', 'amateur': 'testbed:amateur', 'form': 'obrien', 'beta': 1.0, 'alpha': 0.1, 'temperature': 0.7, 'seed': 0}
