@@ -8,8 +8,9 @@ contrastive search, `speculative` speculative contrastive decoding, `images` mak
 contrast did.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from contralto.common.lazy import exports
 
 if TYPE_CHECKING:
     from contralto.decoding.branches import AdaptersOff as AdaptersOff
@@ -45,34 +46,27 @@ if TYPE_CHECKING:
     )
     from contralto.decoding.sampling import SeededSampling as SeededSampling
 
-_HOME = {
-    "branches": ["AdaptersOff"],
-    "processors": [
-        "ClassifierFreeGuidanceLogitsProcessor",
-        "ContextAwareDecodingLogitsProcessor",
-        "ContrastiveDecodingLogitsProcessor",
-        "ContrastiveInputDecodingLogitsProcessor",
-        "ContrastiveLogitsProcessor",
-        "CriticGuidedLogitsProcessor",
-        "DoLaLogitsProcessor",
-        "InstructionContrastiveDecodingLogitsProcessor",
-        "M3IDLogitsProcessor",
-        "ProxyTuningLogitsProcessor",
-        "RitualLogitsProcessor",
-        "RitualVCDLogitsProcessor",
-        "VisualContrastiveDecodingLogitsProcessor",
-    ],
-    "sampling": ["SeededSampling"],
-    "executors.search": ["ContrastiveSearch", "ContrastiveSearchLogitsProcessor"],
-    "executors.speculative": ["SpeculativeContrastiveDecoding"],
-}
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
-
-__all__ = sorted(_MODULE)  # noqa: PLE0605
-
-
-def __getattr__(name: str) -> Any:
-    """Import what needs transformers when it is asked for, so that `contralto.decoding.rules` needs torch alone."""
-    if name not in _MODULE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE[name]}"), name)
+__getattr__, __dir__, __all__ = exports(
+    __name__,
+    {
+        "branches": ["AdaptersOff"],
+        "processors": [
+            "ClassifierFreeGuidanceLogitsProcessor",
+            "ContextAwareDecodingLogitsProcessor",
+            "ContrastiveDecodingLogitsProcessor",
+            "ContrastiveInputDecodingLogitsProcessor",
+            "ContrastiveLogitsProcessor",
+            "CriticGuidedLogitsProcessor",
+            "DoLaLogitsProcessor",
+            "InstructionContrastiveDecodingLogitsProcessor",
+            "M3IDLogitsProcessor",
+            "ProxyTuningLogitsProcessor",
+            "RitualLogitsProcessor",
+            "RitualVCDLogitsProcessor",
+            "VisualContrastiveDecodingLogitsProcessor",
+        ],
+        "sampling": ["SeededSampling"],
+        "executors.search": ["ContrastiveSearch", "ContrastiveSearchLogitsProcessor"],
+        "executors.speculative": ["SpeculativeContrastiveDecoding"],
+    },
+)

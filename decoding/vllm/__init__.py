@@ -5,8 +5,9 @@ with all of it, `pairs` asks it in this process, `client` over HTTP, `middleware
 other way, for a different small model. vLLM is imported only by what needs it.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from contralto.common.lazy import exports
 
 if TYPE_CHECKING:
     from contralto.decoding.vllm.amateur import AmateurContrast as AmateurContrast
@@ -21,22 +22,15 @@ if TYPE_CHECKING:
     from contralto.decoding.vllm.scheduler import pair_scheduler as pair_scheduler
     from contralto.decoding.vllm.settings import Row as Row
 
-_HOME = {
-    "amateur": ["AmateurContrast"],
-    "client": ["PairClient"],
-    "engine": ["make_llm", "server_flags"],
-    "pairs": ["PairOutput", "generate_pairs"],
-    "processor": ["PairedContrast"],
-    "scheduler": ["AsyncPairScheduler", "PairScheduler", "pair_scheduler"],
-    "settings": ["Row"],
-}
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
-
-__all__ = sorted(_MODULE)  # noqa: PLE0605
-
-
-def __getattr__(name: str) -> Any:
-    """Import what is asked for, so that the HTTP client and the settings do without vLLM."""
-    if name not in _MODULE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE[name]}"), name)
+__getattr__, __dir__, __all__ = exports(
+    __name__,
+    {
+        "amateur": ["AmateurContrast"],
+        "client": ["PairClient"],
+        "engine": ["make_llm", "server_flags"],
+        "pairs": ["PairOutput", "generate_pairs"],
+        "processor": ["PairedContrast"],
+        "scheduler": ["AsyncPairScheduler", "PairScheduler", "pair_scheduler"],
+        "settings": ["Row"],
+    },
+)

@@ -1,5 +1,7 @@
 """The package is what pyproject.toml says: every folder mapped, every link in place, light modules light."""
 
+import ast
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -50,6 +52,36 @@ def test_light_modules_stay_light(modules, absent):
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not absent & set(loaded)
     assert not set(PARTS) & set(loaded)
+
+
+LAZY = sorted(
+    path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+    for part in PARTS
+    for path in (ROOT / part).rglob("__init__.py")
+    if "contralto.common.lazy" in path.read_text()
+)
+"""Packages that import their public names on first access."""
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_type_checkers_see_the_lazy_exports(package):
+    """The imports under `if TYPE_CHECKING` name the same objects, from the same modules, as those that run."""
+    tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    assert all(isinstance(node, ast.ImportFrom) and node.level == 0 for node in block.body)
+    seen = {(node.module, alias.name, alias.asname) for node in block.body for alias in node.names}
+    (call,) = [node.value for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)]
+    modules = ast.literal_eval(call.args[1])
+    assert seen == {(f"contralto.{package}.{m}", name, name) for m, names in modules.items() for name in names}
+    assert importlib.import_module(f"contralto.{package}").__all__ == sorted(name for _, name, _ in seen)
+
+
+def test_lazy_names_are_found():
+    decoding = importlib.import_module("contralto.decoding")
+    assert decoding.SeededSampling.__module__ == "contralto.decoding.sampling"
+    assert {"SeededSampling", "__doc__"} <= set(dir(decoding))
+    with pytest.raises(AttributeError, match=r"'contralto\.decoding' has no attribute 'Nothing'"):
+        _ = decoding.Nothing
 
 
 def test_constraints_cover_the_dependencies():
