@@ -28,16 +28,11 @@ from transformers import (
     LogitsProcessor,
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
-from transformers.generation.utils import (
-    ALL_CACHE_NAMES,
-    MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL,
-    GenerateDecoderOnlyOutput,
-    GenerateEncoderDecoderOutput,
-)
+from transformers.generation.utils import ALL_CACHE_NAMES, MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from contralto.decoding.branches.padding import check_mask, padding_of, source_padding
 from contralto.decoding.branches.prompts import linear_layers
-from contralto.decoding.executors.order import check_mode, split_processors
+from contralto.decoding.executors.generation import CustomGenerate, Generation
 from contralto.decoding.placement import input_device
 from contralto.decoding.validity import check_logits
 
@@ -134,7 +129,7 @@ def _check_k(k: int) -> None:
 # ------------------------------------------------------------------------------------------------------- the executors
 
 
-class ContrastiveSearch:
+class ContrastiveSearch(CustomGenerate):
     """Contrastive search as the decoding loop of `generate()`, one forward per token.
 
         model.generate(**inputs, custom_generate=ContrastiveSearch(alpha=0.6, k=4))
@@ -171,55 +166,35 @@ class ContrastiveSearch:
         >>> text = tokenizer.decode(output[0])
     """
 
+    name = "contrastive search"
+    alternative = "its scores cannot be summed over steps, so pass num_beams=1 to generate()"
+
     def __init__(self, *, alpha: float = 0.6, k: int = 4, path: Way = "auto", streamer: Any = None) -> None:
+        super().__init__(streamer=streamer)
         _check_alpha(alpha)
         _check_k(k)
         if path not in ("auto", "tree", "replicate"):
             raise ValueError(f"path must be 'auto', 'tree' or 'replicate', not {path!r}")
-        self.alpha, self.k, self.path, self.streamer = alpha, k, path, streamer
+        self.alpha, self.k, self.path = alpha, k, path
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        **model_kwargs: Any,
-    ) -> Any:
-        """The decoding loop; `generate()` calls this."""
-        _check_generation(generation_config, model_kwargs, self.k)
-        before, after = split_processors(model, logits_processor, generation_config, input_ids)
-        search = _Search(model, input_ids, model_kwargs, alpha=self.alpha, k=self.k, path=self.path)
-        pad_id = _pad_id(generation_config, stopping_criteria)
-        unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        kept: dict[str, list[Tensor]] = {"scores": [], "logits": []}
-        self._stream(input_ids)
-        while unfinished.any():
-            logits = search.logits.to(device=input_ids.device, dtype=torch.float32)
-            scores = after(input_ids, search.score(before(input_ids, logits.clone())))
-            for name, value in (("scores", scores), ("logits", logits)):
-                if getattr(generation_config, f"output_{name}"):
-                    kept[name].append(value)
-            chosen = scores.argmax(-1)
-            tokens = chosen if pad_id is None else chosen.where(unfinished, pad_id)
-            input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
-            self._stream(tokens)
-            unfinished = unfinished & ~stopping_criteria(input_ids, tuple(kept["scores"]) or None)
-            # rows that have ended go on with any candidate, unless the cache is returned, which is to hold their padding
-            search.go_on(tokens if generation_config.return_dict_in_generate else chosen, ends=not unfinished.any())
-        if self.streamer is not None:
-            self.streamer.end()
-        if not generation_config.return_dict_in_generate:
-            return input_ids
-        output: Any = GenerateEncoderDecoderOutput if model.config.is_encoder_decoder else GenerateDecoderOnlyOutput
-        steps = {name: tuple(values) or None for name, values in kept.items()}
-        return output(sequences=input_ids, past_key_values=search.rows.cache, **steps)
+    def _generate(self, model: Any, generation: Generation, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        search = _Search(model, generation.ids, model_kwargs, alpha=self.alpha, k=self.k, path=self.path)
+        returns_cache = generation.config.return_dict_in_generate
 
-    def _stream(self, tokens: Tensor) -> None:
-        if self.streamer is not None:
-            self.streamer.put(tokens.cpu())
+        def advance() -> None:
+            tokens = generation.step(search.logits, search.score)
+            # Finished rows continue with their candidate, which the tree holds already, unless the cache is returned:
+            # then it must hold the padding.
+            if returns_cache:
+                tokens = generation.ids[:, -1]
+            search.go_on(tokens, ends=not generation.unfinished.any())
+
+        generation.run(advance)
+        return {"past_key_values": search.rows.cache}
+
+    def _check(self, model: Any, config: Any, model_kwargs: Mapping[str, Any], processors: Any) -> None:
+        super()._check(model, config, model_kwargs, processors)
+        _check_search(config, model_kwargs, self.k)
 
 
 class ContrastiveSearchLogitsProcessor(LogitsProcessor):
@@ -356,7 +331,7 @@ class ContrastiveSearchLogitsProcessor(LogitsProcessor):
         **model_kwargs: Any,
     ) -> "_Search":
         """What `generate()` calls in place of a decoding loop."""
-        _check_generation(generation_config, model_kwargs, self._k)
+        _check_search(generation_config, model_kwargs, self._k)
         return _Search(model, input_ids, model_kwargs, alpha=self._alpha, k=self._k, path="auto")
 
     def _find_mask(self, ids: Tensor) -> Tensor:
@@ -378,13 +353,10 @@ class ContrastiveSearchLogitsProcessor(LogitsProcessor):
         return pad(mask, (0, ids.shape[1] - length), value=1)
 
 
-def _check_generation(config: Any, model_kwargs: Mapping[str, Any], k: int) -> None:
-    """Refuse what contrastive search is not, or cannot do, before anything is computed."""
+def _check_search(config: Any, model_kwargs: Mapping[str, Any], k: int) -> None:
+    """Raise ValueError for options that contrastive search does not support, before the first forward pass."""
     if config.do_sample:
         raise ValueError("contrastive search is deterministic and does not sample: pass do_sample=False to generate()")
-    if (config.num_beams or 1) > 1:
-        raise ValueError(f"contrastive search has no beams: pass num_beams=1 to generate(), not {config.num_beams}")
-    check_mode(config)
     if not model_kwargs.get("use_cache"):
         raise ValueError("contrastive search needs the cache: pass use_cache=True to generate()")
     if config.prefill_chunk_size is not None:
@@ -433,14 +405,6 @@ def _refuse_images(model: Any, ids: Tensor) -> None:
             "the prompt holds images, which a logits processor is not given: pass vision_inputs=, what the model reads "
             "besides the text"
         )
-
-
-def _pad_id(config: Any, criteria: Any) -> int | None:
-    """What finished rows go on with; None if no end token ends them."""
-    for criterion in criteria:
-        if (ends := getattr(criterion, "eos_token_id", None)) is not None:
-            return int(ends[0] if config.pad_token_id is None else config.pad_token_id)
-    return None
 
 
 # ------------------------------------------------------------------------------------------------------------ the text

@@ -40,13 +40,12 @@ from transformers import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
-from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from contralto.decoding.branches import AdaptersOff, ModelBranch
 from contralto.decoding.branches.context import check_tokens, context_length
 from contralto.decoding.branches.padding import KnownTokens, fit_mask
 from contralto.decoding.branches.prompts import TOKEN_TYPES, Prompts, check_images, prepare_images
-from contralto.decoding.executors.order import check_mode, split_processors
+from contralto.decoding.executors.generation import CustomGenerate, Generation
 from contralto.decoding.placement import input_device
 from contralto.decoding.processors import ContrastiveLogitsProcessor, bind_rule
 from contralto.decoding.rules import plausible
@@ -133,7 +132,7 @@ def accept_or_redraw(target: Tensor, proposal: Tensor, draft: Tensor) -> Tensor:
     return torch.where(kept, draft, torch.multinomial(residual, 1).squeeze(-1))
 
 
-class SpeculativeContrastiveDecoding:
+class SpeculativeContrastiveDecoding(CustomGenerate):
     """Contrastive decoding as `custom_generate`, with the amateur as drafter: the same text in fewer forwards.
 
     Every token is greedily chosen or drawn from `P_n = softmax(scores)`, where the scores are those of
@@ -198,6 +197,9 @@ class SpeculativeContrastiveDecoding:
     statistics: Statistics
     """Of the last call."""
 
+    name = "speculative contrastive decoding"
+    alternative = "use ContrastiveDecodingLogitsProcessor"
+
     def __init__(
         self,
         amateur: Any,
@@ -215,6 +217,7 @@ class SpeculativeContrastiveDecoding:
         tokenizer: Any = None,
         streamer: Any = None,
     ) -> None:
+        super().__init__(streamer=streamer)
         own = {"beta": beta, "amateur_temperature": amateur_temperature}
         rule = bind_rule(form, own, {"alpha": alpha, "min_tokens_to_keep": min_tokens_to_keep})
         self._alpha = alpha
@@ -233,43 +236,36 @@ class SpeculativeContrastiveDecoding:
         branch = self._branch()
         self._method, self._model = ContrastiveLogitsProcessor(rule, [branch], tokenizer=tokenizer), branch.model
         _new_cache(self._model)
-        self._streamer = streamer
         self.statistics = Statistics()
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        **model_kwargs: Any,
-    ) -> Any:
-        """What `generate()` calls; returns what `generate()` returns."""
-        self._method.check_model(model)
-        _check(model, self._model, input_ids, generation_config, model_kwargs)
+    def _generate(self, model: Any, generation: Generation, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         self.statistics = Statistics()
-        before, after = split_processors(model, logits_processor, generation_config, input_ids)
-        text = _Text(input_ids, stopping_criteria, generation_config, self._streamer)
-
-        def score(expert: Tensor, amateur: Tensor) -> Tensor:
-            scores = self._method.combine(before(text.ids, expert), [amateur], text.written)
-            contrasted: Tensor = after(text.ids, scores)
-            return contrasted
-
+        config, prompts = generation.config, generation.ids
         call = _Call(
-            text,
-            expert=_Reader(model, Prompts(input_ids, model_kwargs)),
-            amateur=self._reader(model, input_ids, generation_config, model_kwargs),
+            generation,
+            expert=_Reader(model, Prompts(prompts, model_kwargs)),
+            amateur=self._reader(model, prompts, config, model_kwargs),
             vocabulary=vocabulary_size(model),
-            drafter=_Drafter(after, self._alpha, sample=generation_config.do_sample),
+            drafter=_Drafter(generation.warpers, self._alpha, sample=config.do_sample),
             pace=_Pace(self._draft_length, self._cost(model)),
-            score=score,
+            combine=self._method.combine,
             statistics=self.statistics,
         )
-        call.run()
-        return text.output(model)
+        generation.run(call.round)
+        call.count_forwards()
+        return {}
+
+    def _check(self, model: Any, config: Any, model_kwargs: Mapping[str, Any], processors: Any) -> None:
+        self._method.check_model(model)
+        super()._check(model, config, model_kwargs, processors)
+        if model_kwargs.get("inputs_embeds") is not None:
+            raise ValueError(f"{self.name} needs input_ids, which the amateur reads, not inputs_embeds")
+        _check_cache(model, model_kwargs.get("past_key_values"))
+        if model_kwargs["past_key_values"].get_seq_length() > 0:
+            raise ValueError(
+                f"{self.name} cannot continue from the expert's cache, since the amateur has none of that text: leave "
+                "past_key_values out"
+            )
 
     def _reader(self, expert: Any, ids: Tensor, config: Any, expert_kwargs: Mapping[str, Any]) -> "_Reader":
         """The amateur before its first forward: it reads the prompts that the expert reads."""
@@ -383,67 +379,6 @@ class _Reader:
         return kwargs | ({"logits_to_keep": kept} if self._keeps else {})
 
 
-class _Text:
-    """The rows as they grow, where they end, and what `generate()` returns about them."""
-
-    def __init__(self, ids: Tensor, criteria: Any, config: Any, streamer: Any) -> None:
-        self.ids = ids
-        self._start = ids.shape[1]
-        self.running = torch.ones(len(ids), dtype=torch.long, device=ids.device)
-        self._criteria, self._config, self._streamer = criteria, config, streamer
-        self._pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
-        self._kept: dict[str, list[Tensor]] = {"scores": [], "logits": []}
-        if streamer is not None:
-            streamer.put(ids.cpu())
-
-    @property
-    def written(self) -> int:
-        """How many tokens were written."""
-        return self.ids.shape[1] - self._start
-
-    @property
-    def over(self) -> Tensor:
-        """`(B,)` bool, the rows that have ended."""
-        return self.running == 0
-
-    @property
-    def room(self) -> int:
-        """How many tokens may still be written."""
-        return int(self._config.max_length - self.ids.shape[1])
-
-    @property
-    def held(self) -> Tensor:
-        """`(B,)` bool, the rows that are held to the draft: where ended rows are padded, they may leave it."""
-        return self.running.bool() if self._pads else torch.ones_like(self.running, dtype=torch.bool)
-
-    def would_end(self, tokens: Tensor) -> bool:
-        """Whether these tokens `(B,)` would be the last of all rows."""
-        ends = self._config._eos_token_tensor
-        return ends is not None and bool(torch.isin(tokens[self.running.bool()], ends.to(tokens.device)).all())
-
-    def write(self, tokens: Tensor, scores: Tensor, logits: Tensor) -> None:
-        """One more token per row, as in plain sampling."""
-        if self._config.output_logits:
-            self._kept["logits"].append(logits)
-        if self._config.output_scores:
-            self._kept["scores"].append(scores)
-        if self._pads:
-            tokens = tokens * self.running + self._config._pad_token_tensor.to(tokens.device) * (1 - self.running)
-        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
-        if self._streamer is not None:
-            self._streamer.put(tokens.cpu())
-        self.running = self.running & ~self._criteria(self.ids, tuple(self._kept["scores"]) or None)
-
-    def output(self, model: Any) -> Any:
-        """What `generate()` returns."""
-        if self._streamer is not None:
-            self._streamer.end()
-        if not self._config.return_dict_in_generate:
-            return self.ids
-        form: Any = GenerateEncoderDecoderOutput if model.config.is_encoder_decoder else GenerateDecoderOnlyOutput
-        return form(sequences=self.ids, **{name: tuple(steps) or None for name, steps in self._kept.items()})
-
-
 class _Drafter:
     """The distribution `Q` that drafts are drawn from, and the draws."""
 
@@ -522,55 +457,70 @@ class _Place(NamedTuple):
 
 
 class _Call:
-    """One call of `generate()`: rounds of drafting and verifying."""
+    """One call of `generate()`: rounds of drafting and verifying.
+
+    Args:
+        generation: the rows.
+        expert: reader of the model that generates.
+        amateur: reader of the amateur.
+        vocabulary: size of the expert's vocabulary.
+        drafter: draws the drafts.
+        pace: decides how far the amateur drafts.
+        combine: `ContrastiveLogitsProcessor.combine` of the method.
+        statistics: updated in place.
+    """
 
     def __init__(
         self,
-        text: _Text,
+        generation: Generation,
         *,
         expert: _Reader,
         amateur: _Reader,
         vocabulary: int,
         drafter: _Drafter,
         pace: _Pace,
-        score: Callable[[Tensor, Tensor], Tensor],
+        combine: Callable[..., Tensor],
         statistics: Statistics,
     ) -> None:
-        self._text, self._expert, self._amateur = text, expert, amateur
-        self._drafter, self._pace, self._score = drafter, pace, score
+        self._generation, self._expert, self._amateur = generation, expert, amateur
+        self._drafter, self._pace, self._combine = drafter, pace, combine
         self._vocabulary, self._statistics = vocabulary, statistics
 
-    def run(self) -> None:
-        """Write until every row has ended."""
-        while self._text.running.any():
-            drafts, places = self._draft()
-            self._verify(drafts, places)
-            self._statistics.rounds += 1
-            for reader in (self._expert, self._amateur):
-                reader.forget(self._text.ids.shape[1] - 1)
+    def round(self) -> None:
+        """Draft tokens, and append those that the expert accepts and one more."""
+        drafts, places = self._draft()
+        self._verify(drafts, places)
+        self._statistics.rounds += 1
+        for reader in (self._expert, self._amateur):
+            reader.forget(self._generation.ids.shape[1] - 1)
+
+    def count_forwards(self) -> None:
+        """Write the number of forward passes into the statistics."""
         self._statistics.expert_forwards = self._expert.forwards
         self._statistics.amateur_forwards = self._amateur.forwards
 
     def _draft(self) -> tuple[list[Tensor], list[_Place]]:
-        """Tokens `(B,)` that the amateur proposes, and what it said of their places, and of the next if it looked."""
-        ids = self._text.ids
-        drafts: list[Tensor] = []
-        room = self._text.room - 1 if self._expert.length else 0  # none while the prompts are read
-        rows = self._text.held
+        """Return the drafted tokens `(B,)`, and the amateur's places: of each draft, and of the next if it was read."""
+        generation = self._generation
+        ids, drafts = generation.ids, list[Tensor]()
+        room = generation.remaining - 1 if self._expert.length else 0  # none while the prompts are read
+        rows = generation.unpadded
         self._pace.start()
         with self._amateur.context():
             places = [self._look(ids)]
             while len(drafts) < room and self._pace.drafts_on(places[-1].confidences[rows].tolist()):
                 drafts.append(self._drafter.draw(places[-1].proposal))
                 ids = torch.cat([ids, drafts[-1][:, None]], dim=1)
-                if len(drafts) == room or self._text.would_end(drafts[-1]) or not self._pace.reads_on():
+                if len(drafts) == room or generation.would_finish(drafts[-1]) or not self._pace.reads_on():
                     break
                 places.append(self._look(ids))
         return drafts, places
 
     def _look(self, ids: Tensor) -> _Place:
-        logits = fit_vocabulary(self._amateur.read(ids, self._text.over)[:, -1], self._vocabulary)
-        step = self._text.written + ids.shape[1] - self._text.ids.shape[1] + 1
+        """Return the amateur's distribution for the token after `ids` `(B, T)`."""
+        generation = self._generation
+        logits = fit_vocabulary(self._amateur.read(ids, ~generation.unfinished)[:, -1], self._vocabulary)
+        step = generation.generated + ids.shape[1] - generation.ids.shape[1] + 1
         check_logits(
             [logits],
             lambda: [f"logits of the amateur ({self._amateur.name})"],
@@ -580,29 +530,38 @@ class _Call:
         return _Place(logits, proposal, proposal.amax(-1))
 
     def _verify(self, drafts: list[Tensor], places: list[_Place]) -> None:
-        """Write what holds of the draft, and one token more.
+        """Append the accepted part of the draft, and one more token.
 
-        Rows end their round together. That is exact: where a row's round ends does not depend on what it would have
-        written next.
+        Rows end their round together. That is exact: where a row's round ends does not depend on the token that it would
+        have generated next.
         """
-        text = self._text
-        ids = torch.cat([text.ids, *(draft[:, None] for draft in drafts)], dim=1)
-        table = self._expert.read(ids, text.over)
+        generation = self._generation
+        ids = torch.cat([generation.ids, *(draft[:, None] for draft in drafts)], dim=1)
+        table = self._expert.read(ids, ~generation.unfinished)  # (B, drafts + 1, V)
         self._statistics.drafted += len(drafts)
         for i, draft in enumerate([*drafts, None]):
             if i == len(places):
                 with self._amateur.context():
-                    places.append(self._look(text.ids))
-            rows = text.running.bool()
-            scores = self._score(table[:, i].clone(), places[i].logits)
-            tokens, agreement = self._drafter.choose(scores, places[i].proposal, draft)
-            self._note(places[i].confidences[rows].tolist(), agreement[rows].tolist())
-            text.write(tokens, scores, table[:, i])
-            if draft is None or (tokens != draft)[text.held].any():
+                    places.append(self._look(generation.ids))
+            tokens = self._step(table[:, i], places[i], draft)
+            if draft is None or (tokens != draft)[generation.unpadded].any():
                 return
             self._statistics.accepted += 1
-            if not text.running.any():
+            if not generation.unfinished.any():
                 return
+
+    def _step(self, logits: Tensor, place: _Place, draft: Tensor | None) -> Tensor:
+        """Append one token per row, drafted or not, and return the chosen tokens `(B,)`."""
+        generation, rows = self._generation, self._generation.unfinished
+
+        def choose(scores: Tensor) -> Tensor:
+            tokens, agreement = self._drafter.choose(scores, place.proposal, draft)
+            self._note(place.confidences[rows].tolist(), agreement[rows].tolist())
+            return tokens
+
+        return generation.step(
+            logits, lambda scores: self._combine(scores, [place.logits], generation.generated), choose
+        )
 
     def _note(self, confidences: list[float], agreement: list[float]) -> None:
         self._pace.learn(confidences, agreement)
@@ -625,24 +584,4 @@ def _check_cache(model: Any, cache: Any) -> None:
             f"{type(model).__name__} with {'no cache' if cache is None else type(inner).__name__} cannot take back the "
             "tokens of a rejected draft, for which speculative contrastive decoding needs attention layers and a dynamic "
             "cache: use ContrastiveDecodingLogitsProcessor"
-        )
-
-
-def _check(expert: Any, amateur: Any, ids: Tensor, config: Any, kwargs: Mapping[str, Any]) -> None:
-    """Raise ValueError for what cannot be done, before any forward."""
-    if config.num_beams > 1:
-        raise ValueError(
-            f"speculative contrastive decoding drafts for greedy search and sampling, not for num_beams={config.num_beams}: "
-            "use ContrastiveDecodingLogitsProcessor"
-        )
-    check_mode(config)
-    if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states):
-        raise ValueError("speculative contrastive decoding returns scores and logits, not attentions or hidden states")
-    if kwargs.get("inputs_embeds") is not None:
-        raise ValueError("speculative contrastive decoding needs input_ids, which the amateur reads, not inputs_embeds")
-    _check_cache(expert, kwargs.get("past_key_values"))
-    if kwargs["past_key_values"].get_seq_length() > 0:
-        raise ValueError(
-            "speculative contrastive decoding cannot go on from the expert's cache, since the amateur has none of that "
-            "text: leave past_key_values out"
         )

@@ -175,9 +175,9 @@ def test_logits_are_the_models_though_a_processor_writes_into_them(model):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"num_beams": 2}, "no beam search"),
+        ({"num_beams": 2}, "does not support beam search"),
         ({"return_dict_in_generate": True, "output_attentions": True}, "not attentions or hidden states"),
-        ({"cache_implementation": "offloaded"}, "static and dynamic caches, not 'offloaded'"),
+        ({"cache_implementation": "offloaded"}, "static and dynamic caches, not cache_implementation='offloaded'"),
     ],
 )
 def test_refusals(model, how, message):
@@ -189,7 +189,7 @@ def test_refusals(model, how, message):
 def test_no_earlier_cache(model):
     inputs, contrast = _inputs(1)
     cache = model(input_ids=inputs["input_ids"][:, :2], use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="cannot go on from a cache"):
+    with pytest.raises(ValueError, match="cannot continue from a cache"):
         _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, past_key_values=cache)
 
 

@@ -34,7 +34,7 @@ from zoo import vision as zoo_vision
 
 from contralto import testbed
 from contralto.decoding import AdaptersOff, ContrastiveDecodingLogitsProcessor
-from contralto.decoding.executors import speculative
+from contralto.decoding.executors import generation, speculative
 from contralto.decoding.executors.speculative import SpeculativeContrastiveDecoding, accept_or_redraw
 from contralto.testbed import worlds
 
@@ -612,7 +612,7 @@ def test_another_tokenizer_is_refused(llama):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"num_beams": 3}, "not for num_beams=3: use ContrastiveDecodingLogitsProcessor"),
+        ({"num_beams": 3}, "num_beams=3\\): use ContrastiveDecodingLogitsProcessor"),
         ({"cache_implementation": "static"}, "LlamaForCausalLM with StaticCache cannot take back"),
         ({"use_cache": False}, "LlamaForCausalLM with no cache cannot take back"),
         (
@@ -630,7 +630,7 @@ def test_a_cache_of_earlier_text_is_refused(llama):
     row = zoo.prompts(1)[0]
     cache = DynamicCache(config=llama[0].config)
     llama[0](row[None, :-1], past_key_values=cache)
-    with pytest.raises(ValueError, match=r"cannot go on from the expert's cache.*leave past_key_values out"):
+    with pytest.raises(ValueError, match=r"cannot continue from the expert's cache.*leave past_key_values out"):
         generate(*llama, [row], past_key_values=cache)
 
 
@@ -711,7 +711,7 @@ def test_the_chi_square_test_sees_a_bonus_of_another_place(monkeypatch):
 
     def look(self, ids, whole=speculative._Call._look):
         place = whole(self, ids)
-        if ids is self._text.ids and self._text.ids.shape[1] > 2 and hasattr(self, "last"):
+        if ids is self._generation.ids and self._generation.ids.shape[1] > 2 and hasattr(self, "last"):
             return self.last
         self.last = place
         return place
@@ -743,12 +743,12 @@ def test_the_greedy_tests_see_a_cache_that_is_not_cropped(broken, family, monkey
 
 
 def test_the_greedy_tests_see_processors_with_another_beginning(monkeypatch):
-    split = speculative.split_processors
+    split = generation.split_processors
 
     def off_by_one(*prepared):
         before, after = split(*prepared)
         return (lambda ids, scores: before(ids[:, :-1], scores)), after
 
-    monkeypatch.setattr(speculative, "split_processors", off_by_one)
+    monkeypatch.setattr(generation, "split_processors", off_by_one)
     with pytest.raises(AssertionError):
         test_processors_see_the_right_beginning("qwen3")

@@ -248,7 +248,7 @@ METHODS = [ritual, ritual_vcd, m3id, bare_text, one_prompt, amateur, itself, pro
 def test_methods(family, make, executor, how):
     method, rule = make(family)
     if (executor, how) == ("loop", "beam"):
-        with pytest.raises(ValueError, match="the loop knows no beam search"):
+        with pytest.raises(ValueError, match="the loop does not support beam search"):
             write(model(family), inputs(family), method, executor=executor, how=how)
     else:
         assert write(model(family), inputs(family), method, executor=executor, how=how) == expect(family, rule, how=how)
