@@ -1,8 +1,18 @@
-"""`accelerate launch -m contralto.align ...`: what `contralto align` does, in every process."""
+"""`accelerate launch -m contralto.align ...`: `contralto align`, in every process."""
 
+import os
 import sys
 
-from contralto.cli.align import main
+from contralto.align.run import run
+from contralto.common.errors import guarded
+
+
+def main() -> int:
+    """Train, and return the exit status; only the first process prints the sentence for a mistake."""
+    argv = [word for word in sys.argv[1:] if word != "--debug"]
+    is_first = os.environ.get("RANK", "0") == "0"
+    return guarded("align", lambda: run(argv, launched=True), debug="--debug" in sys.argv, quiet=not is_first)
+
 
 if __name__ == "__main__":
     sys.exit(main())

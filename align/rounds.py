@@ -46,6 +46,7 @@ from typing import Any
 
 import yaml
 
+from contralto.align import parsing
 from contralto.common.errors import guarded
 from contralto.common.files import locked, replace_text
 from contralto.common.hub import remote_code
@@ -166,10 +167,8 @@ class _Plan:
     """What the flags of `contralto align` say of rounds."""
 
     def __init__(self, argv: list[str]) -> None:
-        from contralto.cli import align as train
-
         told = {
-            flag: train.told(argv, flag)
+            flag: parsing.option_value(argv, flag)
             for flag in (*OURS, "use_peft", "trainer", "loss_type", "num_train_epochs", "trust_remote_code")
         }
         for flag, question in (("model_name_or_path", "which model"), ("output_dir", "where to")):
@@ -177,7 +176,7 @@ class _Plan:
                 raise ValueError(f"{question}? give --{flag}")
         if told["dataset_name"] is not None:
             raise ValueError("dataset_name is given, and data_recipe, which makes the data: give one of them")
-        recipe = {} if told["config"] is None else train.read_recipe(told["config"])
+        recipe = {} if told["config"] is None else parsing.read_recipe(told["config"])
         self.keys = {name: value for name, value in recipe.items() if name not in OURS}
         self.flags = _without(argv, OURS)
         self.output, self.rounds = Path(told["output_dir"]), _rounds(told["rounds"])
@@ -185,10 +184,10 @@ class _Plan:
         self.model, self.adapter, self.fresh = (
             told["model_name_or_path"],
             told["adapter"],
-            train.is_true(told["fresh_prompts"]),
+            parsing.is_true(told["fresh_prompts"]),
         )
-        self.has_adapter = self.adapter is not None or train.is_true(told["use_peft"])
-        self.trusts = train.is_true(told["trust_remote_code"])
+        self.has_adapter = self.adapter is not None or parsing.is_true(told["use_peft"])
+        self.trusts = parsing.is_true(told["trust_remote_code"])
         curriculum = told["trainer"] == "distill" and told["loss_type"] in (None, "distillm2", ["distillm2"])
         self.epochs = int(float(told["num_train_epochs"] or 3)) if curriculum else None
         """Of a round, where rounds are the epochs of a curriculum."""
@@ -224,17 +223,16 @@ class _Plan:
 
     def check(self) -> None:
         """Raise for whatever is wrong with the recipes or the flags."""
-        from contralto.cli import align as train
         from contralto.data_gen import pipeline
 
         first, second = self.round(1), self.round(2)
         with tempfile.TemporaryDirectory() as folder:
             recipe = Path(folder) / "train.yaml"
             recipe.write_text(self.training(first), encoding="utf-8")
-            _, *others = train.parse(
+            _, *others = parsing.parse(
                 ["--config", str(recipe), *self.flags, "--use_cpu", "true"]
             )  # leaves the GPU alone
-            train.check_launch_flags(*others)
+            parsing.launch_options(*others)
             pipeline.check(*_recipe(first, Path(folder)))
             if self.rounds > 1:
                 _recipe(second, Path(folder))  # whether the engine can have what is trained
@@ -270,9 +268,7 @@ def _rounds(said: Any) -> int:
 
 
 def _role_of(data_recipe: Path) -> str:
-    from contralto.cli import align as train
-
-    roles = train.read_recipe(str(data_recipe)).get("roles") or {}
+    roles = parsing.read_recipe(str(data_recipe)).get("roles") or {}
     found = next((name for name in ("student", "target") if name in roles), None)
     if found is None:
         raise ValueError(

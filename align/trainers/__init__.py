@@ -1,1 +1,19 @@
 """Trainers on TRL: preferences, distillation, rewards and supervised fine-tuning by contrast."""
+
+__all__ = ["TRAINERS"]
+
+TRAINERS = {
+    "preference": (
+        "contralto.align.trainers.preference:PreferenceTrainer",
+        "contralto.align.trainers.config:PreferenceConfig",
+    ),
+    "distill": (
+        "contralto.align.trainers.distillation:DistillationPairTrainer",
+        "contralto.align.trainers.distillation_config:DistillationConfig",
+    ),
+    "reward": (
+        "contralto.align.trainers.reward:MarginRewardTrainer",
+        "contralto.align.trainers.reward:MarginRewardConfig",
+    ),
+}
+"""The values of the option `trainer`: trainer and configuration, each as `module:class`."""

@@ -30,12 +30,13 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from contralto import testbed
+from contralto.align import parsing
 from contralto.align.caches import teacher
 from contralto.align.trainers import distillation as distill
 from contralto.align.trainers.config import StagedConfig
 from contralto.align.trainers.distillation import DistillationPairTrainer
 from contralto.align.trainers.distillation_config import LOSSES, DistillationConfig
-from contralto.cli import align as train
+from contralto.cli import align as cli_align
 from contralto.testbed import worlds
 
 TEACHER_VOCABULARY = 169
@@ -593,7 +594,7 @@ def test_the_command_distils(file, tmp_path):
         "--per_device_train_batch_size",
         "24",
     ]
-    train.run(
+    cli_align.run(
         _argv("distill", file, tmp_path / "out", *more, "--num_train_epochs", "12", "--beta_max", "0.8", adapter=[])
     )
     state = json.loads(next((tmp_path / "out").glob("checkpoint-*/trainer_state.json")).read_text())
@@ -606,7 +607,7 @@ def test_the_command_distils(file, tmp_path):
 
 def _killed_at(argv, point):
     """Run in a process of its own that is killed at `point`; how it ended."""
-    return killed_at(lambda: train.run(argv), DistillationPairTrainer, *point)
+    return killed_at(lambda: cli_align.run(argv), DistillationPairTrainer, *point)
 
 
 @pytest.mark.slow
@@ -646,9 +647,9 @@ def test_two_processes_equal_one_with_twice_the_batch(file, tmp_path, adapter, k
     both = ["--learning_rate", "0.01", "--save_strategy", "no", "--gradient_checkpointing", "false", *kept]
     both += ["--num_train_epochs", "2", *(["--teacher_cache", str(tmp_path / "cache")] if kept else [])]
     one = _argv("distill", file, tmp_path / "one", *both, "--per_device_train_batch_size", "8", adapter=adapter)
-    train.run(one)
+    cli_align.run(one)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "contralto.align"]
-    recipe = str(train.recipes()["distill"])
+    recipe = str(parsing.recipes()["distill"])
     argv = _argv(recipe, file, tmp_path / "two", *both, adapter=adapter)
     subprocess.run([*torchrun, *argv], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=500)
     name = "adapter_model.safetensors" if adapter else "model.safetensors"

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from contralto.align import rounds as iterate
 from contralto.align.rounds import Round, make_pairs
 from contralto.align.trainers.preference import PreferenceTrainer
-from contralto.cli import align as train
+from contralto.cli import align as cli_align
 from contralto.data_gen.store import Store
 
 JUDGED = """
@@ -58,7 +58,7 @@ def in_process(monkeypatch):
     def child(words, lock, what):
         asked.append((what, list(words)))
         if words[0] == "contralto":
-            train.run(words[2:])
+            cli_align.run(words[2:])
         else:
             monkeypatch.setattr(sys, "argv", list(words))
             assert iterate.main() == 0
@@ -80,7 +80,7 @@ def _pairs(folder):
 @pytest.mark.filterwarnings("ignore:Already found a .peft_config. attribute")
 def test_each_round_is_written_by_and_begins_with_what_the_last_one_trained(recipes, in_process):
     out = recipes / "out"
-    train.run(_argv("on_policy", recipes, out, *LORA, "--save_strategy", "no"))
+    cli_align.run(_argv("on_policy", recipes, out, *LORA, "--save_strategy", "no"))
     assert [what for what, _ in in_process] == [
         f"round {number}: {stage}" for number in (1, 2) for stage in ("the pairs", "the training")
     ]
@@ -102,7 +102,7 @@ def test_each_round_is_written_by_and_begins_with_what_the_last_one_trained(reci
 def test_the_rounds_of_a_distillation_are_epochs_of_its_curriculum(recipes, in_process):
     out = recipes / "out"
     teacher = ["--teacher_model_name_or_path", "testbed:expert", "--logging_steps", "1"]
-    train.run(_argv("distill_on_policy", recipes, out, *teacher, data="texts.yaml", rounds=2))
+    cli_align.run(_argv("distill_on_policy", recipes, out, *teacher, data="texts.yaml", rounds=2))
     betas = []
     for number in (1, 2):
         told = yaml.safe_load((out / f"round-{number}" / "train.yaml").read_text())
@@ -144,17 +144,17 @@ def test_rounds_that_are_done_are_left_alone_and_settings_stand(recipes, monkeyp
     asked = []
     monkeypatch.setattr(iterate, "_child", lambda words, lock, what: asked.append(what))
     out = recipes / "out"
-    train.run(_argv("on_policy", recipes, out, "--num_processes", "2", rounds=1))
+    cli_align.run(_argv("on_policy", recipes, out, "--num_processes", "2", rounds=1))
     assert asked == ["round 1: the pairs", "round 1: the training"]
     del asked[:]
-    train.run(_argv("on_policy", recipes, out, "--num_processes", "2", rounds=2))
+    cli_align.run(_argv("on_policy", recipes, out, "--num_processes", "2", rounds=2))
     assert asked == ["round 2: the pairs", "round 2: the training"]
     with pytest.raises(ValueError, match="were begun with another flags"):
-        train.run(_argv("on_policy", recipes, out, "--beta", "0.2", rounds=2))
+        cli_align.run(_argv("on_policy", recipes, out, "--beta", "0.2", rounds=2))
     with pytest.raises(ValueError, match="were begun with another recipe"):
-        train.run(_argv("on_policy_apo_zero", recipes, out, "--num_processes", "2"))
+        cli_align.run(_argv("on_policy_apo_zero", recipes, out, "--num_processes", "2"))
     with iterate._locked(out), pytest.raises(OSError, match="another process is working on"):
-        train.run(_argv("on_policy", recipes, out, "--num_processes", "2", rounds=3))
+        cli_align.run(_argv("on_policy", recipes, out, "--num_processes", "2", rounds=3))
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ def test_a_failure_is_told_and_the_round_is_not_done(recipes, capfd):
         "def none(row):\n    from contralto.data_gen.types import Rejected\n    yield []\n    return Rejected('no')\n"
     )
     with pytest.raises(OSError, match="round 1: the pairs ended with status 2, for the reason above"):
-        train.run(_argv("on_policy", recipes, out, data="own.yaml"))
+        cli_align.run(_argv("on_policy", recipes, out, data="own.yaml"))
     assert "there are no pairs: no (12 times)" in capfd.readouterr().err
     assert not (out / "round-1" / "done.json").exists()
 
@@ -205,14 +205,14 @@ def test_mistakes_are_one_sentence_before_anything_is_written(recipes, monkeypat
     ]
     argv = [*here, *argv[1:]] if argv[0] == "HERE" else argv
     with pytest.raises(ValueError, match=message) as error:
-        train.run([*argv, "--report_to", "none"])
+        cli_align.run([*argv, "--report_to", "none"])
     assert "\n" not in str(error.value)
     assert not (recipes / "out").exists()
 
 
 def test_rounds_are_not_started_by_accelerate(recipes):
     with pytest.raises(ValueError, match="starts processes of its own: call contralto align, with --num_processes"):
-        train.run(_argv("on_policy", recipes, recipes / "out"), launched=True)
+        cli_align.run(_argv("on_policy", recipes, recipes / "out"), launched=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- killed
@@ -220,7 +220,7 @@ def test_rounds_are_not_started_by_accelerate(recipes):
 
 def _killed_at(argv, point):
     """All rounds in a process of their own that is killed at `point`; how it ended."""
-    return killed_at(lambda: train.run(argv), *point)
+    return killed_at(lambda: cli_align.run(argv), *point)
 
 
 @pytest.mark.slow

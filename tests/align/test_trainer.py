@@ -44,7 +44,7 @@ from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.layouts import LAYOUTS
 from contralto.align.trainers.preference import PreferenceTrainer
 from contralto.align.trainers.seams import IGNORED, Batch, Request, install_head, last_checkpoint
-from contralto.cli import align as train
+from contralto.cli import align as cli_align
 from contralto.testbed import worlds
 
 pytestmark = [
@@ -884,7 +884,7 @@ def test_two_processes_equal_one(name, tmp_path, monkeypatch):
     quiet = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--save_strategy", "no"]
     small = ["--max_steps", "2", "--per_device_train_batch_size", "1", "--learning_rate", "0.01"]
     same = [*TWO[name].split(), *quiet, *small, "--gradient_checkpointing", "false", "--monitor_pairs", "0"]
-    train.run([*same, "--output_dir", "one", "--gradient_accumulation_steps", "2"])
+    cli_align.run([*same, "--output_dir", "one", "--gradient_accumulation_steps", "2"])
     how = ["--config_file", "fsdp2.yaml"] if name == "fsdp2" else ["--num_processes", "2", "--multi_gpu"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", *how, "-m", "contralto.align"]
     both = [*launch, *same, "--output_dir", "two", "--gradient_accumulation_steps", "1"]

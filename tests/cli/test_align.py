@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from contralto import testbed
+from contralto.align import parsing
 from contralto.align.trainers.preference import PreferenceTrainer
-from contralto.cli import align as train
+from contralto.cli import align as cli_align
 from contralto.testbed import worlds
 
 PAPERS = {"apo_zero": 0.1, "simpo": 2.0, "dpo_norm": 5.0}
@@ -48,7 +49,9 @@ def _argv(recipe, pairs, out, *more, adapter=LORA):
 
 def test_a_recipe_and_flags_train_an_adapter(pairs, tmp_path):
     evaluation = ["--eval_strategy", "steps", "--eval_steps", "3", "--eval_dataset_name", pairs]
-    train.run(_argv("apo_zero", pairs, tmp_path / "out", "--learning_rate", "0.0003", "--save_steps", "3", *evaluation))
+    cli_align.run(
+        _argv("apo_zero", pairs, tmp_path / "out", "--learning_rate", "0.0003", "--save_steps", "3", *evaluation)
+    )
     weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert max(value.abs().max() for name, value in weights.items() if "lora_B" in name) > 1e-5
     state = json.loads((tmp_path / "out" / "checkpoint-3" / "trainer_state.json").read_text())
@@ -67,32 +70,32 @@ def test_a_streamed_file_trains_on_the_same_rows(pairs, tmp_path, more):
     same = ["--learning_rate", "0.01", "--save_strategy", "no", "--monitor_pairs", "0", *more]
     same += ["--train_sampling_strategy", "sequential", "--max_steps", "2"]
     same += ["--reference_cache", str(tmp_path / "cache")] if more else []
-    train.run(_argv("apo_zero", pairs, tmp_path / "whole", *same))
-    train.run(_argv("apo_zero", pairs, tmp_path / "streamed", *same, "--dataset_streaming", "true"))
+    cli_align.run(_argv("apo_zero", pairs, tmp_path / "whole", *same))
+    cli_align.run(_argv("apo_zero", pairs, tmp_path / "streamed", *same, "--dataset_streaming", "true"))
     whole, streamed = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "streamed"))
     for name, weight in whole.items():
         assert_close(streamed[name], weight)
 
 
-@pytest.mark.parametrize("name", sorted(train.recipes()))
+@pytest.mark.parametrize("name", sorted(parsing.recipes()))
 def test_every_recipe_is_a_configuration(name, tmp_path):
-    argv = train._with_recipe([name, "--output_dir", str(tmp_path), "--report_to", "none"])
-    (_, args, _, _), *_ = train.parse(argv)
-    values = yaml.safe_load(train.recipes()[name].read_text())
+    argv = parsing.resolve_recipe([name, "--output_dir", str(tmp_path), "--report_to", "none"])
+    (_, args, _, _), *_ = parsing.parse(argv)
+    values = yaml.safe_load(parsing.recipes()[name].read_text())
     assert all(getattr(args, key) == value for key, value in values.items() if hasattr(args, key))
     assert getattr(args, "beta", None) == PAPERS.get(name, getattr(args, "beta", None))
 
 
-@pytest.mark.parametrize("name", sorted(train.recipes()))
+@pytest.mark.parametrize("name", sorted(parsing.recipes()))
 def test_every_recipe_has_a_rate_for_all_weights_and_one_for_adapters(name, capsys):
     """And says where that of adapters is from; a rate on the command line wins over both."""
-    values = yaml.safe_load(train.recipes()[name].read_text())
+    values = yaml.safe_load(parsing.recipes()[name].read_text())
     assert 9.9 <= values["lora_learning_rate"] / values["learning_rate"] <= 251
-    assert "rate" in "".join(line for line in train.recipes()[name].read_text().splitlines(True) if line[0] == "#")
+    assert "rate" in "".join(line for line in parsing.recipes()[name].read_text().splitlines(True) if line[0] == "#")
 
     def rate(*flags):
-        argv = train._with_rate(train._with_recipe([name, "--output_dir", "out", *flags]))
-        return float(train.told(argv, "learning_rate"))
+        argv = parsing.resolve_learning_rate(parsing.resolve_recipe([name, "--output_dir", "out", *flags]))
+        return float(parsing.option_value(argv, "learning_rate"))
 
     assert rate("--use_peft", "false") == values["learning_rate"]
     assert not capsys.readouterr().out
@@ -106,7 +109,7 @@ def test_every_recipe_has_a_rate_for_all_weights_and_one_for_adapters(name, caps
 def test_the_readmes_first_training_moves_the_model(pairs, tmp_path):
     """With the recipe's own rate for adapters."""
     argv = ["apo_zero", "--model_name_or_path", "testbed:student", "--dataset_name", str(pairs), "--use_peft", *QUIET]
-    train.run([*argv, "--conversations", "--output_dir", str(tmp_path / "out"), "--save_strategy", "no"])
+    cli_align.run([*argv, "--conversations", "--output_dir", str(tmp_path / "out"), "--save_strategy", "no"])
     record = json.loads((tmp_path / "out" / "monitor.json").read_text())
     change = [
         chosen - rejected
@@ -120,8 +123,8 @@ def test_the_readmes_first_training_moves_the_model(pairs, tmp_path):
 def test_flags_win_over_the_recipe(tmp_path):
     recipe = tmp_path / "own.yaml"
     recipe.write_text("loss_type: [sigmoid, sft]\nloss_weights: [1.0, 0.2]\nbeta: 0.5\nlearning_rate: 1.0e-5\n")
-    argv = train._with_recipe([str(recipe), "--beta", "0.7", "--output_dir", str(tmp_path), "--report_to", "none"])
-    _, args, model, _ = train._parser().parse_args_and_config(argv)
+    argv = parsing.resolve_recipe([str(recipe), "--beta", "0.7", "--output_dir", str(tmp_path), "--report_to", "none"])
+    _, args, model, _ = parsing.make_parser().parse_args_and_config(argv)
     assert (args.loss_type, args.loss_weights, args.beta, args.learning_rate) == (
         ["sigmoid", "sft"],
         [1.0, 0.2],
@@ -137,7 +140,7 @@ def test_every_flag_of_trl_dpo_is_taken():
     def flags(parser):
         return {option for action in parser._actions for option in action.option_strings}
 
-    assert flags(make_parser()) <= flags(train._parser())
+    assert flags(make_parser()) <= flags(parsing.make_parser())
 
 
 def test_flags_of_accelerate_are_passed_on(pairs, tmp_path, monkeypatch):
@@ -145,7 +148,7 @@ def test_flags_of_accelerate_are_passed_on(pairs, tmp_path, monkeypatch):
 
     launched = []
     monkeypatch.setattr(accelerate.commands.launch, "launch_command", launched.append)
-    train.run(
+    cli_align.run(
         ["cpo", "--num_processes", "2", "--beta", "0.3", "--mixed_precision", "no", "--output_dir", str(tmp_path)]
     )
     (args,) = launched
@@ -190,7 +193,7 @@ def test_mistakes_are_one_sentence(pairs, tmp_path, monkeypatch, argv, message):
     (tmp_path / "strange.yaml").write_text("betta: 0.2\n")
     argv = [str(pairs) if word == "PAIRS" else word for word in argv]
     with pytest.raises(ValueError, match=message) as error:
-        train.run([*argv, "--report_to", "none", "--output_dir", str(tmp_path)])
+        cli_align.run([*argv, "--report_to", "none", "--output_dir", str(tmp_path)])
     assert "\n" not in str(error.value)
 
 
@@ -201,10 +204,10 @@ def test_conversations_need_a_template(pairs, tmp_path):
     with pytest.raises(
         ValueError, match=r"the rows are conversations, and the tokenizer of .*base has no chat template"
     ):
-        train.run(argv)
+        cli_align.run(argv)
     streamed = [*argv, "--dataset_streaming", "true"]
     with pytest.raises(ValueError, match="has no chat template"):
-        train.run(streamed)
+        cli_align.run(streamed)
 
 
 # -------------------------------------------------------------------------------------------------- killed and resumed
@@ -214,7 +217,7 @@ def _killed_at(argv, point):
     """Run in a process of its own that is killed at `point`; how it ended."""
     kind, count = point
     name = "training_step" if kind == "step" else "_save_rng_state"
-    return killed_at(lambda: train.run(argv), PreferenceTrainer, name, count)
+    return killed_at(lambda: cli_align.run(argv), PreferenceTrainer, name, count)
 
 
 @pytest.mark.slow
@@ -270,7 +273,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(pairs, tmp_path, lo
     both = ["--learning_rate", "0.01", "--save_strategy", "no", "--gradient_checkpointing", "false"]
     if loss == "apo_zero":
         both += ["--precompute_ref_log_probs", "--reference_cache", str(tmp_path / "cache")]
-    train.run(_argv(recipe, pairs, tmp_path / "one", *both, "--gradient_accumulation_steps", "2", adapter=adapter))
+    cli_align.run(_argv(recipe, pairs, tmp_path / "one", *both, "--gradient_accumulation_steps", "2", adapter=adapter))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "contralto.align"]
     recipe.write_text(recipe.read_text() + sharded)
     argv = _argv(recipe, pairs, tmp_path / "two", *both, adapter=adapter)
@@ -286,6 +289,6 @@ def test_two_processes_equal_one_with_twice_the_accumulation(pairs, tmp_path, lo
 def test_a_trained_adapter_loads_in_peft(pairs, tmp_path):
     from peft import PeftModel
 
-    train.run(_argv("cpo", pairs, tmp_path / "out", "--save_strategy", "no"))
+    cli_align.run(_argv("cpo", pairs, tmp_path / "out", "--save_strategy", "no"))
     model = PeftModel.from_pretrained(testbed.load("student"), tmp_path / "out")
     assert model(input_ids=torch.tensor([[2, 4, 5]])).logits.shape[1] == 3

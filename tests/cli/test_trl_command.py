@@ -14,7 +14,8 @@ import yaml
 from datasets import Dataset
 
 from contralto import testbed
-from contralto.cli import align as train
+from contralto.align import parsing
+from contralto.cli import align as cli_align
 from contralto.data_gen.checks import ches
 from tests.data_gen.test_dataset import ONE, RAGGED, SCHEMAS, TEXTS, TWO, said, user
 
@@ -89,7 +90,7 @@ def reaches(monkeypatch, tmp_path):
     def of(command, argv):
         argv = [str(word) for word in (*argv, "--output_dir", tmp_path / "out", *QUIET)]
         if command == "align":
-            train.run(argv)
+            cli_align.run(argv)
         else:
             from trl.scripts import dpo
 
@@ -219,13 +220,13 @@ def test_every_option_arrives_or_is_refused():
     """All options of `trl dpo`, each with another value than its default: the same value, or an error; and the same defaults."""
     from trl.scripts.dpo import make_parser
 
-    theirs, ours = options(make_parser()), options(train._parser())
+    theirs, ours = options(make_parser()), options(parsing.make_parser())
     assert {name for name in theirs if ours[name] != theirs[name]} == DIFFER
     moved = set()
     for action in make_parser()._actions:
         if action.dest in ("help", "config") or action.option_strings[0] in BASE:
             continue
-        expected, found = options(make_parser(), *another(action)), options(train._parser(), *another(action))
+        expected, found = options(make_parser(), *another(action)), options(parsing.make_parser(), *another(action))
         if expected is None or found is None:
             continue
         assert found[action.dest] == expected[action.dest], action.option_strings

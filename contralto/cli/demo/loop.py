@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from contralto import testbed
-from contralto.cli import align as train
+from contralto.align import run as train
 from contralto.cli import data
 from contralto.common.files import read_lines
 from contralto.common.hub import with_adapter

@@ -1,0 +1,62 @@
+"""The datasets of `contralto align`, from a file, a folder, the hub, or a mixture of TRL."""
+
+from pathlib import Path
+from typing import Any
+
+__all__ = ["training_data"]
+
+
+def training_data(data: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
+    """Return the datasets to train and to evaluate on.
+
+    Args:
+        data: a `DataArguments`.
+        args: the configuration of the trainer, whose `eval_strategy` says whether there is an evaluation.
+        mixture: a `trl.DatasetMixtureConfig`.
+
+    Returns:
+        Rows with prompt, chosen and rejected; the second dataset is None without an evaluation.
+
+    Raises:
+        ValueError: no dataset is named, or there is none to evaluate on.
+    """
+    if mixture.datasets:
+        train, test = _mixture(data, mixture)
+    elif data.dataset_name is None:
+        raise ValueError("which pairs? give --dataset_name: a JSONL, JSON or parquet file, a folder, or a hub id")
+    else:
+        train, test = _pairs(data, data.dataset_name, data.dataset_train_split), None
+    if args.eval_strategy == "no":
+        return train, None
+    if data.eval_dataset_name is not None:
+        return train, _pairs(data, data.eval_dataset_name, data.dataset_test_split)
+    if test is None and mixture.datasets:
+        raise ValueError("datasets has no split to evaluate on: give --test_split_size or --eval_dataset_name")
+    if test is None and Path(data.dataset_name).is_file():
+        raise ValueError(f"{data.dataset_name} is one file, without a split to evaluate on: give --eval_dataset_name")
+    return train, _pairs(data, data.dataset_name, data.dataset_test_split) if test is None else test
+
+
+def _mixture(data: Any, mixture: Any) -> tuple[Any, Any]:
+    """Return the training and test splits of a mixture of datasets; None for a missing test split."""
+    from trl import get_dataset  # type: ignore[attr-defined]
+
+    if data.dataset_name is not None:
+        raise ValueError(
+            "datasets and dataset_name are both given, and only one of them can be trained on: leave one out"
+        )
+    splits = get_dataset(mixture)
+    if data.dataset_train_split not in splits:
+        raise ValueError(f"datasets has no split {data.dataset_train_split!r}; it has {', '.join(splits)}")
+    test = data.dataset_test_split if data.dataset_test_split in splits else None
+    data.dataset_config, data.dataset_streaming = None, mixture.streaming
+    names = (data.dataset_train_split, test)
+    train, evaluation = (None if name is None else _pairs(data, splits[name], name) for name in names)
+    return train, evaluation
+
+
+def _pairs(data: Any, source: Any, split: str) -> Any:
+    from contralto.data_gen.dataset import load_pairs, stream_pairs
+
+    load = stream_pairs if data.dataset_streaming else load_pairs
+    return load(source, split=split, config=data.dataset_config, conversations=data.conversations)

@@ -1,0 +1,232 @@
+"""The recipes and the parser of `contralto align`: from words on the command line to configurations.
+
+A recipe is a YAML file of options, or the name of one in `contralto/align/recipes`. Options on the command line win. `TrlParser` reads
+the options themselves; what has to be known before (which trainer, which learning rate) is looked up here by `option_value`.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from contralto.align.trainers import TRAINERS
+
+__all__ = [
+    "is_true",
+    "launch_options",
+    "make_parser",
+    "option_value",
+    "parse",
+    "read_recipe",
+    "recipes",
+    "resolve_learning_rate",
+    "resolve_recipe",
+    "trainer_class",
+    "trainer_name",
+]
+
+
+def recipes() -> dict[str, Path]:
+    """Return the recipes that come with contralto, by name.
+
+    Examples:
+        >>> "apo_zero" in recipes()
+        True
+    """
+    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+
+
+def parse(argv: Sequence[str]) -> tuple[tuple[Any, ...], list[str], list[str]]:
+    """Parse options, and return separately the words that are not options of `contralto align`.
+
+    Args:
+        argv: words of the command line, with the recipe as `--config`.
+
+    Returns:
+        The data, training, model and mixture arguments; the unknown words of the recipe; and those of the command line.
+    """
+    *parsed, of_recipe, of_command = make_parser(trainer_name(argv)).parse_args_and_config(
+        list(argv), return_remaining_strings=True, separate_remaining_strings=True
+    )
+    return tuple(parsed), of_recipe, of_command
+
+
+def make_parser(trainer: str = "preference") -> Any:
+    """Return the `trl.TrlParser` of a trainer.
+
+    Args:
+        trainer: a key of `TRAINERS`.
+
+    Raises:
+        ImportError: TRL is not installed.
+    """
+    try:
+        from trl import DatasetMixtureConfig, TrlParser  # type: ignore[attr-defined]
+    except ImportError as error:
+        raise ImportError("contralto align trains with TRL: pip install 'contralto[align]'") from error
+    from contralto.align.arguments import DataArguments, ModelArguments
+
+    kinds: Any = (DataArguments, _imported(TRAINERS[trainer][1]), ModelArguments, DatasetMixtureConfig)
+    return TrlParser(
+        kinds,
+        prog="contralto align",
+        usage="contralto align [RECIPE] [options]",
+        epilog=f"Recipes: {', '.join(recipes())}.",
+    )
+
+
+def launch_options(of_recipe: list[str], of_command: list[str]) -> list[str]:
+    """Return the words that are not options of `contralto align` as options of `accelerate launch`.
+
+    Args:
+        of_recipe: unknown options of the recipe.
+        of_command: unknown words of the command line.
+
+    Raises:
+        ValueError: one of them is no option of `accelerate launch` either.
+    """
+    from accelerate.commands.launch import launch_command_parser
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    words: list[str] = resolve_accelerate_config_argument(of_recipe + of_command)
+    known = {option for action in launch_command_parser()._actions for option in action.option_strings}
+    if unknown := [word for word in words if word.startswith("--") and word.split("=")[0] not in known]:
+        raise ValueError(f"{unknown[0]} is no flag of contralto align or of accelerate launch; --help lists them")
+    return words
+
+
+def trainer_class(name: str) -> Any:
+    """Return the class of a trainer.
+
+    Args:
+        name: a key of `TRAINERS`.
+    """
+    return _imported(TRAINERS[name][0])
+
+
+def trainer_name(argv: Sequence[str]) -> str:
+    """Return the value of the option `trainer`.
+
+    Args:
+        argv: words of the command line, with the recipe as `--config`.
+
+    Raises:
+        ValueError: the value is not a key of `TRAINERS`.
+
+    Examples:
+        >>> trainer_name(["--beta", "0.1"]), trainer_name(["--trainer=distill"])
+        ('preference', 'distill')
+    """
+    name: str | None = option_value(argv, "trainer")
+    if name is not None and name not in TRAINERS:
+        raise ValueError(f"there is no trainer {name!r}; there are {', '.join(TRAINERS)}")
+    return name or "preference"
+
+
+def option_value(argv: Sequence[str], name: str) -> Any:
+    """Return the value of an option on the command line, or else in the recipe, or else None.
+
+    Args:
+        argv: words of the command line, with the recipe as `--config`.
+        name: the name of the option, without dashes.
+
+    Examples:
+        >>> option_value(["--beta=0.1", "--use_peft"], "beta"), option_value(["--beta=0.1", "--use_peft"], "use_peft")
+        ('0.1', 'true')
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for each in {name, "config"}:
+        parser.add_argument(f"--{each}", nargs="?", const="true")
+    known, _ = parser.parse_known_args(list(argv))
+    value = getattr(known, name)
+    return read_recipe(known.config).get(name) if value is None and known.config is not None else value
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """Return the options in a recipe.
+
+    Args:
+        path: a YAML file.
+
+    Raises:
+        ValueError: the file holds no mapping.
+    """
+    from contralto.common.yaml_file import read_yaml
+
+    recipe = read_yaml(path)
+    if not isinstance(recipe, dict):
+        text = f"{path} holds no options: a recipe is a YAML mapping such as `learning_rate: 1.0e-6`"
+        raise ValueError(text)  # noqa: TRY004 (a wrong recipe is a ValueError like any other mistake in it)
+    return recipe
+
+
+def is_true(value: Any) -> bool:
+    """Return whether the value of an option is true, as `TrlParser` reads it.
+
+    Args:
+        value: a word of the command line, a value of YAML, or None.
+
+    Examples:
+        >>> is_true("True"), is_true(True), is_true("no"), is_true(None)
+        (True, True, False, False)
+    """
+    return str(value).lower() in ("true", "1", "yes", "y", "t")
+
+
+def resolve_recipe(argv: Sequence[str]) -> list[str]:
+    """Replace a leading recipe by `--config` and its file; without any words, return `--help`.
+
+    Args:
+        argv: words of the command line.
+
+    Raises:
+        ValueError: there are two recipes, or the recipe does not exist.
+    """
+    if not argv:
+        return ["--help"]
+    first, *others = argv
+    if first.startswith("-"):
+        return list(argv)
+    if "--config" in argv:
+        raise ValueError(f"there are two recipes, {first} and that of --config: give one")
+    path = recipes().get(first, Path(first))
+    if not path.is_file():
+        raise ValueError(f"there is no recipe {first}: give a YAML file, or one of {', '.join(recipes())}")
+    return ["--config", str(path), *others]
+
+
+def resolve_learning_rate(argv: Sequence[str]) -> list[str]:
+    """Append the recipe's learning rate for adapters if an adapter is trained and the command line gives no other rate.
+
+    Args:
+        argv: words of the command line, with the recipe as `--config`.
+
+    Raises:
+        ValueError: the command line gives a rate for adapters, and no adapter is trained.
+    """
+    without_recipe = _without_config(argv)
+    rate = option_value(argv, "lora_learning_rate")
+    trains_adapter = is_true(option_value(argv, "use_peft")) or option_value(argv, "adapter") is not None
+    if option_value(without_recipe, "lora_learning_rate") is not None and not trains_adapter:
+        raise ValueError(
+            "lora_learning_rate is for an adapter: give use_peft or adapter as well, or learning_rate instead"
+        )
+    if rate is None or not trains_adapter or option_value(without_recipe, "learning_rate") is not None:
+        return list(argv)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"learning_rate {float(rate):g}: the recipe's for adapters; --learning_rate gives another")
+    return [*argv, "--learning_rate", str(rate)]
+
+
+def _without_config(argv: Sequence[str]) -> list[str]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?")
+    return parser.parse_known_args(list(argv))[1]
+
+
+def _imported(path: str) -> Any:
+    """Import the object of a `module:name`."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,177 @@
+"""The training run behind `contralto align` and `python -m contralto.align`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from contralto.align.parsing import (
+    is_true,
+    launch_options,
+    make_parser,
+    option_value,
+    parse,
+    resolve_learning_rate,
+    resolve_recipe,
+    trainer_class,
+    trainer_name,
+)
+
+__all__ = ["run"]
+
+
+def run(argv: Sequence[str], *, launched: bool = False) -> None:
+    """Train as the command line says.
+
+    Args:
+        argv: the name or file of a recipe, if any, and options.
+        launched: True in a process that `accelerate launch` started, where options of `accelerate launch` are not looked for.
+
+    Raises:
+        ValueError: an option is wrong; before a model is loaded where that can be.
+    """
+    argv = resolve_recipe(argv)
+    if option_value(argv, "data_recipe") is not None:
+        _run_rounds(argv, launched=launched)
+        return
+    if alone := [name for name in ("rounds", "policy_role", "fresh_prompts") if option_value(argv, name) is not None]:
+        raise ValueError(
+            f"{alone[0]} is for data_recipe, by which the model writes its pairs: give --data_recipe as well"
+        )
+    if launched:
+        _train(*make_parser(trainer_name(argv)).parse_args_and_config(resolve_learning_rate(argv)))
+        return
+    _, of_recipe, of_command = parse(argv)
+    if of_recipe or of_command:
+        _launch(argv, of_recipe, of_command)
+        return
+    arguments, *_ = parse(resolve_learning_rate(argv))
+    _train(*arguments)
+
+
+def _run_rounds(argv: list[str], *, launched: bool) -> None:
+    from contralto.align import rounds
+
+    if is_true(option_value(argv, "dataset_streaming")):
+        raise ValueError("dataset_streaming reads data that are there, and data_recipe writes them: leave it out")
+    if launched:
+        raise ValueError("data_recipe starts processes of its own: call contralto align, with --num_processes")
+    rounds.run(argv)
+
+
+def _launch(argv: list[str], of_recipe: list[str], of_command: list[str]) -> None:
+    """Run the command under `accelerate launch` with the options that belong to `accelerate launch`.
+
+    Args:
+        argv: all words of the command line.
+        of_recipe: unknown options of the recipe.
+        of_command: unknown words of the command line, in their order.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    options = launch_options(of_recipe, of_command)
+    unknown, known_words = iter(of_command), []
+    pending = next(unknown, None)
+    for word in argv:  # the unknown words are a subsequence of all words
+        if word == pending:
+            pending = next(unknown, None)
+        else:
+            known_words.append(word)
+    launch_command(launch_command_parser().parse_args([*options, "-m", "contralto.align", *known_words]))
+
+
+def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
+    """Train with parsed arguments, and save the model to `args.output_dir`."""
+    from contralto.align.data import training_data
+
+    if model.model_name_or_path is None:
+        raise ValueError("which model? give --model_name_or_path: a folder, a hub id, or testbed:NAME")
+    if model.load_in_4bit and model.dtype is None:
+        model.dtype = "bfloat16"  # the dtype of products of 4-bit weights
+    args.model_init_kwargs = _model_init_kwargs(args, model)
+    train, evaluation = training_data(data, args, mixture)
+    trainer = _make_trainer(data, args, model, train, evaluation)
+    trainer.train(resume_from_checkpoint=_checkpoint(trainer))
+    trainer.save_model(args.output_dir)
+    trainer.accelerator.print(f"saved to {args.output_dir}")
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=data.dataset_name)
+    trainer.end()
+
+
+def _make_trainer(data: Any, args: Any, model: Any, train: Any, evaluation: Any) -> Any:
+    """Return the trainer of `data.trainer` on the datasets, with the adapter and the quantisation that `model` asks for."""
+    import torch
+    from trl import get_peft_config, get_quantization_config  # type: ignore[attr-defined]
+
+    from contralto.common.hub import check_weights, locate
+
+    _check_template(locate(model.model_name_or_path), train, args, model)
+    quantization: Any = get_quantization_config(model)
+    for name in filter(None, (model.model_name_or_path, getattr(args, "teacher_model_name_or_path", None))):
+        check_weights(name)
+    policy: Any = locate(model.model_name_or_path)
+    adapter: dict[str, Any] = {"peft_config": get_peft_config(model), "quantization_config": quantization}
+    if data.adapter is not None:
+        policy, adapter, args.model_init_kwargs = _with_adapter(policy, data.adapter, args, quantization), {}, None
+    if getattr(args, "report", False) is None:
+        args.report = bool(args.monitor_pairs)
+    trainer = trainer_class(data.trainer)(policy, args=args, train_dataset=train, eval_dataset=evaluation, **adapter)
+    if data.ignore_bias_buffers:
+        ignored = [name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool]
+        trainer.model._ddp_params_and_buffers_to_ignore = ignored
+    return trainer
+
+
+def _checkpoint(trainer: Any) -> Any:
+    """Return the checkpoint to resume from: the newest complete one for the value `last`, or None."""
+    from contralto.align.trainers.seams import last_checkpoint
+
+    checkpoint = trainer.args.resume_from_checkpoint
+    if checkpoint in ("last", "true", "True"):
+        checkpoint = last_checkpoint(trainer.args.output_dir)
+        trainer.accelerator.print(f"going on from {checkpoint}" if checkpoint else "no checkpoint yet: starting")
+    return checkpoint
+
+
+def _check_template(name: str, train: Any, args: Any, model: Any) -> None:
+    """Raise ValueError for conversations if the tokenizer has no chat template."""
+    from transformers import AutoTokenizer
+
+    from contralto.common.hub import from_pretrained
+
+    first = next(iter(train))
+    if isinstance(first["prompt"], str) or first.get("images"):  # for images, the processor has the template
+        return
+    options = {"revision": model.model_revision, "trust_remote_code": args.trust_remote_code}
+    if not from_pretrained(AutoTokenizer, name, **options).chat_template:
+        raise ValueError(
+            f"the rows are conversations, and the tokenizer of {model.model_name_or_path} has no chat template to make text of them: "
+            "give texts (prompt, chosen and rejected as strings), or a model whose tokenizer has one"
+        )
+
+
+def _with_adapter(name: str, adapter: str, args: Any, quantization: Any) -> Any:
+    """Return a model with an adapter that was trained before and is trained on."""
+    import torch
+
+    from contralto.align.trainers.seams import create_model_from_path
+    from contralto.common.hub import with_adapter
+
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise ValueError(f"{adapter} holds no adapter: there is no adapter_config.json")
+    options = dict(args.model_init_kwargs)
+    options.setdefault("dtype", "bfloat16" if torch.accelerator.is_available() and not args.use_cpu else "float32")
+    options["device_map"] = {"": str(args.device)} if quantization is not None else None
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    return with_adapter(create_model_from_path(name, **options), adapter, is_trainable=True)
+
+
+def _model_init_kwargs(args: Any, model: Any) -> dict[str, Any]:
+    options = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "trust_remote_code": args.trust_remote_code,
+    }
+    dtype = {} if model.dtype is None else {"dtype": model.dtype}
+    return options | dtype | dict(args.model_init_kwargs or {})
