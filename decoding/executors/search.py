@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
 from transformers import (
     EncoderDecoderCache,
     LogitsProcessor,
@@ -34,91 +34,12 @@ from contralto.decoding.branches.padding import check_mask, padding_of, source_p
 from contralto.decoding.branches.prompts import linear_layers
 from contralto.decoding.executors.generation import CustomGenerate, Generation
 from contralto.decoding.placement import input_device
+from contralto.decoding.rules import check_penalty_weight, contrastive_search, largest_cosine, unit_vectors
 from contralto.decoding.validity import check_logits
 
-__all__ = [
-    "ContrastiveSearch",
-    "ContrastiveSearchLogitsProcessor",
-    "contrastive_search",
-    "degeneration_penalty",
-]
+__all__ = ["ContrastiveSearch", "ContrastiveSearchLogitsProcessor"]
 
 Way = Literal["auto", "tree", "replicate"]
-
-# ---------------------------------------------------------------------------------------------------------- the rule
-
-
-def contrastive_search(logits: Tensor, candidates: Tensor, penalty: Tensor, *, alpha: float = 0.6) -> Tensor:
-    """The scores of contrastive search (Su et al. 2022, arXiv 2202.06417, equation 5).
-
-        scores(v) = (1 - alpha) * p(v) - alpha * max_j cos(h_v, h_{x_j})    if v is a candidate, else -inf
-
-    with `p = softmax(logits)` over the whole vocabulary. The token of the largest score comes next. The scores are not
-    log-probabilities: there is nothing to sample from, and no sum of them that beams could compare.
-
-    Args:
-        logits: `(..., V)`.
-        candidates: `(..., k)` int64, different tokens of each row, usually the k likeliest.
-        penalty: `(..., k)`, the largest cosine of each candidate, see `degeneration_penalty`.
-        alpha: weight of the penalty, in [0, 1]. The paper uses 0.6; 0 is greedy search.
-
-    Returns:
-        `(..., V)` in the dtype of `logits`. A candidate of probability zero (logit `-inf`) stays at `-inf`.
-
-    Raises:
-        ValueError: `alpha` outside [0, 1].
-
-    Examples:
-        The likelier of two tokens repeats what was said, the other one is new.
-
-        >>> logits, candidates = torch.tensor([0.6, 0.4]).log(), torch.tensor([0, 1])
-        >>> contrastive_search(logits, candidates, torch.tensor([1.0, 0.5]), alpha=0.5)
-        tensor([-0.2000, -0.0500])
-    """
-    _check_alpha(alpha)
-    log_p = logits.log_softmax(-1).gather(-1, candidates)
-    scores = (1 - alpha) * log_p.exp() - alpha * penalty.to(log_p.dtype)
-    scores = scores.masked_fill(logits.gather(-1, candidates) == -torch.inf, -torch.inf)
-    return torch.full_like(logits, -torch.inf).scatter(-1, candidates, scores)
-
-
-def degeneration_penalty(hidden: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-    """How much each candidate resembles the most similar token of the text: `max_j cos(h_v, h_{x_j})`.
-
-    Su et al. 2022 (arXiv 2202.06417), equation 5, second term. The text is the prompt and all that followed.
-
-    Args:
-        hidden: `(..., k, d)`, the last layer's hidden state of each candidate, when it stands at the end of the text.
-        context: `(..., T, d)`, those of the text's tokens.
-        mask: `(..., T)`, 0 for padding, which is no part of the text.
-
-    Returns:
-        `(..., k)` in [-1, 1], float32 at least.
-
-    Examples:
-        >>> penalty = degeneration_penalty(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
-        >>> penalty  # the cosines are 0.6 and 0.8
-        tensor([0.8000])
-    """
-    return _largest_cosine(_unit(hidden), _unit(context), mask)
-
-
-def _unit(hidden: Tensor) -> Tensor:
-    """Vectors of length 1, float32 at least."""
-    return normalize(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), dim=-1)
-
-
-def _largest_cosine(candidates: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-    """`degeneration_penalty` of vectors that have length 1 already."""
-    cosines = candidates @ context.mT
-    if mask is not None:
-        cosines = cosines.masked_fill(mask[..., None, :].to(cosines.device) == 0, -torch.inf)
-    return cosines.amax(-1)
-
-
-def _check_alpha(alpha: float) -> None:
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1] (the weight of the degeneration penalty), not {alpha}")
 
 
 def _check_k(k: int) -> None:
@@ -171,7 +92,7 @@ class ContrastiveSearch(CustomGenerate):
 
     def __init__(self, *, alpha: float = 0.6, k: int = 4, path: Way = "auto", streamer: Any = None) -> None:
         super().__init__(streamer=streamer)
-        _check_alpha(alpha)
+        check_penalty_weight(alpha)
         _check_k(k)
         if path not in ("auto", "tree", "replicate"):
             raise ValueError(f"path must be 'auto', 'tree' or 'replicate', not {path!r}")
@@ -247,7 +168,7 @@ class ContrastiveSearchLogitsProcessor(LogitsProcessor):
         encoder_inputs: Mapping[str, Tensor] | None = None,
         vision_inputs: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_alpha(alpha)
+        check_penalty_weight(alpha)
         _check_k(k)
         if not hasattr(model, "generate"):
             raise TypeError(
@@ -432,8 +353,8 @@ class _Search:
             self._reader = _choose_reader(self.rows, candidates, self.path)
         self._candidates = candidates
         self._read = self._reader.read(candidates)
-        self._units = _unit(self._read.hidden)
-        penalty = _largest_cosine(self._units, self._context.units, self.rows.mask).to(logits.device)
+        self._units = unit_vectors(self._read.hidden)
+        penalty = largest_cosine(self._units, self._context.units, self.rows.mask).to(logits.device)
         self._check(penalty, "cosines of the candidates' hidden states")
         return contrastive_search(logits, candidates, penalty, alpha=self.alpha)
 
@@ -464,7 +385,7 @@ class _Search:
     def read(self, tokens: Tensor) -> None:
         """Go on with any tokens `(B, 1)`, by a forward of their own."""
         read = self.rows.read(tokens)
-        self._grow(read.logits[:, -1], _unit(read.hidden[:, -1]))
+        self._grow(read.logits[:, -1], unit_vectors(read.hidden[:, -1]))
 
     def _grow(self, logits: Tensor, units: Tensor) -> None:
         self.logits, self._candidates = logits, None
@@ -486,7 +407,7 @@ class _Context:
     """Unit vectors of the hidden states of a text, in a buffer that grows by a quarter when it is full."""
 
     def __init__(self, hidden: Tensor) -> None:
-        self._buffer = _unit(hidden)
+        self._buffer = unit_vectors(hidden)
         self._length = hidden.shape[1]
 
     @property

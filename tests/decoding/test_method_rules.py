@@ -120,6 +120,7 @@ def test_critic_guided_equals_the_reference():
 def test_every_rule_is_in_a_contract():
     public = {name for name in rules.__all__ if inspect.isfunction(getattr(rules, name))}
     others = {"plausible", "combine", "dola", "dola_jsd", "critic_guided"}
+    others |= {"contrastive_search", "degeneration_penalty"}  # tests/decoding/test_search.py
     assert public == {*TWO, *THREE, *others, *test_rules.TWO_BRANCH_RULES}
 
 
