@@ -19,7 +19,6 @@ from contralto import __version__
 from contralto.common.hub import from_pretrained
 from contralto.decoding import methods
 from contralto.eval import stats
-from contralto.eval.comparison import paired
 from contralto.eval.comparison.controls import (
     FORCED_FROM,
     FORCED_WITHIN,
@@ -31,7 +30,7 @@ from contralto.eval.comparison.controls import (
 )
 from contralto.eval.comparison.runs import Column, Conditions, Run, Runner, Sample, Task, gather
 from contralto.eval.data import TASKS, local_tasks
-from contralto.eval.stats import Array
+from contralto.eval.stats.counts import Array
 
 __all__ = ["Subject", "adjust", "compare", "measure", "summarise"]
 
@@ -42,7 +41,7 @@ class Measure(NamedTuple):
     """A metric of some answers: counts per document, and what is made of their sum."""
 
     table: Array
-    metric: stats.Metric
+    metric: stats.CountMetric
     is_binary: bool
     """Whether it is a share of right answers."""
 
@@ -83,7 +82,7 @@ def _quotient(counts: Array, above: int, below: int, *, empty: float = 0.0) -> A
     return np.where(counts[..., below] > 0, counts[..., above] / np.maximum(counts[..., below], 1e-300), empty)
 
 
-COUNTED: dict[str, stats.Metric] = {
+COUNTED: dict[str, stats.CountMetric] = {
     "chair_i": lambda c: _quotient(c, 1, 0),
     "recall": lambda c: _quotient(c, 2, 3),
     **{f"rep_{n}": lambda c: 1 - _quotient(c, 0, 1, empty=1.0) for n in (2, 3, 4)},
@@ -94,7 +93,7 @@ COUNTED: dict[str, stats.Metric] = {
 }
 
 
-NUMERATORS: dict[stats.Metric, list[int]] = {stats.mean: [0], stats.accuracy: [0, 2], stats.yes_ratio: [0, 1]}
+NUMERATORS: dict[stats.CountMetric, list[int]] = {stats.mean: [0], stats.accuracy: [0, 2], stats.yes_ratio: [0, 1]}
 """Metrics that are means over all documents: the counts whose sum is divided by their number."""
 
 
@@ -353,13 +352,13 @@ def _detectable(view: _View, row: str, against: str, test: Mapping[str, Any]) ->
     one, two = _alike(view.answers[against], view.answers[row], name)
     units, metric = len(one) if clusters is None else len(set(clusters)), view.answers[row].measures[name].metric
     if not test["units"]:  # if any differ, then wholly
-        return paired.detectable(units, 0.0) if _is_binary(view, row, against) else None
+        return stats.detectable(units, 0.0) if _is_binary(view, row, against) else None
     if metric in NUMERATORS:
         sums = stats.by_cluster((two - one)[:, NUMERATORS[metric]].sum(-1, keepdims=True), clusters)
         error = math.sqrt(float((sums**2).sum())) / float(one[:, -1].sum())
     else:
         error = view.drawn.error((against, name), (row, name), metric)
-    return paired.detectable_by_error(error, units=units, apart=test["units"])
+    return stats.detectable_by_error(error, units=units, apart=test["units"])
 
 
 def _seed_pairs(control: _Answers, own: _Answers) -> list[tuple[dict[str, Measure], dict[str, Measure]]]:
@@ -376,9 +375,9 @@ def _difference(view: _View, first: str, second: str, name: str) -> dict[str, An
     one, two = _alike(view.answers[first], view.answers[second], name)
     how = {"clusters": view.frame.clusters, "resamples": view.frame.resamples}
     if metric in NUMERATORS:
-        test = paired.sign_flip((two - one)[:, NUMERATORS[metric]].sum(-1), **how)
+        test = stats.sign_flip((two - one)[:, NUMERATORS[metric]].sum(-1), **how)
     else:
-        test = paired.swap(one, two, metric, **how)
+        test = stats.swap(one, two, metric, **how)
     return found | {"test": "sign flip" if metric in NUMERATORS else "swap", **test._asdict()}
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from contralto.cli import compare as command
 from contralto.decoding import methods
 from contralto.eval import stats
-from contralto.eval.comparison import compare, controls, paired, runs
+from contralto.eval.comparison import compare, controls, runs
 from contralto.eval.comparison.compare import Subject, measure
 from contralto.eval.comparison.controls import generation_rows, mask_of, parse, ranking_rows, weight_of
 from contralto.eval.comparison.runs import Conditions, Identity, check_same_documents, read_samples
@@ -266,12 +266,12 @@ def test_tests_are_exact_and_of_all_seeds(answered):
     assert (found["won"], found["lost"], found["test"], found["exact"]) == (won, lost, "sign flip", True)
     clusters = [doc["image"] for doc in docs]
     change = _hits(column, "cd beta=0.5", docs) - _hits(column, "greedy", docs)
-    assert found["p"] == paired.sign_flip(change, clusters=clusters).p != paired.sign_flip(change).p
+    assert found["p"] == stats.sign_flip(change, clusters=clusters).p != stats.sign_flip(change).p
     sampled = {test["against"]: test for test in cells["cd beta=0.5, sampling"]["tests"]}
     assert list(sampled) == ["sampling", "sampling, mask 0.1", "sampling, mask, T 0.667"]
     seeds = sampled["sampling"]["per_seed"]
     change = [_hits(column, "cd beta=0.5, sampling", docs, s) - _hits(column, "sampling", docs, s) for s in range(2)]
-    assert sampled["sampling"]["p"] == paired.sign_flip(sum(change), clusters=clusters).p
+    assert sampled["sampling"]["p"] == stats.sign_flip(sum(change), clusters=clusters).p
     assert sampled["sampling"]["exact"]
     assert (sampled["sampling"]["won"], sampled["sampling"]["lost"]) == tuple(
         sum(s[k] for s in seeds) for k in ("won", "lost")
@@ -295,9 +295,9 @@ def test_f1_and_yes_ratio_are_of_the_answers(answered):
         assert [found[name][k] for k in ("value", "low", "high")] == pytest.approx(expected[:3])
         two = stats.yes_no_table(labels, said)
         assert found[name]["p"] == pytest.approx(
-            paired.swap(greedy, two, metric, clusters=clusters, resamples=300).p, abs=0.1
+            stats.swap(greedy, two, metric, clusters=clusters, resamples=300).p, abs=0.1
         )
-    assert found["f1"]["p"] == paired.swap(greedy, two, stats.f1, clusters=clusters, resamples=300).p
+    assert found["f1"]["p"] == stats.swap(greedy, two, stats.f1, clusters=clusters, resamples=300).p
     assert found["yes_ratio"]["exact"]
 
 
@@ -371,7 +371,7 @@ def test_other_metrics_are_compared_by_swapping_their_counts():
     assert test["test"] == "swap"
     assert "won" not in test
     tables = [measure("diversity", grams[name]).table for name in ("greedy", "cd")]
-    expected = paired.swap(*tables, measure("diversity", grams["cd"]).metric, resamples=200)
+    expected = stats.swap(*tables, measure("diversity", grams["cd"]).metric, resamples=200)
     assert test["p"] == expected.p
 
 
@@ -389,7 +389,7 @@ def test_one_answer_per_document_is_mcnemars_test():
         (test,) = made["rows"][1]["cells"]["one"]["tests"]
         assert (test["p"], test["exact"], test["units"]) == (0.125, True, 4)
         assert ("won" in test) is (half == 1)
-        assert test["detectable"] == pytest.approx(half * paired.detectable(30, 4 / 30))
+        assert test["detectable"] == pytest.approx(half * stats.detectable(30, 4 / 30))
 
 
 def test_seeds_count_once():
@@ -406,7 +406,7 @@ def test_seeds_count_once():
     ]
     made = compare.summarise(comparisons.task(bucket=None), rows, [column], resamples=200)
     (test,) = made["rows"][1]["cells"]["one"]["tests"]
-    assert test["p"] == paired.sign_flip([2] * 4 + [1] * 2 + [0] * 6).p == 2 / 2**6
+    assert test["p"] == stats.sign_flip([2] * 4 + [1] * 2 + [0] * 6).p == 2 / 2**6
 
 
 # ----------------------------------------------------------------------------------------------------- spurious baselines

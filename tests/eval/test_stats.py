@@ -144,7 +144,7 @@ def test_metrics_of_nothing_are_zero():
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_paired_bootstrap_equals_a_slow_one(metric, monkeypatch):
-    monkeypatch.setattr(stats, "CHUNK", 20 * 7)  # several chunks
+    monkeypatch.setattr("contralto.eval.stats.bootstrap.CHUNK", 20 * 7)  # several chunks
     labels, one, two, groups = _questions(60, clusters=20, stick=0.5)
     two[3] = None
     seed, resamples = 5, 200

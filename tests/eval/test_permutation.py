@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from contralto.eval import stats
-from contralto.eval.comparison import paired
-from contralto.eval.comparison.paired import detectable, detectable_by_error, sign_flip, swap
+from contralto.eval.stats import detectable, detectable_by_error, permutation, sign_flip, swap
 
 
 def _brute(differences, clusters=None):
@@ -247,5 +246,5 @@ def test_nothing_is_not_compared():
 
 
 def test_sums_that_are_too_long_are_drawn():
-    found = sign_flip([paired.LONGEST + 1, 1] + [2] * 20, resamples=50)
+    found = sign_flip([permutation.LONGEST + 1, 1] + [2] * 20, resamples=50)
     assert not found.exact
