@@ -124,7 +124,7 @@ def _make_trainer(data: Any, args: Any, model: Any, train: Any, evaluation: Any)
 
 def _checkpoint(trainer: Any) -> Any:
     """Return the checkpoint to resume from: the newest complete one for the value `last`, or None."""
-    from contralto.align.trainers.seams import last_checkpoint
+    from contralto.align.trl_compat import last_checkpoint
 
     checkpoint = trainer.args.resume_from_checkpoint
     if checkpoint in ("last", "true", "True"):
@@ -154,7 +154,7 @@ def _with_adapter(name: str, adapter: str, args: Any, quantization: Any) -> Any:
     """Return a model with an adapter that was trained before and is trained on."""
     import torch
 
-    from contralto.align.trainers.seams import create_model_from_path
+    from contralto.align.trl_compat import create_model_from_path
     from contralto.common.hub import with_adapter
 
     if not (Path(adapter) / "adapter_config.json").is_file():

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from contralto.align.losses.divergences import Head
-from contralto.align.trainers.seams import STATES
+from contralto.align.trainers.batches import STATES
 
 __all__ = ["IDS", "TeacherStates", "WithStates", "default_folder", "load_head", "save_head"]
 

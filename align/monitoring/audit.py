@@ -18,8 +18,8 @@ from tqdm import tqdm
 from transformers import ProcessorMixin
 from trl import is_conversational, maybe_extract_prompt  # type: ignore[attr-defined]
 
+from contralto.align.trainers.batches import PairBatch
 from contralto.align.trainers.reach import reach
-from contralto.align.trainers.seams import Batch, Request
 from contralto.align.trainers.specials import TAIL, Specials, end_tokens, holds_null
 from contralto.data_gen.dataset import template_options
 
@@ -434,7 +434,7 @@ def _adapter(
     trainer: Any, batches: Sequence[Mapping[str, Any]], policy: Tensor, reference: Tensor | None
 ) -> Iterator[Finding]:
     """The policy depends on what is trained, and the reference does not."""
-    if not is_peft_model(trainer.unwrapped(trainer.model)) or trainer.args.deepspeed_plugin is not None:
+    if not is_peft_model(trainer.unwrap(trainer.model)) or trainer.args.deepspeed_plugin is not None:
         return
     weights = [_local(weight) for weight in trainer.model.parameters() if weight.requires_grad]
     before = [weight.detach().clone() for weight in weights]
@@ -479,8 +479,8 @@ def _logps(trainer: Any, batches: Sequence[Mapping[str, Any]]) -> Tensor:
     found = []
     with torch.no_grad(), trainer.accelerator.autocast():
         for inputs in batches:
-            batch = Batch.of(trainer._prepare_inputs(inputs))
-            found.append(trainer.ask(trainer.model, batch, Request()).logps[batch.mask].float())
+            batch = PairBatch.of(trainer.to_device(inputs))
+            found.append(trainer.score_tokens(trainer.model, batch).logps[batch.mask].float())
     return torch.cat(found)
 
 
@@ -490,10 +490,10 @@ def _reference_logps(trainer: Any, batches: Sequence[Mapping[str, Any]]) -> Tens
         return None
     found = []
     for inputs in batches:
-        batch = Batch.of(trainer._prepare_inputs(inputs))
+        batch = PairBatch.of(trainer.to_device(inputs))
         if batch.ref_token_logps is not None:
             found.append(batch.ref_token_logps[batch.mask].float())
             continue
-        with trainer.as_reference() as (model, _):
-            found.append(trainer.ask(model, batch, Request()).logps[batch.mask].float())
+        with trainer.reference_model() as (model, _):
+            found.append(trainer.score_tokens(model, batch).logps[batch.mask].float())
     return torch.cat(found)

@@ -25,8 +25,9 @@ from trl.models.utils import unwrap_model_for_generation
 
 from contralto.align.monitoring.audit import Finding, audit_dropped, audit_model, audit_rows, end_tokens, row_name
 from contralto.align.monitoring.record import RECORD, Point, Record, symptoms
+from contralto.align.trainers.batches import PairBatch
 from contralto.align.trainers.heads import head_of
-from contralto.align.trainers.seams import Batch, Request
+from contralto.align.trainers.scoring import Scoring
 from contralto.data_gen.checks.ches import ches
 from contralto.decoding.placement import input_device
 
@@ -213,7 +214,7 @@ class Monitor(TrainerCallback):
         with _at_rest(self.trainer.model):
             now = self._measured()
         self._add(state, now)
-        self.trainer.note(**self.record.points[-1].metrics())
+        self.trainer.record_metrics(**self.record.points[-1].metrics())
         self._warn(state)
         self._save(state)
 
@@ -231,9 +232,9 @@ class Monitor(TrainerCallback):
         sums: list[Tensor] = []
         divergence, tokens = 0.0, 0
         for inputs in self.batches:
-            batch = Batch.of(self.trainer._prepare_inputs(inputs))
+            batch = PairBatch.of(self.trainer.to_device(inputs))
             with torch.no_grad(), self.trainer.accelerator.autocast():
-                scored = self.trainer.ask(self.trainer.model, batch, Request(teacher=self._teacher(batch)))
+                scored = self.trainer.score_tokens(self.trainer.model, batch, Scoring(teacher=self._teacher(batch)))
             sums.append(scored.logps.double().sum(-1).cpu())
             tokens += int(batch.mask.sum())
             if scored.kl is not None:
@@ -246,7 +247,7 @@ class Monitor(TrainerCallback):
     def _has_divergence(self) -> bool:
         """Whether there is a reference, and its head is in one piece."""
         trainer = self.trainer
-        model = trainer.unwrapped(trainer.model)
+        model = trainer.unwrap(trainer.model)
         adapter = is_peft_model(model)
         if trainer.ref_model is None and not adapter:
             return False
@@ -255,20 +256,20 @@ class Monitor(TrainerCallback):
         in_shards = trainer.is_fsdp_enabled or trainer.args.deepspeed_plugin is not None
         return not in_shards
 
-    def _teacher(self, batch: Batch) -> Any:
+    def _teacher(self, batch: PairBatch) -> Any:
         """The reference's hidden states and head."""
         if not self._has_divergence():
             return None
-        with self.trainer.as_reference() as (model, bare):
-            return self.trainer.ask(model, batch, Request(hidden=True)).hidden, head_of(bare)
+        with self.trainer.reference_model() as (model, bare):
+            return self.trainer.score_tokens(model, batch, Scoring(hidden=True)).hidden, head_of(bare)
 
     def _ches(self) -> list[float | None]:
         """ln-CHES of every pair, from the policy's hidden states; they say what displacement to expect."""
         scores: list[float | None] = []
         for inputs in self.batches:
-            batch = Batch.of(self.trainer._prepare_inputs(inputs))
+            batch = PairBatch.of(self.trainer.to_device(inputs))
             with torch.no_grad(), self.trainer.accelerator.autocast():
-                rows = self.trainer.ask(self.trainer.model, batch, Request(hidden=True)).hidden
+                rows = self.trainer.score_tokens(self.trainer.model, batch, Scoring(hidden=True)).hidden
             if head_of(self.trainer.policy) is None:  # then these are logits
                 return [None] * sum(len(each["completion_mask"]) // 2 for each in self.batches)
             states = rows.new_zeros(*batch.mask.shape, rows.shape[-1])
@@ -359,7 +360,7 @@ class Monitor(TrainerCallback):
             for name, value in args.to_dict().items()
             if name in defaults and value != defaults[name] and name not in ("output_dir", "hub_token")
         }
-        model = trainer.unwrapped(trainer.model)
+        model = trainer.unwrap(trainer.model)
         sizes = {name: len(data) if isinstance(data, Dataset) else None for name, data in self._datasets().items()}
         return {
             "model": _named(str(trainer.policy.config.name_or_path)),

@@ -27,18 +27,12 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from contralto.align.caches.reference import reference_hash
 from contralto.align.caches.teacher import Rows, TeacherStates, WithStates, default_folder, load_head, save_head
 from contralto.align.losses.divergences import Head, chunked_divergence, chunked_logps, first_tokens, vocabulary_size
+from contralto.align.trainers.base import StagedTrainer
+from contralto.align.trainers.batches import IGNORED, PairBatch
 from contralto.align.trainers.distillation_config import TEACHER, DistillationConfig
 from contralto.align.trainers.heads import head_of
-from contralto.align.trainers.seams import (
-    IGNORED,
-    Batch,
-    NoReference,
-    Request,
-    Scored,
-    StagedTrainer,
-    create_model_from_path,
-    install_head,
-)
+from contralto.align.trainers.scoring import Scoring, TokenScores, install_head
+from contralto.align.trl_compat import NoReference, create_model_from_path
 from contralto.common.hub import from_pretrained, locate, weights_digest
 from contralto.decoding.vocabulary import differing_tokens, find_tokenizer
 
@@ -75,7 +69,7 @@ class Found(NamedTuple):
 class Texts(NamedTuple):
     """The texts of a batch that have a weight."""
 
-    batch: Batch
+    batch: PairBatch
     rows: dict[str, slice]
     """Rows of `chosen`, and of `rejected`."""
     pairs: int
@@ -133,7 +127,7 @@ class DistillationPairTrainer(StagedTrainer):
         if not self.uses_teacher or args.precompute_teacher:
             self.ref_model = None
         else:
-            _check_vocabulary(self.processing_class, self.unwrapped(self.ref_model).config.get_text_config().vocab_size)
+            _check_vocabulary(self.processing_class, self.unwrap(self.ref_model).config.get_text_config().vocab_size)
         self._teacher = None
         self.data_collator = WithStates(self.data_collator)
         self._idle_is_told = args.loss_type != ["distillm2"]
@@ -146,7 +140,7 @@ class DistillationPairTrainer(StagedTrainer):
 
     # ------------------------------------------------------------------------------------------------------ the stages
 
-    def reference(self, batch: Batch) -> Teacher | None:
+    def reference(self, batch: PairBatch) -> Teacher | None:
         """The teacher's hidden states at the tokens that count, from disk or by a forward."""
         self._tell_idle()
         if not self.uses_teacher:
@@ -156,26 +150,26 @@ class DistillationPairTrainer(StagedTrainer):
             assert states is not None
             assert self._head is not None
             return Teacher(states.to(self._head.weight.dtype), self._head)
-        with self.as_reference() as (model, bare):
-            states = self.ask(model, self.texts(batch).batch, Request(hidden=True)).hidden
+        with self.reference_model() as (model, bare):
+            states = self.score_tokens(model, self.texts(batch).batch, Scoring(hidden=True)).hidden
             head = head_of(bare)
         assert states is not None
         return Teacher(states if head is None else states.to(head.weight.dtype), head)
 
-    def score(self, model: Any, batch: Batch, reference: Teacher | None) -> Scored:
+    def score(self, model: Any, batch: PairBatch, reference: Teacher | None) -> TokenScores:
         """The student's forward, and the divergences."""
         texts = self.texts(batch)
         batch = texts.batch
         if self.aux_loss_enabled:
             batch = batch._replace(inputs=batch.inputs | {"output_router_logits": True})
-        return self.ask(model, batch, Request(function=partial(self.compare, texts, reference)))
+        return self.score_tokens(model, batch, Scoring(function=partial(self.compare, texts, reference)))
 
-    def loss(self, batch: Batch, policy: Scored, reference: Teacher | None) -> Found:
+    def loss(self, batch: PairBatch, policy: TokenScores, reference: Teacher | None) -> Found:
         """What the forward found."""
-        found: Found = policy.found
+        found: Found = policy.result
         return found
 
-    def report(self, batch: Batch, policy: Scored, reference: Teacher | None, loss: Found) -> None:
+    def report(self, batch: PairBatch, policy: TokenScores, reference: Teacher | None, loss: Found) -> None:
         """The mean of each side's divergence, alpha, beta, and the models' log-probabilities per token."""
         texts = self.texts(batch)
         sums = {"pairs": torch.tensor(texts.pairs), "tokens": texts.batch.inputs["attention_mask"].sum()}
@@ -184,16 +178,16 @@ class DistillationPairTrainer(StagedTrainer):
             sums |= {f"{name}/{side}": each[rows].sum() for name, each in per_text.items() if each is not None}
         if policy.aux_loss is not None:
             sums["aux_loss"] = policy.aux_loss * texts.pairs
-        totals = self.gathered(sums)
+        totals = self.sum_over_processes(sums)
         self.count_tokens(round(totals["tokens"]))
-        self.note(
+        self.record_metrics(
             **{name: value / totals["pairs"] for name, value in totals.items() if name not in ("pairs", "tokens")}
         )
         if self.args.loss_type == ["distillm2"]:
             weights = self.weights()
-            self.note(**{"weight/chosen": weights[0], "weight/rejected": weights[1]})
+            self.record_metrics(**{"weight/chosen": weights[0], "weight/rejected": weights[1]})
             if self.mode == "train":
-                self.note(beta=self.args.schedule.beta(**self.moment()))
+                self.record_metrics(beta=self.args.schedule.beta(**self.moment()))
 
     # -------------------------------------------------------------------------------------------------- the comparison
 
@@ -204,12 +198,12 @@ class DistillationPairTrainer(StagedTrainer):
             weights = self.args.schedule.weights(**self.moment())
         return weights
 
-    def texts(self, batch: Batch) -> Texts:
+    def texts(self, batch: PairBatch) -> Texts:
         """Return the batch without the texts that have no weight in this step."""
         weights = dict(zip(("chosen", "rejected"), self.weights(), strict=True))
         return self.texts_of(batch, [side for side in self.sides if weights[side]])
 
-    def texts_of(self, batch: Batch, sides: Sequence[str]) -> Texts:
+    def texts_of(self, batch: PairBatch, sides: Sequence[str]) -> Texts:
         """Return the batch with the texts of some sides alone.
 
         Args:
@@ -246,7 +240,7 @@ class DistillationPairTrainer(StagedTrainer):
                     *(side, 100 * share),
                 )
 
-    def _states_of_side(self, batch: Batch, side: str) -> Tensor | None:
+    def _states_of_side(self, batch: PairBatch, side: str) -> Tensor | None:
         """Return the precomputed states of one side: those of chosen texts come first."""
         states = batch.teacher_states
         if states is None or len(self.sides) == 1:  # only one side was computed
@@ -312,7 +306,7 @@ class DistillationPairTrainer(StagedTrainer):
         self, hidden: Tensor, head: Head | None, teacher: Teacher, targets: Tensor, text: Tensor, lengths: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
         """`(R,)` mean log-probabilities per token of student and teacher, where alpha or the log needs them."""
-        if not (self._adapts() or self.reports()):
+        if not (self._adapts() or self.is_logging_step()):
             return None, None
         own = head
         if head is not None:
@@ -406,10 +400,10 @@ class DistillationPairTrainer(StagedTrainer):
         order = sorted(range(len(rows)), key=lambda i: -sum(map(len, rows[i].values())))
         for start in range(0, len(order), batch_size):
             own = order[start : start + batch_size]
-            batch = Batch.of(self._prepare_inputs(self.data_collator([dict(rows[i]) for i in own])))
+            batch = PairBatch.of(self.to_device(self.data_collator([dict(rows[i]) for i in own])))
             texts = self.texts_of(batch, list(self.sides))
             with self.accelerator.autocast():
-                states = self.ask(teacher, texts.batch, Request(hidden=True)).hidden
+                states = self.score_tokens(teacher, texts.batch, Scoring(hidden=True)).hidden
             assert states is not None
             lengths = texts.batch.mask.sum(-1).tolist()
             split = dict(enumerate(torch.split(states.cpu(), lengths)))

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from contralto.align.trl_compat import attention_of, is_stateful
+
 __all__ = ["LAYOUTS", "Layout", "packed", "refusal", "shared_prefixes"]
 
 
@@ -29,10 +31,14 @@ class Layout(NamedTuple):
     repeated: Tensor | None = None
     """`(2B, T - 1)` true where a rejected text's token is at the same place as the chosen text's, so that it need not be scored again."""
 
-    def read_by(self, model: Any) -> dict[str, Tensor | None]:
-        """The inputs as a model wants them: eager attention adds its mask, the others choose by it."""
+    def inputs_for(self, model: Any) -> dict[str, Tensor | None]:
+        """Return the inputs with the mask that a model's attention takes: eager attention adds it, others select by it.
+
+        Args:
+            model: a model of transformers, not wrapped.
+        """
         mask = self.inputs["attention_mask"]
-        if mask is None or model.config.get_text_config()._attn_implementation != "eager":
+        if mask is None or attention_of(model.config) != "eager":
             return self.inputs
         closed = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
         return self.inputs | {"attention_mask": closed.masked_fill(~mask, torch.finfo(model.dtype).min)}
@@ -158,7 +164,7 @@ def refusal(option: str, kind: Any, config: Any, attention: str) -> str | None:
         >>> refusal("prefix_sharing", LlamaForCausalLM, LlamaConfig(), "sdpa")
     """
     name, config = kind.__name__, config.get_text_config()
-    if kind._is_stateful:
+    if is_stateful(kind):
         return f"{name} carries a state from token to token"
     if "position_ids" not in inspect.signature(kind.forward).parameters:
         return f"{name} takes no position_ids"

@@ -23,10 +23,13 @@ from contralto.align.losses.masks import Activations, DensityMonitor, LearnedMas
 from contralto.align.losses.objective import Losses, Objective, Pairs
 from contralto.align.losses.preference import length_desensitized, wpo_weights
 from contralto.align.monitoring.monitor import Monitor
+from contralto.align.trainers.base import StagedTrainer
+from contralto.align.trainers.batches import PAIR_COLUMNS, PairBatch
 from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.heads import head_of
 from contralto.align.trainers.layouts import LAYOUTS, refusal
-from contralto.align.trainers.seams import COLUMNS, Batch, NoReference, Request, Scored, StagedTrainer
+from contralto.align.trainers.scoring import Scoring, TokenScores
+from contralto.align.trl_compat import NoReference, attention_of, default_attention
 from contralto.common.hub import from_pretrained
 
 __all__ = ["PreferenceTrainer", "Reference"]
@@ -120,7 +123,7 @@ class PreferenceTrainer(StagedTrainer):
 
     # ------------------------------------------------------------------------------------------------------ the stages
 
-    def reference(self, batch: Batch) -> Reference:
+    def reference(self, batch: PairBatch) -> Reference:
         """What the losses need of the reference, without gradients."""
         if not self.uses_reference:
             return Reference()
@@ -128,11 +131,11 @@ class PreferenceTrainer(StagedTrainer):
             return Reference(batch.ref_token_logps)
         kl, sparse = "kl" in self.needs, "masks" in self.needs
         learned, by_activation = sparse and self.args.mask == "learned", sparse and self.args.mask == "mapo"
-        with self.as_reference() as (model, bare):
+        with self.reference_model() as (model, bare):
             recording = record(bare, kinds=self.args.mask_kinds) if by_activation else nullcontext()
             with recording as activations:
-                scored = self.ask(model, batch, Request(hidden=kl, states=learned))
-            blind = None if batch.blind is None else self.ask(model, batch.blind, Request()).logps
+                scored = self.score_tokens(model, batch, Scoring(hidden=kl, states=learned))
+            blind = None if batch.blind is None else self.score_tokens(model, batch.blind).logps
             states = (scored.hidden, head_of(bare)) if kl and scored.hidden is not None else None
         masks = None
         if learned:
@@ -143,7 +146,7 @@ class PreferenceTrainer(StagedTrainer):
             masks = Masks(ones, ones)
         return Reference(scored.logps, states, masks, blind)
 
-    def score(self, model: Any, batch: Batch, reference: Reference) -> Scored:
+    def score(self, model: Any, batch: PairBatch, reference: Reference) -> TokenScores:
         """The policy's forward."""
         also = HEAD_METRICS if self.reports_head() else ()
         if self.args.use_weighting:
@@ -151,14 +154,14 @@ class PreferenceTrainer(StagedTrainer):
         if self.aux_loss_enabled:
             batch = batch._replace(inputs=batch.inputs | {"output_router_logits": True})
         # DDP looks for unused parameters after the last forward: that has to be the one with images
-        blind = None if batch.blind is None else self.ask(model, batch.blind, Request()).logps
-        return self.ask(model, batch, Request(also=also, teacher=reference.states))._replace(blind=blind)
+        blind = None if batch.blind is None else self.score_tokens(model, batch.blind).logps
+        return self.score_tokens(model, batch, Scoring(also=also, teacher=reference.states))._replace(blind=blind)
 
-    def loss(self, batch: Batch, policy: Scored, reference: Reference) -> Losses:
+    def loss(self, batch: PairBatch, policy: TokenScores, reference: Reference) -> Losses:
         """The losses of the batch, by `contralto.align.losses.preference`."""
         return self.objective(self.pairs(batch, policy, reference))
 
-    def pairs(self, batch: Batch, policy: Scored, reference: Reference) -> Pairs:
+    def pairs(self, batch: PairBatch, policy: TokenScores, reference: Reference) -> Pairs:
         """The batch as the losses take it."""
         assert policy.logps is not None
         if batch.blind is not None:
@@ -178,12 +181,12 @@ class PreferenceTrainer(StagedTrainer):
             weights=self._weights(batch, policy),
             f_divergence=self.args.f_divergence_type,
             f_alpha=self.args.f_alpha_divergence_coef,
-            **{name: batch.columns[name] for name in COLUMNS if name in batch.columns},
+            **{name: batch.columns[name] for name in PAIR_COLUMNS if name in batch.columns},
         )
 
     @staticmethod
-    def _views(batch: Batch, policy: Scored, reference: Reference) -> Pairs:
-        """Of a batch of `WithViews`, each text under its own image, with its log-ratios under the other one and under none."""
+    def _views(batch: PairBatch, policy: TokenScores, reference: Reference) -> Pairs:
+        """Of a batch of `TwoImageCollator`, each text under its own image, with its log-ratios under the other one and under none."""
         logps, ref_logps, blind, ref_blind = (
             torch.as_tensor(each).sum(-1)
             for each in (policy.logps, reference.token_logps, policy.blind, reference.blind)
@@ -196,7 +199,7 @@ class PreferenceTrainer(StagedTrainer):
             swapped_logratios=_swapped(logps - ref_logps),
         )
 
-    def report(self, batch: Batch, policy: Scored, reference: Reference, loss: Losses) -> None:
+    def report(self, batch: PairBatch, policy: TokenScores, reference: Reference, loss: Losses) -> None:
         """TRL's metrics and those of the losses in use.
 
         For `svco` chosen is what a text has under its own image, rejected what the same text has under the other one.
@@ -216,16 +219,18 @@ class PreferenceTrainer(StagedTrainer):
         sums |= {"pairs": torch.tensor(count), "tokens": rows}
         if policy.aux_loss is not None:
             sums["aux_loss"] = policy.aux_loss * count
-        totals = self.gathered(sums)
+        totals = self.sum_over_processes(sums)
         self.count_tokens(round(totals["tokens"]))
-        self.note(**{name: totals[name] / totals["pairs"] for name in (*per_pair, "aux_loss") if name in totals})
-        self.note(**_head_metrics(totals))
-        if reference.masks is not None and self.args.mask != "ones" and self.reports():
-            self.note(**self._watch_mask(reference.masks, batch.mask))
+        self.record_metrics(
+            **{name: totals[name] / totals["pairs"] for name in (*per_pair, "aux_loss") if name in totals}
+        )
+        self.record_metrics(**_head_metrics(totals))
+        if reference.masks is not None and self.args.mask != "ones" and self.is_logging_step():
+            self.record_metrics(**self._watch_mask(reference.masks, batch.mask))
 
     # --------------------------------------------------------------------------------------------------------- helpers
 
-    def _rewards(self, pairs: Pairs, batch: Batch, policy: Scored) -> dict[str, Any]:
+    def _rewards(self, pairs: Pairs, batch: PairBatch, policy: TokenScores) -> dict[str, Any]:
         """What is logged of rewards and log-probabilities, `(B,)`; `(2B,)` for `svco`."""
         if batch.blind is None:
             more: dict[str, Any] = {}
@@ -248,16 +253,16 @@ class PreferenceTrainer(StagedTrainer):
 
     def reports_head(self) -> bool:
         """Whether this step computes the metrics that need the whole vocabulary."""
-        return bool(self.args.head_metrics == "all" or (self.args.head_metrics == "logged" and self.reports()))
+        return bool(self.args.head_metrics == "all" or (self.args.head_metrics == "logged" and self.is_logging_step()))
 
-    def _sums(self, token_logps: Tensor, batch: Batch) -> Tensor:
+    def _sums(self, token_logps: Tensor, batch: PairBatch) -> Tensor:
         if self.args.ld_alpha is None:
             return token_logps.sum(-1)
         lengths = batch.mask.sum(-1)
         shared = torch.minimum(*lengths.chunk(2)).repeat(2)
         return length_desensitized(token_logps, batch.mask, shared, alpha=self.args.ld_alpha)
 
-    def _weights(self, batch: Batch, policy: Scored) -> Tensor | None:
+    def _weights(self, batch: PairBatch, policy: TokenScores) -> Tensor | None:
         if policy.log_sum_sq_probs is None or policy.logps is None:
             return None
         chosen, rejected = wpo_weights(policy.logps, policy.log_sum_sq_probs, batch.mask).chunk(2)
@@ -303,7 +308,7 @@ class PreferenceTrainer(StagedTrainer):
 
     def precompute(self, dataset: Any, name: str, batch_size: int) -> Any:
         """The data set with the reference's log-probabilities of every token, from disk or computed now."""
-        model = self.unwrapped(self.model if self.ref_model is None else self.ref_model)
+        model = self.unwrap(self.model if self.ref_model is None else self.ref_model)
         precision = (self.accelerator.mixed_precision, self.args.max_length, self.args.truncation_mode, "measured head")
         key = reference_hash(model, is_peft=is_peft_model(model), more=precision)
         cache = ReferenceCache(
@@ -340,9 +345,9 @@ class PreferenceTrainer(StagedTrainer):
         return [sides[0][i] for i in range(len(rows))], [sides[1][i] for i in range(len(rows))]
 
     def _reference_batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        batch = Batch.of(self._prepare_inputs(self.data_collator([dict(row) for row in rows])), self.arrange)
-        with self.as_reference() as (model, _):
-            logps = self.ask(model, batch, Request()).logps
+        batch = PairBatch.of(self.to_device(self.data_collator([dict(row) for row in rows])), self.arrange)
+        with self.reference_model() as (model, _):
+            logps = self.score_tokens(model, batch).logps
         assert logps is not None
         return logps, batch.mask
 
@@ -354,24 +359,24 @@ class PreferenceTrainer(StagedTrainer):
 
 
 def _own(values: Tensor) -> Tensor:
-    """Of the 4B rows of `WithViews`, those of a text under its own image."""
+    """Of the 4B rows of `TwoImageCollator`, those of a text under its own image."""
     views = values.chunk(4)
     return torch.cat([views[0], views[3]])
 
 
 def _swapped(values: Tensor) -> Tensor:
-    """Of the 4B rows of `WithViews`, those of a text under the other one's image."""
+    """Of the 4B rows of `TwoImageCollator`, those of a text under the other one's image."""
     views = values.chunk(4)
     return torch.cat([views[1], views[2]])
 
 
-def _own_rows(batch: Batch, policy: Scored) -> tuple[Batch, Scored]:
+def _own_rows(batch: PairBatch, policy: TokenScores) -> tuple[PairBatch, TokenScores]:
     """What metrics of the head are computed of."""
     kept: dict[str, Any] = {name: _own(value) for name in HEAD_METRICS if (value := getattr(policy, name)) is not None}
     return batch._replace(mask=_own(batch.mask)), policy._replace(**kept)
 
 
-def _in_place(activations: Activations, batch: Batch) -> Activations:
+def _in_place(activations: Activations, batch: PairBatch) -> Activations:
     """What was recorded in another layout, in the padded one."""
     layout = batch.layout
     if layout is None:
@@ -379,7 +384,7 @@ def _in_place(activations: Activations, batch: Batch) -> Activations:
     return {kind: [layout.back(place) for place in places] for kind, places in activations.items()}
 
 
-def _head_sums(batch: Batch, policy: Scored) -> dict[str, Tensor]:
+def _head_sums(batch: PairBatch, policy: TokenScores) -> dict[str, Tensor]:
     """Sums over tokens of what was computed over the vocabulary."""
     if policy.entropy is None or policy.mean_logits is None or policy.is_top1 is None:
         return {}
@@ -486,13 +491,12 @@ def _architecture(model: Any, args: PreferenceConfig) -> tuple[Any, Any, str]:
     """Class, configuration and attention of a model, loaded or not; no class if it is not one of transformers."""
     if not isinstance(model, str):
         bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        return type(bare), bare.config, bare.config.get_text_config()._attn_implementation
+        return type(bare), bare.config, attention_of(bare.config)
     given: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
     code = given.get("trust_remote_code", args.trust_remote_code)
     config = from_pretrained(AutoConfig, model, revision=given.get("revision"), trust_remote_code=code)
     kind = getattr(transformers, (config.architectures or [""])[0], None)
-    default = "sdpa" if kind is not None and kind._supports_sdpa else "eager"
-    return kind, config, given.get("attn_implementation") or default
+    return kind, config, given.get("attn_implementation") or default_attention(kind)
 
 
 def _check_data(

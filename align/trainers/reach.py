@@ -14,7 +14,7 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from contralto.align.trainers.seams import Batch, Request
+from contralto.align.trainers.batches import PairBatch
 
 __all__ = ["reach", "total_rate"]
 
@@ -51,11 +51,11 @@ def reach(trainer: Any) -> Iterator[tuple[float, float]]:
         or trainer.state.max_steps < 1
         or sharded
         or by_size
-        or not is_peft_model(trainer.unwrapped(trainer.model))
+        or not is_peft_model(trainer.unwrap(trainer.model))
     ):
         return
     total = total_rate(trainer)
-    batch = Batch.of(trainer._prepare_inputs(trainer.data_collator([dict(next(iter(trainer.train_dataset)))])))
+    batch = PairBatch.of(trainer.to_device(trainer.data_collator([dict(next(iter(trainer.train_dataset)))])))
     signs = _signs(trainer, batch, weights)
     before = [weight.detach().clone() for weight in weights]
     try:
@@ -71,13 +71,13 @@ def reach(trainer: Any) -> Iterator[tuple[float, float]]:
     yield float(moved), total
 
 
-def _signs(trainer: Any, batch: Batch, weights: Sequence[Tensor]) -> list[Tensor]:
+def _signs(trainer: Any, batch: PairBatch, weights: Sequence[Tensor]) -> list[Tensor]:
     """The direction in which the margin of a pair grows the fastest, within a box."""
     training = trainer.model.training
     trainer.model.train()  # so that checkpoints save the memory that they save in training
     try:
         with torch.enable_grad(), trainer.accelerator.autocast():
-            logps = trainer.ask(trainer.model, batch, Request()).logps.float()
+            logps = trainer.score_tokens(trainer.model, batch).logps.float()
             chosen, rejected = logps.sum(-1).chunk(2)
             found = torch.autograd.grad((chosen - rejected).sum(), list(weights), allow_unused=True)
     finally:
@@ -85,7 +85,7 @@ def _signs(trainer: Any, batch: Batch, weights: Sequence[Tensor]) -> list[Tensor
     return [torch.zeros_like(w) if g is None else g.sign().to(w.dtype) for w, g in zip(weights, found, strict=True)]
 
 
-def _logps(trainer: Any, batch: Batch) -> Tensor:
+def _logps(trainer: Any, batch: PairBatch) -> Tensor:
     with torch.no_grad(), trainer.accelerator.autocast():
-        found: Tensor = trainer.ask(trainer.model, batch, Request()).logps[batch.mask].float()
+        found: Tensor = trainer.score_tokens(trainer.model, batch).logps[batch.mask].float()
     return found

@@ -19,9 +19,11 @@ from torch.nn.functional import avg_pool1d, normalize, relu
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
 from contralto.align.losses.divergences import Head
+from contralto.align.trainers.batches import IGNORED
 from contralto.align.trainers.config import option, settle, unshared
 from contralto.align.trainers.heads import head_of
-from contralto.align.trainers.seams import IGNORED, Request, install_head
+from contralto.align.trainers.scoring import Scoring, install_head
+from contralto.align.trl_compat import record_metrics
 
 __all__ = ["CALConfig", "CALTrainer", "SimCTGConfig", "SimCTGTrainer", "contrastive_loss", "image_weights"]
 
@@ -156,7 +158,7 @@ class SimCTGTrainer(SFTTrainer):
         mask = inputs["labels"] != IGNORED
         contrast = contrastive_loss(seen[0][:, -mask.shape[1] :], mask, rho=self.args.rho).mean()
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["contrastive_loss"].append(self.accelerator.gather(contrast.detach()).mean().item())
+        record_metrics(self, mode, contrastive_loss=self.accelerator.gather(contrast.detach()).mean().item())
         if num_items_in_batch is not None:  # then the Trainer leaves gradient accumulation to the loss
             contrast = contrast / self.current_gradient_accumulation_steps
         return (given[0] + contrast, given[1]) if return_outputs else given + contrast
@@ -235,7 +237,7 @@ class CALTrainer(SFTTrainer):
                 outputs = model(**inputs)
             weights = self._weights(seen[0].detach(), inputs)
             mean = weights.sum() / outputs.label_mask.sum().clamp(min=1)
-            self._metrics["train"]["cal_weight"].append(self.accelerator.gather(mean).mean().item())
+            record_metrics(self, "train", cal_weight=self.accelerator.gather(mean).mean().item())
             outputs.log_probs = outputs.log_probs * (weights / mean.clamp(min=1e-9))
             return outputs
 
@@ -249,7 +251,7 @@ class CALTrainer(SFTTrainer):
         mask = labels != IGNORED
         plain = {name: value for name, value in inputs.items() if name not in ("fused_lm_head", "output_router_logits")}
         with _blind(policy, inputs["input_ids"]), self.accelerator.autocast():
-            hidden = self.model(**plain, completion_request=Request(hidden=True)).hidden
+            hidden = self.model(**plain, scoring=Scoring(hidden=True)).hidden
         head = head_of(policy)
         if head is None or not policy.measured_head.direct:
             raise ValueError(

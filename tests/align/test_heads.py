@@ -29,12 +29,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from contralto import testbed
 from contralto.align.losses.divergences import chunked_divergence
+from contralto.align.trainers.batches import IGNORED, PairBatch
 from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.distillation import DistillationPairTrainer
 from contralto.align.trainers.distillation_config import DistillationConfig
 from contralto.align.trainers.heads import Measured, head_of
 from contralto.align.trainers.preference import PreferenceTrainer
-from contralto.align.trainers.seams import IGNORED, Batch, Request, install_head
+from contralto.align.trainers.scoring import Scoring, install_head
 from contralto.testbed import worlds
 
 IDS = torch.randint(3, 40, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -51,9 +52,7 @@ def own_logps(model):
 
 
 def scored(model, **request):
-    return model(
-        input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=LABELS, completion_request=Request(**request)
-    )
+    return model(input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=LABELS, scoring=Scoring(**request))
 
 
 def sharpened(model):
@@ -233,7 +232,7 @@ def test_divergences_between_odd_models_are_those_of_their_logits():
                 function=lambda rows, head, _, states=states, teacher=of_teacher: chunked_divergence(
                     "forward_kl", rows, head, states, head_of(teacher)
                 ),
-            ).found
+            ).result
         assert_close(found.divergence, (p.exp() * (p - q)).sum(-1), rtol=1e-6, atol=1e-8)
 
 
@@ -250,7 +249,7 @@ def test_a_model_is_measured_in_the_forward_that_is_made_anyway(monkeypatch):
 def test_no_token_to_score_settles_nothing():
     model = small("granite", logits_scaling=4.0)
     install_head(model)
-    empty = model(input_ids=IDS, labels=torch.full_like(IDS, IGNORED), completion_request=Request())
+    empty = model(input_ids=IDS, labels=torch.full_like(IDS, IGNORED), scoring=Scoring())
     assert not empty.logps.any()
     assert getattr(model, "measured_head", None) is None
 
@@ -304,7 +303,7 @@ def test_a_preference_trainer_has_the_models_log_probabilities(tmp_path, family,
     lora = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear")
     one = PreferenceTrainer(folder(family, tmp_path, **more), args=args, train_dataset=pairs(), peft_config=lora)
     raw = one._prepare_inputs(next(iter(one.get_train_dataloader())))
-    batch = Batch.of(raw, one.arrange)
+    batch = PairBatch.of(raw, one.arrange)
     one.model.eval()
     with torch.no_grad():
         found = one.score(one.model, batch, one.reference(batch))
@@ -332,10 +331,10 @@ def test_a_student_learns_the_teachers_own_distribution(tmp_path, kept):
         **QUIET,
     )
     one = DistillationPairTrainer(student, args=args, train_dataset=pairs())
-    batch = Batch.of(one._prepare_inputs(next(iter(one.get_train_dataloader()))))
+    batch = PairBatch.of(one._prepare_inputs(next(iter(one.get_train_dataloader()))))
     one.model.eval()
     with torch.no_grad():
-        found = one.score(one.model, batch, one.reference(batch)).found
+        found = one.score(one.model, batch, one.reference(batch)).result
         models = (one.model, AutoModelForCausalLM.from_pretrained(of_teacher))
         q, p = (model(**batch.inputs).logits[:2, :-1].log_softmax(-1) for model in models)
     per_token = (p.exp() * (p - q)).sum(-1) * batch.mask[:2]

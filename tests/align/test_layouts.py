@@ -10,8 +10,9 @@ import torch
 import zoo
 from torch.testing import assert_close
 
+from contralto.align.trainers.batches import IGNORED
 from contralto.align.trainers.layouts import LAYOUTS, Layout, packed, refusal, shared_prefixes
-from contralto.align.trainers.seams import IGNORED, Request, install_head
+from contralto.align.trainers.scoring import Scoring, install_head
 
 OBEY = [(family, option) for family in ("llama", "qwen3", "gpt2", "gpt_neox") for option in LAYOUTS] + [
     ("opt", "prefix_sharing")
@@ -38,8 +39,8 @@ def padded(pairs=PAIRS):
 
 def scored(model, layout=None, **more):
     ids, mask, labels = padded()
-    request = Request(also=("entropy", "is_top1"), layout=layout, **more)
-    return model(input_ids=ids, attention_mask=mask, labels=labels, completion_request=request)
+    request = Scoring(also=("entropy", "is_top1"), layout=layout, **more)
+    return model(input_ids=ids, attention_mask=mask, labels=labels, scoring=request)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])

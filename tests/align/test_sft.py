@@ -19,7 +19,7 @@ from zoo import vision as zoo_vision
 
 from contralto import testbed
 from contralto.align.trainers import sft as simctg
-from contralto.align.trainers.seams import IGNORED
+from contralto.align.trainers.batches import IGNORED
 from contralto.align.trainers.sft import (
     CALConfig,
     CALTrainer,

@@ -40,10 +40,12 @@ from trl import DPOConfig, DPOTrainer
 from contralto import testbed
 from contralto.align.caches.reference import ReferenceCache
 from contralto.align.losses.objective import LOSSES, Objective, Pairs
+from contralto.align.trainers.batches import IGNORED, PairBatch
 from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.layouts import LAYOUTS
 from contralto.align.trainers.preference import PreferenceTrainer
-from contralto.align.trainers.seams import IGNORED, Batch, Request, install_head, last_checkpoint
+from contralto.align.trainers.scoring import Scoring, install_head
+from contralto.align.trl_compat import last_checkpoint
 from contralto.cli import align as cli_align
 from contralto.testbed import worlds
 
@@ -255,7 +257,7 @@ def test_the_head_does_what_the_model_does(name):
     ids = torch.randint(3, 30, (2, 7))
     labels = ids.masked_fill(torch.arange(7) < 3, IGNORED)
     with torch.no_grad():
-        found = model(input_ids=ids, labels=labels, completion_request=Request(also=("entropy",)))
+        found = model(input_ids=ids, labels=labels, scoring=Scoring(also=("entropy",)))
         logps = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
     expected = logps.gather(-1, ids[:, 1:, None]).squeeze(-1).masked_fill(labels[:, 1:] == IGNORED, 0)
     assert_close(found.logps, expected, rtol=1e-5, atol=1e-5)
@@ -366,7 +368,7 @@ def test_mapo_masks_come_from_the_reference(root, tmp_path):
         one = trainer(
             tmp_path, _folder("llama", root), peft_config=lora(), loss_type=["sparsepo"], mask="mapo", seed=seed
         )
-        batch = Batch.of(one.data_collator([dict(row) for row in one.train_dataset.select(range(3))]))
+        batch = PairBatch.of(one.data_collator([dict(row) for row in one.train_dataset.select(range(3))]))
         masks = one.reference(batch).masks
         assert ((masks.reward > 0) <= batch.mask).all()
         assert masks.reward.amax(-1).le(1).all()

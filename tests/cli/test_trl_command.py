@@ -85,7 +85,7 @@ def reaches(monkeypatch, tmp_path):
     monkeypatch.setattr(transformers.Trainer, "train", lambda trainer, **_: caught.append(trainer))
     for name in ("save_model", "end"):
         monkeypatch.setattr(transformers.Trainer, name, lambda *_, **__: None, raising=False)
-        monkeypatch.setattr("contralto.align.trainers.seams.StagedTrainer.end", lambda _: None)
+        monkeypatch.setattr("contralto.align.trl_compat.PairTrainer.end", lambda _: None)
 
     def of(command, argv):
         argv = [str(word) for word in (*argv, "--output_dir", tmp_path / "out", *QUIET)]

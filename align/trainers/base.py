@@ -1,0 +1,265 @@
+"""The base of trainers on pairs: TRL's `DPOTrainer` with its loss in four stages."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from contralto.align.trainers.batches import (
+    IMAGE_COLUMNS,
+    PAIR_COLUMNS,
+    REFERENCE_COLUMNS,
+    STATES,
+    Arrange,
+    PairBatch,
+)
+from contralto.align.trainers.collators import ColumnCollator, TwoImageCollator
+from contralto.align.trainers.config import unshared
+from contralto.align.trainers.scoring import Scoring, TokenScores, install_head
+from contralto.align.trl_compat import PairTrainer, use_adapter
+
+__all__ = ["StagedTrainer"]
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+class StagedTrainer(PairTrainer):
+    """TRL's `DPOTrainer` with its loss in four stages: `reference`, `score`, `loss`, `report`.
+
+    A subclass provides the stages, and `precompute`, which gives a data set the columns `REFERENCE_COLUMNS`.
+
+    Args:
+        model: see `trl.DPOTrainer`.
+        ref_model: see `trl.DPOTrainer`.
+        kwargs: the other arguments of `trl.DPOTrainer`.
+
+    Attributes:
+        arrange: the layout of batches for the models; None leaves them padded.
+        has_views: whether rows have two images, see `TwoImageCollator`.
+        side_modules: modules that are trained and saved beside the model, each as a safetensors file of its name.
+    """
+
+    arrange: Arrange | None = None
+    has_views = False
+
+    def __init__(self, model: Any, ref_model: Any = None, **kwargs: Any) -> None:
+        self.side_modules: dict[str, nn.Module] = {}
+        self._layout_is_checked = False
+        super().__init__(model, ref_model, **unshared(kwargs))
+        collator = TwoImageCollator(self.data_collator) if self.has_views else self.data_collator
+        self.data_collator = ColumnCollator(collator)
+
+    def install_heads(self) -> None:
+        """Install the completion head on policy and reference."""
+        install_head(self.policy)
+        if self.ref_model is not None:
+            install_head(self.unwrap(self.ref_model))
+
+    @property
+    def policy(self) -> Any:
+        """Return the policy as transformers loaded it, without adapter and wrappers."""
+        model = self.unwrap(self.model)
+        return model.get_base_model() if is_peft_model(model) else model
+
+    def extra_columns(self) -> tuple[str, ...]:
+        """Return the names of data set columns that reach the collator beside those of TRL."""
+        return (*PAIR_COLUMNS, *REFERENCE_COLUMNS, STATES, *(IMAGE_COLUMNS if self.has_views else ()))
+
+    # ------------------------------------------------------------------------------------------------------ the stages
+
+    def compute_step(self, model: Any, inputs: Mapping[str, Any], *, return_outputs: bool) -> Any:
+        """Run the four stages on a batch.
+
+        Args:
+            model: the policy, with wrappers.
+            inputs: the batch as the collator returned it, on the device.
+            return_outputs: return the model's outputs as well, for a `compute_metrics` that reads logits.
+        """
+        batch = PairBatch.of(inputs, self.arrange)
+        reference = self.reference(batch)
+        policy = self.score(model, batch, reference)
+        loss = self.loss(batch, policy, reference)
+        total = loss.total
+        if self.aux_loss_enabled:
+            total = total + self.router_aux_loss_coef * policy.aux_loss
+        with torch.no_grad():
+            self.report(batch, policy, reference, loss)
+            return (total, model(**batch.inputs)) if return_outputs else total
+
+    def reference(self, batch: PairBatch) -> Any:
+        """Return what the loss needs of the reference: the first stage.
+
+        Args:
+            batch: the pairs.
+        """
+        raise NotImplementedError
+
+    def score(self, model: Any, batch: PairBatch, reference: Any) -> Any:
+        """Return the result of the policy's forward: the second stage.
+
+        Args:
+            model: the policy, with wrappers.
+            batch: the pairs.
+            reference: the result of the first stage.
+        """
+        raise NotImplementedError
+
+    def loss(self, batch: PairBatch, policy: Any, reference: Any) -> Any:
+        """Return an object with the loss as `total`: the third stage.
+
+        Args:
+            batch: the pairs.
+            policy: the result of the second stage.
+            reference: the result of the first stage.
+        """
+        raise NotImplementedError
+
+    def report(self, batch: PairBatch, policy: Any, reference: Any, loss: Any) -> None:
+        """Record metrics: the fourth stage.
+
+        Args:
+            batch: the pairs.
+            policy: the result of the second stage.
+            reference: the result of the first stage.
+            loss: the result of the third stage.
+        """
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------------- forward passes
+
+    def score_tokens(self, model: Any, batch: PairBatch, scoring: Scoring | None = None) -> TokenScores:
+        """Run a model on a batch, and its head on the completions.
+
+        Args:
+            model: policy or reference, with wrappers.
+            batch: the pairs.
+            scoring: what to return; None returns log-probabilities.
+
+        Raises:
+            ValueError: the model computes something else in the layout of the batch.
+        """
+        if batch.layout is not None and not self._layout_is_checked:
+            self._check_layout(model, batch)
+        scoring = (scoring or Scoring())._replace(layout=batch.layout)
+        scores: TokenScores = model(**batch.inputs, labels=batch.labels, scoring=scoring)
+        return scores.last(batch.mask.shape[1])
+
+    def _check_layout(self, model: Any, batch: PairBatch) -> None:
+        """Reject, on the first batch, a model that ignores masks or positions: it would compute other numbers without an error."""
+        self._layout_is_checked, training = True, model.training
+        model.eval()
+        with torch.no_grad():
+            moved, padded = (self.score_tokens(model, b).logps for b in (batch, batch._replace(layout=None)))
+        model.train(training)
+        assert moved is not None
+        assert padded is not None
+        off = float((moved - padded).abs().sum() / batch.mask.sum())
+        rounds = self.policy.dtype in _HALVES or torch.is_autocast_enabled(batch.mask.device.type)
+        if not off < (0.1 if rounds else 1e-3):
+            raise ValueError(
+                f"{type(self.policy).__name__} does not compute the same in the layout of prefix_sharing or padding_free: its "
+                f"log-probabilities are {off:.2g} nats per token off; leave the option out"
+            )
+
+    @contextmanager
+    def reference_model(self) -> Iterator[tuple[Any, Any]]:
+        """Yield the reference with and without wrappers, without gradients; the policy with its adapter off if there is no other."""
+        own = self.ref_model is None
+        unwrapped = self.unwrap(self.model if own else self.ref_model)
+        with torch.no_grad(), self.accelerator.autocast(), warnings.catch_warnings():
+            # reentrant checkpoints warn of inputs without gradients
+            warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
+            if not (own and is_peft_model(unwrapped)):
+                yield (self.model if own else self.ref_model), unwrapped
+                return
+            with use_adapter(unwrapped, "ref" if "ref" in unwrapped.peft_config else None):
+                yield self.model, unwrapped.get_base_model()
+
+    # -------------------------------------------------------------------------------------------------------- metrics
+
+    def is_logging_step(self) -> bool:
+        """Return whether this step is going to be logged, as far as it can be known."""
+        step, args = self.state.global_step + 1, self.args
+        if self.mode == "eval" or args.logging_strategy == "epoch":
+            return True
+        logged = args.logging_strategy == "steps" and step % max(1, round(self.state.logging_steps)) == 0
+        return logged or (step == 1 and bool(args.logging_first_step))
+
+    def sum_over_processes(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return sums over all processes, with one exchange and one wait for the device.
+
+        Args:
+            sums: scalars of this process by name.
+        """
+        values = torch.stack([value.to(self.accelerator.device, torch.float64) for value in sums.values()])
+        if self.accelerator.num_processes > 1:
+            values = self.accelerator.reduce(values, "sum")
+        return dict(zip(sums, values.tolist(), strict=True))
+
+    # --------------------------------------------------------------------------------------------------- side modules
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Return the optimizer, with the parameters of `side_modules` in groups of their own.
+
+        Args:
+            model: see `transformers.Trainer.create_optimizer`.
+        """
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.side_modules:
+            for group in self.side_groups():
+                optimizer.add_param_group(group)
+            # the Trainer clips and clears the gradients of the model alone
+            optimizer.register_step_pre_hook(lambda *_: self._clip_side_modules())
+            optimizer.register_step_post_hook(lambda *_: self._clear_side_modules())
+        return optimizer
+
+    def side_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups of the side modules."""
+        return []
+
+    def _clear_side_modules(self) -> None:
+        for module in self.side_modules.values():
+            module.zero_grad()
+
+    def _clip_side_modules(self) -> None:
+        if self.args.max_grad_norm:
+            for module in self.side_modules.values():
+                nn.utils.clip_grad_norm_(module.parameters(), self.args.max_grad_norm)
+
+    def save_extra(self, folder: Path) -> None:
+        """Save the side modules.
+
+        Args:
+            folder: where the model has been saved.
+        """
+        for name, module in self.side_modules.items():
+            save_file(_without_ddp(module).state_dict(), folder / f"{name}.safetensors")
+
+    def load_extra(self, folder: Path) -> None:
+        """Load the side modules.
+
+        Args:
+            folder: a checkpoint.
+
+        Raises:
+            ValueError: the checkpoint has no file of a module.
+        """
+        for name, module in self.side_modules.items():
+            path = folder / f"{name}.safetensors"
+            if not path.is_file():
+                raise ValueError(f"{folder} holds no {path.name}: it was trained with other settings")
+            _without_ddp(module).load_state_dict(load_file(path))
+
+
+def _without_ddp(module: nn.Module) -> nn.Module:
+    """Return a module without `DistributedDataParallel`."""
+    inner = getattr(module, "module", module)
+    assert isinstance(inner, nn.Module)
+    return inner

@@ -1,0 +1,62 @@
+"""Collators around those of TRL, which drop the columns that they do not know."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from contralto.align.trainers.batches import BLIND, PAIR_COLUMNS, REFERENCE_COLUMNS
+
+__all__ = ["ColumnCollator", "TwoImageCollator"]
+
+
+class ColumnCollator:
+    """A collator that also passes on `PAIR_COLUMNS` and `REFERENCE_COLUMNS`.
+
+    Args:
+        collator: the collator that makes the rest of the batch.
+    """
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        columns = {name: [example[name] for example in examples] for name in PAIR_COLUMNS if name in examples[0]}
+        cached = [example[name] for name in REFERENCE_COLUMNS if name in examples[0] for example in examples]
+        own = (*PAIR_COLUMNS, *REFERENCE_COLUMNS)
+        batch: dict[str, Any] = self.collator(
+            [{name: value for name, value in example.items() if name not in own} for example in examples]
+        )
+        batch |= {name: torch.tensor(values, dtype=torch.float32) for name, values in columns.items()}
+        if cached:
+            rows = [torch.as_tensor(row, dtype=torch.float32) for row in cached]
+            batch["ref_token_logps"] = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return batch
+
+
+class TwoImageCollator:
+    """A collator for pairs of two images: each completion is read under its image, under the other one, and without one.
+
+    The batch has 4B rows: the chosen completions under `images`, then under `rejected_images`, then the rejected completions in the same
+    order. Its entry `BLIND` is a batch of 2B rows whose prompts have no image.
+
+    Args:
+        collator: TRL's, of one image (or one list of images) per pair.
+    """
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        others = [example | {"images": example["rejected_images"]} for example in examples]
+        blind = [example | {"images": [], "prompt": _without_images(example["prompt"])} for example in examples]
+        batch = dict(self.collator([*(dict(example) for example in examples), *others]))
+        return batch | {BLIND: dict(self.collator(blind))}
+
+
+def _without_images(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a prompt without its images."""
+    contents = [message["content"] for message in messages]
+    kept = [c if isinstance(c, str) else [part for part in c if part["type"] != "image"] for c in contents]
+    return [{**message, "content": content} for message, content in zip(messages, kept, strict=True)]

@@ -1,0 +1,258 @@
+"""Every contact of contralto.align with private parts of TRL and transformers. No other module of contralto.align has one.
+
+Read from TRL 1.16.0, transformers 5.23.0, peft 0.21.2 and accelerate 1.15.0. Each contact says what it needs the private part for, so
+that a new version of a library has one file to be compared with.
+
+TRL's `DPOTrainer` has no hook between the forward pass and the loss: `_compute_loss` does everything, in 300 lines. `PairTrainer`
+replaces it once. It relies on these steps of `DPOTrainer.__init__`: a reference is loaded unless one is given, or an adapter is, or
+`precompute_ref_log_probs` is set; `padding_free` is warned of; `_precompute_ref_logps` is called last, for each data set.
+
+Two things that are no private parts are relied on as well. transformers uses an attention mask of four dimensions as it is, and without
+a mask it takes position ids that start again for the beginning of another sequence.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig
+from trl import DPOTrainer  # type: ignore[attr-defined]
+from trl.trainer.utils import create_model_from_path, use_adapter
+
+__all__ = [
+    "NoReference",
+    "PairTrainer",
+    "attention_of",
+    "create_model_from_path",
+    "default_attention",
+    "is_stateful",
+    "last_checkpoint",
+    "record_metrics",
+    "use_adapter",
+]
+
+
+class NoReference(nn.Module):
+    """A module without weights, to be given as `ref_model` where `DPOTrainer.__init__` would load a reference.
+
+    TRL 1.16 loads the policy once more when `ref_model` is None, and has no option for losses that use no reference.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = PretrainedConfig()
+
+    def forward(self) -> None:
+        """Do nothing: the module is never called."""
+
+
+@contextmanager
+def _without_padding_free(args: Any) -> Iterator[None]:
+    """Hide `padding_free` from `DPOTrainer.__init__`, which warns that it ignores the option (TRL 1.16)."""
+    value, args.padding_free = args.padding_free, False
+    try:
+        yield
+    finally:
+        args.padding_free = value
+
+
+class PairTrainer(DPOTrainer):
+    """Give public names to the private methods and attributes of `DPOTrainer` that contralto overrides or reads.
+
+    Args:
+        model: see `trl.DPOTrainer`.
+        ref_model: see `trl.DPOTrainer`; a `NoReference` keeps it from loading one.
+        kwargs: the other arguments of `trl.DPOTrainer`.
+    """
+
+    args: Any
+    model: Any
+    _signature_columns: Any
+
+    def __init__(self, model: Any, ref_model: Any = None, **kwargs: Any) -> None:
+        with _without_padding_free(kwargs["args"]):
+            super().__init__(model, ref_model, **kwargs)
+        if isinstance(self.unwrap(self.ref_model), NoReference):
+            self.ref_model = None
+        self.install_heads()
+
+    def unwrap(self, model: Any) -> Any:
+        """Return a model without the wrappers of accelerate, None for None.
+
+        Args:
+            model: a model, perhaps wrapped for distributed training.
+        """
+        return None if model is None else self.accelerator.unwrap_model(model)
+
+    @property
+    def mode(self) -> str:
+        """Return `train` or `eval`, the name of the metrics that are being collected."""
+        return "train" if self.model.training else "eval"
+
+    # ------------------------------------------------------------------------------ what subclasses provide
+
+    def install_heads(self) -> None:
+        """Prepare the policy and the reference for scoring. Called by `__init__`, and before anything is precomputed."""
+        raise NotImplementedError
+
+    def compute_step(self, model: Any, inputs: Mapping[str, Any], *, return_outputs: bool) -> Any:
+        """Return the loss of a batch, or the loss and the model's outputs, and record metrics.
+
+        Args:
+            model: the policy, with wrappers.
+            inputs: the batch as the collator returned it, on the device.
+            return_outputs: return the outputs as well.
+        """
+        raise NotImplementedError
+
+    def precompute(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """Return the data set with columns that were computed before training.
+
+        Args:
+            dataset: a tokenised data set.
+            name: its name, for progress bars.
+            batch_size: rows per forward pass.
+        """
+        raise NotImplementedError
+
+    def extra_columns(self) -> tuple[str, ...]:
+        """Return the names of data set columns that reach the collator beside those of TRL."""
+        return ()
+
+    def save_extra(self, folder: Path) -> None:
+        """Save what is trained beside the model.
+
+        Args:
+            folder: where the model has been saved.
+        """
+
+    def load_extra(self, folder: Path) -> None:
+        """Load what `save_extra` saved.
+
+        Args:
+            folder: a checkpoint.
+        """
+
+    # ------------------------------------------------------------------------------ the private parts of TRL 1.16
+
+    def _compute_loss(self, model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
+        return self.compute_step(model, inputs, return_outputs=return_outputs)
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        self.install_heads()  # TRL calls this within `__init__`
+        return self.precompute(dataset, name, batch_size)
+
+    def record_metrics(self, **values: float) -> None:
+        """Record metrics by name; their mean since the last log is logged.
+
+        Args:
+            values: the metrics of one batch.
+        """
+        record_metrics(self, self.mode, **values)
+
+    def count_tokens(self, tokens: int) -> None:
+        """Add to the number of tokens that were trained on, which is logged as a total.
+
+        Args:
+            tokens: tokens of a batch, summed over processes; tensor-parallel ranks have read the same ones.
+        """
+        if self.mode == "train":
+            self._total_train_tokens += tokens // self._tp_size
+        self._metrics[self.mode]["num_tokens"] = [self._total_train_tokens]
+
+    # ------------------------------------------------------------------------------ the private parts of transformers 5.23
+
+    def to_device(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a batch on the device of training.
+
+        Args:
+            inputs: the batch as the collator returned it.
+        """
+        return dict(self._prepare_inputs(inputs))  # type: ignore[arg-type]
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
+            self._signature_columns = [*(self._signature_columns or ()), *self.extra_columns()]
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.save_extra(Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.load_extra(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.load_extra(Path(str(self.state.best_model_checkpoint)))
+
+    def end(self) -> None:
+        """Finish the trackers and the process group. Call it last in a script.
+
+        The wrapped model is released first. Released last, its reducer destroys the process group, and torch 2.13 then waits for gloo's
+        threads while it holds the interpreter's lock, for which these threads may be waiting.
+        """
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        super().end()  # type: ignore[no-untyped-call]
+
+
+def record_metrics(trainer: Any, mode: str, **values: float) -> None:
+    """Record metrics in a trainer of TRL 1.16, which logs their mean.
+
+    Args:
+        trainer: any trainer of TRL; all keep lists by mode and name in `_metrics`.
+        mode: `train` or `eval`.
+        values: the metrics of one batch.
+    """
+    for name, value in values.items():
+        trainer._metrics[mode][name].append(value)
+
+
+def attention_of(config: Any) -> str:
+    """Return the attention implementation of a loaded model.
+
+    Args:
+        config: its configuration; transformers 5.23 keeps the resolved implementation in a private attribute alone.
+    """
+    return str(config.get_text_config()._attn_implementation)
+
+
+def default_attention(model_class: Any) -> str:
+    """Return the attention implementation that transformers 5.23 chooses when none is named.
+
+    Args:
+        model_class: a model class of transformers, or None.
+    """
+    return "sdpa" if model_class is not None and model_class._supports_sdpa else "eager"
+
+
+def is_stateful(model_class: Any) -> bool:
+    """Return whether models of a class carry a state from token to token, as Mamba does.
+
+    Args:
+        model_class: a model class of transformers 5.23.
+    """
+    return bool(model_class._is_stateful)
+
+
+def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
+    """Return the newest checkpoint of a run that was written completely, None if there is none.
+
+    `trainer_state.json` is what the Trainer writes last. A run that is killed while it saves leaves a checkpoint without it, which
+    `get_last_checkpoint` of transformers 5.23 would choose.
+
+    Args:
+        folder: the run's `output_dir`.
+
+    Examples:
+        >>> last_checkpoint("no/such/folder")
+    """
+    complete = [path.parent for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
+    steps = {int(path.name.removeprefix("checkpoint-")): path for path in complete}
+    return str(steps[max(steps)]) if steps else None
