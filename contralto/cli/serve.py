@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from contralto.common.hub import from_pretrained, locate, remote_code
-from contralto.decoding.vllm.config import DEFAULT_TIMEOUT
+from contralto.decoding.vllm.checks import DEFAULT_TIMEOUT
 from contralto.decoding.vllm.engine import cpu_options, engine_options, marker_of, server_flags
 from contralto.decoding.vllm.middleware import ENVIRONMENT
 from contralto.decoding.vllm.waiting import MIB, Limits

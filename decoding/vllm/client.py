@@ -19,15 +19,15 @@ from typing import Any, NamedTuple, Self
 
 from contralto.common.texts import Secrets, clean, short
 from contralto.common.web import BadReplyError, address_of, decoded, read_body, read_json
-from contralto.decoding.vllm.pairs import (
-    Branch,
+from contralto.decoding.vllm.session import (
+    BranchReply,
     PairOutput,
     Progress,
     RefusedError,
+    agreed,
+    before_marker,
     check_prompts,
-    common,
     contrast_values,
-    unmarked,
 )
 from contralto.decoding.vllm.settings import IMAGES, PREFIX
 
@@ -192,7 +192,7 @@ class PairClient:
         progress = text.progress
         assert progress.ended is not None
         said = progress.ended.text
-        if not progress.is_one:
+        if not progress.is_one_round:
             tokens = progress.tokens[: -1 if progress.ended.finish_reason == "stop" else None]
             body = {"model": text.models[0], "tokens": tokens}
             answer = await self._json("POST", f"{self._url.removesuffix('/v1')}/detokenize", body)
@@ -209,7 +209,7 @@ class PairClient:
             ) from error
         return self._marker
 
-    async def _ask(self, text: "_Text", body: dict[str, Any]) -> Branch:
+    async def _ask(self, text: "_Text", body: dict[str, Any]) -> BranchReply:
         """One request, answered whole."""
         async with self._response("POST", f"{self._url}/{text.route(body)}", body) as response:
             answer = await self._read(response)
@@ -374,7 +374,7 @@ class _Text:
         done, progress = len(self.progress.tokens), self.progress
         own = {f"{PREFIX}id": name, f"{PREFIX}branch": branch, f"{PREFIX}start": done}
         body = {**OFF, **self._shared, **({} if branch else self._main), "model": self.models[branch]}
-        body |= {"vllm_xargs": {**self.values, **own}, "max_tokens": progress.left, "return_token_ids": True}
+        body |= {"vllm_xargs": {**self.values, **own}, "max_tokens": progress.remaining, "return_token_ids": True}
         body["stop_token_ids"] = [*self._shared.get("stop_token_ids", ()), progress.marker]
         if "min_tokens" in body:
             body["min_tokens"] = max(0, body["min_tokens"] - done)
@@ -433,9 +433,9 @@ def _are(values: Any, kind: Any) -> bool:
     return isinstance(values, list | tuple) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 
-def _joined(chunks: Sequence[_Chunk]) -> Branch:
+def _joined(chunks: Sequence[_Chunk]) -> BranchReply:
     """What a request gave in all."""
-    return Branch(
+    return BranchReply(
         tokens=[token for chunk in chunks for token in chunk.tokens],
         logprobs=[value for chunk in chunks for value in chunk.logprobs],
         finish_reason=chunks[-1].finish_reason if chunks else None,
@@ -448,10 +448,10 @@ def _is_certain(said: Sequence[Sequence[_Chunk]], place: int, marker: int) -> bo
     """Whether all branches have what the main one has, up to and with a piece."""
     branches = [[token for chunk in chunks for token in chunk.tokens] for chunks in said]
     count = sum(len(chunk.tokens) for chunk in said[0][: place + 1])
-    return len(common([unmarked(tokens, marker) for tokens in branches])) >= count
+    return len(agreed([before_marker(tokens, marker) for tokens in branches])) >= count
 
 
-async def _together(asked: Sequence[Any]) -> list[Branch]:
+async def _together(asked: Sequence[Any]) -> list[BranchReply]:
     """The answers of all requests; when one fails the others are given up."""
     tasks = [asyncio.ensure_future(one) for one in asked]
     try:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from contralto.common.hub import locate
-from contralto.decoding.vllm.config import DEFAULT_TIMEOUT
+from contralto.decoding.vllm.checks import DEFAULT_TIMEOUT
 
 __all__ = ["PROCESSOR", "SCHEDULER", "cpu_options", "engine_options", "make_llm", "marker_of", "server_flags"]
 

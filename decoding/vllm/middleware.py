@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping, MutableMappi
 from contextlib import suppress
 from typing import Any
 
-from contralto.decoding.vllm.pairs import REFUSED
+from contralto.decoding.vllm.session import REFUSED
 from contralto.decoding.vllm.settings import PREFIX, Row
 from contralto.decoding.vllm.waiting import FullError, GoneError, Limits, Text, WaitingRoom
 

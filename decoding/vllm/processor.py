@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contralto.decoding.vllm.config import check_config
+from contralto.decoding.vllm.checks import check_config
 from contralto.decoding.vllm.members import Members
 from contralto.decoding.vllm.settings import Row, Rule, Warp, check_request, draw, end_broken, seeds_of
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from contralto.decoding.vllm.config import check_config, timeout_of
+from contralto.decoding.vllm.checks import check_config, timeout_of
 from contralto.decoding.vllm.settings import IMAGES, PREFIX, Row, check_group
 
 __all__ = ["AsyncPairScheduler", "PairScheduler", "pair_scheduler"]
@@ -300,7 +300,7 @@ class PairScheduler(_Pairing, SCHEDULER):  # type: ignore[misc]
     - While texts are in flight, other requests wait in the same queue, first come first served.
 
     Raises:
-        ValueError: settings that part branches, see `config.check_config`; asynchronous scheduling.
+        ValueError: settings that part branches, see `checks.check_config`; asynchronous scheduling.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from contralto.decoding.vllm.config import DEFAULT_TIMEOUT
+from contralto.decoding.vllm.checks import DEFAULT_TIMEOUT
 from contralto.decoding.vllm.settings import PREFIX, Row, check_group
 
 __all__ = ["FullError", "GoneError", "Limits", "Text", "WaitingRoom"]

@@ -210,7 +210,7 @@ class ContraltoVLLM(Conversations, TemplateLM):  # type: ignore[misc]
         return {name: getattr(self._decoder, name) for name in SAMPLING} if self._decoder.temperature else {}
 
     def _by_contrast(self, jobs: Sequence[Job], how: Mapping[str, Any], stop: list[str]) -> list[Sequence[int]]:
-        from contralto.decoding.vllm.pairs import generate_pairs
+        from contralto.decoding.vllm.offline import generate_pairs
 
         chosen = self._decoder.method
         found = generate_pairs(

@@ -18,7 +18,7 @@ from contralto.decoding.vllm import settings
 from contralto.decoding.vllm.choice import adapters_of, lora_options
 from contralto.decoding.vllm.engine import engine_options
 from contralto.decoding.vllm.middleware import ENVIRONMENT
-from contralto.decoding.vllm.pairs import Branch, Progress, RefusedError
+from contralto.decoding.vllm.session import BranchReply, Progress, RefusedError
 from contralto.decoding.vllm.settings import Row, Sampling, Warp, check_group, draw, seeds_of
 
 GOOD = {"contrast_id": "x", "contrast_branch": 0, "contrast_marker": 0, "contrast_method": "cad"}
@@ -121,7 +121,7 @@ def test_branches_must_fit():
 
 
 def branch(tokens, reason="length", stop=None):
-    return Branch(tokens, [-float(token) for token in tokens], reason, stop, text=str(tokens))
+    return BranchReply(tokens, [-float(token) for token in tokens], reason, stop, text=str(tokens))
 
 
 def test_a_text_in_one_round():
@@ -136,7 +136,7 @@ def test_a_text_whose_branches_parted():
     """A marker, then other tokens than the partner's: what is common is kept, and the rest asked for again."""
     progress = Progress(marker=0, max_tokens=6)
     assert not progress.take([branch([5, 6, 0], "stop", 0), branch([5, 6, 7, 0], "stop", 0)])
-    assert (progress.tokens, progress.left) == ([5, 6], 4)
+    assert (progress.tokens, progress.remaining) == ([5, 6], 4)
     assert not progress.take([branch([7, 8, 3], "stop"), branch([7, 9, 3], "stop")])
     assert progress.take([branch([8, 3], "stop"), branch([8, 3], "stop")])
     output = progress.output("t", [1, 1])
@@ -167,7 +167,7 @@ def test_the_main_branch_ends_by_a_stop_text():
 def test_what_must_be_whole_starts_afresh():
     progress = Progress(marker=0, max_tokens=6, whole=True)
     assert not progress.take([branch([5, 0], "stop", 0), branch([5, 6, 0], "stop", 0)])
-    assert (progress.tokens, progress.logprobs, progress.left) == ([], [], 6)
+    assert (progress.tokens, progress.logprobs, progress.remaining) == ([], [], 6)
     assert progress.take([branch([5, 3], "stop"), branch([5, 3], "stop")])
     assert progress.output("t", [1, 1]).rounds == 2
 
@@ -176,11 +176,11 @@ def test_giving_up():
     progress = Progress(marker=0, max_tokens=6, patience=2)
     apart = [branch([0], "stop", 0), branch([5, 0], "stop", 0)]
     assert not progress.take(apart)
-    with pytest.raises(RuntimeError, match="parted 2 times and did not get on"):
+    with pytest.raises(RuntimeError, match="out of step 2 times without progress"):
         progress.take(apart)
     with pytest.raises(RefusedError, match=r"^no room$"):
         Progress(marker=0, max_tokens=6).take([branch([], "abort", "contralto: no room"), branch([5])])
-    with pytest.raises(RuntimeError, match="the engine aborted a text"):
+    with pytest.raises(RuntimeError, match="the engine aborted a completion"):
         Progress(marker=0, max_tokens=6).take([branch([], "abort"), branch([5])])
 
 

@@ -18,7 +18,7 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from contralto import testbed
 from contralto.decoding.vllm import generate_pairs, make_llm
-from contralto.decoding.vllm.pairs import RefusedError
+from contralto.decoding.vllm.session import RefusedError
 
 COUNT, LENGTH = (12, 16) if RUNNER == "v1" else (3, 6)
 QUIET = {"use_tqdm": False, "max_tokens": LENGTH}
@@ -269,12 +269,12 @@ def test_engines_that_cannot_work(how, message):
 @pytest.mark.parametrize(
     ("some", "how", "message"),
     [
-        (["one"], {"method": "cad"}, "text 0 has one prompts, and cad needs 2: with context, without context"),
-        ([["one", "two", "three"]], {"method": "cad"}, "text 0 has 3 prompts, and cad needs 2"),
+        (["one"], {"method": "cad"}, "completion 0 has one prompts, and cad needs 2: with context, without context"),
+        ([["one", "two", "three"]], {"method": "cad"}, "completion 0 has 3 prompts, and cad needs 2"),
         (
             [["one", "two"]],
             {"method": "cad", "seed": [1, 2]},
-            "seed must be a number or one for each of the 1 texts, not 2",
+            "seed must be a number or one for each of the 1 completions, not 2",
         ),
         ([["one", "two"]], {"method": "cad", "adapters": [None]}, "adapters must be one for each branch"),
         ([["one", "two"]], {"method": "cad", "max_tokens": 0}, "max_tokens must be at least 1, not 0"),
