@@ -237,12 +237,6 @@ class Store:
         )
         return [Usage(*row) for row in self._db.execute(query)]
 
-    def per_row(self) -> dict[tuple[str, str], tuple[float, float, float, int]]:
-        """By strategy and role: requests, prompt tokens and answer tokens per row that asked, and how many rows did."""
-        query = """SELECT strategy, role, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens), COUNT(DISTINCT row)
-            FROM answers GROUP BY strategy, role"""
-        return {(s, r): (n / k, p / k, c / k, k) for s, r, n, p, c, k in self._db.execute(query)}
-
     def merge(self, other: Path) -> int:
         """Copy the answers and failures of another store that are not here, and return the number of new answers.
 
