@@ -32,11 +32,14 @@ from contralto.common.errors import during
 from contralto.common.files import read_json_lines, read_lines, read_text
 from contralto.common.texts import has_lone_surrogate, secret_name
 from contralto.common.yaml_file import parse_yaml
-from contralto.data_gen.engines import Engine, FunctionEngine, TransformersEngine, find_function, takes
+from contralto.data_gen.engines import Engine, FunctionEngine, TransformersEngine, takes
 from contralto.data_gen.engines.openai import OpenAIEngine
 from contralto.data_gen.engines.vllm import VLLMEngine
+from contralto.data_gen.functions import find_function
 from contralto.data_gen.image_files import images_of, placed, with_located
 from contralto.data_gen.ranges import check_number, check_texts
+from contralto.data_gen.settings import check_call
+from contralto.data_gen.strategies.registry import STRATEGIES, StrategyFunction, check_strategy
 from contralto.data_gen.types import Row, Sampling, Strategy, digest
 
 __all__ = ["Price", "Recipe", "Role", "Rows", "Use", "load_recipe", "read_rows"]
@@ -47,8 +50,6 @@ ENGINES: dict[str, Callable[..., Any]] = {
     "vllm": VLLMEngine,
     "function": FunctionEngine,
 }
-STRATEGIES = ("clair", "popalign", "pairs", "images")
-"""Modules whose strategies need no module in their names."""
 FILES = (".txt", ".json", ".jsonl", ".parquet")
 """What a setting ends in that names a file."""
 
@@ -313,14 +314,7 @@ def _use(given: Any, where: str, folder: Path) -> Use:
         raise ValueError(f"{where} needs use: the name of a strategy, or module:function")
     name = str(given.pop("name", use.rpartition(":")[2]))
     function = _strategy(use, where, folder)
-    _, *settings = inspect.signature(function).parameters.values()
-    known = [parameter.name for parameter in settings]
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in settings)
-    if not takes_any and (stranger := next((each for each in given if each not in known), None)):
-        raise ValueError(f"{where}: {use} has no setting {stranger!r}; it has {', '.join(known) or 'none'}")
-    needed = [p.name for p in settings if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if missing := [each for each in needed if each not in given]:
-        raise ValueError(f"{where}: {use} needs {', '.join(missing)}")
+    check_call(function, given, f"{where}: {use}", skip=1)
     return Use(name=name, start=partial(function, **_beside(folder, given)))
 
 
@@ -333,37 +327,19 @@ def _beside(folder: Path, given: Any) -> Any:
     return str(folder / given) if isinstance(given, str) and Path(given).suffix in FILES else given
 
 
-def _strategy(use: str, where: str, folder: Path) -> Callable[..., Strategy]:
-    """A strategy's function: a built-in one by its name alone."""
-    named = ":" in use
-    function = _at(where, find_function, name=use, folder=folder) if named else _built_in().get(use)
-    if function is None:
-        raise ValueError(
-            f"{where}: there is no strategy {use!r}; there are {', '.join(_built_in())}, or module:function"
-        )
-    if not inspect.isgeneratorfunction(function):
-        raise ValueError(
-            f"{where}: {use} is no strategy: a strategy is a generator function, which yields what it asks"
-        )
-    if not inspect.signature(function).parameters:
-        raise ValueError(f"{where}: {use} takes no row")
-    return function
-
-
-def _built_in() -> dict[str, Callable[..., Strategy]]:
-    """The strategies that need no module in their names: generator functions whose return type says so."""
-    from importlib import import_module
-
-    found = {}
-    for module in (import_module(f"contralto.data_gen.strategies.{name}") for name in STRATEGIES):
-        for name in module.__all__:
-            function = getattr(module, name)
-            if inspect.isgeneratorfunction(function) and inspect.get_annotations(function)["return"] in (
-                Strategy,
-                "Strategy",
-            ):
-                found[name] = function
-    return found
+def _strategy(use: str, where: str, folder: Path) -> StrategyFunction:
+    """Return a strategy by its name, or by `module:function`."""
+    if ":" in use:
+        function = _at(where, find_function, name=use, folder=folder)
+        try:
+            check_strategy(function)
+        except ValueError as error:
+            raise ValueError(f"{where}: {use} {error}") from error
+        return function  # type: ignore[no-any-return]
+    try:
+        return STRATEGIES.get(use)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}, or module:function") from error
 
 
 # ------------------------------------------------------------------------------------------------------------------ rows

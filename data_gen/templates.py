@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from contralto.common.files import read_text
 
-__all__ = ["Template", "as_text", "content_text", "load", "sections"]
+__all__ = ["Template", "as_text", "content_text", "load", "sections", "user_messages"]
 
 _JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
 """A template may come from elsewhere: it fills in its fields, and reaches no Python object behind them."""
@@ -120,6 +120,15 @@ def as_text(messages: Sequence[Any]) -> str:
     if [role for role, _ in texts] == ["user"]:
         return texts[0][1]
     return "\n\n".join(f"{role}: {text}" for role, text in texts)
+
+
+def user_messages(text: str) -> list[dict[str, Any]]:
+    """Return the conversation of one user message.
+
+    Args:
+        text: the message.
+    """
+    return [{"role": "user", "content": text}]
 
 
 def content_text(content: Any) -> str:

@@ -20,23 +20,21 @@ engine yields goes through `outcomes.checked` before it is recorded.
 
 import hashlib
 import inspect
-import sys
 import threading
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from functools import cache, cached_property
-from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from contralto.common.hub import weights_digest
 from contralto.data_gen.engines.outcomes import described, kind_of
+from contralto.data_gen.functions import find_function
 from contralto.data_gen.ranges import check_batch
 from contralto.data_gen.types import Answer, Failure, Request, Sampling
 
-__all__ = ["Engine", "FunctionEngine", "Outcome", "TransformersEngine", "find_function"]
+__all__ = ["Engine", "FunctionEngine", "Outcome", "TransformersEngine"]
 
 Outcome = tuple[Request, Answer | Failure]
 
@@ -114,36 +112,6 @@ class FunctionEngine:
         if not isinstance(said, str):
             return Failure(f"{use} returned {kind_of(said)}: it must return a text, an Answer or a Failure")
         return Answer(text=said)
-
-
-def find_function(name: str, *, folder: Path | None = None) -> Callable[..., Any]:
-    """A function by its name.
-
-    Args:
-        name: `module:function`.
-        folder: modules are looked for here, too, before those that are installed.
-
-    Raises:
-        ValueError: not of this form, no such module, or no such function in it.
-
-    Examples:
-        >>> find_function("math:sqrt")(4)
-        2.0
-    """
-    module, _, function = name.partition(":")
-    if not function:
-        raise ValueError(f"a function is named module:function, not {name!r}")
-    if folder is not None and str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    try:
-        found = getattr(import_module(module), function, None)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{name}: there is no module {error.name}; it must be installed, or lie beside the recipe"
-        ) from error
-    if not callable(found):
-        raise ValueError(f"{name}: the module {module} has no function {function}")  # noqa: TRY004 - a recipe's mistake
-    return found  # type: ignore[no-any-return]
 
 
 # ---------------------------------------------------------------------------------------------------------- transformers

@@ -1,17 +1,19 @@
-"""The six contrasts of PopAlign (Wang et al. 2024, arXiv 2410.13785): by prompt, by model, by pipeline, without a judge.
+"""The six contrasts of PopAlign (Wang et al. 2024, arXiv 2410.13785): by prompt, by model, by pipeline.
 
-In the paper's own test on 200 prompts, GPT-4 agrees with the direction of elicitive pairs in 91.5%, of nparam 88, leaderboard
-84, demonstration 76.5, prefix 75.5 and refine 55.5: refine is nearly chance. `judge` asks for such an opinion on every pair; the
-column `direction` is written beside it, and nothing is dropped.
+In the paper's own test on 200 prompts, GPT-4 confirms the direction of elicitive pairs in 91.5%, of nparam 88, leaderboard
+84, demonstration 76.5, prefix 75.5 and refine 55.5: refine is close to chance. With `judge` every pair is judged; the judge's
+opinion becomes the column `direction`, and nothing is dropped.
 
-The paper's prompts are not reproduced: `prompts/` has texts of our own to the same purpose, and a user's file can replace each.
+The paper's prompts are not reproduced: the templates in `prompts/` are our own, for the same purpose, and a user's file can
+replace each of them.
 """
 
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from contralto.data_gen import templates
-from contralto.data_gen.strategies.pairs import ask, direction, judging, pair, user
+from contralto.data_gen.strategies.shared import ask_prompt, make_pair
+from contralto.data_gen.strategies.verdicts import judge_direction, load_judge_template
 from contralto.data_gen.types import Answer, Ask, Pair, Rejected, Row, Strategy, drive
 
 __all__ = ["demonstration", "elicitive", "leaderboard", "nparam", "popalign", "prefix", "refine"]
@@ -26,18 +28,20 @@ def prefix(
     judge: str | None = None,
     judge_template: str = "judge",
 ) -> Strategy:
-    """The same model with a good and with a bad prefix: r+ = M([p+, q]), r- = M([p-, q]), as RLCD does (arXiv 2307.12950).
+    """Contrast a good with a bad prefix: r+ = M([p+, q]), r- = M([p-, q]), as RLCD does (arXiv 2307.12950).
 
     Args:
         row: the row. The templates are put around its last message; the pair keeps the row's own prompt.
         target: the role that answers.
-        good, bad: the templates, with `task`.
-        judge, judge_template: see the module.
+        good: the template of the chosen answer, with `task`.
+        bad: the template of the rejected answer, with `task`.
+        judge: a role that judges the pair in both orders; None is no judge.
+        judge_template: of the judge.
     """
-    judging(judge_template)
-    answers = yield _both_ways(row, target, good, bad)
-    made = yield from _finish(row, answers, "prefix", (good, bad), judge, judge_template)
-    return made
+    load_judge_template(judge_template)
+    answers = yield _ask_both(row, target, good, bad)
+    pair = yield from _judged(row, answers, "prefix", judge, judge_template, template=_labels(good, bad))
+    return pair
 
 
 def demonstration(
@@ -49,11 +53,20 @@ def demonstration(
     judge: str | None = None,
     judge_template: str = "judge",
 ) -> Strategy:
-    """The same model after good and after bad examples: r+ = M([d+, q]), r- = M([d-, q]). Arguments as in `prefix`."""
-    judging(judge_template)
-    answers = yield _both_ways(row, target, good, bad)
-    made = yield from _finish(row, answers, "demonstration", (good, bad), judge, judge_template)
-    return made
+    """Contrast good with bad examples before the prompt: r+ = M([d+, q]), r- = M([d-, q]).
+
+    Args:
+        row: the row. The templates are put around its last message; the pair keeps the row's own prompt.
+        target: the role that answers.
+        good: the template of the chosen answer, with `task`.
+        bad: the template of the rejected answer, with `task`.
+        judge: a role that judges the pair in both orders; None is no judge.
+        judge_template: of the judge.
+    """
+    load_judge_template(judge_template)
+    answers = yield _ask_both(row, target, good, bad)
+    pair = yield from _judged(row, answers, "demonstration", judge, judge_template, template=_labels(good, bad))
+    return pair
 
 
 def elicitive(
@@ -65,23 +78,32 @@ def elicitive(
     judge: str | None = None,
     judge_template: str = "judge",
 ) -> Strategy:
-    """The same model, thinking first how to answer well or how to answer badly: (t+, r+) = M(T+(q)), (t-, r-) = M(T-(q)).
+    """Contrast thoughts about a good with thoughts about a bad answer: (t+, r+) = M(T+(q)), (t-, r-) = M(T-(q)).
 
-    The templates ask for the headings `{thought}` and `{answer}`; the pair holds the answers, the column `rationale` the good
-    thought. Without an answer under its heading there is no pair. Arguments as in `prefix`.
+    The templates ask for the headings `{thought}` and `{answer}`; the pair holds the answers, its column `rationale` the good
+    thought. There is no pair if a reply has no answer under its heading.
+
+    Args:
+        row: the row. The templates are put around its last message; the pair keeps the row's own prompt.
+        target: the role that answers.
+        good: the template of the chosen answer, with `task`.
+        bad: the template of the rejected answer, with `task`.
+        judge: a role that judges the pair in both orders; None is no judge.
+        judge_template: of the judge.
     """
-    judging(judge_template)
-    replies = yield _both_ways(row, target, good, bad)
-    found = [templates.sections(reply.text, "thought", "answer") for reply in replies]
-    for parts, reply, which in zip(found, replies, ("good", "bad"), strict=True):
+    load_judge_template(judge_template)
+    replies = yield _ask_both(row, target, good, bad)
+    parsed = [templates.sections(reply.text, "thought", "answer") for reply in replies]
+    for parts, reply, kind in zip(parsed, replies, ("good", "bad"), strict=True):
         if "answer" not in parts:
-            return Rejected(f"the {which} reply has nothing under {{answer}} (it ended by {reply.finish_reason})")
+            return Rejected(f"the {kind} reply has nothing under {{answer}} (it ended by {reply.finish_reason})")
     answers = [
-        Answer(text=parts["answer"], finish_reason=r.finish_reason) for parts, r in zip(found, replies, strict=True)
+        Answer(text=parts["answer"], finish_reason=reply.finish_reason)
+        for parts, reply in zip(parsed, replies, strict=True)
     ]
-    thought = found[0].get("thought", "")
-    made = yield from _finish(row, answers, "elicitive", (good, bad), judge, judge_template, rationale=thought)
-    return made
+    columns = {"rationale": parsed[0].get("thought", ""), "template": _labels(good, bad)}
+    pair = yield from _judged(row, answers, "elicitive", judge, judge_template, **columns)
+    return pair
 
 
 def nparam(
@@ -92,17 +114,19 @@ def nparam(
     judge: str | None = None,
     judge_template: str = "judge",
 ) -> Strategy:
-    """A larger against a smaller model of one family (in the paper Yi-34B-Chat and Yi-6B-Chat).
+    """Contrast a larger with a smaller model of one family (in the paper Yi-34B-Chat and Yi-6B-Chat).
 
     Args:
         row: the row.
-        larger, smaller: the roles that answer.
-        judge, judge_template: see the module.
+        larger: the role of the chosen answer.
+        smaller: the role of the rejected answer.
+        judge: a role that judges the pair in both orders; None is no judge.
+        judge_template: of the judge.
     """
-    judging(judge_template)
-    answers = yield [ask(row, larger), ask(row, smaller)]
-    made = yield from _finish(row, answers, "nparam", (), judge, judge_template)
-    return made
+    load_judge_template(judge_template)
+    answers = yield [ask_prompt(row, larger), ask_prompt(row, smaller)]
+    pair = yield from _judged(row, answers, "nparam", judge, judge_template)
+    return pair
 
 
 def leaderboard(
@@ -113,11 +137,19 @@ def leaderboard(
     judge: str | None = None,
     judge_template: str = "judge",
 ) -> Strategy:
-    """A model that ranks higher against one that ranks lower (in the paper Yi-34B-Chat and Vicuna-33B). As `nparam`."""
-    judging(judge_template)
-    answers = yield [ask(row, higher), ask(row, lower)]
-    made = yield from _finish(row, answers, "leaderboard", (), judge, judge_template)
-    return made
+    """Contrast a model that ranks higher with one that ranks lower (in the paper Yi-34B-Chat and Vicuna-33B).
+
+    Args:
+        row: the row.
+        higher: the role of the chosen answer.
+        lower: the role of the rejected answer.
+        judge: a role that judges the pair in both orders; None is no judge.
+        judge_template: of the judge.
+    """
+    load_judge_template(judge_template)
+    answers = yield [ask_prompt(row, higher), ask_prompt(row, lower)]
+    pair = yield from _judged(row, answers, "leaderboard", judge, judge_template)
+    return pair
 
 
 def refine(
@@ -128,29 +160,33 @@ def refine(
     judge: str | None = None,
     judge_template: str = "judge",
 ) -> Strategy:
-    """The same model, asked in a second turn to do better: r- = M(q), r+ = M([q, r-, refine]).
+    """Contrast an answer with the same model's improvement in a second turn: r- = M(q), r+ = M([q, r-, refine]).
+
+    Close to chance without a stronger reviser; `clair` is the same with one.
 
     Args:
         row: the row.
         target: the role that answers twice.
         template: the second turn, without fields.
-        judge, judge_template: see the module. Near chance without a stronger reviser: `clair` is this with one.
+        judge: a role that judges the pair in both orders; None is no judge.
+        judge_template: of the judge.
 
     Examples:
-        >>> asking = refine({"id": "1", "prompt": [{"role": "user", "content": "2 + 2?"}]})
-        >>> [message["content"] for message in next(asking).messages]
+        >>> requests = refine({"id": "1", "prompt": [{"role": "user", "content": "2 + 2?"}]})
+        >>> [message["content"] for message in next(requests).messages]
         ['2 + 2?']
-        >>> [message["role"] for message in asking.send(Answer(text="5")).messages]
+        >>> [message["role"] for message in requests.send(Answer(text="5")).messages]
         ['user', 'assistant', 'user']
     """
-    judging(judge_template)
+    load_judge_template(judge_template)
     refining = templates.load(template)
-    first = yield ask(row, target)
-    turns = [*row["prompt"], {"role": "assistant", "content": first.text}, *user(refining.render())]
+    first = yield ask_prompt(row, target)
+    second_turn = templates.user_messages(refining.render())
+    turns = [*row["prompt"], {"role": "assistant", "content": first.text}, *second_turn]
     images = row.get("images", ())
     better = yield Ask(role=target, messages=turns, images=images, tag="refined", template=refining.label)
-    made = yield from _finish(row, (better, first), "refine", (), judge, judge_template, template=refining.label)
-    return made
+    pair = yield from _judged(row, (better, first), "refine", judge, judge_template, template=refining.label)
+    return pair
 
 
 SIX: dict[str, Callable[..., Strategy]] = {
@@ -164,26 +200,26 @@ SIX: dict[str, Callable[..., Strategy]] = {
 
 
 def popalign(row: Row, *, contrasts: Sequence[str] = tuple(SIX), judge: str | None = None) -> Strategy:
-    """All six contrasts of a row at once, pooled as in the paper: up to six pairs.
+    """Pool all six contrasts of a row, as in the paper: up to six pairs.
 
     Args:
         row: the row.
-        contrasts: which of the six.
-        judge: a role that judges every pair in both orders, or nobody.
+        contrasts: some of the six.
+        judge: a role that judges every pair in both orders; None is no judge.
 
     Raises:
-        ValueError: another contrast than the six.
+        ValueError: a contrast that is none of the six.
     """
     if unknown := [name for name in contrasts if name not in SIX]:
         raise ValueError(f"popalign has the contrasts {', '.join(SIX)}, not {', '.join(unknown)}")
-    made = yield from _together([SIX[name](row, judge=judge) for name in contrasts])
-    return made
+    pairs = yield from _in_step([SIX[name](row, judge=judge) for name in contrasts])
+    return pairs
 
 
-def _together(strategies: Sequence[Strategy]) -> Generator[list[Ask], list[Answer], list[Pair | Rejected]]:
-    """Drive strategies side by side, so that what they ask can be answered together; their pairs in the given order."""
+def _in_step(strategies: Sequence[Strategy]) -> Generator[list[Ask], list[Answer], list[Pair | Rejected]]:
+    """Drive strategies side by side, so that their requests are answered together; return their pairs in the given order."""
     driven = [drive(strategy) for strategy in strategies]
-    made: dict[int, list[Pair | Rejected]] = {}
+    finished: dict[int, list[Pair | Rejected]] = {}
     waiting: dict[int, list[Ask]] = {}
 
     def step(at: int, answers: Any) -> None:
@@ -191,7 +227,7 @@ def _together(strategies: Sequence[Strategy]) -> Generator[list[Ask], list[Answe
         try:
             waiting[at] = driven[at].send(answers)
         except StopIteration as end:
-            made[at] = end.value
+            finished[at] = end.value
 
     for at in range(len(driven)):
         step(at, None)
@@ -200,13 +236,12 @@ def _together(strategies: Sequence[Strategy]) -> Generator[list[Ask], list[Answe
         answers = iter((yield [one for group in asked.values() for one in group]))
         for at, group in asked.items():
             step(at, [next(answers) for _ in group])
-    return [item for at in range(len(driven)) for item in made[at]]
+    return [item for at in range(len(driven)) for item in finished[at]]
 
 
-def _both_ways(row: Row, target: str, good: str, bad: str) -> list[Ask]:
-    """The row's prompt, its last message put into the good and into the bad template."""
+def _ask_both(row: Row, target: str, good: str, bad: str) -> list[Ask]:
+    """Return the requests of the row's prompt with its last message in the good and in the bad template."""
     *before, last = row["prompt"]
-    used = [templates.load(name, "task") for name in (good, bad)]
     return [
         Ask(
             role=target,
@@ -215,31 +250,28 @@ def _both_ways(row: Row, target: str, good: str, bad: str) -> list[Ask]:
             tag=template.name,
             template=template.label,
         )
-        for template in used
+        for template in (templates.load(name, "task") for name in (good, bad))
     ]
 
 
 def _filled(template: templates.Template, content: Any) -> Any:
-    """A message's content in a template; images keep their place before the text."""
+    """Put a message's content into a template; images stay before the text."""
     text = template.render(task=templates.content_text(content))
     if isinstance(content, str):
         return text
     return [part for part in content if part["type"] != "text"] + [{"type": "text", "text": text}]
 
 
-def _finish(
-    row: Row,
-    answers: Sequence[Answer],
-    strategy: str,
-    used: Sequence[str],
-    judge: str | None,
-    judge_template: str,
-    **known: Any,
+def _labels(*names: str) -> str:
+    """Return names and versions of templates."""
+    return " ".join(templates.load(name, "task").label for name in names)
+
+
+def _judged(
+    row: Row, answers: Sequence[Answer], strategy: str, judge: str | None, judge_template: str, **columns: Any
 ) -> Generator[list[Ask], list[Answer], Pair]:
-    """The pair of the good and the bad answer, judged if somebody judges."""
+    """Make the pair of a good and a bad answer, with the judge's opinion if there is a judge."""
     chosen, rejected = answers
-    if used:
-        known["template"] = " ".join(templates.load(name, "task").label for name in used)
     if judge:
-        known |= yield from direction(row, chosen.text, rejected.text, judge=judge, template=judge_template)
-    return pair(row, chosen, rejected, strategy, **known)
+        columns |= yield from judge_direction(row, chosen.text, rejected.text, judge=judge, template=judge_template)
+    return make_pair(row, chosen, rejected, strategy, **columns)

@@ -16,7 +16,7 @@ import torch
 
 from contralto import testbed
 from contralto.data_gen import checks
-from contralto.data_gen.checks import annotate, check_settings, ches, select
+from contralto.data_gen.checks import annotate, check_settings, ches, contamination, select
 from contralto.testbed import questions as world
 from contralto.testbed import worlds
 
@@ -209,7 +209,9 @@ def test_contamination_agrees_with_the_janitor_where_the_janitor_is_right(tmp_pa
     texts = [_words(100 + i, 20) + (" " + rng.choice(copied) if i % 2 else "") for i in range(12)]
     texts = [" ".join(word for word in text.split() if word.isalnum()) for text in texts]
     found = annotate([row(text) for text in texts], {"contamination": {"against": [str(tmp_path / "t.txt")]}})
-    dirty = [any(janitor.normalize_string(run) in janitor.dirt_ngrams for run in checks._runs(t, 13)) for t in texts]
+    dirty = [
+        any(janitor.normalize_string(run) in janitor.dirt_ngrams for run in contamination._ngrams(t, 13)) for t in texts
+    ]
     assert [r["contamination"] > 0 for r in found] == dirty
     capsys.readouterr()
 

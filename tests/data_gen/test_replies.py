@@ -34,7 +34,7 @@ from contralto.data_gen.engines.openai import OpenAIEngine
 from contralto.data_gen.engines.outcomes import checked
 from contralto.data_gen.ranges import check_number
 from contralto.data_gen.store import Asked, Store
-from contralto.data_gen.strategies.pairs import compare
+from contralto.data_gen.strategies.verdicts import compare_answers
 from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, Sampling, drive, settle
 
 KEY = "sk-0123456789abcdefghijklmnopqrstuvwxyz"
@@ -160,7 +160,7 @@ def test_pairs_with_a_cut_answer_are_counted(folder, capsys):
 
 def test_a_judge_that_was_cut_off_has_no_verdict():
     """It may have been about to weigh the other side."""
-    comparing = compare({"id": "1", "prompt": [{"role": "user", "content": "?"}]}, "one", "other")
+    comparing = compare_answers({"id": "1", "prompt": [{"role": "user", "content": "?"}]}, "one", "other")
     next(comparing)
     cut = Answer(text="Judging by length alone: Verdict: A", finish_reason="length")
     brief = Answer(text="Verdict: B", finish_reason="length")  # all that one token more would have added is its end

@@ -13,10 +13,17 @@ import re
 import pytest
 
 from contralto.data_gen import templates
-from contralto.data_gen.strategies import pairs, popalign
+from contralto.data_gen.checks.models import image_similarity
+from contralto.data_gen.scorers import chrf, resolve_scorer
+from contralto.data_gen.strategies import STRATEGIES, popalign
+from contralto.data_gen.strategies.best_of_n import best_of_n
 from contralto.data_gen.strategies.clair import clair, parse_revision
-from contralto.data_gen.strategies.images import image_similarity, mvc
-from contralto.data_gen.strategies.pairs import verdict
+from contralto.data_gen.strategies.con_j import _parse_better, con_j
+from contralto.data_gen.strategies.images import mvc
+from contralto.data_gen.strategies.judge import off_policy_judge, verify_direction
+from contralto.data_gen.strategies.on_policy import on_policy_judge, stronger_preferred, teacher_student
+from contralto.data_gen.strategies.translation import mono_system
+from contralto.data_gen.strategies.verdicts import compare_answers, parse_verdict
 from contralto.data_gen.types import Answer, Ask, Pair, Rejected, Request, Sampling, drive
 from contralto.testbed import questions as world
 
@@ -95,7 +102,7 @@ def judging(better):
     ],
 )
 def test_verdicts_are_read_and_never_guessed(text, said):
-    assert verdict(text) == said
+    assert parse_verdict(text) == said
 
 
 @pytest.mark.parametrize(
@@ -110,7 +117,7 @@ def test_verdicts_are_read_and_never_guessed(text, said):
     ],
 )
 def test_a_judge_has_to_agree_with_itself_in_both_orders(ahead, behind, winner, said):
-    generator = pairs.compare(ROW, "one", "two")
+    generator = compare_answers(ROW, "one", "two")
     first, second = next(generator)
     assert re.search(r"of A\]\none\n.*of B\]\ntwo\n", first.messages[0]["content"], re.DOTALL)
     assert re.search(r"of A\]\ntwo\n.*of B\]\none\n", second.messages[0]["content"], re.DOTALL)
@@ -222,7 +229,7 @@ def test_verify_direction_of_pairs_that_exist():
         "rejected": "bad",
         "source": "x",
     }
-    made, _ = run(pairs.verify_direction(row), judging("good"))
+    made, _ = run(verify_direction(row), judging("good"))
     assert (made[0].chosen, made[0].rejected) == ("good", "bad")
     assert made[0].columns == {
         "source": "x",
@@ -237,9 +244,7 @@ def test_verify_direction_of_pairs_that_exist():
 @pytest.mark.parametrize("better", ["answer 0", "answer 1"])
 def test_on_policy_judge(better):
     judge = judging(better)
-    made, asked = run(
-        pairs.on_policy_judge(ROW), lambda ask: f"answer {ask.seed}" if ask.role == "target" else judge(ask)
-    )
+    made, asked = run(on_policy_judge(ROW), lambda ask: f"answer {ask.seed}" if ask.role == "target" else judge(ask))
     assert [ask.seed for ask in asked[:2]] == [0, 1]
     assert made[0].chosen == better
     assert {made[0].chosen, made[0].rejected} == {"answer 0", "answer 1"}
@@ -255,32 +260,30 @@ def test_on_policy_judge(better):
     ],
 )
 def test_without_a_clear_verdict_there_is_no_pair(said, reason):
-    made, _ = run(pairs.on_policy_judge(ROW), lambda ask: f"answer {ask.seed}" if ask.role == "target" else said)
+    made, _ = run(on_policy_judge(ROW), lambda ask: f"answer {ask.seed}" if ask.role == "target" else said)
     assert made == [Rejected(reason)]
 
 
 def test_equal_answers_are_not_judged():
-    made, asked = run(pairs.on_policy_judge(ROW), by_role(target="same "))
+    made, asked = run(on_policy_judge(ROW), by_role(target="same "))
     assert made == [Rejected("both answers are the same")]
     assert [ask.role for ask in asked] == ["target", "target"]
 
 
 def test_off_policy_judge():
     judge = judging("two")
-    made, asked = run(
-        pairs.off_policy_judge(ROW), lambda ask: {"first": "one", "second": "two"}.get(ask.role) or judge(ask)
-    )
+    made, asked = run(off_policy_judge(ROW), lambda ask: {"first": "one", "second": "two"}.get(ask.role) or judge(ask))
     assert [ask.role for ask in asked] == ["first", "second", "judge", "judge"]
     assert (made[0].chosen, made[0].rejected) == ("two", "one")
 
 
 def test_off_policy_answers_and_scores_of_the_row():
     row = {**ROW, "texts": ["one", "two", "three"], "ratings": [3, 1.5, 4]}
-    made, asked = run(pairs.off_policy_judge(row, responses="texts", scores="ratings"), by_role())
+    made, asked = run(off_policy_judge(row, responses="texts", scores="ratings"), by_role())
     assert not asked
     assert (made[0].chosen, made[0].rejected) == ("three", "two")
     assert made[0].columns["reward_margin"] == 2.5
-    made, asked = run(pairs.off_policy_judge(row, responses="texts"), judging("one"))
+    made, asked = run(off_policy_judge(row, responses="texts"), judging("one"))
     assert (made[0].chosen, made[0].rejected) == ("one", "two")
 
 
@@ -297,14 +300,14 @@ def test_off_policy_answers_and_scores_of_the_row():
 )
 def test_off_policy_columns_are_checked(given, settings, message):
     with pytest.raises(ValueError, match=message):
-        run(pairs.off_policy_judge({**ROW, **given}, **settings), by_role())
+        run(off_policy_judge({**ROW, **given}, **settings), by_role())
 
 
 def test_stronger_preferred_and_teacher_student():
-    made, asked = run(pairs.stronger_preferred(ROW), by_role(target="weak", stronger="strong"))
+    made, asked = run(stronger_preferred(ROW), by_role(target="weak", stronger="strong"))
     assert (made[0].chosen, made[0].rejected) == ("strong", "weak")
     assert {ask.sampling for ask in asked} == {None}
-    made, asked = run(pairs.teacher_student(ROW), by_role(teacher="taught", student="learned"))
+    made, asked = run(teacher_student(ROW), by_role(teacher="taught", student="learned"))
     assert (made[0].chosen, made[0].rejected) == ("taught", "learned")
     assert {ask.sampling for ask in asked} == {Sampling(temperature=0.8, top_p=0.95, max_new_tokens=1024)}
 
@@ -318,7 +321,7 @@ def _length(row, answers):
 
 def test_best_of_n():
     texts = ["bb", "dddd", "a", "cccc"]
-    made, asked = run(pairs.best_of_n(ROW, scorer=_length, n=4), lambda ask: texts[ask.seed])
+    made, asked = run(best_of_n(ROW, scorer=_length, n=4), lambda ask: texts[ask.seed])
     assert [ask.seed for ask in asked] == [0, 1, 2, 3]
     assert (made[0].chosen, made[0].rejected) == ("dddd", "a")
     assert {k: made[0].columns[k] for k in ("chosen_score", "rejected_score", "reward_margin")} == {
@@ -336,7 +339,7 @@ def test_a_role_can_score():
         assert ask.messages[-1]["role"] == "assistant"
         return f" {-float(ask.messages[-1]['content'].split()[1])}\n"
 
-    made, asked = run(pairs.best_of_n(ROW, n=3), answer)
+    made, asked = run(best_of_n(ROW, n=3), answer)
     assert [ask.role for ask in asked] == ["target"] * 3 + ["scorer"] * 3
     assert (made[0].chosen, made[0].rejected) == ("answer 0", "answer 2")
 
@@ -354,14 +357,14 @@ def test_a_role_can_score():
 )
 def test_scorers_are_checked(scorer, message):
     with pytest.raises(ValueError, match=message):
-        run(pairs.best_of_n(ROW, scorer=scorer, n=2), by_role(target="x"))
+        run(best_of_n(ROW, scorer=scorer, n=2), by_role(target="x"))
 
 
 def test_equal_scores_give_no_pair_and_one_answer_is_too_few():
-    assert run(pairs.best_of_n(ROW, scorer=_length, n=3), by_role(target="x"))[0] == [
+    assert run(best_of_n(ROW, scorer=_length, n=3), by_role(target="x"))[0] == [
         Rejected("all 3 answers score the same")
     ]
-    for strategy in (pairs.best_of_n(ROW, n=1), pairs.mono_system(ROW, n=1), pairs.con_j(ROW, n=1)):
+    for strategy in (best_of_n(ROW, n=1), mono_system(ROW, n=1), con_j(ROW, n=1)):
         with pytest.raises(ValueError, match="n must be at least 2"):
             run(strategy, by_role())
 
@@ -369,15 +372,15 @@ def test_equal_scores_give_no_pair_and_one_answer_is_too_few():
 def test_mono_system_translations():
     row = {**ROW, "reference": "the cat sat on the mat"}
     texts = ["the cat sat on a mat", "the cat sat on the mat", "a dog"]
-    strategy = pairs.mono_system(row, metric="contralto.data_gen.strategies.pairs:chrf", n=3, also={"length": _length})
+    strategy = mono_system(row, metric="contralto.data_gen:chrf", n=3, also={"length": _length})
     made, asked = run(strategy, lambda ask: texts[ask.seed])
     assert (made[0].chosen, made[0].rejected) == (texts[1], texts[2])
     assert (made[0].columns["chosen_length"], made[0].columns["rejected_length"]) == (22.0, 5.0)
     assert made[0].columns["chosen_score"] == 100
-    _, asked = run(pairs.mono_system(row, metric=_length), lambda ask: "x" * ask.seed)
+    _, asked = run(mono_system(row, metric=_length), lambda ask: "x" * ask.seed)
     assert len(asked) == 50
     with pytest.raises(ValueError, match="column reference, which row r1 does not have"):
-        run(pairs.mono_system(ROW, metric=pairs.chrf, n=2), by_role(target="x"))
+        run(mono_system(ROW, metric=chrf, n=2), by_role(target="x"))
 
 
 def test_a_reward_model_scores_answers_alike_alone_and_together(tmp_path):
@@ -400,8 +403,8 @@ def test_a_reward_model_scores_answers_alike_alone_and_together(tmp_path):
     )
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    scorer = pairs.scorer_of({"reward_model": str(tmp_path), "device": "cpu"})
-    assert pairs.scorer_of({"reward_model": str(tmp_path), "device": "cpu"}) is scorer
+    scorer = resolve_scorer({"reward_model": str(tmp_path), "device": "cpu"})
+    assert resolve_scorer({"reward_model": str(tmp_path), "device": "cpu"}) is scorer
     row = {**ROW, "prompt": [{"role": "user", "content": "Tom has 3 apples."}]}
     answers = ["#### 3", "finds 4: 3 + 4 = 7. #### 7"]
     together = scorer(row, answers)
@@ -438,7 +441,7 @@ def test_con_j_pairs_right_and_wrong_judgements():
             better = right if ask.seed % 2 else 3 - right
             return f'```json\n{{"reason": "r{ask.seed}", "better": {better}}}\n```'
 
-        made, asked = run(pairs.con_j(_labelled(number)), answer)
+        made, asked = run(con_j(_labelled(number)), answer)
         assert len(asked) == 8
         assert [re.search(r"r\d", pair.chosen)[0] for pair in made] == ["r1", "r3", "r5"]
         assert [re.search(r"r\d", pair.rejected)[0] for pair in made] == ["r0", "r2", "r4"]
@@ -455,7 +458,7 @@ def test_con_j_hints_where_all_judgements_agree():
         hint = re.search(r"Hint: answer (\d)", prompt)
         return f'{{"reason": "{ask.tag}", "better": {hint[1] if hint else _right(prompt)}}}'
 
-    made, asked = run(pairs.con_j(_labelled(0), n=4), answer)
+    made, asked = run(con_j(_labelled(0), n=4), answer)
     assert [ask.tag for ask in asked] == ["judgement"] * 4 + ["hinted"] * 2
     right = _right(asked[0].messages[0]["content"])
     assert [(pair.chosen, pair.rejected) for pair in made] == [
@@ -463,7 +466,7 @@ def test_con_j_hints_where_all_judgements_agree():
     ]
     assert "Hint" not in made[0].prompt[0]["content"]
     assert made[0].columns["judgement_source"] == "hinted"
-    made, _ = run(pairs.con_j(_labelled(0), n=4), lambda ask: "no idea")
+    made, _ = run(con_j(_labelled(0), n=4), lambda ask: "no idea")
     assert made == [Rejected("no right and wrong judgement, not even with a hint")]
 
 
@@ -480,7 +483,7 @@ def test_con_j_hints_where_all_judgements_agree():
     ],
 )
 def test_judgements_are_read(text, better):
-    assert pairs._better(text) == better
+    assert _parse_better(text) == better
 
 
 # --------------------------------------------------------------------------------------------------------------- PopAlign
@@ -679,11 +682,11 @@ def test_every_packaged_template_is_used_and_versioned():
         clair(ROW, judge="judge"),
         clair(ROW, worsen=True),
         popalign.popalign(ROW),
-        pairs.con_j(_labelled(0), n=2),
+        con_j(_labelled(0), n=2),
     ):
         used |= {ask.template for ask in run(strategy, judged)[1] if ask.template}
     used |= {ask.template for ask in run(mvc(IMAGES_ROW), _rewriter)[1]}
-    used |= {ask.template for ask in run(pairs.verify_direction(_labelled(0)), judged)[1]}
+    used |= {ask.template for ask in run(verify_direction(_labelled(0)), judged)[1]}
     assert {label.partition("@")[0] + ".txt" for label in used} == files
     assert all(re.fullmatch(r"\w+@[0-9a-f]{12}", label) for label in used)
 
@@ -782,7 +785,7 @@ def test_the_testbeds_judge_and_scorer(problems):
     assert world.score(_asked(problem), [rest, f"{first}. {rest[3:]}"]) == [1.0, 1.25]  # only right up to the first gap
     answers = [half, whole]
     made, _ = run(
-        pairs.on_policy_judge(_asked(problem)),
+        on_policy_judge(_asked(problem)),
         lambda ask: answers[ask.seed] if ask.role == "target" else world.judge(_request(ask)),
     )
     assert (made[0].chosen, made[0].rejected) == (whole, half)
@@ -797,12 +800,12 @@ def test_the_testbeds_judge_and_scorer(problems):
         (popalign.elicitive, {"bad": "none.txt"}),
         (popalign.nparam, {"judge": "judge", "judge_template": "none.txt"}),
         (popalign.refine, {"template": "none.txt"}),
-        (pairs.on_policy_judge, {"template": "none.txt"}),
-        (pairs.off_policy_judge, {"template": "none.txt"}),
-        (pairs.con_j, {"hint_template": "none.txt"}),
-        (pairs.best_of_n, {"scorer": "none:none"}),
-        (pairs.mono_system, {"metric": "none:none"}),
-        (pairs.mono_system, {"also": {"bleu": "none:none"}}),
+        (on_policy_judge, {"template": "none.txt"}),
+        (off_policy_judge, {"template": "none.txt"}),
+        (con_j, {"hint_template": "none.txt"}),
+        (best_of_n, {"scorer": "none:none"}),
+        (mono_system, {"metric": "none:none"}),
+        (mono_system, {"also": {"bleu": "none:none"}}),
         (mvc, {"contrast": "none.txt"}),
     ],
 )
@@ -825,9 +828,8 @@ def test_the_testbeds_rows():
 def test_strategies_are_pure():
     """Driven twice they ask and make the same, and answers of another kind are left as they are."""
     row = {**_labelled(1), "reference": "x", **{k: IMAGES_ROW[k] for k in ("images", "caption", "contrast_caption")}}
-    every = [clair, mvc, *popalign.SIX.values(), popalign.popalign, pairs.on_policy_judge, pairs.off_policy_judge]
-    every += [pairs.stronger_preferred, pairs.teacher_student, pairs.con_j, pairs.verify_direction]
-    for strategy in every:
+    scored = {"best_of_n", "mono_system"}  # their scorer reads numbers
+    for strategy in (strategy for name, strategy in STRATEGIES.items() if name not in scored):
         one, two = (run(strategy(row), lambda ask: f"{{answer}}: {ask.role} {ask.tag} {ask.seed}") for _ in range(2))
         assert one == two
         assert all(isinstance(item, Pair | Rejected) for item in one[0])

@@ -1,0 +1,39 @@
+"""Python functions as recipes name them: `module:function`."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+__all__ = ["find_function"]
+
+
+def find_function(name: str, *, folder: Path | None = None) -> Callable[..., Any]:
+    """Import a function, or a class, by its name.
+
+    Args:
+        name: `module:function`.
+        folder: searched for modules before the installed ones.
+
+    Raises:
+        ValueError: the name has another form, or there is no such module or no such function in it.
+
+    Examples:
+        >>> find_function("math:sqrt")(4)
+        2.0
+    """
+    module, _, function = name.partition(":")
+    if not function:
+        raise ValueError(f"a function is named module:function, not {name!r}")
+    if folder is not None and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        found = getattr(import_module(module), function, None)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{name}: there is no module {error.name}; it must be installed, or lie beside the recipe"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"{name}: the module {module} has no function {function}")  # noqa: TRY004 - a recipe's mistake
+    return found  # type: ignore[no-any-return]

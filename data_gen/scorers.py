@@ -1,0 +1,164 @@
+"""Scorers of answers: functions, reward models and translation metrics, as recipes name them."""
+
+# ruff: noqa: TRY004 (a wrong type in a recipe is a ValueError like any other mistake in it)
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, cast
+
+from contralto.common.hub import from_pretrained
+from contralto.data_gen.functions import find_function
+from contralto.data_gen.ranges import check_batch
+from contralto.data_gen.types import Row
+
+__all__ = ["RewardModel", "Scorer", "chrf", "finite_scores", "resolve_scorer", "score_answers"]
+
+Scorer = Callable[[Row, Sequence[str]], Sequence[float]]
+"""A function that returns one number per answer to a row; higher is better."""
+
+
+def resolve_scorer(scorer: Any) -> Scorer:
+    """Return the scorer that a recipe names.
+
+    Strategies run again whenever a data set is exported, so an expensive reward model should be a role instead.
+
+    Args:
+        scorer: a function of a row and its answers; its name as `module:function`; or `{"reward_model": NAME}` with the
+            options of `RewardModel`.
+
+    Raises:
+        ValueError: there is no such function.
+
+    Examples:
+        >>> resolve_scorer("contralto.data_gen.scorers:chrf") is chrf
+        True
+    """
+    if callable(scorer):
+        return cast(Scorer, scorer)
+    if isinstance(scorer, Mapping) and "reward_model" in scorer:
+        return _reward_model(scorer["reward_model"], *(item for item in scorer.items() if item[0] != "reward_model"))
+    if not isinstance(scorer, str):
+        raise ValueError(f"a scorer is a function, its name as module:function, or reward_model: NAME, not {scorer!r}")
+    return find_function(scorer)
+
+
+def score_answers(scorer: Any, row: Row, answers: Sequence[str]) -> list[float]:
+    """Return the scores of some answers.
+
+    Args:
+        scorer: as for `resolve_scorer`.
+        row: the row that the answers belong to.
+        answers: the answers.
+
+    Raises:
+        ValueError: there is no such scorer, or it does not return one finite number per answer.
+    """
+    return finite_scores(resolve_scorer(scorer)(row, answers), len(answers))
+
+
+def finite_scores(scores: Sequence[Any], count: int) -> list[float]:
+    """Return scores as floats.
+
+    Args:
+        scores: numbers, or texts that hold one.
+        count: the number of answers.
+
+    Raises:
+        ValueError: not one finite number per answer.
+    """
+    try:
+        numbers = [float(score) for score in scores]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a scorer gives numbers, not {scores!r:.80}") from error
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"a scorer gives one finite number for each of the {count} answers, not {numbers}")
+    return numbers
+
+
+@cache
+def _reward_model(name: str, *options: tuple[str, Any]) -> "RewardModel":
+    return RewardModel(name, **dict(options))
+
+
+class RewardModel:
+    """A reward model of the Hub as a scorer: a sequence classifier with one output, read at the end of the conversation.
+
+    The answers to a row form one batch, so that a score does not depend on the other rows in progress.
+
+    Args:
+        name: a folder or a hub id, for `AutoModelForSequenceClassification` and `AutoTokenizer`.
+        device: the model's device; None is a GPU if there is one.
+        max_length: tokens; longer conversations are truncated at their beginning. None is the tokenizer's own limit.
+
+    Raises:
+        ValueError: the model has more than one output, its tokenizer has no chat template or no padding token, or a length is
+            below 1.
+    """
+
+    def __init__(self, name: str, *, device: str | None = None, max_length: int | None = None) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        check_batch(1, max_length)
+        self.tokenizer: Any = from_pretrained(AutoTokenizer, name, padding_side="right", truncation_side="left")
+        self.model: Any = from_pretrained(AutoModelForSequenceClassification, name, dtype="auto").eval()
+        self.max_length = max_length
+        if self.model.config.num_labels != 1:
+            raise ValueError(f"{name} has {self.model.config.num_labels} outputs: a reward model has one")
+        if not self.tokenizer.chat_template or self.tokenizer.pad_token_id is None:
+            raise ValueError(
+                f"the tokenizer of {name} has no chat template or no padding token: a reward model needs both"
+            )
+        self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def __call__(self, row: Row, answers: Sequence[str]) -> list[float]:
+        """Return the reward of each answer.
+
+        Args:
+            row: with `prompt` as messages.
+            answers: the answers.
+        """
+        import torch
+
+        from contralto.decoding.placement import input_device
+
+        chats = [[*row["prompt"], {"role": "assistant", "content": answer}] for answer in answers]
+        inputs = self.tokenizer.apply_chat_template(
+            chats,
+            return_dict=True,
+            return_tensors="pt",
+            padding=True,
+            truncation=self.max_length is not None,
+            max_length=self.max_length,
+        )
+        with torch.inference_mode():
+            rewards = self.model(**inputs.to(input_device(self.model))).logits[:, 0]
+        scores: list[float] = rewards.float().tolist()
+        return scores
+
+
+def chrf(row: Row, answers: Sequence[str]) -> list[float]:
+    """Return the sentence chrF of translations (Popovic 2015, W15-3049), by sacrebleu with its defaults.
+
+    Args:
+        row: with `reference`.
+        answers: the translations.
+
+    Returns:
+        One number in [0, 100] per translation.
+
+    Raises:
+        ValueError: the row has no reference.
+
+    Examples:
+        >>> [round(score) for score in chrf({"id": "1", "reference": "the cat sat"}, ["the cat sat", "a dog"])]
+        [100, 3]
+    """
+    from sacrebleu.metrics import CHRF  # type: ignore[attr-defined]
+
+    if not isinstance(row.get("reference"), str):
+        raise ValueError(f"chrf compares with the column reference, which row {row.get('id')} does not have")
+    metric = CHRF()
+    return [metric.sentence_score(answer, [row["reference"]]).score for answer in answers]
