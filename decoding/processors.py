@@ -14,7 +14,7 @@ from contralto.decoding.branches.padding import KnownTokens, check_mask, fit_mas
 from contralto.decoding.branches.prompts import takes_positions
 from contralto.decoding.placement import input_device
 from contralto.decoding.validity import branch_names, check_logits
-from contralto.decoding.vocabulary import Vocabulary
+from contralto.decoding.vocabulary import Vocabulary, vocabulary_size
 
 if TYPE_CHECKING:
     from contralto.decoding.executors.loop import ContrastiveLoop
@@ -69,7 +69,7 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         self.rule = rule
         self.branches = list(branches)
         self.threshold = threshold
-        self._vocabulary = Vocabulary([b.model for b in self.branches if hasattr(b, "model")], tokenizer)
+        self._vocabulary = Vocabulary([b.model for b in self.branches if b.model is not None], tokenizer)
 
     def check_model(self, model: Any) -> None:
         """Compare the main model's tokenizer with those of the branches' models, where they can be found.
@@ -83,6 +83,8 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
             ValueError: the tokenizers differ, or the sizes of the vocabularies by more than padding explains.
         """
         self._vocabulary.check(model)
+        for branch in self.branches:
+            branch.limit_tokens(vocabulary_size(model))
 
     def reset(self) -> None:
         """Forget the last call, and free the branches' caches."""
@@ -91,6 +93,8 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Contrastive scores `(B, V)` from the main model's `scores` `(B, V)` and the branches', for the rows `(B, T)`."""
+        for branch in self.branches:
+            branch.limit_tokens(scores.shape[-1])
         contrasts = [branch(input_ids) for branch in self.branches]
         length = input_ids.shape[1]
         return self.combine(

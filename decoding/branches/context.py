@@ -10,7 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from contralto.decoding.methods import Setting
 
-__all__ = ["Room", "check_longest", "check_source", "check_tokens", "context_length", "rooms"]
+__all__ = ["ContextLimit", "Room", "check_longest", "check_source", "check_tokens", "context_length", "rooms"]
 
 ADVICE = "shorten the prompt, lower max_new_tokens, or take a model of a longer context"
 
@@ -67,6 +67,41 @@ def check_tokens(name: str, context: int, lengths: Tensor) -> None:
             f"a branch of {name} reads at most {context} tokens, and row {row} has {int(longest)}: its logits would be "
             f"noise; {ADVICE}"
         )
+
+
+class ContextLimit(NamedTuple):
+    """The longest rows that a model may read."""
+
+    name: str
+    """The class of the model, for errors."""
+    tokens: int
+    """Number of tokens in the longest row, padding not counted."""
+    exempt: int = 0
+    """Number of first rows that may be longer: those of a main model, about which `generate()` warns."""
+    ends: tuple[int, ...] = ()
+    """Token ids that a row which has ended may end with; such rows may be longer."""
+
+    def check(self, lengths: Tensor, last: Tensor | None = None) -> None:
+        """Raise an error if a row is too long.
+
+        Args:
+            lengths: `(R,)` number of tokens in each row.
+            last: `(R,)` the last token of each row; None where no row has ended.
+
+        Raises:
+            ValueError: a row is too long.
+
+        Examples:
+            >>> ContextLimit("Amateur", 8, ends=(0,)).check(torch.tensor([9, 9]), torch.tensor([0, 0]))
+            >>> ContextLimit("Amateur", 8).check(torch.tensor([7, 9]))
+            Traceback (most recent call last):
+                ...
+            ValueError: a branch of Amateur reads at most 8 tokens, and row 1 has 9: its logits would be noise; shorten the prompt, lower max_new_tokens, or take a model of a longer context
+        """
+        if last is not None:
+            ends = torch.tensor(self.ends, dtype=last.dtype, device=last.device)
+            lengths = lengths.masked_fill(torch.isin(last, ends), 0)
+        check_tokens(self.name, self.tokens, lengths[self.exempt :])
 
 
 def check_longest(name: str, model: Any, longest: int) -> None:

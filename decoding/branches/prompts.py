@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL as MULTIMODAL_INPUTS
 
 from contralto.decoding.placement import input_device
 
 __all__ = [
+    "MULTIMODAL_INPUTS",
+    "TOKEN_TYPES",
     "Prompts",
     "check_images",
     "is_multimodal",
-    "linear_layers",
     "prepare_images",
     "prepare_positions",
     "stack",
@@ -46,11 +48,6 @@ def is_multimodal(model: Any) -> bool:
     """Whether a model reads more than text."""
     modalities = model.input_modalities
     return bool({modalities} - {"text"} if isinstance(modalities, str) else set(modalities) - {"text"})
-
-
-def linear_layers(cache: Any) -> list[bool]:
-    """Which layers of a cache hold a recurrent state; of an encoder-decoder's the decoder's own."""
-    return list(getattr(cache, "self_attention_cache", cache).is_linear)
 
 
 def check_images(model: Any, ids: Tensor, inputs: Mapping[str, Any]) -> None:

@@ -19,10 +19,12 @@ from torch import Tensor
 from transformers import StaticCache
 from transformers.generation.utils import ALL_CACHE_NAMES
 
-from contralto.decoding.branches import InputBranch, LayerBranch, ModelBranch, Reader
-from contralto.decoding.branches.context import context_length
+from contralto.decoding.branches.base import Branch
+from contralto.decoding.branches.cache import find_cache, linear_layers
+from contralto.decoding.branches.context import ContextLimit, context_length
 from contralto.decoding.branches.padding import check_mask
-from contralto.decoding.branches.prompts import Prompts, linear_layers, prepare_positions, stack, takes_positions
+from contralto.decoding.branches.prompts import Prompts, prepare_positions, stack, takes_positions
+from contralto.decoding.branches.reader import CachedReader
 from contralto.decoding.executors.generation import CustomGenerate, Generation
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ class ContrastiveLoop(CustomGenerate):
             raise ValueError("the loop has no static cache for encoder-decoders: leave cache_implementation out")
         if not model.config.is_encoder_decoder and model_kwargs.get("attention_mask") is not None:
             check_mask(model_kwargs["attention_mask"])
-        cache = next((model_kwargs[name] for name in ALL_CACHE_NAMES if model_kwargs.get(name) is not None), None)
+        cache = find_cache(model_kwargs)
         if cache is not None and _is_used(cache):
             raise ValueError(f"the loop cannot continue from a cache: {self.alternative}")
         if model_kwargs.get("inputs_embeds") is not None:
@@ -108,13 +110,12 @@ def _prompts_known(method: "ContrastiveLogitsProcessor", main: Prompts, config: 
     name = "decoder_attention_mask" if "encoder_outputs" in main.kwargs else "attention_mask"
     mask = main.kwargs.get(name)
     mask = torch.ones_like(main.ids) if mask is None else mask
-    branches: list[Any] = [branch for branch in method.branches if hasattr(branch, "begin")]
     try:
-        for branch in branches:
+        for branch in method.branches:
             branch.begin(main.ids, mask, _fills(config))
         yield
     finally:
-        for branch in branches:
+        for branch in method.branches:
             branch.end()
 
 
@@ -134,35 +135,44 @@ class _BranchForward:
         config: the prepared generation configuration.
     """
 
-    def __init__(self, branches: Sequence[Any], model: Any, main: Prompts, config: Any) -> None:
+    def __init__(self, branches: Sequence[Branch], model: Any, main: Prompts, config: Any) -> None:
         self._branches, self._model, self._config = branches, model, config
-        self._rows = len(main.ids)
-        self._layered = next((b for b in branches if isinstance(b, LayerBranch) and b.model is model), None)
-        own = (b for b in branches if isinstance(b, InputBranch | ModelBranch) and b is not self._layered)
-        inside = [branch for branch in own if branch.model is model and branch.is_adapted]
-        parts = [main, *(branch.prompts(main.ids) for branch in inside)]
-        together = stack(parts) if inside and self._layered is None else None
-        self._stacked = inside if together is not None else []
-        self._prompts = main if together is None else together
-        self._reader = self._layered or Reader(model)
-        if self._stacked:
-            self._reader.context, self._reader.unlimited = context_length(model), self._rows
-            self._reader._fills = tuple(_fills(config))
+        self._rows, self._prompts = len(main.ids), main
+        self._stacked: list[Branch] = []
+        self._layered: Branch | None = None
+        self._reader = CachedReader(model)
+        for branch in branches:
+            if (reader := branch.joint_reader(model)) is not None:
+                self._layered, self._reader = branch, reader
+                return
+        self._stack()
+
+    def _stack(self) -> None:
+        """Put the rows of branches of the main model below the main rows, if their inputs can be joined."""
+        joined = [(branch, branch.joint_prompts(self._model, self._prompts.ids)) for branch in self._branches]
+        own = {branch: prompts for branch, prompts in joined if prompts is not None}
+        together = stack([self._prompts, *own.values()]) if own else None
+        if together is None:
+            return
+        self._stacked, self._prompts = list(own), together
+        if (length := context_length(self._model)) is not None:
+            ends = tuple(_fills(self._config))
+            self._reader.limit = ContextLimit(type(self._model).__name__, length, exempt=self._rows, ends=ends)
 
     def __call__(self, generation: Generation) -> tuple[Tensor, list[Tensor]]:
         """Return the logits `(B, V)` of the main model and of every branch for the next token."""
         if not generation.generated:
-            logits = self._reader.start(self._prompts, cache=self._cache())
+            logits = self._reader.prefill(self._prompts, cache=self._cache())
             self._reader.compiled = self._compiled()
         else:
-            logits = self._reader.extend(generation.ids[:, -1].repeat(1 + len(self._stacked)))
+            logits = self._reader.read(generation.ids[:, -1:].repeat(1 + len(self._stacked), 1))
         if self._layered is not None:
-            assert self._layered.final is not None
-            main, shared = self._layered.final[:, -1], {id(self._layered): logits}
+            main, own = (part[:, -1] for part in self._layered.split_joint(logits))
+            shared = {self._layered: own}
         else:
-            main, *others = torch.split(logits, self._rows)
-            shared = {id(branch): other for branch, other in zip(self._stacked, others, strict=True)}
-        return main, [shared[id(b)] if id(b) in shared else b(generation.ids) for b in self._branches]
+            main, *others = torch.split(logits[:, -1], self._rows)
+            shared = dict(zip(self._stacked, others, strict=True))
+        return main, [shared[b] if b in shared else b(generation.ids) for b in self._branches]
 
     def _cache(self) -> Any:
         """A static cache for all rows, if one was asked for."""

@@ -112,29 +112,32 @@ def score(
 
 
 class MainPrompts(NamedTuple):
+    """Prompts of the main model and the branch that reads them."""
+
     ids: Tensor
     mask: Tensor
     branch: ModelBranch
 
 
 def main_prompts(model: Any, inputs: Mapping[str, Any], rows: int) -> MainPrompts:
-    """The main rows up to the continuation, and the branch that reads them, as long as they may be."""
-    prompts = _main_prompts(model, inputs, rows)
-    prompts.branch.context = None
-    return prompts
+    """Return the main rows up to the continuation, and the branch that reads them, however long they are.
 
-
-def _main_prompts(model: Any, inputs: Mapping[str, Any], rows: int) -> MainPrompts:
+    Args:
+        model: the main model.
+        inputs: the prompts as its tokenizer or processor returns them; for an encoder-decoder the source texts.
+        rows: number of continuations.
+    """
     if model.config.is_encoder_decoder:
         start = torch.full((rows, 1), model.generation_config.decoder_start_token_id)
-        return MainPrompts(start, torch.ones_like(start), ModelBranch(model, encoder_inputs=inputs))
+        return MainPrompts(start, torch.ones_like(start), ModelBranch(model, encoder_inputs=inputs, is_main=True))
     ids: Tensor = inputs["input_ids"]
-    given = inputs.get("attention_mask")
-    mask = padding_of(model, ids) if given is None else given
+    mask = inputs.get("attention_mask")
+    mask = padding_of(model, ids) if mask is None else mask
     vision = (
         {n: v for n, v in inputs.items() if n not in ("input_ids", "attention_mask")} if is_multimodal(model) else {}
     )
-    return MainPrompts(ids, mask, ModelBranch(model, attention_mask=mask, vision_inputs=vision or None))
+    branch = ModelBranch(model, attention_mask=mask, vision_inputs=vision or None, is_main=True)
+    return MainPrompts(ids, mask, branch)
 
 
 def _likelihood(

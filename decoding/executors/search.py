@@ -30,8 +30,8 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 from transformers.generation.utils import ALL_CACHE_NAMES, MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
+from contralto.decoding.branches.cache import linear_layers
 from contralto.decoding.branches.padding import check_mask, padding_of, source_padding
-from contralto.decoding.branches.prompts import linear_layers
 from contralto.decoding.executors.generation import CustomGenerate, Generation
 from contralto.decoding.placement import input_device
 from contralto.decoding.rules import check_penalty_weight, contrastive_search, largest_cosine, unit_vectors

@@ -5,6 +5,7 @@ among the layers "low"; the test of the measured head left out.
 """
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,7 +65,10 @@ def test_what_comes_after_the_final_norm_is_applied_to_earlier_layers(family):
     expected = torch.stack([logits(model, states[layer][:, -1]) for layer in (1, 3)], dim=1)
     branch = LayerBranch(model, [1, 3])
     torch.testing.assert_close(branch(IDS), expected)
-    torch.testing.assert_close(branch.final[:, -1], model(IDS).logits[:, -1])
+    reader = branch.joint_reader(model)
+    final, early = branch.split_joint(reader.prefill(branch.prompts(IDS)))
+    torch.testing.assert_close(early[:, -1], expected)
+    torch.testing.assert_close(final[:, -1], model(IDS).logits[:, -1])
     torch.testing.assert_close(LayerBranch(model, [1, 3]).score(IDS, 2)[:, -1], _before(model, logits, (1, 3)))
 
 
@@ -161,10 +165,13 @@ def test_layers_by_name(monkeypatch, depth, low, high, tied):
     model = AutoModelForCausalLM.from_config(
         LlamaConfig(**SHAPE | {"num_hidden_layers": depth, "hidden_size": 8}, tie_word_embeddings=tied)
     )
-    monkeypatch.setattr("contralto.decoding.processors.LayerBranch", lambda model, layers, **how: layers)
+    monkeypatch.setattr(
+        "contralto.decoding.processors.LayerBranch",
+        lambda model, layers, **how: SimpleNamespace(model=None, layers=layers),
+    )
     low, high = low or list(range(2, 20, 2)), high or list(range(22, 42, 2))
-    assert DoLaLogitsProcessor(model, layers="low").branches == [low]
-    assert DoLaLogitsProcessor(model, layers="high").branches == [high]
+    assert DoLaLogitsProcessor(model, layers="low").branches[0].layers == low
+    assert DoLaLogitsProcessor(model, layers="high").branches[0].layers == high
 
 
 def test_a_model_of_one_layer_has_no_earlier_one():
@@ -193,7 +200,7 @@ def test_float32_chooses_the_layers_of_float64():
 def _scores(model, ids, form, norm):
     branch = LayerBranch(model, [1, 2, 3], final_norm=norm)
     layers = branch.score(ids, ids.shape[1] - 1, torch.ones_like(ids))
-    return form(branch.final[:, -ids.shape[1] : -1], layers).float()
+    return form(model(ids).logits[:, :-1], layers).float()
 
 
 def _alike(one, other):

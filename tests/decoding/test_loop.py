@@ -11,7 +11,7 @@ from transformers import StaticCache, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from contralto import decoding
-from contralto.decoding import branches
+from contralto.decoding.branches import CachedReader
 
 STEPS = 8
 
@@ -84,9 +84,9 @@ def test_static_cache(model, monkeypatch):
     contrast = zoo.pad([torch.cat([row, row, row]) for row in zoo.prompts(3, seed=9)])  # longer than the main prompts
     expected = _run(model, inputs, _method(model, contrast), fast=True, do_sample=False)
     caches = []
-    start = branches.Reader.start
+    prefill = CachedReader.prefill
     monkeypatch.setattr(
-        branches.Reader, "start", lambda self, p, cache: caches.append(cache) or start(self, p, cache=cache)
+        CachedReader, "prefill", lambda self, p, cache: caches.append(cache) or prefill(self, p, cache=cache)
     )
     found = _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, cache_implementation="static")
     assert torch.equal(found, expected)

@@ -21,8 +21,9 @@ from peft import LoraConfig, get_peft_model
 from zoo import vision as zoo
 
 from contralto import decoding
-from contralto.decoding import branches
 from contralto.decoding.branches import InputBranch, prompts
+from contralto.decoding.branches import input as input_branch
+from contralto.decoding.branches import model as model_branch
 from contralto.decoding.executors.score import score
 
 SEED, STEPS, ROWS = 6, 6, 3
@@ -448,7 +449,8 @@ def _change_prepared(monkeypatch, change):
     def wrong(network, ids, given, rows):
         return right(network, *change(ids, dict(given), rows), rows)
 
-    monkeypatch.setattr(branches, "prepare_images", wrong)
+    for module in (input_branch, model_branch):
+        monkeypatch.setattr(module, "prepare_images", wrong)
 
 
 def images_repeated_as_rows(monkeypatch):

@@ -14,27 +14,29 @@ from tests.decoding import test_families as matrix
 
 
 class CacheDropped(ModelBranch):
-    def _forward(self, ids, *, new):
+    def _continue(self, ids, new):
         for name in ALL_CACHE_NAMES:
-            self.kwargs.pop(name, None)
-        return super()._forward(ids, new=new)
+            self._reader.kwargs.pop(name, None)
+        return super()._continue(ids, new)
 
 
 class PositionsDropped(ModelBranch):
-    def _set_mask(self, ids, mask):
-        super()._set_mask(ids, mask)
-        self.kwargs.pop("position_ids", None)
+    def _prepare(self, ids, mask, hidden):
+        prompts = super()._prepare(ids, mask, hidden)
+        prompts.kwargs.pop("position_ids", None)
+        return prompts
 
 
 class MaskDropped(ModelBranch):
-    def _set_mask(self, ids, mask):
-        super()._set_mask(ids, mask)
-        self.kwargs["attention_mask"] = None
+    def _prepare(self, ids, mask, hidden):
+        prompts = super()._prepare(ids, mask, hidden)
+        prompts.kwargs["attention_mask"] = None
+        return prompts
 
 
 class PromptFedAgain(ModelBranch):
-    def _forward(self, ids, *, new):
-        return super()._forward(ids, new=ids.shape[1])
+    def _continue(self, ids, new):
+        return super()._continue(ids, ids.shape[1])
 
 
 BREAKS = [

@@ -1,0 +1,128 @@
+"""Crop, copy and reorder the caches of transformers: the operations that `Cache` does not offer itself.
+
+Read from transformers 5.23.0: `Cache.is_linear`, `Cache.layers`, and the attributes of its layers (`keys`, `values`,
+`cumulative_length`).
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+from transformers.generation.utils import ALL_CACHE_NAMES
+
+__all__ = [
+    "crop_cache",
+    "find_cache",
+    "fork_cache",
+    "linear_layers",
+    "repeat_cache",
+    "repeat_rows",
+    "split_cache",
+]
+
+
+def find_cache(kwargs: Mapping[str, Any]) -> Any:
+    """Return the cache among keyword arguments or outputs of a model, whichever name its family uses; None without one.
+
+    Args:
+        kwargs: keyword arguments or outputs of a model.
+    """
+    return next((kwargs[name] for name in ALL_CACHE_NAMES if kwargs.get(name) is not None), None)
+
+
+def split_cache(cache: Any) -> tuple[Any, Any]:
+    """Return the decoder's own cache, and that of its cross-attention if the model has an encoder.
+
+    Args:
+        cache: of a decoder-only model or of an encoder-decoder.
+    """
+    if isinstance(cache, EncoderDecoderCache):
+        return cache.self_attention_cache, cache.cross_attention_cache
+    return cache, None
+
+
+def linear_layers(cache: Any) -> list[bool]:
+    """Return for each layer of the decoder's own cache whether it holds a recurrent state.
+
+    Args:
+        cache: of a decoder-only model or of an encoder-decoder.
+    """
+    return list(split_cache(cache)[0].is_linear)
+
+
+def crop_cache(cache: Any, dropped: int, new: int) -> bool:
+    """Remove the last tokens from a cache, in place.
+
+    Args:
+        cache: of a model.
+        dropped: number of tokens to remove.
+        new: number of tokens that the next forward pass feeds.
+
+    Returns:
+        False if the cache cannot do that; it must not be used any more then.
+    """
+    if any(linear_layers(cache)):
+        return not dropped and new == 1  # a recurrent state cannot go back, and Mamba drops it when fed several tokens
+    try:
+        if dropped:
+            cache.crop(-dropped)
+    except RuntimeError:  # a sliding window that has already moved on
+        return False
+    return True
+
+
+def fork_cache(cache: Any) -> Any:
+    """Return a copy of a cache that shares its tensors. Dynamic layers never change a tensor that they share.
+
+    Args:
+        cache: of a model.
+    """
+    fork = copy.copy(cache)
+    own, encoded = split_cache(cache)
+    if encoded is not None:
+        fork.self_attention_cache, fork.cross_attention_cache = fork_cache(own), fork_cache(encoded)
+        fork.is_updated = dict(cache.is_updated)
+        return fork
+    fork.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in fork.layers:
+        for name, value in vars(layer).items():
+            if isinstance(value, dict):  # the states of linear attention
+                setattr(layer, name, dict(value))
+        if isinstance(layer, StaticLayer):
+            layer.cumulative_length = layer.cumulative_length.clone()
+    return fork
+
+
+def repeat_cache(cache: Any, copies: int, index: Tensor) -> None:
+    """Repeat each row of a cache, in place.
+
+    Args:
+        cache: the decoder's own cache, or that of its cross-attention, see `split_cache`.
+        copies: number of copies of each row.
+        index: `(R * copies,)` int64, the row of each copy.
+    """
+    for layer in cache.layers:
+        # Both calls do the same; the first is faster, and only these two types have it.
+        if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+            layer.batch_repeat_interleave(copies)
+        else:
+            layer.reorder_cache(index)
+
+
+def repeat_rows(value: Any, rows: int, copies: int, *, dim: int = 0) -> Any:
+    """Repeat each row of a model input; inputs without a row per sequence stay as they are.
+
+    Args:
+        value: a tensor, a mapping of tensors, or anything else.
+        rows: number of rows of the batch.
+        copies: number of copies of each row.
+        dim: the dimension of the rows.
+    """
+    if isinstance(value, Tensor):
+        return value.repeat_interleave(copies, dim) if value.ndim and value.shape[dim] == rows else value
+    if isinstance(value, Mapping):
+        return type(value)(**{name: repeat_rows(each, rows, copies) for name, each in value.items()})
+    return value

@@ -1,0 +1,104 @@
+"""Provide the branch of earlier layers of the main model, which DoLa contrasts with its last layer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from contralto.decoding.branches.head import find_head, read_layers
+from contralto.decoding.branches.model import ModelBranch
+from contralto.decoding.branches.prompts import Prompts
+from contralto.decoding.branches.reader import CachedReader
+
+__all__ = ["LayerBranch"]
+
+
+class _LayerReader(CachedReader):
+    """A reader whose logits `((1 + L) * R, n, V)` are the model's own, and after them those of each layer."""
+
+    layers: Sequence[int]
+    final_norm: bool
+
+    def _run(self, ids: Tensor, *, new: int | None, keep: int, **changed: Any) -> Any:
+        changed |= {"output_hidden_states": True}
+        with read_layers(self.model, self.layers, keep=keep, final_norm=self.final_norm):
+            return super()._run(ids, new=new, keep=keep, **changed)
+
+
+class LayerBranch(ModelBranch):
+    """The logits of earlier layers of the model, computed by its own head, as DoLa does.
+
+    An early layer passes what the model's last layer passes on its way to the logits: the final norm, the head, and the
+    scale or soft cap that some families put after it. See `head`, which measures it.
+
+    Args:
+        model: a decoder-only transformers model.
+        layers: numbers of layers: 0 for the embeddings, 1 for the first layer, ...
+        final_norm: whether early layers pass the final norm. Without it they go into the head as they are.
+        attention_mask: see `ModelBranch`.
+        vision_inputs: see `ModelBranch`.
+
+    Raises:
+        TypeError: `model` cannot generate.
+        ValueError: an encoder-decoder, no layers, a layer that the model does not have or that is its last, or a model
+            whose layers do not lead to its logits (see `head.find_head`).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        layers: Sequence[int],
+        *,
+        final_norm: bool = True,
+        attention_mask: Tensor | None = None,
+        vision_inputs: Mapping[str, Any] | None = None,
+    ) -> None:
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"{type(model).__name__} is an encoder-decoder, and layers are read from decoder-only models"
+            )
+        self._layers, self._final_norm = list(layers), final_norm
+        super().__init__(model, attention_mask=attention_mask, vision_inputs=vision_inputs)
+        depth = self._model.config.get_text_config(decoder=True).num_hidden_layers
+        first = find_head(self._model).first
+        if not layers or not all(first <= layer < depth for layer in layers):
+            raise ValueError(
+                f"layers must be some of {first} to {depth - 1} of this model's {depth} layers, not {list(layers)}"
+            )
+
+    def _make_reader(self, context: Any) -> CachedReader:
+        reader = _LayerReader(self._model, context=context)
+        reader.layers, reader.final_norm = self._layers, self._final_norm
+        return reader
+
+    def joint_prompts(self, model: Any, ids: Tensor) -> Prompts | None:
+        """Return None: earlier layers share the forward pass of the main rows, see `joint_reader`.
+
+        Args:
+            model: the main model.
+            ids: `(B, T)` int64, its prompts.
+        """
+        return None
+
+    def joint_reader(self, model: Any) -> CachedReader | None:
+        """Return the branch's reader if `model` is its model.
+
+        Args:
+            model: the main model.
+        """
+        return self._reader if self._model is model else None
+
+    def split_joint(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Split logits `((1 + L) * B, n, V)` into those of the last layer and those of the earlier layers.
+
+        Args:
+            logits: as the branch's reader returns them.
+
+        Returns:
+            `(B, n, V)` of the last layer, and `(B, n, L, V)` of the earlier layers.
+        """
+        by_layer = logits.reshape(1 + len(self._layers), -1, *logits.shape[1:])  # (1 + L, B, n, V)
+        return by_layer[0], by_layer[1:].movedim(0, 2)
+
+    def _select(self, logits: Tensor) -> Tensor:
+        return self.split_joint(logits)[1]

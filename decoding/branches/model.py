@@ -1,0 +1,429 @@
+"""Provide the branch of another model, which follows the rows of tokens that the main model writes.
+
+A logits processor is given nothing but `input_ids` at every step. So a branch finds out by itself what they mean: rows that
+continue those of the last call (feed the new tokens), rows that a beam search reordered (reorder the cache first), rows that
+share a beginning with those of the last call (crop the cache), or other rows (start afresh). Every decision compares the
+tokens themselves, and other rows also compare the state of the model (its weights and adapters), so a cache is never
+silently stale.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from contralto.decoding.branches.base import Branch, model_state, unwrap
+from contralto.decoding.branches.context import ContextLimit, check_source, context_length
+from contralto.decoding.branches.padding import KnownTokens, check_mask, fit_mask, padding_of, source_padding
+from contralto.decoding.branches.prompts import TOKEN_TYPES, Prompts, check_images, is_multimodal, prepare_images
+from contralto.decoding.branches.reader import CachedReader
+from contralto.decoding.placement import input_device
+
+__all__ = ["ModelBranch"]
+
+
+class _Continuation(NamedTuple):
+    """The part of the cached rows that the rows of a call continue."""
+
+    kept: int
+    """Number of cached tokens that still hold."""
+    rows: Tensor | None = None
+    """`(B,)` the cached row that each row continues; None if the rows are in order."""
+
+
+class _MaskedPrompts(NamedTuple):
+    """Prompts whose padding is known."""
+
+    ids: Tensor
+    """`(B, T)`."""
+    mask: Tensor
+    """`(B, T)`, 0 for padding."""
+
+    def begin(self, ids: Tensor) -> bool:
+        """Return whether rows `(B, T')` begin with these prompts."""
+        return torch.equal(ids[:, : self.ids.shape[1]], self.ids.to(ids.device))
+
+
+class ModelBranch(Branch):
+    """The next-token logits of a model for rows of tokens that another model writes.
+
+    The rows may come from greedy search, sampling or beam search, from several calls in turn, and from texts that extend
+    or share a beginning with the last one. In every case the logits are those of the model on the whole row.
+
+    Args:
+        model: a transformers model that can generate, a PEFT model, or `AdaptersOff`.
+        attention_mask: `(prompts, T)`, 1 for tokens and 0 for padding, of the prompts before they are expanded to beams
+            or several sequences each. Without it the padding is found in the prompts, see `padding.padding_of`.
+        window: number of last prompt tokens that the model sees; None for all. Generated tokens are always seen. Rows that
+            continue the last call by one token count as generated, all others as a new prompt.
+        encoder_inputs: for an encoder-decoder, the inputs of its encoder: `input_ids`, `attention_mask`, ...
+        vision_inputs: for an image-text model, the inputs besides the tokens: `pixel_values`, `image_grid_thw`,
+            `mm_token_type_ids`, ... Their rows must be those of the prompts, in the same order.
+        is_main: whether the model is the main model itself, whose rows may exceed its context with the warning of
+            `generate()` alone.
+
+    Raises:
+        TypeError: `model` cannot generate.
+        ValueError: `window` below 1, right padding, encoder or vision inputs that are missing or that the model does not
+            have; when called, a row longer than the model's context.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        attention_mask: Tensor | None = None,
+        window: int | None = None,
+        encoder_inputs: Mapping[str, Tensor] | None = None,
+        vision_inputs: Mapping[str, Any] | None = None,
+        is_main: bool = False,
+    ) -> None:
+        self._model, context = self._unwrapped = unwrap(model)
+        name = type(self._model).__name__
+        self._is_encoder_decoder = bool(self._model.config.is_encoder_decoder)
+        if window is not None and window < 1:
+            raise ValueError(
+                f"window must be at least 1 (the prompt's last token), or None for all of it, not {window}"
+            )
+        if self._is_encoder_decoder and not encoder_inputs:
+            raise ValueError(f"{name} is an encoder-decoder: pass encoder_inputs=, what its encoder is to read")
+        if attention_mask is not None:
+            check_mask(attention_mask)
+        if encoder_inputs and not self._is_encoder_decoder:
+            raise ValueError(f"{name} has no encoder, so it cannot use encoder_inputs")
+        if vision_inputs and (self._is_encoder_decoder or not is_multimodal(self._model) or window is not None):
+            raise ValueError(f"{name} reads text alone here, so it cannot use {', '.join(vision_inputs)}")
+        self._window = window
+        self._tokens = KnownTokens.of(self._model)
+        self._below: int | None = None  # generated tokens are below this number
+        length = None if is_main else context_length(self._model)
+        self._limit = None if length is None else ContextLimit(name, length)
+        self._reader = self._make_reader(context)
+        self._encoder_inputs, self._vision_inputs = encoder_inputs, vision_inputs
+        self._begun: _MaskedPrompts | None = None
+        self._single: _MaskedPrompts | None = None  # one prompt for all rows, whose beams will differ
+        self._prompt_mask = attention_mask
+        self._prompt_ids: Tensor | None = None
+        self._encoder_outputs: Any = None
+        self._state: list[Any] = []
+        self.set_fills(())
+        self.reset()
+
+    def _make_reader(self, context: Any) -> CachedReader:
+        return CachedReader(self._model, context=context)
+
+    @property
+    def model(self) -> Any:
+        """Return the transformers model inside."""
+        return self._model
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """Return the mask of the prompts `(prompts, T)` that the branch was made with; None without one."""
+        return self._prompt_mask
+
+    def begin(self, ids: Tensor, mask: Tensor, fills: Sequence[int] = ()) -> None:
+        """Take the mask of the prompts of the next generation, until `end`.
+
+        Args:
+            ids: `(B, T)` the prompts.
+            mask: `(B, T)`, 0 for padding.
+            fills: token ids that pad the rows that have ended.
+
+        Raises:
+            ValueError: right padding, or another mask than that of the branch.
+        """
+        check_mask(mask)
+        if self._prompt_mask is not None and not self._agrees(mask):
+            raise ValueError(
+                "attention_mask= of the branch is not the mask that generate() is given: leave it out, since the loop hands "
+                "the mask on"
+            )
+        device = input_device(self._model)
+        self._begun = _MaskedPrompts(ids.to(device, copy=True), mask.to(device))
+        self.set_fills(fills)
+        if self._mask is not None:
+            length = min(self._mask.shape[1], mask.shape[1])
+            if not torch.equal(self._mask[:, :length], self._begun.mask[:, :length].to(self._mask)):
+                self.reset()
+
+    def _agrees(self, mask: Tensor) -> bool:
+        """Return whether a mask of rows `(B, T)` is that of the branch's prompts."""
+        own = self._prompt_mask
+        assert own is not None
+        repeats, rest = divmod(len(mask), len(own))
+        return not rest and torch.equal(own.repeat_interleave(repeats, 0).to(mask) != 0, mask != 0)
+
+    def set_fills(self, fills: Sequence[int]) -> None:
+        """Set the token ids that pad the rows that have ended.
+
+        Args:
+            fills: token ids, besides the end-of-text and pad tokens of the model.
+        """
+        self._fills = tuple(fills)
+        if self._limit is not None:
+            self._limit = self._limit._replace(ends=(*fills, *self._tokens.ends, self._tokens.pad))
+        self._reader.limit = self._limit
+
+    def end(self) -> None:
+        """Discard the mask and the padding tokens that `begin` was given."""
+        self._begun = None
+        self.set_fills(())
+
+    def limit_tokens(self, size: int) -> None:
+        """Declare that generated tokens are below `size`, so that they need no comparison with a vocabulary of that size.
+
+        Args:
+            size: the vocabulary size of the main model.
+        """
+        self._below = size
+
+    def reset(self) -> None:
+        """Discard the last call and its cache: the next one is a new prompt."""
+        self._reader.reset()
+        self._seen: Tensor | None = None  # the rows of the last call
+        self._hidden = 0  # number of their first tokens that the model does not see
+        self._mask: Tensor | None = None  # of the first columns; later columns are all text
+        self._prompt_length = 0
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor) -> Tensor:
+        """Return the model's logits of the token after each row.
+
+        Args:
+            input_ids: `(B, T)` int64, on any device.
+
+        Returns:
+            `(B, V)` in the model's dtype, on the model's device. They may be a view; do not change them in place.
+        """
+        ids = input_ids.to(input_device(self._model) if self._seen is None else self._seen.device, copy=True)
+        if self._seen is None or ids.shape[1] != self._seen.shape[1] + 1:
+            self._reset_if_changed()
+        continued = self._find(ids)
+        if continued is None or not self._rewind(ids, continued):
+            return self._start(ids)[:, -1]
+        return self._continue(ids, ids.shape[1] - continued.kept)[:, -1]
+
+    @torch.no_grad()
+    def score(self, input_ids: Tensor, count: int, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the model's logits of the last `count` tokens of each row, from one forward pass without a cache.
+
+        Args:
+            input_ids: `(B, T)` int64, prompts and continuations; tokens that pad continuations on the right have no effect.
+            count: number of last tokens to predict, below `T`.
+            attention_mask: `(B, T)`, 0 for the padding before the prompts, and for that after the continuations, which does
+                not count towards the model's context.
+
+        Returns:
+            `(B, count, V)`.
+        """
+        self._reset_if_changed()
+        ids = input_ids.to(input_device(self._model))
+        mask: Tensor | None = None
+        unread: Tensor | int = 1  # the last token is predicted, not read
+        if attention_mask is not None:  # no token sees what comes after it, so that padding at the end needs no mask
+            unread = (attention_mask[:, -count:] == 0).sum(-1).to(ids.device) + 1
+            mask = fit_mask(attention_mask[:, :-count].to(ids), ids.shape[1])
+        logits = self._start(ids, scored=count, mask=mask, unread=unread)[:, -count - 1 : -1]
+        self.reset()
+        return logits
+
+    def joint_prompts(self, model: Any, ids: Tensor) -> Prompts | None:
+        """Return the branch's rows for a joint forward pass, if `model` is its model with adapters enabled.
+
+        Args:
+            model: the main model.
+            ids: `(B, T)` int64, its prompts.
+        """
+        return self.prompts(ids) if self._model is model and self._unwrapped.is_adapted else None
+
+    def prompts(self, ids: Tensor) -> Prompts:
+        """Return prompts as this branch reads them, ready for a first forward pass.
+
+        Args:
+            ids: `(B, T)` int64, the prompts of the main model.
+        """
+        self._reset_if_changed()
+        ids = ids.to(input_device(self._model))
+        if self._encoder_inputs is not None:
+            return Prompts(ids, self._encode(self._encoder_inputs, rows=len(ids)))
+        mask = self._find_mask(ids)
+        hidden = 0 if self._window is None else max(0, ids.shape[1] - self._window)
+        return self._prepare(self._tokens.replace(ids, mask), mask, hidden)
+
+    def _prepare(self, ids: Tensor, mask: Tensor, hidden: int) -> Prompts:
+        """Prepare rows of known tokens for a first forward pass without their first `hidden` columns."""
+        visible = mask[:, hidden:]
+        if self._encoder_inputs is not None:
+            kwargs = self._encode(self._encoder_inputs, rows=len(ids))
+            kwargs |= {} if self._prompt_mask is None else {"decoder_attention_mask": visible}
+            return Prompts(ids[:, hidden:], kwargs)
+        check_images(self._model, ids[:, hidden:], self._vision_inputs or {})
+        if self._vision_inputs:
+            return self._prepare_vision(ids, self._vision_inputs, mask)
+        return prepare_images(self._model, ids[:, hidden:], {"attention_mask": visible}, len(ids))
+
+    def _prepare_vision(self, ids: Tensor, vision_inputs: Mapping[str, Any], mask: Tensor) -> Prompts:
+        """Prepare rows with their images, which are encoded once per prompt for all rows of the prompt."""
+        prompts = self._prompts if self._prompt_mask is not None else len(ids)
+        repeats = len(ids) // prompts
+        inputs = {**vision_inputs, "attention_mask": mask[::repeats]}
+        for name in TOKEN_TYPES:
+            if inputs.get(name) is not None:  # a continuation is text
+                inputs[name] = pad(inputs[name], (0, ids.shape[1] - inputs[name].shape[1]))
+        with self._reader.context():
+            prepared = prepare_images(self._model, ids[::repeats], inputs, len(ids))
+        return Prompts(ids, prepared.kwargs)  # the rows of a prompt have the same inputs, but not the same tokens
+
+    def _reset_if_changed(self) -> None:
+        """Discard what was computed with other weights or adapters than the model has now."""
+        if (state := model_state(self._model)) != self._state:
+            self.reset()
+            self._encoder_outputs, self._state = None, state
+
+    def _find(self, ids: Tensor) -> _Continuation | None:
+        """Compare rows with those of the last call. A row's last token is always fed again, for its logits."""
+        seen = self._seen
+        if seen is None or self._reader.cache is None or len(seen) != len(ids):
+            return None
+        length = min(seen.shape[1], ids.shape[1] - 1)
+        if torch.equal(seen[:, :length], ids[:, :length]):
+            return _Continuation(length)
+        if length == seen.shape[1] and (rows := self._match_rows(seen, ids)) is not None:
+            return _Continuation(length, rows)
+        shared = (seen[:, :length] == ids[:, :length]).all(0).cumprod(0).sum()
+        return _Continuation(int(shared)) if shared else None
+
+    def _match_rows(self, seen: Tensor, ids: Tensor) -> Tensor | None:
+        """Return for each row the cached row of the same prompt that it continues; None if a row continues none."""
+        per_prompt = len(ids) // self._prompts
+        cached = {(i // per_prompt, row.tobytes()): i for i, row in enumerate(seen.cpu().numpy())}
+        starts = ids[:, : seen.shape[1]].cpu().numpy()
+        rows = [cached.get((i // per_prompt, row.tobytes()), -1) for i, row in enumerate(starts)]
+        return None if -1 in rows else torch.tensor(rows, device=ids.device)
+
+    @property
+    def _prompts(self) -> int:
+        """Return the number of prompts that the rows belong to; 1 where rows of equal tokens are interchangeable."""
+        if self._encoder_inputs is not None:
+            return len(next(iter(self._encoder_inputs.values())))
+        return 1 if self._prompt_mask is None else len(self._prompt_mask)
+
+    def _rewind(self, ids: Tensor, continued: _Continuation) -> bool:
+        """Bring the cache to the state after the kept tokens of `ids`; return False if it cannot be brought there."""
+        assert self._seen is not None
+        assert self._mask is not None
+        dropped, new = self._seen.shape[1] - continued.kept, ids.shape[1] - continued.kept
+        if self._window is not None and (dropped or new > 1):
+            if continued.kept >= self._prompt_length and dropped:
+                raise ValueError(
+                    "with a window, a branch cannot follow a text whose end was taken back, as assisted decoding does, "
+                    "or tell it from a new prompt: decode without the window or without an assistant, or call reset()"
+                )
+            return False
+        if dropped or new > 1:
+            if self._vision_inputs:
+                return False  # its positions and token types are not a matter of the mask alone
+            mask = self._mask if continued.rows is None else self._mask[continued.rows]
+            mask = fit_mask(mask, continued.kept)
+            if not continued.kept or not mask[:, -1].all():
+                return False  # the shared beginning ends within the padding
+            if not torch.equal(self._find_mask(ids), fit_mask(mask, ids.shape[1])):
+                return False
+            if not self._reader.crop(continued.kept - self._hidden, new=new):
+                return False
+        if continued.rows is not None:
+            self._reader.reorder(continued.rows)
+            self._mask = self._mask[continued.rows]
+        self._mask = self._mask[:, : continued.kept]
+        return True
+
+    def _start(self, ids: Tensor, *, scored: int = 0, mask: Tensor | None = None, unread: Tensor | int = 0) -> Tensor:
+        """Read whole prompts, and the continuations after them that are to be scored. Logits `(B, ..., V)`."""
+        self.reset()
+        self._prompt_length = ids.shape[1] - scored
+        self._hidden = 0 if self._window is None else max(0, self._prompt_length - self._window)
+        self._mask = self._find_mask(ids) if mask is None else mask
+        prompts = self._prepare(self._replace_unknown(ids, self._mask), self._mask, self._hidden)
+        logits = self._reader.prefill(prompts, keep=scored + 1, unread=unread)
+        self._seen = ids
+        return self._select(logits)
+
+    def _continue(self, ids: Tensor, new: int) -> Tensor:
+        """Read the last `new` columns of rows. Logits `(B, 1, V)` of the last one."""
+        assert self._mask is not None
+        known, self._seen = self._known(ids, new, self._mask), None
+        logits = self._reader.read(known[:, self._hidden :], new=new, keep=1)
+        self._seen = ids
+        return self._select(logits)
+
+    def _select(self, logits: Tensor) -> Tensor:
+        """Return the branch's logits `(B, n, V)` from those of the reader."""
+        return logits
+
+    def _find_mask(self, ids: Tensor) -> Tensor:
+        """Return the mask `(B, T)` of rows, 0 for the padding before the prompts."""
+        if self._prompt_mask is not None:
+            return self._repeat_mask(self._prompt_mask, ids)
+        for known in (self._begun, self._single):
+            if known is not None and known.begin(ids):
+                return fit_mask(known.mask.to(ids), ids.shape[1])
+        if self._is_encoder_decoder:  # its rows begin with a start token, which may well be the pad token
+            return torch.ones_like(ids)
+        mask = padding_of(self._model, ids)
+        if len(ids) > 1 and torch.equal(ids, ids[:1].expand_as(ids)):
+            self._single = _MaskedPrompts(ids, mask)
+        return mask
+
+    def _known(self, ids: Tensor, new: int, mask: Tensor) -> Tensor:
+        """Return rows in tokens that the model knows.
+
+        A generated token of a main model whose vocabulary is no larger needs no look at the tokens, for which the processor
+        would wait for the device.
+        """
+        if new == 1 and self._below is not None and self._below <= self._tokens.size:
+            return ids
+        return ids if int(ids[:, -new:].max()) < self._tokens.size else self._replace_unknown(ids, mask)
+
+    def _replace_unknown(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Put a token that the model knows in place of padding, before the prompts and after rows that have ended."""
+        mask = fit_mask(mask, ids.shape[1])
+        return self._tokens.replace(ids, mask, {*self._fills, *ids[mask == 0].tolist()})
+
+    def _repeat_mask(self, prompt_mask: Tensor, ids: Tensor) -> Tensor:
+        """Return the given mask for every row of its prompts, with ones for the tokens after the prompts."""
+        prompts, length = prompt_mask.shape
+        repeats, rest = divmod(len(ids), prompts)
+        prompt_ids = ids[:: repeats or 1, :length]
+        if self._prompt_ids is None and ids.shape[1] == length:
+            self._prompt_ids = prompt_ids
+        if rest or self._prompt_ids is None or not torch.equal(prompt_ids, self._prompt_ids):
+            raise ValueError(
+                f"attention_mask is of shape {tuple(prompt_mask.shape)} and was given for other prompts than these, of "
+                f"shape {tuple(ids.shape)}: a mask belongs to one batch of prompts, so make a new processor for each"
+            )
+        return fit_mask(prompt_mask.to(ids).repeat_interleave(repeats, dim=0), ids.shape[1])
+
+    def _encode(self, inputs: Mapping[str, Tensor], *, rows: int) -> dict[str, Any]:
+        """Return the encoder's output, computed once, and its mask, both repeated for every row of each prompt."""
+        repeats, rest = divmod(rows, self._prompts)
+        if rest:
+            raise ValueError(f"the encoder inputs hold {self._prompts} prompts, which cannot make {rows} rows")
+        inputs = {name: value.to(input_device(self._model)) for name, value in inputs.items()}
+        mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
+        if mask is None and ids is not None:
+            mask = inputs["attention_mask"] = source_padding(self._model, ids)
+        if self._encoder_outputs is None:
+            if mask is not None:
+                check_source(self._model, mask)
+            if ids is not None and mask is not None:
+                inputs["input_ids"] = ids.masked_fill(mask == 0, self._tokens.pad)
+            with self._reader.context():
+                self._encoder_outputs = self._model.get_encoder()(**inputs, return_dict=True)
+        hidden = self._encoder_outputs.last_hidden_state.repeat_interleave(repeats, dim=0)
+        return {
+            "encoder_outputs": type(self._encoder_outputs)(last_hidden_state=hidden),
+            "attention_mask": None if mask is None else mask.repeat_interleave(repeats, dim=0),
+        }

@@ -1,0 +1,278 @@
+"""Read a model token by token with a cache: prefill, read, crop, reorder, fork.
+
+One class serves every branch and executor, so that mask, positions, token types and cache grow and shrink together in one
+place. It prepares a forward pass as `generate()` does, so that every model that generates can be read.
+
+Read from transformers 5.23.0: `_update_model_kwargs_for_generation`, which models override (PaliGemma gives generated tokens
+another token type than the last one of the prompt).
+"""
+
+import copy
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contralto.decoding.branches.cache import (
+    crop_cache,
+    find_cache,
+    fork_cache,
+    repeat_cache,
+    repeat_rows,
+    split_cache,
+)
+from contralto.decoding.branches.context import ContextLimit
+from contralto.decoding.branches.padding import fit_mask
+from contralto.decoding.branches.prompts import MULTIMODAL_INPUTS, TOKEN_TYPES, Prompts
+from contralto.decoding.placement import input_device
+
+__all__ = ["CachedReader"]
+
+
+class CachedReader:
+    """A model with a cache, which reads prompts first and then any number of further tokens at a time.
+
+    `kwargs` are the keyword arguments that `generate()` calls `model_kwargs`. After every call their mask, positions and token
+    types have one column more than the model has read: that of the next token.
+
+    Args:
+        model: a transformers model that can generate.
+        context: returns the context manager that forward passes run in.
+        limit: the longest rows that may be read; None for no limit.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        limit: ContextLimit | None = None,
+    ) -> None:
+        self.model, self.context, self.limit = model, context, limit
+        self.name = type(model).__name__
+        self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        prefix = "decoder_" if self.is_encoder_decoder else ""
+        self.mask_name, self.positions_name = f"{prefix}attention_mask", f"{prefix}position_ids"
+        self._takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._growing = (self.mask_name, self.positions_name, *TOKEN_TYPES)
+        self.reset()
+
+    def reset(self) -> None:
+        """Discard the cache."""
+        self.kwargs: dict[str, Any] = {}
+        self.length = 0
+        """Number of tokens that the model has read of each row, padding included."""
+        self._records = False
+        self._constant: dict[int, tuple[dict[str, Any], Any]] = {}
+        """Other inputs and the cross-attention cache by number of copies: they do not change from step to step."""
+        self.compiled: Any = None
+        """The compiled forward, called in place of the model after the prompts."""
+
+    @property
+    def cache(self) -> Any:
+        """Return the cache; None before the first forward pass and for models without one."""
+        return find_cache(self.kwargs)
+
+    @torch.no_grad()
+    def prefill(self, prompts: Prompts, *, cache: Any = None, keep: int = 1, unread: Tensor | int = 0) -> Tensor:
+        """Read prompts from their beginning.
+
+        Args:
+            prompts: `(R, T)` token ids with the inputs that belong to them.
+            cache: an empty cache to fill; None for the model's default.
+            keep: number of last positions whose logits are returned.
+            unread: number of tokens at the end of each row, `(R,)` or one number, that do not count towards the limit.
+
+        Returns:
+            Logits `(R, keep, V)`.
+        """
+        self.reset()
+        self.kwargs = {"use_cache": True, **prompts.kwargs}
+        mask = self.kwargs.get("attention_mask")
+        if not self.is_encoder_decoder and mask is not None and mask.all():
+            self.kwargs["attention_mask"] = None  # as in generate(): attention without a mask is faster
+        if cache is not None:
+            self.kwargs["past_key_values"] = cache
+        self._check_length(prompts.ids, prompts.ids.shape[1], unread)
+        outputs = self._run(prompts.ids, new=None, keep=keep)
+        self._commit(outputs, prompts.ids.shape[1])
+        logits: Tensor = outputs.logits[:, -keep:]
+        return logits
+
+    @torch.no_grad()
+    def read(self, ids: Tensor, *, new: int = 1, keep: int | None = None) -> Tensor:
+        """Read further tokens.
+
+        Args:
+            ids: `(R, T)` token ids, of which the last `new` columns are fed.
+            new: number of columns to feed.
+            keep: number of last positions whose logits are returned; None for all of the new ones.
+
+        Returns:
+            Logits `(R, keep, V)`.
+        """
+        keep = new if keep is None else keep
+        self._check_length(ids, new)
+        self._lengthen(new - 1)
+        outputs = self._run(ids, new=new, keep=keep)
+        self._commit(outputs, new)
+        logits: Tensor = outputs.logits[:, -keep:]
+        return logits
+
+    def crop(self, length: int, *, new: int = 1) -> bool:
+        """Keep the first `length` tokens of each row.
+
+        Args:
+            length: number of tokens to keep.
+            new: number of tokens that the next `read` feeds.
+
+        Returns:
+            False if the cache cannot go back; then the prompts have to be read again.
+        """
+        dropped = self.length - length
+        if self._records:
+            self.cache.crop(-dropped)  # also by 0: sliding windows let go of what they recorded
+        elif not crop_cache(self.cache, dropped, new):
+            return False
+        for name in self._growing:
+            if self.kwargs.get(name) is not None:
+                self.kwargs[name] = self.kwargs[name][..., : length + 1]
+        self.length = length
+        return True
+
+    def record_past(self) -> None:
+        """Let sliding windows keep what they drop, until the next `crop`. Call it after `prefill`, whose tokens need not be kept."""
+        self.cache.activate_past_recording()
+        self._records = True
+
+    def reorder(self, rows: Tensor) -> None:
+        """Bring cache, mask, positions and token types into another order of the rows.
+
+        Args:
+            rows: `(R,)` int64, the row that each row continues.
+        """
+        self.cache.reorder_cache(rows)
+        for name in ("attention_mask", "decoder_attention_mask", "position_ids", *TOKEN_TYPES):
+            value = self.kwargs.get(name)
+            if value is not None and value.shape[-2] == len(rows):
+                self.kwargs[name] = value.index_select(-2, rows)
+
+    def fork(self) -> "CachedReader":
+        """Return a reader of the same rows whose cache grows by itself. Tensors are shared, not copied."""
+        fork = copy.copy(self)
+        fork.kwargs = dict(self.kwargs)
+        name = next(name for name, value in fork.kwargs.items() if value is self.cache)
+        fork.kwargs[name] = fork_cache(self.cache)
+        return fork
+
+    def replicate(self, rows: int, copies: int) -> "CachedReader":
+        """Return a reader of `copies` copies of each row, one after the other, with a cache of its own.
+
+        Args:
+            rows: number of rows of this reader.
+            copies: number of copies of each row.
+        """
+        fork = self.fork()
+        index = torch.arange(rows, device=input_device(self.model)).repeat_interleave(copies)
+        own, encoded = split_cache(fork.cache)
+        repeat_cache(own, copies, index)
+        if copies not in self._constant:
+            if encoded is not None:
+                repeat_cache(encoded, copies, index)
+            constant = {n: v for n, v in self.kwargs.items() if n not in self._growing and v is not self.cache}
+            repeated = {n: repeat_rows(v, rows, copies) for n, v in constant.items() if n not in MULTIMODAL_INPUTS}
+            self._constant[copies] = repeated, encoded
+        fork.kwargs |= self._constant[copies][0]
+        if encoded is not None:
+            fork.cache.cross_attention_cache = self._constant[copies][1]
+        for name in self._growing:
+            dim = -2 if name == self.positions_name else 0
+            if name in fork.kwargs:
+                fork.kwargs[name] = repeat_rows(fork.kwargs[name], rows, copies, dim=dim)
+        return fork
+
+    def take(self, copies: "CachedReader", index: Tensor) -> None:
+        """Continue with one copy of each row.
+
+        Args:
+            copies: a reader from `replicate` that has read one token more.
+            index: `(R,)` int64, the rows of `copies` to continue with.
+        """
+        own, encoded = split_cache(copies.cache)
+        own.reorder_cache(index)
+        if encoded is not None:
+            copies.cache.cross_attention_cache = split_cache(self.cache)[1]
+        name = next(name for name, value in self.kwargs.items() if value is self.cache)
+        self.kwargs[name] = copies.cache
+        self._lengthen(1)
+        self.length += 1
+
+    def peek(self, ids: Tensor, mask: Any = None) -> Any:
+        """Run alternatives of the next token, all at its position. The cache takes them; `length` does not count them.
+
+        Args:
+            ids: `(R, k)` token ids.
+            mask: the attention mask to use in place of the prompts' mask, as the model's layers take it: `(R or 1, 1, k, width)`,
+                or one by kind of layer; None for the prompts' mask.
+
+        Returns:
+            The outputs of the model, with logits `(R, k, V)` and hidden states.
+        """
+        count = ids.shape[1]
+        changed: dict[str, Any] = {"output_hidden_states": True}
+        for name in (self.positions_name, *TOKEN_TYPES):
+            if (value := self.kwargs.get(name)) is not None:
+                changed[name] = value[..., -1:].expand(*value.shape[:-1], count)
+        if mask is not None:
+            changed[self.mask_name] = None
+        return self._run(ids, new=count, keep=count, mask=mask, **changed)
+
+    def _run(self, ids: Tensor, *, new: int | None, keep: int, mask: Any = None, **changed: Any) -> Any:
+        """Run the model on the last `new` columns (None: on whole prompts) and return its outputs."""
+        kwargs = self.kwargs | ({"logits_to_keep": keep} if self._takes_keep else {}) | changed
+        inputs = self.model.prepare_inputs_for_generation(
+            ids, next_sequence_length=new, is_first_iteration=new is None, **kwargs
+        )
+        if mask is not None:
+            inputs[self.mask_name] = mask
+        call = self.model if new is None or self.compiled is None else self.compiled
+        try:
+            with self.context():
+                return call(**inputs, return_dict=True)
+        except torch.OutOfMemoryError as error:
+            self.reset()
+            raise torch.OutOfMemoryError(
+                f"no memory is left for {self.name} ({self.model.num_parameters():,} parameters) beside the main model: "
+                "load it quantized or on another device, use AdaptersOff, or lower the batch size"
+            ) from error
+
+    def _commit(self, outputs: Any, new: int) -> None:
+        """Keep the cache, and add the column of the next token to mask, positions and token types."""
+        self.kwargs = self.model._update_model_kwargs_for_generation(
+            outputs, self.kwargs, is_encoder_decoder=self.is_encoder_decoder
+        )
+        self.length += new
+
+    def _lengthen(self, count: int) -> None:
+        """Add `count` columns of generated tokens to mask, positions and token types."""
+        if count < 1:
+            return
+        for name in self._growing:
+            if (value := self.kwargs.get(name)) is None:
+                continue
+            columns = value[..., -1:].expand(*value.shape[:-1], count)
+            if name == self.positions_name:
+                columns = columns + torch.arange(1, count + 1, dtype=value.dtype, device=value.device)
+            self.kwargs[name] = torch.cat([value, columns], dim=-1)
+
+    def _check_length(self, ids: Tensor, new: int, unread: Tensor | int = 0) -> None:
+        """Raise ValueError if a row that has not ended is longer than the limit. Usually no tensor is looked at."""
+        length = self.length + new
+        if self.limit is None or length <= self.limit.tokens:
+            return
+        mask = self.kwargs.get(self.mask_name)
+        mask = torch.ones(len(ids), length, device=ids.device) if mask is None else fit_mask(mask, length)
+        self.limit.check(mask.sum(-1).to(ids.device) - unread, ids[:, -1] if self.length else None)
