@@ -38,8 +38,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ import yaml
 
 from contralto.align import parsing
 from contralto.common.errors import guarded
-from contralto.common.files import locked, replace_text
+from contralto.common.files import locked_folder, replace_text
 from contralto.common.hub import remote_code
 
 __all__ = ["Round", "make_pairs", "run"]
@@ -147,7 +146,9 @@ def run(argv: Sequence[str]) -> None:
     """
     plan = _Plan(list(argv))
     plan.check()
-    with _locked(plan.output) as lock:
+    busy = f"another process is working on {plan.output}: wait for it, or end it"
+    with locked_folder(plan.output, busy) as file:
+        lock = file.fileno()
         plan.settle()
         for number in range(1, plan.rounds + 1):
             folder = plan.folder(number)
@@ -304,15 +305,6 @@ def _child(words: Sequence[str], lock: int, what: str) -> None:
         raise
     if status:
         raise OSError(f"{what} ended with status {status}, for the reason above; the same command goes on from there")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """Keep other processes from the folder until this one and its children have ended."""
-    folder.mkdir(parents=True, exist_ok=True)
-    busy = f"another process is working on {folder}: wait for it, or end it"
-    with (folder / ".lock").open("a+", encoding="utf-8") as file, locked(file, busy):
-        yield file.fileno()
 
 
 def main() -> int:

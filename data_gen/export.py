@@ -10,12 +10,12 @@ dataset/failed.jsonl        rows without an answer, and why
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from contralto.common.files import replace_file
 from contralto.data_gen.dataset import to_dataset
 from contralto.data_gen.image_files import check_image
 from contralto.data_gen.pipeline import Result, replay
@@ -191,7 +191,7 @@ def _save(pairs: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Parquet with the images inside, JSON lines that name them as files."""
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    with _beside(data / "train.parquet") as new:
+    with replace_file(data / "train.parquet") as new:
         to_dataset(pairs).to_parquet(new)
     named = (
         {**pair, **{name: [_file(image, folder) for image in pair[name]] for name in IMAGES if name in pair}}
@@ -210,23 +210,11 @@ def _file(image: Any, folder: Path) -> str:
         content, suffix = png.getvalue(), ".png"
     path = folder / "images" / f"{sha256(content).hexdigest()[:32]}{suffix}"
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        with _beside(path) as new:
+        with replace_file(path) as new:
             new.write_bytes(content)
     return f"../images/{path.name}"
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with _beside(path) as new, new.open("w", encoding="utf-8") as file:
+    with replace_file(path) as new, new.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A file to write that takes its place when it is complete, and goes away if it cannot be."""
-    new = path.with_name(f"{path.name}.new")
-    try:
-        yield new
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ and a batch is recorded whole. So after a kill each batch is computed in the com
 """
 
 import math
-import os
 import queue
 import signal
 import sqlite3
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from contralto.common import files
+from contralto.common.files import locked_folder
 from contralto.common.texts import has_lone_surrogate
 from contralto.data_gen.engines import Engine, Outcome
 from contralto.data_gen.engines.openai import CHARACTERS_PER_TOKEN
@@ -543,12 +542,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         OSError: another process has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    busy = f"process {{pid}} is working on {folder}: wait for it, or share the work with --shard"
-    with (folder / ".lock").open("a+", encoding="utf-8") as file, files.locked(file, busy):
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    with locked_folder(folder, f"process {{pid}} is working on {folder}: wait for it, or share the work with --shard"):
         yield
 
 

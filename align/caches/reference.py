@@ -19,6 +19,8 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from contralto.common.files import replace_file
+
 __all__ = ["COLUMNS", "ReferenceCache", "default_folder", "reference_hash"]
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -148,12 +150,12 @@ def _known(index: dict[bytes, int], row: dict[str, list[int]]) -> int:
 
 
 def _write(path: Path, chosen: Sequence[Tensor], rejected: Sequence[Tensor]) -> None:
-    """Whole or not at all."""
     kind = pa.list_(pa.float32())
     sides = zip(COLUMNS, (chosen, rejected), strict=True)
     table = pa.table({name: pa.array([t.tolist() for t in side], kind) for name, side in sides})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.part")
-    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+    with (
+        replace_file(path) as unfinished,
+        pa.OSFile(str(unfinished), "wb") as file,
+        pa.ipc.new_stream(file, table.schema) as writer,
+    ):
         writer.write_table(table)
-    unfinished.replace(path)

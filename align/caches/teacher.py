@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from contralto.align.losses.divergences import Head
 from contralto.align.trainers.batches import STATES
+from contralto.common.files import replace_file
 
 __all__ = ["IDS", "TeacherStates", "WithStates", "default_folder", "load_head", "save_head"]
 
@@ -127,11 +128,8 @@ def _write(path: Path, found: list[tuple[Tensor, list[int]]]) -> None:
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.part")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
-    unfinished.replace(path)
+    with replace_file(path) as unfinished:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
 
 
 def _places(path: Path) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from contralto.align.monitoring.audit import Finding
+from contralto.common.files import replace_text
 
 __all__ = ["RECORD", "Point", "Record", "symptoms"]
 
@@ -91,11 +92,8 @@ class Record:
 
     def save(self, folder: Path) -> None:
         """Write it, whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f"{RECORD}.part"
         said = dataclasses.asdict(self) | {"findings": [each._asdict() for each in self.findings]}
-        unfinished.write_text(json.dumps(said, default=str), encoding="utf-8")
-        unfinished.replace(folder / RECORD)
+        replace_text(folder / RECORD, json.dumps(said, default=str))
 
     @classmethod
     def load(cls, folder: Path) -> "Record":

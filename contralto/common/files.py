@@ -13,7 +13,18 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["decode", "file_digest", "lines_of", "locked", "read_json_lines", "read_lines", "read_text", "replace_text"]
+__all__ = [
+    "decode",
+    "file_digest",
+    "lines_of",
+    "locked",
+    "locked_folder",
+    "read_json_lines",
+    "read_lines",
+    "read_text",
+    "replace_file",
+    "replace_text",
+]
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -116,21 +127,49 @@ def replace_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, as UTF-8.
 
     Args:
-        path: the file; an older one is replaced.
-        text: its new text.
+        path: the file; an older one is replaced, and a missing folder is created.
+        text: the new content. Line ends are written as they are.
 
     Raises:
-        OSError: the file cannot be written; an older one is as it was.
+        OSError: the file cannot be written; an older one is unchanged.
     """
-    part = path.with_name(f"{path.name}.part")
+    with replace_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, and move its file to `path` when the block ends without an error.
+
+    A reader sees the old file or the new one, never a part of it. Processes that replace the same file at the same time do not
+    disturb each other: the last one wins.
+
+    Args:
+        path: the file; an older one is replaced, and a missing folder is created.
+
+    Yields:
+        A path in the same folder, for libraries that open files themselves, such as `save_file` of safetensors.
+
+    Raises:
+        OSError: the file cannot be written; an older one is unchanged.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder, replace_file(Path(folder, "new", "a.bin")) as unfinished:
+        ...     unfinished.write_bytes(b"content")
+        7
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        yield unfinished
+        with unfinished.open("rb+") as file:
+            os.fsync(
+                file.fileno()
+            )  # else the name can reach the disk before the content, and a crash leaves an empty file
+        unfinished.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -152,3 +191,25 @@ def locked(file: IO[Any], busy: str) -> Iterator[None]:
         file.seek(0)
         raise OSError(busy.replace("{pid}", str(file.read(20)).strip() or "?")) from error
     yield
+
+
+@contextmanager
+def locked_folder(folder: Path, busy: str) -> Iterator[IO[str]]:
+    """Hold the lock of a folder, whose file `.lock` names the process that holds it.
+
+    Args:
+        folder: the folder; it is created if it is missing.
+        busy: the error message while another process holds the lock; `{pid}` in it is the number of that process.
+
+    Yields:
+        The open lock file. A child process that inherits its descriptor holds the lock as well.
+
+    Raises:
+        OSError: another process holds the lock.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+", encoding="utf-8") as file, locked(file, busy):
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file

@@ -21,6 +21,7 @@ from contralto.align import rounds as iterate
 from contralto.align.rounds import Round, make_pairs
 from contralto.align.trainers.preference import PreferenceTrainer
 from contralto.cli import align as cli_align
+from contralto.common.files import locked_folder
 from contralto.data_gen.store import Store
 
 JUDGED = """
@@ -153,7 +154,7 @@ def test_rounds_that_are_done_are_left_alone_and_settings_stand(recipes, monkeyp
         cli_align.run(_argv("on_policy", recipes, out, "--beta", "0.2", rounds=2))
     with pytest.raises(ValueError, match="were begun with another recipe"):
         cli_align.run(_argv("on_policy_apo_zero", recipes, out, "--num_processes", "2"))
-    with iterate._locked(out), pytest.raises(OSError, match="another process is working on"):
+    with locked_folder(out, ""), pytest.raises(OSError, match="another process is working on"):
         cli_align.run(_argv("on_policy", recipes, out, "--num_processes", "2", rounds=3))
 
 

@@ -4,6 +4,7 @@ Seen to go red with: `str.splitlines` in `lines_of`; a lock that waits; `replace
 """
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,34 @@ def test_files_are_replaced_whole_or_not_at_all(tmp_path):
         files.replace_text(path, "x" * 10_000 + "\ud800")
     assert path.read_bytes() == "before\u2028\r\n".encode()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_a_library_writes_is_replaced_whole(tmp_path):
+    """The new file has the mode that `open` gives, and processes that write at once use paths of their own."""
+    path = tmp_path / "new" / "a.bin"
+    with files.replace_file(path) as unfinished:
+        unfinished.write_bytes(b"one")
+        assert not path.exists()
+        assert unfinished.parent == path.parent
+        assert str(os.getpid()) in unfinished.name
+    (tmp_path / "plain").write_bytes(b"")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with pytest.raises(FileNotFoundError, match="none"), files.replace_file(path) as unfinished:
+        unfinished.write_bytes((tmp_path / "none").read_bytes())
+    assert path.read_bytes() == b"one"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_is_locked_by_the_process_it_names(tmp_path):
+    with files.locked_folder(tmp_path / "new", "busy") as file:
+        assert not os.get_inheritable(file.fileno())  # `pass_fds` of subprocess passes the lock on
+        with (
+            pytest.raises(OSError, match=f"^{os.getpid()} has it$"),
+            files.locked_folder(tmp_path / "new", "{pid} has it"),
+        ):
+            pass
+    with files.locked_folder(tmp_path / "new", "busy"):
+        assert (tmp_path / "new" / ".lock").read_text(encoding="utf-8") == str(os.getpid())
 
 
 def test_a_lock_is_for_one_process(tmp_path):
@@ -113,3 +142,18 @@ def test_the_check_of_the_sources_sees(code, is_wrong):
 def test_no_source_reads_text_in_another_way():
     found = [f"{path}:{node.lineno}: {_wrong(node)}" for path, node in _calls() if _wrong(node)]
     assert not found
+
+
+def test_files_are_replaced_and_locked_in_one_place():
+    """`os.replace`, `Path.replace`, `fsync` and `flock` belong to `contralto.common.files`."""
+    found = {f"{path}:{node.lineno}" for path, node in _calls() if _is_writer(node)}
+    assert {where.split(":")[0] for where in found} == {"contralto/common/files.py", "contralto/common/outputs.py"}, (
+        found
+    )
+
+
+def _is_writer(node):
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    plain = len(node.args) == 1 and not isinstance(node.args[0], ast.Starred)
+    moves = name == "replace" and plain and not node.keywords  # `str.replace` takes two arguments
+    return moves or name in ("fsync", "flock", "lockf", "rename", "mkstemp")
