@@ -176,7 +176,7 @@ def endpoint_lines(args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[st
 
 def endpoint_line(args: argparse.Namespace, rows: Sequence[Row], latency: float, concurrency: int) -> str:
     """One server, asked so many requests at a time."""
-    command = [sys.executable, str(ROOT / "tests" / "serving.py"), str(latency)]
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "serving.py"), str(latency)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdout
     url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"

@@ -147,7 +147,7 @@ def try_engine(name: str, engine: dict[str, Any], kills: int, folder: Path) -> F
 
 def serve() -> tuple[subprocess.Popen[str], str]:
     """The tests' server in a process of its own."""
-    command = [sys.executable, str(ROOT / "tests" / "serving.py"), "0.02"]
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "serving.py"), "0.02"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     return process, f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
