@@ -11,11 +11,11 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from contralto.common.files import replace_file
+from contralto.common.hashing import content_digest
 from contralto.data_gen.dataset import to_dataset
 from contralto.data_gen.image_files import check_image
 from contralto.data_gen.pipeline import Result, replay
@@ -208,7 +208,7 @@ def _file(image: Any, folder: Path) -> str:
         png = io.BytesIO()
         image.save(png, format="PNG")
         content, suffix = png.getvalue(), ".png"
-    path = folder / "images" / f"{sha256(content).hexdigest()[:32]}{suffix}"
+    path = folder / "images" / f"{content_digest(content, 32)}{suffix}"
     if not path.exists():
         with replace_file(path) as new:
             new.write_bytes(content)

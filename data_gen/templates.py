@@ -4,7 +4,6 @@ A template is Jinja, so that `{task}` stays as it is and `{{ task }}` is filled 
 goes into the key of every request made with it: a changed template asks anew, an unchanged one never does.
 """
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from contralto.common.files import read_text
+from contralto.common.hashing import content_digest
 
 __all__ = ["Template", "as_text", "content_text", "load", "sections", "user_messages"]
 
@@ -38,7 +38,7 @@ class Template:
     @property
     def version(self) -> str:
         """The first twelve digits of the SHA-256 of the text."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+        return content_digest(self.text, 12)
 
     @property
     def label(self) -> str:

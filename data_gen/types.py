@@ -13,14 +13,13 @@ It is a pure function of the row, its settings and the answers: it opens no conn
 numbers. So it can be driven again from recorded answers at any time, with the same result.
 """
 
-import hashlib
-import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from contralto.common.hashing import content_digest, json_digest, pixels_digest
 from contralto.common.texts import has_lone_surrogate
 from contralto.data_gen.image_files import check_image
 from contralto.data_gen.ranges import check_number
@@ -259,16 +258,15 @@ def digest(value: Any) -> str:
         >>> digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
         True
     """
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json_digest(value, separators=(",", ":"))
 
 
 def _image_digest(image: Any) -> str:
     """Of an image's file, or of its pixels."""
     if isinstance(image, str | PathLike):
         check_image(Path(image))  # before an engine reads it: strategies may name files, too
-        return hashlib.sha256(Path(image).read_bytes()).hexdigest()
-    return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
+        return content_digest(Path(image).read_bytes())
+    return pixels_digest(image, separator=" ")
 
 
 def drive(strategy: Strategy) -> Generator[list[Ask], list[Answer], list[Pair | Rejected]]:

@@ -5,7 +5,6 @@ texts. Here a row has a seed of its own, and its noise is a function of the seed
 device.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,8 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from contralto.common.hashing import seed_from
 
 __all__ = ["SeededSampling", "gumbel_noise", "row_seed"]
 
@@ -65,7 +66,7 @@ def row_seed(seed: int, row: int) -> int:
         >>> row_seed(0, 1) != row_seed(1, 0), 0 <= row_seed(0, 1) < 2**63
         (True, True)
     """
-    return int.from_bytes(hashlib.sha256(f"{seed} {row}".encode()).digest()[:8]) >> 1
+    return seed_from(f"{seed} {row}")
 
 
 def _mix(x: Tensor) -> Tensor:

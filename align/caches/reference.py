@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
-import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from contralto.common.files import replace_file
 
-__all__ = ["COLUMNS", "ReferenceCache", "default_folder", "reference_hash"]
+__all__ = ["COLUMNS", "ReferenceCache", "default_folder"]
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 COLUMNS = ("ref_chosen_token_logps", "ref_rejected_token_logps")
@@ -41,35 +40,12 @@ def default_folder() -> Path:
     return Path(config.HF_DATASETS_CACHE) / "contralto-reference"
 
 
-def reference_hash(model: nn.Module, *, is_peft: bool, more: Sequence[object] = ()) -> str:
-    """A hash of a reference's weights.
-
-    Args:
-        model: the reference, before any training.
-        is_peft: it is a policy with an adapter that is switched off, or exchanged for a frozen one: then only frozen weights count,
-            and how the new adapter was initialised does not.
-        more: what else its log-probabilities depend on.
-
-    Examples:
-        >>> layer = nn.Linear(2, 2)
-        >>> reference_hash(layer, is_peft=False) == reference_hash(layer, is_peft=False)
-        True
-    """
-    digest = sha256(repr(list(more)).encode())
-    trained = {name for name, weight in model.named_parameters() if is_peft and weight.requires_grad}
-    for name, value in sorted(model.state_dict().items()):
-        if name not in trained and isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 class ReferenceCache:
     """The blocks of one reference.
 
     Args:
         folder: where all references are kept.
-        key: of `reference_hash`.
+        key: the hash of the reference, see `contralto.common.hashing.model_digest`.
         compute: asks the reference. All processes call it with the same rows and get the same answer.
         writes: whether this process writes the files; one does.
         share: what the writing process says, told to all: `share(value) -> value`.

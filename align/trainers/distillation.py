@@ -24,7 +24,6 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from contralto.align.caches.reference import reference_hash
 from contralto.align.caches.teacher import Rows, TeacherStates, WithStates, default_folder, load_head, save_head
 from contralto.align.losses.divergences import Head, chunked_divergence, chunked_logps, first_tokens, vocabulary_size
 from contralto.align.trainers.base import StagedTrainer
@@ -33,7 +32,8 @@ from contralto.align.trainers.distillation_config import TEACHER, DistillationCo
 from contralto.align.trainers.heads import head_of
 from contralto.align.trainers.scoring import Scoring, TokenScores, install_head
 from contralto.align.trl_compat import NoReference, create_model_from_path
-from contralto.common.hub import from_pretrained, locate, weights_digest
+from contralto.common.hashing import content_digest, model_digest, weights_digest
+from contralto.common.hub import from_pretrained, locate
 from contralto.decoding.vocabulary import differing_tokens, find_tokenizer
 
 __all__ = ["DistillationPairTrainer", "Found", "Teacher"]
@@ -465,12 +465,10 @@ def _key(teacher: Any, args: DistillationConfig, precision: str, sides: list[str
     """A hash of all that a teacher's states depend on but the rows."""
     how = (precision, args.max_length, args.truncation_mode, sides, STATES_OF)
     if teacher is not None:
-        return reference_hash(teacher, is_peft=False, more=how)
-    from hashlib import sha256
-
+        return model_digest(teacher, frozen_only=False, extra=how)
     name = cast(str, args.teacher_model_name_or_path)
     options = [getattr(args, each) for each in TEACHER[1:5]]
-    return sha256(repr((weights_digest(name), options, args.device.type, how)).encode()).hexdigest()
+    return content_digest(repr((weights_digest(name), options, args.device.type, how)))
 
 
 def _bytes_per_token(teacher: Any) -> int:

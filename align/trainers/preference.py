@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, PreTrainedModel
 
-from contralto.align.caches.reference import IDS, ReferenceCache, Rows, default_folder, reference_hash
+from contralto.align.caches.reference import IDS, ReferenceCache, Rows, default_folder
 from contralto.align.losses.divergences import Head
 from contralto.align.losses.masks import Activations, DensityMonitor, LearnedMask, Masks, mapo, record
 from contralto.align.losses.objective import Losses, Objective, Pairs
@@ -30,6 +30,7 @@ from contralto.align.trainers.heads import head_of
 from contralto.align.trainers.layouts import LAYOUTS, refusal
 from contralto.align.trainers.scoring import Scoring, TokenScores
 from contralto.align.trl_compat import NoReference, attention_of, default_attention
+from contralto.common.hashing import model_digest
 from contralto.common.hub import from_pretrained
 
 __all__ = ["PreferenceTrainer", "Reference"]
@@ -310,7 +311,7 @@ class PreferenceTrainer(StagedTrainer):
         """The data set with the reference's log-probabilities of every token, from disk or computed now."""
         model = self.unwrap(self.model if self.ref_model is None else self.ref_model)
         precision = (self.accelerator.mixed_precision, self.args.max_length, self.args.truncation_mode, "measured head")
-        key = reference_hash(model, is_peft=is_peft_model(model), more=precision)
+        key = model_digest(model, frozen_only=is_peft_model(model), extra=precision)
         cache = ReferenceCache(
             self.args.reference_cache or default_folder(),
             self._shared(key),

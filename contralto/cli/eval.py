@@ -6,8 +6,6 @@ model alone, and two decoders of one model would share them; `--data_dir` reads 
 answers through vLLM.
 """
 
-import hashlib
-import json
 import os
 import sys
 from argparse import Namespace
@@ -18,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from contralto.common.hashing import json_digest
 from contralto.common.outputs import check_output_folder
 
 __all__ = ["run"]
@@ -129,7 +128,7 @@ def own_name(model_args: Any) -> str:
         True
     """
     args = parsed(model_args)
-    digest = hashlib.sha256(json.dumps(args, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    digest = json_digest(args, 8, default=str)
     return f"{args.get('method') or ('cd' if args.get('amateur') else 'plain')}-{digest}"
 
 

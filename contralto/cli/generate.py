@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +26,9 @@ from contralto.cli import output_file
 from contralto.cli.options import SAMPLED, check_device, check_dtype, check_sampling
 from contralto.cli.prompts_file import Prompt, read_prompts
 from contralto.common.errors import during, require
-from contralto.common.files import decode, file_digest, lines_of
-from contralto.common.hub import check_weights, from_pretrained, locate, weights_digest, with_adapter
+from contralto.common.files import decode, lines_of
+from contralto.common.hashing import content_digest, file_digest, weights_digest
+from contralto.common.hub import check_weights, from_pretrained, locate, with_adapter
 from contralto.common.messages import begins_answer, contrasted, fill, flattened, text_of, with_images
 from contralto.common.texts import has_lone_surrogate, without_bos
 from contralto.decoding import AdaptersOff, SeededSampling, methods
@@ -472,7 +472,7 @@ def prompt_length(batch: methods.Setting) -> int:
 
 def _shown(prompt: Prompt) -> dict[str, Any]:
     """A prompt in the output."""
-    images = [each if isinstance(each, str) else f"sha256:{sha256(each).hexdigest()[:16]}" for each in prompt.images]
+    images = [each if isinstance(each, str) else f"sha256:{content_digest(each, 16)}" for each in prompt.images]
     shown = {
         "image": images,
         "contrast_prompt": prompt.contrast,

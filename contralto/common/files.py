@@ -4,18 +4,15 @@ Text is UTF-8 whatever the locale says, and a line ends at `\\n` alone. `str.spl
 U+2028, which are ordinary characters of prompts and of JSON strings.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 __all__ = [
     "decode",
-    "file_digest",
     "lines_of",
     "locked",
     "locked_folder",
@@ -61,20 +58,6 @@ def decode(content: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
         raise ValueError(f"{name}:{line}: not a text in UTF-8: byte {byte:#04x}; save the file as UTF-8") from error
-
-
-@cache
-def file_digest(path: str) -> str:
-    """Return a short hash of a file's content, read once in a process.
-
-    Args:
-        path: the file.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def lines_of(text: str) -> list[str]:

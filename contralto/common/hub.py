@@ -1,9 +1,7 @@
 """Models as users name them: a folder, a hub id, or `testbed:NAME` for an embedded model."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,8 @@ __all__ = [
     "locate",
     "remote_code",
     "trusts_remote_code",
-    "weights_digest",
     "with_adapter",
 ]
-
-BLOCKS, BLOCK = 64, 65536
-CONFIGS = ("adapter_config.json", "chat_template.jinja", "config.json", "generation_config.json")
 
 _trusts = False
 """Whether models may run code that comes with them; set by the flag `--trust-remote-code` of a command. For all threads."""
@@ -69,30 +63,6 @@ def check_weights(name: str) -> None:
     for file in sorted(Path(locate(name)).glob("*.safetensors")):
         with during(f"cannot load {name}: {file.name} is damaged"), safe_open(file, framework="pt"):
             pass
-
-
-@cache
-def weights_digest(name: str) -> str:
-    """A hash of a local model: its configuration and template, and 64 blocks of 64 KiB of each file of weights.
-
-    Training changes weights all over, so a model that was trained on in its folder gets other keys, and the same model in
-    another folder of another machine gets the same. A hub id stands for itself.
-
-    Args:
-        name: a folder, a hub id, or `testbed:NAME`.
-    """
-    folder = Path(locate(name))
-    if not folder.is_dir():
-        return name
-    found = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".bin") or file.name in CONFIGS:
-            found.update(f"{file.name} {file.stat().st_size} ".encode())
-            with file.open("rb") as opened:
-                for i in range(BLOCKS):
-                    opened.seek(file.stat().st_size * i // BLOCKS)
-                    found.update(opened.read(BLOCK))
-    return found.hexdigest()
 
 
 def trusts_remote_code() -> bool:

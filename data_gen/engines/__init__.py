@@ -18,7 +18,6 @@ It may also have `check_ready()`, which is called before anything is asked and r
 engine yields goes through `outcomes.checked` before it is recorded.
 """
 
-import hashlib
 import inspect
 import threading
 import warnings
@@ -28,7 +27,7 @@ from dataclasses import astuple
 from functools import cache, cached_property
 from typing import Any, NamedTuple, Protocol
 
-from contralto.common.hub import weights_digest
+from contralto.common.hashing import content_digest, weights_digest
 from contralto.data_gen.engines.outcomes import described, kind_of
 from contralto.data_gen.functions import find_function
 from contralto.data_gen.ranges import check_batch
@@ -336,7 +335,7 @@ def _use_adapter(model: Any, adapter: str | None) -> None:
         if _loaded_adapters(model):
             model.disable_adapters()
         return
-    name = hashlib.sha256(adapter.encode()).hexdigest()[:8]
+    name = content_digest(adapter, 8)
     if name not in _loaded_adapters(model):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted

@@ -5,7 +5,8 @@ from dataclasses import astuple
 from functools import cached_property
 from typing import Any
 
-from contralto.common.hub import locate, trusts_remote_code, weights_digest
+from contralto.common.hashing import weights_digest
+from contralto.common.hub import locate, trusts_remote_code
 from contralto.data_gen.engines import Outcome
 from contralto.data_gen.engines.openai import chat_messages, raw_prompt
 from contralto.data_gen.ranges import check_number

@@ -7,7 +7,6 @@ Read from lm_eval 0.4.13: what `simple_evaluate` does to a task before `evaluate
 """
 
 import copy
-import hashlib
 import io
 import json
 import re
@@ -26,6 +25,7 @@ from lm_eval.evaluator_utils import get_sample_size
 from lm_eval.utils import handle_non_serializable, hash_dict_images, hash_string
 
 from contralto.common.files import read_json_lines, replace_text
+from contralto.common.hashing import content_digest
 from contralto.eval.comparison.controls import Row
 from contralto.eval.comparison.cost import Cost, metered
 
@@ -146,7 +146,7 @@ def _first_text(responses: Any) -> str:
 
 def _hash(value: Any) -> str:
     said = json.dumps(value, sort_keys=True, ensure_ascii=False, default=handle_non_serializable)
-    return hashlib.sha256(re.sub(r" at 0x[0-9a-fA-F]+", "", said).encode()).hexdigest()[:16]
+    return content_digest(re.sub(r" at 0x[0-9a-fA-F]+", "", said), 16)
 
 
 def _doc_hash(doc: Any) -> str:

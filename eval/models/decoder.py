@@ -1,19 +1,15 @@
 """How an evaluated model decodes and scores: a method with its options, sampling, and what a likelihood is."""
 
 import argparse
-import hashlib
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate.utils import align_module_device
-from torch import Tensor, nn
-
+from contralto.common.hashing import seed_from
 from contralto.decoding import methods
 
-__all__ = ["Decoder", "fingerprint", "seed_of"]
+__all__ = ["Decoder", "seed_of"]
 
 SCORES = ("renormalised", "raw")
 SAMPLING = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -135,32 +131,7 @@ def _name(value: Any) -> Any:
     return value if isinstance(value, str | bool) else getattr(value, "name_or_path", "") or type(value).__name__
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A short hash of a model's weights: other weights under the same name are told apart.
-
-    Up to 64 numbers of every tensor, spread evenly, with its name and shape.
-    """
-    digest = hashlib.sha256()
-    for path, module in model.named_modules(remove_duplicate=False):
-        with align_module_device(module):  # brings offloaded weights back, one module at a time
-            for name, tensor in _own_tensors(path, module):
-                digest.update(f"{name} {tuple(tensor.shape)}".encode())
-                if tensor.is_meta or not tensor.numel():
-                    continue
-                some = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // 64)][:64]
-                digest.update(some.double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
-def _own_tensors(path: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters and the saved buffers of a module that its children do not hold, by their full names."""
-    held = (module.named_parameters, module.named_buffers)
-    for name, tensor in (pair for each in held for pair in each(recurse=False, remove_duplicate=False)):
-        if name not in module._non_persistent_buffers_set:
-            yield f"{path}.{name}" if path else name, tensor
-
-
 def seed_of(*parts: Any) -> int:
     """A seed for everything that makes a request: 63 bits of a hash."""
     said = json.dumps(parts, ensure_ascii=False, default=str)
-    return int.from_bytes(hashlib.sha256(said.encode()).digest()[:8], "big") >> 1
+    return seed_from(said)

@@ -9,9 +9,7 @@ Read from lm_eval 0.4.13: `HFLM`'s encoding of texts and pairs, its distributed 
 """
 
 import copy
-import hashlib
 import inspect
-import json
 import logging
 import time
 from collections import Counter
@@ -32,6 +30,7 @@ from transformers import AutoTokenizer, StoppingCriteria
 from contralto import __version__
 from contralto.cli.options import check_device
 from contralto.common.errors import during
+from contralto.common.hashing import fingerprint, json_digest
 from contralto.common.hub import check_weights, from_pretrained, locate, trusts_remote_code
 from contralto.decoding import AdaptersOff, ContrastiveLogitsProcessor, SeededSampling, methods
 from contralto.decoding.executors.score import Likelihood, score
@@ -41,7 +40,7 @@ from contralto.decoding.vocabulary import check_same_tokenizer
 from contralto.eval.models.arguments import check_arguments, check_ranking, parameters_of
 from contralto.eval.models.asked import Asked, read_options
 from contralto.eval.models.conversations import Conversations
-from contralto.eval.models.decoder import SAMPLING, Decoder, fingerprint, seed_of
+from contralto.eval.models.decoder import SAMPLING, Decoder, seed_of
 from contralto.eval.models.thinking import answer_text, end_of_thought, ends_thought
 
 __all__ = ["ContraltoLM", "Job"]
@@ -547,4 +546,4 @@ def _images(more: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
 
 def short_hash(configuration: Mapping[str, Any]) -> str:
     """Twelve digits that say which configuration answered."""
-    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:12]
+    return json_digest(configuration, 12)

@@ -3,7 +3,6 @@
 Read from lm_eval 0.4.13: `HFMultimodalLM.tok_batch_multimodal_encode`, its image options, its placeholder `<image>`.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.hf_vlms import DEFAULT_IMAGE_PLACEHOLDER, HFMultimodalLM
 from lm_eval.models.utils import resize_image
 
+from contralto.common.hashing import pixels_digest
 from contralto.common.texts import without_bos
 from contralto.decoding import methods
 from contralto.decoding.images import noised, ritual_transform
@@ -108,15 +108,10 @@ class ContraltoVLM(ContraltoLM, HFMultimodalLM):  # type: ignore[misc]
         return [seed_of(job.seed, i) % 2**31 for job, count in zip(jobs, counts, strict=True) for i in range(count)]
 
     def _seed(self, context: Any, images: Any, repeat: Any) -> int:
-        return seed_of(self._decoder.seed, context, [_content(image) for image in images], repeat)
+        return seed_of(self._decoder.seed, context, [pixels_digest(image) for image in images], repeat)
 
     def _pair(self, context: str, continuation: str, images: Sequence[Any]) -> tuple[Sequence[int], Sequence[int]]:
         if not images:
             return super()._pair(context, continuation, images)
         said = self.tokenizer.encode(continuation, add_special_tokens=False)
         return self.tokenizer.encode(context, add_special_tokens=False), said  # the first for its length alone
-
-
-def _content(image: Any) -> str:
-    """A hash of an image's pixels."""
-    return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()

@@ -15,8 +15,7 @@ from transformers import AutoProcessor
 
 from contralto import cli, testbed
 from contralto.cli import output_file
-from contralto.common import files
-from contralto.common import hub as names
+from contralto.common import files, hashing
 
 PROMPTS = ["Ben went\u2028out", "Mia\x85was", "Tom\x0csaw", "Zoe \U0001f600 ran"]
 SETTINGS = {"method": "cd", "beta": 0.5, "layers": (1, 2)}
@@ -114,7 +113,7 @@ def test_a_full_disk_loses_nothing(path):
 
 def test_two_runs_do_not_share_a_file(path):
     whole = path.read_bytes()
-    code = f"from contralto import output_file as o\nwith o.opened(__import__('pathlib').Path({str(path)!r}), [], {{}}, resume=True): pass"
+    code = f"from contralto.cli import output_file as o\nwith o.opened(__import__('pathlib').Path({str(path)!r}), [], {{}}, resume=True): pass"
     with output_file.opened(path, ROWS, SETTINGS, resume=True):
         ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "another process is writing" in ran.stderr
@@ -197,13 +196,13 @@ def test_weights_and_images_are_compared(tmp_path, capsys):
     assert cli.main(how) == 0
     assert cli.main([*how, "--resume"]) == 0
     Image.new("RGB", (40, 40), "blue").save(tmp_path / "a.png")
-    files.file_digest.cache_clear()
+    hashing.file_digest.cache_clear()
     assert cli.main([*how, "--resume"]) == 2
     assert f"made with other files of {tmp_path / 'a.png'}" in capsys.readouterr().err
     Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
     model.lm_head.weight.data += 1
     model.save_pretrained(tmp_path / "model")
-    files.file_digest.cache_clear()
-    names.weights_digest.cache_clear()
+    hashing.file_digest.cache_clear()
+    hashing.weights_digest.cache_clear()
     assert cli.main([*how, "--resume"]) == 2
     assert "made with other files of model, changed since" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from helpers.serving import Faults, Server, model_reply, words
 from PIL import Image
 
 from contralto import testbed
-from contralto.common.hub import weights_digest
+from contralto.common.hashing import weights_digest
 from contralto.data_gen.engines import FunctionEngine, TransformersEngine, batches, find_function
 from contralto.data_gen.engines.openai import Limiter, OpenAIEngine, batch_line, read_batch_line
 from contralto.data_gen.types import Answer, Ask, Failure, Sampling, digest, drive, settle

@@ -12,6 +12,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from lm_eval.api.instance import Instance
 
 from contralto import testbed
+from contralto.common.hashing import fingerprint
 from contralto.decoding import (
     ContextAwareDecodingLogitsProcessor,
     ContrastiveDecodingLogitsProcessor,
@@ -24,7 +25,6 @@ from contralto.decoding.executors.score import score
 from contralto.decoding.placement import input_device
 from contralto.decoding.trace import trace
 from contralto.eval.metrics.openended import coherence
-from contralto.eval.models.decoder import fingerprint
 from contralto.eval.models.lm import ContraltoLM
 
 PROMPTS = ["Ben went out to the", "Mia saw a fox. She gave it to"]

@@ -23,11 +23,12 @@ from lm_eval.models.huggingface import HFLM
 from contralto import testbed
 from contralto.cli import generate
 from contralto.cli.prompts_file import Prompt
+from contralto.common.hashing import fingerprint
 from contralto.common.hub import locate
 from contralto.decoding import ContrastiveDecodingLogitsProcessor, VisualContrastiveDecodingLogitsProcessor
 from contralto.decoding.executors.score import score
 from contralto.decoding.images import noised, ritual_transform
-from contralto.eval.models.decoder import Decoder, fingerprint, seed_of
+from contralto.eval.models.decoder import Decoder, seed_of
 from contralto.eval.models.lm import ContraltoLM, Job
 from contralto.eval.models.vlm import ContraltoVLM
 from contralto.testbed import scenes, worlds

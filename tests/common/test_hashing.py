@@ -1,0 +1,95 @@
+"""Hashes stay what they were: keys of answers, references, runs and outputs on disk are made of them.
+
+The literal values were computed by the version before these functions were gathered in one module.
+"""
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from contralto.cli.eval import own_name
+from contralto.common import hashing
+from contralto.data_gen.types import digest
+from contralto.decoding.sampling import row_seed
+from contralto.eval.models.decoder import seed_of
+
+
+def _model():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
+    with torch.no_grad():
+        for i, weight in enumerate(model.parameters()):
+            weight.copy_(torch.arange(weight.numel(), dtype=torch.float64).view(weight.shape) / 7 + i)
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def _image():
+    image = Image.new("RGB", (2, 1))
+    image.putdata([(1, 2, 3), (4, 5, 6)])
+    return image
+
+
+def _folder(path):
+    (path / "config.json").write_text("{}", encoding="utf-8")
+    (path / "model.safetensors").write_bytes(bytes(range(256)) * 1000)
+    (path / "other.txt").write_text("x", encoding="utf-8")
+    return str(path)
+
+
+KEPT = {
+    "all weights": (
+        lambda _: hashing.model_digest(_model(), frozen_only=False),
+        "3963a56560b1c8aa9521de1f3af48fa4601af755becc7da239236807350ab107",
+    ),
+    "frozen weights": (
+        lambda _: hashing.model_digest(_model(), frozen_only=True, extra=["fp32", 7]),
+        "2cf44fca01f5fba8022fc07f4ca348417924f9a27172097e2d0904202a655400",
+    ),
+    "fingerprint": (lambda _: hashing.fingerprint(_model()), "74a049b2d6b6"),
+    "image of a request": (
+        lambda _: hashing.pixels_digest(_image(), separator=" "),
+        "66976ec25c3076643054aecc6fbac2fcd7d1f31310bb10925159d808bbbd8fe4",
+    ),
+    "image of a seed": (
+        lambda _: hashing.pixels_digest(_image()),
+        "67ca6a6612945019875ff814a4d9af69f8781f32d3e00569f6829ee225ca6b85",
+    ),
+    "files of weights": (
+        lambda path: hashing.weights_digest(_folder(path)),
+        "86490dcea4d96b3e53c224b110e571070c38190c37ddadeca07a7471c6aa7cc9",
+    ),
+    "file": (lambda path: hashing.file_digest(f"{_folder(path)}/config.json"), "44136fa355b3678a"),
+    "request": (
+        lambda _: digest({"b": ["é", 1.5], "a": None}),
+        "39d5ca7e689557f5f11ed99f27927d64ca555486e82d4b586c5a61d9ac681ba3",
+    ),
+    "configuration": (lambda _: hashing.json_digest({"b": 1, "a": "é"}, 12), "d73913efb309"),
+    "name of a decoder": (lambda _: own_name({"pretrained": "a", "method": "cd", "amateur": "b"}), "cd-d4fa416d"),
+    "seed of a row": (lambda _: row_seed(3, 4), 4587675401001544671),
+    "seed of a document": (lambda _: seed_of(1, "é", [2]), 3337574436813055749),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_keys_on_disk_stay_valid(tmp_path, name):
+    compute, kept = KEPT[name]
+    assert compute(tmp_path) == kept
+
+
+def test_training_changes_the_digest_of_frozen_weights_only_where_they_change():
+    model = _model()
+    before = [hashing.model_digest(model, frozen_only=frozen_only) for frozen_only in (False, True)]
+    with torch.no_grad():
+        model[0].bias += 1
+    after = [hashing.model_digest(model, frozen_only=frozen_only) for frozen_only in (False, True)]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, True]
+
+
+def test_other_extra_values_are_another_digest():
+    digests = {hashing.model_digest(_model(), frozen_only=False, extra=extra) for extra in ([], [1], ["1"])}
+    assert len(digests) == 3
+
+
+def test_a_hub_id_stands_for_itself():
+    assert hashing.weights_digest("org/model") == "org/model"
