@@ -4,12 +4,12 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PARTS := align data_gen decoding eval testbed
 
-.PHONY: demo test check slow test-vllm vllm-v1 vllm-v2 links clean
+.PHONY: demo test test-all check slow mutants test-vllm vllm-v1 vllm-v2 links clean
 
 demo: .venv/.demo ## decode the embedded models by contrast, align one of them: three problems, tables, demo.html
 	$(BIN)/contralto demo
 
-test: check slow ## the whole test suite
+test: check slow ## lint, types, the fast tests, and the slow ones: products of parameters so that every pair of values meets
 
 check: .venv/.dev links ## lint, format, types and the fast tests
 	$(BIN)/ruff check
@@ -18,8 +18,15 @@ check: .venv/.dev links ## lint, format, types and the fast tests
 	$(BIN)/mypy benchmarks
 	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu"
 
-slow: .venv/.dev links ## the tests that check leaves out
-	$(BIN)/pytest -n auto --dist worksteal -m slow
+slow: .venv/.dev links ## the tests that check leaves out, but for those of test-all
+	$(BIN)/pytest -n auto --dist worksteal -m "slow and not full and not gpu"
+
+test-all: check ## every test, also the whole products of families, methods and executors
+	$(BIN)/pytest -n auto --dist worksteal -m "slow or full"
+
+mutants: .venv/.dev links ## change the mathematics a little, again and again, and see whether the tests notice
+	$(BIN)/python tests/mutants --declared
+	$(BIN)/python tests/mutants
 
 .venv:
 	$(PYTHON) -m venv .venv

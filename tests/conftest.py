@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,36 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1]))  # for what one test module takes from another
 torch.set_num_threads(1)
 
+from covering import covering
+
 
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    _leave_to_the_full_suite(items)
+
+
+def _leave_to_the_full_suite(items):
+    """Mark as `full` what the covering part of a product of parameters does without."""
+    products = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("covering"):
+            products[item.nodeid.split("[")[0]].append(item)
+    for product in products.values():
+        strength = product[0].get_closest_marker("covering").kwargs.get("strength", 2)
+        rows = [_values(item) for item in product]
+        always = [i for i, item in enumerate(product) if "slow" not in item.keywords]
+        for i in set(range(len(product))) - set(covering(rows, strength=strength, chosen=always)):
+            product[i].add_marker("full")
+
+
+def _values(item):
+    """Return a test's parameters, those that are tuples part by part, as something that can be hashed."""
+    found = {}
+    for name, value in item.callspec.params.items():
+        for i, part in enumerate(value if isinstance(value, tuple) else [value]):
+            simple = isinstance(part, (str, int, float, bool, type(None)))
+            found[name, i] = part if simple else getattr(part, "__name__", item.callspec.indices[name])
+    return found

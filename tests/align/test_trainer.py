@@ -189,6 +189,7 @@ def _assert_same(stock, own, *, atol=1e-5):
         assert found[2][name] == pytest.approx(value, rel=1e-5, abs=5e-5), name
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", TRL_LOSSES)
 def test_equals_stock_trl(both, name):
     smoothing = {"label_smoothing": 0.1} if name in ("robust", "exo_pair", "aot", "aot_unpaired") else {}
@@ -196,6 +197,7 @@ def test_equals_stock_trl(both, name):
     _assert_same(*both, atol=1e-4 if name == "discopop" else 1e-5)  # it divides by a temperature of 0.05
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     "options",
     [
@@ -216,6 +218,7 @@ def test_equals_stock_trl_in_its_options(both, options):
     _assert_same(*both, atol=1e-4 if takes_exponential else 1e-5)  # of differences of sums near -200, in float32
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("option", LAYOUTS)
 @pytest.mark.parametrize("name", ["sigmoid", "sft", "nca_pair"])
 def test_layouts_equal_stock_trl(both, name, option, monkeypatch):

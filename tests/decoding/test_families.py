@@ -61,6 +61,7 @@ def test_greedy(pair, batch):
     assert _generate(pair, inputs, extra, do_sample=False) == expected
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_sampling(pair, batch):
     inputs, extra, scorers, prompts = _setting(pair, batch)
@@ -69,6 +70,7 @@ def test_sampling(pair, batch):
     assert _generate(pair, inputs, extra, do_sample=True) == expected
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("batch", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_beam_search(pair, batch):
     inputs, extra, scorers, prompts = _setting(pair, batch)

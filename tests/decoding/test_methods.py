@@ -254,6 +254,7 @@ def grid():
             yield pytest.param(name, family, marks=[] if fast else [pytest.mark.slow])
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("name", "family"), list(grid()))
 def test_methods(name, family):
     _check(name, family, batch=3)

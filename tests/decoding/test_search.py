@@ -234,6 +234,7 @@ def settings():
                 yield pytest.param(family, path, attention, batch, marks=[] if often else pytest.mark.slow)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("family", "path", "attention", "batch"), list(settings()))
 def test_tokens_are_the_references(family, path, attention, batch):
     matrix(family, path, attention, batch)

@@ -137,6 +137,7 @@ def grid():
                             yield pytest.param(family, view, how, batch, executor, marks=mark)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("family", "view", "how", "batch", "executor"), list(grid()))
 def test_generate(family, view, how, batch, executor):
     rows = range(batch)
@@ -241,6 +242,7 @@ def proxy_tuning(family):
 METHODS = [ritual, ritual_vcd, m3id, bare_text, one_prompt, amateur, itself, proxy_tuning]
 
 
+@pytest.mark.covering
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["greedy", "beam"])
 @pytest.mark.parametrize("executor", ["processor", "loop"])

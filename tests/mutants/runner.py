@@ -1,0 +1,95 @@
+"""Run tests against a changed module, in a child of a process that has the heavy libraries loaded.
+
+The change is made where Python reads the module's source, so no file is touched. A child that is forked after torch and
+transformers were imported starts within milliseconds.
+"""
+
+import importlib
+import importlib.machinery
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Outcome(NamedTuple):
+    """What the tests said of a change."""
+
+    killed: bool
+    """Whether a test failed, the module could not be imported, or the time was up."""
+    status: int
+    """The exit status of pytest, or minus the signal that ended it."""
+    seconds: float
+
+
+def preload() -> None:
+    """Import what all tests need, but nothing of contralto."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    for name in ("datasets", "peft", "pytest", "trl"):
+        importlib.import_module(name)
+    import torch
+    import transformers
+
+    for name in ("AutoModelForCausalLM", "PreTrainedTokenizerFast", "Trainer", "LlamaForCausalLM"):
+        getattr(transformers, name)  # transformers imports lazily
+    torch.set_num_threads(1)
+    loaded = [name for name in sys.modules if name.split(".")[0] == "contralto"]
+    if loaded:
+        raise RuntimeError(f"changes would come too late: {loaded[0]} is imported already")
+
+
+def run(path: Path, source: str, tests: Sequence[str], *, timeout: float) -> Outcome:
+    """Run tests with another source in place of a module's.
+
+    Args:
+        path: the module's file.
+        source: the text that is compiled in its place.
+        tests: pytest's arguments, files or test ids seen from the root of the repository.
+        timeout: seconds; a change that makes a loop endless is killed by it.
+    """
+    began = time.monotonic()
+    child = os.fork()
+    if not child:
+        _child(path, source, tests)
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        if time.monotonic() - began > timeout:
+            os.killpg(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            break
+        time.sleep(0.01)
+    code = os.waitstatus_to_exitcode(status)
+    return Outcome(code != 0, code, time.monotonic() - began)
+
+
+def _child(path: Path, source: str, tests: Sequence[str]) -> None:
+    """Never return: exit with pytest's status."""
+    os.setpgid(0, 0)
+    null = os.open(os.devnull, os.O_RDWR)
+    log = os.environ.get("MUTANTS_LOG")
+    out = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC) if log else null
+    for number, stream in enumerate((null, out, out)):
+        os.dup2(stream, number)
+    read = importlib.machinery.SourceFileLoader.get_code
+
+    def get_code(loader: Any, name: str) -> Any:
+        if Path(loader.path).resolve() == path.resolve():
+            return compile(source, loader.path, "exec")
+        return read(loader, name)
+
+    importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
+    import pytest
+
+    os.chdir(ROOT)
+    os._exit(
+        pytest.main(
+            ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore:Module already imported", *tests]
+        )
+    )
