@@ -85,12 +85,14 @@ def _complete(
     import torch
 
     from contralto.eval.data import TASKS, local_tasks
+    from contralto.eval.metrics import register_in_lm_eval
     from contralto.eval.models import lm, vlm  # noqa: F401  importing registers the models
 
     def given(name: str) -> Any:
         found = getattr(args, name, None)
         return config.get(name) if found in (None, {}) else found
 
+    register_in_lm_eval()
     paths = given("include_path") or []
     args.include_path = [str(TASKS), *([paths] if isinstance(paths, str) else paths)]
     if data_dir is not None:

@@ -30,72 +30,10 @@ from contralto.eval.comparison.controls import (
 )
 from contralto.eval.comparison.runs import Column, Conditions, Run, Runner, Sample, Task, gather
 from contralto.eval.data import TASKS, local_tasks
+from contralto.eval.metrics import Measurement, measure, register_in_lm_eval
 from contralto.eval.stats.counts import Array
 
-__all__ = ["Subject", "adjust", "compare", "measure", "summarise"]
-
-# ---------------------------------------------------------------------------------------------------------------- measures
-
-
-class Measure(NamedTuple):
-    """A metric of some answers: counts per document, and what is made of their sum."""
-
-    table: Array
-    metric: stats.CountMetric
-    is_binary: bool
-    """Whether it is a share of right answers."""
-
-
-def measure(name: str, values: Sequence[Any]) -> Measure:
-    """What lm-eval keeps of each document under a metric's name, as counts that can be summed and resampled.
-
-        a number                    its mean
-        [label, answer]             precision, recall, f1 of yes
-        [said, wrong, found, there] chair_i, chair_s, recall of captions
-        [unique, total], several    repetition 1 - unique / total; diversity, the product of unique / total
-        [log-likelihood, length]    word_perplexity, byte_perplexity, bits_per_byte
-
-    Raises:
-        ValueError: none of these.
-
-    Examples:
-        >>> table, metric, is_binary = measure("acc", [1.0, 0.0, 1.0, 1.0])
-        >>> float(metric(table.sum(0))), is_binary
-        (0.75, True)
-    """
-    first = values[0]
-    if isinstance(first, bool | int | float):
-        return Measure(stats.score_table(values), stats.mean, all(value in (0, 1) for value in values))
-    if name == "chair_s":
-        return Measure(stats.score_table([wrong > 0 for _, wrong, *_ in values]), stats.mean, False)
-    if len(first) == 2 and isinstance(first[0], bool):
-        table = stats.yes_no_table([label for label, _ in values], [said for _, said in values])
-        return Measure(table, getattr(stats, name), False)
-    if name not in COUNTED:
-        raise ValueError(
-            f"the metric {name} is kept as {first!r} per document, and compare cannot pair that: name another"
-        )
-    return Measure(np.array(values, dtype=np.float64).reshape(len(values), -1), COUNTED[name], False)
-
-
-def _quotient(counts: Array, above: int, below: int, *, empty: float = 0.0) -> Array:
-    return np.where(counts[..., below] > 0, counts[..., above] / np.maximum(counts[..., below], 1e-300), empty)
-
-
-COUNTED: dict[str, stats.CountMetric] = {
-    "chair_i": lambda c: _quotient(c, 1, 0),
-    "recall": lambda c: _quotient(c, 2, 3),
-    **{f"rep_{n}": lambda c: 1 - _quotient(c, 0, 1, empty=1.0) for n in (2, 3, 4)},
-    "diversity": lambda c: np.prod([_quotient(c, i, i + 1, empty=1.0) for i in range(0, c.shape[-1], 2)], axis=0),
-    "word_perplexity": lambda c: np.exp(-_quotient(c, 0, 1)),
-    "byte_perplexity": lambda c: np.exp(-_quotient(c, 0, 1)),
-    "bits_per_byte": lambda c: -_quotient(c, 0, 1) / math.log(2),
-}
-
-
-NUMERATORS: dict[stats.CountMetric, list[int]] = {stats.mean: [0], stats.accuracy: [0, 2], stats.yes_ratio: [0, 1]}
-"""Metrics that are means over all documents: the counts whose sum is divided by their number."""
-
+__all__ = ["Subject", "adjust", "compare", "summarise"]
 
 # ------------------------------------------------------------------------------------------------------------- statistics
 
@@ -103,9 +41,9 @@ NUMERATORS: dict[stats.CountMetric, list[int]] = {stats.mean: [0], stats.accurac
 class _Answers(NamedTuple):
     """All answers of one row and model, the seeds summed."""
 
-    measures: dict[str, Measure]
+    measures: dict[str, Measurement]
     """By metric; the tables are summed over seeds."""
-    seeds: list[dict[str, Measure]]
+    seeds: list[dict[str, Measurement]]
     pairs: list[list[tuple[bool, bool | None]]]
     """Of yes/no tasks, per seed: labels and answers."""
 
@@ -217,7 +155,7 @@ def _answers(frame: _Frame, runs: Sequence[Run]) -> _Answers:
     return _Answers(summed, seeds, pairs)
 
 
-def _measures(frame: _Frame, samples: Sequence[Sample]) -> dict[str, Measure]:
+def _measures(frame: _Frame, samples: Sequence[Sample]) -> dict[str, Measurement]:
     found = {}
     for name in samples[0].metrics:
         values = [sample.metrics[name] for sample in samples]
@@ -227,7 +165,7 @@ def _measures(frame: _Frame, samples: Sequence[Sample]) -> dict[str, Measure]:
             if name == frame.metric:
                 raise
     if frame.task.yes_no:
-        found["yes_ratio"] = found["f1"]._replace(metric=stats.yes_ratio)
+        found["yes_ratio"] = measure("yes_ratio", [sample.metrics["f1"] for sample in samples])
     return found
 
 
@@ -257,9 +195,8 @@ def _forced(pairs: Sequence[tuple[bool, bool | None]], words: Sequence[tuple[flo
 def _said(frame: _Frame, pairs: Sequence[tuple[bool, bool | None]], said: Sequence[bool | None]) -> _Answers:
     """Return the measures of other answers to the same questions."""
     labels = [label for label, _ in pairs]
-    table = stats.yes_no_table(labels, said)
     names = ("precision", "recall", "f1", "yes_ratio")
-    found = {name: Measure(table, getattr(stats, name), False) for name in names}
+    found = {name: measure(name, [*zip(labels, said, strict=True)]) for name in names}
     hits = [float(label == answer) for label, answer in zip(labels, said, strict=True)]
     found[frame.metric] = measure(frame.metric, hits)
     return _Answers(found, [found], [list(zip(labels, said, strict=True))])
@@ -350,18 +287,19 @@ def _detectable(view: _View, row: str, against: str, test: Mapping[str, Any]) ->
     """Return the smallest difference that the test would find four times in five; None if it would find none."""
     clusters, name = view.frame.clusters, view.frame.metric
     one, two = _alike(view.answers[against], view.answers[row], name)
-    units, metric = len(one) if clusters is None else len(set(clusters)), view.answers[row].measures[name].metric
+    main = view.answers[row].measures[name]
+    units = len(one) if clusters is None else len(set(clusters))
     if not test["units"]:  # if any differ, then wholly
         return stats.detectable(units, 0.0) if _is_binary(view, row, against) else None
-    if metric in NUMERATORS:
-        sums = stats.by_cluster((two - one)[:, NUMERATORS[metric]].sum(-1, keepdims=True), clusters)
+    if main.numerators is not None:
+        sums = stats.by_cluster((two - one)[:, main.numerators].sum(-1, keepdims=True), clusters)
         error = math.sqrt(float((sums**2).sum())) / float(one[:, -1].sum())
     else:
-        error = view.drawn.error((against, name), (row, name), metric)
+        error = view.drawn.error((against, name), (row, name), main.metric)
     return stats.detectable_by_error(error, units=units, apart=test["units"])
 
 
-def _seed_pairs(control: _Answers, own: _Answers) -> list[tuple[dict[str, Measure], dict[str, Measure]]]:
+def _seed_pairs(control: _Answers, own: _Answers) -> list[tuple[dict[str, Measurement], dict[str, Measurement]]]:
     """Each seed against the control's of the same number, or against its only one."""
     if len(control.seeds) == 1:
         return [(control.seeds[0], seed) for seed in own.seeds]
@@ -370,15 +308,15 @@ def _seed_pairs(control: _Answers, own: _Answers) -> list[tuple[dict[str, Measur
 
 def _difference(view: _View, first: str, second: str, name: str) -> dict[str, Any]:
     """Return how much higher a metric is for the second row: its interval, and p of the permutation test."""
-    metric = view.answers[second].measures[name].metric
+    _, metric, _, numerators = view.answers[second].measures[name]
     found = view.drawn.difference((first, name), (second, name), metric)._asdict()
     one, two = _alike(view.answers[first], view.answers[second], name)
     how = {"clusters": view.frame.clusters, "resamples": view.frame.resamples}
-    if metric in NUMERATORS:
-        test = stats.sign_flip((two - one)[:, NUMERATORS[metric]].sum(-1), **how)
+    if numerators is not None:
+        test = stats.sign_flip((two - one)[:, numerators].sum(-1), **how)
     else:
         test = stats.swap(one, two, metric, **how)
-    return found | {"test": "sign flip" if metric in NUMERATORS else "swap", **test._asdict()}
+    return found | {"test": "swap" if numerators is None else "sign flip", **test._asdict()}
 
 
 def _alike(first: _Answers, second: _Answers, name: str) -> tuple[Array, Array]:
@@ -426,7 +364,7 @@ def _disagreements(
     return [_document(frame, column, names, tables, i) for i in chosen]
 
 
-def _per_document(one: Measure) -> Array:
+def _per_document(one: Measurement) -> Array:
     return np.asarray(one.metric(one.table), dtype=np.float64)
 
 
@@ -618,6 +556,7 @@ def _load_tasks(
     names: Sequence[str], conditions: Conditions, include_path: Sequence[str], data_dir: Path | None, output: Path
 ) -> list[Task]:
     """The tasks that the names mean, without the groups around them."""
+    register_in_lm_eval()
     metadata = dict(conditions.metadata)
     if data_dir:
         folder = output / "tasks"

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from contralto.eval.data.rows import Document, check_text_fields, rows_of
-from contralto.eval.metrics import chair, pope
+from contralto.eval.metrics import pope
+from contralto.eval.metrics.coco import coco_objects
+from contralto.eval.metrics.vocabulary import ObjectVocabulary, read_synonyms
 
 __all__ = ["NEGATIVES", "SOURCES", "ImageDocuments", "chair_documents", "pope_documents", "pope_tasks"]
 
@@ -112,7 +114,7 @@ def chair_documents(
     chair_seed: int = 0,
     n: int = 500,
     **_: Any,
-) -> tuple[ImageDocuments, chair.Vocabulary]:
+) -> tuple[ImageDocuments, ObjectVocabulary]:
     """Read images of COCO val2014 to describe, each with the objects in it, and the vocabulary of object names.
 
     Args:
@@ -125,13 +127,13 @@ def chair_documents(
         n: The number of images.
 
     Raises:
-        ValueError: See `chair.read_synonyms` and `chair.coco_objects`; or images are missing.
+        ValueError: See `read_synonyms` and `coco_objects`; or images are missing.
     """
     root = _root(data_dir)
-    vocabulary = chair.read_synonyms(Path(chair_synonyms or root / "chair/synonyms.txt"))
+    vocabulary = read_synonyms(Path(chair_synonyms or root / "chair/synonyms.txt"))
     folder = Path(coco_annotations or root / "coco/annotations")
     files = [folder / f"{kind}_val2014.json" for kind in ("instances", "captions")]
-    objects_of = chair.coco_objects(files[0], files[1], vocabulary, n=n, seed=chair_seed)
+    objects_of = coco_objects(files[0], files[1], vocabulary, n=n, seed=chair_seed)
     rows = [{"image": name, "objects": objects, "prompt": chair_prompt} for name, objects in objects_of.items()]
     images = Path(coco_images or root / IMAGE_FOLDERS["coco"])
     _check_images(images, list(objects_of))

@@ -6,7 +6,7 @@ DIR/pope/**/coco_pope_random.json, gqa_pope_seem_popular.json, ... the official 
 DIR/coco/val2014/*.jpg                                             images of POPE's COCO and A-OKVQA, and of CHAIR
 DIR/coco/annotations/instances_val2014.json, captions_val2014.json
 DIR/gqa/images/*.jpg                                               images of POPE's GQA
-DIR/chair/synonyms.txt                                             names of objects, see `chair.read_synonyms`
+DIR/chair/synonyms.txt                                             names of objects, see `contralto.eval.metrics.vocabulary`
 """
 
 import fnmatch

@@ -24,7 +24,7 @@ from contralto.decoding import (
 from contralto.decoding.executors.score import score
 from contralto.decoding.placement import input_device
 from contralto.decoding.trace import trace
-from contralto.eval.metrics.openended import coherence
+from contralto.eval.metrics import coherence
 from contralto.eval.models.lm import ContraltoLM
 
 PROMPTS = ["Ben went out to the", "Mia saw a fox. She gave it to"]

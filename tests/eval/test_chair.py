@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from contralto.eval.metrics import chair
+from contralto.eval.metrics.coco import coco_objects
+from contralto.eval.metrics.vocabulary import ObjectVocabulary, mentions, read_synonyms
 from contralto.testbed import scenes
 
 DATA = Path(__file__).parents[1] / "fixtures" / "data"
-COCO = chair.Vocabulary.of(
+COCO = ObjectVocabulary.of(
     [
         ["person", "man", "woman", "child", "policeman", "People"],
         ["dog", "puppy"],
@@ -63,14 +65,14 @@ FOUND = {
 @pytest.mark.parametrize("text", FOUND)
 def test_mentions(text):
     expected = [name.replace("-", " ") for name in FOUND[text]]
-    assert chair.mentions(text, COCO) == expected
+    assert mentions(text, COCO) == expected
 
 
 def test_the_testbeds_captions_name_their_objects():
-    vocabulary = chair.Vocabulary.of([[name] for name in scenes.OBJECTS])
+    vocabulary = ObjectVocabulary.of([[name] for name in scenes.OBJECTS])
     for place in scenes.HOMES:
         text = scenes.caption(place, frozenset(scenes.OBJECTS))
-        assert chair.mentions(text, vocabulary) == scenes.mentioned(text) == list(scenes.OBJECTS)
+        assert mentions(text, vocabulary) == scenes.mentioned(text) == list(scenes.OBJECTS)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -91,7 +93,7 @@ def test_rates_equal_a_slow_count(seed):
     counts = [chair.count(", ".join(named), objects, COCO) for objects, named in zip(images, captions, strict=True)]
     expected = (wrong / said if said else 0, bad / len(images), found / there if there else 0)
     assert tuple(chair.rates(counts)) == pytest.approx(expected, abs=1e-12)
-    kept = [chair.measures(", ".join(named), each) for named, each in zip(captions, counts, strict=True)]
+    kept = [chair.document_metrics(", ".join(named), each) for named, each in zip(captions, counts, strict=True)]
     assert chair.chair_i([each["chair_i"] for each in kept]) == pytest.approx(expected[0], abs=1e-12)
     assert sum(each["chair_s"] for each in kept) / len(kept) == pytest.approx(expected[1], abs=1e-12)
     assert chair.recall([each["recall"] for each in kept]) == pytest.approx(expected[2], abs=1e-12)
@@ -103,15 +105,13 @@ def _files(folder):
 
 
 def test_coco_objects_are_those_of_masks_and_of_captions():
-    vocabulary = chair.read_synonyms(DATA / "chair" / "synonyms.txt")
+    vocabulary = read_synonyms(DATA / "chair" / "synonyms.txt")
     first, second = "COCO_val2014_000000000001.jpg", "COCO_val2014_000000000002.jpg"
-    there = chair.coco_objects(*_files(DATA), vocabulary)
+    there = coco_objects(*_files(DATA), vocabulary)
     assert there == {first: ["cup", "spoon", "wine glass"], second: ["bench", "car"]}
-    chosen = {tuple(chair.coco_objects(*_files(DATA), vocabulary, n=1, seed=seed)) for seed in range(10)}
+    chosen = {tuple(coco_objects(*_files(DATA), vocabulary, n=1, seed=seed)) for seed in range(10)}
     assert chosen == {(first,), (second,)}
-    assert chair.coco_objects(*_files(DATA), vocabulary, n=1, seed=3) == chair.coco_objects(
-        *_files(DATA), vocabulary, n=1, seed=3
-    )
+    assert coco_objects(*_files(DATA), vocabulary, n=1, seed=3) == coco_objects(*_files(DATA), vocabulary, n=1, seed=3)
 
 
 BROKEN = {
@@ -131,13 +131,13 @@ def test_refusals(case, tmp_path):
     shutil.copytree(DATA, tmp_path, dirs_exist_ok=True)
     (tmp_path / file).unlink() if text is None else (tmp_path / file).write_text(text)
     with pytest.raises(ValueError, match=message):
-        chair.coco_objects(*_files(tmp_path), chair.read_synonyms(tmp_path / "chair" / "synonyms.txt"))
+        coco_objects(*_files(tmp_path), read_synonyms(tmp_path / "chair" / "synonyms.txt"))
 
 
 def test_as_many_images_as_there_are():
-    vocabulary = chair.read_synonyms(DATA / "chair" / "synonyms.txt")
+    vocabulary = read_synonyms(DATA / "chair" / "synonyms.txt")
     for n in (3, 0, "all"):
         with pytest.raises(ValueError, match=f"n must be from 1 to 2, the images that .* has captions of, not {n!r}"):
-            chair.coco_objects(*_files(DATA), vocabulary, n=n)
+            coco_objects(*_files(DATA), vocabulary, n=n)
     with pytest.raises(ValueError, match="at least one caption"):
         chair.rates([])

@@ -22,10 +22,10 @@ from contralto.cli import compare as command
 from contralto.decoding import methods
 from contralto.eval import stats
 from contralto.eval.comparison import compare, controls, runs
-from contralto.eval.comparison.compare import Subject, measure
+from contralto.eval.comparison.compare import Subject
 from contralto.eval.comparison.controls import generation_rows, mask_of, parse, ranking_rows, weight_of
 from contralto.eval.comparison.runs import Conditions, Identity, check_same_documents, read_samples
-from contralto.eval.metrics import chair, openended
+from contralto.eval.metrics import chair, measure, openended
 from contralto.eval.models.decoder import Decoder
 from contralto.eval.models.lm import ContraltoLM
 
@@ -199,17 +199,17 @@ def test_answers_to_other_questions_are_not_paired(other, message):
 def test_measures_of_captions_and_texts_equal_the_pure_functions():
     rng = random.Random(0)
     counts = [[said := rng.randrange(5), rng.randrange(said + 1), rng.randrange(3), 3] for _ in range(30)]
-    rates = chair.rates([chair.Counts(*row) for row in counts])
+    rates = chair.rates([chair.CaptionCounts(*row) for row in counts])
     for name in ("chair_i", "chair_s", "recall"):
-        table, metric, is_binary = measure(name, counts)
+        table, metric, is_binary, _ = measure(name, counts)
         assert float(metric(table.sum(0))) == pytest.approx(getattr(rates, name))
         assert not is_binary
     grams = [[[rng.randrange(1, 9), 9] for _ in range(3)] for _ in range(20)]
-    table, metric, _ = measure("diversity", grams)
+    table, metric, *_ = measure("diversity", grams)
     assert float(metric(table.sum(0))) == pytest.approx(openended.diversity(grams))
-    table, metric, _ = measure("rep_2", [row[0] for row in grams])
+    table, metric, *_ = measure("rep_2", [row[0] for row in grams])
     assert float(metric(table.sum(0))) == pytest.approx(openended.repetition([row[0] for row in grams]))
-    table, metric, _ = measure("word_perplexity", [(-10.0, 4), (-6.0, 4)])
+    table, metric, *_ = measure("word_perplexity", [(-10.0, 4), (-6.0, 4)])
     assert float(metric(table.sum(0))) == pytest.approx(math.exp(2))
     with pytest.raises(ValueError, match="the metric bleu is kept as"):
         measure("bleu", [["a", "b"]])

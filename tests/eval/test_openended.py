@@ -17,7 +17,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from contralto import testbed
-from contralto.eval.metrics import openended
+from contralto.eval.metrics import model_based, openended
 
 
 def _texts(seed, count=30):
@@ -76,7 +76,7 @@ def test_coherence_is_the_mean_log_probability(batch_size):
             total += float(logits.log_softmax(-1)[token])
             ids = [*ids, token]
         expected.append(total / len(after))
-    found = openended.coherence(judge, tokenizer, PROMPTS, TOLD, batch_size=batch_size)
+    found = model_based.coherence(judge, tokenizer, PROMPTS, TOLD, batch_size=batch_size)
     assert found == pytest.approx(expected, abs=2e-5)
 
 
@@ -87,8 +87,8 @@ def test_coherence_of_absolute_positions():
     def small(text, **how):
         return {"input_ids": [i % zoo.VOCAB for i in tokenizer(text, **how)["input_ids"]]}
 
-    together = openended.coherence(judge, small, PROMPTS, TOLD, batch_size=3)
-    alone = openended.coherence(judge, small, PROMPTS, TOLD, batch_size=1)
+    together = model_based.coherence(judge, small, PROMPTS, TOLD, batch_size=3)
+    alone = model_based.coherence(judge, small, PROMPTS, TOLD, batch_size=1)
     assert together == pytest.approx(alone, abs=1e-5)
 
 
@@ -100,15 +100,15 @@ def test_coherence_refusals():
         (["Ben", "Ben"], [" ran.", " ran" * 2000], "text 1 has 2002 tokens, more than the"),
     ):
         with pytest.raises(ValueError, match=message):
-            openended.coherence(judge, tokenizer, prompts, told)
+            model_based.coherence(judge, tokenizer, prompts, told)
 
 
 def test_mauve_asks_for_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "mauve", None)
     with pytest.raises(ImportError, match="pip install mauve-text"):
-        openended.mauve(["a"], ["b"])
+        model_based.mauve(["a"], ["b"])
     with pytest.raises(ValueError, match="there are 0 and 1"):
-        openended.mauve([], ["b"])
+        model_based.mauve([], ["b"])
 
 
 def test_mauve_passes_on_what_it_is_asked(monkeypatch):
@@ -121,7 +121,7 @@ def test_mauve_passes_on_what_it_is_asked(monkeypatch):
     package = ModuleType("mauve")
     package.compute_mauve = compute_mauve
     monkeypatch.setitem(sys.modules, "mauve", package)
-    assert openended.mauve(["a"], ["b"], model="gpt2", max_length=128, num_buckets=5) == 0.25
+    assert model_based.mauve(["a"], ["b"], model="gpt2", max_length=128, num_buckets=5) == 0.25
     assert asked == {
         "p_text": ["a"],
         "q_text": ["b"],
@@ -150,6 +150,6 @@ def test_mauve_of_the_package(tmp_path, monkeypatch):
     told, like, unlike = (
         [" ".join(rng.choice(words) for _ in range(12)) for _ in range(120)] for words in ("abc", "abc", "def")
     )
-    found = [openended.mauve(told, other, model=str(folder), num_buckets=12) for other in (like, unlike)]
+    found = [model_based.mauve(told, other, model=str(folder), num_buckets=12) for other in (like, unlike)]
     assert 0 < found[1] < found[0] <= 1
-    assert openended.mauve(told, like, model=str(folder), num_buckets=12) == found[0]
+    assert model_based.mauve(told, like, model=str(folder), num_buckets=12) == found[0]

@@ -43,7 +43,7 @@ def test_rates_equal_the_confusion_table(seed):
 def test_what_lm_eval_aggregates_are_the_rates():
     rng = random.Random(1)
     pairs = [(rng.random() < 0.5, rng.choice([True, False, None])) for _ in range(200)]
-    kept = [pope.measures(*pair) for pair in pairs]
+    kept = [pope.document_metrics(*pair) for pair in pairs]
     rates = pope.rates(pairs)
     for name, mean in (("acc", rates.accuracy), ("yes_ratio", rates.yes_ratio), ("unparsed", rates.unparsed)):
         assert sum(each[name] for each in kept) / len(kept) == mean
@@ -75,7 +75,7 @@ SAID = {
 def test_parsers(text):
     words, official, ritual, vcd_yes, vcd_no = SAID[text]
     for label in (True, False):
-        said = {name: pope.answer(text, label, parser=name) for name in pope.PARSERS}
+        said = {name: pope.parse_answer(text, label, parser=name) for name in pope.PARSERS}
         assert said == {
             "words": words,
             "official": official,
@@ -87,6 +87,6 @@ def test_parsers(text):
 
 def test_refusals():
     with pytest.raises(ValueError, match="no POPE parser 'vicuna'; there are words, official"):
-        pope.answer("Yes", True, parser="vicuna")
+        pope.parse_answer("Yes", True, parser="vicuna")
     with pytest.raises(ValueError, match="at least one question"):
         pope.rates([])

@@ -25,7 +25,9 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from contralto import testbed
 from contralto.cli import demo
 from contralto.eval import data
+from contralto.eval.data.hub import hub_tasks
 from contralto.eval.metrics import chair, openended, pope
+from contralto.eval.metrics.vocabulary import read_synonyms
 from contralto.testbed import scenes, worlds
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "data"
@@ -202,9 +204,9 @@ def test_scenes_are_asked_about_and_described(chat):
         said = scenes.mentioned(row["resps"][0][0])
         assert said
         wrong = sum(name not in scene.objects for name in said)
-        counts.append(chair.Counts(len(said), wrong, len(scene.objects & set(said)), len(scene.objects)))
+        counts.append(chair.CaptionCounts(len(said), wrong, len(scene.objects & set(said)), len(scene.objects)))
     rates = chair.rates(counts)
-    for metric in chair.Rates._fields:
+    for metric in chair.ChairRates._fields:
         assert _score(results, "testbed_captions", metric) == pytest.approx(getattr(rates, metric))
 
 
@@ -348,7 +350,7 @@ def test_hellaswag_runs_from_local_files(folder, tmp_path):
 @pytest.mark.parametrize("task", ["gsm8k", "gsm8k_cot", "gsm8k_cot_self_consistency", "hellaswag"])
 def test_local_tasks_are_lm_evals_own_but_for_the_data(task, folder, tmp_path):
     ours = load_yaml(data.local_tasks([task], folder, tmp_path).tasks[0], resolve_func=False)
-    theirs = load_yaml(data._hub_tasks()[task], resolve_func=False)
+    theirs = load_yaml(hub_tasks()[task], resolve_func=False)
     changed = {key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)}
     assert changed <= {"tag", "custom_dataset", "dataset_kwargs", "metadata", "training_split"}
     assert ours["metadata"]["version"] == theirs["metadata"]["version"]
@@ -378,7 +380,10 @@ def test_a_group_pools_what_can_be_pooled(folder):
     group = _manager(data_dir=str(folder)).load("pope_coco")["groups"]["pope_coco"]
     sizes, values = (6, 4, 2), (0.5, 0.25, 1.0)
     splits = {
-        f"pope_coco_{kind}": {"sample_len": size, **{f"{metric},none": value for metric in pope.measures(True, True)}}
+        f"pope_coco_{kind}": {
+            "sample_len": size,
+            **{f"{metric},none": value for metric in pope.document_metrics(True, True)},
+        }
         for kind, size, value in zip(("random", "popular", "adversarial"), sizes, values, strict=True)
     }
     found = group.aggregate(splits)
@@ -415,7 +420,7 @@ def test_chair_runs_from_coco_annotations(folder, tmp_path):
     results = _run(local.tasks, "vision-0", vision=True, manager=manager, apply_chat_template=True)
     rows = results["samples"]["chair"]
     assert [row["doc"]["objects"] for row in rows] == [["cup", "spoon", "wine glass"], ["bench", "car"]]
-    vocabulary = chair.read_synonyms(folder / "chair" / "synonyms.txt")
+    vocabulary = read_synonyms(folder / "chair" / "synonyms.txt")
     counts = [chair.count(row["resps"][0][0], row["doc"]["objects"], vocabulary) for row in rows]
     assert _score(results, "chair", "recall") == chair.rates(counts).recall
     assert _score(results, "chair", "chair_i") == chair.rates(counts).chair_i

@@ -23,4 +23,4 @@ def images(doc: dict[str, Any]) -> list[Any]:
 
 def results(doc: dict[str, Any], said: list[str]) -> dict[str, Any]:
     """The measures of a caption."""
-    return chair.measures(said[0], chair.count(said[0], doc["objects"], _given["vocabulary"]))
+    return chair.document_metrics(said[0], chair.count(said[0], doc["objects"], _given["vocabulary"]))

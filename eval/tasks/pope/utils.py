@@ -25,4 +25,4 @@ def images(doc: dict[str, Any]) -> list[Any]:
 def results(doc: dict[str, Any], said: list[str]) -> dict[str, Any]:
     """The measures of an answer."""
     label = doc["label"] == "yes"
-    return pope.measures(label, pope.answer(said[0], label, parser=doc["parser"]))
+    return pope.document_metrics(label, pope.parse_answer(said[0], label, parser=doc["parser"]))

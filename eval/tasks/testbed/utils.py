@@ -10,12 +10,13 @@ from lm_eval.api.task import ConfigurableTask
 
 from contralto.eval import data
 from contralto.eval.metrics import chair, openended, pope
+from contralto.eval.metrics.vocabulary import ObjectVocabulary
 from contralto.testbed import scenes as pictured
 from contralto.testbed import worlds
 from contralto.testbed.scenes import Negatives, Scene
 from contralto.testbed.worlds import Split
 
-VOCABULARY = chair.Vocabulary.of([[name] for name in pictured.OBJECTS])
+VOCABULARY = ObjectVocabulary.of([[name] for name in pictured.OBJECTS])
 
 Row = dict[str, Any]
 
@@ -134,7 +135,7 @@ def _case(scene: Scene, name: str) -> str:
 def answered(doc: Row, said: list[str]) -> dict[str, Any]:
     """The measures of an answer."""
     label = doc["label"] == "yes"
-    return pope.measures(label, pope.answer(said[0], label))
+    return pope.document_metrics(label, pope.parse_answer(said[0], label))
 
 
 def pictures(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
@@ -156,7 +157,7 @@ def pictures(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
 
 def described(doc: Row, said: list[str]) -> dict[str, Any]:
     """The measures of a caption."""
-    return chair.measures(said[0], chair.count(said[0], doc["objects"], VOCABULARY))
+    return chair.document_metrics(said[0], chair.count(said[0], doc["objects"], VOCABULARY))
 
 
 def images(doc: Row) -> list[Any]:
