@@ -15,7 +15,9 @@ from contralto.common.lazy import exports
 if TYPE_CHECKING:
     from contralto.decoding.branches import AdaptersOff as AdaptersOff
     from contralto.decoding.executors.search import ContrastiveSearch as ContrastiveSearch
-    from contralto.decoding.executors.search import ContrastiveSearchLogitsProcessor as ContrastiveSearchLogitsProcessor
+    from contralto.decoding.executors.search_processor import (
+        ContrastiveSearchLogitsProcessor as ContrastiveSearchLogitsProcessor,
+    )
     from contralto.decoding.executors.speculative import (
         SpeculativeContrastiveDecoding as SpeculativeContrastiveDecoding,
     )
@@ -66,7 +68,8 @@ __getattr__, __dir__, __all__ = exports(
             "VisualContrastiveDecodingLogitsProcessor",
         ],
         "sampling": ["SeededSampling"],
-        "executors.search": ["ContrastiveSearch", "ContrastiveSearchLogitsProcessor"],
+        "executors.search": ["ContrastiveSearch"],
+        "executors.search_processor": ["ContrastiveSearchLogitsProcessor"],
         "executors.speculative": ["SpeculativeContrastiveDecoding"],
     },
 )

@@ -15,8 +15,10 @@ from transformers.generation.utils import ALL_CACHE_NAMES
 
 __all__ = [
     "crop_cache",
+    "drop_positions",
     "find_cache",
     "fork_cache",
+    "keep_position",
     "linear_layers",
     "repeat_cache",
     "repeat_rows",
@@ -94,6 +96,37 @@ def fork_cache(cache: Any) -> Any:
         if isinstance(layer, StaticLayer):
             layer.cumulative_length = layer.cumulative_length.clone()
     return fork
+
+
+def keep_position(cache: Any, choice: Tensor, length: int, count: int) -> None:
+    """Move one of the last `count` positions of each row to the first of them, in place.
+
+    Args:
+        cache: the decoder's own cache, of dynamic or static layers.
+        choice: `(R,)` int64, the position of each row, from 0 to `count` - 1.
+        length: number of tokens before these positions.
+        count: number of last positions.
+    """
+    for layer in cache.layers:
+        first = length if isinstance(layer, StaticLayer) else layer.keys.shape[-2] - count
+        for states in (layer.keys, layer.values):  # (R, heads, width, head size)
+            last = states[:, :, first : first + count]
+            index = choice.to(last.device)[:, None, None, None].expand(-1, last.shape[1], 1, last.shape[3])
+            last[:, :, :1] = last.gather(2, index)
+
+
+def drop_positions(cache: Any, count: int) -> None:
+    """Remove the last positions from a cache, also from a static one, in place.
+
+    Args:
+        cache: the decoder's own cache, of dynamic or static layers.
+        count: number of positions to remove.
+    """
+    if cache.is_compileable:
+        for layer in cache.layers:
+            layer.cumulative_length.sub_(count)
+    else:
+        cache.crop(-count)
 
 
 def repeat_cache(cache: Any, copies: int, index: Tensor) -> None:

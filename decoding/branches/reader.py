@@ -29,7 +29,7 @@ from contralto.decoding.branches.padding import fit_mask
 from contralto.decoding.branches.prompts import MULTIMODAL_INPUTS, TOKEN_TYPES, Prompts
 from contralto.decoding.placement import input_device
 
-__all__ = ["CachedReader"]
+__all__ = ["CachedReader", "last_hidden"]
 
 
 class CachedReader:
@@ -65,6 +65,8 @@ class CachedReader:
         self.kwargs: dict[str, Any] = {}
         self.length = 0
         """Number of tokens that the model has read of each row, padding included."""
+        self.hidden: Tensor | None = None
+        """`(R, n, d)` the last layer's hidden states of the last pass, if `output_hidden_states` is among the inputs."""
         self._records = False
         self._constant: dict[int, tuple[dict[str, Any], Any]] = {}
         """Other inputs and the cross-attention cache by number of copies: they do not change from step to step."""
@@ -75,6 +77,12 @@ class CachedReader:
     def cache(self) -> Any:
         """Return the cache; None before the first forward pass and for models without one."""
         return find_cache(self.kwargs)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Return the mask of the tokens that were read, `(R, length)`; None if there is no padding."""
+        mask = self.kwargs.get(self.mask_name)
+        return None if mask is None else mask[:, : self.length]
 
     @torch.no_grad()
     def prefill(self, prompts: Prompts, *, cache: Any = None, keep: int = 1, unread: Tensor | int = 0) -> Tensor:
@@ -98,7 +106,8 @@ class CachedReader:
             self.kwargs["past_key_values"] = cache
         self._check_length(prompts.ids, prompts.ids.shape[1], unread)
         outputs = self._run(prompts.ids, new=None, keep=keep)
-        self._commit(outputs, prompts.ids.shape[1])
+        embeds = self.kwargs.get("inputs_embeds")  # in place of token ids, whose rows are empty then
+        self._commit(outputs, prompts.ids.shape[1] if embeds is None else embeds.shape[1])
         logits: Tensor = outputs.logits[:, -keep:]
         return logits
 
@@ -207,16 +216,21 @@ class CachedReader:
             copies.cache.cross_attention_cache = split_cache(self.cache)[1]
         name = next(name for name, value in self.kwargs.items() if value is self.cache)
         self.kwargs[name] = copies.cache
+        self.advance()
+
+    def advance(self) -> None:
+        """Count the next token as read, where the cache holds it already."""
         self._lengthen(1)
         self.length += 1
 
-    def peek(self, ids: Tensor, mask: Any = None) -> Any:
+    def peek(self, ids: Tensor, *, mask: Tensor | None = None, layer_masks: Any = None) -> Any:
         """Run alternatives of the next token, all at its position. The cache takes them; `length` does not count them.
 
         Args:
             ids: `(R, k)` token ids.
-            mask: the attention mask to use in place of the prompts' mask, as the model's layers take it: `(R or 1, 1, k, width)`,
-                or one by kind of layer; None for the prompts' mask.
+            mask: `(R, length + k)`, used in place of the mask of the rows.
+            layer_masks: a mask as the model's layers take it, `(R or 1, 1, k, width)`, or one by kind of layer; used in place
+                of any other mask.
 
         Returns:
             The outputs of the model, with logits `(R, k, V)` and hidden states.
@@ -226,18 +240,18 @@ class CachedReader:
         for name in (self.positions_name, *TOKEN_TYPES):
             if (value := self.kwargs.get(name)) is not None:
                 changed[name] = value[..., -1:].expand(*value.shape[:-1], count)
-        if mask is not None:
-            changed[self.mask_name] = None
-        return self._run(ids, new=count, keep=count, mask=mask, **changed)
+        if mask is not None or layer_masks is not None:
+            changed[self.mask_name] = mask if layer_masks is None else None
+        return self._run(ids, new=count, keep=count, layer_masks=layer_masks, **changed)
 
-    def _run(self, ids: Tensor, *, new: int | None, keep: int, mask: Any = None, **changed: Any) -> Any:
+    def _run(self, ids: Tensor, *, new: int | None, keep: int, layer_masks: Any = None, **changed: Any) -> Any:
         """Run the model on the last `new` columns (None: on whole prompts) and return its outputs."""
         kwargs = self.kwargs | ({"logits_to_keep": keep} if self._takes_keep else {}) | changed
         inputs = self.model.prepare_inputs_for_generation(
             ids, next_sequence_length=new, is_first_iteration=new is None, **kwargs
         )
-        if mask is not None:
-            inputs[self.mask_name] = mask
+        if layer_masks is not None:
+            inputs[self.mask_name] = layer_masks
         call = self.model if new is None or self.compiled is None else self.compiled
         try:
             with self.context():
@@ -255,6 +269,7 @@ class CachedReader:
             outputs, self.kwargs, is_encoder_decoder=self.is_encoder_decoder
         )
         self.length += new
+        self.hidden = last_hidden(outputs)
 
     def _lengthen(self, count: int) -> None:
         """Add `count` columns of generated tokens to mask, positions and token types."""
@@ -276,3 +291,9 @@ class CachedReader:
         mask = self.kwargs.get(self.mask_name)
         mask = torch.ones(len(ids), length, device=ids.device) if mask is None else fit_mask(mask, length)
         self.limit.check(mask.sum(-1).to(ids.device) - unread, ids[:, -1] if self.length else None)
+
+
+def last_hidden(outputs: Any) -> Tensor | None:
+    """Return the hidden states of the last layer, the decoder's if there are two; None if the outputs have none."""
+    states = outputs.get("decoder_hidden_states") or outputs.get("hidden_states")
+    return None if states is None else states[-1]

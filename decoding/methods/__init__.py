@@ -18,7 +18,8 @@ from torch import Tensor
 from contralto import decoding
 from contralto.decoding import rules
 from contralto.decoding.branches import AdaptersOff
-from contralto.decoding.executors.search import ContrastiveSearch, ContrastiveSearchLogitsProcessor
+from contralto.decoding.executors.search import ContrastiveSearch
+from contralto.decoding.executors.search_processor import ContrastiveSearchLogitsProcessor
 from contralto.decoding.executors.speculative import SpeculativeContrastiveDecoding
 from contralto.decoding.images import diffusion_noise
 

@@ -19,8 +19,7 @@ from zoo import llava as zoo_llava
 from contralto import cli, decoding, testbed
 from contralto.cli import generate
 from contralto.common import files
-from contralto.decoding import methods
-from contralto.decoding.executors.search import ContrastiveSearchLogitsProcessor
+from contralto.decoding import ContrastiveSearchLogitsProcessor, methods
 from contralto.decoding.images import noised, ritual_transform
 
 QUESTION = "Mia has 9 coins. She finds 4, loses 2, wins 5, sells 3. How many coins does Mia have?"

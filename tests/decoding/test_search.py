@@ -33,8 +33,8 @@ from transformers import (
 from zoo import vision as zoo_vision
 
 from contralto import testbed
-from contralto.decoding.executors import search as module
-from contralto.decoding.executors.search import ContrastiveSearch, ContrastiveSearchLogitsProcessor
+from contralto.decoding import ContrastiveSearch, ContrastiveSearchLogitsProcessor
+from contralto.decoding.executors import search, search_state, tree
 from contralto.decoding.rules import contrastive_search, degeneration_penalty
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -605,16 +605,16 @@ def test_sliding_layers_hold_their_window_and_k_tokens():
 # ------------------------------------------------------------------------------------------------ the test of a model
 
 
-class Leaky(module._Tree):
+class Leaky(tree.CandidateTree):
     """Candidates see each other, as where a model does not heed the mask."""
 
     def _mask(self, layer, visible):
         mask = super()._mask(layer, visible)
-        mask[..., -self._k :] = 0
+        mask[..., -self._count :] = 0
         return mask
 
 
-class Boolean(module._Tree):
+class Boolean(tree.CandidateTree):
     """A mask that eager attention adds to its logits as 0 and 1."""
 
     def _mask(self, layer, visible):
@@ -624,7 +624,8 @@ class Boolean(module._Tree):
 @pytest.mark.parametrize("broken", [Leaky, Boolean])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
 def test_a_model_that_fails_its_test_is_read_by_replicas(family, broken, monkeypatch):
-    monkeypatch.setattr(module, "_Tree", broken)
+    for module in (tree, search_state):
+        monkeypatch.setattr(module, "CandidateTree", broken)
     model, inputs = build(family), inputs_of(family, zoo.prompts(4, seed=4))
     model.set_attn_implementation("eager")
     assert generate(model, inputs, custom_generate=ContrastiveSearch(**RULE)) == expected(family)
@@ -640,9 +641,9 @@ def test_the_verdict_is_kept_for_each_model_and_use():
         generate(model, batch, custom_generate=ContrastiveSearch(**RULE), steps=3, eos_token_id=None)
         counts.append(len(watch.read))
     assert counts == [8, 12, 20]  # prompt, two tests of a plain forward and a tree, 3 steps; no test; another use
-    held = len(module._VERDICTS)
+    held = len(tree._VERDICTS)
     del model, watch
-    assert len(module._VERDICTS) < held
+    assert len(tree._VERDICTS) < held
 
 
 def test_windows_that_the_cache_does_not_know():
@@ -666,7 +667,7 @@ def test_a_model_that_fails_at_the_mask_is_read_by_replicas(monkeypatch):
     def fail(*args):
         raise IndexError("too many indices")
 
-    monkeypatch.setattr(module._Tree, "_mask", fail)
+    monkeypatch.setattr(tree.CandidateTree, "_mask", fail)
     model, inputs = build("llama"), inputs_of("llama", zoo.prompts(4, seed=4))
     assert generate(model, inputs, custom_generate=ContrastiveSearch(**RULE)) == expected("llama")
     with pytest.raises(ValueError, match="fails with IndexError: too many indices"):
@@ -676,21 +677,21 @@ def test_a_model_that_fails_at_the_mask_is_read_by_replicas(monkeypatch):
 # ----------------------------------------------------------------------------------- breaks that the matrix must notice
 
 
-class WrongKept(module._Tree):
+class WrongKept(tree.CandidateTree):
     """The keys and values of the first candidate stay, whichever was chosen."""
 
     def keep(self, choice):
         super().keep(torch.zeros_like(choice))
 
 
-class AllKept(module._Tree):
+class AllKept(tree.CandidateTree):
     """No candidate leaves the cache."""
 
-    def _crop(self, count):
+    def _drop_last(self, count):
         pass
 
 
-class WrongHidden(module._Search):
+class WrongHidden(search_state.SearchState):
     """The hidden state of the first candidate stays."""
 
     def take(self, tokens):
@@ -698,7 +699,7 @@ class WrongHidden(module._Search):
         return super().take(tokens)
 
 
-class WrongReplica(module._Replicas):
+class WrongReplica(search_state.ReplicatedCandidates):
     def keep(self, choice):
         super().keep(torch.zeros_like(choice))
 
@@ -708,24 +709,30 @@ def padding_counts(candidates, context, mask):
 
 
 BREAKS = [
-    *[("_Tree", Leaky, family, "tree") for family in ("llama", "gpt2", "mistral", "gemma3")],
-    *[("_Tree", WrongKept, family, "tree") for family in ("llama", "gpt2", "mistral", "gemma3")],
-    *[("_Tree", AllKept, family, "tree") for family in ("llama", "opt")],
-    *[("_Search", WrongHidden, family, "tree") for family in ("llama", "qwen3", "gpt_neox")],
-    *[("_Replicas", WrongReplica, family, "replicate") for family in ("llama", "bloom", "t5", "mamba")],
-    *[("largest_cosine", padding_counts, f, "tree") for f in ("llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma3")],
+    *[(search_state, "CandidateTree", Leaky, family, "tree") for family in ("llama", "gpt2", "mistral", "gemma3")],
+    *[(search_state, "CandidateTree", WrongKept, family, "tree") for family in ("llama", "gpt2", "mistral", "gemma3")],
+    *[(search_state, "CandidateTree", AllKept, family, "tree") for family in ("llama", "opt")],
+    *[(search, "SearchState", WrongHidden, family, "tree") for family in ("llama", "qwen3", "gpt_neox")],
+    *[
+        (search_state, "ReplicatedCandidates", WrongReplica, family, "replicate")
+        for family in ("llama", "bloom", "t5", "mamba")
+    ],
+    *[
+        (search_state, "largest_cosine", padding_counts, f, "tree")
+        for f in ("llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma3")
+    ],
 ]
 
 
 def breaks():
-    for name, broken, family, path in BREAKS:
+    for module, name, broken, family, path in BREAKS:
         marks = [] if family in FAST else pytest.mark.slow
-        yield pytest.param(name, broken, family, path, id=f"{broken.__name__}-{family}", marks=marks)
+        yield pytest.param(module, name, broken, family, path, id=f"{broken.__name__}-{family}", marks=marks)
 
 
-@pytest.mark.parametrize(("name", "broken", "family", "path"), list(breaks()))
-def test_the_matrix_sees_it(name, broken, family, path, monkeypatch):
-    monkeypatch.setattr(module, "_test", lambda rows, candidates: None)
+@pytest.mark.parametrize(("module", "name", "broken", "family", "path"), list(breaks()))
+def test_the_matrix_sees_it(module, name, broken, family, path, monkeypatch):
+    monkeypatch.setattr(tree, "_self_test", lambda reader, candidates: None)
     monkeypatch.setattr(module, name, broken)
     with pytest.raises((AssertionError, RuntimeError, IndexError)):
         matrix(family, path, "eager" if family == "mamba" else "sdpa", 4)
