@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import broadcast_object_list, is_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from contralto.align.caches.blocks import Processes
 from contralto.align.trainers.batches import (
     IMAGE_COLUMNS,
     PAIR_COLUMNS,
@@ -180,6 +181,25 @@ class StagedTrainer(PairTrainer):
                 return
             with use_adapter(unwrapped, "ref" if "ref" in unwrapped.peft_config else None):
                 yield self.model, unwrapped.get_base_model()
+
+    # ------------------------------------------------------------------------------------------------------ processes
+
+    def broadcast(self, value: Any) -> Any:
+        """Return the value of the main process on all processes.
+
+        Args:
+            value: any object that can be pickled.
+        """
+        box = [value]
+        broadcast_object_list(box, from_process=0)
+        return box[0]
+
+    def processes(self) -> Processes:
+        """Return the processes of this training, as a cache on disk takes them."""
+        accelerator = self.accelerator
+        return Processes(
+            accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone, self.broadcast
+        )
 
     # -------------------------------------------------------------------------------------------------------- metrics
 

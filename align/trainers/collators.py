@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from contralto.align.trainers.batches import BLIND, PAIR_COLUMNS, REFERENCE_COLUMNS
+from contralto.align.caches.teacher import read_states
+from contralto.align.trainers.batches import BLIND, PAIR_COLUMNS, REFERENCE_COLUMNS, STATES
 
-__all__ = ["ColumnCollator", "TwoImageCollator"]
+__all__ = ["ColumnCollator", "TeacherStatesCollator", "TwoImageCollator"]
 
 
 class ColumnCollator:
@@ -32,6 +33,26 @@ class ColumnCollator:
         if cached:
             rows = [torch.as_tensor(row, dtype=torch.float32) for row in cached]
             batch["ref_token_logps"] = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return batch
+
+
+class TeacherStatesCollator:
+    """A collator that reads the teacher's states `(N, H)` of its rows from disk: those of all chosen completions, then of all rejected ones.
+
+    Args:
+        collator: the collator that makes the rest of the batch.
+    """
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        places = [example[STATES] for example in examples if STATES in example]
+        rest = [{name: value for name, value in example.items() if name != STATES} for example in examples]
+        batch: dict[str, Any] = self.collator(rest)
+        if places:
+            sides = zip(*(read_states(place) for place in places), strict=True)
+            batch[STATES] = torch.cat([states for side in sides for states in side])
         return batch
 
 

@@ -24,10 +24,12 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from contralto.align.caches.teacher import Rows, TeacherStates, WithStates, default_folder, load_head, save_head
+from contralto.align.caches.blocks import TokenRows, default_folder
+from contralto.align.caches.teacher import TeacherStates, load_head, save_head
 from contralto.align.losses.divergences import Head, chunked_divergence, chunked_logps, first_tokens, vocabulary_size
 from contralto.align.trainers.base import StagedTrainer
 from contralto.align.trainers.batches import IGNORED, PairBatch
+from contralto.align.trainers.collators import TeacherStatesCollator
 from contralto.align.trainers.distillation_config import TEACHER, DistillationConfig
 from contralto.align.trainers.heads import head_of
 from contralto.align.trainers.scoring import Scoring, TokenScores, install_head
@@ -71,7 +73,7 @@ class Texts(NamedTuple):
 
     batch: PairBatch
     rows: dict[str, slice]
-    """Rows of `chosen`, and of `rejected`."""
+    """TokenRows of `chosen`, and of `rejected`."""
     pairs: int
     states: Tensor | None = None
     """Their precomputed states of the teacher, `(N, H)`."""
@@ -129,7 +131,7 @@ class DistillationPairTrainer(StagedTrainer):
         else:
             _check_vocabulary(self.processing_class, self.unwrap(self.ref_model).config.get_text_config().vocab_size)
         self._teacher = None
-        self.data_collator = WithStates(self.data_collator)
+        self.data_collator = TeacherStatesCollator(self.data_collator)
         self._idle_is_told = args.loss_type != ["distillm2"]
 
     def _reference_at_start(self, args: DistillationConfig) -> Any:
@@ -372,13 +374,11 @@ class DistillationPairTrainer(StagedTrainer):
             raise ValueError("the teacher was a loaded model, which is gone: pass this data set as eval_dataset")
         key = _key(self._teacher, self.args, self.accelerator.mixed_precision, list(self.sides))
         states = TeacherStates(
-            self.args.teacher_cache or default_folder(),
+            self.args.teacher_cache or default_folder("teacher"),
             key,
             lambda rows: self._states_of(rows, batch_size),
             lambda: _bytes_per_token(self._loaded(self.args)),
-            rank=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
-            wait=self.accelerator.wait_for_everyone,
+            self.processes(),
         )
         dataset, path = states.add(dataset, name), states.folder / "head.safetensors"
         if self.accelerator.is_main_process and not path.is_file():
@@ -388,7 +388,7 @@ class DistillationPairTrainer(StagedTrainer):
         return dataset
 
     @torch.no_grad()
-    def _states_of(self, rows: Rows, batch_size: int) -> list[tuple[Tensor, list[int]]]:
+    def _states_of(self, rows: TokenRows, batch_size: int) -> list[tuple[Tensor, list[int]]]:
         """The states of rows, in batches of similar length."""
         teacher = self._loaded(self.args)
         _check_vocabulary(self.processing_class, teacher.config.get_text_config().vocab_size)

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list, is_peft_model
+from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, PreTrainedModel
 
-from contralto.align.caches.reference import IDS, ReferenceCache, Rows, default_folder
+from contralto.align.caches.blocks import ID_COLUMNS, TokenRows, default_folder
+from contralto.align.caches.reference import ReferenceCache
 from contralto.align.losses.divergences import Head
 from contralto.align.losses.masks import Activations, DensityMonitor, LearnedMask, Masks, mapo, record
 from contralto.align.losses.objective import Losses, Objective, Pairs
@@ -313,24 +314,16 @@ class PreferenceTrainer(StagedTrainer):
         precision = (self.accelerator.mixed_precision, self.args.max_length, self.args.truncation_mode, "measured head")
         key = model_digest(model, frozen_only=is_peft_model(model), extra=precision)
         cache = ReferenceCache(
-            self.args.reference_cache or default_folder(),
-            self._shared(key),
+            self.args.reference_cache or default_folder("reference"),
+            self.broadcast(key),
             lambda rows: self._reference_of(rows, batch_size),
-            writes=self.accelerator.is_main_process,
-            share=self._shared,
-            wait=self.accelerator.wait_for_everyone,
+            self.processes(),
         )
         return cache.add(dataset, name)
 
-    def _shared(self, value: Any) -> Any:
-        """What the main process says."""
-        box = [value]
-        broadcast_object_list(box, from_process=0)
-        return box[0]
-
-    def _reference_of(self, rows: Rows, batch_size: int) -> tuple[list[Tensor], list[Tensor]]:
+    def _reference_of(self, rows: TokenRows, batch_size: int) -> tuple[list[Tensor], list[Tensor]]:
         """The reference's log-probabilities of rows, in batches of similar length, spread over the processes."""
-        order = sorted(range(len(rows)), key=lambda i: -sum(len(rows[i][name]) for name in IDS))
+        order = sorted(range(len(rows)), key=lambda i: -sum(len(rows[i][name]) for name in ID_COLUMNS))
         sides: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         training = self.model.training
@@ -345,7 +338,7 @@ class PreferenceTrainer(StagedTrainer):
         self.model.train(training)
         return [sides[0][i] for i in range(len(rows))], [sides[1][i] for i in range(len(rows))]
 
-    def _reference_batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _reference_batch(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
         batch = PairBatch.of(self.to_device(self.data_collator([dict(row) for row in rows])), self.arrange)
         with self.reference_model() as (model, _):
             logps = self.score_tokens(model, batch).logps

@@ -31,7 +31,6 @@ from transformers import AutoModelForCausalLM
 
 from contralto import testbed
 from contralto.align import parsing
-from contralto.align.caches import teacher
 from contralto.align.trainers import distillation as distill
 from contralto.align.trainers.config import StagedConfig
 from contralto.align.trainers.distillation import DistillationPairTrainer
@@ -381,48 +380,6 @@ def test_a_second_run_does_not_load_the_teacher(root, teacher_folder, tmp_path, 
             trainer(tmp_path, _folder("llama", root), **how | changed)
     with pytest.raises(pytest.fail.Exception, match="was loaded"):  # states of one side are not those of both
         trainer(tmp_path, _folder("llama", root), **how, loss_type="forward_kl")
-
-
-def test_a_killed_pass_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(teacher, "BLOCK", 2)
-    rows = Dataset.from_list([{"prompt_ids": [1], "chosen_ids": [2] * (i + 1), "rejected_ids": [3]} for i in range(6)])
-    asked = []
-
-    def compute(block):
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        asked.append(block)
-        texts = [[len(row["chosen_ids"]), 1] for row in block]
-        return [(torch.full((sum(each), 3), float(each[0])), each) for each in texts]
-
-    with pytest.raises(KeyboardInterrupt):
-        teacher.TeacherStates(tmp_path, "key", compute, lambda: 12).add(rows, "train")
-    del asked[:]
-    found = teacher.TeacherStates(tmp_path, "key", compute, lambda: 12).add(rows, "train")
-    assert len(asked) == 1
-    batch = teacher.WithStates(lambda examples: {"size": len(examples)})([dict(found[i]) for i in (5, 0)])
-    assert batch["teacher_states"][:, 0].tolist() == [6.0] * 6 + [1.0] + [6.0] + [1.0]
-    with pytest.raises(OSError, match=r"take .* GB, and .* left: name another folder \(teacher_cache\)"):
-        teacher.TeacherStates(tmp_path, "other", compute, lambda: 10**15).add(rows, "train")
-
-
-def test_processes_share_the_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(teacher, "BLOCK", 1)
-    rows = Dataset.from_list([{"prompt_ids": [1], "chosen_ids": [2, i], "rejected_ids": [3]} for i in range(5)])
-    asked = {0: [], 1: []}
-
-    def of(rank):
-        def compute(block):
-            asked[rank].append(block[0]["chosen_ids"][1])
-            return [(torch.zeros(3, 2), [2, 1]) for _ in block]
-
-        return teacher.TeacherStates(tmp_path, "key", compute, lambda: 8, rank=rank, processes=2, wait=other[rank])
-
-    other = {0: lambda: None, 1: lambda: None}
-    with pytest.raises(FileNotFoundError):  # the other process's blocks are not there yet
-        of(1).add(rows, "train")
-    of(0).add(rows, "train")
-    assert asked == {0: [0, 2, 4], 1: [1, 3]}
 
 
 def test_an_aligned_teacher_keeps_its_adapter(root, teacher_folder, tmp_path):

@@ -38,7 +38,6 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer
 
 from contralto import testbed
-from contralto.align.caches.reference import ReferenceCache
 from contralto.align.losses.objective import LOSSES, Objective, Pairs
 from contralto.align.trainers.batches import IGNORED, PairBatch
 from contralto.align.trainers.config import PreferenceConfig
@@ -594,25 +593,6 @@ def test_reference_rows_are_those_of_one_row_alone(root, tmp_path):
                 logps = base(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
             expected = logps[len(row["prompt_ids"]) - 1 :]
             assert_close(torch.tensor(row[f"ref_{side}_token_logps"]), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_killed_reference_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("contralto.align.caches.reference.BLOCK", 2)
-    rows = Dataset.from_list([{"prompt_ids": [1], "chosen_ids": [2, i], "rejected_ids": [3]} for i in range(6)])
-    asked = []
-
-    def compute(block):
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        asked.append(block)
-        return [torch.tensor([float(row["chosen_ids"][1])]) for row in block], [torch.zeros(1) for _ in block]
-
-    with pytest.raises(KeyboardInterrupt):
-        ReferenceCache(tmp_path, "key", compute).add(rows, "train")
-    del asked[:]
-    found = ReferenceCache(tmp_path, "key", compute).add(rows, "train")
-    assert len(asked) == 1
-    assert found["ref_chosen_token_logps"] == [[float(i)] for i in range(6)]
 
 
 def test_a_streamed_data_set_is_precomputed_too(root, tmp_path):
