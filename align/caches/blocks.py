@@ -116,12 +116,21 @@ class BlockCache(ABC, Generic[Content]):
         return self.folder / f"{self.block_hash(rows)[:32]}{self.suffix}"
 
     def is_complete(self, rows: TokenRows) -> bool:
-        """Return whether the file of a block is there.
+        """Return whether the file of a block is there and has all rows; warn of one that is damaged.
 
         Args:
             rows: the rows.
         """
-        return self.path(rows).is_file()
+        path = self.path(rows)
+        if not path.is_file():
+            return False
+        try:
+            damage = None if self.count_rows(path) == len(rows) else "it has another number of rows"
+        except (OSError, ValueError) as error:
+            damage = str(error)
+        if damage is not None:
+            logger.warning("%s is damaged and is computed again: %s", path, damage)
+        return damage is None
 
     def blocks(self, dataset: Iterable[Any]) -> Iterator[list[dict[str, list[int]]]]:
         """Yield the rows of a data set in blocks.

@@ -110,6 +110,10 @@ class ReferenceCache(BlockCache[SideLogps]):
 
         Args:
             path: the file.
+
+        Raises:
+            OSError: the file is damaged.
+            ValueError: likewise.
         """
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
             return int(reader.read_all().num_rows)

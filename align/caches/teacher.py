@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -101,8 +101,14 @@ class TeacherStates(BlockCache[RowStates]):
 
         Args:
             path: the file.
+
+        Raises:
+            ValueError: the file is damaged.
         """
-        return len(_counts(path))
+        try:
+            return len(_counts(path))
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
 
     def _check_room(self, tokens: int) -> None:
         if not tokens:

@@ -68,3 +68,44 @@ def test_processes_share_the_blocks(tmp_path, monkeypatch):
         of(1).add(rows, "train")
     of(0).add(rows, "train")
     assert asked == {0: [0, 2, 4], 1: [1, 3]}
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda block: block[: len(block) // 2], lambda _: b"", lambda _: b"no block at all"]
+)
+@pytest.mark.parametrize("kind", [ReferenceCache, TeacherStates])
+def test_damaged_blocks_are_computed_again(tmp_path, caplog, kind, damage):
+    rows = Dataset.from_list([{"prompt_ids": [1], "chosen_ids": [2] * 500, "rejected_ids": [3]} for _ in range(3)])
+    asked = []
+
+    def logps_of(block):
+        asked.append(len(block))
+        return [torch.rand(500) for _ in block], [torch.rand(1) for _ in block]
+
+    def states_of(block):
+        asked.append(len(block))
+        return [(torch.rand(501, 2), [500, 1]) for _ in block]
+
+    def filled():
+        cache = kind(tmp_path, "key", *((logps_of,) if kind is ReferenceCache else (states_of, lambda: 8)))
+        return cache.add(rows, "train")
+
+    filled()
+    (path,) = (tmp_path / "key").glob(f"*{kind.suffix}")
+    whole = path.read_bytes()
+    filled()
+    assert asked == [3]
+    path.write_bytes(damage(whole))
+    assert len(filled()) == 3
+    assert asked == [3, 3]
+    assert f"{path} is damaged and is computed again" in caplog.text
+    assert abs(len(path.read_bytes()) - len(whole)) < 1000
+
+
+def test_a_block_of_fewer_rows_is_computed_again(tmp_path, caplog):
+    """As if a hash stood for other rows: what is on disk must fit the data set."""
+    rows = Dataset.from_list([{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]} for _ in range(3)])
+    cache = ReferenceCache(tmp_path, "key", lambda block: ([torch.rand(1) for _ in block],) * 2)
+    cache.write(cache.path(list(rows)), ([torch.rand(1)], [torch.rand(1)]))
+    assert len(cache.add(rows, "train")) == 3
+    assert "another number of rows" in caplog.text
