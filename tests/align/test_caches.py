@@ -109,3 +109,12 @@ def test_a_block_of_fewer_rows_is_computed_again(tmp_path, caplog):
     cache.write(cache.path(list(rows)), ([torch.rand(1)], [torch.rand(1)]))
     assert len(cache.add(rows, "train")) == 3
     assert "another number of rows" in caplog.text
+
+
+def test_names_of_blocks_stay(tmp_path):
+    """A cache that was written before is found again."""
+    rows = [{"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5]}]
+    rows += [{"prompt_ids": [7], "chosen_ids": [8], "rejected_ids": [9]}]
+    reference, states = ReferenceCache(tmp_path, "k" * 40, None), TeacherStates(tmp_path, "k" * 40, None, None)
+    assert reference.path(rows) == tmp_path / ("k" * 32) / "7fa216b7e40972af33cd68ccc32b7c0c.arrow"
+    assert states.path(rows) == tmp_path / ("k" * 32) / "1ae0129586185c5e1765243e021b2af5.safetensors"
