@@ -58,11 +58,11 @@ def load(name: str) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     kind = AutoModelForImageTextToText if path(name).parent.name == "vision_models" else AutoModelForCausalLM
-    return from_pretrained(kind, f"testbed:{name}", dtype="float32")
+    return from_pretrained(kind, str(path(name)), dtype="float32")
 
 
 def tokenizer() -> Any:
     """The tokenizer that all embedded language models share."""
     from transformers import AutoTokenizer
 
-    return from_pretrained(AutoTokenizer, "testbed:expert")
+    return from_pretrained(AutoTokenizer, str(path("expert")))

@@ -1,13 +1,16 @@
 """Models as users name them: a folder, a hub id, or `testbed:NAME` for an embedded model."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from contralto.common.errors import during
+from contralto.common.registry import Registry
 
 __all__ = [
+    "SOURCES",
     "check_weights",
     "from_pretrained",
     "locate",
@@ -16,22 +19,29 @@ __all__ = [
     "with_adapter",
 ]
 
+SOURCES = Registry[Callable[[str], str | os.PathLike[str]]]("source of models", group="contralto.models")
+"""Functions that return the folder of a model, by the prefix of the model's name: `testbed:expert` is `expert` in the source `testbed`.
+Packages add sources by entry points; the testbed does, so that no part of the library imports it."""
+
 _trusts = False
 """Whether models may run code that comes with them; set by the flag `--trust-remote-code` of a command. For all threads."""
 
 
 def locate(name: str) -> str:
-    """The folder or hub id of a model's name.
+    """Return the folder or the hub id of a model.
+
+    Args:
+        name: a folder, a hub id, or `SOURCE:NAME`, where `SOURCE` is an entry of `SOURCES`.
+
+    Raises:
+        ValueError: the source has no model of that name.
 
     Examples:
         >>> locate("testbed:expert").endswith("expert-0"), locate("org/model")
         (True, 'org/model')
     """
-    if not name.startswith("testbed:"):
-        return name
-    from contralto import testbed
-
-    return str(testbed.path(name.removeprefix("testbed:")))
+    source, colon, rest = name.partition(":")
+    return str(SOURCES.get(source)(rest)) if colon and source in SOURCES else name
 
 
 @contextmanager
