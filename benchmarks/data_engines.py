@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from contralto.cli import generate
 from contralto.data_gen import pipeline
-from contralto.data_gen.engines import TransformersEngine, batches
+from contralto.data_gen.engines import TransformersEngine
+from contralto.data_gen.engines.batching import batches
 from contralto.data_gen.engines.openai import OpenAIEngine
 from contralto.data_gen.recipe import Price, Recipe, Role, Rows, Use
 from contralto.data_gen.store import Store

@@ -28,8 +28,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from contralto.common.files import locked_folder
 from contralto.common.texts import has_lone_surrogate
-from contralto.data_gen.engines import Engine, Outcome
-from contralto.data_gen.engines.openai import CHARACTERS_PER_TOKEN
+from contralto.data_gen.engines.base import Engine, Outcome
+from contralto.data_gen.engines.bodies import CHARACTERS_PER_TOKEN, prompt_token_guess
 from contralto.data_gen.engines.outcomes import checked_outcomes, described
 from contralto.data_gen.recipe import Recipe, Use
 from contralto.data_gen.store import Asked, Store
@@ -619,8 +619,6 @@ def _guessed(recipe: Recipe, rows: Sequence[Row]) -> tuple[dict[tuple[str, str],
 def _stand_in(asked: Asked, number: int) -> Answer:
     """An answer as long as may be, unlike its neighbours."""
     request = asked.request
-    texts = [request.prompt or "", *(str(message["content"]) for message in request.messages or ())]
     tokens = request.sampling.max_new_tokens
     text = f"{number} " + "word " * int(tokens * CHARACTERS_PER_TOKEN / 5)
-    count = math.ceil(sum(map(len, texts)) / CHARACTERS_PER_TOKEN)
-    return Answer(text=text, prompt_tokens=count, completion_tokens=tokens)
+    return Answer(text=text, prompt_tokens=prompt_token_guess(request), completion_tokens=tokens)

@@ -20,7 +20,6 @@ the recipe's folder, or below the folder that `rows: {image_folder: ...}` names.
 before anybody is asked; every mistake is one sentence that says where it is.
 """
 
-import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -32,9 +31,8 @@ from contralto.common.errors import during
 from contralto.common.files import read_json_lines, read_lines, read_text
 from contralto.common.texts import has_lone_surrogate, secret_name
 from contralto.common.yaml_file import parse_yaml
-from contralto.data_gen.engines import Engine, FunctionEngine, TransformersEngine, takes
-from contralto.data_gen.engines.openai import OpenAIEngine
-from contralto.data_gen.engines.vllm import VLLMEngine
+from contralto.data_gen.engines.base import Engine
+from contralto.data_gen.engines.registry import ENGINES
 from contralto.data_gen.functions import find_function
 from contralto.data_gen.image_files import images_of, placed, with_located
 from contralto.data_gen.ranges import check_number, check_texts
@@ -44,12 +42,6 @@ from contralto.data_gen.types import Row, Sampling, Strategy, digest
 
 __all__ = ["Price", "Recipe", "Role", "Rows", "Use", "load_recipe", "read_rows"]
 
-ENGINES: dict[str, Callable[..., Any]] = {
-    "transformers": TransformersEngine,
-    "openai": OpenAIEngine,
-    "vllm": VLLMEngine,
-    "function": FunctionEngine,
-}
 FILES = (".txt", ".json", ".jsonl", ".parquet")
 """What a setting ends in that names a file."""
 
@@ -255,34 +247,32 @@ def _role(name: str, given: Any, path: Path, engines: dict[str, Engine]) -> Role
         engines[same] = _engine(where, **given, folder=path.parent)
     made = _at(where, Sampling, **sampling)
     engine = engines[same]
-    if isinstance(engine, TransformersEngine):
+    if hasattr(engine, "check"):
         _at(where, engine.check, sampling=made)
     return Role(name=name, engine=engine, sampling=made, price=_at(where, Price, **price))
 
 
 def _engine(where: str, *, engine: Any, folder: Path, **options: Any) -> Engine:
-    if engine not in ENGINES and ":" not in str(engine):
-        raise ValueError(f"{where}: there is no engine {engine!r}; there are {', '.join(ENGINES)}, or module:class")
-    kind = ENGINES[engine] if engine in ENGINES else _at(where, find_function, name=engine, folder=folder)
-    if kind is FunctionEngine and "use" in options:
-        _at(where, find_function, name=options["use"], folder=folder)
-    known = takes(kind)
-    if kind in (TransformersEngine, VLLMEngine):
-        from contralto.decoding import methods
-
-        known = [*known, *methods.OPTIONS]
-    if stranger := next((name for name in options if name not in known), None):
-        sampling = ", ".join(f.name for f in fields(Sampling))
-        raise ValueError(
-            f"{where}: engine {engine!r} has no {stranger!r}; it has {', '.join(known)}; and of sampling {sampling}"
-        )
-    needed = [
-        p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty
-    ]
-    if missing := [name for name in needed if name not in options]:
-        raise ValueError(f"{where}: engine {engine!r} needs {', '.join(missing)}")
+    """Construct the engine of a role from its options."""
+    kind = _engine_class(where, engine, folder)
+    for name in getattr(kind, "function_options", ()):
+        if name in options:  # the function may lie beside the recipe
+            _at(where, find_function, name=options[name], folder=folder)
+    extra = kind.option_names() if hasattr(kind, "option_names") else ()
+    hint = f"; and of sampling {', '.join(f.name for f in fields(Sampling))}"
+    check_call(kind, options, f"{where}: engine {engine!r}", extra=extra, noun="", hint=hint)
     made: Engine = _at(where, kind, **options)
     return made
+
+
+def _engine_class(where: str, engine: Any, folder: Path) -> Any:
+    """Return an engine by its name, or by `module:class`."""
+    if ":" in str(engine):
+        return _at(where, find_function, name=engine, folder=folder)
+    try:
+        return ENGINES.get(engine)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}, or module:class") from error
 
 
 def _rows(given: Any, path: Path) -> Rows:

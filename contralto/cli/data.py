@@ -187,7 +187,8 @@ def _merge(job: Job, args: argparse.Namespace) -> None:
 
 def _batch(job: Job, args: argparse.Namespace) -> None:
     from contralto.data_gen import pipeline
-    from contralto.data_gen.engines.openai import OpenAIEngine, batch_line
+    from contralto.data_gen.engines.batch_files import batch_line
+    from contralto.data_gen.engines.openai import OpenAIEngine
 
     role = job.recipe.roles.get(args.role)
     if role is None:
@@ -241,7 +242,7 @@ def _batch_outcome(line: str, asked: dict[str, Any]) -> tuple[Any, Any] | None:
         ValueError: it is no such line.
     """
     from contralto.common.texts import short
-    from contralto.data_gen.engines.openai import read_batch_line
+    from contralto.data_gen.engines.batch_files import read_batch_line
     from contralto.data_gen.engines.replies import read_answer
     from contralto.data_gen.types import Failure
 

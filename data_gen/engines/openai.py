@@ -8,34 +8,26 @@ reply that cannot be read. Replies are read up to a size that the request allows
 """
 
 import asyncio
-import base64
-import io
 import json
 import logging
-import math
-import os
 import queue
 import random
-import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from os import PathLike
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from contralto.common.messages import with_images
-from contralto.common.texts import Secrets, secret_name, short
+from contralto.common.texts import Secrets, short
 from contralto.common.web import address_of, decoded, read_body, read_json, retry_after
-from contralto.data_gen.engines import Outcome
+from contralto.data_gen.engines.base import Outcome
+from contralto.data_gen.engines.bodies import chat_messages, most_bytes, raw_prompt, token_guess
+from contralto.data_gen.engines.endpoint_options import check_address, check_extra_body, read_key
 from contralto.data_gen.engines.limiter import Flow, Limiter
 from contralto.data_gen.engines.replies import read_answer, refused
-from contralto.data_gen.image_files import check_image
 from contralto.data_gen.ranges import check_number, check_texts
 from contralto.data_gen.types import Answer, Failure, Request
 
-__all__ = ["Limiter", "OpenAIEngine", "batch_line", "chat_messages", "raw_prompt", "read_batch_line", "token_guess"]
+__all__ = ["OpenAIEngine"]
 
 AGAIN = {408, 409, 425, 429}
 FATAL = {401, 403, 404}
@@ -49,11 +41,8 @@ LIMITS: dict[str, dict[str, Any]] = {
     "attempts": {"above": 0, "most": 1000, "whole": True},
     "timeout": {"above": 0, "most": 86_400},
 }
-OWN_FIELDS = ("messages", "prompt", "stream", "n")
-"""Fields of a request that `extra_body` may not set: they would change what is asked, or the form of the reply."""
 
 logger = logging.getLogger(__name__)
-CHARACTERS_PER_TOKEN = 3.5  # of English text; only the limiter and estimates guess
 
 
 class OpenAIEngine:
@@ -96,18 +85,18 @@ class OpenAIEngine:
         max_tokens_field: str = "max_tokens",
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_address(base_url)
+        check_address(base_url)
         texts = {"model": model, "max_tokens_field": max_tokens_field}
         check_texts(texts, "an endpoint", *texts)
         for name, value in {"concurrency": concurrency, "attempts": attempts, "timeout": timeout}.items():
             check_number(name, value, **LIMITS[name])
         Limiter(rpm=rpm, tpm=tpm)
         self._url, self._model = base_url.rstrip("/"), model
-        self._key, self._no_key = _read_key(key_env)
+        self._key, self._no_key = read_key(key_env)
         self.secrets = Secrets(self._key)
         self.concurrency, self._attempts, self._timeout = concurrency, attempts, timeout
         self._limits = {"rpm": rpm, "tpm": tpm}
-        self._field, self._extra = max_tokens_field, _checked_extra(extra_body)
+        self._field, self._extra = max_tokens_field, check_extra_body(extra_body)
         self.identity = {
             "engine": "openai",
             "model": model,
@@ -230,7 +219,7 @@ class OpenAIEngine:
         """What came of one attempt, and whether another one is pointless."""
         path = "/completions" if request.messages is None else "/chat/completions"
         async with session.post(self._url + path, json=body, allow_redirects=False) as response:
-            data = await read_body(response, limit=_most_bytes(request))
+            data = await read_body(response, limit=most_bytes(request))
             if response.status == 200:
                 reply = read_json(decoded(data), response.headers.get("Content-Type"), self.secrets)
                 said = read_answer(reply, request)
@@ -279,167 +268,3 @@ class OpenAIEngine:
             return replace(said, reason=self.secrets.hide(said.reason))
         hide = self.secrets.hide_in_completion
         return replace(said, text=hide(said.text), finish_reason=hide(said.finish_reason))
-
-
-# ---------------------------------------------------------------------------------------------------------------- options
-
-
-def _check_address(base_url: Any) -> None:
-    """Require an address that can be recorded.
-
-    Raises:
-        ValueError: it is none, or holds what may be secret. A secret is not repeated.
-    """
-    try:
-        parts = urlsplit(base_url)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except (ValueError, AttributeError, TypeError):
-        is_address = False
-    is_plain = not (set("@?#") & set(str(base_url)))
-    if is_address and is_plain:
-        return
-    if not is_plain:
-        raise ValueError(
-            "base_url holds a user, a password or a query, which would be written to the store: "
-            "put the key into an environment variable and name it in key_env"
-        )
-    raise ValueError(f"base_url must be an address such as http://localhost:8000/v1, not {short(repr(base_url))}")
-
-
-def _read_key(key_env: Any) -> tuple[str, str]:
-    """The key, and what is wrong with it. Nothing that may be a key is shown.
-
-    Raises:
-        ValueError: `key_env` is no name, and may be the key itself.
-    """
-    if key_env is None:
-        return "", ""
-    name = key_env or "OPENAI_API_KEY"
-    key = os.environ.get(name, "").strip() if isinstance(name, str) and "\0" not in name else ""
-    is_name = isinstance(name, str) and bool(re.fullmatch(r"[A-Z][A-Z]*(_[A-Z0-9]+)+", name))
-    if key and not (key.isascii() and key.isprintable()):
-        return "", "the API key holds characters that cannot be sent in a header: set it anew"
-    if key or not key_env:
-        return key, ""
-    if is_name:
-        return (
-            "",
-            f"key_env names {name}, and that environment variable is not set: set it, or say key_env: null to send no key",
-        )
-    raise ValueError(
-        "key_env must be the name of an environment variable that is set, such as OPENAI_API_KEY, never the key itself; "
-        "null sends no key"
-    )
-
-
-def _checked_extra(extra_body: Any) -> dict[str, Any]:
-    """Further fields of requests.
-
-    Raises:
-        ValueError: they are not JSON, hold a key, or are fields of the engine's own.
-    """
-    extra = {} if extra_body is None else extra_body
-    if not isinstance(extra, Mapping):
-        raise ValueError(f"extra_body must be a mapping, not {short(repr(extra))}")  # noqa: TRY004 - a recipe's mistake
-    try:
-        json.dumps(dict(extra), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"extra_body must hold JSON values: {error}") from error
-    if own := [name for name in OWN_FIELDS if name in extra]:
-        raise ValueError(f"extra_body must not set {own[0]}: the engine does")
-    if name := secret_name(extra):
-        raise ValueError(
-            f"extra_body holds {name}, which would be recorded: put the key into an environment variable and name it in key_env"
-        )
-    return dict(extra)
-
-
-def _most_bytes(request: Request) -> int:
-    """How large a reply may be: 1 MiB, and 1 KiB for each new token, with its log-probability."""
-    return 2**20 + 2**10 * request.sampling.max_new_tokens
-
-
-def chat_messages(request: Request) -> list[dict[str, Any]]:
-    """Return the messages of a request in the form of the OpenAI protocol, each image in its place as a `data:` address.
-
-    Args:
-        request: a conversation.
-
-    Raises:
-        ValueError: the messages have places for images, but not as many as the request has images.
-    """
-    shown = iter(request.images)
-    messages = with_images(request.messages or (), len(request.images), own=True)
-    for message in messages:
-        if isinstance(message.get("content"), list):
-            message["content"] = [
-                _image_part(next(shown)) if part.get("type") == "image" else part for part in message["content"]
-            ]
-    return messages
-
-
-def raw_prompt(request: Request) -> str:
-    """Return the text that a request continues without a chat template.
-
-    Args:
-        request: a raw prompt.
-
-    Raises:
-        ValueError: it comes with images, for which a text has no place.
-    """
-    if request.images:
-        raise ValueError("a prompt without chat template cannot be sent with images: ask with messages")
-    return request.prompt or ""
-
-
-def _image_part(image: Any) -> dict[str, Any]:
-    """A file as it is, a Pillow image in RGB as local models see it."""
-    if isinstance(image, str | PathLike):
-        kind, data = check_image(Path(image)), Path(image).read_bytes()
-    else:
-        from contralto.decoding.pictures import open_image  # which loads torch
-
-        buffer = io.BytesIO()
-        open_image(image).save(buffer, "PNG")
-        kind, data = "image/png", buffer.getvalue()
-    return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{base64.b64encode(data).decode()}"}}
-
-
-def token_guess(request: Request) -> int:
-    """How many tokens a request may come to: its characters by 3.5, and the most it may answer."""
-    texts = [request.prompt or "", *(str(message["content"]) for message in request.messages or ())]
-    return math.ceil(sum(map(len, texts)) / CHARACTERS_PER_TOKEN) + request.sampling.max_new_tokens
-
-
-# ------------------------------------------------------------------------------------------------------------ batch files
-
-
-def batch_line(engine: OpenAIEngine, request: Request) -> str:
-    """A request as a line of the OpenAI batch format, which `vllm run-batch` reads, too; its key is the `custom_id`."""
-    url = "/v1/completions" if request.messages is None else "/v1/chat/completions"
-    line = {"custom_id": request.key, "method": "POST", "url": url, "body": engine.body(request)}
-    return json.dumps(line, ensure_ascii=False) + "\n"
-
-
-def read_batch_line(line: str) -> tuple[str, Any]:
-    """The key, and the response's body or why there is none.
-
-    Raises:
-        ValueError: not a line of a batch's output.
-
-    Examples:
-        >>> read_batch_line('{"custom_id": "k", "response": {"status_code": 429, "body": {}}, "error": null}')
-        ('k', Failure(reason='status 429: {}', stops=False))
-    """
-    try:
-        said = json.loads(line)
-        key, response, error = said["custom_id"], said.get("response"), said.get("error")
-        if not isinstance(key, str):
-            raise TypeError("custom_id is no string")
-        if error or not response:
-            return key, Failure(short(error or "no response"))
-        if response.get("status_code", 200) != 200:
-            return key, Failure(refused(response["status_code"], json.dumps(response.get("body")), Secrets()))
-        return key, response["body"]
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise ValueError(f"not a line of a batch's output (custom_id, response, error): {short(line)}") from error

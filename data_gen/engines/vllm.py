@@ -7,8 +7,8 @@ from typing import Any
 
 from contralto.common.hashing import weights_digest
 from contralto.common.hub import locate, trusts_remote_code
-from contralto.data_gen.engines import Outcome
-from contralto.data_gen.engines.openai import chat_messages, raw_prompt
+from contralto.data_gen.engines.base import Outcome
+from contralto.data_gen.engines.bodies import chat_messages, raw_prompt
 from contralto.data_gen.ranges import check_number
 from contralto.data_gen.types import Answer, Failure, Request, Sampling
 
@@ -51,6 +51,13 @@ class VLLMEngine:
         self._adapters = _adapters(self._how, adapter)
         self._model, self._adapter, self._options = model, adapter, dict(options or {})
         self.rows_together = rows_together
+
+    @staticmethod
+    def option_names() -> tuple[str, ...]:
+        """Return the names of the decoding options."""
+        from contralto.decoding import methods
+
+        return methods.OPTIONS
 
     @cached_property
     def identity(self) -> dict[str, Any]:

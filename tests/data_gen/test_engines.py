@@ -22,8 +22,12 @@ from PIL import Image
 
 from contralto import testbed
 from contralto.common.hashing import weights_digest
-from contralto.data_gen.engines import FunctionEngine, TransformersEngine, batches, find_function
-from contralto.data_gen.engines.openai import Limiter, OpenAIEngine, batch_line, read_batch_line
+from contralto.data_gen.engines import FunctionEngine, TransformersEngine
+from contralto.data_gen.engines.batch_files import batch_line, read_batch_line
+from contralto.data_gen.engines.batching import batches
+from contralto.data_gen.engines.limiter import Limiter
+from contralto.data_gen.engines.openai import OpenAIEngine
+from contralto.data_gen.functions import find_function
 from contralto.data_gen.types import Answer, Ask, Failure, Sampling, digest, drive, settle
 from contralto.testbed import worlds
 

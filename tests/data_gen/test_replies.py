@@ -30,6 +30,7 @@ from contralto.data_gen import recipe as recipes
 from contralto.data_gen.checks import check_settings
 from contralto.data_gen.engines import FunctionEngine
 from contralto.data_gen.engines import openai as engines_openai
+from contralto.data_gen.engines.limiter import Limiter
 from contralto.data_gen.engines.openai import OpenAIEngine
 from contralto.data_gen.engines.outcomes import checked
 from contralto.data_gen.ranges import check_number
@@ -431,7 +432,7 @@ def test_an_endpoint_cannot_ask_to_wait_for_ever(asked, monkeypatch, caplog):
 
 def test_a_long_wait_is_said(caplog):
     engine = OpenAIEngine(base_url="http://host/v1", model="m", key_env=None)
-    limiter = engines_openai.Limiter()
+    limiter = Limiter()
     for asked in (float("inf"), 1e9):
         engine._hold(limiter, asked)
     [record] = caplog.records
