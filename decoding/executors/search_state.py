@@ -9,7 +9,12 @@ from torch.nn.functional import pad
 from contralto.decoding.branches.prompts import Prompts
 from contralto.decoding.branches.reader import CachedReader
 from contralto.decoding.executors.tree import CandidateOutputs, CandidateTree, tree_obstacle
-from contralto.decoding.rules import check_penalty_weight, contrastive_search, largest_cosine, unit_vectors
+from contralto.decoding.rules.candidates import (
+    check_penalty_weight,
+    contrastive_search,
+    largest_cosine,
+    unit_vectors,
+)
 from contralto.decoding.validity import check_logits
 
 __all__ = ["CandidateReader", "ReplicatedCandidates", "SearchPath", "SearchState", "check_parameters"]

@@ -1,0 +1,52 @@
+"""Rules: pure functions of next-token logits that score tokens by contrast, in the letters of the papers.
+
+Every rule takes the logits of its branches, `(..., V)`, main branch first, and returns scores of the same shape, dtype
+and device: unnormalised log-probabilities, `-inf` where a token is ruled out. Nothing is changed in place.
+
+Notation: `p_k = softmax(branches[k])`, `V` the vocabulary size. Logits may be shifted by any constant per row and branch
+without changing the scores, because the rules speak of log-probabilities; so raw logits and log-probabilities are both
+welcome, and scores can be summed over steps (beam search) without a bias.
+
+`-inf` is the logit of an impossible token. Logits with NaN or `+inf` are the caller's to reject, see `validity`: the rules
+would rule out what these touch.
+"""
+
+from contralto.decoding.rules.base import combine, plausible
+from contralto.decoding.rules.candidates import contrastive_search, critic_guided, degeneration_penalty
+from contralto.decoding.rules.images import (
+    instruction_contrastive_decoding,
+    m3id,
+    ritual,
+    ritual_vcd,
+    visual_contrastive_decoding,
+)
+from contralto.decoding.rules.layers import dola, dola_jsd
+from contralto.decoding.rules.models import contrastive_decoding, contrastive_decoding_li, proxy_tuning
+from contralto.decoding.rules.prompts import (
+    classifier_free_guidance,
+    context_aware_decoding,
+    contrastive_input_decoding,
+    contrastive_input_decoding_log_ratio,
+)
+
+__all__ = [
+    "classifier_free_guidance",
+    "combine",
+    "context_aware_decoding",
+    "contrastive_decoding",
+    "contrastive_decoding_li",
+    "contrastive_input_decoding",
+    "contrastive_input_decoding_log_ratio",
+    "contrastive_search",
+    "critic_guided",
+    "degeneration_penalty",
+    "dola",
+    "dola_jsd",
+    "instruction_contrastive_decoding",
+    "m3id",
+    "plausible",
+    "proxy_tuning",
+    "ritual",
+    "ritual_vcd",
+    "visual_contrastive_decoding",
+]

@@ -1,0 +1,129 @@
+"""Define the plausibility constraint and the weighted sum of log-probabilities that most rules are."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import threshold
+
+__all__ = [
+    "check_strength",
+    "check_temperature",
+    "check_threshold",
+    "combine",
+    "plausibility_margin",
+    "plausible",
+    "rule_out_",
+]
+
+
+def plausible(logits: Tensor, *, alpha: float, min_tokens_to_keep: int = 1) -> Tensor:
+    """The adaptive plausibility constraint: which tokens the model finds likely enough to be chosen.
+
+        V_head = { v : p(v) >= alpha * max_w p(w) }
+
+    Li et al. 2022 (arXiv 2210.15097), equation 2. In log space it reads `logits >= log(alpha) + max(logits)`, which does
+    not depend on the normaliser. A token of probability zero is never plausible.
+
+    Args:
+        logits: `(..., V)`, raw or normalised.
+        alpha: in [0, 1]. 0 keeps every possible token, 1 only the likeliest.
+        min_tokens_to_keep: at least so many tokens stay, the likeliest ones (ties may keep more).
+
+    Returns:
+        `(..., V)` bool.
+
+    Raises:
+        ValueError: `alpha` outside [0, 1], or `min_tokens_to_keep` below 1.
+
+    Examples:
+        >>> p = torch.tensor([0.6, 0.3, 0.1])
+        >>> plausible(p.log(), alpha=0.25).tolist()
+        [True, True, False]
+    """
+    return plausibility_margin(logits, alpha=alpha, min_tokens_to_keep=min_tokens_to_keep) >= 0
+
+
+def plausibility_margin(logits: Tensor, *, alpha: float, min_tokens_to_keep: int) -> Tensor:
+    """How far each token lies above the plausibility threshold; negative or NaN if it is not plausible."""
+    check_threshold("alpha", alpha)
+    if min_tokens_to_keep < 1:
+        raise ValueError(f"min_tokens_to_keep must be at least 1, not {min_tokens_to_keep}")
+    least = logits.amax(-1, keepdim=True) + (math.log(alpha) if alpha > 0 else -math.inf)
+    if min_tokens_to_keep > 1:
+        kept = logits.topk(min(min_tokens_to_keep, logits.shape[-1]), dim=-1).values
+        least = torch.minimum(least, kept[..., -1:])
+    return logits - least
+
+
+def combine(
+    branches: Sequence[Tensor], weights: Sequence[float | Tensor], *, alpha: float = 0.0, min_tokens_to_keep: int = 1
+) -> Tensor:
+    """A weighted sum of log-probabilities on the tokens that the main branch finds plausible.
+
+        scores(v) = sum_k weights[k] * log p_k(v)    if v is plausible under branches[0], else -inf
+
+    Nearly every contrastive decoding method is this sum with its own branches and weights.
+
+    A token that any branch of non-zero weight rules out (`-inf`) is ruled out, whatever the sign of the weight: so
+    `-inf - -inf` and `+inf` never arise. A row in which that would leave nothing falls back on the plausible tokens of
+    the main branch, with its log-probabilities: no row is all `-inf` unless the main branch's is.
+
+    Args:
+        branches: logits, each `(..., V)`, the main branch first.
+        weights: one per branch: a number, or a tensor that broadcasts, such as `(..., 1)` for a weight per row. A branch
+            of weight 0 has no influence at all.
+        alpha: the plausibility threshold in [0, 1], see `plausible`; 0 (default) is no constraint.
+        min_tokens_to_keep: see `plausible`.
+
+    Raises:
+        ValueError: no branch, another number of weights, branches of different shapes, `alpha` outside [0, 1].
+
+    Examples:
+        >>> main, contrast = torch.tensor([[0.6, 0.3, 0.1]]).log(), torch.tensor([[0.7, 0.2, 0.1]]).log()
+        >>> combine((main, contrast), (2, -1), alpha=0.2).softmax(-1)  # p^2 / q, without the third token
+        tensor([[0.5333, 0.4667, 0.0000]])
+    """
+    if not branches or len(branches) != len(weights):
+        raise ValueError(f"combine needs one weight per branch, not {len(weights)} for {len(branches)}")
+    main = branches[0]
+    if any(branch.shape != main.shape for branch in branches):
+        raise ValueError(f"the branches' logits differ in shape: {[tuple(branch.shape) for branch in branches]}")
+    log_p = main.log_softmax(-1)
+    margin = plausibility_margin(log_p, alpha=alpha, min_tokens_to_keep=min_tokens_to_keep)
+    # 0 where plausible, -inf elsewhere. Added up it does what a masked fill does, in a fifth of the time on a CPU.
+    penalty = threshold(margin.clamp_(max=0), -torch.finfo(margin.dtype).tiny, -math.inf)
+    scores = weights[0] * log_p
+    for branch, weight in zip(branches[1:], weights[1:], strict=True):
+        if isinstance(weight, Tensor):
+            weighted = weight * branch.log_softmax(-1)
+            scores.add_(torch.where(weight == 0, torch.zeros_like(weighted), weighted))
+        elif weight:
+            scores.add_(branch.log_softmax(-1), alpha=weight)
+    rule_out_(scores.add_(penalty))
+    alive = scores.amax(-1, keepdim=True) > -math.inf
+    return scores if alive.all() else torch.where(alive, scores, rule_out_(log_p + penalty))
+
+
+def rule_out_(scores: Tensor) -> Tensor:
+    """Whatever is not finite (`-inf`, or an infinity less another) becomes `-inf`, in place."""
+    return scores.nan_to_num_(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+
+
+def check_threshold(name: str, value: float) -> None:
+    """Raise ValueError unless a plausibility threshold lies in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1] (a share of the likeliest token's probability), not {value}")
+
+
+def check_strength(name: str, value: float) -> None:
+    """Raise ValueError unless a contrast strength is a finite number of at least 0."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number of at least 0 (the contrast strength), not {value}")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless `temperature` is a finite positive number."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"amateur_temperature must be a finite number above 0, not {temperature}")

@@ -1,0 +1,163 @@
+"""Define the rules that contrast the logits of one model given different images, or none."""
+
+import torch
+from torch import Tensor
+
+from contralto.decoding.rules.base import check_strength, check_threshold, combine
+
+__all__ = ["instruction_contrastive_decoding", "m3id", "ritual", "ritual_vcd", "visual_contrastive_decoding"]
+
+
+def visual_contrastive_decoding(
+    original: Tensor, distorted: Tensor, *, alpha: float = 1.0, beta: float = 0.1
+) -> Tensor:
+    """Visual contrastive decoding, VCD (Leng et al. 2024, arXiv 2311.16922, equations 3 and 4).
+
+        scores(v) = (1 + alpha) * log p(v | image) - alpha * log p(v | distorted image)    if v is plausible, else -inf
+
+    In VCD's letters `alpha` is the contrast strength and `beta` the plausibility threshold (`cd_alpha`, `cd_beta` in its
+    code, whose evaluation script sets `cd_beta` 0.2). Temperature and top-p belong after it.
+
+    Args:
+        original: `(..., V)` logits given the image.
+        distorted: `(..., V)` logits given the distorted image, see `images.diffusion_noise`.
+        alpha: contrast strength, at least 0.
+        beta: plausibility threshold in [0, 1] on `original`, see `plausible`.
+
+    Raises:
+        ValueError: `alpha` negative, `beta` outside [0, 1], different shapes.
+
+    Examples:
+        >>> original, distorted = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
+        >>> visual_contrastive_decoding(original, distorted).softmax(-1)
+        tensor([[0.9000, 0.1000]])
+    """
+    check_strength("alpha", alpha)
+    check_threshold("beta", beta)
+    return combine((original, distorted), (1 + alpha, -alpha), alpha=beta)
+
+
+def instruction_contrastive_decoding(
+    instructed: Tensor, disturbed: Tensor, *, alpha: float = 1.0, beta: float = 0.1
+) -> Tensor:
+    """Instruction contrastive decoding, ICD (Wang et al. 2024, arXiv 2403.18715).
+
+        scores(v) = (1 + alpha) * log p(v | instruction) - alpha * log p(v | disturbed instruction)    if plausible
+
+    VCD's formula with a disturbed instruction ("You are a confused object detector ...") in place of a distorted image.
+
+    Args:
+        instructed: `(..., V)` logits given the instruction.
+        disturbed: `(..., V)` logits given the instruction with a disturbing prefix.
+        alpha: contrast strength, at least 0.
+        beta: plausibility threshold in [0, 1] on `instructed`, see `plausible`.
+
+    Raises:
+        ValueError: `alpha` negative, `beta` outside [0, 1], different shapes.
+
+    Examples:
+        >>> instructed, disturbed = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.75, 0.25]]).log()
+        >>> instruction_contrastive_decoding(instructed, disturbed).softmax(-1)
+        tensor([[0.7500, 0.2500]])
+    """
+    return visual_contrastive_decoding(instructed, disturbed, alpha=alpha, beta=beta)
+
+
+def ritual(
+    original: Tensor, transformed: Tensor, *, kappa: float = 3.0, beta: float = 0.1, normalize: bool = False
+) -> Tensor:
+    """RITUAL: the view of a randomly transformed image is added, not subtracted (Woo et al. 2024, arXiv 2405.17821).
+
+        scores(v) = log p(v | image) + kappa * log p(v | transformed image)    if v is plausible, else -inf
+
+    The weights sum to `1 + kappa`, so the method also sharpens: with equal branches it is sampling at temperature
+    `1 / (1 + kappa)`, a quarter by default. `normalize=True` divides by that sum, which the official code does not.
+
+    Args:
+        original: `(..., V)` logits given the image.
+        transformed: `(..., V)` logits given the transformed image, see `images.ritual_transform`.
+        kappa: weight of the transformed view, at least 0 (`ritual_alpha_pos` in the official code).
+        beta: plausibility threshold in [0, 1] on `original`, see `plausible`.
+        normalize: divide by `1 + kappa`.
+
+    Raises:
+        ValueError: `kappa` negative, `beta` outside [0, 1], different shapes.
+
+    Examples:
+        >>> original, transformed = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.75, 0.25]]).log()
+        >>> ritual(original, transformed, kappa=1).softmax(-1)
+        tensor([[0.7500, 0.2500]])
+    """
+    check_strength("kappa", kappa)
+    check_threshold("beta", beta)
+    scale = 1 / (1 + kappa) if normalize else 1.0
+    return combine((original, transformed), (scale, scale * kappa), alpha=beta)
+
+
+def ritual_vcd(
+    original: Tensor,
+    transformed: Tensor,
+    distorted: Tensor,
+    *,
+    kappa: float = 3.0,
+    alpha: float = 1.0,
+    beta: float = 0.1,
+) -> Tensor:
+    """RITUAL and VCD together: one view added, another subtracted.
+
+        scores(v) = (1 + alpha) log p(v | image) + kappa log p(v | transformed) - alpha log p(v | distorted)    if plausible
+
+    Woo et al. (arXiv 2405.17821) report the combination, but neither print this formula nor release code for it: it is the
+    sum of the two methods' contrasts on one main branch.
+
+    Args:
+        original, transformed, distorted: `(..., V)` logits given the three images.
+        kappa: weight of the transformed view, at least 0.
+        alpha: contrast strength against the distorted view, at least 0.
+        beta: plausibility threshold in [0, 1] on `original`, see `plausible`.
+
+    Raises:
+        ValueError: `kappa` or `alpha` negative, `beta` outside [0, 1], different shapes.
+
+    Examples:
+        >>> uniform, sure = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.75, 0.25]]).log()
+        >>> ritual_vcd(sure, uniform, sure, kappa=1).softmax(-1)
+        tensor([[0.7500, 0.2500]])
+    """
+    check_strength("kappa", kappa)
+    check_strength("alpha", alpha)
+    check_threshold("beta", beta)
+    return combine((original, transformed, distorted), (1 + alpha, kappa, -alpha), alpha=beta)
+
+
+def m3id(
+    conditioned: Tensor, unconditioned: Tensor, *, step: int | Tensor, lam: float = 0.02, beta: float = 0.1
+) -> Tensor:
+    """M3ID: the longer the text, the stronger the contrast with the view that has no image (Favero et al. 2024).
+
+        scores(v) = log p(v | image) + (1 - g) / g * (log p(v | image) - log p(v | no image)),    g = exp(-lam * step)
+
+    arXiv 2403.14003. The paper gates the contrast by the main model's certainty and has no official code; this is the
+    form of its reimplementations, with VCD's plausibility constraint in place of the gate. The first token (step 0) has no
+    contrast at all.
+
+    Args:
+        conditioned: `(..., V)` logits given the image.
+        unconditioned: `(..., V)` logits of the same model without the image.
+        step: how many tokens were generated before this one, from 0; a tensor must broadcast, such as `(T, 1)`.
+        lam: how fast the contrast grows, at least 0.
+        beta: plausibility threshold in [0, 1] on `conditioned`, see `plausible`.
+
+    Raises:
+        ValueError: `lam` negative, `beta` outside [0, 1], different shapes.
+
+    Examples:
+        >>> seen, unseen = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
+        >>> m3id(seen, unseen, step=0).softmax(-1), m3id(seen, unseen, step=50).softmax(-1)
+        (tensor([[0.7500, 0.2500]]), tensor([[0.9520, 0.0480]]))
+    """
+    check_strength("lam", lam)
+    check_threshold("beta", beta)
+    exponent = lam * torch.as_tensor(step, dtype=torch.float64, device=conditioned.device)
+    weight = torch.expm1(exponent).to(conditioned.dtype)
+    return combine((conditioned, unconditioned), (1 + weight, -weight), alpha=beta)
