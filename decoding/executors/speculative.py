@@ -47,7 +47,8 @@ from contralto.decoding.branches.padding import KnownTokens, fit_mask
 from contralto.decoding.branches.prompts import TOKEN_TYPES, Prompts, check_images, prepare_images
 from contralto.decoding.executors.generation import CustomGenerate, Generation
 from contralto.decoding.placement import input_device
-from contralto.decoding.processors import ContrastiveLogitsProcessor, bind_rule
+from contralto.decoding.processors.base import ContrastiveLogitsProcessor
+from contralto.decoding.processors.models import bind_rule
 from contralto.decoding.rules import plausible
 from contralto.decoding.validity import check_logits
 from contralto.decoding.vocabulary import fit_vocabulary, vocabulary_size

@@ -166,7 +166,7 @@ def test_layers_by_name(monkeypatch, depth, low, high, tied):
         LlamaConfig(**SHAPE | {"num_hidden_layers": depth, "hidden_size": 8}, tie_word_embeddings=tied)
     )
     monkeypatch.setattr(
-        "contralto.decoding.processors.LayerBranch",
+        "contralto.decoding.processors.layers.LayerBranch",
         lambda model, layers, **how: SimpleNamespace(model=None, layers=layers),
     )
     low, high = low or list(range(2, 20, 2)), high or list(range(22, 42, 2))

@@ -8,8 +8,8 @@ import pytest
 import zoo
 from transformers.generation.utils import ALL_CACHE_NAMES
 
-from contralto.decoding import processors
 from contralto.decoding.branches import ModelBranch
+from contralto.decoding.processors import models
 from tests.decoding import test_families as matrix
 
 
@@ -57,7 +57,7 @@ QUICK = {(CacheDropped, "llama"), (PositionsDropped, "gpt2"), (MaskDropped, "opt
 )
 def test_the_matrix_sees_it(broken, family, monkeypatch):
     pair = family, zoo.build(family, seed=1), zoo.build(family, hidden=16, seed=2), matrix.doubles(family)
-    monkeypatch.setattr(processors, "ModelBranch", broken)
+    monkeypatch.setattr(models, "ModelBranch", broken)
     with pytest.raises((AssertionError, RuntimeError, ValueError, IndexError)):
         _matrix(pair)
 

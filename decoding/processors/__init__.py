@@ -1,0 +1,58 @@
+"""Logits processors: decoding by contrast for an unmodified `generate()`. Each joins a rule and its branches, without mathematics.
+
+`base` holds `ContrastiveLogitsProcessor`, from which the methods derive: those that contrast `models`, `prompts`, `images` and
+`layers`. `critic` reranks candidate tokens.
+"""
+
+from typing import TYPE_CHECKING
+
+from contralto.common.lazy import exports
+
+if TYPE_CHECKING:
+    from contralto.decoding.processors.base import ContrastiveLogitsProcessor as ContrastiveLogitsProcessor
+    from contralto.decoding.processors.critic import CriticGuidedLogitsProcessor as CriticGuidedLogitsProcessor
+    from contralto.decoding.processors.images import (
+        InstructionContrastiveDecodingLogitsProcessor as InstructionContrastiveDecodingLogitsProcessor,
+    )
+    from contralto.decoding.processors.images import M3IDLogitsProcessor as M3IDLogitsProcessor
+    from contralto.decoding.processors.images import RitualLogitsProcessor as RitualLogitsProcessor
+    from contralto.decoding.processors.images import RitualVCDLogitsProcessor as RitualVCDLogitsProcessor
+    from contralto.decoding.processors.images import (
+        VisualContrastiveDecodingLogitsProcessor as VisualContrastiveDecodingLogitsProcessor,
+    )
+    from contralto.decoding.processors.layers import DoLaLogitsProcessor as DoLaLogitsProcessor
+    from contralto.decoding.processors.models import (
+        ContrastiveDecodingLogitsProcessor as ContrastiveDecodingLogitsProcessor,
+    )
+    from contralto.decoding.processors.models import ProxyTuningLogitsProcessor as ProxyTuningLogitsProcessor
+    from contralto.decoding.processors.prompts import (
+        ClassifierFreeGuidanceLogitsProcessor as ClassifierFreeGuidanceLogitsProcessor,
+    )
+    from contralto.decoding.processors.prompts import (
+        ContextAwareDecodingLogitsProcessor as ContextAwareDecodingLogitsProcessor,
+    )
+    from contralto.decoding.processors.prompts import (
+        ContrastiveInputDecodingLogitsProcessor as ContrastiveInputDecodingLogitsProcessor,
+    )
+
+__getattr__, __dir__, __all__ = exports(
+    __name__,
+    {
+        "base": ["ContrastiveLogitsProcessor"],
+        "critic": ["CriticGuidedLogitsProcessor"],
+        "images": [
+            "InstructionContrastiveDecodingLogitsProcessor",
+            "M3IDLogitsProcessor",
+            "RitualLogitsProcessor",
+            "RitualVCDLogitsProcessor",
+            "VisualContrastiveDecodingLogitsProcessor",
+        ],
+        "layers": ["DoLaLogitsProcessor"],
+        "models": ["ContrastiveDecodingLogitsProcessor", "ProxyTuningLogitsProcessor"],
+        "prompts": [
+            "ClassifierFreeGuidanceLogitsProcessor",
+            "ContextAwareDecodingLogitsProcessor",
+            "ContrastiveInputDecodingLogitsProcessor",
+        ],
+    },
+)

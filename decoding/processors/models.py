@@ -1,0 +1,184 @@
+"""Provide the methods that contrast different models."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal, overload
+
+from torch import Tensor
+
+from contralto.decoding import rules
+from contralto.decoding.branches.model import ModelBranch
+from contralto.decoding.processors.base import ContrastiveLogitsProcessor, Rule, try_rule
+
+__all__ = ["ContrastiveDecodingLogitsProcessor", "ProxyTuningLogitsProcessor", "bind_rule"]
+
+
+class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
+    r"""Contrastive decoding of an expert (the model that generates) against an amateur, in any `generate()`.
+
+        expert.generate(**inputs, logits_processor=[ContrastiveDecodingLogitsProcessor(amateur)])
+
+    Scores at every step, on the tokens whose expert probability is at least `alpha` times the largest, `-inf` elsewhere:
+
+    - `form="obrien"`: `(1 + beta) * log p_expert - beta * log p_amateur` (O'Brien & Lewis 2023, arXiv 2309.09117,
+      section 2.2), see `rules.contrastive_decoding`;
+    - `form="li"`: `log p_expert - log p_amateur` (Li et al. 2022, arXiv 2210.15097, equation 3), see
+      `rules.contrastive_decoding_li`. The paper's beam search is `num_beams=5`, with `min_tokens_to_keep=2` and
+      `amateur_window=1`.
+
+    Works with greedy search, sampling, beam search and several returned sequences, with batches of left-padded prompts,
+    with encoder-decoders, and in assisted decoding. It runs before temperature, top-k and top-p, as both papers want, and
+    after repetition penalty and minimum length. One object may serve many calls, also in turn; a prompt that goes on
+    from the last text reuses the amateur's cache.
+
+    Args:
+        amateur: the weaker model, of the same tokenizer: a transformers model, or `AdaptersOff(peft_model)`. It may have
+            another dtype, device, architecture or padded vocabulary size than the expert.
+        beta: contrast strength of `form="obrien"`, at least 0. Default 0.5.
+        alpha: plausibility threshold, in [0, 1].
+        form: which paper's scores.
+        amateur_temperature: temperature of the amateur in `form="li"`, above 0. Default 1.0.
+        amateur_window: how many of the prompt's last tokens the amateur sees; None for all, 1 as in Li et al.
+        min_tokens_to_keep: at least so many tokens stay plausible. Beam search wants 2, as in Li's code: with 1, beams
+            that are sure of their next token have nothing to branch into.
+        attention_mask: `(prompts, T)` of the prompts, as given to `generate()`. `loop()` is given it by itself; a processor
+            needs it where padding cannot be seen from leading pad tokens of the amateur's configuration, that is for several
+            prompts of an amateur without a pad token. It belongs to one batch of prompts.
+        encoder_inputs: for an encoder-decoder amateur, what its encoder reads, usually the `inputs` of `generate()`.
+        vision_inputs: for an image-text amateur, what it reads with the prompts: `pixel_values` and what goes with them.
+        tokenizer: the tokenizer that both models share, see `ContrastiveLogitsProcessor`.
+
+    Raises:
+        TypeError: the amateur cannot generate.
+        ValueError: another tokenizer; a parameter outside its range or of the other form; prompts that are padded on the right, hold tokens
+            that the amateur does not know, or whose padding cannot be told from text.
+
+    Examples:
+        >>> from contralto import testbed
+        >>> expert, amateur, tokenizer = testbed.load("expert"), testbed.load("amateur"), testbed.tokenizer()
+        >>> question = "Mia has 9 coins. She finds 4, loses 2, wins 5. How many coins does Mia have?"
+        >>> chat = [{"role": "user", "content": question}]
+        >>> inputs = tokenizer.apply_chat_template(
+        ...     chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ... )
+        >>> contrast = ContrastiveDecodingLogitsProcessor(amateur, beta=0.5, alpha=0.1)
+        >>> output = expert.generate(**inputs, logits_processor=[contrast], max_new_tokens=60)
+        >>> tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        'finds 4: 9 + 4 = 13. loses 2: 13 - 2 = 11. wins 5: 11 + 5 = 16. #### 16'
+    """
+
+    @overload
+    def __init__(
+        self,
+        amateur: Any,
+        *,
+        beta: float = 0.5,
+        alpha: float = 0.1,
+        form: Literal["obrien"] = "obrien",
+        amateur_window: int | None = None,
+        min_tokens_to_keep: int = 1,
+        attention_mask: Tensor | None = None,
+        encoder_inputs: Mapping[str, Tensor] | None = None,
+        vision_inputs: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        amateur: Any,
+        *,
+        alpha: float = 0.1,
+        form: Literal["li"],
+        amateur_temperature: float = 1.0,
+        amateur_window: int | None = None,
+        min_tokens_to_keep: int = 1,
+        attention_mask: Tensor | None = None,
+        encoder_inputs: Mapping[str, Tensor] | None = None,
+        vision_inputs: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        amateur: Any,
+        *,
+        beta: float | None = None,
+        alpha: float = 0.1,
+        form: Literal["obrien", "li"] = "obrien",
+        amateur_temperature: float | None = None,
+        amateur_window: int | None = None,
+        min_tokens_to_keep: int = 1,
+        attention_mask: Tensor | None = None,
+        encoder_inputs: Mapping[str, Tensor] | None = None,
+        vision_inputs: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        own = {"beta": beta, "amateur_temperature": amateur_temperature}
+        rule = bind_rule(form, own, {"alpha": alpha, "min_tokens_to_keep": min_tokens_to_keep})
+        branch = ModelBranch(
+            amateur,
+            attention_mask=attention_mask,
+            window=amateur_window,
+            encoder_inputs=encoder_inputs,
+            vision_inputs=vision_inputs,
+        )
+        super().__init__(rule, [branch], threshold="alpha", tokenizer=tokenizer)
+
+
+class ProxyTuningLogitsProcessor(ContrastiveLogitsProcessor):
+    """Proxy tuning, also DExperts: a small tuned model minus the same untuned steers a large one (Liu et al. 2024).
+
+    arXiv 2401.08565. Scores `log p_base + alpha (log p_expert - log p_antiexpert)`, see `rules.proxy_tuning`. The model
+    that generates is the base.
+
+    Args:
+        expert: the small tuned model, or a PEFT model.
+        antiexpert: the small model before tuning, or `AdaptersOff(peft_model)`.
+        alpha: strength, at least 0. Default 1.
+        attention_mask: see `ContrastiveDecodingLogitsProcessor`, for both models.
+        encoder_inputs: see `ContrastiveDecodingLogitsProcessor`, for both models.
+        vision_inputs: see `ContrastiveDecodingLogitsProcessor`, for both models.
+        tokenizer: the tokenizer that all three models share, see `ContrastiveLogitsProcessor`.
+
+    Raises:
+        TypeError, ValueError: as `ContrastiveDecodingLogitsProcessor`.
+    """
+
+    def __init__(
+        self,
+        expert: Any,
+        antiexpert: Any,
+        *,
+        alpha: float = 1.0,
+        attention_mask: Tensor | None = None,
+        encoder_inputs: Mapping[str, Tensor] | None = None,
+        vision_inputs: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        rule = try_rule(partial(rules.proxy_tuning, alpha=alpha), 3)
+        own: dict[str, Any] = {
+            "attention_mask": attention_mask,
+            "encoder_inputs": encoder_inputs,
+            "vision_inputs": vision_inputs,
+        }
+        super().__init__(rule, [ModelBranch(model, **own) for model in (expert, antiexpert)], tokenizer=tokenizer)
+
+
+def bind_rule(form: str, own: Mapping[str, float | None], common: Mapping[str, float]) -> Rule:
+    """The rule of a form of contrastive decoding with its parameters, which are checked here.
+
+    Raises:
+        ValueError: an unknown form, a parameter of the other form, or one outside its range.
+    """
+    forms: dict[str, tuple[str, Rule]] = {
+        "obrien": ("beta", rules.contrastive_decoding),
+        "li": ("amateur_temperature", rules.contrastive_decoding_li),
+    }
+    if form not in forms:
+        raise ValueError(f"form must be 'obrien' or 'li', not {form!r}")
+    parameter, rule = forms[form]
+    given = {name: value for name, value in own.items() if value is not None}
+    if foreign := set(given) - {parameter}:
+        raise ValueError(f"form={form!r} has no {foreign.pop()}; its own parameter is {parameter}")
+    return try_rule(partial(rule, **given, **common), 2)
