@@ -217,6 +217,16 @@ def test_beams_of_one_prompt_that_are_read_afresh():
     torch.testing.assert_close(branch(longer), other(longer))
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("row", [[zoo.PAD] * 3 + [9], [zoo.PAD] * 2 + [9, 7], [zoo.PAD, 5, 6, 9]])
+def test_a_shared_beginning_of_padding_is_no_text(family, row):
+    """A prompt with more padding than the last one is read afresh: its cached beginning ends within the padding."""
+    branch, others = ModelBranch(zoo.build(family, seed=1)), [7, 8, 9, 10]
+    branch(torch.tensor([[zoo.PAD, zoo.PAD, 5, 6], others]))
+    for ids in (torch.tensor([row, others]), torch.tensor([[zoo.PAD, zoo.PAD, 5, 6], others])):
+        torch.testing.assert_close(branch(ids), ModelBranch(zoo.build(family, seed=1))(ids), atol=1e-4, rtol=1e-4)
+
+
 def test_another_token_before_the_beginning_of_the_text():
     """The tokenizer pads with a token that the model does not call its pad token."""
     with pytest.raises(ValueError, match="have token 9 before the beginning-of-text token 2"):
