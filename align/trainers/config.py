@@ -4,8 +4,9 @@
 
 import copy
 import dataclasses
+import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,14 +15,24 @@ from datasets import Dataset, IterableDataset
 from transformers import IntervalStrategy
 from trl import DPOConfig  # type: ignore[attr-defined]
 
+from contralto.align.losses.loss import Loss
 from contralto.align.losses.masks import KINDS
-from contralto.align.losses.objective import LOSSES, Objective
+from contralto.align.losses.objective import Objective
 from contralto.align.losses.preference import F_DIVERGENCES
+from contralto.align.losses.registry import BUILT_IN, LOSSES
 
 __all__ = ["PreferenceConfig", "StagedConfig", "option", "settle", "unshared"]
 
-OWN = ("cpo_alpha", "simpo_gamma", "odpo_alpha", "arpo_eta", "arpo_scale", "tdpo_alpha", "lambda_u", "lambda_d")
-"""Settings of contralto's losses; TRL's own are ignored, as in TRL, where no loss reads them."""
+LOSS_OPTIONS = tuple(dict.fromkeys(name for loss in BUILT_IN for name in loss.settings if name != "beta"))
+"""Options that hold settings of losses; `beta` also scales the rewards that are logged, whatever the loss."""
+OPTIONS_OF_NEEDS = {
+    "reference": (("precompute_ref_log_probs", "sync_ref_model"), "uses no reference"),
+    "masks": (
+        ("mask", "mask_kinds", "mask_independent", "mask_dropout", "mask_learning_rate", "mask_weight_decay"),
+        "uses no token masks",
+    ),
+}
+"""Options that are read only for losses with a need (`Loss.needs`), and what is said of a loss without it."""
 MASKS = ("ones", "mapo", "learned")
 HEAD_METRICS = ("logged", "all", "none")
 AUDITS = ("stop", "warn", "off")
@@ -113,7 +124,7 @@ class PreferenceConfig(StagedConfig):
     """The options of `PreferenceTrainer`.
 
     All of `trl.DPOConfig` (1.16) and of `transformers.TrainingArguments`. What differs: `loss_type` also takes contralto's
-    losses, see `contralto.align.losses.objective.LOSSES`; `beta` defaults to that of the loss; `bf16` defaults to False where there is no
+    losses, see `contralto.align.losses.registry.LOSSES`; `beta` defaults to that of the loss; `bf16` defaults to False where there is no
     accelerator, since few CPUs are fast at it. Everything that can be seen to be wrong is refused here, before a model is loaded.
 
     Args:
@@ -156,10 +167,15 @@ class PreferenceConfig(StagedConfig):
 
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid"],
-        metadata={"help": f"Losses, one or several, of: {', '.join(LOSSES)}. Several are added up by loss_weights."},
+        metadata={
+            "help": f"Losses, one or several, of: {', '.join(LOSSES.names())}. Several are added up by loss_weights."
+        },
     )
     beta: float | None = option(  # type: ignore[assignment]
         None, "How strongly the policy is held to the reference. Defaults to the default of the loss, mostly 0.1."
+    )
+    loss_settings: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Settings of losses from other packages, such as {"gamma": 0.5}.'}
     )
     cpo_alpha: float = option(1.0, "Weight of the chosen texts' likelihood in cpo, cpo_simpo and arpo.")
     simpo_gamma: float = option(0.5, "Reward margin of simpo and cpo_simpo.")
@@ -201,61 +217,71 @@ class PreferenceConfig(StagedConfig):
         "Write training_report.html and .png into output_dir at the end (default: the command does, a script not).",
     )
 
+    _VALID_DICT_FIELDS = [*StagedConfig._VALID_DICT_FIELDS, "loss_settings"]  # noqa: RUF012
+
     def __post_init__(self) -> None:
         self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
-        Objective(self.loss_type, self.loss_weights)
+        losses = Objective(self.loss_type, self.loss_weights).losses
         if self.beta is None:
-            self.beta = _common_beta(self.loss_type)
-        self.objective = Objective(self.loss_type, self.loss_weights, **self._settings())
+            self.beta = _common_beta(losses)
+        self.objective = Objective(self.loss_type, self.loss_weights, **self._settings(losses))
+        self._check_ignored()
+        self._check_forbidden()
         self._check_divergence()
         self._check_reference()
         self._check_masks()
         self._check_numbers()
-        self._check_watch()
+        self._check_monitoring()
         super().__post_init__()
 
-    def _settings(self) -> dict[str, float]:
-        read = {option for name in self.loss_type for option in LOSSES[name].settings}
-        defaults = {each.name: each.default for each in dataclasses.fields(self)}
-        if unread := [name for name in OWN if name not in read and getattr(self, name) != defaults[name]]:
-            users = [name for name, loss in LOSSES.items() if unread[0] in loss.settings]
-            raise ValueError(
-                f"{unread[0]} is set, and {', '.join(self.loss_type)} does not read it; it belongs to {', '.join(users)}"
-            )
-        return {option: getattr(self, option) for option in read}
+    def _settings(self, losses: Sequence[Loss]) -> dict[str, float]:
+        """Return the settings of the losses by option: from fields of that name, and from `loss_settings`."""
+        fields = {each.name for each in dataclasses.fields(self)}
+        others = json.loads(self.loss_settings) if isinstance(self.loss_settings, str) else self.loss_settings or {}
+        if doubled := sorted(fields & others.keys()):
+            raise ValueError(f"loss_settings holds {doubled[0]}, which is an option of its own: set {doubled[0]}")
+        return {name: getattr(self, name) for loss in losses for name in loss.settings if name in fields} | others
+
+    def _is_set(self, name: str) -> bool:
+        """Return whether an option has another value than its default, None or False."""
+        default = next(
+            each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+            for each in dataclasses.fields(self)
+            if each.name == name
+        )
+        return getattr(self, name) not in (default, None, False)
+
+    def _check_ignored(self) -> None:
+        """Reject options that the chosen losses ignore."""
+        names, needs = ", ".join(self.loss_type), self.objective.needs
+        read = {option for loss in self.objective.losses for option in loss.settings}
+        for option in LOSS_OPTIONS:
+            if option not in read and self._is_set(option):
+                users = ", ".join(loss.name for loss in BUILT_IN if option in loss.settings)
+                raise ValueError(f"{option} is set, and {names} does not read it; it belongs to {users}")
+        for need, (options, reason) in OPTIONS_OF_NEEDS.items():
+            unread = () if need in needs or (need == "reference" and "kl" in needs) else options
+            if ignored := [option for option in unread if self._is_set(option)]:
+                raise ValueError(f"{ignored[0]} is set, and {names} {reason}: leave {ignored[0]} out")
+
+    def _check_forbidden(self) -> None:
+        """Reject options that have no meaning with one of the losses."""
+        for loss in self.objective.losses:
+            for option, reason in loss.forbids.items():
+                if self._is_set(option):
+                    raise ValueError(f"{option} is set, and {loss.name} {reason}: leave {option} out")
 
     def _check_divergence(self) -> None:
         if self.f_divergence_type not in F_DIVERGENCES:
             raise ValueError(
                 f"f_divergence_type must be one of {', '.join(F_DIVERGENCES)}, not {self.f_divergence_type!r}"
             )
-        others = [name for name in self.loss_type if not LOSSES[name].takes_f_divergence or name in ("margin", "odpo")]
-        if self.f_divergence_type != "reverse_kl" and others:
+        if self._is_set("f_alpha_divergence_coef") and self.f_divergence_type != "alpha_divergence":
             raise ValueError(
-                f"f_divergence_type {self.f_divergence_type!r} has no meaning for {others[0]}: leave it at reverse_kl"
+                f"f_alpha_divergence_coef is set, and f_divergence_type {self.f_divergence_type!r} does not read it: leave it out"
             )
-        if self.use_weighting and (sorting := {"aot", "aot_unpaired"} & set(self.loss_type)):
-            raise ValueError(f"use_weighting weighs pairs, and {min(sorting)} sorts them apart: use one or the other")
-        if "svco" in self.loss_type and len(self.loss_type) > 1:
-            raise ValueError("svco compares images, and other losses texts: it stands alone in loss_type")
-        if "svco" in self.loss_type and self.report:
-            raise ValueError(
-                "report shows how the two texts of a pair fare, and svco compares images: set report to False"
-            )
-        if "svco" in self.loss_type and self.use_weighting:
-            raise ValueError("use_weighting weighs a pair of texts, and svco compares images: leave use_weighting out")
 
     def _check_reference(self) -> None:
-        needs, names = self.objective.needs, ", ".join(self.loss_type)
-        if "reference" not in needs and "kl" not in needs:
-            for option in ("precompute_ref_log_probs", "sync_ref_model"):
-                if getattr(self, option):
-                    raise ValueError(f"{option} is set, and {names} uses no reference: leave {option} out")
-        if self.precompute_ref_log_probs and needs & {"kl", "masks"}:
-            raise ValueError(
-                f"precompute_ref_log_probs keeps the reference's log-probabilities of the texts, and {names} needs its whole "
-                "distribution at every token: set precompute_ref_log_probs to False"
-            )
         if self.precompute_ref_log_probs and self.sync_ref_model:
             raise ValueError(
                 "sync_ref_model moves the reference and precompute_ref_log_probs freezes it: set one of them"
@@ -269,8 +295,6 @@ class PreferenceConfig(StagedConfig):
         for option, allowed in (("mask", MASKS), ("head_metrics", HEAD_METRICS)):
             if getattr(self, option) not in allowed:
                 raise ValueError(f"{option} must be one of {', '.join(allowed)}, not {getattr(self, option)!r}")
-        if self.mask != "ones" and "sparsepo" not in self.loss_type:
-            raise ValueError(f"mask {self.mask!r} is sparsepo's, which is not in loss_type {self.loss_type}")
         if not self.mask_kinds or not set(self.mask_kinds) <= set(KINDS):
             raise ValueError(f"mask_kinds must name some of {', '.join(KINDS)}, not {self.mask_kinds}")
         if set(self.mask_kinds) != set(KINDS) and self.mask != "mapo":
@@ -289,14 +313,6 @@ class PreferenceConfig(StagedConfig):
     def _check_numbers(self) -> None:
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
             raise ValueError(f"ld_alpha must lie in [0, 1] (the weight of the longer text's tail), not {self.ld_alpha}")
-        if self.ld_alpha is not None and "svco" in self.loss_type:
-            raise ValueError(
-                "ld_alpha evens out the lengths of two texts, and svco compares a text with itself: leave it out"
-            )
-        if self.ld_alpha is not None and self.objective.needs & {"kl", "masks"}:
-            raise ValueError(
-                f"ld_alpha weighs sums of log-ratios, and {', '.join(self.loss_type)} sums a divergence too"
-            )
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(
                 f"max_length must be at least 2 tokens (one to read, one to predict), not {self.max_length}"
@@ -304,7 +320,7 @@ class PreferenceConfig(StagedConfig):
         if self.truncation_mode not in ("keep_start", "keep_end"):
             raise ValueError(f"truncation_mode must be keep_start or keep_end, not {self.truncation_mode!r}")
 
-    def _check_watch(self) -> None:
+    def _check_monitoring(self) -> None:
         if self.audit not in AUDITS:
             raise ValueError(f"audit must be one of {', '.join(AUDITS)}, not {self.audit!r}")
         if self.report and not self.monitor_pairs:
@@ -320,8 +336,14 @@ class PreferenceConfig(StagedConfig):
             )
 
 
-def _common_beta(loss_types: list[str]) -> float:
-    defaults = {LOSSES[name].settings["beta"][1] for name in loss_types if "beta" in LOSSES[name].settings}
+def _common_beta(losses: Sequence[Loss]) -> float:
+    """Return the default of beta that all losses share.
+
+    Raises:
+        ValueError: the defaults differ.
+    """
+    defaults = {loss.settings["beta"][1] for loss in losses if "beta" in loss.settings}
     if len(defaults) > 1:
-        raise ValueError(f"the defaults of beta differ between {', '.join(loss_types)} ({sorted(defaults)}): set beta")
+        names = ", ".join(loss.name for loss in losses)
+        raise ValueError(f"the defaults of beta differ between {names} ({sorted(defaults)}): set beta")
     return defaults.pop() if defaults else 0.1

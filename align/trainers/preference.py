@@ -22,7 +22,7 @@ from contralto.align.caches.reference import ReferenceCache
 from contralto.align.losses.divergences import Head
 from contralto.align.losses.masks import Activations, DensityMonitor, LearnedMask, Masks, mapo, record
 from contralto.align.losses.objective import Losses, Objective, Pairs
-from contralto.align.losses.preference import length_desensitized, wpo_weights
+from contralto.align.losses.preference import length_desensitized, per_token, wpo_weights
 from contralto.align.monitoring.monitor import Monitor
 from contralto.align.trainers.base import StagedTrainer
 from contralto.align.trainers.batches import PAIR_COLUMNS, PairBatch
@@ -59,7 +59,7 @@ class PreferenceTrainer(StagedTrainer):
     Everything that TRL's `DPOTrainer` takes, it takes: data, collators, callbacks, PEFT, saving, accelerate. With TRL's losses it gives TRL's
     loss, gradients and metrics. What differs:
 
-    - `loss_type` also takes contralto's losses, see `contralto.align.losses.objective.LOSSES`. Those that need margins or advantages read the columns
+    - `loss_type` also takes contralto's losses, see `contralto.align.losses.registry.LOSSES`. Those that need margins or advantages read the columns
       `margin` and `chosen_advantage` of the data.
     - A loss that needs no reference loads none. Its rewards are logged as `beta log pi(y)`, per token where the loss normalises.
     - Only tokens of completions go through the language-model head, on every device; entropy, mean logits and accuracy are computed
@@ -274,8 +274,9 @@ class PreferenceTrainer(StagedTrainer):
         """`(B,)` what beta multiplies."""
         if self.uses_reference:
             return side.logratios  # type: ignore[no-any-return]
-        per_token = set(self.objective.loss_types) & {"simpo", "cpo_simpo"}
-        return side.logps / side.lengths.clamp(min=1) if per_token else side.logps  # type: ignore[no-any-return]
+        if self.objective.length_normalised:
+            return per_token(side.logps, side.lengths)
+        return side.logps  # type: ignore[no-any-return]
 
     def _freeze_vision_encoder(self) -> None:
         encoder = self.policy.get_encoder(modality="image")
@@ -427,7 +428,7 @@ def _check(
             f"{', '.join(names)} reads the reference's whole head, which ZeRO 3 and FSDP 1 keep in shards: use FSDP 2 or ZeRO 2"
         )
     for name, dataset, first in args.checked_pairs(how.get("train_dataset"), how.get("eval_dataset")):
-        _check_data(name, dataset, first, args, names, needs)
+        _check_data(name, dataset, first, args, needs)
     _check_layout(model, args, how.get("peft_config"))
 
 
@@ -498,17 +499,21 @@ def _check_data(
     dataset: Dataset | IterableDataset,
     first: Mapping[str, Any],
     args: PreferenceConfig,
-    names: Sequence[str],
     needs: frozenset[str],
 ) -> None:
     if "margin" in needs and "margin" not in first:
-        wants = next(each for each in names if each in ("margin", "odpo"))
+        wants = next(loss.name for loss in args.objective.losses if "margin" in loss.needs)
         raise ValueError(
             f"{name} has no column margin, which {wants} needs: how much better chosen is, a number per row"
         )
     if isinstance(dataset, Dataset):
         for column in {"margin", "chosen_advantage"} & set(dataset.column_names):
-            _check_numbers(name, column, dataset[column], positive=column == "margin" and "odpo" in names)
+            _check_numbers(
+                name,
+                column,
+                dataset[column],
+                positive=column == "margin" and "positive_margin" in args.objective.requires,
+            )
     if "images" in needs:
         _check_views(name, first)
     if args.precompute_ref_log_probs and {"image", "images"} & set(first):

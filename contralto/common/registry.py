@@ -126,7 +126,10 @@ class Registry(Generic[T]):
         """
         package = point.dist.name if point.dist else point.module
         try:
-            self.register(point.load(), name=point.name)
+            entry = point.load()
+            if (name := getattr(entry, "name", point.name)) != point.name:
+                raise ValueError(f"it is named {name!r}")
+            self.register(entry, name=point.name)
         except Exception as error:  # the code of another package: any error there is a problem of that package
             raise ValueError(
                 f"the {self.kind} {point.name!r} of the package {package} cannot be loaded: {error}"

@@ -23,12 +23,14 @@ def registry() -> Registry[Any]:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Install a package with a valid entry point and two broken ones."""
-    (tmp_path / "toy_losses.py").write_text("mine = object()\n", encoding="utf-8")
+    """Install a package with a valid entry point and three broken ones."""
+    (tmp_path / "toy_losses.py").write_text(
+        "import types\nmine = object()\nother = types.SimpleNamespace(name='another')\n", encoding="utf-8"
+    )
     info = tmp_path / "toy_losses-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-losses\nVersion: 1.0\n", encoding="utf-8")
-    points = ("mine = toy_losses:mine", "moved = toy_losses:moved", "absent = toy_losses_absent:x")
+    points = [f"{name} = toy_losses:{name}" for name in ("mine", "moved", "other")] + ["absent = toy_losses_absent:x"]
     (info / "entry_points.txt").write_text(f"[{GROUP}]\n" + "\n".join(points) + "\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
@@ -72,7 +74,7 @@ def test_an_invalid_entry_is_rejected() -> None:
 
 @pytest.mark.usefixtures("package")
 def test_an_entry_point_is_imported_when_it_is_used(registry: Registry[Any]) -> None:
-    assert registry.names() == ("first", "second", "absent", "mine", "moved")
+    assert registry.names() == ("first", "second", "absent", "mine", "moved", "other")
     assert "mine" in registry
     assert "toy_losses" not in sys.modules
     entry = registry.get("mine")
@@ -81,7 +83,7 @@ def test_an_entry_point_is_imported_when_it_is_used(registry: Registry[Any]) -> 
 
 
 @pytest.mark.usefixtures("package")
-@pytest.mark.parametrize("name", ["moved", "absent"])
+@pytest.mark.parametrize("name", ["moved", "absent", "other"])
 def test_a_broken_entry_point_is_one_sentence(registry: Registry[Any], name: str) -> None:
     assert registry.get("first").name == "first"  # the others still work
     for _ in range(2):

@@ -42,7 +42,7 @@ def check_settings(**settings: float) -> None:
 
 
 def check_setting(option: str, letter: str, value: float) -> None:
-    """Raise ValueError unless a value lies in the range of its letter.
+    """Raise ValueError unless a value lies in the range of its letter; other letters are checked by their losses.
 
     Args:
         option: the name of the option in the message.
@@ -52,5 +52,5 @@ def check_setting(option: str, letter: str, value: float) -> None:
     Raises:
         ValueError: the value is out of range.
     """
-    if not _RANGES[letter].contains(value):
+    if letter in _RANGES and not _RANGES[letter].contains(value):
         raise ValueError(f"{option} must {_RANGES[letter].words}, not {value}")
