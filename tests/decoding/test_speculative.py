@@ -15,6 +15,7 @@ import copy
 import itertools
 import re
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ from zoo import vision as zoo_vision
 
 from contralto import testbed
 from contralto.decoding import AdaptersOff, ContrastiveDecodingLogitsProcessor
-from contralto.decoding.executors import generation, speculative
+from contralto.decoding.executors import drafting, generation, rounds
 from contralto.decoding.executors.speculative import SpeculativeContrastiveDecoding, accept_or_redraw
 from contralto.testbed import worlds
 
@@ -690,7 +691,7 @@ def the_chi_square_test_goes_red():
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", [_redraws_from_the_target, _keeps_by_the_inverse])
 def test_the_chi_square_test_sees_another_residual(broken, monkeypatch):
-    monkeypatch.setattr(speculative, "accept_or_redraw", broken)
+    monkeypatch.setattr(drafting, "accept_or_redraw", broken)
     the_chi_square_test_goes_red()
 
 
@@ -698,10 +699,10 @@ def test_the_chi_square_test_sees_another_residual(broken, monkeypatch):
 def test_the_chi_square_test_sees_a_bonus_of_the_amateur(monkeypatch):
     """The token after a draft that was kept whole, drawn from the amateur."""
 
-    def choose(self, scores, proposal, draft, whole=speculative._Drafter.choose):
+    def choose(self, scores, proposal, draft, whole=drafting.Drafter.choose):
         return whole(self, scores if draft is not None else proposal.log(), proposal, draft)
 
-    monkeypatch.setattr(speculative._Drafter, "choose", choose)
+    monkeypatch.setattr(drafting.Drafter, "choose", choose)
     the_chi_square_test_goes_red()
 
 
@@ -709,24 +710,30 @@ def test_the_chi_square_test_sees_a_bonus_of_the_amateur(monkeypatch):
 def test_the_chi_square_test_sees_a_bonus_of_another_place(monkeypatch):
     """The token after a draft that was kept whole, contrasted with what the amateur said of the place before."""
 
-    def look(self, ids, whole=speculative._Call._look):
+    def look(self, ids, whole=rounds.SpeculativeRounds._look):
         place = whole(self, ids)
         if ids is self._generation.ids and self._generation.ids.shape[1] > 2 and hasattr(self, "last"):
             return self.last
         self.last = place
         return place
 
-    monkeypatch.setattr(speculative._Call, "_look", look)
+    monkeypatch.setattr(rounds.SpeculativeRounds, "_look", look)
     the_chi_square_test_goes_red()
 
 
+FORGET = rounds.RowReader.forget
+
+
 def _forgets_nothing(self, length):
-    self.length = min(self.length, length)
+    """The mask and the positions are cropped, the cache is not."""
+    with mock.patch.object(self.reader.cache, "crop", return_value=None):
+        FORGET(self, length)
 
 
 def _forgets_too_little(self, length):
-    self._cache.crop(-max(self.length - length - 1, 0))
-    self.length = min(self.length, length)
+    crop = self.reader.cache.crop
+    with mock.patch.object(self.reader.cache, "crop", lambda count: crop(min(count + 1, 0))):
+        FORGET(self, length)
 
 
 def _alone_and_in_a_batch(family):
@@ -737,7 +744,7 @@ def _alone_and_in_a_batch(family):
 @pytest.mark.parametrize("broken", [_forgets_nothing, _forgets_too_little])
 @pytest.mark.parametrize("family", ["gpt2", "mistral", *slow([("qwen3",), ("bloom",)])])
 def test_the_greedy_tests_see_a_cache_that_is_not_cropped(broken, family, monkeypatch):
-    monkeypatch.setattr(speculative._Reader, "forget", broken)
+    monkeypatch.setattr(rounds.RowReader, "forget", broken)
     with pytest.raises((AssertionError, RuntimeError, ValueError, IndexError)):
         _alone_and_in_a_batch(family)
 

@@ -1,0 +1,184 @@
+"""Draft tokens for speculative decoding: their distribution, their acceptance, and how many to draft."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitNormalization,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from contralto.decoding.rules import plausible
+
+__all__ = ["DraftLength", "Drafter", "accept_or_redraw"]
+
+WARPERS = (
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    MinPLogitsWarper,
+    TypicalLogitsWarper,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitNormalization,
+)
+"""The warpers that depend on the distribution alone: drafts are drawn through them too.
+
+A warper that is missing here makes the acceptance of drafts less likely; the generated tokens stay the same.
+"""
+
+LONGEST_DRAFT = 16
+READING_COST = 0.05
+"""Estimated cost of one more token in a forward pass of the expert, in passes of one token."""
+TOKEN_VALUE = 0.35
+"""Estimated saving of one more amateur pass if the draft before it is accepted, in passes of the expert."""
+
+
+def accept_or_redraw(target: Tensor, proposal: Tensor, draft: Tensor) -> Tensor:
+    """Turn draws from one distribution into draws from another, keeping as many of them as possible.
+
+        keep x with probability min(1, P(x) / Q(x)), else draw from norm(max(0, P - Q))
+
+    If `x ~ Q`, the result is distributed as `P`, and is `x` with probability `sum_v min(P(v), Q(v))`. Leviathan et al. 2023
+    (arXiv 2211.17192, algorithm 1), with the contrastive distribution for `P` in Yuan et al. 2023 (arXiv 2311.08981).
+
+    Args:
+        target: `P`, `(B, V)` probabilities.
+        proposal: `Q`, `(B, V)` probabilities.
+        draft: `x`, `(B,)` one draw from every row of `Q`.
+
+    Returns:
+        `(B,)` tokens.
+
+    Examples:
+        A token that P excludes is never kept, and one that is at least as likely under P as under Q is always kept.
+
+        >>> P, Q = torch.tensor([[0.0, 0.5, 0.5]]), torch.tensor([[0.5, 0.5, 0.0]])
+        >>> accept_or_redraw(P, Q, torch.tensor([0])), accept_or_redraw(P, Q, torch.tensor([1]))
+        (tensor([2]), tensor([1]))
+    """
+    p, q = (probabilities.gather(-1, draft[:, None]).squeeze(-1) for probabilities in (target, proposal))
+    kept = torch.rand_like(p) * q < p
+    if kept.all():
+        return draft
+    residual = (target - proposal).clamp(min=0)
+    # Kept rows may have no residual; a rejected row has one, unless rounding has eaten it.
+    residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, target)
+    return torch.where(kept, draft, torch.multinomial(residual, 1).squeeze(-1))
+
+
+class Drafter:
+    """The distribution `Q` that drafts are drawn from, and the draws.
+
+    Args:
+        warpers: the processors that act on the scores of the contrast; those of `WARPERS` act on drafts too.
+        alpha: plausibility threshold of the amateur's own distribution.
+        sample: draw tokens; otherwise take the most likely ones.
+    """
+
+    def __init__(self, warpers: Any, alpha: float, *, sample: bool) -> None:
+        self._warpers: Any = LogitsProcessorList([warper for warper in warpers if isinstance(warper, WARPERS)])
+        self._alpha, self._sample = alpha, sample
+
+    def proposal(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """Return `Q` from the amateur's logits.
+
+        Args:
+            ids: `(B, T)` int64.
+            logits: `(B, V)` for the token after each row.
+
+        Returns:
+            `(B, V)` probabilities.
+        """
+        logits = logits.masked_fill(~plausible(logits, alpha=self._alpha), -math.inf)
+        probabilities: Tensor = self._warpers(ids, logits).softmax(-1)
+        return probabilities
+
+    def draw(self, probabilities: Tensor) -> Tensor:
+        """Choose a token `(B,)` for each row of `probabilities` `(B, V)`."""
+        return torch.multinomial(probabilities, 1).squeeze(1) if self._sample else probabilities.argmax(-1)
+
+    def choose(self, scores: Tensor, proposal: Tensor, draft: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Accept or replace a draft.
+
+        Args:
+            scores: `(B, V)` of the contrast, warped.
+            proposal: `(B, V)` probabilities, `Q`.
+            draft: `(B,)` int64, the drafted tokens; None if there are none.
+
+        Returns:
+            The token of each row, `(B,)`, and the probability that a draft from `proposal` is accepted, `(B,)`.
+        """
+        if not self._sample:
+            tokens = scores.argmax(-1)
+            return tokens, (tokens == self.draw(proposal)).float()
+        target = scores.softmax(-1)
+        tokens = self.draw(target) if draft is None else accept_or_redraw(target, proposal, draft)
+        return tokens, torch.minimum(target, proposal).sum(-1)
+
+
+class DraftLength:
+    """Decides how many tokens the amateur drafts, by the rule in the docstring of `SpeculativeContrastiveDecoding`.
+
+    Args:
+        fixed: number of tokens in every round; None to decide token by token.
+        cost_ratio: cost of a forward pass of the amateur, in passes of the expert.
+    """
+
+    CLASSES = 5
+
+    def __init__(self, fixed: int | None, cost_ratio: float) -> None:
+        self._fixed = fixed
+        self._least = (cost_ratio + READING_COST) / (cost_ratio + TOKEN_VALUE)
+        # Start with one observation per class: likelier drafts are accepted more often.
+        self._accepted = [math.sqrt((k + 0.5) / self.CLASSES) for k in range(self.CLASSES)]
+        self._observed = [1.0] * self.CLASSES
+        self.start()
+
+    def start(self) -> None:
+        """Begin a round."""
+        self._drafted, self._reach = 0, 1.0
+
+    def allows_pass(self) -> bool:
+        """Return whether the amateur should run on what it has drafted."""
+        if self._fixed is not None:
+            return self._drafted < self._fixed
+        return self._drafted < LONGEST_DRAFT and self._reach >= self._least
+
+    def allows_draft(self, confidences: Sequence[float]) -> bool:
+        """Return whether to draft another token.
+
+        Args:
+            confidences: the amateur's largest probability in each row.
+        """
+        for confidence in confidences:
+            k = self._class(confidence)
+            self._reach *= self._accepted[k] / self._observed[k]
+        self._drafted += 1
+        return self._fixed is not None or self._reach >= 2 * READING_COST
+
+    def learn(self, confidences: Sequence[float], agreements: Sequence[float]) -> None:
+        """Update the estimated chance that a draft is accepted.
+
+        Args:
+            confidences: the amateur's largest probability in each row.
+            agreements: the probability that its draft is accepted.
+        """
+        for confidence, agreement in zip(confidences, agreements, strict=True):
+            self._accepted[self._class(confidence)] += agreement
+            self._observed[self._class(confidence)] += 1
+
+    def _class(self, confidence: float) -> int:
+        return min(int(confidence * self.CLASSES), self.CLASSES - 1)

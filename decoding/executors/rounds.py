@@ -1,0 +1,211 @@
+"""The rounds of speculative decoding: draft tokens with the amateur, verify them with the expert."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from contralto.decoding.branches.prompts import Prompts
+from contralto.decoding.branches.reader import CachedReader
+from contralto.decoding.executors.drafting import Drafter, DraftLength
+from contralto.decoding.executors.generation import Generation
+from contralto.decoding.validity import check_logits
+from contralto.decoding.vocabulary import fit_vocabulary
+
+__all__ = ["RowReader", "SpeculativeRounds", "Statistics"]
+
+
+@dataclass
+class Statistics:
+    """The statistics of a call. A position is a column of the batch: a draft is accepted if it is accepted in all rows."""
+
+    rounds: int = 0
+    drafted: int = 0
+    """Number of positions that the amateur drafted."""
+    accepted: int = 0
+    """Number of drafted positions that were accepted."""
+    expert_forwards: int = 0
+    amateur_forwards: int = 0
+    tokens: int = 0
+    """Number of tokens generated, over all rows."""
+    agreement: float = 0.0
+    """Sum over these tokens of the probability that a draft in their place is accepted."""
+
+    @property
+    def acceptance(self) -> float:
+        """Return the paper's lambda: the mean probability that a draft token is accepted, whether one was drafted or not."""
+        return self.agreement / max(self.tokens, 1)
+
+
+class RowReader:
+    """A cached reader that is given whole rows, reads their new tokens, and can go back to an earlier length.
+
+    Args:
+        reader: of the model.
+        prompts: the prompts as the model reads them, with an empty cache.
+        hidden: number of first columns of the rows that the model does not read.
+        prepare: returns the rows as the model reads them, from the rows `(B, T)` and the finished ones `(B,)`.
+    """
+
+    def __init__(
+        self,
+        reader: CachedReader,
+        prompts: Prompts,
+        *,
+        hidden: int = 0,
+        prepare: Callable[[Tensor, Tensor], Tensor] = lambda ids, finished: ids,
+    ) -> None:
+        self.reader, self.forwards = reader, 0
+        self._prompts, self._hidden, self._prepare = prompts, hidden, prepare
+
+    @property
+    def length(self) -> int:
+        """Return the number of columns that were read; 0 before the prompts were."""
+        return self.reader.length and self.reader.length + self._hidden
+
+    def read(self, ids: Tensor, finished: Tensor) -> Tensor:
+        """Read the new columns of the rows.
+
+        Args:
+            ids: `(B, T)` int64, at first the prompts.
+            finished: `(B,)` bool, the rows that have ended.
+
+        Returns:
+            `(B, new, V)` float32 logits, on the device of `ids`; only those of the last position for the prompts.
+        """
+        rows = self._prepare(ids, finished)[:, self._hidden :]
+        if self.length:
+            logits = self.reader.read(rows, new=ids.shape[1] - self.length)
+        else:
+            logits = self.reader.prefill(self._prompts)
+            self.reader.record_past()  # not before, or sliding windows would keep the whole prompt
+        self.forwards += 1
+        return logits.to(device=ids.device, dtype=torch.float32)
+
+    def forget(self, length: int) -> None:
+        """Keep the first `length` columns at most."""
+        self.reader.crop(min(length, self.length) - self._hidden)
+
+
+class _Place(NamedTuple):
+    """The amateur's distribution for one position."""
+
+    logits: Tensor
+    """`(B, V)`."""
+    proposal: Tensor
+    """`(B, V)` probabilities, see `Drafter.proposal`."""
+    confidences: Tensor
+    """`(B,)` the largest of them."""
+
+
+class SpeculativeRounds:
+    """One call of `generate()`: rounds of drafting and verifying.
+
+    Args:
+        generation: the rows.
+        expert: reader of the model that generates.
+        amateur: reader of the amateur.
+        vocabulary: size of the expert's vocabulary.
+        drafter: draws the drafts.
+        draft_length: decides how many tokens the amateur drafts.
+        combine: `ContrastiveLogitsProcessor.combine` of the method.
+        statistics: updated in place.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        *,
+        expert: RowReader,
+        amateur: RowReader,
+        vocabulary: int,
+        drafter: Drafter,
+        draft_length: DraftLength,
+        combine: Callable[..., Tensor],
+        statistics: Statistics,
+    ) -> None:
+        self._generation, self._expert, self._amateur = generation, expert, amateur
+        self._drafter, self._draft_length, self._combine = drafter, draft_length, combine
+        self._vocabulary, self._statistics = vocabulary, statistics
+
+    def run(self) -> None:
+        """Draft tokens, and append those that the expert accepts and one more."""
+        drafts, places = self._draft()
+        self._verify(drafts, places)
+        self._statistics.rounds += 1
+        for reader in (self._expert, self._amateur):
+            reader.forget(self._generation.ids.shape[1] - 1)
+
+    def count_forwards(self) -> None:
+        """Write the number of forward passes into the statistics."""
+        self._statistics.expert_forwards = self._expert.forwards
+        self._statistics.amateur_forwards = self._amateur.forwards
+
+    def _draft(self) -> tuple[list[Tensor], list[_Place]]:
+        """Return the drafted tokens `(B,)`, and the amateur's places: of each draft, and of the next if it was read."""
+        generation = self._generation
+        ids, drafts = generation.ids, list[Tensor]()
+        room = generation.remaining - 1 if self._expert.length else 0  # none while the prompts are read
+        rows = generation.unpadded
+        self._draft_length.start()
+        places = [self._look(ids)]
+        while len(drafts) < room and self._draft_length.allows_draft(places[-1].confidences[rows].tolist()):
+            drafts.append(self._drafter.draw(places[-1].proposal))
+            ids = torch.cat([ids, drafts[-1][:, None]], dim=1)
+            if len(drafts) == room or generation.would_finish(drafts[-1]) or not self._draft_length.allows_pass():
+                break
+            places.append(self._look(ids))
+        return drafts, places
+
+    def _look(self, ids: Tensor) -> _Place:
+        """Return the amateur's distribution for the token after `ids` `(B, T)`."""
+        generation = self._generation
+        logits = fit_vocabulary(self._amateur.read(ids, ~generation.unfinished)[:, -1], self._vocabulary)
+        step = generation.generated + ids.shape[1] - generation.ids.shape[1] + 1
+        check_logits(
+            [logits],
+            lambda: [f"logits of the amateur ({self._amateur.reader.name})"],
+            lambda row: f"in row {row}, at step {step}",
+        )
+        proposal = self._drafter.proposal(ids, logits)
+        return _Place(logits, proposal, proposal.amax(-1))
+
+    def _verify(self, drafts: list[Tensor], places: list[_Place]) -> None:
+        """Append the accepted part of the draft, and one more token.
+
+        Rows end their round together. That is exact: where a row's round ends does not depend on the token that it would
+        have generated next.
+        """
+        generation = self._generation
+        ids = torch.cat([generation.ids, *(draft[:, None] for draft in drafts)], dim=1)
+        table = self._expert.read(ids, ~generation.unfinished)  # (B, drafts + 1, V)
+        self._statistics.drafted += len(drafts)
+        for i, draft in enumerate([*drafts, None]):
+            if i == len(places):
+                places.append(self._look(generation.ids))
+            tokens = self._step(table[:, i], places[i], draft)
+            if draft is None or (tokens != draft)[generation.unpadded].any():
+                return
+            self._statistics.accepted += 1
+            if not generation.unfinished.any():
+                return
+
+    def _step(self, logits: Tensor, place: _Place, draft: Tensor | None) -> Tensor:
+        """Append one token per row, drafted or not, and return the chosen tokens `(B,)`."""
+        generation, rows = self._generation, self._generation.unfinished
+
+        def choose(scores: Tensor) -> Tensor:
+            tokens, agreement = self._drafter.choose(scores, place.proposal, draft)
+            self._note(place.confidences[rows].tolist(), agreement[rows].tolist())
+            return tokens
+
+        return generation.step(
+            logits, lambda scores: self._combine(scores, [place.logits], generation.generated), choose
+        )
+
+    def _note(self, confidences: list[float], agreement: list[float]) -> None:
+        self._draft_length.learn(confidences, agreement)
+        self._statistics.tokens += len(agreement)
+        self._statistics.agreement += sum(agreement)
