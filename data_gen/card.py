@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
@@ -13,6 +12,8 @@ import jinja2
 import yaml
 
 from contralto import __version__
+from contralto.common.html import read_template
+from contralto.common.plots import GREY, PALETTE, style_axes
 from contralto.data_gen.checks import annotate, answer_text
 from contralto.data_gen.escaping import Markdown, fenced, inline, quoted
 from contralto.data_gen.templates import as_text
@@ -147,9 +148,7 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str,
         undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True, finalize=inline
     )
     environment.filters |= {"in_yaml": _in_yaml, "quoted": partial(quoted, limit=EXAMPLE), "fenced": fenced}
-    template = environment.from_string(
-        (resources.files("contralto.data_gen") / "card.md.j2").read_text(encoding="utf-8")
-    )
+    template = environment.from_string(read_template("contralto.data_gen", "card.md.j2"))
     page = template.render(
         title=summary.get("name") or Path(folder).resolve().name,
         version=__version__,
@@ -202,8 +201,6 @@ PANELS = (
     ("reward_margin", "reward margin"),
     ("ln_ches", "ln-CHES"),
 )
-GREY = "#7a8899"  # readable on light and on dark paper
-COLOURS = ("#c2571a", "#2f7fb8", "#3f9a5f", "#a0559a", "#b08a1e", "#7a8899")
 
 
 def _plot(folder: Path, rows: Sequence[Mapping[str, Any]], strategies: Sequence[str]) -> str:
@@ -244,11 +241,8 @@ def _panel(axes: Any, rows: Sequence[Mapping[str, Any]], column: str, strategies
     margin = 0.03 * (high - low) or 0.5
     for at, name in enumerate(strategies):
         found = _known([row for row in rows if (row.get("strategy") or "unknown") == name], column)
-        colour, line = COLOURS[at % len(COLOURS)], "-" if at < len(COLOURS) else "--"
+        colour, line = PALETTE[at % len(PALETTE)], "-" if at < len(PALETTE) else "--"
         if found:
             axes.ecdf(found, label=name, color=colour, ls=line, lw=1.6)
     axes.set(xlim=(low - margin, high + margin), ylim=(0, 1.02))
-    axes.grid(color=GREY, alpha=0.2)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[:].set_color(GREY)
-    axes.tick_params(colors=GREY)
+    style_axes(axes)

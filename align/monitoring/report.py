@@ -4,24 +4,24 @@ Both are made of `monitor.json`, which `monitor.Monitor` writes at every measure
 run that was killed.
 """
 
-import io
 import os
 import platform
 from collections.abc import Callable, Sequence
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 from markupsafe import Markup
 
 from contralto import __version__
 from contralto.align.monitoring.record import Record
+from contralto.common.html import render_page
+from contralto.common.plots import BLUE, GREEN, GREY, ORANGE, style_axes, svg_style, to_svg
 
 __all__ = ["PAGE", "PICTURE", "ches_correlation", "verdict", "versions", "write_report"]
 
 PAGE, PICTURE = "training_report.html", "training_report.png"
-GREY, CHOSEN, REJECTED, OTHER = "#7a8899", "#2f7fc1", "#c2571a", "#3a8f5b"  # readable on light and on dark paper
+CHOSEN, REJECTED, OTHER = BLUE, ORANGE, GREEN
 SIZE = (5.2, 3.4)  # inches, of each plot
 WORST = 6
 """Pairs that are shown: those whose chosen text lost most."""
@@ -62,13 +62,9 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     record = Record.load(place)
     panels = _panels(record)
     _picture(panels, place / PICTURE)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(
-        resources.files("contralto.align.monitoring").joinpath("report.html.j2").read_text(encoding="utf-8")
-    )
-    page = template.render(
+    page = render_page(
+        "contralto.align.monitoring",
+        "report.html.j2",
         record=record,
         about=record.about,
         verdict=verdict(record),
@@ -250,14 +246,11 @@ def _ches_plot(axes: Any, record: "Record") -> None:
 
 
 def _figure(count: int, columns: int) -> tuple[Any, list[Any]]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("the report draws its curves with matplotlib: pip install 'contralto[align]'") from error
+    from matplotlib.figure import Figure
+
     rows = -(-count // columns)
-    figure = Figure(
-        figsize=(SIZE[0] * columns, SIZE[1] * rows)
-    )  # fixed margins: layout engines take a second per figure
+    figure = Figure(figsize=(SIZE[0] * columns, SIZE[1] * rows))
+    # fixed margins: layout engines take a second per figure
     left, right, bottom, top = 0.65 / SIZE[0], 0.1 / SIZE[0], 0.5 / SIZE[1], 0.35 / SIZE[1]
     figure.subplots_adjust(
         left / columns,
@@ -277,26 +270,17 @@ def _fill(axes: Any, panel: Panel) -> None:
     panel.draw(axes)
     axes.set_title(panel.title, color=GREY, size=11)
     axes.set_xlabel("ln-CHES" if "CHES" in panel.title else "step", color=GREY, size=10)
-    axes.grid(color=GREY, alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[:].set_color(GREY)
-    axes.tick_params(colors=GREY, labelsize=10, which="both")
+    style_axes(axes)
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(frameon=False, fontsize=9, labelcolor=GREY)
 
 
 def _drawn(panel: Panel) -> Markup:
     """As inline SVG in colours that suit light and dark paper, its text as text."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(
-        {"svg.fonttype": "none", "font.family": "sans-serif", "text.parse_math": False, "svg.hashsalt": panel.title}
-    ):
+    with svg_style(panel.title):
         figure, (axes,) = _figure(1, 1)
         _fill(axes, panel)
-        image = io.StringIO()
-        figure.savefig(image, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return Markup(image.getvalue()[image.getvalue().index("<svg") :])
+        return to_svg(figure)
 
 
 def _picture(panels: Sequence[Panel], path: Path) -> None:

@@ -3,17 +3,17 @@
 Everything here is made of the plain data that `compare` returns and `contralto compare` keeps as JSON.
 """
 
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import resources
 from typing import Any, NamedTuple
 
-import jinja2
 from markupsafe import Markup
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
+
+from contralto.common.html import render_page
+from contralto.common.plots import GREY, PALETTE, style_axes, svg_style, to_svg
 
 __all__ = ["Cell", "Table", "glance", "page", "show", "tables"]
 
@@ -21,9 +21,6 @@ LEVEL = 0.05
 """Of significance, after Holm's adjustment."""
 WIDE = 5
 """Tables of more columns have no room for intervals in a terminal."""
-GREY = "#7a8899"  # readable on light and on dark paper, like the others
-COLOURS = ("#c2571a", "#2f7fc1", "#3a8f5b", "#8a5fc0", "#b8457f", "#8f7a1e")
-"""Of the methods, in their order; controls are grey."""
 SIZE = (6, 4.2)  # inches, of each plot
 
 
@@ -277,13 +274,9 @@ def page(
     Raises:
         ImportError: without matplotlib.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(
-        resources.files("contralto.eval.comparison").joinpath("report.html.j2").read_text(encoding="utf-8")
-    )
-    return template.render(
+    return render_page(
+        "contralto.eval.comparison",
+        "report.html.j2",
         title=title,
         lead=lead,
         before=before,
@@ -319,7 +312,7 @@ def _colour(task: Mapping[str, Any], name: str) -> str:
     base = list(
         dict.fromkeys(each.removesuffix(", sampling").removesuffix(", raw").removesuffix(", mask") for each in own)
     )
-    return COLOURS[base.index(owner) % len(COLOURS)] if name in own else GREY
+    return PALETTE[base.index(owner) % len(PALETTE)] if name in own else GREY
 
 
 def _looks(task: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
@@ -400,25 +393,15 @@ def _bucket_plot(axes: Any, task: Mapping[str, Any]) -> None:
 
 def _drawn(draw: Callable[[Any, Mapping[str, Any]], None], task: Mapping[str, Any]) -> Markup:
     """A plot as inline SVG in colours that suit light and dark paper, its text as text."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("the page draws its plots with matplotlib: pip install 'contralto[eval]'") from error
-    with mpl.rc_context(
-        {"svg.fonttype": "none", "font.family": "sans-serif", "text.parse_math": False, "svg.hashsalt": "contralto"}
-    ):
+    from matplotlib.figure import Figure
+
+    with svg_style("contralto"):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         draw(axes, task)
-        axes.grid(color=GREY, alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[:].set_color(GREY)
-        axes.tick_params(colors=GREY, labelsize=11, which="both")
+        style_axes(axes, size=11)
         axes.title.set(color=GREY, size=12)
         axes.xaxis.label.set(color=GREY, size=11)
         if len(axes.get_legend_handles_labels()[1]) > 1:
             figure.legend(loc="outside lower left", frameon=False, fontsize=10, labelcolor=GREY, ncols=2)
-        image = io.StringIO()
-        figure.savefig(image, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return Markup(image.getvalue()[image.getvalue().index("<svg") :])
+        return to_svg(figure)

@@ -1,13 +1,12 @@
 """The page of `contralto demo`: three problems token by token, then the page of the comparison."""
 
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from contralto.cli import demo
+from contralto.common.html import render_page
 from contralto.eval.comparison import report
 
 LEAD = (
@@ -19,13 +18,9 @@ LEAD = (
 
 def render(comparison: dict[str, Any], examples: Sequence[demo.Example], cost: demo.Cost, tokenizer: Any) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(
-        resources.files("contralto.cli.demo").joinpath("demo.html.j2").read_text(encoding="utf-8")
-    )
-    before = template.render(
+    before = render_page(
+        "contralto.cli.demo",
+        "demo.html.j2",
         examples=examples,
         right=demo.is_right,
         word=lambda token: demo.word(token, tokenizer),
