@@ -31,7 +31,6 @@ import torch
 from timing import setting_lines, spread
 from tqdm import tqdm
 
-from contralto.cli import generate
 from contralto.data_gen import pipeline
 from contralto.data_gen.engines import TransformersEngine
 from contralto.data_gen.engines.batching import batches
@@ -39,6 +38,8 @@ from contralto.data_gen.engines.openai import OpenAIEngine
 from contralto.data_gen.recipe import Price, Recipe, Role, Rows, Use
 from contralto.data_gen.store import Store
 from contralto.data_gen.types import Ask, Rejected, Request, Row, Sampling, Strategy, settle
+from contralto.decoding.loading import load_models
+from contralto.decoding.methods import DecodingConfig
 from contralto.testbed import worlds
 
 ROOT = Path(__file__).parents[1]
@@ -154,8 +155,7 @@ def local_lines(args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[str]:
     """Greedy and sampled."""
     names = {"model": args.model, "dtype": args.dtype, "device": args.device}
     engine = TransformersEngine(batch_size=args.batch_size, **names)
-    more = {"method": "none", "adapters_off": None, "amateur": None, "expert": None, "antiexpert": None}
-    models = generate.load_models(argparse.Namespace(**names, **more), sees=False)
+    models = load_models(config=DecodingConfig(), with_images=False, **names)
     for kind, temperature in {"greedy": 0.0, "sampled": 1.0}.items():
         sampling = Sampling(max_new_tokens=args.tokens, temperature=temperature)
         requests = requests_for(engine, rows, sampling)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from contralto.decoding.executors.speculative import (
         SpeculativeContrastiveDecoding as SpeculativeContrastiveDecoding,
     )
+    from contralto.decoding.methods import DecodingConfig as DecodingConfig
+    from contralto.decoding.methods import Method as Method
+    from contralto.decoding.methods import SamplingConfig as SamplingConfig
+    from contralto.decoding.methods import register as register
     from contralto.decoding.processors import (
         ClassifierFreeGuidanceLogitsProcessor as ClassifierFreeGuidanceLogitsProcessor,
     )
@@ -67,6 +71,7 @@ __getattr__, __dir__, __all__ = exports(
             "RitualVCDLogitsProcessor",
             "VisualContrastiveDecodingLogitsProcessor",
         ],
+        "methods": ["DecodingConfig", "Method", "SamplingConfig", "register"],
         "sampling": ["SeededSampling"],
         "executors.search": ["ContrastiveSearch"],
         "executors.search_processor": ["ContrastiveSearchLogitsProcessor"],

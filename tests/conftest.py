@@ -46,3 +46,14 @@ def _values(item):
             simple = isinstance(part, (str, int, float, bool, type(None)))
             found[name, i] = part if simple else getattr(part, "__name__", item.callspec.indices[name])
     return found
+
+
+@pytest.fixture
+def registered():
+    """Register decoding methods for one test."""
+    from contralto.decoding.methods import METHODS, register
+
+    names = []
+    yield lambda method: names.append(method.name) or register(method)
+    for name in names:
+        METHODS.unregister(name)

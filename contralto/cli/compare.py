@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from contralto.cli.flags import flag
 from contralto.common.errors import require
 from contralto.common.outputs import check_output_file, check_output_folder
-from contralto.decoding import methods
+from contralto.decoding.methods import model_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,12 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     models = parser.add_argument_group("models (a folder, a hub id, or testbed:NAME for an embedded model)")
     models.add_argument("--model", nargs="+", required=True, help="the models that answer; a column each")
-    for name, purpose in (
-        ("amateur", "of cd and scd: a weaker model"),
-        ("expert", "of proxy: a small tuned model"),
-        ("antiexpert", "of proxy: the small model before tuning"),
-    ):
-        models.add_argument(f"--{name}", nargs="+", help=f"{purpose}; one for all models, or one for each")
+    for name, methods in model_options().items():
+        purpose = f"of {' and '.join(method.name for method in methods)}: {methods[0].models[name]}"
+        models.add_argument(flag(name), nargs="+", help=f"{purpose}; one for all models, or one for each")
     models.add_argument(
         "--adapters-off", action="store_true", help="the amateur is the model without its PEFT adapters"
     )
@@ -143,11 +141,11 @@ def _check(args: argparse.Namespace) -> None:
     for folder in (*args.reuse, *(folder for _, folder in map(_named, args.samples))):
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
-    for name in ("amateur", "expert", "antiexpert"):
+    for name in model_options():
         given = getattr(args, name) or []
         if len(given) not in (0, 1, len(args.model)):
             raise ValueError(
-                f"{methods.flag(name)} takes one model for all or one for each of {len(args.model)}, not {len(given)}"
+                f"{flag(name)} takes one model for all or one for each of {len(args.model)}, not {len(given)}"
             )
 
 
@@ -170,7 +168,7 @@ def _subjects(args: argparse.Namespace) -> list[Any]:
 
     subjects = []
     for i, name in enumerate(args.model):
-        given = {each: getattr(args, each) for each in ("amateur", "expert", "antiexpert") if getattr(args, each)}
+        given = {each: getattr(args, each) for each in model_options() if getattr(args, each)}
         sources: dict[str, Any] = {each: names[i if len(names) > 1 else 0] for each, names in given.items()}
         sources |= {"adapters_off": True} if args.adapters_off else {}
         sources |= {"contrast_prompt": args.contrast_prompt} if args.contrast_prompt else {}

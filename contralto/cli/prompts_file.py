@@ -18,15 +18,16 @@ import binascii
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from contralto.common.errors import during
 from contralto.common.files import read_json_lines, read_lines, read_text
 from contralto.common.messages import MEDIA, Content, check_messages, with_images
 from contralto.common.texts import has_lone_surrogate
+from contralto.decoding.inputs import Prompt
 
-__all__ = ["Prompt", "prompt_of", "read_prompts"]
+__all__ = ["prompt_of", "read_prompts"]
 
 Image = Any
 """A path, the bytes of an image file, or a Pillow image."""
@@ -38,21 +39,6 @@ OURS = ("tokenize", "add_generation_prompt", "continue_final_message", "return_t
 """Arguments of a chat template that are not the caller's."""
 NEAR = {*(name.removesuffix("s") for name in READ), "contrast", "conversation", "negative", "video", "audio"}
 """Words that a column which is not read must not end in: it would be taken for granted, and would do nothing."""
-
-
-class Prompt(NamedTuple):
-    """What a text begins with."""
-
-    content: Content
-    images: tuple[Image, ...] = ()
-    contrast: str | None = None
-    """What the other branch reads in place of the text; `{prompt}` in it is the text."""
-    fields: Mapping[str, Any] | None = None
-    """What other names in braces stand for; None: they are text."""
-    template: Mapping[str, Any] = {}
-    """Further arguments of the chat template."""
-    row: Mapping[str, Any] = {}
-    """Columns that the output repeats."""
 
 
 def read_prompts(file: Path, given: Prompt, options: Sequence[str] = ()) -> list[Prompt]:

@@ -19,6 +19,7 @@ from types import TracebackType
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from contralto.common.options import OptionError
 from contralto.common.texts import printable
 
 __all__ = ["during", "guarded", "is_mistake", "require", "sentence"]
@@ -96,6 +97,7 @@ def during(what: str) -> Iterator[None]:
         ImportError: as it was raised within, with that beginning.
         MemoryError: likewise.
         OSError: likewise.
+        OptionError: likewise.
         ValueError: likewise, for all other mistakes.
 
     Examples:
@@ -110,6 +112,8 @@ def during(what: str) -> Iterator[None]:
     except Exception as error:
         if not is_mistake(error) or _interrupted(error):
             raise
+        if isinstance(error, OptionError):
+            raise error.within(what) from error
         kind = next((kind for kind in (ImportError, MemoryError, OSError) if isinstance(error, kind)), ValueError)
         raise kind(f"{what}: {sentence(error)}") from error
 

@@ -97,6 +97,14 @@ class Registry(Generic[T]):
         """
         return [(name, self.get(name)) for name in self.names()]
 
+    def values(self) -> list[T]:
+        """Return all entries, importing all entry points.
+
+        Raises:
+            ValueError: an entry point cannot be imported.
+        """
+        return [self.get(name) for name in self.names()]
+
     def __getitem__(self, name: str) -> T:
         """Return `get(name)`."""
         return self.get(name)

@@ -2,10 +2,9 @@
 
 import threading
 import warnings
-from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from contralto.common.hashing import content_digest, weights_digest
 from contralto.data_gen.engines.base import Outcome
@@ -46,63 +45,56 @@ class TransformersEngine:
         device: str | None = None,
         **options: Any,
     ) -> None:
-        from contralto.cli.options import check_dtype
-        from contralto.decoding import methods
+        from contralto.decoding.loading import check_dtype
+        from contralto.decoding.methods import DecodingConfig
 
         check_batch(batch_size)
         check_dtype(dtype)
-        self._how = methods.choice(**options)
-        self._how.executor = "processor" if self._how.method == "none" else "loop"
-        for name, value in {
-            "model": model,
-            "dtype": dtype,
-            "device": device,
-            "raw": raw,
-            "seed": 0,
-            "beams": 1,
-        }.items():
-            setattr(self._how, name, value)
+        self._config = DecodingConfig.from_options(**options)
+        self._model, self._dtype, self._device, self._raw = model, dtype, device, raw
         self._adapter, self._batch_size = adapter, batch_size
         self.rows_together = 4 * batch_size  # enough to find rows of similar length
 
     @staticmethod
     def option_names() -> tuple[str, ...]:
         """Return the names of the decoding options."""
-        from contralto.decoding import methods
+        from contralto.decoding.methods import option_names
 
-        return methods.OPTIONS
+        return option_names()
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The model, the other models of the method with their weights, and the decoding options."""
-        from contralto.decoding import methods
-
-        how = self._how
-        others = [getattr(how, name) for name in methods.METHODS[how.method].models if getattr(how, name)]
-        names = [how.model, *others, *([self._adapter] if self._adapter else [])]
-        options = {n: v for n in methods.OPTIONS if n != "method" and (v := getattr(how, n)) is not None}
+        config = self._config
+        names = [self._model, *config.models.values(), *([self._adapter] if self._adapter else [])]
+        options = {name: value for name, value in config.describe().items() if name != "method"}
         return {
             "engine": "transformers",
-            "model": how.model,
+            "model": self._model,
             "adapter": self._adapter,
             "weights": [weights_digest(name) for name in names],
-            "dtype": how.dtype,
-            "raw": how.raw,
-            "method": how.method,
-            "options": options | methods.parameters(how),
+            "dtype": self._dtype,
+            "raw": self._raw,
+            "method": config.method,
+            "options": options,
         }
 
     def check(self, sampling: Sampling) -> None:
-        """Refuse a sampling that the method does not know.
+        """Reject sampling options that the method does not support.
+
+        Args:
+            sampling: of requests.
 
         Raises:
-            ValueError: contrastive search with a temperature, speculative decoding with one, log-probs of either.
+            ValueError: a temperature, and the method cannot sample every row from a random stream of its own; log-probabilities of a
+                method that has none.
         """
-        if self._how.method in ("search", "scd") and sampling.temperature:
-            why = "is deterministic" if self._how.method == "search" else "draws random numbers of its own"
-            raise ValueError(f"method {self._how.method!r} {why}: set temperature to 0, or choose another method")
-        if self._how.method == "search" and sampling.logprobs:
-            raise ValueError("method 'search' tells no log-probabilities: leave logprobs out")
+        method = self._config.declaration
+        if sampling.temperature and not method.row_seeds:
+            why = method.row_seeds.reason
+            raise ValueError(f"method {method.name!r} {why}: set temperature to 0, or choose another method")
+        if sampling.logprobs and not method.likelihoods:
+            raise ValueError(f"method {method.name!r} tells no log-probabilities: leave logprobs out")
 
     def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
         """Batch after batch; batches whose requests are all known are left out."""
@@ -118,34 +110,58 @@ class TransformersEngine:
 
         sampling = batch[0].sampling
         self.check(sampling)
-        models = _load(_Names.of(self._how, sees=bool(batch[0].images)))
+        models = self._models(with_images=bool(batch[0].images))
         _use_adapter(models.main, self._adapter)
-        setting = _setting(batch, models, self._how)
-        found = rooms(setting, window=self._how.amateur_window)
+        inputs = self._batch(batch, models)
+        found = rooms(inputs, window=self._config.parameters.get("amateur_window"))
         limits = [min(sampling.max_new_tokens, *(room.left() for room in branches)) for branches in found]
         if min(limits) < 1:
             rest = [request for request, limit in zip(batch, limits, strict=True) if limit >= 1]
             answered = iter(self._answers(rest) if rest else ())
             return [next(answered) if n >= 1 else _too_long(row) for n, row in zip(limits, found, strict=True)]
-        answers = self._decode(batch, models, setting, int(min(limits)))
+        answers = self._decode(batch, models, inputs, int(min(limits)))
         return [
             # a longer prompt of the batch ended it too early
             self._answers([request])[0] if _is_cut(answer, below=limit) and len(batch) > 1 else answer
             for request, answer, limit in zip(batch, answers, limits, strict=True)
         ]
 
-    def _decode(self, batch: Sequence[Request], models: Any, setting: Any, max_new_tokens: int) -> list[Answer]:
-        from contralto.cli import generate
-        from contralto.decoding import SeededSampling, methods
+    def _models(self, *, with_images: bool) -> Any:
+        """Return the models; engines of equal names share them."""
+        config = self._config
+        return _load(
+            # other methods need the model alone
+            method=config.method if config.models or config.adapters_off else "",
+            models=tuple(config.models.items()),
+            adapters_off=config.adapters_off,
+            model=self._model,
+            dtype=self._dtype,
+            device=self._device,
+            with_images=with_images,
+        )
+
+    def _batch(self, batch: Sequence[Request], models: Any) -> Any:
+        """Return a batch as the method's branches read it; noise and transformations have the requests' seeds."""
+        from contralto.decoding.inputs import batch_of
+
+        raw = self._raw or batch[0].prompt is not None
+        prompts = [_prompt(request, self._config.contrast_prompt, models, raw=raw) for request in batch]
+        seeds = [request.seed % 2**31 for request in batch]
+        return batch_of(prompts, models, self._config, seeds=seeds, raw=raw)
+
+    def _decode(self, batch: Sequence[Request], models: Any, inputs: Any, max_new_tokens: int) -> list[Answer]:
+        from contralto.decoding import SeededSampling
+        from contralto.decoding.inputs import prompt_length
+        from contralto.decoding.methods import generate_kwargs
         from contralto.decoding.stopping import StopStrings
 
         sampling = batch[0].sampling
         how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
         how |= {"return_dict_in_generate": True, "output_logits": sampling.logprobs}
         if sampling.stop:
-            start = generate.prompt_length(setting)
+            start = prompt_length(inputs)
             how["stopping_criteria"] = [StopStrings(models.tokenizer, sampling.stop, start, skip_special_tokens=True)]
-        how |= {n: v for n, v in methods.arguments(self._how, setting, executor=self._how.executor).items() if v}
+        how |= {n: v for n, v in generate_kwargs(self._config, inputs).items() if v}
         if sampling.temperature:
             drawn: dict[str, Any] = {
                 "temperature": sampling.temperature,
@@ -156,15 +172,15 @@ class TransformersEngine:
                 *how.get("logits_processor", ()),
                 SeededSampling([request.seed for request in batch], **drawn),
             ]
-        output = models.main.generate(**setting.inputs, **how)
-        start = generate.prompt_length(setting)
+        output = models.main.generate(**inputs.inputs, **how)
+        start = prompt_length(inputs)
         return [
             _read(
                 row[start:],
                 models,
                 sampling,
                 _logprobs(output, i, start),
-                int(setting.inputs["attention_mask"][i].sum()),
+                int(inputs.inputs["attention_mask"][i].sum()),
             )
             for i, row in enumerate(output.sequences)
         ]
@@ -188,32 +204,22 @@ _ONE_AT_A_TIME = threading.Lock()
 """Local models share the accelerator, and engines of one model its weights and their adapters."""
 
 
-class _Names(NamedTuple):
-    """Which models to load: engines of equal names share them."""
-
-    method: str
-    model: str
-    amateur: str | None
-    expert: str | None
-    antiexpert: str | None
-    adapters_off: bool | None
-    dtype: str
-    device: str | None
-    sees: bool
-
-    @classmethod
-    def of(cls, how: Namespace, *, sees: bool) -> "_Names":
-        without = {n: None for n in ("amateur", "expert", "antiexpert", "adapters_off")}
-        own = {n: getattr(how, n) for n in without}
-        method = how.method if any(own.values()) else "none"  # the other methods need the model alone
-        return cls(**{**without, **own}, method=method, model=how.model, dtype=how.dtype, device=how.device, sees=sees)
-
-
 @cache
-def _load(names: _Names) -> Any:
-    from contralto.cli import generate
+def _load(
+    *,
+    method: str,
+    models: tuple[tuple[str, Any], ...],
+    adapters_off: bool,
+    model: str,
+    dtype: str,
+    device: str | None,
+    with_images: bool,
+) -> Any:
+    from contralto.decoding.loading import load_models
+    from contralto.decoding.methods import DecodingConfig
 
-    return generate.load_models(Namespace(**names._asdict()), sees=names.sees)
+    config = DecodingConfig(method=method, models=dict(models), adapters_off=adapters_off)
+    return load_models(model, config, with_images=with_images, dtype=dtype, device=device)
 
 
 def _use_adapter(model: Any, adapter: str | None) -> None:
@@ -236,25 +242,16 @@ def _loaded_adapters(model: Any) -> Sequence[str]:
     return list(getattr(model, "peft_config", {}))
 
 
-def _setting(batch: Sequence[Request], models: Any, how: Namespace) -> Any:
-    """A batch as the method's branches read it; noise and transformations have the requests' seeds."""
-    from contralto.cli import generate
-
-    how = Namespace(**{**vars(how), "raw": how.raw or batch[0].prompt is not None})
-    prompts = [_prompt(request, how, models) for request in batch]
-    return generate.setting(prompts, models, how, [request.seed % 2**31 for request in batch])
-
-
-def _prompt(request: Request, how: Namespace, models: Any) -> Any:
-    from contralto.cli.prompts_file import Prompt
+def _prompt(request: Request, contrast_prompt: str | None, models: Any, *, raw: bool) -> Any:
+    from contralto.decoding.inputs import Prompt
 
     content: Any = request.prompt
     if request.messages is not None:
         content = [dict(message) for message in request.messages]
-        bare = how.raw or (models.processor or models.tokenizer).chat_template is None
+        bare = raw or (models.processor or models.tokenizer).chat_template is None
         if bare and len(content) == 1 and isinstance(content[0]["content"], str):
             content = content[0]["content"]
-    return Prompt(content, tuple(request.images), how.contrast_prompt)
+    return Prompt(content, tuple(request.images), contrast_prompt)
 
 
 def _logprobs(output: Any, row: int, start: int) -> list[float] | None:

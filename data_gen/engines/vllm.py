@@ -55,9 +55,9 @@ class VLLMEngine:
     @staticmethod
     def option_names() -> tuple[str, ...]:
         """Return the names of the decoding options."""
-        from contralto.decoding import methods
+        from contralto.decoding.methods import option_names
 
-        return methods.OPTIONS
+        return option_names()
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class VLLMEngine:
             "weights": [weights_digest(name) for name in names],
             "options": self._options,
         }
-        return found if self._how is None else found | {"decoding": _described(self._how)}
+        return found if self._how is None else found | {"decoding": self._how.describe()}
 
     def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
         """The requests that are not known yet, messages and raw prompts in turn."""
@@ -86,12 +86,11 @@ class VLLMEngine:
 
     def _by_contrast(self, requests: list[Request]) -> Iterator[list[Outcome]]:
         """Requests of the same sampling together."""
-        from contralto.decoding import methods
         from contralto.decoding.vllm import generate_pairs
-        from contralto.decoding.vllm.choice import loras
+        from contralto.decoding.vllm.adapters import loras
 
         chosen: Any = self._how
-        parameters = {name: value for name, value in methods.parameters(chosen).items() if value is not None}
+        parameters = {name: value for name, value in chosen.parameters.items() if value is not None}
         alike: dict[Any, list[Request]] = {}
         for request in requests:
             alike.setdefault(astuple(request.sampling), []).append(request)
@@ -134,7 +133,7 @@ class VLLMEngine:
         options = {"trust_remote_code": trusts_remote_code(), **self._options}
         if self._how is not None:
             from contralto.decoding.vllm import make_llm
-            from contralto.decoding.vllm.choice import lora_options
+            from contralto.decoding.vllm.adapters import lora_options
 
             return make_llm(self._model, **{**lora_options(self._adapters), **options})
         return LLM(model=locate(self._model), **({"enable_lora": True} if self._adapter else {}), **options)
@@ -144,45 +143,31 @@ def _choice(decoding: Mapping[str, Any]) -> Any:
     """The method that is asked for; None for plain decoding."""
     if not decoding:
         return None
-    from contralto.decoding import methods
+    from contralto.decoding.methods import DecodingConfig
 
-    chosen = methods.choice(**decoding)
-    return None if chosen.method == "none" else chosen
+    config = DecodingConfig.from_options(**decoding)
+    return config if config.contrasts else None
 
 
 def _adapters(chosen: Any, adapter: str | None) -> list[str | None]:
     """Of every branch."""
     if chosen is None:
         return [adapter]
-    from contralto.decoding import methods
-    from contralto.decoding.vllm.choice import adapters_of
+    from contralto.decoding.vllm.adapters import adapters_of
 
-    if "prompt" in methods.METHODS[chosen.method].views and chosen.contrast_prompt is None:
-        raise ValueError(
-            f"method {chosen.method!r} contrasts prompts: give contrast_prompt, a text in which {{prompt}} is the prompt"
-        )
+    chosen.check_contrast_prompt(always=True)
     return adapters_of(chosen, adapter)
-
-
-def _described(chosen: Any) -> dict[str, Any]:
-    """What of a method determines an answer."""
-    from contralto.decoding import methods
-
-    named = {name: getattr(chosen, name) for name in ("method", "form", *methods.SOURCES)}
-    return {name: value for name, value in named.items() if value} | methods.parameters(chosen)
 
 
 def _branches(request: Request, chosen: Any) -> list[Any]:
     """What each branch reads of a request."""
     from contralto.common.messages import contrasted
-    from contralto.decoding import methods
 
     if request.images:
         raise ValueError("engine vllm contrasts texts: for prompts with images use engine transformers")
     first: Any = request.prompt if request.prompt is not None else [dict(message) for message in request.messages or ()]
-    count = len(methods.METHODS[chosen.method].branches)
-    if not methods.METHODS[chosen.method].views:
-        return [first] * count
+    if not chosen.declaration.views:
+        return [first] * len(chosen.declaration.branches)
     return [first, contrasted(first, chosen.contrast_prompt)]
 
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from contralto.common.options import Option, OptionError
+
 if TYPE_CHECKING:
-    from contralto.decoding.methods import Setting
+    from contralto.decoding.inputs import DecodingBatch
 
 __all__ = ["ContextLimit", "Room", "check_longest", "check_source", "check_tokens", "context_length", "rooms"]
 
@@ -164,43 +166,48 @@ class Room(NamedTuple):
         left = self.context - self.tokens
         return left if self.grows or left < 0 else math.inf
 
-    def check(self, count: int, *, option: str = "max_new_tokens") -> None:
+    def check(self, count: int) -> None:
         """Raise an error if so many new tokens do not fit.
 
         Args:
             count: at most so many new tokens are asked for.
-            option: what the caller calls that number.
 
         Raises:
-            ValueError: the prompt is too long, or the prompt and the new tokens are together.
+            OptionError: the prompt is too long, or the prompt and the new tokens are together.
 
         Examples:
             >>> Room(500, 512, "LlamaForCausalLM").check(20)
             Traceback (most recent call last):
                 ...
-            ValueError: the prompt has 500 tokens and max_new_tokens is 20, more than the 512 that LlamaForCausalLM reads: shorten it, lower max_new_tokens, or take a model of a longer context
+            contralto.common.options.OptionError: the prompt has 500 tokens and max_new_tokens is 20, more than the 512 that LlamaForCausalLM reads: shorten it, lower max_new_tokens, or take a model of a longer context
         """
         if self.left() >= count:
             return
-        new, lower = (f" and {option} is {count:,}", f", lower {option},") if self.grows else ("", "")
-        raise ValueError(
-            f"the {self.what} has {self.tokens:,} tokens{new}, more than the {self.context:,} that {self.name} reads: shorten "
-            f"it{lower} or take a model of a longer context"
+        new, lower = (" and {option} is {count:,}", ", lower {option},") if self.grows else ("", "")
+        raise OptionError(
+            "the {what} has {tokens:,} tokens"
+            + new
+            + ", more than the {context:,} that {name} reads: shorten it"
+            + lower
+            + " or take a model of a longer context",
+            **self._asdict(),
+            count=count,
+            option=Option("max_new_tokens"),
         )
 
 
-def rooms(setting: "Setting", *, window: int | None = None) -> list[tuple[Room, ...]]:
+def rooms(batch: "DecodingBatch", *, window: int | None = None) -> list[tuple[Room, ...]]:
     """Return for each prompt of a batch what every branch reads of it.
 
     Args:
-        setting: a batch as all branches of a method read it.
+        batch: a batch as all branches of a method read it.
         window: how many of a prompt's last tokens the other models see; None for all.
     """
-    columns = _columns(setting.model, setting.inputs)
-    for other in setting.others:
-        columns += _columns(other, setting.inputs, window)
-    for view in setting.views:
-        own = _columns(setting.model, view)
+    columns = _columns(batch.model, batch.inputs)
+    for other in batch.others:
+        columns += _columns(other, batch.inputs, window)
+    for view in batch.views:
+        own = _columns(batch.model, view)
         columns += [[room._replace(what="prompt of the other branch") for room in column] for column in own]
     return list(zip(*columns, strict=True))
 

@@ -6,26 +6,24 @@ values, but for `contrast_branch`:
     contrast_id         ties them: any text or number that no other text in flight has
     contrast_branch     0 for the main branch, then 1 (and 2), in the order of the method's branches
     contrast_marker     a token that no text holds; a request that lost its partners ends with it
-    contrast_method     cd, cad, cfg, cid, icd, m3id, proxy, ritual, ritual-vcd or vcd
+    contrast_method     one of `supported()`: a method whose declaration says that it runs in vLLM
     contrast_form       and contrast_alpha, contrast_beta, ...: its form and parameters (default: the papers')
     contrast_temperature, contrast_top_k, contrast_top_p, contrast_min_p, contrast_seed: sampling (default: greedy)
     contrast_start      how many tokens of the text are part of the prompts already (default 0)
 """
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from contralto.decoding import rules
+from contralto.decoding.methods import METHODS, Form
 from contralto.decoding.sampling import _wrapped, gumbel_noise
 
 __all__ = [
-    "METHODS",
     "PREFIX",
     "Row",
     "Rule",
@@ -36,29 +34,13 @@ __all__ = [
     "check_request",
     "draw",
     "end_broken",
+    "forms_of",
     "parameters_of",
     "seeds_of",
+    "supported",
 ]
 
 PREFIX = "contrast_"
-METHODS: Mapping[str, Mapping[str, Callable[..., Tensor]]] = {
-    "cad": {"": rules.context_aware_decoding},
-    "cd": {"obrien": rules.contrastive_decoding, "li": rules.contrastive_decoding_li},
-    "cfg": {"": rules.classifier_free_guidance},
-    "cid": {
-        "probability": rules.contrastive_input_decoding,
-        "log_ratio": rules.contrastive_input_decoding_log_ratio,
-    },
-    "icd": {"": rules.instruction_contrastive_decoding},
-    "m3id": {"": rules.m3id},
-    "proxy": {"": rules.proxy_tuning},
-    "ritual": {"": rules.ritual},
-    "ritual-vcd": {"": rules.ritual_vcd},
-    "vcd": {"": rules.visual_contrastive_decoding},
-}
-"""The methods whose branches are prompts, images or adapters of one model, with their forms, the default first. They are those
-of `contralto.decoding.methods`, which needs a newer transformers than vLLM allows."""
-OF_BEAMS = "min_tokens_to_keep"
 LONGEST_ID = 256
 """Characters of the id of a text."""
 IMAGES = "prompts with images are not decoded by contrast in vLLM, where it is not tested: use contralto.decoding with transformers"
@@ -75,27 +57,42 @@ class Rule:
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """What it weighs, the main branch first."""
-        return _branches(METHODS[self.method][self.form])
+        """Names of the branches, the main branch first."""
+        return forms_of(self.method)[self.form].branch_names
 
     def __call__(self, logits: Sequence[Tensor], steps: Tensor) -> Tensor:
-        """The scores `(P, V)` of logits `(P, V)` per branch, for texts that have so many tokens `(P,)`."""
-        formula = METHODS[self.method][self.form]
-        timed = {"step": steps[:, None]} if self.method == "m3id" else {}
-        return formula(*logits, **timed, **dict(self.parameters))
+        """Return the scores `(P, V)` of logits `(P, V)` per branch, for texts of `steps` `(P,)` tokens."""
+        scores: Tensor = forms_of(self.method)[self.form].scores(logits, step=steps[:, None], **dict(self.parameters))
+        return scores
 
 
-@cache
-def _branches(formula: Callable[..., Tensor]) -> tuple[str, ...]:
-    found = inspect.signature(formula).parameters.values()
-    return tuple(p.name.replace("_", " ") for p in found if p.kind is p.POSITIONAL_OR_KEYWORD)
+def supported() -> list[str]:
+    """Return the methods whose branches can be requests of vLLM, in alphabetical order."""
+    return sorted(method.name for method in METHODS.values() if method.contrasts and method.vllm)
 
 
-@cache
+def forms_of(method: str) -> Mapping[str, Form]:
+    """Return the formulas of a method, the default first.
+
+    Args:
+        method: the name of a method.
+
+    Raises:
+        ValueError: vLLM does not run the method.
+    """
+    if not isinstance(method, str) or method not in METHODS or method not in supported():
+        raise ValueError(f"{PREFIX}method must be one of {', '.join(supported())}, not {method!r}")
+    return METHODS[method].forms
+
+
 def parameters_of(method: str, form: str) -> Mapping[str, Any]:
-    """The parameters of a formula, with the papers' defaults."""
-    found = inspect.signature(METHODS[method][form]).parameters.values()
-    return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY and p.name not in ("step", OF_BEAMS)}
+    """Return the parameters of a formula with their defaults.
+
+    Args:
+        method: the name of a method.
+        form: the name of a form.
+    """
+    return {name: parameter.default for name, parameter in forms_of(method)[form].parameters.items()}
 
 
 @dataclass(frozen=True)
@@ -195,9 +192,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 def _rule(values: Mapping[str, Any]) -> Rule:
     """The rule that is asked for; its own checks see to the ranges."""
     method = values["method"]
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"{PREFIX}method must be one of {', '.join(METHODS)}, not {method!r}")
-    forms = METHODS[method]
+    forms = forms_of(method)
     form = values.get("form") or next(iter(forms))
     if not isinstance(form, str) or form not in forms:
         raise ValueError(

@@ -17,7 +17,6 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
 from contralto import __version__
 from contralto.common.hub import from_pretrained
-from contralto.decoding import methods
 from contralto.eval import stats
 from contralto.eval.comparison.controls import (
     FORCED_FROM,
@@ -611,11 +610,10 @@ def _plan(tasks: Sequence[Task], subjects: Sequence[Subject], decoders: Sequence
 
 def _fitting(choices: Sequence[Choice], task: Task, *, mixed: bool) -> list[Choice]:
     """The methods that make sense on a task."""
-    of_images = {"noised", "transformed", "blind"}
     kept = []
     for choice in choices:
-        method = methods.METHODS[choice.method.method]
-        if (task.sees or not of_images & set(method.views)) and not (task.sees and mixed and method.models):
+        method = choice.method.declaration
+        if (task.sees or not method.reads_images) and not (task.sees and mixed and method.models):
             kept.append(choice)
     return kept
 

@@ -10,29 +10,23 @@
   no. Output layer modification answers yes where p(yes) and p(no) are close; prompt-based adjustment asks for yes in the prompt. Their
   third one, the plausibility constraint without a contrast, is the mask under sampling.
 
-`CONTROLS` knows every formula of every method. A method that it does not know ends the import, or the comparison if it was registered
-later, since it would have no control but greedy decoding.
+The threshold, the sum of the weights and what turns a contrast off are facts of the method's declaration, see
+`contralto.decoding.methods.Form`, which requires them: no method is compared without controls.
 """
 
 import shlex
-from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from contralto.decoding import methods
+from contralto.decoding.methods import METHODS, DecodingConfig
 
 __all__ = [
-    "CONTROLS",
     "Choice",
-    "Controls",
     "Row",
-    "check_total",
     "generation_rows",
-    "mask_of",
     "parse",
     "ranking_rows",
-    "weight_of",
 ]
 
 GREEDY, SAMPLING, PLAIN, AMATEUR = "greedy", "sampling", "plain", "amateur alone"
@@ -45,8 +39,7 @@ class Choice(NamedTuple):
 
     name: str
     options: dict[str, Any]
-    method: Namespace
-    """The checked options, of `methods.choice`."""
+    method: DecodingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,28 +97,24 @@ def parse(text: str, sources: Mapping[str, Any] | None = None) -> Choice:
     name, *pairs = shlex.split(text) or [""]
     if not name or "=" in name:
         raise ValueError(f"a decoder begins with its method, such as 'cd beta=0.5', not {text!r}")
-    if name == "none":
-        raise ValueError("greedy decoding and sampling are compared anyway: leave 'none' out")
+    if name in METHODS and not METHODS[name].contrasts:
+        raise ValueError(f"greedy decoding and sampling are compared anyway: leave {name!r} out")
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise ValueError(f"the options of a decoder are of the form name=value, not {wrong[0]!r} in {text!r}")
     given = {key: _value(value) for key, value in (pair.split("=", 1) for pair in pairs)}
-    read = methods.METHODS[name].sources if name in methods.METHODS else ()
+    read = METHODS[name].sources if name in METHODS else ()
     taken = {key: value for key, value in (sources or {}).items() if key in read and value}
     if "adapters_off" in taken and "amateur" in given:
         del taken["adapters_off"]
     options = {"method": name, **taken, **given}
     try:
-        method = methods.choice(**options)
+        method = DecodingConfig.from_options(**options)
+        method.check_contrast_prompt()
     except (ValueError, TypeError) as error:
-        raise type(error)(f"decoder {text!r}: {error}") from None
-    if "prompt" in methods.METHODS[name].views and name != "cfg" and not method.contrast_prompt:
-        raise ValueError(
-            f"decoder {text!r}: {name} contrasts prompts: give contrast_prompt, a template with {{prompt}} or fields of the "
-            "document"
-        )
-    return Choice(
-        " ".join([name, *(pair for pair in pairs if pair.split("=")[0] not in methods.SOURCES)]), options, method
-    )
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"decoder {text!r}: {error}") from None
+    shown = [pair for pair in pairs if pair.split("=")[0] not in method.declaration.sources]
+    return Choice(" ".join([name, *shown]), options, method)
 
 
 def _value(text: str) -> Any:
@@ -138,133 +127,9 @@ def _value(text: str) -> Any:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-class Controls(NamedTuple):
-    """What the controls of a formula have to know of it."""
-
-    mask: str | None
-    """The parameter that is its plausibility threshold; None if the formula has none."""
-    weight: Callable[..., float] = lambda **given: 1.0
-    """Makes of its parameters the sum of the weights with which it adds log-probabilities, see `weight_of`."""
-    off: Mapping[str, float] | None = None
-    """Parameters that turn it into its mask alone; None if nothing does."""
-    samples: bool = True
-    """Whether it samples in lm-eval."""
-    ranks: bool = True
-    """Whether it has likelihoods."""
-
-
-_OBRIEN = Controls("alpha", lambda beta, **_: 1 + beta, {"beta": 0})
-_LI = Controls("alpha")
-_EXTRAPOLATED = Controls("beta", lambda alpha, **_: 1 + alpha, {"alpha": 0})
-
-CONTROLS: dict[tuple[str, str], Controls] = {
-    ("cd", "obrien"): _OBRIEN,
-    ("cd", "li"): _LI,
-    ("scd", "obrien"): _OBRIEN._replace(samples=False),
-    ("scd", "li"): _LI._replace(samples=False),
-    ("search", ""): Controls(None, samples=False, ranks=False),
-    ("vcd", ""): _EXTRAPOLATED,
-    ("icd", ""): _EXTRAPOLATED,
-    ("ritual", ""): Controls("beta", lambda kappa, normalize, **_: 1.0 if normalize else 1 + kappa, {"kappa": 0}),
-    ("ritual-vcd", ""): Controls("beta", lambda alpha, kappa, **_: 1 + alpha + kappa, {"kappa": 0, "alpha": 0}),
-    ("m3id", ""): Controls("beta", off={"lam": 0}),
-    ("cid", "probability"): Controls(None),
-    ("cid", "log_ratio"): Controls("alpha", lambda lam, **_: 1 + lam, {"lam": 0}),
-    ("cad", ""): Controls(None, lambda alpha, **_: 1 + alpha),
-    ("cfg", ""): Controls(None, lambda guidance_scale, **_: max(1.0, guidance_scale)),
-    ("dola", "kl"): Controls("relative_top"),
-    ("dola", "jsd"): Controls("relative_top"),
-    ("proxy", ""): Controls(None, lambda alpha, **_: 1 + alpha),
-}
-"""The controls of every method and form."""
-
-
-def check_total(table: Mapping[tuple[str, str], Controls] | None = None) -> None:
-    """Check that there is an entry for every form of every method, and none for others.
-
-    Args:
-        table: the entries; default `CONTROLS`.
-
-    Raises:
-        ValueError: an entry is missing or names what is not there.
-    """
-    table = CONTROLS if table is None else table
-    forms = {
-        (name, form): method for name, method in methods.METHODS.items() if name != "none" for form in method.forms
-    }
-    if missing := [key for key in forms if key not in table]:
-        raise ValueError(_unknown(*missing[0]))
-    for key, entry in table.items():
-        known = {} if key not in forms else forms[key].forms[key[1]].parameters
-        named = [name for name in (entry.mask, *(entry.off or {})) if name is not None]
-        if key not in forms or not set(named) <= set(known):
-            raise ValueError(f"CONTROLS[{key!r}] is of no method, or of parameters that it does not have: {named}")
-
-
-def _unknown(name: str, form: str) -> str:
-    return (
-        f"the comparison knows no controls of the method {name!r}{f' of the form {form!r}' if form else ''}, and without them a gain "
-        "says nothing: add them to CONTROLS of contralto.eval.comparison.controls"
-    )
-
-
-def _controls(method: Namespace) -> Controls:
-    """Return what is known of a chosen method.
-
-    Raises:
-        ValueError: nothing is.
-    """
-    forms = methods.METHODS[method.method].forms
-    key = (method.method, method.form or next(iter(forms)))
-    if key not in CONTROLS:
-        raise ValueError(_unknown(*key))
-    return CONTROLS[key]
-
-
-def mask_of(method: Namespace) -> float | None:
-    """Return the method's plausibility threshold; None if its formula has none.
-
-    Args:
-        method: the checked options, of `methods.choice`.
-
-    Raises:
-        ValueError: a method without an entry in `CONTROLS`.
-
-    Examples:
-        >>> mask_of(parse("vcd").method), mask_of(parse("cad contrast_prompt=x").method)
-        (0.1, None)
-    """
-    name = _controls(method).mask
-    return None if name is None else float(methods.parameters(method)[name])
-
-
-def weight_of(method: Namespace) -> float:
-    """Return the sum of the weights with which the formula adds log-probabilities: how much it sharpens where branches agree.
-
-    What is subtracted does not count: an uninformative branch changes nothing, and the others are then raised to this power.
-
-        cd, scd (O'Brien & Lewis)   1 + beta          vcd, icd, cad       1 + alpha       cfg       guidance_scale
-        ritual                      1 + kappa         ritual-vcd          1 + alpha + kappa
-        proxy                       1 + alpha         cid (log_ratio)     1 + lam         others    1
-
-    M3ID's weight grows with the text, from 1; the control leaves it at 1.
-
-    Args:
-        method: the checked options, of `methods.choice`.
-
-    Raises:
-        ValueError: a method without an entry in `CONTROLS`.
-
-    Examples:
-        >>> weight_of(parse("ritual").method), weight_of(parse("vcd alpha=0.5").method)
-        (4.0, 1.5)
-    """
-    return float(_controls(method).weight(**methods.parameters(method)))
-
-
 def _alone(choices: Sequence[Choice]) -> dict[str, Row]:
     """The amateurs by themselves."""
-    if not any(methods.METHODS[c.method.method].models == ("amateur",) and c.method.amateur for c in choices):
+    if not any(list(c.method.declaration.models) == ["amateur"] and c.method.models for c in choices):
         return {}
     return {AMATEUR: Row(name=AMATEUR, role="control", alone="amateur", note="what is subtracted, by itself")}
 
@@ -297,7 +162,7 @@ def generation_rows(
     spurious = _spurious(hint) if yes_no else {}
     rows = {GREEDY: Row(name=GREEDY, role="baseline"), **_alone(choices), **spurious}
     for name, options, method in choices:
-        mask, against = mask_of(method), [GREEDY, *spurious]
+        mask, against = method.mask, [GREEDY, *spurious]
         if mask is not None:
             control = f"{GREEDY}, mask {mask:g}"
             rows[control] = Row(name=control, role="control", same_as=GREEDY, note="the same as greedy, by definition")
@@ -335,9 +200,9 @@ def _spurious(hint: str | None) -> dict[str, Row]:
 def _sampled_rows(choices: Sequence[Choice]) -> dict[str, Row]:
     rows = {SAMPLING: Row(name=SAMPLING, role="baseline", options={"temperature": 1.0})}
     for name, options, method in choices:
-        if not _controls(method).samples:
+        if not method.declaration.row_seeds:
             continue
-        mask, weight, against = mask_of(method), weight_of(method), [SAMPLING]
+        mask, weight, against = method.mask, method.weight, [SAMPLING]
         if mask is not None:
             against.append(f"{SAMPLING}, mask {mask:g}")
             how = {"temperature": 1.0, "min_p": mask}
@@ -366,17 +231,17 @@ def ranking_rows(choices: Sequence[Choice]) -> list[Row]:
     """
     rows = {PLAIN: Row(name=PLAIN, role="baseline"), **_alone(choices)}
     for name, options, method in choices:
-        if not _controls(method).ranks:
+        if not method.declaration.likelihoods:
             continue
         rows[name] = Row(name=name, role="method", options=options, against=(PLAIN,), note="renormalised, no mask")
         raw = f"{name}, raw"
         note = "the weighted sum itself, no mask"
         rows[raw] = Row(name=raw, role="method", options={**options, "score": "raw"}, against=(PLAIN,), note=note)
-        mask = mask_of(method)
+        mask = method.mask
         if mask is None:
             continue
         against = [PLAIN]
-        if (off := _controls(method).off) is not None:
+        if (off := method.declaration.forms[method.form or ""].off) is not None:
             against.append(f"{PLAIN}, mask {mask:g}")
             how = {**options, **off, "masked": True}
             rows[against[-1]] = Row(name=against[-1], role="control", options=how, against=(PLAIN,), note="mask only")
@@ -386,6 +251,3 @@ def ranking_rows(choices: Sequence[Choice]) -> list[Row]:
             name=masked, role="method", options={**options, "masked": True}, against=tuple(against), note=note
         )
     return list(rows.values())
-
-
-check_total()

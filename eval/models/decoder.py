@@ -1,13 +1,12 @@
 """How an evaluated model decodes and scores: a method with its options, sampling, and what a likelihood is."""
 
-import argparse
 import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
 from contralto.common.hashing import seed_from
-from contralto.decoding import methods
+from contralto.decoding.methods import DecodingConfig
 
 __all__ = ["Decoder", "seed_of"]
 
@@ -25,8 +24,7 @@ class Decoder:
         {'method': 'cd', 'amateur': 'testbed:amateur', 'form': 'obrien', 'beta': 1.0, 'alpha': 0.1, 'temperature': 0.7, 'seed': 0}
     """
 
-    method: argparse.Namespace
-    """Of `methods.choice`."""
+    method: DecodingConfig
     temperature: float
     """Above 0: every answer is sampled; 0: as the task says."""
     top_k: int
@@ -58,7 +56,7 @@ class Decoder:
             temperature, top_k, top_p, min_p: of sampling, see `contralto.decoding.SeededSampling`.
             seed: a whole number.
             score, masked: of likelihoods.
-            options: any of `methods.OPTIONS`.
+            options: any of `contralto.decoding.methods.option_names()`.
 
         Raises:
             TypeError: a value of another type.
@@ -90,14 +88,12 @@ class Decoder:
             raise ValueError(f"score must be {' or '.join(SCORES)}, not {score!r}")
         if not isinstance(masked, bool):
             raise TypeError(f"masked must be true or false, not {masked!r}")
-        chosen = methods.choice(**options)
-        if temperature and chosen.method in ("search", "scd"):
-            instead = (
-                "it is deterministic" if chosen.method == "search" else "use method=cd, whose answers they would be"
-            )
-            raise ValueError(f"method={chosen.method!r} does not sample here: {instead}")
+        config = DecodingConfig.from_options(**options)
+        row_seeds = config.declaration.row_seeds
+        if temperature and not row_seeds:
+            raise ValueError(f"method={config.method!r} does not sample here: it {row_seeds.reason}")
         return cls(
-            method=chosen,
+            method=config,
             temperature=float(temperature),
             top_k=top_k,
             top_p=float(top_p),
@@ -110,15 +106,14 @@ class Decoder:
     @property
     def is_plain(self) -> bool:
         """Whether nothing is contrasted."""
-        return bool(self.method.method == "none")
+        return not self.method.contrasts
 
     def describe(self) -> dict[str, Any]:
         """All options that have an effect, models by name."""
-        kept = {name: getattr(self.method, name) for name in ("method", *methods.SOURCES, "form")}
-        shown = {name: _name(value) for name, value in kept.items() if value} | methods.parameters(self.method)
+        shown = {name: _name(value) for name, value in self.method.describe().items()}
         if self.temperature:
             shown |= {name: getattr(self, name) for name, off in SAMPLING.items() if getattr(self, name) != off}
-        if self.temperature or {"noised", "transformed"} & set(methods.METHODS[self.method.method].views):
+        if self.temperature or self.method.declaration.is_seeded:
             shown["seed"] = self.seed
         if not self.is_plain:
             shown |= {"score": self.score} if self.score != SCORES[0] else {}
@@ -128,7 +123,11 @@ class Decoder:
 
 def _name(value: Any) -> Any:
     """A model that is given as an object, by its name."""
-    return value if isinstance(value, str | bool) else getattr(value, "name_or_path", "") or type(value).__name__
+    return (
+        value
+        if value is None or isinstance(value, str | bool | int | float | list)
+        else getattr(value, "name_or_path", "") or type(value).__name__
+    )
 
 
 def seed_of(*parts: Any) -> int:

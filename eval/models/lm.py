@@ -9,6 +9,7 @@ Read from lm_eval 0.4.13: `HFLM`'s encoding of texts and pairs, its distributed 
 """
 
 import copy
+import dataclasses
 import inspect
 import logging
 import time
@@ -28,12 +29,14 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, StoppingCriteria
 
 from contralto import __version__
-from contralto.cli.options import check_device
 from contralto.common.errors import during
 from contralto.common.hashing import fingerprint, json_digest
 from contralto.common.hub import check_weights, from_pretrained, locate, trusts_remote_code
-from contralto.decoding import AdaptersOff, ContrastiveLogitsProcessor, SeededSampling, methods
+from contralto.decoding import AdaptersOff, ContrastiveLogitsProcessor, SeededSampling
 from contralto.decoding.executors.score import Likelihood, score
+from contralto.decoding.inputs import DecodingBatch
+from contralto.decoding.loading import check_device
+from contralto.decoding.methods import generate_kwargs, likelihood_processor, option_names
 from contralto.decoding.placement import input_device
 from contralto.decoding.stopping import StopStrings, StopStringsAfterThought
 from contralto.decoding.vocabulary import check_same_tokenizer
@@ -49,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 IDENTITY = "contralto"
 """The key under which a cache of answers says whose they are."""
-OPTIONS = (*methods.OPTIONS, *inspect.signature(Decoder.of).parameters)[:-1]
+OPTIONS = (*option_names(), *inspect.signature(Decoder.of).parameters)[:-1]
 """Model arguments that say how to decode; the last parameter of `Decoder.of` stands for the first ones."""
 
 
@@ -162,8 +165,7 @@ class ContraltoLM(Conversations, HFLM):  # type: ignore[misc]
 
     @property
     def _method(self) -> str:
-        name: str = self._decoder.method.method
-        return name
+        return self._decoder.method.method
 
     def decoding_by(self, **options: Any) -> "ContraltoLM":
         """The same model decoding otherwise; weights are shared, and other models loaded once.
@@ -191,8 +193,7 @@ class ContraltoLM(Conversations, HFLM):  # type: ignore[misc]
     def _load_others(self) -> tuple[Any, ...]:
         """The models of the other branches."""
         chosen = self._decoder.method
-        names = [getattr(chosen, flag) for flag in methods.METHODS[chosen.method].models if getattr(chosen, flag)]
-        others = [self._load(name) if isinstance(name, str) else name for name in names]
+        others = [self._load(name) if isinstance(name, str) else name for name in chosen.models.values()]
         return (*others, AdaptersOff(others[-1] if others else self.model)) if chosen.adapters_off else tuple(others)
 
     def _load(self, name: str) -> Any:
@@ -209,7 +210,7 @@ class ContraltoLM(Conversations, HFLM):  # type: ignore[misc]
     def models(self) -> dict[str, torch.nn.Module]:
         """The models that run, by what they are called in the method."""
         named = {"main": self.model}
-        others = zip(methods.METHODS[self._method].branches[1:], self._others, strict=False)
+        others = zip(self._decoder.method.declaration.branches[1:], self._others, strict=False)
         return named | {name: model for name, model in others if not isinstance(model, AdaptersOff)}
 
     @property
@@ -382,19 +383,18 @@ class ContraltoLM(Conversations, HFLM):  # type: ignore[misc]
         self._endless += not ends_thought(tokens, self.tok_decode, self.think_end_token)
         return answer_text(tokens, self.tok_decode, stop, self.think_end_token)
 
-    def _how(self, asked: Asked, setting: methods.Setting, seeds: list[int]) -> dict[str, Any]:
+    def _how(self, asked: Asked, setting: DecodingBatch, seeds: list[int]) -> dict[str, Any]:
         """What `generate()` is told: the method, sampling, and what the task asks for besides."""
         sampling = asked.sampling
         if self._decoder.temperature:
             sampling = {name: getattr(self._decoder, name) for name in SAMPLING}
         beams = asked.more.get("num_beams", 1)
-        chosen = self._decoder.method
-        executor = "processor" if beams > 1 else "loop"
-        how = methods.arguments(chosen, setting, executor=executor, beams=beams)
+        config = dataclasses.replace(self._decoder.method, beams=beams, executor=None)
+        how = generate_kwargs(config, setting)
         if sampling["temperature"]:
-            if chosen.method in ("search", "scd"):
+            if not (row_seeds := config.declaration.row_seeds):
                 raise ValueError(
-                    f"the task samples, and method={chosen.method!r} does not sample here: use method='cd'"
+                    f"the task samples, and method={config.method!r} does not sample here: it {row_seeds.reason}"
                 )
             how["logits_processor"] = [*how.get("logits_processor", []), SeededSampling(seeds, **sampling)]
         return {
@@ -405,22 +405,13 @@ class ContraltoLM(Conversations, HFLM):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------------------- the branches
 
-    def _setting(self, jobs: Sequence[Job], room: int) -> methods.Setting:
+    def _setting(self, jobs: Sequence[Job], room: int) -> DecodingBatch:
         """A batch as the method's branches read it."""
-        views = methods.METHODS[self._method].views
-        if "prompt" in views and self._decoder.method.contrast_prompt is None:
-            self._check_contrast_prompt()
-            views = ()
-        return methods.Setting(
+        self._decoder.method.check_contrast_prompt()
+        views = self._decoder.method.active_views
+        return DecodingBatch(
             self.model, self._others, self._encode(jobs, room), tuple(self._see(view, jobs, room) for view in views)
         )
-
-    def _check_contrast_prompt(self) -> None:
-        if self._method != "cfg":
-            raise ValueError(
-                f"method={self._method!r} contrasts prompts: give contrast_prompt, a template with {{prompt}} "
-                "or fields of the document"
-            )
 
     def _see(self, view: str, jobs: Sequence[Job], room: int) -> Mapping[str, Any]:
         """The same batch as another branch sees it."""
@@ -432,7 +423,7 @@ class ContraltoLM(Conversations, HFLM):  # type: ignore[misc]
 
     def _contrasted(self, job: Job) -> Job:
         """The job with its contrast prompt."""
-        found: Job = self.contrast(job, self._decoder.method.contrast_prompt)
+        found: Job = self.contrast(job, self._decoder.method.contrast_prompt or "")
         return found
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -497,7 +488,7 @@ class ContraltoLM(Conversations, HFLM):  # type: ignore[misc]
         if self._decoder.is_plain:
             found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
             return found
-        if "prompt" in methods.METHODS[self._method].views:
+        if "prompt" in self._decoder.method.declaration.views:
             raise ValueError(f"method={self._method!r} contrasts prompts, and the likelihood of a whole text has none")
         jobs = [Job("", (), {}, 0, tokens=(first, second)) for _, first, second in requests]
         return self._answer(jobs, self._rate, "Running loglikelihood requests", True)
@@ -522,17 +513,9 @@ class ContraltoLM(Conversations, HFLM):  # type: ignore[misc]
         self._count(found)
         return list(zip(found.total.tolist(), found.is_greedy.tolist(), strict=True))
 
-    def _scorer(self, setting: methods.Setting) -> ContrastiveLogitsProcessor:
+    def _scorer(self, setting: DecodingBatch) -> ContrastiveLogitsProcessor:
         """The method whose likelihoods are asked for."""
-        chosen = self._decoder.method
-        if chosen.method == "none":
-            return ContrastiveLogitsProcessor(lambda main: main, [])
-        if chosen.method == "search":
-            raise ValueError("method='search' has no likelihoods: use method='none' for tasks that ask for them")
-        if chosen.method == "scd":  # the same distribution
-            chosen = copy.copy(chosen)
-            chosen.method, chosen.draft_length = "cd", None
-        made: ContrastiveLogitsProcessor = methods.processor(chosen, setting)
+        made: ContrastiveLogitsProcessor = likelihood_processor(self._decoder.method, setting)
         return made
 
     def _count(self, found: Likelihood) -> None:

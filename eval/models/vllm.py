@@ -15,8 +15,7 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from contralto import __version__
-from contralto.decoding import methods
-from contralto.decoding.vllm.choice import adapters_of, lora_options, loras
+from contralto.decoding.vllm.adapters import adapters_of, lora_options, loras
 from contralto.eval.models.arguments import check_arguments
 from contralto.eval.models.asked import Asked, read_options
 from contralto.eval.models.conversations import Conversations
@@ -224,7 +223,7 @@ class ContraltoVLLM(Conversations, TemplateLM):  # type: ignore[misc]
             use_tqdm=False,
             sampling={"stop": stop},
             **how,
-            **{name: value for name, value in methods.parameters(chosen).items() if value is not None},
+            **{name: value for name, value in chosen.parameters.items() if value is not None},
         )
         self.generated += sum(len(output.tokens) for output in found)
         return [output.tokens for output in found]
@@ -236,7 +235,7 @@ class ContraltoVLLM(Conversations, TemplateLM):  # type: ignore[misc]
     def _prompts(self, job: Job) -> list[list[int]]:
         """What every branch reads."""
         first, count = self.tok_encode(job.context), len(self._adapters)
-        if "prompt" not in methods.METHODS[self._decoder.method.method].views:
+        if "prompt" not in self._decoder.method.declaration.views:
             return [first] * count
         if self._decoder.method.contrast_prompt is None:
             return [first, first[-1:]]  # of cfg, as transformers has it

@@ -13,7 +13,6 @@ from lm_eval.models.utils import resize_image
 
 from contralto.common.hashing import pixels_digest
 from contralto.common.texts import without_bos
-from contralto.decoding import methods
 from contralto.decoding.images import noised, ritual_transform
 from contralto.decoding.pictures import open_image
 from contralto.eval.models.decoder import seed_of
@@ -79,7 +78,7 @@ class ContraltoVLM(ContraltoLM, HFMultimodalLM):  # type: ignore[misc]
                 f"method={self._method!r} contrasts images, and a prompt has none: {missing.context[:60]!r}"
             )
         if view == "noised":
-            step = methods.parameters(self._decoder.method)["noise_step"]
+            step = self._decoder.method.parameters["noise_step"]
             inputs = dict(self._encode(jobs, room))
             return noised(inputs, step=step, seed=self._noise_seeds(jobs, inputs))
         if view == "transformed":

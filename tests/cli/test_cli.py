@@ -21,6 +21,7 @@ from contralto.cli import generate
 from contralto.common import files
 from contralto.decoding import ContrastiveSearchLogitsProcessor, methods
 from contralto.decoding.images import noised, ritual_transform
+from contralto.decoding.methods.reference import load
 
 QUESTION = "Mia has 9 coins. She finds 4, loses 2, wins 5, sells 3. How many coins does Mia have?"
 PLAIN = ["--model", "testbed:expert"]
@@ -504,11 +505,11 @@ def test_encoder_decoders(run, tmp_path):
 @pytest.mark.parametrize("name", sorted(set(methods.METHODS) - {"none", "search", "scd"}))
 def test_defaults_are_those_of_the_classes(name):
     method = methods.METHODS[name]
-    known = inspect.signature(method.make).parameters
-    for form in method.forms.values():
-        for parameter, default in {**form.parameters, **method.more}.items():
-            if parameter in known and known[parameter].default is not None:
-                assert known[parameter].default == default
+    known = inspect.signature(load(method.processor)).parameters
+    for form in method.forms:
+        for parameter in method.parameters(form).values():
+            if parameter.name in known and known[parameter.name].default is not None:
+                assert known[parameter.name].default == parameter.default
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from zoo import llava as zoo_llava
 
 from contralto import cli, decoding, testbed
-from contralto.cli.explain import spell, visible
+from contralto.cli.explain_page import spell, visible
 from contralto.decoding.trace import Candidate, RuledOut, Step, trace
 
 # --------------------------------------------------------------------------------------------------------------- trace

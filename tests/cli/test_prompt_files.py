@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from contralto import testbed
-from contralto.cli.generate import Models, _check_rendered, _render, encode
-from contralto.cli.prompts_file import Prompt, prompt_of, read_prompts
+from contralto.cli.prompts_file import prompt_of, read_prompts
 from contralto.common.messages import contrasted, text_of
+from contralto.decoding.inputs import Prompt, check_rendered, encode, render
+from contralto.decoding.loading import Models
 
 STRANGE = "one\u2028two\x85three\x0cfour\rfive"
 
@@ -137,7 +138,7 @@ def test_a_begun_answer_goes_on_in_both_branches():
     assert text_of(chat) == "Why?"
     other = contrasted(chat, "Not. {prompt}")
     assert other == [*before, {"role": "user", "content": "Not. Why?"}, chat[-1]]
-    texts = [_render(Prompt(each), models, raw=False) for each in (chat, other)]
+    texts = [render(Prompt(each), models, raw=False) for each in (chat, other)]
     assert all(text.endswith("Because") for text in texts)
     assert texts[1] == texts[0].replace("Why?", "Not. Why?")
 
@@ -154,9 +155,9 @@ def test_a_bos_that_is_spelled_out_stands_once():
 def test_tools_that_the_template_does_not_show_are_rejected():
     models = Models(None, (), testbed.tokenizer())
     with pytest.raises(ValueError, match="prompt 3: the chat template of the model does not show its tools"):
-        _check_rendered(3, Prompt("Why?", template={"tools": [{"name": "f"}]}), models, raw=False)
+        check_rendered(3, Prompt("Why?", template={"tools": [{"name": "f"}]}), models, raw=False)
     models.tokenizer.chat_template = "{{ tools[0].name }}{{ messages[0].content }}"
-    _check_rendered(3, Prompt("Why?", template={"tools": [{"name": "f"}]}), models, raw=False)
+    check_rendered(3, Prompt("Why?", template={"tools": [{"name": "f"}]}), models, raw=False)
 
 
 def test_images_keep_their_places_before_a_contrast_prompt():

@@ -24,10 +24,10 @@ def no_work(monkeypatch):
     """Fail if anything is evaluated or loaded."""
     from lm_eval._cli.harness import HarnessCLI
 
-    from contralto.cli import generate
+    from contralto.decoding import loading
     from contralto.eval.comparison import compare
 
-    for place, name in ((HarnessCLI, "execute"), (generate, "load_models"), (compare, "compare")):
+    for place, name in ((HarnessCLI, "execute"), (loading, "load_models"), (compare, "compare")):
         monkeypatch.setattr(place, name, lambda *args, **kwargs: pytest.fail("the work had begun"))
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from contralto import cli
 from contralto.align.monitoring.record import Point, Record
 from contralto.align.monitoring.report import write_report
-from contralto.cli import data, demo, explain
+from contralto.cli import data, demo, explain_page
 from contralto.cli.demo import page
 from contralto.common import errors, texts
 from contralto.data_gen import card, escaping, templates
@@ -145,13 +145,13 @@ def test_the_page_of_the_demo(comparison):
 
 def test_the_page_of_a_text():
     def make(text):
-        args = methods.choice(method="cad")
-        args.model = args.amateur = args.contrast_prompt = args.prompt = text
+        config = methods.DecodingConfig(method="cad", contrast_prompt=text)
         step = Namespace(changed=True, ratio=0.5, ruled_out=Namespace(tokens=1, probability=0.1))
         candidate = Namespace(text=text, probability=0.5, is_chosen=True)
         token = Namespace(step=step, text=text, word=text, space=" ", before=text, greedy=text, strength=0.5)
         token.candidates, token.probabilities = [[candidate]] * 4, [0.1, 0.2, 0.3]
-        return explain.render(args, [token], text, [(text, "data:image/png;base64,")])
+        pictures = [(text, "data:image/png;base64,")]
+        return explain_page.render(config, [token], model=text, prompt=text, greedy=text, pictures=pictures)
 
     assert same_tags(make, ALL).count(" ".join(ALL.split())) >= 2
 

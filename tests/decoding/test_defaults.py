@@ -4,14 +4,15 @@ Seen to go red with: contrastive input decoding at `lam` 1.
 """
 
 import functools
-import inspect
 
 import pytest
 import torch
 
-from contralto.cli import generate
-from contralto.cli.generate import Prompt
 from contralto.decoding import methods
+from contralto.decoding.inputs import Prompt, batch_of
+from contralto.decoding.loading import load_models
+from contralto.decoding.methods import DecodingConfig
+from contralto.decoding.methods.reference import signature_of
 from contralto.testbed import scenes
 
 NAMES = {"amateur": "testbed:amateur", "expert": "testbed:student", "antiexpert": "testbed:early"}
@@ -22,7 +23,6 @@ PAIRS = [
     ("Tom has 9 coins. He finds 4.", "Tom has 2 coins. He finds 4."),
     ("Ann is in the garden.", "Ann is in the kitchen."),
 ]
-SEES = {"noised", "transformed", "blind"}
 CASES = [(name, form) for name, method in methods.METHODS.items() for form in method.forms if name != "none"]
 
 
@@ -39,22 +39,21 @@ def _prompts(sees):
 
 @functools.cache
 def _load(sees, method):
-    args = methods.choice(method=method, **{model: NAMES[model] for model in methods.METHODS[method].models})
-    vars(args).update(model=f"testbed:{'vision-0' if sees else 'expert'}", dtype="float32", device="cpu")
-    return generate.load_models(args, sees=sees)
+    config = DecodingConfig(method=method, models={model: NAMES[model] for model in methods.METHODS[method].models})
+    name = f"testbed:{'vision-0' if sees else 'expert'}"
+    return load_models(name, config, with_images=sees, dtype="float32", device="cpu")
 
 
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_a_default_changes_texts(name, form):
     method = methods.METHODS[name]
-    args = methods.choice(method=name, form=form or None, **{model: NAMES[model] for model in method.models})
-    sees = bool(SEES & set(method.views))
-    vars(args).update(raw=not sees)
+    config = DecodingConfig(method=name, form=form or None, models={model: NAMES[model] for model in method.models})
+    sees = method.reads_images
     models, prompts = _load(sees, name if method.models else "none"), _prompts(sees)
-    batch = generate.setting(prompts, models, args, seeds=range(len(prompts)))
+    batch = batch_of(prompts, models, config, seeds=range(len(prompts)), raw=not sees)
     how = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None}
     greedy = models.main.generate(**batch.inputs, **how)
-    found = models.main.generate(**batch.inputs, **how, **methods.arguments(args, batch, executor="loop"))
+    found = models.main.generate(**batch.inputs, **how, **methods.generate_kwargs(config, batch))
     length = batch.inputs["input_ids"].shape[1]
     assert torch.equal(greedy[:, :length], found[:, :length])
     assert not torch.equal(greedy, found)
@@ -64,8 +63,6 @@ def test_a_default_changes_texts(name, form):
 def test_a_method_and_its_formula_have_the_same_defaults(name, form):
     """None in a class is the default of the form."""
     method = methods.METHODS[name]
-    for parameter, value in method.forms[form].parameters.items():
-        of_rule = inspect.signature(method.forms[form].rule).parameters[parameter].default
-        of_class = inspect.signature(method.make).parameters[parameter].default
-        assert of_rule in (value, inspect.Parameter.empty)
-        assert of_class in (value, None)
+    for parameter in method.forms[form].parameters.values():
+        for target in filter(None, (method.processor, method.loop)):
+            assert signature_of(target).parameters[parameter.name].default in (parameter.default, None)

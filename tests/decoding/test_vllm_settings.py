@@ -15,7 +15,7 @@ from contralto.cli import serve
 from contralto.cli.serve import prepare
 from contralto.decoding import SeededSampling, methods
 from contralto.decoding.vllm import settings
-from contralto.decoding.vllm.choice import adapters_of, lora_options
+from contralto.decoding.vllm.adapters import adapters_of, lora_options
 from contralto.decoding.vllm.engine import engine_options
 from contralto.decoding.vllm.middleware import ENVIRONMENT
 from contralto.decoding.vllm.session import BranchReply, Progress, RefusedError
@@ -26,18 +26,18 @@ GOOD = {"contrast_id": "x", "contrast_branch": 0, "contrast_marker": 0, "contras
 
 def test_the_methods_are_those_of_everything_else():
     """Names, forms, formulas, parameters, defaults, number of branches: one table beside the other."""
-    for name, forms in settings.METHODS.items():
-        method = methods.METHODS[name]
-        assert list(forms) == list(method.forms)
+    for name in settings.supported():
+        method, forms = methods.METHODS[name], settings.forms_of(name)
         for form in forms:
-            assert settings.parameters_of(name, form) == dict(method.forms[form].parameters)
+            defaults = {each.name: each.default for each in method.forms[form].parameters.values()}
+            assert settings.parameters_of(name, form) == defaults
             rule = Row.of({**GOOD, "contrast_method": name, "contrast_form": form or None}).rule
             assert len(rule.branches) == len(method.branches)
             logits = torch.randn(len(method.branches), 3, 11, generator=torch.Generator().manual_seed(1))
-            own = method.forms[form].rule(*logits, **method.forms[form].parameters)
+            own = method.forms[form].scores(logits, **defaults)
             assert torch.equal(rule(list(logits), torch.zeros(3)), own)
     left_out = {"none", "scd", "search", "dola"}
-    assert set(methods.METHODS) - set(settings.METHODS) == left_out
+    assert set(methods.METHODS) - set(settings.supported()) == left_out
 
 
 def test_m3id_counts_the_steps_of_each_text():
@@ -272,7 +272,7 @@ def test_a_server_that_anyone_may_use_says_so(flags, key, is_open, tmp_path, mon
 def test_adapters_of_branches(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"r": 12}')
     name = str(tmp_path)
-    choose = methods.choice
+    choose = methods.DecodingConfig.from_options
     assert adapters_of(choose(method="cad", contrast_prompt="x"), name) == [name, name]
     assert adapters_of(choose(method="cd", adapters_off=True), name) == [name, None]
     assert adapters_of(choose(method="cd", amateur=name), None) == [None, name]

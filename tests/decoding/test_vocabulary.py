@@ -20,9 +20,11 @@ from transformers import (
 )
 
 from contralto import decoding, testbed
-from contralto.decoding import methods, vocabulary
+from contralto.decoding import vocabulary
 from contralto.decoding.branches import ModelBranch
 from contralto.decoding.executors.score import score
+from contralto.decoding.inputs import DecodingBatch
+from contralto.decoding.methods import DecodingConfig, logits_processor
 from contralto.decoding.tokenizer_files import read_vocabulary
 from contralto.decoding.trace import trace
 from contralto.decoding.vocabulary import check_same_tokenizer, check_sizes, find_tokenizer, share_tokenizer
@@ -88,7 +90,7 @@ def test_models_of_sizes_that_are_no_padding_are_refused_everywhere():
         ),
         lambda: score(method, big, inputs, text),
         lambda: trace(method, big, zoo.pad(zoo.prompts(1)), text[0]),
-        lambda: methods.processor(methods.choice(method="cd", amateur="x"), methods.Setting(big, (small,), inputs, ())),
+        lambda: logits_processor(DecodingConfig(models={"amateur": "x"}), DecodingBatch(big, (small,), inputs, ())),
         lambda: big.generate(**inputs, logits_processor=[_critic(900)], max_new_tokens=2),
         lambda: big.generate(
             **inputs, logits_processor=[decoding.ProxyTuningLogitsProcessor(big, small)], max_new_tokens=2
@@ -123,7 +125,7 @@ def test_tokenizers_are_found_beside_the_weights_and_compared(tmp_path):
         lambda: trace(method, one, inputs, text[0]),
         lambda: decoding.ProxyTuningLogitsProcessor(one, other),
         lambda: decoding.ContrastiveLogitsProcessor(torch.add, [ModelBranch(other)]).check_model(one),
-        lambda: methods.processor(methods.choice(method="cd", amateur="x"), methods.Setting(one, (other,), inputs, ())),
+        lambda: logits_processor(DecodingConfig(models={"amateur": "x"}), DecodingBatch(one, (other,), inputs, ())),
     ):
         with pytest.raises(ValueError, match=message):
             run()

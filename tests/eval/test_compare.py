@@ -6,7 +6,6 @@ method without controls; yes and no taken for close where they are not; interval
 """
 
 import argparse
-import inspect
 import json
 import math
 import random
@@ -23,7 +22,7 @@ from contralto.decoding import methods
 from contralto.eval import stats
 from contralto.eval.comparison import compare, controls, runs
 from contralto.eval.comparison.compare import Subject
-from contralto.eval.comparison.controls import generation_rows, mask_of, parse, ranking_rows, weight_of
+from contralto.eval.comparison.controls import generation_rows, parse, ranking_rows
 from contralto.eval.comparison.runs import Conditions, Identity, check_same_documents, read_samples
 from contralto.eval.metrics import chair, measure, openended
 from contralto.eval.models.decoder import Decoder
@@ -58,11 +57,9 @@ def test_mask_and_weight_are_those_of_the_rule(text):
     torch.manual_seed(0)
     sure, flat = torch.randn(50, dtype=torch.float64), torch.zeros(50, dtype=torch.float64)
     branches = [sure if added else flat for added in WAYS[text]]
-    rule = methods.METHODS[choice.method.method].forms[choice.method.form or ""].rule
-    known = inspect.signature(rule).parameters
-    given = {name: value for name, value in methods.parameters(choice.method).items() if name in known}
-    found = rule(*branches, **given).softmax(-1)
-    p, mask, weight = sure.softmax(-1), mask_of(choice.method), weight_of(choice.method)
+    form = choice.method.declaration.forms[choice.method.form or ""]
+    found = form.scores(branches, **choice.method.rule_parameters).softmax(-1)
+    p, mask, weight = sure.softmax(-1), choice.method.mask, choice.method.weight
     expected = p**weight if mask is None else torch.where(p >= mask * p.max(), p**weight, 0)
     assert 5 < (expected > 0).sum() < (51 if mask is None else 50)  # else there is nothing to see
     assert torch.allclose(found, expected / expected.sum())
@@ -92,7 +89,7 @@ def test_every_row_can_be_decoded():
         ("cd beta=much", "beta must be a number, not 'much'"),
         ("cd kappa=1", "has no kappa"),
         ("voodoo", "there is no method 'voodoo'"),
-        ("cad", "cad contrasts prompts: give contrast_prompt"),
+        ("cad", "method='cad' contrasts prompts: give contrast_prompt"),
         ("proxy", "give expert"),
     ],
 )
@@ -472,45 +469,33 @@ def test_pope_names_the_sentence_and_its_rows():
 # ---------------------------------------------------------------------------------------------------- every method is known
 
 
-def test_a_method_that_the_controls_do_not_know_is_an_error(monkeypatch):
-    """A copy of VCD under another name has no controls, so it is not compared."""
-    monkeypatch.setitem(methods.METHODS, "vcd-again", methods.METHODS["vcd"])
-    with pytest.raises(ValueError, match="knows no controls of the method 'vcd-again'"):
-        controls.check_total()
-    choice = parse("vcd-again")
-    for make in (lambda: generation_rows([choice], sampled=True), lambda: ranking_rows([choice])):
-        with pytest.raises(ValueError, match="knows no controls of the method 'vcd-again'"):
-            make()
-    monkeypatch.setitem(controls.CONTROLS, ("vcd-again", ""), controls.CONTROLS["vcd", ""])
-    controls.check_total()
-    names = [row.name.replace("vcd-again", "vcd") for row in generation_rows([choice], sampled=True, yes_no=True)]
-    assert names == [row.name for row in generation_rows([parse("vcd")], sampled=True, yes_no=True)]
-
-
-def test_a_new_form_needs_controls_too(monkeypatch):
-    vcd = methods.METHODS["vcd"]
-    monkeypatch.setitem(methods.METHODS, "vcd", replace(vcd, forms={**vcd.forms, "new": vcd.forms[""]}))
-    with pytest.raises(ValueError, match="knows no controls of the method 'vcd' of the form 'new'"):
-        controls.check_total()
-    for key, entry in (
-        (("voodoo", ""), controls.Controls(None)),
-        (("vcd", ""), controls.Controls("alpha_")),
-        (("vcd", ""), controls.Controls("beta", off={"lam": 0})),
+def test_a_copy_of_a_method_has_all_its_controls(registered):
+    """A copy of VCD under another name has the controls of VCD."""
+    registered(replace(methods.METHODS["vcd"], name="vcd-again"))
+    again, vcd = parse("vcd-again"), parse("vcd")
+    for rows in (
+        lambda choice: generation_rows([choice], sampled=True, yes_no=True),
+        lambda choice: ranking_rows([choice]),
     ):
-        monkeypatch.undo()
-        with pytest.raises(ValueError, match="is of no method, or of parameters that it does not have"):
-            controls.check_total({**controls.CONTROLS, key: entry})
+        own = [
+            (row.name.replace("vcd-again", "vcd"), row.role, row.note.replace("vcd-again", "vcd"))
+            for row in rows(again)
+        ]
+        assert own == [(row.name, row.role, row.note) for row in rows(vcd)]
+        assert len(own) > 4
 
 
-@pytest.mark.parametrize("key", [key for key, entry in controls.CONTROLS.items() if entry.off], ids=" ".join)
-def test_what_turns_the_contrast_off_leaves_the_mask(key):
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [(m.name, name) for m in methods.METHODS.values() for name, form in m.forms.items() if form.off],
+)
+def test_what_turns_the_contrast_off_leaves_the_mask(name, form):
     """Then the rule is p on the plausible tokens, whatever the other branches say."""
-    name, form = key
     method = methods.METHODS[name].forms[form]
     torch.manual_seed(1)
     branches = [torch.randn(1, 40, dtype=torch.float64) for _ in methods.METHODS[name].branches]
-    given = {**method.parameters, controls.CONTROLS[key].mask: 0.3, **controls.CONTROLS[key].off}
-    found, p = method.rule(*branches, **given).softmax(-1), branches[0].softmax(-1)
+    given = {method.mask: 0.3, **method.off}
+    found, p = method.scores(branches, **given).softmax(-1), branches[0].softmax(-1)
     expected = torch.where(p >= 0.3 * p.max(), p, 0)
     assert torch.allclose(found, expected / expected.sum())
 

@@ -11,9 +11,9 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
 from contralto import testbed
-from contralto.cli.generate import Models, _render
-from contralto.cli.prompts_file import Prompt
 from contralto.common.messages import contrasted
+from contralto.decoding.inputs import Prompt, render
+from contralto.decoding.loading import Models
 from contralto.eval.models.lm import ContraltoLM
 from contralto.eval.models.vlm import ContraltoVLM
 
@@ -63,7 +63,7 @@ def test_only_the_last_turn_is_another(chat):
     # generate renders the same
     models = Models(None, (), lm.tokenizer)
     asked = Prompt(contrasted(chat, "Ignore. {prompt} Hm."))
-    assert _render(asked, models, raw=False) == other
+    assert render(asked, models, raw=False) == other
 
 
 def test_examples_in_one_turn_are_part_of_the_prompt():

@@ -21,13 +21,13 @@ from lm_eval.models.hf_vlms import HFMultimodalLM
 from lm_eval.models.huggingface import HFLM
 
 from contralto import testbed
-from contralto.cli import generate
-from contralto.cli.prompts_file import Prompt
 from contralto.common.hashing import fingerprint
 from contralto.common.hub import locate
 from contralto.decoding import ContrastiveDecodingLogitsProcessor, VisualContrastiveDecodingLogitsProcessor
 from contralto.decoding.executors.score import score
 from contralto.decoding.images import noised, ritual_transform
+from contralto.decoding.inputs import Prompt, encode
+from contralto.decoding.loading import Models
 from contralto.eval.models.decoder import Decoder, seed_of
 from contralto.eval.models.lm import ContraltoLM, Job
 from contralto.eval.models.vlm import ContraltoVLM
@@ -136,8 +136,8 @@ def test_prompts_with_images_begin_once():
     context, _, more = ask.args
     [image], prompt = more["visual"], Prompt(pictured(1)[0].text, ("a.png",))
     ids = lm._encode([Job(context, (), {}, 0, images=(image,))], 512)["input_ids"]
-    models = generate.Models(lm.model, (), lm.tokenizer, lm.processor)
-    assert ids.tolist() == generate.encode([prompt._replace(images=(image,))], models, raw=False)["input_ids"].tolist()
+    models = Models(lm.model, (), lm.tokenizer, lm.processor)
+    assert ids.tolist() == encode([prompt._replace(images=(image,))], models, raw=False)["input_ids"].tolist()
     assert (ids == lm.tokenizer.bos_token_id).sum() == 1
     plain = stock(HFMultimodalLM, "testbed:vision-0")
     theirs = plain.tok_batch_multimodal_encode([context], [[image]])["input_ids"]

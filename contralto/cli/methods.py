@@ -1,0 +1,113 @@
+"""Flags and help of the decoding methods, derived from their declarations."""
+
+import argparse
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from contralto.cli.flags import flag
+from contralto.decoding.methods import METHODS, DecodingConfig, Method, MethodParameter, model_options, parameter_names
+
+__all__ = ["add_method_arguments", "add_model_arguments", "config_from"]
+
+
+def add_model_arguments(parser: argparse._ArgumentGroup) -> None:
+    """Add the flags of other models.
+
+    Args:
+        parser: a group of a command's parser.
+    """
+    for name, methods in model_options().items():
+        users = " and ".join(method.name for method in methods)
+        parser.add_argument(flag(name), help=f"of {users}: {methods[0].models[name]}")
+    parser.add_argument(
+        "--adapters-off",
+        action="store_true",
+        help="the last other model is the one before it without its PEFT adapters",
+    )
+
+
+def add_method_arguments(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Add the flags of methods; the methods are listed at the end of the help.
+
+    Args:
+        parser: the parser of a command.
+        names: the methods that the command offers.
+    """
+    group = parser.add_argument_group("method (its parameters bear the letters of its paper)")
+    group.add_argument("--method", choices=names, help="see below; default: cd with an amateur, else none")
+    group.add_argument("--contrast-prompt", metavar="TEXT", help="what the other branch reads; {prompt} is the prompt")
+    forms = (f"{name}: {' or '.join(METHODS[name].forms)}" for name in names if len(METHODS[name].forms) > 1)
+    group.add_argument("--form", help=f"which formula, the first by default; {'; '.join(forms)}")
+    for name in parameter_names():
+        uses = list(_uses(name))
+        options: dict[str, Any] = {"help": _help(uses).replace("%", "%%")}
+        group.add_argument(flag(name), **options, **_action(name, [parameter for _, parameter in uses]))
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "methods, with their flags and defaults:\n" + "\n".join(_describe(METHODS[name]) for name in names)
+
+
+def _uses(name: str) -> Iterable[tuple[Method, MethodParameter]]:
+    """Yield the methods that have a parameter, each with its own meaning of it."""
+    for method in METHODS.values():
+        for form in method.forms:
+            if name in method.parameters(form):
+                yield method, method.parameters(form)[name]
+
+
+def _help(uses: Sequence[tuple[Method, MethodParameter]]) -> str:
+    """Return the meanings of a parameter with the methods that share each."""
+    meanings: dict[str, list[str]] = {}
+    for method, parameter in uses:
+        text = re.split(r"[;.:] |[;.]$|, see ", parameter.description.replace("`", ""))[0]
+        meanings.setdefault(text, []).append(method.name)
+    return "; ".join(f"{text} ({', '.join(dict.fromkeys(names))})" for text, names in meanings.items())
+
+
+def _action(name: str, parameters: Sequence[MethodParameter]) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for a parameter's type."""
+    kinds = {parameter.convert or parameter.kind for parameter in parameters}
+    if len(kinds) > 1:
+        raise ValueError(f"the methods disagree about the type of {name!r}: rename it in one of them")
+    (kind,) = kinds
+    return {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+
+
+def _describe(method: Method) -> str:
+    """Return the lines of a method in the help: its description, and the flags of each of its forms."""
+    lines = [f"  {method.name:<12}{method.description}"]
+    for form in method.forms:
+        flags = [flag(source) for source in method.sources]
+        flags += [_default(parameter) for parameter in method.parameters(form).values()]
+        lines += [f"  {'':<12}" + " ".join([f"--form {form}"] * bool(form) + flags)] if form or flags else []
+    return "\n".join(lines)
+
+
+def _default(parameter: MethodParameter) -> str:
+    """Return a parameter's flag with its default, if it has one."""
+    name, value = parameter.name, parameter.default
+    if isinstance(value, bool):
+        return flag(f"no_{name}" if value else name)
+    return flag(name) if value is None else f"{flag(name)} {value}"
+
+
+def config_from(args: argparse.Namespace, **options: Any) -> DecodingConfig:
+    """Return the checked configuration of parsed flags.
+
+    Args:
+        args: of a parser with the flags of this module.
+        options: further options of `DecodingConfig`, such as `sampling`.
+
+    Raises:
+        OptionError: an invalid option.
+        ValueError: the same, where the rule of the method checks a value.
+    """
+    return DecodingConfig(
+        method=args.method or "",
+        form=args.form,
+        parameters={name: getattr(args, name) for name in parameter_names()},
+        models={name: getattr(args, name) for name in model_options()},
+        adapters_off=args.adapters_off,
+        contrast_prompt=args.contrast_prompt,
+        **options,
+    )

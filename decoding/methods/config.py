@@ -1,0 +1,346 @@
+"""The configuration of decoding: a method with its parameters, its other models, sampling and executor, checked once."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from contralto.common.options import Option, OptionError
+from contralto.decoding.methods.base import Method, MethodParameter, Unsupported
+from contralto.decoding.methods.registry import METHODS
+
+__all__ = ["DecodingConfig", "SamplingConfig", "model_options", "option_names", "parameter_names"]
+
+TYPES = {float: "a number", int: "a whole number", bool: "true or false"}
+
+
+def model_options() -> dict[str, list[Method]]:
+    """Return the names of the options for other models, each with the methods that have it."""
+    found: dict[str, list[Method]] = {}
+    for method in METHODS.values():
+        for name in method.models:
+            found.setdefault(name, []).append(method)
+    return found
+
+
+def parameter_names() -> tuple[str, ...]:
+    """Return the names of the parameters of all methods."""
+    forms = [(method, form) for method in METHODS.values() for form in method.forms]
+    return tuple(dict.fromkeys(name for method, form in forms for name in method.parameters(form)))
+
+
+def option_names() -> tuple[str, ...]:
+    """Return the names of all options of `DecodingConfig.from_options`."""
+    return ("method", "form", *model_options(), "adapters_off", "contrast_prompt", *parameter_names())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """Sampling parameters.
+
+    Args:
+        temperature: a finite number above 0.
+        top_k: number of likeliest tokens that stay; 0 is all.
+        top_p: the likeliest tokens that make up this probability stay, in (0, 1].
+        min_p: tokens of at least this share of the likeliest one's probability stay, in [0, 1].
+
+    Raises:
+        OptionError: a value outside its range.
+
+    Examples:
+        >>> SamplingConfig(top_p=0.0)
+        Traceback (most recent call last):
+            ...
+        contralto.common.options.OptionError: top_p must lie in (0, 1], not 0.0
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise OptionError(
+                "{name} must be a finite number above 0, not {value}: leave {sampling} out for the best token",
+                name=Option("temperature"),
+                sampling=Option("sampling"),
+                value=self.temperature,
+            )
+        if not 0 < self.top_p <= 1:
+            raise OptionError("{name} must lie in (0, 1], not {value}", name=Option("top_p"), value=self.top_p)
+        if not 0 <= self.min_p <= 1:
+            raise OptionError("{name} must lie in [0, 1], not {value}", name=Option("min_p"), value=self.min_p)
+        if self.top_k < 0:
+            raise OptionError("{name} must be at least 0, not {value}", name=Option("top_k"), value=self.top_k)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingConfig:
+    """A decoding method with all that determines how it runs.
+
+    Args:
+        method: a name in `METHODS`; empty is the first method that takes the models, without models no contrast.
+        form: the formula; None is the method's first.
+        parameters: parameters of the method; those that are left out or None have their defaults.
+        models: the other models of the method, by name: a folder, a hub id, `testbed:NAME`, or a model.
+        adapters_off: whether the last other model is the one before it (with a single other model, the main model) without its adapters.
+        contrast_prompt: what the view `prompt` reads; `{prompt}` in it is the prompt.
+        sampling: sampling parameters; None takes the best token.
+        beams: number of beams.
+        executor: "loop" or "processor"; None is the faster one that can run the rest.
+
+    Raises:
+        OptionError: an option that the method does not have or does not support, a model that is missing, a value of another type or
+            outside its range.
+        ValueError: the same, where the rule itself checks a value.
+        TypeError: a parameter of another type.
+
+    Examples:
+        >>> DecodingConfig(method="vcd", parameters={"alpha": 2}).parameters
+        {'alpha': 2.0, 'beta': 0.1, 'noise_step': 500}
+        >>> DecodingConfig(models={"amateur": "testbed:amateur"}).method
+        'cd'
+    """
+
+    method: str = ""
+    form: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, Any] = field(default_factory=dict)
+    adapters_off: bool = False
+    contrast_prompt: str | None = None
+    sampling: SamplingConfig | None = None
+    beams: int = 1
+    executor: str | None = None
+
+    def __post_init__(self) -> None:
+        self._set("models", {name: model for name, model in self.models.items() if model})
+        self._set("adapters_off", bool(self.adapters_off))
+        self._set("method", self.method or _default_method(self.models, adapters_off=self.adapters_off))
+        if self.method not in METHODS:
+            raise ValueError(f"there is no method {self.method!r}; there are {', '.join(METHODS)}")
+        _check_form(self)
+        self._set("form", self.form or self.declaration.default_form or None)
+        _check_names(self)
+        _check_models(self)
+        self._set("parameters", dict(_typed_parameters(self)))
+        _check_ranges(self)
+        self._set("executor", _executor_of(self))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen once it is made
+
+    @classmethod
+    def from_options(cls, **options: Any) -> "DecodingConfig":
+        """Return the configuration of options that are given one beside the other.
+
+        Args:
+            options: the fields of `DecodingConfig`; models and parameters of methods by their names. None is the default.
+
+        Raises:
+            TypeError: a value of another type.
+            ValueError: an unknown option, and all that `DecodingConfig` rejects.
+
+        Examples:
+            >>> DecodingConfig.from_options(method="cd", amateur="testbed:amateur", beta=1).parameters["beta"]
+            1.0
+            >>> DecodingConfig.from_options(method="vcd", kappa=1)
+            Traceback (most recent call last):
+                ...
+            contralto.common.options.OptionError: method='vcd' has no kappa; its own are alpha, beta, noise_step
+        """
+        if unknown := [name for name in options if name not in (*option_names(), *_OWN)]:
+            raise ValueError(f"there is no option {unknown[0]!r}; a method's options are {', '.join(option_names())}")
+        given = {name: value for name, value in options.items() if value is not None}
+        if not isinstance(given.get("adapters_off", False), bool):
+            raise TypeError(f"adapters_off must be true or false, not {given['adapters_off']!r}")
+        models = {name: given.pop(name) for name in model_options() if name in given}
+        own = {name: given.pop(name) for name in _OWN if name in given}
+        return cls(parameters=given, models=models, **own)
+
+    @property
+    def declaration(self) -> Method:
+        """The declaration of the method."""
+        return METHODS[self.method]
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether the method changes what the model would generate."""
+        return self.declaration.contrasts
+
+    @property
+    def rule_parameters(self) -> dict[str, Any]:
+        """The parameters of the formula."""
+        form = self.declaration.forms.get(self.form or "")
+        return {name: self.parameters[name] for name in form.parameters} if form else {}
+
+    @property
+    def mask(self) -> float | None:
+        """The plausibility threshold; None if the formula has none."""
+        form = self.declaration.forms.get(self.form or "")
+        return float(self.parameters[form.mask]) if form and form.mask else None
+
+    @property
+    def weight(self) -> float:
+        """The power by which the formula sharpens where the branches agree."""
+        form = self.declaration.forms.get(self.form or "")
+        return float(form.weight(**self.rule_parameters)) if form else 1.0
+
+    @property
+    def active_views(self) -> tuple[str, ...]:
+        """The views of the branches; none if the contrast prompt is optional and left out."""
+        views = self.declaration.views
+        return () if "prompt" in views and self.contrast_prompt is None else views
+
+    def check_contrast_prompt(self, *, always: bool = False) -> None:
+        """Raise OptionError if the method needs a contrast prompt and has none.
+
+        Args:
+            always: require it of methods that can do without, too.
+
+        Raises:
+            OptionError: there is no contrast prompt.
+        """
+        method = self.declaration
+        optional = method.contrast_prompt_optional and not always
+        if "prompt" in method.views and not optional and self.contrast_prompt is None:
+            raise OptionError(
+                "{method} contrasts prompts: give {option}, a template with {{prompt}} or fields of the document",
+                method=Option("method", self.method),
+                option=Option("contrast_prompt"),
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Return the options that determine a text, besides sampling and executor, as plain values."""
+        named = {"method": self.method, **self.models, "adapters_off": self.adapters_off}
+        named |= {"contrast_prompt": self.contrast_prompt, "form": self.form}
+        return {name: value for name, value in named.items() if value} | dict(self.parameters)
+
+
+_OWN = tuple(each.name for each in fields(DecodingConfig) if each.name not in ("parameters", "models"))
+"""Fields that are options themselves."""
+
+
+def _default_method(models: Mapping[str, Any], *, adapters_off: bool) -> str:
+    """Return the first method that takes the models that are given; without any, the first one without contrast."""
+    given = bool(models) or adapters_off
+    if not given:
+        return next(name for name, method in METHODS.items() if not method.contrasts)
+    fitting = [name for name, method in METHODS.items() if method.models and set(models) <= set(method.models)]
+    some = [name for name, method in METHODS.items() if set(models) & set(method.models)]
+    return next(iter([*fitting, *some]))
+
+
+def _check_form(config: DecodingConfig) -> None:
+    forms = [form for form in config.declaration.forms if form]
+    if config.form and config.form not in forms:
+        instead = f"it has {' and '.join(forms)}" if forms else "leave {option} out"
+        raise OptionError(
+            "{method} has no {form}: " + instead,
+            method=Option("method", config.method),
+            form=Option("form", config.form),
+            option=Option("form"),
+        )
+
+
+def _check_names(config: DecodingConfig) -> None:
+    """Raise OptionError for an option that is not one of the method in its form."""
+    method = config.declaration
+    own = (*method.sources, *method.parameters(config.form))
+    given = [*config.models, *(["adapters_off"] if config.adapters_off else [])]
+    given += ["contrast_prompt"] if config.contrast_prompt else []
+    given += sorted(name for name, value in config.parameters.items() if value is not None)
+    if foreign := [name for name in given if name not in own]:
+        has = "its own are {own}" if own else "it decodes without contrast"
+        raise OptionError(
+            ("{method} {form}" if config.form else "{method}") + " has no {name}; " + has,
+            method=Option("method", config.method),
+            form=Option("form", config.form),
+            name=Option(foreign[0]),
+            own=[Option(name) for name in own],
+        )
+
+
+def _check_models(config: DecodingConfig) -> None:
+    """Raise OptionError unless the other models are given, the last one by name or as another model without its adapters."""
+    names = list(config.declaration.models)
+    if not names:
+        return
+    last, tuned = names[-1], names[-2] if len(names) > 1 else "model"
+    if config.adapters_off and last in config.models:
+        raise OptionError("give either {last} or {off}, not both", last=Option(last), off=Option("adapters_off"))
+    needed = names[:-1] if config.adapters_off else names
+    if missing := [name for name in needed if name not in config.models]:
+        other = ", or {off} for {tuned} without its adapters" if missing[0] == last else ""
+        raise OptionError(
+            "{method} weighs the model against others: give {missing} MODEL" + other,
+            method=Option("method", config.method),
+            missing=Option(missing[0]),
+            off=Option("adapters_off"),
+            tuned=Option(tuned),
+        )
+
+
+def _typed_parameters(config: DecodingConfig) -> Iterator[tuple[str, Any]]:
+    """Yield all parameters of the method with their values in the right type."""
+    for name, parameter in config.declaration.parameters(config.form).items():
+        value = config.parameters.get(name)
+        yield name, parameter.default if value is None else _typed(parameter, value)
+
+
+def _typed(parameter: MethodParameter, value: Any) -> Any:
+    """Return a value in the type of its parameter: whole numbers may stand for others, strings may not."""
+    if parameter.convert is not None:
+        return parameter.convert(value)
+    kind: Any = parameter.kind
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
+        raise TypeError(f"{parameter.name} must be {TYPES[kind]}, not {value!r}")
+    return kind(value)
+
+
+def _check_ranges(config: DecodingConfig) -> None:
+    """Raise an error for a value outside its range, by applying the rule to one token."""
+    method = config.declaration
+    for name, parameter in method.parameters(config.form).items():
+        value = config.parameters[name]
+        if parameter.least is not None and value is not None and value < parameter.least:
+            raise OptionError(
+                "{name} must be at least {least}, not {value}", name=Option(name), least=parameter.least, value=value
+            )
+    if not method.contrasts:
+        return
+    import torch
+
+    method.forms[config.form or ""].scores([torch.zeros(1, 1)] * len(method.branches), **config.rule_parameters)
+    if "noise_step" in config.parameters:
+        from contralto.decoding.images import diffusion_noise
+
+        diffusion_noise(torch.zeros(1, 1), step=config.parameters["noise_step"])
+
+
+def _executor_of(config: DecodingConfig) -> str:
+    """Return the executor, after checks of what the method and the executor support."""
+    method, named = config.declaration, Option("method", config.method)
+    if config.beams < 1:
+        raise OptionError("{name} must be at least 1, not {value}", name=Option("beams"), value=config.beams)
+    if config.beams > 1 and not method.beams:
+        raise OptionError(
+            "{method} {why}: leave {beams} out", method=named, why=method.beams.reason, beams=Option("beams")
+        )
+    if config.sampling and not method.sampling:
+        raise OptionError(
+            "{method} {why}: leave {option} out", method=named, why=method.sampling.reason, option=Option("sampling")
+        )
+    if config.executor == "processor" and method.contrasts and isinstance(method.processor, Unsupported):
+        raise OptionError("{method} {why}", method=named, why=method.processor.reason)
+    if config.beams > 1 and config.executor == "loop":
+        raise OptionError(
+            "{loop} knows no beams: use {processor}",
+            loop=Option("executor", "loop"),
+            processor=Option("executor", "processor"),
+        )
+    if config.executor not in (None, "loop", "processor"):
+        raise OptionError(
+            "{name} must be loop or processor, not {value}", name=Option("executor"), value=config.executor
+        )
+    return config.executor or ("processor" if config.beams > 1 or not method.contrasts else method.executors[0])
