@@ -21,7 +21,7 @@ from contralto.align.losses.objective import Objective
 from contralto.align.losses.preference import F_DIVERGENCES
 from contralto.align.losses.registry import BUILT_IN, LOSSES
 
-__all__ = ["PreferenceConfig", "StagedConfig", "option", "settle", "unshared"]
+__all__ = ["PreferenceConfig", "StagedConfig", "option", "settle", "unshared", "with_adapter_dtype"]
 
 LOSS_OPTIONS = tuple(dict.fromkeys(name for loss in BUILT_IN for name in loss.settings if name != "beta"))
 """Options that hold settings of losses; `beta` also scales the rewards that are logged, whatever the loss."""
@@ -67,6 +67,21 @@ def unshared(how: Mapping[str, Any]) -> dict[str, Any]:
         how: keyword arguments, perhaps with `peft_config`.
     """
     return {name: copy.deepcopy(value) if name == "peft_config" else value for name, value in how.items()}
+
+
+def with_adapter_dtype(args: Any, model: Any, adapter: Any) -> Any:
+    """Return options under which a model is loaded in bfloat16 if only an adapter is trained on an accelerator.
+
+    Args:
+        args: a configuration of TRL, which stays as it was; a dtype in its `model_init_kwargs` wins.
+        model: the argument `model` of a trainer; one that is loaded keeps its dtype.
+        adapter: its argument `peft_config`, or None.
+    """
+    if not isinstance(model, str) or adapter is None or not torch.accelerator.is_available():
+        return args
+    args = copy.copy(args)
+    args.model_init_kwargs = {"dtype": "bfloat16"} | dict(args.model_init_kwargs or {})
+    return args
 
 
 @dataclass

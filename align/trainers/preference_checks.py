@@ -1,0 +1,160 @@
+"""Checks of the arguments of `PreferenceTrainer` that need no loaded model."""
+
+# ruff: noqa: TRY004 (a wrong type in somebody's recipe is a ValueError like any other mistake in it)
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import transformers
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig, PeftConfig, PeftModel
+from torch import nn
+from transformers import AutoConfig
+
+from contralto.align.losses.objective import Objective
+from contralto.align.trainers.checks import check_adapter, check_model, has_images
+from contralto.align.trainers.config import PreferenceConfig
+from contralto.align.trainers.layouts import LAYOUTS, refusal
+from contralto.align.trl_compat import attention_of, default_attention
+from contralto.common.hub import from_pretrained
+
+__all__ = ["check_preference"]
+
+
+def check_preference(model: Any, ref_model: Any, args: PreferenceConfig, kwargs: Mapping[str, Any]) -> None:
+    """Reject arguments of `PreferenceTrainer` before a model is loaded.
+
+    Args:
+        model: the policy, loaded or by name.
+        ref_model: the reference, or None.
+        args: the options.
+        kwargs: the other arguments of the trainer.
+
+    Raises:
+        ValueError: an argument is wrong.
+    """
+    objective = args.objective
+    names, adapter = ", ".join(objective.loss_types), kwargs.get("peft_config")
+    check_model(model)
+    _check_reference(model, ref_model, objective)
+    check_adapter(model, adapter, compares_tokens="kl" in objective.needs)
+    _check_head_adapter(adapter)
+    if "kl" in objective.needs and args.head_in_shards:
+        raise ValueError(
+            f"{names} reads the reference's whole head, which ZeRO 3 and FSDP 1 keep in shards: use FSDP 2 or ZeRO 2"
+        )
+    for name, dataset, first in args.checked_pairs(kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
+        _check_margins(name, dataset, first, objective)
+        if "images" in objective.needs:
+            _check_views(name, first, next(loss.name for loss in objective.losses if "images" in loss.needs))
+        if has_images(first):
+            _check_image_options(name, args)
+    _check_layout(model, args, adapter)
+
+
+def _check_reference(model: Any, ref_model: Any, objective: Objective) -> None:
+    if ref_model is None:
+        return
+    if not objective.needs & {"reference", "kl"}:
+        raise ValueError(f"{', '.join(objective.loss_types)} uses no reference: leave ref_model out")
+    if not isinstance(ref_model, nn.Module):
+        raise ValueError(f"ref_model must be a loaded model, not a {type(ref_model).__name__}")
+    if ref_model is model:
+        raise ValueError("ref_model is the model itself, and would be trained with it: leave it out to take a copy")
+
+
+def _check_head_adapter(adapter: Any) -> None:
+    targets = adapter.target_modules if isinstance(adapter, LoraConfig) else None
+    if targets and not isinstance(targets, str) and "lm_head" in targets:
+        raise ValueError("an adapter on lm_head would not be trained, since only its weight is read: leave lm_head out")
+
+
+def _check_layout(model: Any, args: PreferenceConfig, adapter: Any) -> None:
+    """Reject layouts of batches that the model does not support, as far as its configuration shows it."""
+    option = next((option for option in LAYOUTS if getattr(args, option)), None)
+    if option is None:
+        return
+    if isinstance(adapter, PeftConfig) and adapter.is_prompt_learning:
+        raise ValueError(
+            f"{option} moves tokens, and prompts that are learned stand before each row: leave one of them out"
+        )
+    model_class, config, attention = _architecture(model, args)
+    if model_class is None:
+        return  # code of a model's own repository: the first step compares the log-probabilities
+    if reason := refusal(option, model_class, config, attention):
+        raise ValueError(f"{option} is set, and {reason}: leave {option} out")
+    text: Any = config.get_text_config()
+    given = args.router_aux_loss_coef
+    balance = getattr(text, "router_aux_loss_coef", 0.0) if given is None else given
+    if option == "prefix_sharing" and balance and hasattr(text, "output_router_logits"):
+        raise ValueError(
+            "prefix_sharing counts a prompt once where router_aux_loss_coef balances the experts over both copies: set one of them to 0"
+        )
+
+
+def _architecture(model: Any, args: PreferenceConfig) -> tuple[Any, Any, str]:
+    """Return class, configuration and attention of a model, loaded or not; no class if it is not one of transformers."""
+    if not isinstance(model, str):
+        bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        return type(bare), bare.config, attention_of(bare.config)
+    options: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+    code = options.get("trust_remote_code", args.trust_remote_code)
+    config = from_pretrained(AutoConfig, model, revision=options.get("revision"), trust_remote_code=code)
+    model_class = getattr(transformers, (config.architectures or [""])[0], None)
+    return model_class, config, options.get("attn_implementation") or default_attention(model_class)
+
+
+def _check_margins(
+    name: str, dataset: Dataset | IterableDataset, first: Mapping[str, Any], objective: Objective
+) -> None:
+    if "margin" in objective.needs and "margin" not in first:
+        loss = next(loss.name for loss in objective.losses if "margin" in loss.needs)
+        raise ValueError(
+            f"{name} has no column margin, which {loss} needs: how much better chosen is, a number per row"
+        )
+    if isinstance(dataset, Dataset):
+        for column in {"margin", "chosen_advantage"} & set(dataset.column_names):
+            logarithmic = [loss.name for loss in objective.losses if "positive_margin" in loss.requires]
+            _check_numbers(name, column, dataset[column], logarithmic if column == "margin" else [])
+
+
+def _check_numbers(name: str, column: str, values: Sequence[Any], logarithmic: Sequence[str]) -> None:
+    """Reject what is not a finite number, and a number that is not above 0 for losses that take its logarithm."""
+    for at, value in enumerate(values, 1):
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name}, row {at}, column {column}: {value!r} is not a finite number")
+        if logarithmic and value <= 0:
+            raise ValueError(
+                f"{name}, row {at}, column {column}: {logarithmic[0]} takes its logarithm, so it must be above 0, not {value}"
+            )
+
+
+def _check_image_options(name: str, args: PreferenceConfig) -> None:
+    """Reject options that do not support the images of a data set."""
+    if args.precompute_ref_log_probs:
+        raise ValueError(
+            f"{name} has images, which are read as they come: precompute_ref_log_probs is for text, set it to False"
+        )
+    if option := next((option for option in LAYOUTS if getattr(args, option)), None):
+        raise ValueError(f"{name} has images, whose tokens {option} cannot move: leave it out")
+    if args.monitor_generate:
+        raise ValueError(
+            f"{name} has images, and monitor_generate writes texts from prompts of text alone: leave it at 0"
+        )
+    if args.truncation_mode == "keep_end" and args.max_length:
+        raise ValueError(f"{name} has images, and truncation_mode keep_end would cut them away: use keep_start")
+
+
+def _check_views(name: str, row: Mapping[str, Any], loss: str) -> None:
+    """Reject rows without the two lists of images that a loss needs."""
+    for column in ("images", "rejected_images"):
+        if not row.get(column) or not isinstance(row[column], list | tuple):
+            raise ValueError(
+                f"{name} has no column {column} with a list of images in each row: {loss} needs images, of which chosen is true, and "
+                "rejected_images, of which rejected is"
+            )
+    if not isinstance(row.get("prompt"), list):
+        raise ValueError(
+            f"{name} has prompts of bare text: {loss} takes the images out of a prompt, which must be a list of messages"
+        )
