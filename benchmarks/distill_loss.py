@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from contralto.align.losses.divergences import Head, chunked_divergence
+from contralto.align.losses.chunked import Head, chunked_divergence
 
 RESULTS = Path(__file__).parent / "results" / "distill_loss.md"
 ALPHA = 0.1

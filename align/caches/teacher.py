@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from contralto.align.caches.blocks import ID_COLUMNS, BlockCache, Processes, TokenRows
-from contralto.align.losses.divergences import Head
+from contralto.align.losses.chunked import Head
 from contralto.align.trainers.batches import STATES
 from contralto.common.files import replace_file
 from contralto.common.hashing import content_digest

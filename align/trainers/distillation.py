@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from contralto.align.caches.blocks import TokenRows, default_folder
 from contralto.align.caches.teacher import TeacherStates, load_head, save_head
-from contralto.align.losses.divergences import Head, chunked_divergence, chunked_logps, first_tokens, vocabulary_size
+from contralto.align.losses.chunked import Head, chunked_divergence, chunked_logps, first_tokens, vocabulary_size
 from contralto.align.trainers.base import StagedTrainer
 from contralto.align.trainers.batches import IGNORED, PairBatch
 from contralto.align.trainers.collators import TeacherStatesCollator

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from contralto.align.losses.divergences import Head
+from contralto.align.losses.chunked import Head
 
 __all__ = ["Measured", "Taken", "gathered", "head_of", "take"]
 

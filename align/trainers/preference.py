@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from contralto.align.caches.blocks import default_folder
 from contralto.align.caches.reference import ReferenceCache
-from contralto.align.losses.divergences import Head
+from contralto.align.losses.chunked import Head
 from contralto.align.losses.masks import Activations, DensityMonitor, LearnedMask, Masks, mapo, record
 from contralto.align.losses.objective import Losses, Objective, Pairs
 from contralto.align.losses.preference import length_desensitized, per_token, wpo_weights

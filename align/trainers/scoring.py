@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from contralto.align.losses.divergences import Head, chunked_divergence, chunked_logps
+from contralto.align.losses.chunked import Head, chunked_divergence, chunked_logps
 from contralto.align.trainers.batches import IGNORED
 from contralto.align.trainers.heads import gathered, take
 from contralto.align.trainers.layouts import Layout

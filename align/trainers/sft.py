@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, normalize, relu
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
-from contralto.align.losses.divergences import Head
+from contralto.align.losses.chunked import Head
 from contralto.align.trainers.batches import IGNORED
 from contralto.align.trainers.config import option, settle, unshared
 from contralto.align.trainers.heads import head_of

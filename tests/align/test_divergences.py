@@ -13,8 +13,9 @@ from oracles import align as reference
 from torch.testing import assert_close
 
 from contralto import testbed
-from contralto.align.losses import divergences
-from contralto.align.losses.divergences import DIVERGENCES, Head, chunked_divergence, chunked_logps
+from contralto.align.losses import divergences, sweep
+from contralto.align.losses.chunked import Head, chunked_divergence, chunked_logps
+from contralto.align.losses.formulas import DIVERGENCES, STATISTICS
 
 OF_LOGITS = {
     "forward_kl": divergences.forward_kl,
@@ -191,14 +192,14 @@ def test_blocks_within_a_chunk_change_nothing(early, monkeypatch):
     targets, other, found = torch.arange(TOKENS), _random(TOKENS, 3, seed=2), []
     alpha, weights = torch.linspace(0.1, 0.6, TOKENS), _random(TOKENS, seed=5)
     for cache in (2**21, 2 * 8 * VOCABULARY):
-        monkeypatch.setattr(divergences, "_BLOCK_BYTES", {"cpu": cache})
+        monkeypatch.setattr(sweep, "_BLOCK_BYTES", {"cpu": cache})
         hidden, head = _random(TOKENS, WIDTH).requires_grad_(), _head(**HEADS["capped"])
         how = {"weights": weights} if early else {"targets": targets}
         ours = chunked_divergence(
             "skew_kl", hidden, head, other, _head(width=3, seed=3), alpha=alpha, chunk_size=5, **how
         )
         (ours.total if early else weights @ ours.divergence + ours.logps.sum()).backward()
-        more = chunked_logps(hidden.detach(), head, targets, also=divergences.STATISTICS, chunk_size=5)
+        more = chunked_logps(hidden.detach(), head, targets, also=STATISTICS, chunk_size=5)
         found.append([x.detach() for x in (*ours, *more, hidden.grad) if x is not None])
     assert_close(found[1], found[0])
 
@@ -330,7 +331,7 @@ def test_logps_and_statistics(kind):
     hidden, head = _random(TOKENS, WIDTH), _head(**HEADS[kind])
     targets = _logits(hidden, head).argmax(-1).where(torch.arange(TOKENS) % 2 == 0, torch.tensor(3))
     log_q = (_logits(hidden, head) / 0.8).log_softmax(-1)
-    found = chunked_logps(hidden, head, targets, temperature=0.8, also=divergences.STATISTICS, chunk_size=3)
+    found = chunked_logps(hidden, head, targets, temperature=0.8, also=STATISTICS, chunk_size=3)
     assert_close(found.logps, log_q.gather(-1, targets[:, None]).squeeze(-1))
     assert_close(found.entropy, torch.distributions.Categorical(logits=log_q).entropy())
     assert_close(found.log_sum_sq_probs, log_q.exp().square().sum(-1).log())
@@ -510,7 +511,7 @@ def test_logps_equal_trls_kernel():
 
     hidden, head = _random(TOKENS, WIDTH, dtype=torch.float32), _head(bias=True, dtype=torch.float32)
     targets = torch.arange(TOKENS)
-    ours = chunked_logps(hidden, head, targets, temperature=1.5, also=divergences.STATISTICS)
+    ours = chunked_logps(hidden, head, targets, temperature=1.5, also=STATISTICS)
     logps, *more = ChunkedLogProbFunction.apply(hidden, head.weight, head.bias, targets, 1.5, 4, None, 1.0)
     assert_close(ours.logps, logps)
     for mine, theirs in zip(ours[1:], more, strict=True):

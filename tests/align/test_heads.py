@@ -28,7 +28,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from contralto import testbed
-from contralto.align.losses.divergences import chunked_divergence
+from contralto.align.losses.chunked import chunked_divergence
 from contralto.align.trainers.batches import IGNORED, PairBatch
 from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.distillation import DistillationPairTrainer

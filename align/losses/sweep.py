@@ -1,0 +1,446 @@
+"""The memory engineering of the divergences: terms and their gradients over chunks of tokens, from hidden states.
+
+The head is applied to a chunk of tokens, the terms and their gradients are computed in closed form, and the logits are discarded.
+Because tokens do not depend on each other, the gradient with respect to the hidden states is computed in the forward pass, while the
+logits exist, and only scaled in the backward pass. A trained head needs the incoming gradient first: then the backward pass computes
+the logits again.
+
+Softmax and sums are in float32 (float64 for float64 inputs); logits must be finite.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from contralto.align.losses.formulas import Distributions, TokenTerm, statistic
+
+__all__ = ["Head", "LogitsSource", "SweepPlan"]
+
+_CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**28}
+"""The largest size of the logits of a chunk: enough tokens for an efficient product with the head's matrix."""
+_BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**27}
+"""The part of a chunk that is processed at once: on a CPU its cache holds half a dozen copies, on a GPU it occupies the device."""
+
+
+class Head(NamedTuple):
+    """A language-model head: `logits = cap(scale * (h W^T + b))`, `cap(x) = softcap * tanh(x / softcap)` if given."""
+
+    weight: Tensor
+    """`(V, H)`."""
+    bias: Tensor | None = None
+    """`(V,)`."""
+    scale: float = 1.0
+    """Cohere's `logit_scale`, 1 / Granite's `logits_scaling`, and the like."""
+    softcap: float | None = None
+    """Gemma's `final_logit_softcapping`."""
+
+
+class LogitsSource:
+    """The source of a model's logits: hidden states and a head, or logits themselves if there is no head.
+
+    Args:
+        head: the head, or None.
+        temperature: the logits are divided by it.
+        hidden: `(N, H)` hidden states, or `(N, V)` logits; None until `with_tensors`.
+
+    Raises:
+        ValueError: the temperature is not above 0.
+    """
+
+    def __init__(self, head: Head | None, temperature: float, hidden: Tensor | None = None) -> None:
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be a finite number above 0, not {temperature}")
+        self.head, self.temperature, self.hidden = head, temperature, hidden
+
+    def with_tensors(self, hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> "LogitsSource":
+        """Return the source with the tensors that autograd passes to a function.
+
+        Args:
+            hidden: `(N, H)`.
+            weight: `(V, H)`, or None without a head.
+            bias: `(V,)`, or None.
+        """
+        head = None if weight is None or self.head is None else self.head._replace(weight=weight, bias=bias)
+        return LogitsSource(head, self.temperature, hidden)
+
+    def write_logits(self, rows: slice, out: Tensor) -> Tensor | float:
+        """Write the logits of some tokens to `out`.
+
+        Args:
+            rows: the tokens.
+            out: `(n, V)`.
+
+        Returns:
+            The derivative of the logits with respect to the product of hidden state and weight: a number, or `(n, V)`.
+        """
+        assert self.hidden is not None
+        if self.head is None:
+            out.copy_(self.hidden[rows]).div_(self.temperature)
+            return 1 / self.temperature
+        _product(self.hidden[rows], self.head.weight.t(), out)
+        if self.head.bias is not None:
+            out += self.head.bias
+        slope = self.head.scale / self.temperature
+        if self.head.softcap is None:
+            if slope != 1:
+                out *= slope
+            return slope
+        out.mul_(self.head.scale / self.head.softcap).tanh_()
+        curve = out.square().neg_().add_(1).mul_(slope)  # the derivative of tanh is 1 - tanh^2
+        out *= self.head.softcap / self.temperature
+        return curve
+
+
+class SweepPlan:
+    """The terms that are computed at every token, for the forward and the backward pass.
+
+    Args:
+        student: the logits that get a gradient.
+        teacher: the logits of the other distribution, or None.
+        parts: for each part of the tokens its end and its terms; all parts have the same number of terms.
+        chunk_size: tokens per chunk; None chooses by memory.
+        targets: `(N,)` ids, for the statistics.
+        statistics: names of `formulas.STATISTICS` to compute in the forward pass.
+
+    Raises:
+        ValueError: `chunk_size` is below 1.
+    """
+
+    def __init__(
+        self,
+        student: LogitsSource,
+        teacher: LogitsSource | None,
+        parts: Sequence[tuple[int, list[TokenTerm]]],
+        chunk_size: int | None = None,
+        targets: Tensor | None = None,
+        statistics: Collection[str] = (),
+    ) -> None:
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1 token, not {chunk_size}")
+        self.student, self.teacher, self.parts, self.chunk_size = student, teacher, parts, chunk_size
+        self.targets, self.statistics = targets, statistics
+        self._recorded: dict[str, list[Tensor]] = {}
+
+    def run(self, hidden: Tensor, weights: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Compute the terms.
+
+        Args:
+            hidden: `(N, H)` hidden states of the student, or `(N, V)` logits.
+            weights: `(N,)` weights of the tokens, for a plan with one term.
+
+        Returns:
+            The values of each term, `(N,)`; with weights the weighted sum of the values, and the values.
+        """
+        head, dtype = self.student.head, _compute_dtype(hidden)
+        tensors: list[Tensor | None] = [hidden, None, None]
+        if head is not None:
+            tensors = [None if each is None else each.to(dtype) for each in (hidden, head.weight, head.bias)]
+        if weights is None:
+            return _PerToken.apply(*tensors, self)  # type: ignore[no-any-return, no-untyped-call]
+        return _Weighted.apply(*tensors, self, weights)  # type: ignore[no-any-return, no-untyped-call]
+
+    @property
+    def terms_per_token(self) -> int:
+        """Return the number of terms."""
+        return len(self.parts[0][1])
+
+    def blocks(self, chunk: slice, size: int) -> Iterator[tuple[slice, list[TokenTerm]]]:
+        """Divide a chunk into blocks of tokens that have the same terms.
+
+        Args:
+            chunk: the tokens of the chunk.
+            size: the largest number of tokens in a block.
+
+        Yields:
+            The tokens of a block and its terms.
+        """
+        start = chunk.start
+        for stop, terms in self.parts:
+            while start < min(stop, chunk.stop):
+                end = min(start + size, stop, chunk.stop)
+                yield slice(start, end), terms
+                start = end
+
+    def recorded(self, name: str) -> Tensor:
+        """Return a statistic that was recorded in the forward pass.
+
+        Args:
+            name: one of `statistics`, or `teacher_logps`.
+
+        Returns:
+            `(N,)`.
+        """
+        assert self.targets is not None
+        return torch.cat(self._recorded[name]) if name in self._recorded else self.targets.new_zeros(0)
+
+    def record(self, rows: slice, logits: Tensor, tokens: Distributions) -> None:
+        """Record the statistics of some tokens.
+
+        Args:
+            rows: the tokens.
+            logits: `(n, V)` the student's logits.
+            tokens: their distributions.
+        """
+        if self.targets is None:
+            return
+        targets = self.targets[rows, None]
+        if self.teacher is not None:
+            self._append("teacher_logps", tokens.log_p.gather(-1, targets).squeeze(-1))
+        for name in self.statistics:
+            self._append(name, statistic(name, logits, tokens, targets))
+
+    def _append(self, name: str, values: Tensor) -> None:
+        self._recorded.setdefault(name, []).append(values)
+
+
+class _SweepResult(NamedTuple):
+    """The tensors that a sweep over the tokens fills."""
+
+    values: list[Tensor]
+    """`(N,)` per term."""
+    hidden_grads: list[Tensor]
+    """`(N, H)` per term: its gradient with respect to the hidden states."""
+    sum_grads: list[Tensor | None]
+    """Gradients of the sum of the terms, weighted by the factors, with respect to hidden states, weight and bias."""
+
+
+def _sweep(
+    plan: SweepPlan,
+    tensors: Sequence[Tensor | None],
+    *,
+    per_term: bool = False,
+    factors: Sequence[Tensor] | None = None,
+    wanted: Sequence[bool] = (False, False, False),
+    records: bool = False,
+) -> _SweepResult:
+    """Process all tokens, chunk by chunk.
+
+    Args:
+        plan: the terms, and the teacher.
+        tensors: hidden states, weight and bias of the student, in the dtype of the product.
+        per_term: compute the gradient of each term with respect to the hidden states.
+        factors: `(N,)` per term; compute the gradients of sum_n factor_n value_n.
+        wanted: the tensors whose gradient of that sum is computed.
+        records: record the statistics of the plan.
+    """
+    hidden, weight, bias = tensors
+    assert hidden is not None
+    student, precision = plan.student.with_tensors(hidden, weight, bias), _precision(hidden)
+    vocabulary = hidden.shape[-1] if weight is None else len(weight)
+    size = plan.chunk_size or _chunk_size(hidden, vocabulary)
+    count = 1 + (plan.teacher is not None) + (plan.terms_per_token - 1) * per_term
+    buffers = hidden.new_empty(count, min(size, len(hidden)), vocabulary, dtype=precision)
+    result = _SweepResult(
+        [hidden.new_empty(len(hidden), dtype=precision) for _ in range(plan.terms_per_token)],
+        [torch.empty_like(hidden, dtype=precision) for _ in range(plan.terms_per_token)] if per_term else [],
+        [
+            torch.zeros_like(tensor, dtype=precision if tensor is not hidden else None)
+            if want and tensor is not None
+            else None
+            for tensor, want in zip(tensors, wanted, strict=True)
+        ],
+    )
+    with torch.autocast(hidden.device.type, enabled=False):
+        for start in range(0, len(hidden), size):
+            chunk = slice(start, min(start + size, len(hidden)))
+            tiles = list(buffers[:, : chunk.stop - start])
+            _sweep_chunk(plan, student, chunk, tiles, result, factors, records=records)
+    return result
+
+
+def _chunk_size(hidden: Tensor, vocabulary: int) -> int:
+    """Return the number of tokens per chunk that divides the tokens evenly: a small last chunk is slow to multiply."""
+    most = max(1, _budget(_CHUNK_BYTES, hidden) // (vocabulary * _precision(hidden).itemsize))
+    return max(1, math.ceil(len(hidden) / max(1, math.ceil(len(hidden) / most))))
+
+
+def _sweep_chunk(
+    plan: SweepPlan,
+    student: LogitsSource,
+    chunk: slice,
+    tiles: list[Tensor],
+    result: _SweepResult,
+    factors: Sequence[Tensor] | None,
+    *,
+    records: bool,
+) -> None:
+    """Fill in a chunk's part of the result. The tiles `(n, V)` hold logits first and gradients in the end."""
+    slope = student.write_logits(chunk, tiles[0])
+    logits = tiles[: 1 + (plan.teacher is not None)]
+    if plan.teacher is not None:
+        plan.teacher.write_logits(chunk, tiles[1])
+    outputs = [tiles[0], *tiles[len(logits) :]] if result.hidden_grads else tiles[:1]
+    step = max(1, _budget(_BLOCK_BYTES, tiles[0]) // (tiles[0].shape[-1] * tiles[0].itemsize))
+    for rows, terms in plan.blocks(chunk, step):
+        block = slice(rows.start - chunk.start, rows.stop - chunk.start)
+        gradients = _sweep_block(plan, terms, rows, [tile[block] for tile in logits], result, factors, records=records)
+        for tile, gradient in zip(outputs, gradients, strict=False):
+            torch.mul(gradient, slope[block] if isinstance(slope, Tensor) else slope, out=tile[block])
+    for hidden_grad, tile in zip(result.hidden_grads, outputs, strict=False):
+        _project_back(tile, student.head, hidden_grad[chunk])
+    by_hidden, by_weight, by_bias = result.sum_grads
+    if by_hidden is not None:
+        _project_back(tiles[0], student.head, by_hidden[chunk])
+    if by_weight is not None and student.hidden is not None:
+        _add_product(by_weight, tiles[0].t(), student.hidden[chunk])
+    if by_bias is not None:
+        by_bias += tiles[0].sum(0)
+
+
+def _sweep_block(
+    plan: SweepPlan,
+    terms: list[TokenTerm],
+    rows: slice,
+    logits: list[Tensor],
+    result: _SweepResult,
+    factors: Sequence[Tensor] | None,
+    *,
+    records: bool,
+) -> list[Tensor]:
+    """Fill in the values of some tokens, and return dD / dz `(n, V)`: of every term, or of their sum weighted by the factors."""
+    if plan.teacher is None and not (records and plan.statistics):
+        return _sweep_targets(terms[0], rows, logits[0], result, factors)
+    logs = [z.log_softmax(-1) for z in logits]
+    probabilities = [log.exp() for log in logs]
+    tokens = Distributions(logs[0], probabilities[0], logs[-1], probabilities[-1])
+    if records:
+        plan.record(rows, logits[0], tokens)
+    gradients: list[Tensor] = []
+    for k, term in enumerate(terms):
+        per_token = () if term.per_token is None else (_cast(term.per_token[rows, None], tokens.q),)
+        result.values[k][rows], w = term.function(tokens, *per_token, *term.constants)
+        if not result.hidden_grads and factors is None:
+            continue
+        gradient = w.addcmul_(tokens.q, w.sum(-1, keepdim=True), value=-1)
+        if factors is not None:
+            gradient *= factors[k][rows, None]
+        gradients.append(gradient)
+    if factors is None or len(gradients) < 2:
+        return gradients
+    return [torch.stack(gradients).sum(0)]
+
+
+def _sweep_targets(
+    term: TokenTerm, rows: slice, z: Tensor, result: _SweepResult, factors: Sequence[Tensor] | None
+) -> list[Tensor]:
+    """Do the work of `_sweep_block` for log-probabilities of targets alone, in fewer passes over the logits."""
+    assert term.per_token is not None
+    log_q, targets = z.log_softmax(-1), term.per_token[rows, None]
+    result.values[0][rows] = log_q.gather(-1, targets).squeeze(-1)
+    if not result.hidden_grads and factors is None:
+        return []
+    gradient = log_q.exp_().neg_()
+    gradient.scatter_add_(-1, targets, torch.ones_like(targets, dtype=gradient.dtype))
+    return [gradient if factors is None else gradient.mul_(factors[0][rows, None])]
+
+
+class _PerToken(torch.autograd.Function):
+    """The values of a plan's terms at every token.
+
+    With a frozen head the gradients with respect to the hidden states are computed in the forward pass. Otherwise the backward pass
+    computes the logits again: the gradient of a trained head sums over tokens, each with its incoming gradient, and the gradient of
+    logits without a head is as large as the logits.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, plan: SweepPlan
+    ) -> tuple[Tensor, ...]:
+        ctx.recomputes = weight is None or any(ctx.needs_input_grad[1:3])
+        per_term = ctx.needs_input_grad[0] and not ctx.recomputes
+        result = _sweep(plan, (hidden, weight, bias), per_term=per_term, records=True)
+        ctx.plan, ctx.dtype = plan, hidden.dtype
+        ctx.save_for_backward(*([hidden, weight, bias] if ctx.recomputes else result.hidden_grads))
+        return tuple(result.values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.recomputes:
+            result = _sweep(ctx.plan, ctx.saved_tensors, factors=grads, wanted=ctx.needs_input_grad[:3])
+            return (*(None if g is None else g.to(ctx.dtype) for g in result.sum_grads), None)
+        total = sum(grad[:, None] * unit for grad, unit in zip(grads, ctx.saved_tensors, strict=True))
+        return torch.as_tensor(total).to(ctx.dtype), None, None, None
+
+
+class _Weighted(torch.autograd.Function):
+    """sum_n weight_n D_n, and the values D_n, which get no gradient. All gradients are computed in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, plan: SweepPlan, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        wanted = ctx.needs_input_grad[:3]
+        factors = [weights.to(_precision(hidden))]
+        result = _sweep(
+            plan, (hidden, weight, bias), factors=factors if any(wanted) else None, wanted=wanted, records=True
+        )
+        (values,) = result.values
+        ctx.dtype, ctx.grads = hidden.dtype, result.sum_grads
+        ctx.mark_non_differentiable(values)
+        return (factors[0] * values).sum(), values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grads is None:
+            raise RuntimeError("a weighted divergence gives its gradients once: they are handed on, not copied")
+        grads, ctx.grads = ctx.grads, None
+        return (*(None if g is None else g.mul_(grad).to(ctx.dtype) for g in grads), None, None)
+
+
+def _cast(per_token: Tensor, q: Tensor) -> Tensor:
+    """Return alpha in the dtype of `q`, and targets unchanged."""
+    return per_token.to(q) if per_token.is_floating_point() else per_token
+
+
+def _precision(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of softmax and sums."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the dtype of the product with the head."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _budget(bytes_by_device: dict[str, int], tensor: Tensor) -> int:
+    return bytes_by_device.get(tensor.device.type) or bytes_by_device["cuda"]
+
+
+def _is_half_on_gpu(a: Tensor) -> bool:
+    """Return whether a GPU can multiply the tensor in half precision without rounding the result to it."""
+    return a.is_cuda and a.dtype in (torch.float16, torch.bfloat16)
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Write `a @ b` to `out`, in the precision of `out`."""
+    if _is_half_on_gpu(a):
+        torch.mm(a, b, out_dtype=torch.float32, out=out)
+    elif a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(torch.mm(a, b))
+
+
+def _project_back(gradient: Tensor, head: Head | None, out: Tensor) -> None:
+    """Backpropagate the gradient `(n, V)` of the logits to the hidden states `(n, H)`."""
+    if head is None:
+        out.copy_(gradient)
+    elif out.dtype == _precision(head.weight):
+        _product(gradient.to(head.weight.dtype), head.weight, out)
+    else:
+        out.copy_(torch.mm(gradient.to(head.weight.dtype), head.weight))
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add `a @ b` to `total`, in the precision of `total`."""
+    if _is_half_on_gpu(b):
+        torch.addmm(total, a.to(b.dtype), b, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(a, b.to(a.dtype))
