@@ -115,13 +115,14 @@ def _recipe(one: Round, folder: Path) -> tuple[Any, list[dict[str, Any]]]:
     """The data recipe with the round's model and seed, and its rows."""
     from contralto.data_gen import checks, pipeline
     from contralto.data_gen import recipe as recipes
+    from contralto.data_gen.rows import read_rows
 
     options = {"model": one.model} | ({} if one.adapter is None else {"adapter": one.adapter})
     path = Path(one.data_recipe)
     recipe = recipes.load_recipe(path, output=folder, seed=one.number, roles={one.role: options})
     if recipe.checks or recipe.filters:
         checks.check_settings(recipe.checks, recipe.filters)
-    rows = recipes.read_rows(recipe.rows, folder=path.parent)
+    rows = read_rows(recipe.rows, folder=path.parent)
     if one.fresh_prompts:
         rows = [row for row in rows if pipeline.shard_of(row, one.rounds) == one.number]
     if not rows:

@@ -35,9 +35,10 @@ from contralto.data_gen import pipeline
 from contralto.data_gen.engines import TransformersEngine
 from contralto.data_gen.engines.batching import batches
 from contralto.data_gen.engines.openai import OpenAIEngine
-from contralto.data_gen.recipe import Price, Recipe, Role, Rows, Use
+from contralto.data_gen.recipe import Price, Recipe, Role, Use
+from contralto.data_gen.rows import RowSource
 from contralto.data_gen.store import Store
-from contralto.data_gen.types import Ask, Rejected, Request, Row, Sampling, Strategy, settle
+from contralto.data_gen.types import Ask, Rejected, Request, Row, Sampling, Strategy, make_request
 from contralto.decoding.loading import load_models
 from contralto.decoding.methods import DecodingConfig
 from contralto.testbed import worlds
@@ -59,7 +60,7 @@ def requests_for(engine: Any, rows: Sequence[Row], sampling: Sampling) -> list[R
     """The requests that the pipeline makes of the rows."""
     asks = [Ask(role="target", messages=row["prompt"]) for row in rows]
     pairs = zip(asks, rows, strict=True)
-    return [settle(a, engine=engine.identity, sampling=sampling, seed=0, row=r["id"]) for a, r in pairs]
+    return [make_request(a, engine=engine.identity, sampling=sampling, seed=0, row=r["id"]) for a, r in pairs]
 
 
 def engine_alone(engine: Any, requests: Sequence[Request]) -> Run:
@@ -82,7 +83,7 @@ def whole_pipeline(engine: Any, rows: Sequence[Row], sampling: Sampling) -> Run:
                 path=Path("recipe.yaml"),
                 output=Path(folder),
                 seed=0,
-                rows=Rows(source=""),
+                rows=RowSource(source=""),
                 strategies=(Use(name="one_answer", start=one_answer),),
                 roles={"target": role},
                 checks={},

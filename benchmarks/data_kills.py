@@ -31,6 +31,7 @@ from tqdm import tqdm
 from contralto.data_gen import card, checks, export, pipeline  # noqa: F401 - the children need them all
 from contralto.data_gen import recipe as recipes
 from contralto.data_gen.engines import TransformersEngine
+from contralto.data_gen.rows import read_rows
 from contralto.data_gen.store import Store
 from contralto.data_gen.types import Request, Sampling
 
@@ -72,7 +73,7 @@ def recipe_for(engine: dict[str, Any], folder: Path) -> Path:
 def run(recipe_path: Path, output: Path) -> None:
     """What the command does."""
     recipe = recipes.load_recipe(recipe_path, output=output)
-    rows = recipes.read_rows(recipe.rows, folder=recipe_path.parent)
+    rows = read_rows(recipe.rows, folder=recipe_path.parent)
     with pipeline.locked(recipe.output), Store(recipe.output / "answers.sqlite") as store:
         pipeline.run(recipe, rows, store, is_shown=False)
         export.export(recipe, rows, store)

@@ -19,7 +19,8 @@ from typing import Any
 
 from contralto.data_gen import export, pipeline
 from contralto.data_gen.engines import FunctionEngine
-from contralto.data_gen.recipe import Price, Recipe, Role, Rows, Use
+from contralto.data_gen.recipe import Price, Recipe, Role, Use
+from contralto.data_gen.rows import RowSource
 from contralto.data_gen.store import Store
 from contralto.data_gen.types import Ask, Pair, Request, Row, Sampling, Strategy
 
@@ -48,7 +49,7 @@ def recipe_in(folder: Path) -> Recipe:
         path=folder / "recipe.yaml",
         output=folder / "out",
         seed=0,
-        rows=Rows(source=""),
+        rows=RowSource(source=""),
         strategies=(Use(name="one_pair", start=one_pair),),
         roles={"target": role},
         checks={},

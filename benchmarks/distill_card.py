@@ -39,6 +39,7 @@ from contralto.cli import demo
 from contralto.data_gen import pipeline
 from contralto.data_gen import recipe as recipes
 from contralto.data_gen.export import pair_rows
+from contralto.data_gen.rows import read_rows
 from contralto.data_gen.store import Store
 from contralto.eval.stats import holm, mcnemar_exact, proportion
 from contralto.testbed import worlds
@@ -125,7 +126,7 @@ class Bench:
         path = self.folder / "texts.yaml"
         path.write_text(yaml.safe_dump(said))
         recipe = recipes.load_recipe(path)
-        rows = recipes.read_rows(recipe.rows, folder=self.folder)
+        rows = read_rows(recipe.rows, folder=self.folder)
         pipeline.run(recipe, rows, self.store, is_shown=False)
         found = [row for result in pipeline.replay(recipe, rows, self.store) for row in pair_rows(result)]
         return Dataset.from_list([{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in found])

@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 from contralto.data_gen.types import Answer, Failure, Request
 
-__all__ = ["Asked", "Recorded", "Store", "Usage"]
+__all__ = ["Recorded", "Store", "TrackedRequest", "Usage"]
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -56,7 +56,7 @@ INSERT_FAILURE = f"""INSERT OR {{on_conflict}} INTO failures SELECT {", ".join("
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class TrackedRequest:
     """A request and where it comes from."""
 
     request: Request
@@ -102,9 +102,9 @@ class Store:
 
     Examples:
         >>> import tempfile
-        >>> from contralto.data_gen.types import Ask, Sampling, settle
-        >>> request = settle(Ask(role="target", prompt="2 + 2 ="), engine={}, sampling=Sampling(), seed=0, row="a")
-        >>> asked = Asked(request=request, row="a", strategy="s", role="target")
+        >>> from contralto.data_gen.types import Ask, Sampling, make_request
+        >>> request = make_request(Ask(role="target", prompt="2 + 2 ="), engine={}, sampling=Sampling(), seed=0, row="a")
+        >>> asked = TrackedRequest(request=request, row="a", strategy="s", role="target")
         >>> with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "answers.sqlite") as store:
         ...     store.record([(asked, Answer(text=" 4"))])
         ...     store.record([(asked, Answer(text=" 5"))])  # the first stands
@@ -167,7 +167,7 @@ class Store:
                 self._db.execute("PRAGMA journal_mode=DELETE")
         self._db.close()
 
-    def record(self, said: Sequence[tuple[Asked, Answer | Failure]]) -> None:
+    def record(self, said: Sequence[tuple[TrackedRequest, Answer | Failure]]) -> None:
         """Put answers and failures on the disk, all or none of them. An answer to the same request that is there stands.
 
         Raises:
@@ -339,7 +339,7 @@ def _signature(db: sqlite3.Connection) -> tuple[int, int, tuple[tuple[str, ...],
     return version, application, tuple(tuple(name for (name,) in columns) for columns in found)
 
 
-def _answer_row(asked: Asked, answer: Answer, now: float) -> tuple[Any, ...]:
+def _answer_row(asked: TrackedRequest, answer: Answer, now: float) -> tuple[Any, ...]:
     request = asked.request
     said: dict[str, Any] = {"prompt": request.prompt} if request.messages is None else {"messages": request.messages}
     said |= {"seed": request.seed, "images": len(request.images)}

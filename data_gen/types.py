@@ -28,7 +28,6 @@ __all__ = [
     "Answer",
     "Ask",
     "Failure",
-    "Made",
     "Message",
     "Pair",
     "Rejected",
@@ -36,9 +35,10 @@ __all__ = [
     "Row",
     "Sampling",
     "Strategy",
+    "StrategyResult",
     "digest",
     "drive",
-    "settle",
+    "make_request",
 ]
 
 Message = Mapping[str, Any]
@@ -187,9 +187,9 @@ class Failure:
     """Whether asking on is pointless, for any request: the key is refused, the money is spent, ... The run ends then."""
 
 
-Made = Pair | Rejected | Sequence[Pair | Rejected]
+StrategyResult = Pair | Rejected | Sequence[Pair | Rejected]
 """What becomes of a row: a pair, none, or several."""
-Strategy = Generator[Ask | list[Ask], Any, Made]
+Strategy = Generator[Ask | list[Ask], Any, StrategyResult]
 """What a strategy function returns: the generator that the pipeline drives. It is sent an `Answer` for an `Ask` and a
 `list[Answer]` for a list."""
 
@@ -209,7 +209,7 @@ class Request:
     """Already answered: it only keeps its place in the batch, so that the others are computed as if nothing had stopped."""
 
 
-def settle(ask: Ask, *, engine: Mapping[str, Any], sampling: Sampling, seed: int, row: str) -> Request:
+def make_request(ask: Ask, *, engine: Mapping[str, Any], sampling: Sampling, seed: int, row: str) -> Request:
     """The request of an ask: sampling and seed settled, and the key of its answer.
 
         seed = 63 bits of SHA-256(recipe's seed, row's id, ask's seed)
@@ -227,7 +227,7 @@ def settle(ask: Ask, *, engine: Mapping[str, Any], sampling: Sampling, seed: int
 
     Examples:
         >>> ask = Ask(role="target", prompt="2 + 2 =")
-        >>> one, same, other = (settle(ask, engine={"model": "m"}, sampling=Sampling(), seed=s, row="a") for s in (0, 0, 1))
+        >>> one, same, other = (make_request(ask, engine={"model": "m"}, sampling=Sampling(), seed=s, row="a") for s in (0, 0, 1))
         >>> one.key == same.key, one.key == other.key
         (True, False)
     """

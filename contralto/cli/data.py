@@ -70,11 +70,12 @@ class Job:
     def __init__(self, args: argparse.Namespace) -> None:
         from contralto.data_gen import checks, pipeline
         from contralto.data_gen import recipe as recipes
+        from contralto.data_gen.rows import read_rows
 
         self.recipe: Recipe = recipes.load_recipe(args.recipe, output=args.output)
         if self.recipe.checks or self.recipe.filters:
             checks.check_settings(self.recipe.checks, self.recipe.filters)
-        self.rows: Sequence[Any] = recipes.read_rows(self.recipe.rows, folder=args.recipe.parent)
+        self.rows: Sequence[Any] = read_rows(self.recipe.rows, folder=args.recipe.parent)
         self.folder = self.recipe.output
         if shard := getattr(args, "shard", None):
             number, count = shard

@@ -22,9 +22,9 @@ class FunctionEngine:
         ValueError: there is no such function, or it is a coroutine or a generator function.
 
     Examples:
-        >>> from contralto.data_gen.types import Ask, Sampling, settle
+        >>> from contralto.data_gen.types import Ask, Sampling, make_request
         >>> engine = FunctionEngine(use="reprlib:repr")
-        >>> request = settle(Ask(role="a", prompt="?"), engine=engine.identity, sampling=Sampling(), seed=0, row="0")
+        >>> request = make_request(Ask(role="a", prompt="?"), engine=engine.identity, sampling=Sampling(), seed=0, row="0")
         >>> [[(_, answer)]] = engine.answer([request])
         >>> answer.text.startswith("Request(")
         True

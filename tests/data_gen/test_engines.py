@@ -28,7 +28,7 @@ from contralto.data_gen.engines.batching import batches
 from contralto.data_gen.engines.limiter import Limiter
 from contralto.data_gen.engines.openai import OpenAIEngine
 from contralto.data_gen.functions import find_function
-from contralto.data_gen.types import Answer, Ask, Failure, Sampling, digest, drive, settle
+from contralto.data_gen.types import Answer, Ask, Failure, Sampling, digest, drive, make_request
 from contralto.testbed import worlds
 
 QUESTIONS = [problem.question for problem, _ in zip(worlds.problems(3, "dev"), range(24), strict=False)]
@@ -43,7 +43,7 @@ def requests_for(engine, questions=QUESTIONS, sampling=GREEDY, **ask):
         )
         for q in questions
     ]
-    return [settle(a, engine=engine.identity, sampling=sampling, seed=0, row=str(i)) for i, a in enumerate(asks)]
+    return [make_request(a, engine=engine.identity, sampling=sampling, seed=0, row=str(i)) for i, a in enumerate(asks)]
 
 
 def answers(engine, requests):
@@ -81,7 +81,7 @@ def test_a_row_s_draw_depends_on_its_seed_alone(expert):
     alone = answers(TransformersEngine(model="testbed:expert", batch_size=1), list(reversed(requests)))
     assert together == list(reversed(alone))
     other = [
-        settle(Ask(role="r", messages=r.messages, seed=1), engine={}, sampling=SAMPLED, seed=0, row="x")
+        make_request(Ask(role="r", messages=r.messages, seed=1), engine={}, sampling=SAMPLED, seed=0, row="x")
         for r in requests
     ]
     assert sum(a.text != b.text for a, b in zip(together, answers(expert, other), strict=True)) > 2
@@ -250,7 +250,7 @@ def test_images_reach_the_model_and_noise_has_the_row_s_seed(tmp_path):
             Ask(role="r", messages=[{"role": "user", "content": "is there a red circle?"}], images=[i]) for i in shown
         ]
         requests = [
-            settle(a, engine=batched.identity, sampling=Sampling(max_new_tokens=4), seed=0, row=str(i))
+            make_request(a, engine=batched.identity, sampling=Sampling(max_new_tokens=4), seed=0, row=str(i))
             for i, a in enumerate(asks)
         ]
         assert answers(batched, requests) == answers(single, requests)
@@ -667,7 +667,9 @@ def test_a_key_is_all_that_determines_an_answer(tmp_path):
 
     def key(engine=None, sampling=None, seed=0, row="a", **changed):
         ask = Ask(**{"role": "r", **base, **changed})
-        return settle(ask, engine=engine or {"model": "m"}, sampling=sampling or Sampling(), seed=seed, row=row).key
+        return make_request(
+            ask, engine=engine or {"model": "m"}, sampling=sampling or Sampling(), seed=seed, row=row
+        ).key
 
     assert key() == key(images=[tmp_path / "two.png"]) == key(tag="else") == key(role="other")
     others = [
@@ -681,12 +683,12 @@ def test_a_key_is_all_that_determines_an_answer(tmp_path):
         key(images=[picture]),
         key(images=[]),
         key(template="t@2"),
-        settle(Ask(role="r", seed=1, **base), engine={"model": "m"}, sampling=Sampling(), seed=0, row="a").key,
+        make_request(Ask(role="r", seed=1, **base), engine={"model": "m"}, sampling=Sampling(), seed=0, row="a").key,
     ]
     assert len({key(), *others}) == 1 + len(others)
     assert (
         key(sampling=Sampling(temperature=0.5))
-        == settle(
+        == make_request(
             Ask(role="r", sampling=Sampling(temperature=0.5), **base),
             engine={"model": "m"},
             sampling=Sampling(),

@@ -16,8 +16,8 @@ from helpers.serving import Server
 from PIL import Image as Pillow
 
 from contralto import cli
-from contralto.data_gen import recipe as recipes
-from contralto.data_gen.types import Ask, Sampling, settle
+from contralto.data_gen.rows import RowSource, read_rows
+from contralto.data_gen.types import Ask, Sampling, make_request
 
 SECRET = "the password is swordfish"
 
@@ -56,7 +56,7 @@ def write(folder, *rows, **of_rows):
 
 def read(folder, *rows, **of_rows):
     write(folder, *rows, **of_rows)
-    return recipes.read_rows(recipes.Rows(source="rows.jsonl", **of_rows), folder=folder)
+    return read_rows(RowSource(source="rows.jsonl", **of_rows), folder=folder)
 
 
 STRANGE = {
@@ -157,7 +157,7 @@ def test_stored_data_sets_do_not_open_what_they_name(folder):
         rows = {"prompt": ["?"], "images": [[first, {"bytes": png(), "path": None}]], "more": [{"shown": second}]}
         table = Dataset.from_dict(rows, features=features).data.table  # to_parquet would put the files' contents in
         pyarrow.parquet.write_table(table, folder / name)
-        return recipes.read_rows(recipes.Rows(source=name), folder=folder)
+        return read_rows(RowSource(source=name), folder=folder)
 
     [row] = stored("good.parquet", inside, inside)
     assert [image.size for image in (*row["images"], row["more"]["shown"])] == [(4, 4)] * 3
@@ -168,12 +168,12 @@ def test_stored_data_sets_do_not_open_what_they_name(folder):
             stored(f"{number}.parquet", first, second)
     Dataset.from_dict({"prompt": ["?"], "images": [[outside]]}).to_parquet(folder / "texts.parquet")
     with pytest.raises(ValueError, match="lies outside"):
-        recipes.read_rows(recipes.Rows(source="texts.parquet"), folder=folder)
+        read_rows(RowSource(source="texts.parquet"), folder=folder)
 
 
 def test_a_strategy_cannot_ask_about_a_file_that_is_no_image(folder):
     with pytest.raises(ValueError, match=r"notes\.txt is not an image"):
-        settle(
+        make_request(
             Ask(role="r", prompt="?", images=[folder / "notes.txt"]), engine={}, sampling=Sampling(), seed=0, row="a"
         )
 

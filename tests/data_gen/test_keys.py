@@ -1,17 +1,21 @@
 """Keys of answers, written down: a store of an earlier version must still hold the answers that a resumed run asks for."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 from PIL import Image
 
 from contralto.data_gen.engines import TransformersEngine
 from contralto.data_gen.engines.openai import OpenAIEngine
 from contralto.data_gen.engines.vllm import VLLMEngine
-from contralto.data_gen.types import Ask, Sampling, settle
+from contralto.data_gen.rows import RowSource, read_rows
+from contralto.data_gen.types import Ask, Sampling, make_request
 
 
 def test_the_key_of_a_conversation():
     ask = Ask(role="target", messages=[{"role": "user", "content": "2 + 2?"}], template="clair@0")
-    request = settle(ask, engine={"engine": "function", "model": "m:f"}, sampling=Sampling(), seed=7, row="r1")
+    request = make_request(ask, engine={"engine": "function", "model": "m:f"}, sampling=Sampling(), seed=7, row="r1")
     assert request.key == "fde4632fa900dc40a8857fd9678559a5096e4e7d664c1bab0e80304165c88e95"
     assert request.seed == 696996451916237881
 
@@ -21,9 +25,18 @@ def test_the_key_of_a_raw_prompt_with_an_image_and_a_sampling_of_its_own():
     image.putpixel((1, 0), (255, 0, 9))
     sampling = Sampling(max_new_tokens=5, temperature=0, stop=("\n",))
     ask = Ask(role="target", prompt="2 + 2 =", images=(image,), seed=3, sampling=sampling)
-    request = settle(ask, engine={"engine": "openai", "model": "m"}, sampling=Sampling(), seed=0, row="é")
+    request = make_request(ask, engine={"engine": "openai", "model": "m"}, sampling=Sampling(), seed=0, row="é")
     assert request.key == "ff8ae16329738fb9da0ea1948c1f0b44de8f727e0e129f480d2160ede3816054"
     assert request.seed == 3451333724839969407
+
+
+def test_the_id_of_a_row_without_one(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "2 + 2?", "n": 3, "tags": ["a", 1.5, null]}\n')
+    assert read_rows(RowSource(source="rows.jsonl"), folder=tmp_path)[0]["id"] == "893ab1991c422b3f"
+    image = Image.new("RGB", (2, 1))
+    drawn = SimpleNamespace(rows=lambda: [{"prompt": "x", "images": [image]}])
+    monkeypatch.setitem(sys.modules, "drawn", drawn)
+    assert read_rows(RowSource(source="drawn:rows"), folder=tmp_path)[0]["id"] == "579a02ae92080bab"
 
 
 PLAIN = {"adapter": None, "dtype": "auto", "engine": "transformers", "model": "org/model", "raw": False}

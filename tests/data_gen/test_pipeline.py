@@ -27,6 +27,8 @@ from contralto.cli import data
 from contralto.data_gen import pipeline
 from contralto.data_gen import recipe as recipes
 from contralto.data_gen.checks import annotate
+from contralto.data_gen.pipeline.rows import RowRun
+from contralto.data_gen.rows import read_rows
 from contralto.data_gen.store import Store
 from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, digest
 
@@ -108,7 +110,7 @@ def write(folder, **changed):
 
 def loaded(folder, **changed):
     recipe = recipes.load_recipe(write(folder, **changed))
-    return recipe, recipes.read_rows(recipe.rows, folder=folder)
+    return recipe, read_rows(recipe.rows, folder=folder)
 
 
 def ran(folder, **changed):
@@ -272,14 +274,14 @@ def dataclasses_replace(recipe, engine):
 def test_answers_are_on_the_disk_before_a_strategy_sees_them(folder, monkeypatch):
     recipe, rows = loaded(folder)
     store, seen = Store(recipe.output / "answers.sqlite"), []
-    send = pipeline._Unit.send
+    send = RowRun.send
 
     def watched(unit, known):
         with Store(recipe.output / "answers.sqlite", read_only=True) as other:
             seen.append(set(known) <= set(other.get(list(known))))
         send(unit, known)
 
-    monkeypatch.setattr(pipeline._Unit, "send", watched)
+    monkeypatch.setattr(RowRun, "send", watched)
     pipeline.run(recipe, rows, store, is_shown=False)
     assert len(seen) == 16
     assert all(seen)

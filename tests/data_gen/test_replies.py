@@ -34,9 +34,10 @@ from contralto.data_gen.engines.limiter import Limiter
 from contralto.data_gen.engines.openai import OpenAIEngine
 from contralto.data_gen.engines.outcomes import checked
 from contralto.data_gen.ranges import check_number
-from contralto.data_gen.store import Asked, Store
+from contralto.data_gen.rows import read_rows
+from contralto.data_gen.store import Store, TrackedRequest
 from contralto.data_gen.strategies.verdicts import compare_answers
-from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, Sampling, drive, settle
+from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, Sampling, drive, make_request
 
 KEY = "sk-0123456789abcdefghijklmnopqrstuvwxyz"
 DEEP = "[" * 100_000
@@ -45,7 +46,7 @@ GOOD = {"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}], 
 
 def request_for(text="?", **sampling):
     ask = Ask(role="r", messages=[{"role": "user", "content": text}])
-    return settle(ask, engine={}, sampling=Sampling(max_new_tokens=16, **sampling), seed=0, row=text)
+    return make_request(ask, engine={}, sampling=Sampling(max_new_tokens=16, **sampling), seed=0, row=text)
 
 
 def respond(body=None, *, status=200, **headers):
@@ -340,7 +341,7 @@ def test_no_reply_ends_a_run(tmp_path, monkeypatch):
         engine = OpenAIEngine(base_url=server.url, model="m", key_env=None, attempts=1, timeout=20)
         said = {r.key: (r, s) for some in engine.answer(requests) for r, s in some}
         assert len(said) == len(made)
-        store.record([(Asked(request=r, row="a", strategy="s", role="r"), s) for r, s in said.values()])
+        store.record([(TrackedRequest(request=r, row="a", strategy="s", role="r"), s) for r, s in said.values()])
         kept = store.get([request.key for request in requests])
     assert kept == {key: s for key, (_, s) in said.items()}
     failed = [s for s in kept.values() if isinstance(s, Failure)]
@@ -814,7 +815,7 @@ def write(folder, target):
 def run(folder, target):
     """The results of a run."""
     recipe = recipes.load_recipe(write(folder, target))
-    rows = recipes.read_rows(recipe.rows, folder=folder)
+    rows = read_rows(recipe.rows, folder=folder)
     with Store(recipe.output / "answers.sqlite") as store:
         pipeline.run(recipe, rows, store, is_shown=False)
         return list(pipeline.replay(recipe, rows, store))
@@ -859,7 +860,7 @@ def test_errors_of_functions_and_strategies_do_not_show_keys(folder, key, pad):
     recipe = yaml.safe_load(path.read_text()) | {"strategies": ["strategies:broken"], "output": "other"}
     path.write_text(yaml.safe_dump(recipe))
     loaded = recipes.load_recipe(path)
-    rows = recipes.read_rows(loaded.rows, folder=folder)
+    rows = read_rows(loaded.rows, folder=folder)
     with Store(loaded.output / "answers.sqlite") as store:
         pipeline.run(loaded, rows, store, is_shown=False)
         failed = [result.failed for result in pipeline.replay(loaded, rows, store)]

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from contralto.data_gen.store import APPLICATION, Asked, Store
-from contralto.data_gen.types import Answer, Ask, Failure, Sampling, settle
+from contralto.data_gen.store import APPLICATION, Store, TrackedRequest
+from contralto.data_gen.types import Answer, Ask, Failure, Sampling, make_request
 
 
 def asked(number, *, row=None, role="target"):
     """A request of its own for every number."""
-    request = settle(Ask(role=role, prompt=f"{number} ="), engine={"m": 1}, sampling=Sampling(), seed=0, row="r")
-    return Asked(request=request, row=row or f"row {number}", strategy="s", role=role, tag="answer", model="m")
+    request = make_request(Ask(role=role, prompt=f"{number} ="), engine={"m": 1}, sampling=Sampling(), seed=0, row="r")
+    return TrackedRequest(request=request, row=row or f"row {number}", strategy="s", role=role, tag="answer", model="m")
 
 
 def answer(number, text=None):

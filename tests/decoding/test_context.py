@@ -11,7 +11,7 @@ from transformers import FalconConfig, GPT2Config, LlamaConfig, MambaConfig, Qwe
 
 from contralto import cli, decoding, testbed
 from contralto.data_gen.engines import TransformersEngine
-from contralto.data_gen.types import Ask, Failure, Sampling, settle
+from contralto.data_gen.types import Ask, Failure, Sampling, make_request
 from contralto.decoding.branches.context import context_length
 from contralto.decoding.executors.score import score
 
@@ -200,7 +200,7 @@ def test_data_engines(short):
 
     def ask(texts):
         asks = [Ask(role="r", prompt=text) for text in texts]
-        requests = [settle(a, engine=engine.identity, sampling=sampling, seed=0, row=a.prompt) for a in asks]
+        requests = [make_request(a, engine=engine.identity, sampling=sampling, seed=0, row=a.prompt) for a in asks]
         found = {request.prompt: said for some in engine.answer(requests) for request, said in some}
         return [found[text] for text in texts]
 

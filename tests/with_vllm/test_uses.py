@@ -24,13 +24,13 @@ def alone(engines):
 def test_data_by_contrast(alone, expert, temperature):
     from contralto.data_gen.engines import TransformersEngine
     from contralto.data_gen.engines.vllm import VLLMEngine
-    from contralto.data_gen.types import Ask, Sampling, settle
+    from contralto.data_gen.types import Ask, Sampling, make_request
 
     how = {"method": "cad", "contrast_prompt": "How many coins? {prompt}", "alpha": 1.0}
     sampling = Sampling(max_new_tokens=20, temperature=temperature, top_k=20, logprobs=True, stop=("####",))
     asks = [Ask(role="r", messages=[{"role": "user", "content": text}]) for text in QUESTIONS]
     asks += [Ask(role="r", prompt="Ben went to the")]
-    requests = [settle(ask, engine={}, sampling=sampling, seed=3, row=str(i)) for i, ask in enumerate(asks)]
+    requests = [make_request(ask, engine={}, sampling=sampling, seed=3, row=str(i)) for i, ask in enumerate(asks)]
     answers = []
     for engine in (
         TransformersEngine(model=expert, dtype="float32", **how),

@@ -1,0 +1,93 @@
+"""Estimates of tokens and money before they are spent."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from contralto.data_gen.engines.bodies import CHARACTERS_PER_TOKEN, prompt_token_guess
+from contralto.data_gen.pipeline.rows import Result, RowRun, replay
+from contralto.data_gen.recipe import Recipe
+from contralto.data_gen.store import Store, TrackedRequest
+from contralto.data_gen.types import Answer, Row
+
+__all__ = ["Estimate", "estimate"]
+
+Totals = dict[tuple[str, str], list[float]]
+"""Requests, prompt tokens and completion tokens by strategy and role."""
+
+
+class Estimate(NamedTuple):
+    """The expected cost of a role, for all rows."""
+
+    role: str
+    model: str
+    requests: float
+    prompt_tokens: float
+    completion_tokens: float
+    money: float
+    currency: str
+
+
+def estimate(recipe: Recipe, rows: Sequence[Row], store: Store | None) -> tuple[list[Estimate], str]:
+    """Estimate tokens and money for all rows.
+
+    If rows are recorded, as after a preview, their means are used. If not, stand-in answers of the greatest length drive the
+    strategies on up to 50 rows, so answers are counted at their limit; requests after an answer that must be parsed are not
+    counted.
+
+    Args:
+        recipe: the recipe.
+        rows: all rows.
+        store: recorded answers, if any.
+
+    Returns:
+        The estimates by role, and what they are based on.
+    """
+    finished = [r for r in replay(recipe, rows, store) if r.made is not None and r.asked] if store else []
+    if finished:
+        totals, units = _totals(finished), Counter(result.strategy for result in finished)
+        basis = f"the means of {len({result.row['id'] for result in finished})} rows that are done"
+    else:
+        totals, units = _totals_of_stand_ins(recipe, rows[:50])
+        basis = (
+            f"{min(50, len(rows))} rows with stand-in answers of the greatest length, prompts at {CHARACTERS_PER_TOKEN} "
+            "characters per token: an upper bound for answers; roles that are asked about answers may lack: preview measures"
+        )
+    estimates = []
+    for name, role in recipe.roles.items():
+        sums = [0.0, 0.0, 0.0]
+        for strategy, count in units.items():
+            sums = [s + each * len(rows) / count for s, each in zip(sums, totals[strategy, name], strict=True)]
+        money = role.price.of(sums[1], sums[2])
+        model, currency = str(role.engine.identity.get("model", "")), role.price.currency
+        estimates.append(Estimate(name, model, sums[0], sums[1], sums[2], money, currency))
+    return estimates, basis
+
+
+def _totals(results: Iterable[Result]) -> Totals:
+    totals: Totals = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for result in results:
+        for tracked, answer in result.asked:
+            total = totals[result.strategy, tracked.role]
+            for i, each in enumerate((1, answer.prompt_tokens, answer.completion_tokens)):
+                total[i] += each
+    return totals
+
+
+def _totals_of_stand_ins(recipe: Recipe, rows: Sequence[Row]) -> tuple[Totals, Counter[str]]:
+    """Drive the strategies with stand-in answers; return the totals and the rows of each strategy."""
+    results = []
+    for row in rows:
+        for use in recipe.strategies:
+            run = RowRun(recipe, use, row)
+            while run.is_live:
+                run.send({tracked.request.key: _stand_in(tracked, i) for i, tracked in enumerate(run.requests)})
+            results.append(run.result())
+    return _totals(results), Counter(result.strategy for result in results)
+
+
+def _stand_in(tracked: TrackedRequest, number: int) -> Answer:
+    """Return an answer of the greatest length that differs from those of other numbers."""
+    tokens = tracked.request.sampling.max_new_tokens
+    text = f"{number} " + "word " * int(tokens * CHARACTERS_PER_TOKEN / 5)
+    return Answer(text=text, prompt_tokens=prompt_token_guess(tracked.request), completion_tokens=tokens)

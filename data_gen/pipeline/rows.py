@@ -1,0 +1,215 @@
+"""Strategies in progress on rows, driven by recorded answers alone."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from contralto.common.texts import has_lone_surrogate
+from contralto.data_gen.engines.outcomes import described
+from contralto.data_gen.recipe import Recipe, Use
+from contralto.data_gen.store import Store, TrackedRequest
+from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, Row, digest, drive, make_request
+
+__all__ = ["Result", "RowGroup", "RowRun", "UnknownRoleError", "check", "pending", "replay", "shard_of"]
+
+LONE = "the row holds a lone surrogate: half of a character can be neither sent nor recorded"
+"""The reason why a row fails before its strategy starts."""
+
+
+class Result(NamedTuple):
+    """The result of a strategy on a row, as far as the recorded answers go."""
+
+    row: Row
+    strategy: str
+    asked: list[tuple[TrackedRequest, Answer]]
+    """The requests with their answers."""
+    made: list[Pair | Rejected] | None = None
+    """The pairs, or the reasons why there are none; None if the strategy failed or is not finished."""
+    failed: str | None = None
+    """The reason of a failure: a request without an answer, or an error in the strategy."""
+
+    @property
+    def is_pending(self) -> bool:
+        """True if answers are missing that were not requested yet."""
+        return self.made is None and self.failed is None
+
+
+class UnknownRoleError(ValueError):
+    """A strategy requests an answer of a role that the recipe does not have."""
+
+
+class RowRun:
+    """A strategy in progress on a row.
+
+    Args:
+        recipe: the recipe.
+        use: the strategy.
+        row: the row.
+
+    Raises:
+        UnknownRoleError: the strategy names a role that the recipe does not have.
+    """
+
+    def __init__(self, recipe: Recipe, use: Use, row: Row) -> None:
+        self._recipe, self._row, self.strategy = recipe, row, use.name
+        self.requests: list[TrackedRequest] = []
+        """The requests that the strategy waits for."""
+        self.asked: list[tuple[TrackedRequest, Answer]] = []
+        self.made: list[Pair | Rejected] | None = None
+        self.failed: str | None = None
+        if has_lone_surrogate(row):
+            self.failed = LONE
+            return
+        self._driven = drive(use.start(row))
+        self._step(None)
+
+    @property
+    def is_live(self) -> bool:
+        """True until the strategy has returned or failed."""
+        return self.made is None and self.failed is None
+
+    def send(self, known: Mapping[str, Answer | Failure]) -> None:
+        """Continue with the answers to `requests`.
+
+        Args:
+            known: outcomes by key, those of all `requests` among them.
+        """
+        answers: list[Answer] = []
+        for tracked in self.requests:
+            outcome = known[tracked.request.key]
+            if isinstance(outcome, Failure):
+                self.failed = f"{tracked.role}: {outcome.reason}"
+                self._driven.close()
+                return
+            answers.append(outcome)
+        self.asked += zip(self.requests, answers, strict=True)
+        self._step(answers)
+
+    def _step(self, answers: list[Answer] | None) -> None:
+        try:
+            asks = self._driven.send(answers)  # type: ignore[arg-type]  # None starts a generator
+            self.requests = [_tracked(self._recipe, ask, self.strategy, self._row["id"]) for ask in asks]
+        except StopIteration as end:
+            self.made = end.value
+        except UnknownRoleError:
+            raise
+        except Exception as error:  # noqa: BLE001 - an error in a strategy fails its row, not the run
+            self.failed = described(error, by=self.strategy)
+
+    def result(self) -> Result:
+        """Return the result so far."""
+        return Result(self._row, self.strategy, self.asked, self.made, self.failed)
+
+
+def _tracked(recipe: Recipe, ask: Ask, strategy: str, row: str) -> TrackedRequest:
+    """Return the request of an ask, with its origin."""
+    role = recipe.roles.get(ask.role)
+    if role is None:
+        has = ", ".join(recipe.roles)
+        raise UnknownRoleError(f"{recipe.path}: strategy {strategy!r} asks the role {ask.role!r}; the recipe has {has}")
+    request = make_request(ask, engine=role.engine.identity, sampling=role.sampling, seed=recipe.seed, row=row)
+    model = str(role.engine.identity.get("model", ""))
+    return TrackedRequest(
+        request=request, row=row, strategy=strategy, role=ask.role, tag=ask.tag, template=ask.template, model=model
+    )
+
+
+class RowGroup:
+    """Rows that are driven in step, under all strategies of a recipe.
+
+    Args:
+        recipe: the recipe.
+        rows: the rows.
+    """
+
+    def __init__(self, recipe: Recipe, rows: Sequence[Row]) -> None:
+        self.size = len(rows)
+        self.runs = [RowRun(recipe, use, row) for row in rows for use in recipe.strategies]
+        self.round: list[TrackedRequest] = []
+        """The requests that the strategies wait for, each once."""
+        self.missing: list[TrackedRequest] = []
+        """Those of them without a recorded outcome."""
+        self.recorded: set[str] = set()
+        """Keys of the requests whose outcomes were recorded: they cannot be missing again."""
+
+    def advance(self, store: Store) -> None:
+        """Continue all strategies with recorded outcomes until one is missing or all have ended.
+
+        Args:
+            store: the recorded outcomes.
+        """
+        while live := [run for run in self.runs if run.is_live]:
+            self.round = list({tracked.request.key: tracked for run in live for tracked in run.requests}.values())
+            known = store.get([tracked.request.key for tracked in self.round])
+            self.missing = [tracked for tracked in self.round if tracked.request.key not in known]
+            if self.missing:
+                return
+            for run in live:
+                run.send(known)
+        self.missing = []
+
+
+def check(recipe: Recipe, rows: Sequence[Row]) -> None:
+    """Start every strategy on the first row, so that a mistake in its settings shows before the first request.
+
+    Args:
+        recipe: the recipe.
+        rows: the rows.
+
+    Raises:
+        ValueError: a strategy rejects its settings, or names a role that the recipe does not have.
+    """
+    for use in recipe.strategies:
+        run = next((run for row in rows if (run := RowRun(recipe, use, row)).failed != LONE), None)
+        if run and run.failed:
+            raise ValueError(f"{recipe.path}: {run.failed} (on the first row)")
+
+
+def replay(recipe: Recipe, rows: Iterable[Row], store: Store) -> Iterator[Result]:
+    """Yield the results of all rows under all strategies, from the recorded answers alone, in the order of the rows.
+
+    Args:
+        recipe: the recipe.
+        rows: as `read_rows` returns them.
+        store: the recorded answers.
+    """
+    for row in rows:
+        for use in recipe.strategies:
+            run = RowRun(recipe, use, row)
+            while run.is_live:
+                known = store.get([tracked.request.key for tracked in run.requests])
+                if not all(tracked.request.key in known for tracked in run.requests):
+                    break
+                run.send(known)
+            yield run.result()
+
+
+def pending(recipe: Recipe, rows: Iterable[Row], store: Store) -> Iterator[TrackedRequest]:
+    """Yield the requests that could be sent now, each once.
+
+    Args:
+        recipe: the recipe.
+        rows: as `read_rows` returns them.
+        store: the recorded answers.
+    """
+    seen = set()
+    for row in rows:
+        group = RowGroup(recipe, [row])
+        group.advance(store)
+        for tracked in group.missing:
+            if tracked.request.key not in seen:
+                seen.add(tracked.request.key)
+                yield tracked
+
+
+def shard_of(row: Row, count: int) -> int:
+    """Return the number of a row's shard, 1 to `count`, by a hash of its id.
+
+    Args:
+        row: the row.
+        count: the number of shards.
+
+    Examples:
+        >>> shard_of({"id": "a"}, 1), shard_of({"id": "a"}, 1000)
+        (1, 350)
+    """
+    return int(digest(row["id"])[:16], 16) % count + 1

@@ -1,0 +1,211 @@
+"""The run: request all answers that are not recorded yet."""
+
+import math
+import queue
+import sqlite3
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from contralto.common.files import locked_folder
+from contralto.data_gen.pipeline.progress import Progress
+from contralto.data_gen.pipeline.rows import RowGroup, check
+from contralto.data_gen.pipeline.workers import Answered, EngineWorker, Interrupted, WorkerEnded, signals_as_events
+from contralto.data_gen.recipe import Recipe
+from contralto.data_gen.store import Store, TrackedRequest
+from contralto.data_gen.types import Answer, Failure, Request, Row
+
+__all__ = ["locked", "run"]
+
+PATIENCE = 300.0
+"""Seconds that answers wait in memory for space on a full disk."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from working on the same folder; the lock ends with the process, however it ends.
+
+    Args:
+        folder: the folder of a store.
+
+    Raises:
+        OSError: another process holds the lock.
+    """
+    with locked_folder(
+        folder, f"process {{pid}} is working on {folder}: wait for it, or give each process a shard of the rows"
+    ):
+        yield
+
+
+def run(
+    recipe: Recipe, rows: Sequence[Row], store: Store, *, is_shown: bool = True, patience: float = PATIENCE
+) -> None:
+    """Request all answers that are not recorded yet, until every row has pairs, is rejected, or has failed.
+
+    After Ctrl-C or SIGTERM no new request is sent, and the answers that were requested are awaited and recorded. A second
+    Ctrl-C ends the run at once. On a full disk no new request is sent, and answers wait in memory for space.
+
+    Args:
+        recipe: the recipe.
+        rows: as `read_rows` returns them, or some of them.
+        store: where the answers are recorded.
+        is_shown: show a progress bar.
+        patience: seconds to wait for space on a full disk.
+
+    Raises:
+        ValueError: an engine lacks something that it needs, such as a key, or a strategy rejects its settings.
+        OSError: an endpoint refuses to work at all, or the disk stayed full.
+        KeyboardInterrupt: Ctrl-C was pressed, or SIGTERM came.
+    """
+    for engine in recipe.engines:
+        getattr(engine, "check_ready", lambda: None)()
+    check(recipe, rows)
+    _Runner(recipe, rows, store, Progress(recipe, store, len(rows), is_shown=is_shown), patience).go()
+
+
+class _Runner:
+    """The state of a run: workers, groups of rows in progress, requests that wait for an answer."""
+
+    def __init__(self, recipe: Recipe, rows: Sequence[Row], store: Store, progress: Progress, patience: float) -> None:
+        self._store, self._progress, self._patience = store, progress, patience
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        engines = recipe.engines
+        self._workers = {id(engine): EngineWorker(engine, self._events) for engine in engines}
+        self._role_of = {name: id(role.engine) for name, role in recipe.roles.items()}
+        together = max(engine.rows_together for engine in engines)
+        self._groups = (RowGroup(recipe, rows[i : i + together]) for i in range(0, len(rows), together))
+        self._room = 1 + math.ceil(2 * max(getattr(engine, "concurrency", 1) for engine in engines) / together)
+        self._waiting: dict[str, tuple[RowGroup, TrackedRequest]] = {}
+        self._left: Counter[int] = Counter()
+        """The number of answers that a group waits for, by its identity."""
+        self._open: dict[int, RowGroup] = {}
+        self._ending: BaseException | None = None
+        self._running = len(self._workers)
+
+    def go(self) -> None:
+        """Run to the end; all workers have ended when it returns or raises, unless Ctrl-C was pressed twice."""
+        try:
+            with signals_as_events(self._events), logging_redirect_tqdm():  # keeps the bar whole
+                self._fill()
+                if not self._open:
+                    self._stop(None)
+                while self._running:
+                    self._take(_all_of(self._events))
+                    self._progress.show()
+        finally:
+            for worker in self._workers.values():
+                worker.stop()  # a thread that waits for requests would keep the process from ending
+            self._progress.close()
+        if self._ending is not None:
+            raise self._ending
+
+    def _fill(self) -> None:
+        """Begin groups of rows until enough are in progress."""
+        while self._ending is None and len(self._open) < self._room + 1:
+            group = next(self._groups, None)
+            if group is None:
+                return
+            group.advance(self._store)
+            self._open[id(group)] = group
+            self._hand_over(group, is_new=False)
+
+    def _hand_over(self, group: RowGroup, *, is_new: bool) -> None:
+        """Give the missing requests of a group to their engines; a group without any is finished."""
+        if not group.missing:
+            del self._open[id(group)]
+            self._progress.finish(group, is_new=is_new)
+            return
+        if lost := next((a for a in group.missing if a.request.key in group.recorded), None):
+            raise OSError(
+                f"{self._store.path} does not hold the answer to request {lost.request.key}, which was recorded"
+            )
+        self._left[id(group)] = len(group.missing)
+        new = {tracked.request.key for tracked in group.missing}
+        self._waiting |= {tracked.request.key: (group, tracked) for tracked in group.missing}
+        rounds: dict[int, list[Request]] = defaultdict(list)
+        for tracked in group.round:
+            rounds[self._role_of[tracked.role]].append(replace(tracked.request, known=tracked.request.key not in new))
+        for engine, requests in rounds.items():
+            worker = self._workers[engine]
+            wanted = requests if worker.engine.rows_together > 1 else [r for r in requests if not r.known]
+            if any(not request.known for request in wanted):
+                worker.put(wanted)
+
+    def _take(self, events: list[Any]) -> None:
+        """Record the outcomes of events, then use them."""
+        for event in events:
+            if isinstance(event, WorkerEnded):
+                self._running -= 1
+                if event.error is not None:
+                    self._stop(event.error)
+            elif isinstance(event, Interrupted):
+                self._progress.write("stopping: waiting for the answers under way (Ctrl-C again to leave at once)")
+                self._stop(KeyboardInterrupt())
+        outcomes = [outcome for event in events if isinstance(event, Answered) for outcome in event.outcomes]
+        known = [(*self._waiting.pop(request.key), answer) for request, answer in outcomes]
+        stops = next((a for *_, a in known if isinstance(a, Failure) and a.stops), None)
+        if stops is not None:
+            self._stop(OSError(stops.reason))
+        kept = [(tracked, a) for _, tracked, a in known if not (isinstance(a, Failure) and a.stops)]
+        if kept:
+            self._record(kept)
+        for group, tracked, _ in known:
+            group.recorded.add(tracked.request.key)
+        for tracked, answer in kept:
+            self._progress.add(tracked, answer)
+        self._go_on({id(group): group for group, _, _ in known}.values(), Counter(id(group) for group, _, _ in known))
+
+    def _go_on(self, groups: Iterable[RowGroup], answered: Counter[int]) -> None:
+        """Advance the groups that wait for no further answer."""
+        self._left.subtract(answered)
+        for group in groups:
+            if not self._left[id(group)] and self._ending is None:
+                group.advance(self._store)
+                self._hand_over(group, is_new=True)
+        self._fill()
+        if not self._open:
+            self._stop(None)
+
+    def _record(self, kept: Sequence[tuple[TrackedRequest, Answer | Failure]]) -> None:
+        """Record outcomes; while the disk is full, hold them and send no request."""
+        end, held = time.monotonic() + self._patience, None
+        while True:
+            try:
+                self._store.record(kept)
+                break
+            except sqlite3.OperationalError as error:
+                if held is None:
+                    held = {worker: worker.take_back() for worker in self._workers.values()}
+                    self._progress.write(
+                        f"cannot write {self._store.path} ({error}): make room; {len(kept)} answers wait"
+                    )
+                if time.monotonic() > end:
+                    lost = sum(isinstance(a, Answer) for _, a in kept)
+                    raise OSError(
+                        f"cannot write {self._store.path} ({error}): {lost} answers could not be recorded; "
+                        "make room and run again: all others are there"
+                    ) from error
+                time.sleep(0.5)
+        for worker, rounds in (held or {}).items():
+            for requests in rounds:
+                worker.put(requests)
+
+    def _stop(self, why: BaseException | None) -> None:
+        """Send no further request; the first reason is raised at the end."""
+        self._ending = self._ending or why
+        for worker in self._workers.values():
+            worker.stop()
+
+
+def _all_of(events: Any) -> list[Any]:
+    """Wait for an event, and take all that are there."""
+    found = [events.get()]
+    while not events.empty():
+        found.append(events.get())
+    return found

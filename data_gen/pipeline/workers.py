@@ -1,0 +1,140 @@
+"""Engines at work in threads of their own, and the events that they and signals put into the queue of a run."""
+
+import queue
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from contralto.data_gen.engines.base import Engine, Outcome
+from contralto.data_gen.engines.outcomes import checked_outcomes
+from contralto.data_gen.types import Failure, Request
+
+__all__ = ["Answered", "EngineWorker", "Interrupted", "WorkerEnded", "signals_as_events"]
+
+
+class Answered(NamedTuple):
+    """The event of outcomes that are recorded together."""
+
+    outcomes: list[Outcome]
+
+
+class WorkerEnded(NamedTuple):
+    """The event of a worker that has ended, by an error or because it was stopped."""
+
+    error: BaseException | None
+
+
+class Interrupted(NamedTuple):
+    """The event of Ctrl-C or SIGTERM."""
+
+    signal: int
+
+
+class EngineWorker(threading.Thread):
+    """An engine in a thread of its own, which takes requests and yields lists of outcomes.
+
+    The thread starts at once.
+
+    Args:
+        engine: the engine.
+        events: the queue for `Answered` and `WorkerEnded`.
+    """
+
+    def __init__(self, engine: Engine, events: Any) -> None:
+        super().__init__(daemon=True)
+        self.engine, self._events = engine, events
+        self._inbox: queue.SimpleQueue[list[Request] | None] = queue.SimpleQueue()
+        self._is_stopping = False
+        self._waiting: dict[str, Request] = {}
+        """Requests that the engine has taken and not answered."""
+        self.start()
+
+    def put(self, requests: list[Request]) -> None:
+        """Hand a round of requests to the engine.
+
+        Args:
+            requests: the requests.
+        """
+        self._inbox.put(requests)
+
+    def run(self) -> None:
+        """Let the engine answer until the worker is stopped; the events tell what came."""
+        error: BaseException | None = None
+        try:
+            if self.engine.rows_together > 1:
+                for requests in iter(self._inbox.get, None):
+                    self._waiting = {request.key: request for request in requests if not request.known}
+                    self._answer(requests)
+            else:
+                self._answer(self._one_by_one())
+                if not self._is_stopping:
+                    raise ValueError("the engine ended before its requests did: its answer() must take them all")
+        except BaseException as caught:  # noqa: BLE001 - the main thread raises it
+            error = caught
+        self._events.put(WorkerEnded(error))
+
+    def _one_by_one(self) -> Iterator[Request]:
+        """Yield the requests as they are handed over, until the run stops."""
+        for requests in iter(self._inbox.get, None):
+            for request in requests:
+                if self._is_stopping:
+                    return
+                self._waiting[request.key] = request
+                yield request
+
+    def _answer(self, requests: Iterable[Request]) -> None:
+        """Let the engine answer. Requests that it leaves out without an error have failed, since nothing else ends the wait."""
+        for outcomes in self.engine.answer(requests):
+            self._events.put(Answered(checked_outcomes(outcomes, self._waiting)))
+            if self._is_stopping and self.engine.rows_together > 1:
+                return
+        if not self._is_stopping:
+            failed = Failure("the engine ended without an answer to this request")
+            self._events.put(Answered([(request, failed) for request in self._waiting.values()]))
+            self._waiting = {}
+
+    def take_back(self) -> list[list[Request]]:
+        """Remove and return the rounds that the engine has not begun."""
+        rounds = []
+        while not self._inbox.empty():
+            rounds.append(self._inbox.get())
+        return [requests for requests in rounds if requests is not None]
+
+    def stop(self) -> None:
+        """Begin no further request, and give up those that wait for another attempt."""
+        self._is_stopping = True
+        self.take_back()
+        self._inbox.put(None)
+        getattr(self.engine, "stop", lambda: None)()
+
+
+@contextmanager
+def signals_as_events(events: Any) -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into an event, so that none comes between an answer and its record.
+
+    The second one has its usual effect. Other threads than the main one cannot handle signals and leave them alone.
+
+    Args:
+        events: the queue for `Interrupted`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def interrupted(number: int, _: object) -> None:
+        restore()
+        events.put(Interrupted(number))
+
+    for number in before:
+        signal.signal(number, interrupted)
+    try:
+        yield
+    finally:
+        restore()
