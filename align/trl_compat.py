@@ -13,14 +13,14 @@ a mask it takes position ids that start again for the beginning of another seque
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig
 from trl import DPOTrainer  # type: ignore[attr-defined]
-from trl.trainer.utils import create_model_from_path, use_adapter
+from trl.trainer.utils import create_model_from_path, maybe_gather_lm_head_ctx, use_adapter
 
 __all__ = [
     "NoReference",
@@ -28,6 +28,7 @@ __all__ = [
     "attention_of",
     "create_model_from_path",
     "default_attention",
+    "gathered",
     "is_stateful",
     "last_checkpoint",
     "record_metrics",
@@ -256,3 +257,19 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
     complete = [path.parent for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
     steps = {int(path.name.removeprefix("checkpoint-")): path for path in complete}
     return str(steps[max(steps)]) if steps else None
+
+
+def gathered(model: Any) -> AbstractContextManager[Any]:
+    """Return a context in which a process has the whole output layer, of which ZeRO 3 keeps parts.
+
+    TRL's `maybe_gather_lm_head_ctx` leaves out weights that are whole already, such as tied embeddings in a forward pass.
+
+    Args:
+        model: a causal language model, not wrapped.
+    """
+    layer = model.get_output_embeddings()
+    if layer is None:
+        return nullcontext()
+    bias: Any = getattr(layer, "bias", None)
+    context: AbstractContextManager[Any] = maybe_gather_lm_head_ctx(layer.weight, bias)
+    return context

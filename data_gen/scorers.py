@@ -122,7 +122,7 @@ class RewardModel:
         """
         import torch
 
-        from contralto.decoding.placement import input_device
+        from contralto.common.placement import input_device
 
         chats = [[*row["prompt"], {"role": "assistant", "content": answer}] for answer in answers]
         inputs = self.tokenizer.apply_chat_template(

@@ -184,7 +184,7 @@ def encode(prompts: Sequence[Prompt], models: Any, *, raw: bool) -> Any:
     Returns:
         Keyword arguments of `generate()`, padded, on the device of the model.
     """
-    from contralto.decoding.placement import input_device
+    from contralto.common.placement import input_device
 
     texts = [render(prompt, models, raw=raw) for prompt in prompts]
     reader = models.processor or models.tokenizer

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from contralto.common.placement import input_device
 from contralto.decoding.executors.score import main_prompts
-from contralto.decoding.placement import input_device
 from contralto.decoding.vocabulary import fit_vocabulary
 
 if TYPE_CHECKING:

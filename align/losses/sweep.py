@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from contralto.align.losses.formulas import Distributions, TokenTerm, statistic
+from contralto.common.head import Head
 
 __all__ = ["Head", "LogitsSource", "SweepPlan"]
 
@@ -24,19 +25,6 @@ _CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**28}
 """The largest size of the logits of a chunk: enough tokens for an efficient product with the head's matrix."""
 _BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**27}
 """The part of a chunk that is processed at once: on a CPU its cache holds half a dozen copies, on a GPU it occupies the device."""
-
-
-class Head(NamedTuple):
-    """A language-model head: `logits = cap(scale * (h W^T + b))`, `cap(x) = softcap * tanh(x / softcap)` if given."""
-
-    weight: Tensor
-    """`(V, H)`."""
-    bias: Tensor | None = None
-    """`(V,)`."""
-    scale: float = 1.0
-    """Cohere's `logit_scale`, 1 / Granite's `logits_scaling`, and the like."""
-    softcap: float | None = None
-    """Gemma's `final_logit_softcapping`."""
 
 
 class LogitsSource:

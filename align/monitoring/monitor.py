@@ -26,10 +26,11 @@ from trl.models.utils import unwrap_model_for_generation
 from contralto.align.monitoring.audit import Finding, audit_dropped, audit_model, audit_rows, end_tokens, row_name
 from contralto.align.monitoring.record import RECORD, Point, Record, symptoms
 from contralto.align.trainers.batches import PairBatch
-from contralto.align.trainers.heads import head_of
 from contralto.align.trainers.scoring import Scoring
+from contralto.align.trl_compat import gathered
+from contralto.common.head import head_of
+from contralto.common.placement import input_device
 from contralto.data_gen.checks.ches import ches
-from contralto.decoding.placement import input_device
 
 __all__ = ["Monitor"]
 
@@ -261,7 +262,7 @@ class Monitor(TrainerCallback):
         if not self._has_divergence():
             return None
         with self.trainer.reference_model() as (model, bare):
-            return self.trainer.score_tokens(model, batch, Scoring(hidden=True)).hidden, head_of(bare)
+            return self.trainer.score_tokens(model, batch, Scoring(hidden=True)).hidden, head_of(bare, gather=gathered)
 
     def _ches(self) -> list[float | None]:
         """ln-CHES of every pair, from the policy's hidden states; they say what displacement to expect."""
@@ -270,7 +271,7 @@ class Monitor(TrainerCallback):
             batch = PairBatch.of(self.trainer.to_device(inputs))
             with torch.no_grad(), self.trainer.accelerator.autocast():
                 rows = self.trainer.score_tokens(self.trainer.model, batch, Scoring(hidden=True)).hidden
-            if head_of(self.trainer.policy) is None:  # then these are logits
+            if head_of(self.trainer.policy, gather=gathered) is None:  # then these are logits
                 return [None] * sum(len(each["completion_mask"]) // 2 for each in self.batches)
             states = rows.new_zeros(*batch.mask.shape, rows.shape[-1])
             states[batch.mask] = rows

@@ -31,10 +31,10 @@ from contralto.align.trainers.base import StagedTrainer
 from contralto.align.trainers.batches import IGNORED, PairBatch
 from contralto.align.trainers.collators import TeacherStatesCollator
 from contralto.align.trainers.distillation_config import TEACHER, DistillationConfig
-from contralto.align.trainers.heads import head_of
 from contralto.align.trainers.scoring import Scoring, TokenScores, install_head
-from contralto.align.trl_compat import NoReference, create_model_from_path
+from contralto.align.trl_compat import NoReference, create_model_from_path, gathered
 from contralto.common.hashing import content_digest, model_digest, weights_digest
+from contralto.common.head import head_of
 from contralto.common.hub import from_pretrained, locate
 from contralto.decoding.vocabulary import differing_tokens, find_tokenizer
 
@@ -154,7 +154,7 @@ class DistillationPairTrainer(StagedTrainer):
             return Teacher(states.to(self._head.weight.dtype), self._head)
         with self.reference_model() as (model, bare):
             states = self.score_tokens(model, self.texts(batch).batch, Scoring(hidden=True)).hidden
-            head = head_of(bare)
+            head = head_of(bare, gather=gathered)
         assert states is not None
         return Teacher(states if head is None else states.to(head.weight.dtype), head)
 
@@ -415,7 +415,7 @@ class DistillationPairTrainer(StagedTrainer):
 
 def _cacheable(teacher: Any) -> Head:
     """Return the teacher's head; raise an error where hidden states do not make its logits."""
-    head = head_of(teacher)
+    head = head_of(teacher, gather=gathered)
     if head is None:
         raise ValueError(
             f"precompute_teacher keeps hidden states, and the logits of {type(teacher).__name__} are more than those times its output "

@@ -21,7 +21,6 @@ from contralto.align.monitoring.monitor import Monitor
 from contralto.align.trainers.base import StagedTrainer
 from contralto.align.trainers.batches import PAIR_COLUMNS, PairBatch
 from contralto.align.trainers.config import PreferenceConfig, with_adapter_dtype
-from contralto.align.trainers.heads import head_of
 from contralto.align.trainers.layouts import LAYOUTS
 from contralto.align.trainers.preference_checks import check_preference
 from contralto.align.trainers.preference_metrics import (
@@ -35,8 +34,9 @@ from contralto.align.trainers.preference_metrics import (
 )
 from contralto.align.trainers.reference_pass import reference_logps
 from contralto.align.trainers.scoring import Scoring, TokenScores
-from contralto.align.trl_compat import NoReference
+from contralto.align.trl_compat import NoReference, gathered
 from contralto.common.hashing import model_digest
+from contralto.common.head import head_of
 
 __all__ = ["PreferenceTrainer", "ReferenceScores"]
 
@@ -145,7 +145,7 @@ class PreferenceTrainer(StagedTrainer):
             with recording as activations:
                 scores = self.score_tokens(model, batch, Scoring(hidden=kl, states=learned))
             blind = None if batch.blind is None else self.score_tokens(model, batch.blind).logps
-            states = (scores.hidden, head_of(bare)) if kl and scores.hidden is not None else None
+            states = (scores.hidden, head_of(bare, gather=gathered)) if kl and scores.hidden is not None else None
         masks = None
         if learned:
             assert scores.states is not None

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from contralto.align.losses.chunked import Head, chunked_divergence, chunked_logps
 from contralto.align.trainers.batches import IGNORED
-from contralto.align.trainers.heads import gathered, take
 from contralto.align.trainers.layouts import Layout
+from contralto.align.trl_compat import gathered
+from contralto.common.head import head_inputs
 
 __all__ = ["Scoring", "TokenScores", "install_head"]
 
@@ -74,7 +75,7 @@ class TokenScores(NamedTuple):
 def install_head(model: Any) -> None:
     """Add an argument `scoring` to `model.forward`, with which only labelled tokens go through the head.
 
-    Without the argument nothing changes. The head is measured in the first forward, see `contralto.align.trainers.heads`. A second call
+    Without the argument nothing changes. The head is measured in the first forward, see `contralto.common.head`. A second call
     does nothing.
 
     Args:
@@ -105,7 +106,9 @@ def _score(
     kwargs |= {"use_cache": False} | ({"output_hidden_states": True} if scoring.states else {})
     valid = labels[:, 1:] != IGNORED  # (2B, T - 1)
     scored = valid if layout is None else layout.once(valid)
-    rows, head, out, aux_loss = take(model, stock, lambda states: _scored_rows(states, scored, layout), *args, **kwargs)
+    rows, head, out, aux_loss = head_inputs(
+        model, stock, lambda states: _scored_rows(states, scored, layout), args=args, kwargs=kwargs, gather=gathered
+    )
     if kwargs.get("output_router_logits") and aux_loss is None:
         raise ValueError(
             f"{type(model).__name__} gives no load-balancing loss: set output_router_logits to False in its config"

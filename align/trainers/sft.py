@@ -21,9 +21,9 @@ from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 from contralto.align.losses.chunked import Head
 from contralto.align.trainers.batches import IGNORED
 from contralto.align.trainers.config import option, settle, unshared
-from contralto.align.trainers.heads import head_of
 from contralto.align.trainers.scoring import Scoring, install_head
-from contralto.align.trl_compat import record_metrics
+from contralto.align.trl_compat import gathered, record_metrics
+from contralto.common.head import head_of
 
 __all__ = ["CALConfig", "CALTrainer", "SimCTGConfig", "SimCTGTrainer", "contrastive_loss", "image_weights"]
 
@@ -252,7 +252,7 @@ class CALTrainer(SFTTrainer):
         plain = {name: value for name, value in inputs.items() if name not in ("fused_lm_head", "output_router_logits")}
         with _blind(policy, inputs["input_ids"]), self.accelerator.autocast():
             hidden = self.model(**plain, scoring=Scoring(hidden=True)).hidden
-        head = head_of(policy)
+        head = head_of(policy, gather=gathered)
         if head is None or not policy.measured_head.direct:
             raise ValueError(
                 f"CAL reads the logits of the last hidden states, and {type(policy).__name__} does more to these than its output layer"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from contralto.common.placement import input_device
 from contralto.data_gen.dataset import template_options
 from contralto.data_gen.ranges import check_batch
-from contralto.decoding.placement import input_device
 
 __all__ = ["Ches", "ches", "score_rows"]
 

@@ -2,7 +2,7 @@
 
 `base` defines what executors require of a branch. `ModelBranch` follows the rows with another model, `InputBranch` with other
 prompts or images, `LayerBranch` with earlier layers of the same model. `reader` runs a model with a cache; `prompts`,
-`padding` and `context` prepare and check what it reads, `cache` changes its cache, `head` measures how layers become logits.
+`padding` and `context` prepare and check what it reads, `cache` changes its cache.
 """
 
 from typing import TYPE_CHECKING

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contralto.common.placement import input_device
 from contralto.decoding.branches.base import Branch, unwrap
 from contralto.decoding.branches.model import ModelBranch
 from contralto.decoding.branches.padding import fit_mask, padding_of
 from contralto.decoding.branches.prompts import Prompts, check_images, is_multimodal, prepare_images
-from contralto.decoding.placement import input_device
 
 __all__ = ["InputBranch"]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from contralto.decoding.branches.head import find_head, read_layers
+from contralto.common.head import find_path, read_layers
 from contralto.decoding.branches.model import ModelBranch
 from contralto.decoding.branches.prompts import Prompts
 from contralto.decoding.branches.reader import CachedReader
@@ -29,7 +29,7 @@ class LayerBranch(ModelBranch):
     """The logits of earlier layers of the model, computed by its own head, as DoLa does.
 
     An early layer passes what the model's last layer passes on its way to the logits: the final norm, the head, and the
-    scale or soft cap that some families put after it. See `head`, which measures it.
+    scale or soft cap that some families put after it. See `contralto.common.head`, which measures it.
 
     Args:
         model: a decoder-only transformers model.
@@ -41,7 +41,7 @@ class LayerBranch(ModelBranch):
     Raises:
         TypeError: `model` cannot generate.
         ValueError: an encoder-decoder, no layers, a layer that the model does not have or that is its last, or a model
-            whose layers do not lead to its logits (see `head.find_head`).
+            whose layers do not lead to its logits (see `contralto.common.head.find_path`).
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class LayerBranch(ModelBranch):
         self._layers, self._final_norm = list(layers), final_norm
         super().__init__(model, attention_mask=attention_mask, vision_inputs=vision_inputs)
         depth = self._model.config.get_text_config(decoder=True).num_hidden_layers
-        first = find_head(self._model).first
+        first = find_path(self._model).first
         if not layers or not all(first <= layer < depth for layer in layers):
             raise ValueError(
                 f"layers must be some of {first} to {depth - 1} of this model's {depth} layers, not {list(layers)}"

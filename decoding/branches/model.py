@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from contralto.common.placement import input_device
 from contralto.decoding.branches.base import Branch, model_state, unwrap
 from contralto.decoding.branches.context import ContextLimit, check_source, context_length
 from contralto.decoding.branches.padding import KnownTokens, check_mask, fit_mask, padding_of, source_padding
 from contralto.decoding.branches.prompts import TOKEN_TYPES, Prompts, check_images, is_multimodal, prepare_images
 from contralto.decoding.branches.reader import CachedReader
-from contralto.decoding.placement import input_device
 
 __all__ = ["ModelBranch"]
 

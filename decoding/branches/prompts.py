@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL as MULTIMODAL_INPUTS
 
-from contralto.decoding.placement import input_device
+from contralto.common.placement import input_device
 
 __all__ = [
     "MULTIMODAL_INPUTS",

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contralto.common.placement import input_device
 from contralto.decoding.branches.cache import (
     crop_cache,
     find_cache,
@@ -27,7 +28,6 @@ from contralto.decoding.branches.cache import (
 from contralto.decoding.branches.context import ContextLimit
 from contralto.decoding.branches.padding import fit_mask
 from contralto.decoding.branches.prompts import MULTIMODAL_INPUTS, TOKEN_TYPES, Prompts
-from contralto.decoding.placement import input_device
 
 __all__ = ["CachedReader", "last_hidden"]
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from contralto.common.placement import input_device
 from contralto.decoding.branches import ModelBranch
 from contralto.decoding.branches.padding import padding_of
 from contralto.decoding.branches.prompts import is_multimodal
-from contralto.decoding.placement import input_device
 
 if TYPE_CHECKING:
     from contralto.decoding.processors import ContrastiveLogitsProcessor

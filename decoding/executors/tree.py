@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
+from contralto.common.placement import input_device
 from contralto.decoding.branches.cache import drop_positions, keep_position
 from contralto.decoding.branches.reader import CachedReader, last_hidden
-from contralto.decoding.placement import input_device
 
 __all__ = ["CandidateOutputs", "CandidateTree", "tree_obstacle"]
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
+from contralto.common.placement import input_device
 from contralto.decoding import rules
 from contralto.decoding.branches.padding import KnownTokens, check_mask, fit_mask, padding_of, refuse_unknown_padding
 from contralto.decoding.branches.prompts import takes_positions
-from contralto.decoding.placement import input_device
 from contralto.decoding.validity import check_logits
 from contralto.decoding.vocabulary import Vocabulary
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from contralto.common.placement import input_device
 from contralto.decoding.branches.context import context_length
-from contralto.decoding.placement import input_device
 
 __all__ = ["coherence", "mauve"]
 

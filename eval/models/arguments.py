@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from contralto.decoding.placement import input_device
+from contralto.common.placement import input_device
 
 __all__ = ["check_arguments", "check_ranking", "parameters_of"]
 

@@ -32,12 +32,12 @@ from contralto import __version__
 from contralto.common.errors import during
 from contralto.common.hashing import fingerprint, json_digest
 from contralto.common.hub import check_weights, from_pretrained, locate, trusts_remote_code
+from contralto.common.placement import input_device
 from contralto.decoding import AdaptersOff, ContrastiveLogitsProcessor, SeededSampling
 from contralto.decoding.executors.score import Likelihood, score
 from contralto.decoding.inputs import DecodingBatch
 from contralto.decoding.loading import check_device
 from contralto.decoding.methods import generate_kwargs, likelihood_processor, option_names
-from contralto.decoding.placement import input_device
 from contralto.decoding.stopping import StopStrings, StopStringsAfterThought
 from contralto.decoding.vocabulary import check_same_tokenizer
 from contralto.eval.models.arguments import check_arguments, check_ranking, parameters_of

@@ -33,9 +33,9 @@ from contralto.align.trainers.batches import IGNORED, PairBatch
 from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.distillation import DistillationPairTrainer
 from contralto.align.trainers.distillation_config import DistillationConfig
-from contralto.align.trainers.heads import Measured, head_of
 from contralto.align.trainers.preference import PreferenceTrainer
 from contralto.align.trainers.scoring import Scoring, install_head
+from contralto.common.head import HeadForm, head_of
 from contralto.testbed import worlds
 
 IDS = torch.randint(3, 40, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -86,11 +86,11 @@ def small(family, **more):
 
 
 FAMILIES = {  # what stands between hidden state and logits
-    "modernbert-decoder": ({}, Measured("head", 1.0, None, direct=False)),
-    "cohere": ({"logit_scale": 0.3}, Measured("head", 0.3)),
-    "granite": ({"logits_scaling": 4.0}, Measured("head", 0.25)),
-    "gemma2": ({"final_logit_softcapping": 3.0, "head_dim": 8, "num_key_value_heads": 2}, Measured("head", 1.0, 3.0)),
-    "phi": ({}, Measured("head")),
+    "modernbert-decoder": ({}, HeadForm("head", 1.0, None, direct=False)),
+    "cohere": ({"logit_scale": 0.3}, HeadForm("head", 0.3)),
+    "granite": ({"logits_scaling": 4.0}, HeadForm("head", 0.25)),
+    "gemma2": ({"final_logit_softcapping": 3.0, "head_dim": 8, "num_key_value_heads": 2}, HeadForm("head", 1.0, 3.0)),
+    "phi": ({}, HeadForm("head")),
 }
 
 

@@ -21,9 +21,9 @@ from transformers import (
     OpenAIGPTConfig,
 )
 
+from contralto.common.head import find_path, read_layers
 from contralto.decoding import DoLaLogitsProcessor, rules
 from contralto.decoding.branches import LayerBranch
-from contralto.decoding.branches.head import find_head, read_layers
 
 SHAPE = {
     "hidden_size": 32,
@@ -89,7 +89,7 @@ def test_without_the_final_norm():
 @torch.no_grad()
 def test_layers_are_counted_alike_where_states_begin_after_the_first():
     model = zoo.build("mamba", seed=1, num_hidden_layers=3)
-    assert find_head(model).first == 1
+    assert find_path(model).first == 1
     read = []
     hook = model.backbone.layers[0].register_forward_hook(lambda module, given, output: read.append(output))
     model(IDS)
@@ -131,7 +131,7 @@ def test_a_head_that_does_not_give_the_models_logits_is_refused():
     model = zoo.build("llama", seed=1)
     model.lm_head = Doubled(model.lm_head)
     with pytest.raises(ValueError, match="its last layer gives other logits than the model"):
-        find_head(model)
+        find_path(model)
 
 
 def test_layers_that_do_nothing_are_no_final_norm():
@@ -140,7 +140,7 @@ def test_layers_that_do_nothing_are_no_final_norm():
     with torch.no_grad():
         model.model.layers[2].self_attn.o_proj.weight.zero_()
         model.model.layers[2].mlp.down_proj.weight.zero_()
-    assert find_head(model).final == ("model.norm",)
+    assert find_path(model).final == ("model.norm",)
 
 
 def test_other_threads_are_not_affected():

@@ -13,6 +13,7 @@ from lm_eval.api.instance import Instance
 
 from contralto import testbed
 from contralto.common.hashing import fingerprint
+from contralto.common.placement import input_device
 from contralto.decoding import (
     ContextAwareDecodingLogitsProcessor,
     ContrastiveDecodingLogitsProcessor,
@@ -22,7 +23,6 @@ from contralto.decoding import (
     SpeculativeContrastiveDecoding,
 )
 from contralto.decoding.executors.score import score
-from contralto.decoding.placement import input_device
 from contralto.decoding.trace import trace
 from contralto.eval.metrics import coherence
 from contralto.eval.models.lm import ContraltoLM
