@@ -93,9 +93,8 @@ def run(args: argparse.Namespace) -> None:
     require("lm_eval", "rich", "matplotlib", "scipy")  # the last ones are for the end
     from transformers.utils.logging import disable_progress_bar
 
-    from contralto.eval.comparison import report  # asks for lm-eval, rich and matplotlib, before any work is done
+    from contralto.eval.comparison import Conditions, report
     from contralto.eval.comparison.compare import compare
-    from contralto.eval.comparison.runs import Conditions
 
     disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading; runs have their own
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -164,7 +163,7 @@ def _named(text: str) -> tuple[str, Path]:
 
 def _subjects(args: argparse.Namespace) -> list[Any]:
     """The models with the others that they are weighed against."""
-    from contralto.eval.comparison.compare import Subject
+    from contralto.eval.comparison import Subject
 
     subjects = []
     for i, name in enumerate(args.model):

@@ -1,4 +1,4 @@
-"""What answers cost: forward passes and floating-point operations, counted, not estimated."""
+"""The cost of answers: forward passes and floating-point operations, counted, not estimated."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -8,25 +8,30 @@ from typing import Any
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Cost", "metered"]
+__all__ = ["ModelCost", "metered"]
 
 
 @dataclass
-class Cost:
-    """Of some answers. The counts are of all models together, prompts included."""
+class ModelCost:
+    """The cost of some answers, of all models together, prompts included."""
 
     forwards: int = 0
-    """Rows that went through a model: a batch of 8 is 8, a text that is over and still in its batch counts."""
+    """Rows of forward passes: a batch of 8 counts 8, also for completions that have ended and are still in their batch."""
     flops: int = 0
     """Multiplications and additions of matrix products, convolutions and attention."""
 
 
 @contextmanager
-def metered(models: Mapping[str, nn.Module]) -> Iterator[Cost]:
-    """Count what models do, by `torch.utils.flop_counter`; it slows them down, so time is measured apart.
+def metered(models: Mapping[str, nn.Module]) -> Iterator[ModelCost]:
+    """Count the forward passes and operations of models with `torch.utils.flop_counter`.
+
+    Counting slows the models down, so time is measured in another run.
 
     Args:
-        models: by any name.
+        models: The models, by any name.
+
+    Yields:
+        The cost; complete when the context ends.
 
     Examples:
         >>> from contralto import testbed
@@ -36,11 +41,11 @@ def metered(models: Mapping[str, nn.Module]) -> Iterator[Cost]:
         >>> cost.forwards, cost.flops > 2 * 2 * 6 * 100_000  # 2 per weight and token, of 12 tokens
         (2, True)
     """
-    cost, counter = Cost(), FlopCounterMode(display=False)
+    cost, counter = ModelCost(), FlopCounterMode(display=False)
 
     def count(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        read = next(each for each in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if each is not None)
-        cost.forwards += len(read)
+        inputs = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args)
+        cost.forwards += len(next(each for each in inputs if each is not None))
 
     with ExitStack() as stack:
         for model in {id(model): model for model in models.values()}.values():

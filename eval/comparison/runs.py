@@ -1,182 +1,41 @@
-"""Runs: one decoder on one task, its answers as lm-eval logs them, kept and found again.
+"""Runs: the answers of one decoder to one task, kept and found again.
 
-The answers of a run are kept in `<output>/runs/<key>/<task>.jsonl` when it is done; until then every batch is kept in
+The answers of a finished run are kept in `<output>/runs/<key>/<task>.jsonl`; until then every batch is kept in
 `<output>/cache/<key>*.db`. The key is a hash of all that determines the answers, so that nothing is answered twice.
 
-Read from lm_eval 0.4.13: what `simple_evaluate` does to a task before `evaluate`, and the form of logged samples.
+Read from lm_eval 0.4.13: `evaluate`, `CachingLM`, and the results that lm-eval writes.
 """
 
-import copy
 import io
 import json
-import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
-import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.evaluator import evaluate
-from lm_eval.evaluator_utils import get_sample_size
-from lm_eval.utils import handle_non_serializable, hash_dict_images, hash_string
+from lm_eval.utils import handle_non_serializable
 
 from contralto.common.files import read_json_lines, replace_text
-from contralto.common.hashing import content_digest
-from contralto.eval.comparison.controls import Row
-from contralto.eval.comparison.cost import Cost, metered
+from contralto.eval.comparison.cost import ModelCost, metered
+from contralto.eval.comparison.samples import (
+    Identity,
+    Sample,
+    check_same_documents,
+    first_response,
+    request_arguments,
+    value_digest,
+)
+from contralto.eval.comparison.tasks import Conditions, Task
 
-__all__ = [
-    "Column",
-    "Conditions",
-    "Identity",
-    "Run",
-    "Runner",
-    "Sample",
-    "Task",
-    "check_same_documents",
-    "gather",
-    "logged_samples",
-    "read_samples",
-]
+__all__ = ["Run", "Runner", "logged_samples"]
 
-FEWSHOT_SEED = 1234
-"""lm-eval's own."""
 METERED = 2
-"""Documents on which forward passes and operations are counted."""
-INVALID = "[invalid]"
-"""What lm-eval's filters leave of an answer in which they find nothing."""
-
-
-# ----------------------------------------------------------------------------------------------------- what lm-eval logs
-
-
-class Identity(NamedTuple):
-    """Hashes of what was asked: two answers are paired if all three agree."""
-
-    document: str
-    prompt: str
-    target: str
-
-
-class Sample(NamedTuple):
-    """One document with its answer."""
-
-    identity: Identity
-    number: int
-    doc: dict[str, Any]
-    prompt: str
-    target: str
-    said: str
-    """The answer, or of options the one that was chosen."""
-    is_invalid: bool
-    """Whether the task's filter found no answer in it."""
-    metrics: dict[str, Any]
-
-
-def read_samples(lines: Iterable[Mapping[str, Any]], *, filter_name: str | None = None) -> list[Sample]:
-    """The documents of a run as lm-eval logged them, in their order.
-
-    Args:
-        lines: the rows of a `samples_*.jsonl`.
-        filter_name: of the filter that made the answers; None for the first one.
-
-    Raises:
-        ValueError: no rows, or no such filter.
-    """
-    rows = list(lines)
-    names = list(dict.fromkeys(row["filter"] for row in rows))
-    if not names:
-        raise ValueError("there are no samples: run lm-eval with --log_samples")
-    if filter_name and filter_name not in names:
-        raise ValueError(f"the task has no filter {filter_name!r}: it has {', '.join(names)}")
-    chosen = [_sample(row) for row in rows if row["filter"] == (filter_name or names[0])]
-    return sorted(chosen, key=lambda sample: sample.number)
-
-
-def _sample(row: Mapping[str, Any]) -> Sample:
-    requests = _requests(row["arguments"])
-    filtered = row["filtered_resps"]
-    if len(requests) > 1 or isinstance(requests[0][1] if len(requests[0]) > 1 else {}, str):
-        said = _chosen(requests, row["resps"])
-    else:
-        said = _first_text(row["resps"])
-    return Sample(
-        Identity(_doc_hash(row["doc"]), _hash(requests), row["target_hash"]),
-        int(row["doc_id"]),
-        row["doc"],
-        str(requests[0][0]),
-        str(row["target"]),
-        said,
-        INVALID in (filtered if isinstance(filtered, list) else [filtered]),
-        {name: row[name] for name in row["metrics"]},
-    )
-
-
-def _requests(arguments: Any) -> list[list[Any]]:
-    """What was asked of the model, without images: texts, continuations, generation settings."""
-    if isinstance(arguments, Mapping):  # as lm-eval writes them into files
-        arguments = [list(each.values()) for each in arguments.values()]
-    media = {"visual", "audio"}
-    return [[part for part in each if not (isinstance(part, Mapping) and media & set(part))] for each in arguments]
-
-
-def _chosen(requests: Sequence[Sequence[Any]], responses: Any) -> str:
-    """The likeliest of the options."""
-    found = [_likelihood(each) for each in responses]
-    best = int(np.argmax(found))
-    return str(requests[best][1] if len(requests[best]) > 1 else requests[best][0]).strip()
-
-
-def _likelihood(response: Any) -> float:
-    """The log-likelihood in `[[ll, is_greedy]]`, whose members may be texts."""
-    while isinstance(response, list | tuple):
-        response = response[0]
-    return float(response)
-
-
-def _first_text(responses: Any) -> str:
-    while isinstance(responses, list | tuple):
-        responses = responses[0]
-    return str(responses)
-
-
-def _hash(value: Any) -> str:
-    said = json.dumps(value, sort_keys=True, ensure_ascii=False, default=handle_non_serializable)
-    return content_digest(re.sub(r" at 0x[0-9a-fA-F]+", "", said), 16)
-
-
-def _doc_hash(doc: Any) -> str:
-    """As lm-eval's, but images count by their pixels, and not by where they lay in memory."""
-    return _hash(hash_dict_images({"doc": doc}))
-
-
-def check_same_documents(one: Sequence[Identity], other: Sequence[Identity], *, what: str, whose: str) -> None:
-    """Refuse to pair answers to different questions.
-
-    Args:
-        one, other: the documents of two runs.
-        what: the task, for the message.
-        whose: where the other run comes from, for the message.
-
-    Raises:
-        ValueError: other documents, prompts or targets, or in another order.
-    """
-    if len(one) != len(other):
-        raise ValueError(f"{whose} answers {len(other)} documents of {what}, and the comparison has {len(one)}")
-    if differing := [i for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]]:
-        a, b = one[differing[0]], other[differing[0]]
-        parts = [name for name, x, y in zip(Identity._fields, a, b, strict=True) if x != y]
-        raise ValueError(
-            f"{whose} answers other questions of {what}: {len(differing)} of {len(one)} differ, the first (number "
-            f"{differing[0]}) in its {' and '.join(parts)}; only answers to the same questions can be paired"
-        )
-
-
-# ------------------------------------------------------------------------------------------------------------------- runs
+"""The number of documents on which forward passes and operations are counted."""
 
 
 @dataclass
@@ -185,134 +44,31 @@ class Run:
 
     samples: list[Sample]
     tokens: int = 0
-    """Tokens that were written, as far as it is known."""
+    """Tokens that were generated, as far as it is known."""
     seconds: float = 0.0
-    """Time spent writing them."""
+    """Time spent generating them."""
     length: float | None = None
     """Mean tokens of an answer."""
     scored: int = 0
+    """Tokens whose likelihood was requested."""
     ruled_out: int = 0
-    """Tokens whose likelihood was asked for, and those of them that the mask ruled out."""
+    """Those of `scored` that the plausibility mask rules out."""
 
     @property
     def identities(self) -> list[Identity]:
+        """Return the identities of the documents, in order."""
         return [sample.identity for sample in self.samples]
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """Under which a task is run, for all decoders alike."""
-
-    limit: float | None = None
-    num_fewshot: int | None = None
-    chat: bool = False
-    """Whether prompts get the model's chat template."""
-    system: str | None = None
-    seeds: tuple[int, ...] = (0,)
-    metric: str | None = None
-    """In place of the task's own: a metric of its samples, or as lm-eval writes it, "metric,filter"."""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    def describe(self) -> dict[str, Any]:
-        """Those that determine an answer."""
-        return {
-            "limit": self.limit,
-            "num_fewshot": self.num_fewshot,
-            "chat": self.chat,
-            "system": self.system,
-            "metadata": dict(self.metadata),
-        }
-
-
-class Task:
-    """A task of lm-eval with what a comparison has to know of it."""
-
-    def __init__(self, name: str, task: Any, conditions: Conditions) -> None:
-        self.name, self.task, self.conditions = name, task, conditions
-        config = task.config.metadata or {}
-        self.cluster: str | None = config.get("cluster")
-        self.bucket: str | None = config.get("bucket")
-        self.yes_no: list[str] | None = config.get("yes_no")
-        self.hint: str | None = config.get("yes_hint")
-        self.metric: str | None = config.get("main_metric")
-        self.higher_is_better = bool(config.get("higher_is_better", True))
-        self.filter: str | None = None
-        if conditions.metric:
-            self.metric, _, filter_name = conditions.metric.partition(",")
-            self.filter = filter_name or None
-        self.part = name
-        """The name of the files in which answers are kept."""
-        self.sees = bool(getattr(task, "MULTIMODAL", False))
-        self.is_ranking = task.OUTPUT_TYPE != "generate_until"
-        self._prepare()
-
-    def _prepare(self) -> None:
-        """As `simple_evaluate` does."""
-        asked, default = self.conditions.num_fewshot, self.task.get_config("num_fewshot")
-        if asked is not None and default != 0:
-            self.task.set_config(key="num_fewshot", value=asked)
-        elif asked is None and default is None:
-            self.task.set_config(key="num_fewshot", value=0)
-        self.task.set_fewshot_seed(seed=FEWSHOT_SEED)
-
-    def hinted(self, hint: str) -> "Task":
-        """Return the same task with a sentence after every question.
-
-        Args:
-            hint: what follows the question, with the space before it.
-        """
-        other, task, original = copy.copy(self), copy.copy(self.task), self.task.doc_to_text
-        task.doc_to_text = lambda *args, **kwargs: original(*args, **kwargs) + hint
-        other.task, other.part = task, f"{self.name}-{_hash(hint)[:8]}"
-        return other
-
-    def ask(self, lm: Any) -> list[Any]:
-        """The requests, as this model is asked."""
-        chat = self.conditions.chat
-        self.task.build_all_requests(
-            limit=get_sample_size(self.task, self.conditions.limit),
-            rank=0,
-            world_size=1,
-            system_instruction=self.conditions.system,
-            apply_chat_template=chat,
-            fewshot_as_multiturn=chat,
-            chat_template=lm.apply_chat_template if chat else None,
-            tokenizer_name=lm.tokenizer_name if chat else "",
-        )
-        return list(self.task.instances)
-
-    def identities(self, requests: Sequence[Any]) -> list[Identity]:
-        """Of the documents, before anything is answered."""
-        by_doc: dict[int, list[Any]] = {}
-        for request in requests:
-            by_doc.setdefault(request.doc_id, []).append(request)
-        found = []
-        for asked in by_doc.values():
-            prompts = _requests([request.args for request in asked])
-            target = hash_string(str(self.task.doc_to_target(asked[0].doc)))
-            found.append(Identity(_doc_hash(asked[0].doc), _hash(prompts), target))
-        return found
-
-    def read(self, lines: Iterable[Mapping[str, Any]]) -> list[Sample]:
-        """Logged samples of this task."""
-        return read_samples(lines, filter_name=self.filter)
-
-    def metric_of(self, samples: Sequence[Sample]) -> str:
-        """The metric that is compared: the one asked for, the task's main one, or the first that most tasks have.
-
-        Raises:
-            ValueError: the samples have no such metric.
-        """
-        known = samples[0].metrics
-        usual = ("exact_match", "acc_norm", "acc")
-        name = self.metric or next((name for name in (*usual, *known) if name in known), None)
-        if name not in known:
-            raise ValueError(f"{self.name} has no metric {name!r}: its samples have {', '.join(known)}")
-        return name
-
-
 class Runner:
-    """Runs decoders on tasks, keeps their answers, and finds those that were kept before."""
+    """Run decoders on tasks, keep their answers, and find those that were kept before.
+
+    Args:
+        output: The folder of the comparison.
+        conditions: The settings of the tasks.
+        reuse: Folders of lm-eval's own results, from which runs of the same configuration are taken.
+        quiet: Show no progress of single runs.
+    """
 
     def __init__(
         self, output: Path, conditions: Conditions, *, reuse: Sequence[Path] = (), quiet: bool = False
@@ -320,16 +76,26 @@ class Runner:
         self.output, self.conditions, self.quiet = output, conditions, quiet
         self.logged = [_logged(path) for folder in reuse for path in sorted(folder.rglob("results_*.json"))]
         self.reused = 0
-        """Runs that were found, in the output or in other folders."""
+        """The number of runs that were found, in the output or in other folders."""
 
     def run(self, lm: Any, task: Task, documents: Sequence[Identity], *, title: str) -> Run:
-        """The answers of a model as it decodes now."""
+        """Return the answers of a model with its current decoder, from disk if they are there.
+
+        Args:
+            lm: A `ContraltoLM`.
+            task: The task.
+            documents: The documents that the answers must be to.
+            title: The beginning of the progress line.
+
+        Raises:
+            ValueError: Kept answers are answers to other questions.
+        """
         base = self.output / "runs" / self._key(lm) / task.part
         if base.with_suffix(".json").is_file():
             run = _read_run(base, task)
-            check_same_documents(documents, run.identities, what=task.name, whose=f"{base}.jsonl")
-        elif found := self._logged_before(lm, task, documents):
-            run = found
+            check_same_documents(documents, run.identities, task=task.name, source=f"{base}.jsonl")
+        elif logged := self._logged_before(lm, task, documents):
+            run = logged
         else:
             return self._run(lm, task, base, title)
         self.reused += 1
@@ -349,7 +115,7 @@ class Runner:
             )
         assert results is not None
         lines = results["samples"][task.name]
-        counts = {"tokens": lm.generated, "seconds": lm.seconds, "length": _length(lm, task, lines)}
+        counts = {"tokens": lm.generated, "seconds": lm.seconds, "length": _mean_length(lm, task, lines)}
         counts |= {"scored": lm.ruled_out["tokens"], "ruled_out": lm.ruled_out["ruled_out"]}
         about = {
             "task": task.name,
@@ -359,87 +125,106 @@ class Runner:
         }
         base.parent.mkdir(parents=True, exist_ok=True)
         replace_text(base.with_suffix(".jsonl"), "".join(_dump(line) + "\n" for line in lines))
-        replace_text(base.with_suffix(".json"), json.dumps(about, indent=1, default=str))  # last: now the run is done
+        # Written last: a run counts as finished if this file exists.
+        replace_text(base.with_suffix(".json"), json.dumps(about, indent=1, default=str))
         return _read_run(base, task)
 
-    def words(self, lm: Any, task: Task, requests: Sequence[Any], *, title: str) -> list[tuple[float, float]]:
-        """Return log p(yes) and log p(no) for every question."""
+    def yes_no_likelihoods(
+        self, lm: Any, task: Task, requests: Sequence[Any], *, title: str
+    ) -> list[tuple[float, float]]:
+        """Return log p(yes) and log p(no) for every question.
+
+        Args:
+            lm: A `ContraltoLM`.
+            task: A task with `yes_no`.
+            requests: Its requests.
+            title: The beginning of the progress line.
+        """
         assert task.yes_no is not None
         path = self.output / "runs" / self._key(lm) / f"{task.part}.words.json"
-        asked = _hash([_requests([request.args]) for request in requests] + list(task.yes_no))
-        if path.is_file() and (kept := json.loads(path.read_text(encoding="utf-8")))["asked"] == asked:
+        digest = value_digest([request_arguments([request.args]) for request in requests] + list(task.yes_no))
+        if path.is_file() and (kept := json.loads(path.read_text(encoding="utf-8")))["asked"] == digest:
             return [(float(yes), float(no)) for yes, no in kept["words"]]
         options = [_likelihood_request(request, word) for request in requests for word in task.yes_no]
         with redirect_stderr(_Line(sys.stderr, title, quiet=self.quiet)):
-            found = [answer[0] for answer in CachingLM(lm, str(self._cache(lm))).loglikelihood(options)]
-        words = list(zip(found[::2], found[1::2], strict=True))
+            values = [answer[0] for answer in CachingLM(lm, str(self._cache(lm))).loglikelihood(options)]
+        words = list(zip(values[::2], values[1::2], strict=True))
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps({"asked": asked, "words": words}))
+        replace_text(path, json.dumps({"asked": digest, "words": words}))
         return words
 
     def cost(self, lm: Any, task: Task, requests: Sequence[Any]) -> dict[str, float]:
-        """Forward passes and operations, counted on the first documents: per generated token, or per document ranked.
+        """Count forward passes and operations on the first documents, per generated token or per ranked document.
 
-        What reading the prompts and writing the first token costs is left out of the cost per token, so that a method that
-        writes more does not look cheaper; unless no answer has more than one token.
+        The cost of the prompts and of the first token is left out of the cost per token, so that a method that writes more does
+        not look cheaper; unless no answer has more than one token.
+
+        Args:
+            lm: A `ContraltoLM`.
+            task: The task.
+            requests: Its requests.
+
+        Returns:
+            `forwards` and `flops`.
         """
         path = self.output / "runs" / self._key(lm) / f"{task.name}.cost.json"
         if path.is_file():
-            found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-            return found
+            kept: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+            return kept
         few = [request for request in requests if request.doc_id < METERED]
         documents = len({request.doc_id for request in few})
         whole, tokens = _metered(lm, few)
         if task.is_ranking:
-            first, units = Cost(), documents
+            first, units = ModelCost(), documents
         elif tokens > documents:
-            first, units = _metered(lm, [_cut_short(request) for request in few])[0], tokens - documents
+            first, units = _metered(lm, [_one_token_request(request) for request in few])[0], tokens - documents
         else:
-            first, units = Cost(), max(1, tokens)
-        found = {name: (getattr(whole, name) - getattr(first, name)) / units for name in ("forwards", "flops")}
+            first, units = ModelCost(), max(1, tokens)
+        cost = {name: (getattr(whole, name) - getattr(first, name)) / units for name in ("forwards", "flops")}
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps(found))
-        return found
+        replace_text(path, json.dumps(cost))
+        return cost
 
     def _key(self, lm: Any) -> str:
-        return f"{lm.key}-{_hash(self.conditions.describe())[:6]}"
+        return f"{lm.key}-{value_digest(self.conditions.describe())[:6]}"
 
     def _cache(self, lm: Any) -> Path:
         return self.output / "cache" / str(lm.key)
 
     def _logged_before(self, lm: Any, task: Task, documents: Sequence[Identity]) -> Run | None:
-        """Answers of the same configuration that lm-eval logged, if they hold all documents."""
+        """Return answers of the same configuration that lm-eval logged, if they hold all documents."""
         for configuration, folder, suffix in self.logged:
             path = folder / f"samples_{task.name}_{suffix}.jsonl"
-            if configuration != json.loads(json.dumps(lm.configuration)) or not path.is_file():
-                continue
-            by_identity = {sample.identity: sample for sample in task.read(_lines(path))}
-            if all(document in by_identity for document in documents):
-                return Run([by_identity[document] for document in documents])
+            if configuration == json.loads(json.dumps(lm.configuration)) and path.is_file():
+                by_identity = {sample.identity: sample for sample in task.read(_lines(path))}
+                if all(document in by_identity for document in documents):
+                    return Run([by_identity[document] for document in documents])
         return None
 
 
-def _length(lm: Any, task: Task, lines: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean tokens of the answers, whether they were written now or are from the cache."""
+def _mean_length(lm: Any, task: Task, lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean tokens of answers, whether they were generated now or come from the cache."""
     if task.is_ranking:
         return None
-    lengths = [len(lm.tok_encode(_first_text(line["resps"]), add_special_tokens=False)) for line in lines]
+    lengths = [len(lm.tok_encode(first_response(line["resps"]), add_special_tokens=False)) for line in lines]
     return sum(lengths) / len(lengths)
 
 
-def _metered(lm: Any, requests: Sequence[Any]) -> tuple[Cost, int]:
-    """What answers cost, and how many tokens they have; one by one, for no text waits for the longest of a batch."""
+def _metered(lm: Any, requests: Sequence[Any]) -> tuple[ModelCost, int]:
+    """Return the cost of answers and their tokens, one request at a time, since rows of a batch wait for the longest."""
     lm.batch_size_per_gpu, before = 1, lm.generated
     with metered(lm.models) as cost, redirect_stderr(io.StringIO()):
         getattr(lm, requests[0].request_type)(requests)
     return cost, lm.generated - before
 
 
-def _cut_short(request: Any) -> Instance:
-    """The same request for one token."""
-    context, how, *media = request.args
-    asked = {key: value for key, value in how.items() if not key.startswith("max_")} | {"max_gen_toks": 1}
-    return Instance("generate_until", request.doc, (context, asked, *media), 0, (request.task_name, request.doc_id, 1))
+def _one_token_request(request: Any) -> Instance:
+    """Return the same request for one new token."""
+    context, options, *media = request.args
+    options = {key: value for key, value in options.items() if not key.startswith("max_")} | {"max_gen_toks": 1}
+    return Instance(
+        "generate_until", request.doc, (context, options, *media), 0, (request.task_name, request.doc_id, 1)
+    )
 
 
 def _likelihood_request(request: Any, continuation: str) -> Instance:
@@ -450,7 +235,7 @@ def _likelihood_request(request: Any, continuation: str) -> Instance:
 
 
 def _logged(results: Path) -> tuple[Any, Path, str]:
-    """The configuration of an lm-eval run, and where its samples are."""
+    """Return the configuration of an lm-eval run, its folder, and the suffix of its sample files."""
     return (
         json.loads(results.read_text(encoding="utf-8"))["config"].get("configuration"),
         results.parent,
@@ -459,10 +244,15 @@ def _logged(results: Path) -> tuple[Any, Path, str]:
 
 
 def logged_samples(folder: Path, task: Task, documents: Sequence[Identity]) -> Run:
-    """The newest samples of a task that any run of lm-eval logged into a folder.
+    """Read the newest samples of a task that any run of lm-eval logged into a folder.
+
+    Args:
+        folder: The folder.
+        task: The task.
+        documents: The documents that the answers must be to.
 
     Raises:
-        ValueError: there are none, or they answer other questions.
+        ValueError: There are no samples, or they answer other questions.
     """
     paths = sorted(folder.rglob(f"samples_{task.name}_*.jsonl"), key=lambda path: path.name)
     if not paths:
@@ -470,7 +260,7 @@ def logged_samples(folder: Path, task: Task, documents: Sequence[Identity]) -> R
     by_identity = {sample.identity: sample for sample in task.read(_lines(paths[-1]))}
     if all(document in by_identity for document in documents):
         return Run([by_identity[document] for document in documents])
-    check_same_documents(documents, list(by_identity), what=task.name, whose=str(paths[-1]))
+    check_same_documents(documents, list(by_identity), task=task.name, source=str(paths[-1]))
     raise AssertionError("some document is missing, so that the check has raised")
 
 
@@ -489,7 +279,7 @@ def _read_run(base: Path, task: Task) -> Run:
 
 
 class _Line(io.TextIOBase):
-    """lm-eval's progress bars on one line, after what they are about."""
+    """A stream that shows lm-eval's progress bars on one line, after a title."""
 
     def __init__(self, target: TextIO, title: str, *, quiet: bool) -> None:
         self.target, self.title, self.quiet, self.width = target, title, quiet, 0
@@ -501,86 +291,3 @@ class _Line(io.TextIOBase):
             self.width = len(shown)
             self.target.flush()
         return len(text)
-
-
-# ------------------------------------------------------------------------------------------------------------ all answers
-
-
-@dataclass
-class Column:
-    """The answers of one model to one task."""
-
-    model: str
-    runs: dict[str, list[Run]] = field(default_factory=dict)
-    """By row, a run per seed."""
-    leans: dict[str, list[float]] = field(default_factory=dict)
-    """By row, how far each question leans to yes: log p(yes) - log p(no)."""
-    words: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    """By row, log p(yes) and log p(no) of each question."""
-    costs: dict[str, dict[str, float]] = field(default_factory=dict)
-    pictures: list[Any] = field(default_factory=list)
-    """A function per document that opens its images; none if there are no images."""
-
-
-def _other(lm: Any, rows: Sequence[Row], branch: str) -> Any:
-    """The model of another branch, to answer by itself."""
-    options = next(row.options for row in rows if branch in row.options)
-    model = lm.decoding_by(**options).models[branch]
-    return type(lm)(
-        model, tokenizer=lm.tokenizer, device=str(lm.device), batch_size=lm.batch_size, max_length=lm.max_length
-    )
-
-
-def gather(
-    lm: Any,
-    name: str,
-    task: Task,
-    rows: Sequence[Row],
-    runner: Runner,
-    *,
-    logged: Mapping[str, Path] | None = None,
-    progress: Callable[[str], str] = str,
-) -> Column:
-    """The answers of one model to one task, by every row.
-
-    Args:
-        lm: a `ContraltoLM`, whose options do not matter.
-        name: of the model.
-        task: the task.
-        rows: what is compared.
-        runner: what runs, and remembers.
-        logged: other rows, by name, from folders in which any run of lm-eval logged its samples.
-        progress: told the title of each run, returns the line under which its progress is shown.
-
-    Raises:
-        ValueError: answers that were kept or logged are answers to other questions.
-    """
-    asked, plain, column = task, task.ask(lm), Column(name)
-    if task.sees:
-        column.pictures = [request.args[2]["visual"] for request in plain]
-    for row in rows:
-        if not row.is_run:
-            continue
-        task, requests = (asked, plain) if row.hint is None else _hinted(asked, row.hint, lm)
-        documents = task.identities(requests)
-        own = lm if row.alone is None else _other(lm, rows, row.alone)
-        seeds = runner.conditions.seeds if row.is_sampled else (*runner.conditions.seeds, 0)[:1]
-        for seed in seeds:
-            title = progress(f"{task.name}, {name}, {row.name}" + (f", seed {seed}" if row.is_sampled else ""))
-            decoding = own.decoding_by(**row.options, seed=seed)
-            column.runs.setdefault(row.name, []).append(runner.run(decoding, task, documents, title=title))
-        bare = {key: value for key, value in row.options.items() if key not in ("temperature", "min_p")}
-        column.costs[row.name] = runner.cost(own.decoding_by(**bare, seed=seeds[0]), task, requests)
-        if task.yes_no and not row.is_sampled:
-            leaning = own.decoding_by(**row.options, seed=seeds[0])
-            words = runner.words(leaning, task, requests, title=f"{title}, lean")
-            column.words[row.name], column.leans[row.name] = words, [yes - no for yes, no in words]
-    for label, folder in (logged or {}).items():
-        column.runs[label] = [logged_samples(folder, asked, asked.identities(plain))]
-    return column
-
-
-def _hinted(task: Task, hint: str, lm: Any) -> tuple[Task, list[Any]]:
-    """Return the task with a sentence after every question, and its requests."""
-    other = task.hinted(hint)
-    return other, other.ask(lm)

@@ -214,6 +214,11 @@ class ContraltoLM(Conversations, HFLM):  # type: ignore[misc]
         return named | {name: model for name, model in others if not isinstance(model, AdaptersOff)}
 
     @property
+    def other_models(self) -> dict[str, Any]:
+        """Return the other models of the method, by the option that names each."""
+        return dict(zip(self._decoder.method.models, self._others, strict=False))
+
+    @property
     def configuration(self) -> dict[str, Any]:
         """All that determines an answer, besides the request."""
         return {

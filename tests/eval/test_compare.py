@@ -20,10 +20,17 @@ from PIL import Image
 from contralto.cli import compare as command
 from contralto.decoding import methods
 from contralto.eval import stats
-from contralto.eval.comparison import compare, controls, runs
-from contralto.eval.comparison.compare import Subject
-from contralto.eval.comparison.controls import generation_rows, parse, ranking_rows
-from contralto.eval.comparison.runs import Conditions, Identity, check_same_documents, read_samples
+from contralto.eval.comparison import compare
+from contralto.eval.comparison.answers import modified_answers
+from contralto.eval.comparison.columns import Column
+from contralto.eval.comparison.controls import generation_rows, ranking_rows
+from contralto.eval.comparison.decoders import parse_decoder
+from contralto.eval.comparison.planning import Subject
+from contralto.eval.comparison.rows import ComparisonRow
+from contralto.eval.comparison.samples import Identity, check_same_documents, read_samples
+from contralto.eval.comparison.summary import summarise
+from contralto.eval.comparison.tasks import Conditions, load_tasks
+from contralto.eval.data import TASKS
 from contralto.eval.metrics import chair, measure, openended
 from contralto.eval.models.decoder import Decoder
 from contralto.eval.models.lm import ContraltoLM
@@ -53,13 +60,13 @@ WAYS = {
 @pytest.mark.parametrize("text", WAYS)
 def test_mask_and_weight_are_those_of_the_rule(text):
     """Where branches agree and those subtracted know nothing, the rule is p^weight on the plausible tokens."""
-    choice = parse(text, AMATEUR)
+    choice = parse_decoder(text, AMATEUR)
     torch.manual_seed(0)
     sure, flat = torch.randn(50, dtype=torch.float64), torch.zeros(50, dtype=torch.float64)
     branches = [sure if added else flat for added in WAYS[text]]
-    form = choice.method.declaration.forms[choice.method.form or ""]
-    found = form.scores(branches, **choice.method.rule_parameters).softmax(-1)
-    p, mask, weight = sure.softmax(-1), choice.method.mask, choice.method.weight
+    form = choice.config.declaration.forms[choice.config.form or ""]
+    found = form.scores(branches, **choice.config.rule_parameters).softmax(-1)
+    p, mask, weight = sure.softmax(-1), choice.config.mask, choice.config.weight
     expected = p**weight if mask is None else torch.where(p >= mask * p.max(), p**weight, 0)
     assert 5 < (expected > 0).sum() < (51 if mask is None else 50)  # else there is nothing to see
     assert torch.allclose(found, expected / expected.sum())
@@ -67,14 +74,15 @@ def test_mask_and_weight_are_those_of_the_rule(text):
 
 def test_every_row_can_be_decoded():
     choices = [
-        parse(text, AMATEUR) for text in ("cd", "cd beta=1", "scd", "search", "dola", "vcd", "cid contrast_prompt=x")
+        parse_decoder(text, AMATEUR)
+        for text in ("cd", "cd beta=1", "scd", "search", "dola", "vcd", "cid contrast_prompt=x")
     ]
     for rows in (generation_rows(choices, sampled=True, yes_no=True), ranking_rows(choices)):
         names = [row.name for row in rows]
         assert len(set(names)) == len(names)
         for row in rows:
             Decoder.of(**row.options, seed=1)
-            assert {*row.against, row.same_as, row.as_often_as, None} <= {*names, None}
+            assert {*row.against, row.same_as, row.matched_to, None} <= {*names, None}
             assert all(names.index(other) < names.index(row.name) for other in row.against if "yes as" not in row.name)
     assert [row.name for row in generation_rows(choices[3:4], sampled=True)] == ["greedy", "search", "sampling"]
 
@@ -95,7 +103,7 @@ def test_every_row_can_be_decoded():
 )
 def test_a_decoder_that_is_none_is_refused(text, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        parse(text, AMATEUR)
+        parse_decoder(text, AMATEUR)
 
 
 @pytest.mark.slow
@@ -103,8 +111,8 @@ def test_masked_sampling_is_the_method_without_contrast():
     """The controls sample by min_p after the temperature; the method masks before it. The texts must be the same."""
     lm = ContraltoLM("testbed:expert", batch_size=20)
     task = _task("testbed_arithmetic", limit=20)
-    requests = task.ask(lm)
-    for row in generation_rows([parse("cd beta=0.5 alpha=0.3", AMATEUR)], sampled=True):
+    requests = task.requests(lm)
+    for row in generation_rows([parse_decoder("cd beta=0.5 alpha=0.3", AMATEUR)], sampled=True):
         if row.role == "control" and "mask" in row.name and row.is_sampled:
             whole = {"method": "cd", **AMATEUR, "beta": 0, "alpha": 0.3, "temperature": row.options["temperature"]}
             both = [lm.decoding_by(**how, seed=3).generate_until(requests, True) for how in (row.options, whole)]
@@ -146,7 +154,7 @@ def test_samples_in_memory_and_in_a_file_are_the_same(tmp_path):
     file = read_samples(json.loads(line) for line in (tmp_path / "samples_why_now.jsonl").read_text().splitlines())
     assert [sample.identity for sample in file] == [sample.identity for sample in memory]
     assert memory[0].identity.document != memory[1].identity.document
-    assert [(s.said, s.target, s.metrics) for s in file] == [("so", "because", {"acc": 1.0})] * 2
+    assert [(s.answer, s.target, s.metrics) for s in file] == [("so", "because", {"acc": 1.0})] * 2
 
 
 def test_where_an_object_lies_in_memory_is_no_part_of_a_document():
@@ -160,7 +168,7 @@ def test_options_are_told_by_their_likelihoods():
     line = _line(acc=0.0)
     line |= {"arguments": [("Why?", " no"), ("Why?", " yes")], "resps": [[["-3.0", "False"]], [["-1.5", "True"]]]}
     (sample,) = read_samples([line])
-    assert sample.said == "yes"
+    assert sample.answer == "yes"
 
 
 def test_filters_are_told_apart():
@@ -185,9 +193,9 @@ def test_filters_are_told_apart():
 def test_answers_to_other_questions_are_not_paired(other, message):
     one = [sample.identity for sample in read_samples([_line(0), _line(1)])]
     two = [sample.identity for sample in read_samples(other)]
-    check_same_documents(one, one, what="why", whose="A")
+    check_same_documents(one, one, task="why", source="A")
     with pytest.raises(ValueError, match=message):
-        check_same_documents(one, two, what="why", whose="B")
+        check_same_documents(one, two, task="why", source="B")
 
 
 # ------------------------------------------------------------------------------------------------------------- measures
@@ -221,7 +229,7 @@ def answered():
     docs, rows = comparisons.documents(120), comparisons.rows(yes_no=True)
     column = comparisons.column("one", rows, docs, seeds=2, skill={"cd beta=0.5": 0.95})
     task = comparisons.task(yes_no=True, cluster="image")
-    summary = compare.summarise(task, rows, [column], resamples=300)
+    summary = summarise(task, rows, [column], resamples=300)
     return docs, column, summary, {row["name"]: row["cells"]["one"] for row in summary["rows"]}
 
 
@@ -301,7 +309,7 @@ def test_f1_and_yes_ratio_are_of_the_answers(answered):
 def test_the_bias_matched_row_says_yes_as_often(answered):
     docs, column, _, cells = answered
     yes = sum(said is True for said in _said(column, "dola"))
-    lean = column.leans["greedy"]
+    lean = column.margins["greedy"]
     chosen = set(sorted(range(120), key=lambda i: -lean[i])[:yes])
     right = sum((i in chosen) == doc["label"] for i, doc in enumerate(docs))
     matched = cells["greedy, yes as dola"]
@@ -312,8 +320,8 @@ def test_the_bias_matched_row_says_yes_as_often(answered):
 def test_auroc_is_compared_with_greedy(answered):
     docs, column, _, cells = answered
     labels, clusters = [doc["label"] for doc in docs], [doc["image"] for doc in docs]
-    assert cells["dola"]["auroc"]["value"] == stats.auroc(column.leans["dola"], labels)
-    expected = stats.auroc_difference(column.leans["greedy"], column.leans["dola"], labels, clusters=clusters)
+    assert cells["dola"]["auroc"]["value"] == stats.auroc(column.margins["dola"], labels)
+    expected = stats.auroc_difference(column.margins["greedy"], column.margins["dola"], labels, clusters=clusters)
     assert cells["dola"]["auroc"]["difference"] == expected._asdict()
     assert "difference" not in cells["greedy"]["auroc"]
 
@@ -356,12 +364,12 @@ def test_holm_is_over_splits_and_models_of_one_line():
 
 def test_other_metrics_are_compared_by_swapping_their_counts():
     docs = comparisons.documents(40)
-    rows = [controls.Row(name="greedy", role="baseline"), controls.Row(name="cd", role="method", against=("greedy",))]
-    rng, column = random.Random(1), runs.Column("one")
+    rows = [ComparisonRow(name="greedy", role="baseline"), ComparisonRow(name="cd", role="method", against=("greedy",))]
+    rng, column = random.Random(1), Column("one")
     grams = {name: [[[rng.randrange(low, 9), 9]] * 3 for _ in docs] for name, low in (("greedy", 1), ("cd", 5))}
     for name, values in grams.items():
         column.runs[name] = [comparisons.run(docs, [None] * 40, metrics=[{"diversity": v} for v in values])]
-    made = compare.summarise(comparisons.task(metric="diversity", bucket=None), rows, [column], resamples=200)
+    made = summarise(comparisons.task(metric="diversity", bucket=None), rows, [column], resamples=200)
     test = made["rows"][1]["cells"]["one"]["tests"][0]
     difference = openended.diversity(grams["cd"]) - openended.diversity(grams["greedy"])
     assert test["value"] == pytest.approx(difference)
@@ -375,14 +383,14 @@ def test_other_metrics_are_compared_by_swapping_their_counts():
 def test_one_answer_per_document_is_mcnemars_test():
     """The same four documents: one p, whether the row has one seed or the metric is a mean."""
     docs = comparisons.documents(30)
-    rows = [controls.Row(name="greedy", role="baseline"), controls.Row(name="cd", role="method", against=("greedy",))]
+    rows = [ComparisonRow(name="greedy", role="baseline"), ComparisonRow(name="cd", role="method", against=("greedy",))]
     wrong = [not doc["label"] if i < 4 else doc["label"] for i, doc in enumerate(docs)]
     for half in (1.0, 0.5):  # of another metric, the same differences halved
-        column = runs.Column("one")
+        column = Column("one")
         for name, said in (("greedy", wrong), ("cd", [doc["label"] for doc in docs])):
             scores = [{"acc": half * (answer is doc["label"])} for answer, doc in zip(said, docs, strict=True)]
             column.runs[name] = [comparisons.run(docs, said, metrics=scores)]
-        made = compare.summarise(comparisons.task(bucket=None), rows, [column], resamples=200)
+        made = summarise(comparisons.task(bucket=None), rows, [column], resamples=200)
         (test,) = made["rows"][1]["cells"]["one"]["tests"]
         assert (test["p"], test["exact"], test["units"]) == (0.125, True, 4)
         assert ("won" in test) is (half == 1)
@@ -392,8 +400,8 @@ def test_one_answer_per_document_is_mcnemars_test():
 def test_seeds_count_once():
     """A row of several seeds against one of a single seed: its answers weigh as often."""
     docs = comparisons.documents(12)
-    rows = [controls.Row(name="greedy", role="baseline"), controls.Row(name="cd", role="method", against=("greedy",))]
-    column = runs.Column("one")
+    rows = [ComparisonRow(name="greedy", role="baseline"), ComparisonRow(name="cd", role="method", against=("greedy",))]
+    column = Column("one")
     column.runs["greedy"] = [
         comparisons.run(docs, [doc["label"] if i > 7 else not doc["label"] for i, doc in enumerate(docs)])
     ]
@@ -401,7 +409,7 @@ def test_seeds_count_once():
         comparisons.run(docs, [doc["label"] if i < k or i > 7 else not doc["label"] for i, doc in enumerate(docs)])
         for k in (4, 6)
     ]
-    made = compare.summarise(comparisons.task(bucket=None), rows, [column], resamples=200)
+    made = summarise(comparisons.task(bucket=None), rows, [column], resamples=200)
     (test,) = made["rows"][1]["cells"]["one"]["tests"]
     assert test["p"] == stats.sign_flip([2] * 4 + [1] * 2 + [0] * 6).p == 2 / 2**6
 
@@ -412,7 +420,7 @@ def test_seeds_count_once():
 def test_output_layer_modification_says_yes_where_yes_and_no_are_close(answered):
     docs, column, _, cells = answered
     said = []
-    for answer, (yes, no) in zip(_said(column, "greedy"), column.words["greedy"], strict=True):
+    for answer, (yes, no) in zip(_said(column, "greedy"), column.likelihoods["greedy"], strict=True):
         p, q = math.exp(yes), math.exp(no)
         said.append(True if p + q > 0.2 and abs(p - q) < 0.5 else answer)
     assert said != _said(column, "greedy")
@@ -430,16 +438,16 @@ def test_output_layer_modification_says_yes_where_yes_and_no_are_close(answered)
 def test_unlikely_words_leave_an_answer_as_it_is():
     pairs = [(True, None), (True, False), (False, False), (True, False)]
     words = [(math.log(yes), math.log(no)) for yes, no in ((0.05, 0.1), (0.2, 0.65), (0.1, 0.7), (0.3, 0.3))]
-    assert compare._forced(pairs, words) == [None, True, False, True]
+    assert modified_answers(pairs, words) == [None, True, False, True]
 
 
 def test_prompt_based_adjustment_asks_for_yes_after_the_question():
     task = _task("testbed_arithmetic", limit=2)
     lm = ContraltoLM("testbed:expert", device="cpu")
-    plain, hinted = task.ask(lm), task.hinted(" Answer yes.").ask(lm)
+    plain, hinted = task.requests(lm), task.hinted(" Answer yes.").requests(lm)
     texts = [[request.args[0] for request in asked] for asked in (plain, hinted)]
     assert texts[1] == [text + " Answer yes." for text in texts[0]]
-    assert texts[0] == [request.args[0] for request in task.ask(lm)]  # the task itself is as it was
+    assert texts[0] == [request.args[0] for request in task.requests(lm)]  # the task itself is as it was
 
 
 def test_under_a_chat_template_the_sentence_is_inside_the_turn(tmp_path):
@@ -451,19 +459,19 @@ def test_under_a_chat_template_the_sentence_is_inside_the_turn(tmp_path):
         encoding="utf-8",
     )
     lm = ContraltoLM("testbed:expert", device="cpu")
-    (asked,) = _task(str(tmp_path / "asked.yaml"), chat=True).hinted(" Answer yes.").ask(lm)
+    (asked,) = _task(str(tmp_path / "asked.yaml"), chat=True).hinted(" Answer yes.").requests(lm)
     assert asked.args[0] == lm.apply_chat_template([{"role": "user", "content": "Is it red? Answer yes."}])
 
 
 def test_pope_names_the_sentence_and_its_rows():
-    text = (runs.Path(controls.__file__).parents[1] / "tasks/pope/_pope").read_text(encoding="utf-8")
+    text = (TASKS / "pope/_pope").read_text(encoding="utf-8")
     assert 'yes_hint: " Answer yes whenever possible."' in text
-    rows = {row.name: row for row in generation_rows([parse("vcd")], sampled=False, yes_no=True, hint=" Yes!")}
+    rows = {row.name: row for row in generation_rows([parse_decoder("vcd")], sampled=False, yes_no=True, hint=" Yes!")}
     assert rows["greedy, PBA"].hint == " Yes!"
     assert rows["greedy, PBA"].is_run
     assert not rows["greedy, OLM"].is_run
     assert rows["vcd"].against == ("greedy", "greedy, OLM", "greedy, PBA", "greedy, yes as vcd")
-    assert "greedy, OLM" not in {row.name for row in generation_rows([parse("vcd")], sampled=False)}
+    assert "greedy, OLM" not in {row.name for row in generation_rows([parse_decoder("vcd")], sampled=False)}
 
 
 # ---------------------------------------------------------------------------------------------------- every method is known
@@ -472,7 +480,7 @@ def test_pope_names_the_sentence_and_its_rows():
 def test_a_copy_of_a_method_has_all_its_controls(registered):
     """A copy of VCD under another name has the controls of VCD."""
     registered(replace(methods.METHODS["vcd"], name="vcd-again"))
-    again, vcd = parse("vcd-again"), parse("vcd")
+    again, vcd = parse_decoder("vcd-again"), parse_decoder("vcd")
     for rows in (
         lambda choice: generation_rows([choice], sampled=True, yes_no=True),
         lambda choice: ranking_rows([choice]),
@@ -503,14 +511,14 @@ def test_what_turns_the_contrast_off_leaves_the_mask(name, form):
 def test_a_metric_that_is_not_there_is_refused():
     docs, rows = comparisons.documents(8), comparisons.rows(sampled=False)
     with pytest.raises(ValueError, match="invented has no metric 'bleu': its samples have acc, f1"):
-        compare.summarise(comparisons.task(metric="bleu"), rows, [comparisons.column("one", rows, docs)])
+        summarise(comparisons.task(metric="bleu"), rows, [comparisons.column("one", rows, docs)])
 
 
 # ------------------------------------------------------------------------------------------------------------ real runs
 
 
 def _task(name, **conditions):
-    (task,) = compare._load_tasks([name], Conditions(**conditions), [], None, None)
+    (task,) = load_tasks([name], Conditions(**conditions), [], None, None)
     return task
 
 
@@ -578,7 +586,7 @@ def test_runs_that_lm_eval_logged_are_taken(tmp_path, monkeypatch):
     from lm_eval.tasks import TaskManager
 
     tracker = EvaluationTracker(output_path=str(tmp_path / "logged"))
-    manager = TaskManager(include_path=[str(compare.TASKS)], include_defaults=False, metadata={"n": 40})
+    manager = TaskManager(include_path=[str(TASKS)], include_defaults=False, metadata={"n": 40})
     arguments = {"pretrained": "testbed:expert", "method": "cd", **AMATEUR, "batch_size": 4}
     results = lm_eval.simple_evaluate(
         "contralto",

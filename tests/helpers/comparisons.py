@@ -3,8 +3,14 @@
 import math
 import random
 
-from contralto.eval.comparison import compare, controls
-from contralto.eval.comparison.runs import Column, Conditions, Identity, Run, Sample, Task
+from contralto.eval.comparison.columns import Column
+from contralto.eval.comparison.controls import generation_rows
+from contralto.eval.comparison.decoders import parse_decoder
+from contralto.eval.comparison.runs import Run
+from contralto.eval.comparison.samples import Identity, Sample
+from contralto.eval.comparison.significance import adjust
+from contralto.eval.comparison.summary import summarise
+from contralto.eval.comparison.tasks import Conditions, Task
 
 METHODS = ["cd beta=0.5", "dola"]
 SOURCES = {"amateur": "testbed:amateur"}
@@ -16,7 +22,7 @@ def task(name="invented", *, yes_no=False, ranking=False, bucket="steps", cluste
     made.name, made.task, made.conditions = name, None, Conditions()
     made.cluster, made.bucket, made.metric, made.filter = cluster, bucket, metric, None
     made.yes_no, made.hint, made.part = ["yes", "no"] if yes_no else None, None, name
-    made.higher_is_better, made.sees, made.is_ranking = higher, False, ranking
+    made.higher_is_better, made.has_images, made.is_ranking = higher, False, ranking
     return made
 
 
@@ -76,16 +82,18 @@ def column(model, rows, docs, *, seeds=1, skill=None, leans=True):
         made.costs[row.name] = {"forwards": 1.0 + (row.role == "method"), "flops": 1e6 * (1 + at)}
         if leans and not row.is_sampled:
             rng = random.Random(f"lean {model} {at}")
-            made.leans[row.name] = [rng.gauss(2 * doc["label"] - 1, 1.5) for doc in docs]
-            halves = [(lean - math.log1p(math.exp(lean)), -math.log1p(math.exp(lean))) for lean in made.leans[row.name]]
-            made.words[row.name] = [(yes + math.log(0.9), no + math.log(0.9)) for yes, no in halves]
+            made.margins[row.name] = [rng.gauss(2 * doc["label"] - 1, 1.5) for doc in docs]
+            halves = [
+                (lean - math.log1p(math.exp(lean)), -math.log1p(math.exp(lean))) for lean in made.margins[row.name]
+            ]
+            made.likelihoods[row.name] = [(yes + math.log(0.9), no + math.log(0.9)) for yes, no in halves]
     return made
 
 
 def rows(*, yes_no=False, sampled=True):
     """Two methods with all their controls."""
-    choices = [controls.parse(text, SOURCES) for text in METHODS]
-    return controls.generation_rows(choices, sampled=sampled, yes_no=yes_no)
+    choices = [parse_decoder(text, SOURCES) for text in METHODS]
+    return generation_rows(choices, sampled=sampled, yes_no=yes_no)
 
 
 def comparison(**how):
@@ -96,8 +104,8 @@ def comparison(**how):
         own = rows(yes_no=yes_no)
         made = task(name, yes_no=yes_no, cluster="image" if yes_no else None)
         columns = [column(model, own, docs, seeds=2, skill=skill, leans=yes_no) for model in ("one", "two")]
-        summaries.append(compare.summarise(made, own, columns, resamples=200, **how))
-    compare.adjust(summaries)
+        summaries.append(summarise(made, own, columns, resamples=200, **how))
+    adjust(summaries)
     return {
         "contralto": "0",
         "models": {name: {"name": f"testbed:{name}", "parameters": 1000} for name in ("one", "two")},

@@ -127,8 +127,8 @@ def measure(n: int, folder: Path, aligned: Path) -> dict[str, Any]:
         aligned: the folder of the first pair's expert after alignment.
     """
     from contralto.cli.demo import loop as demo_loop
-    from contralto.eval.comparison.compare import Subject, compare
-    from contralto.eval.comparison.runs import Conditions
+    from contralto.eval.comparison import Conditions, Subject
+    from contralto.eval.comparison.compare import compare
 
     first, *others = [Subject(f"testbed:{pair.expert}", {"amateur": f"testbed:{pair.amateur}"}) for pair in PAIRS]
     conditions = Conditions(metadata={"n": n, "world_seed": PROBLEM_SEED})

@@ -1,0 +1,51 @@
+"""The tables of a comparison in a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from contralto.eval.comparison.report.tabulate import Cell, Table, glance, tables
+
+__all__ = ["show"]
+
+WIDE = 5
+"""Tables with more columns have no room for intervals."""
+
+
+def show(comparison: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print a comparison.
+
+    Args:
+        comparison: The result of `compare`.
+        console: The console; None for standard output.
+    """
+    out = console or Console()
+    for task in comparison["tasks"]:
+        out.print(f"\n[bold]{escape(task['name'])}[/bold]", highlight=False)
+        for table in tables(task):
+            if not table.is_detail:
+                out.print(_rich_table(table))
+    out.print(_rich_table(glance(comparison)))
+
+
+def _rich_table(table: Table) -> Group:
+    rich_table = RichTable(
+        title=escape(table.title), title_justify="left", box=None, header_style="dim", padding=(0, 2, 0, 0)
+    )
+    rich_table.add_column("", overflow="fold")
+    for name in table.head:
+        rich_table.add_column(escape(name), justify="right")
+    for name, role, cells in table.rows:
+        style = "bold" if role == "method" else ""
+        short = len(cells) > WIDE
+        rich_table.add_row(Text(name, style=style), *(_rich_cell(cell, short=short) for cell in cells))
+    return Group("", rich_table, Text(table.note, style="dim"))
+
+
+def _rich_cell(cell: Cell, *, short: bool) -> Text:
+    text = Text(cell.main, style="bold green" if cell.is_found else "")
+    return text if short or not cell.small else text.append(f" {cell.small}", style="dim")
