@@ -1,6 +1,48 @@
-"""Alignment by contrast.
+"""Alignment by contrast: preference training, distillation, reward models and supervised fine-tuning on TRL.
 
-`losses` holds the preference losses, pure functions of log-probabilities; `objective` names and combines them. `divergences`
-computes divergences and log-probabilities over the whole vocabulary from hidden states, a few tokens at a time, so that no logits
-are kept. `masks` makes the token masks of SparsePO, `curriculum` the schedules of DistiLLM-2. None of the five knows a trainer.
+- `losses`: the losses, pure functions of log-probabilities and hidden states; none of them knows a trainer.
+- `trainers`: the trainers and their configurations.
+- `caches`: references and teachers that are computed once and kept on disk.
+- `monitoring`: the audit before training, the measurements during training, and the report after it.
+- `rounds`: on-policy rounds, in which the trained model generates the next data.
+- `recipes`: configurations of `contralto align`; `parsing`, `arguments`, `data` and `run` are the command's core.
+- `trl_compat`: every contact with private parts of TRL and transformers.
 """
+
+from typing import TYPE_CHECKING
+
+from contralto.common.lazy import exports
+
+if TYPE_CHECKING:
+    from contralto.align.losses.loss import Loss as Loss
+    from contralto.align.losses.objective import Objective as Objective
+    from contralto.align.losses.registry import LOSSES as LOSSES
+    from contralto.align.losses.registry import register as register
+    from contralto.align.trainers.config import PreferenceConfig as PreferenceConfig
+    from contralto.align.trainers.distillation import DistillationPairTrainer as DistillationPairTrainer
+    from contralto.align.trainers.distillation_config import DistillationConfig as DistillationConfig
+    from contralto.align.trainers.grpo import ConstrainedRewards as ConstrainedRewards
+    from contralto.align.trainers.grpo import ContrastiveReward as ContrastiveReward
+    from contralto.align.trainers.preference import PreferenceTrainer as PreferenceTrainer
+    from contralto.align.trainers.reward import MarginRewardConfig as MarginRewardConfig
+    from contralto.align.trainers.reward import MarginRewardTrainer as MarginRewardTrainer
+    from contralto.align.trainers.sft import CALConfig as CALConfig
+    from contralto.align.trainers.sft import CALTrainer as CALTrainer
+    from contralto.align.trainers.sft import SimCTGConfig as SimCTGConfig
+    from contralto.align.trainers.sft import SimCTGTrainer as SimCTGTrainer
+
+__getattr__, __dir__, __all__ = exports(
+    __name__,
+    {
+        "losses.loss": ["Loss"],
+        "losses.objective": ["Objective"],
+        "losses.registry": ["LOSSES", "register"],
+        "trainers.config": ["PreferenceConfig"],
+        "trainers.distillation": ["DistillationPairTrainer"],
+        "trainers.distillation_config": ["DistillationConfig"],
+        "trainers.grpo": ["ConstrainedRewards", "ContrastiveReward"],
+        "trainers.preference": ["PreferenceTrainer"],
+        "trainers.reward": ["MarginRewardConfig", "MarginRewardTrainer"],
+        "trainers.sft": ["CALConfig", "CALTrainer", "SimCTGConfig", "SimCTGTrainer"],
+    },
+)

@@ -39,9 +39,12 @@ def test_makefile_links_the_same_parts():
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        ("contralto.align.losses.preference, contralto.decoding.rules", {"transformers", "peft", "datasets"}),
         (
-            "contralto.eval.stats, contralto.testbed.worlds, contralto.decoding, contralto.cli",
+            "contralto.align.losses.objective, contralto.align.losses.divergences, contralto.align.losses.masks, contralto.decoding.rules",
+            {"transformers", "peft", "datasets"},
+        ),
+        (
+            "contralto.eval.stats, contralto.testbed.worlds, contralto.decoding, contralto.align, contralto.cli",
             {"torch", "transformers"},
         ),
     ],
