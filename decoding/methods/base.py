@@ -72,13 +72,13 @@ class Form:
 
     @cached_property
     def branch_names(self) -> tuple[str, ...]:
-        """The leading tensor parameters of the rule, as words."""
+        """Return the leading tensor parameters of the rule, as words."""
         named = signature_of(self.rule).parameters.values()
         return tuple(p.name.replace("_", " ") for p in named if p.kind is SignatureParameter.POSITIONAL_OR_KEYWORD)
 
     @cached_property
     def parameters(self) -> Mapping[str, MethodParameter]:
-        """The parameters of the rule by name, without internal ones."""
+        """Return the parameters of the rule by name, without internal ones."""
         named = signature_of(self.rule).parameters.values()
         own = [p for p in named if p.kind is SignatureParameter.KEYWORD_ONLY and p.name not in self.internal]
         return {p.name: _from_signature(p.name, self.rule, p) for p in own}
@@ -173,17 +173,17 @@ class Method:
 
     @property
     def contrasts(self) -> bool:
-        """Whether it changes what the model would generate."""
+        """Return True if it changes what the model would generate."""
         return bool(self.forms)
 
     @property
     def default_form(self) -> str:
-        """The name of the first form."""
+        """Return the name of the first form."""
         return next(iter(self.forms), "")
 
     @property
     def executors(self) -> tuple[str, ...]:
-        """The executors that run it, the default first."""
+        """Return the executors that run it, the default first."""
         if not self.contrasts:
             return ()
         return ("loop", "processor") if self.processor else ("loop",)
@@ -196,12 +196,12 @@ class Method:
 
     @property
     def reads_images(self) -> bool:
-        """Whether a branch is made of the images of the prompt."""
+        """Return True if a branch is made of the images of the prompt."""
         return any(VIEWS[view].reads_image for view in self.views)
 
     @property
     def is_seeded(self) -> bool:
-        """Whether a branch depends on a seed."""
+        """Return True if a branch depends on a seed."""
         return any(VIEWS[view].is_seeded for view in self.views)
 
     def parameters(self, form: str | None = None) -> Mapping[str, MethodParameter]:
@@ -219,7 +219,7 @@ class Method:
 
     @property
     def view_parameters(self) -> Mapping[str, Extra]:
-        """Parameters of its views, which its processor does not take."""
+        """Return the parameters of its views, which its processor does not take."""
         return {name: extra for view in self.views for name, extra in VIEWS[view].parameters.items()}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from contralto.common.options import Option, OptionError
 from contralto.decoding.methods.base import Method, MethodParameter, Unsupported
+from contralto.decoding.methods.reference import load
 from contralto.decoding.methods.registry import METHODS
 
 __all__ = ["DecodingConfig", "SamplingConfig", "model_options", "option_names", "parameter_names"]
@@ -160,35 +161,35 @@ class DecodingConfig:
 
     @property
     def declaration(self) -> Method:
-        """The declaration of the method."""
+        """Return the declaration of the method."""
         return METHODS[self.method]
 
     @property
     def contrasts(self) -> bool:
-        """Whether the method changes what the model would generate."""
+        """Return True if the method changes what the model would generate."""
         return self.declaration.contrasts
 
     @property
     def rule_parameters(self) -> dict[str, Any]:
-        """The parameters of the formula."""
+        """Return the parameters of the formula."""
         form = self.declaration.forms.get(self.form or "")
         return {name: self.parameters[name] for name in form.parameters} if form else {}
 
     @property
     def mask(self) -> float | None:
-        """The plausibility threshold; None if the formula has none."""
+        """Return the plausibility threshold; None if the formula has none."""
         form = self.declaration.forms.get(self.form or "")
         return float(self.parameters[form.mask]) if form and form.mask else None
 
     @property
     def weight(self) -> float:
-        """The power by which the formula sharpens where the branches agree."""
+        """Return the power by which the formula sharpens where the branches agree."""
         form = self.declaration.forms.get(self.form or "")
         return float(form.weight(**self.rule_parameters)) if form else 1.0
 
     @property
     def active_views(self) -> tuple[str, ...]:
-        """The views of the branches; none if the contrast prompt is optional and left out."""
+        """Return the views of the branches; none if the contrast prompt is optional and left out."""
         views = self.declaration.views
         return () if "prompt" in views and self.contrast_prompt is None else views
 
@@ -312,10 +313,8 @@ def _check_ranges(config: DecodingConfig) -> None:
     import torch
 
     method.forms[config.form or ""].scores([torch.zeros(1, 1)] * len(method.branches), **config.rule_parameters)
-    if "noise_step" in config.parameters:
-        from contralto.decoding.images import diffusion_noise
-
-        diffusion_noise(torch.zeros(1, 1), step=config.parameters["noise_step"])
+    for name, extra in method.view_parameters.items():
+        load(extra.of)(torch.zeros(1, 1), **{extra.name or name: config.parameters[name]})
 
 
 def _executor_of(config: DecodingConfig) -> str:

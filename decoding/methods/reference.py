@@ -7,10 +7,11 @@ A declaration holds a callable, or its address `"module:name"`. The signature of
 import ast
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.machinery import ModuleSpec
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,21 @@ def _definition(address: str) -> ast.FunctionDef | ast.ClassDef:
 @cache
 def _parsed(module: str) -> ast.Module:
     """Return the syntax tree of a module."""
-    spec = find_spec(module)
+    spec = _spec(module)
     if spec is None or not spec.origin:
         raise ValueError(f"there is no module {module!r}")
     return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    """Return the spec of a module without importing its parents, which `importlib.util.find_spec` would do."""
+    if module in sys.modules:
+        return sys.modules[module].__spec__
+    parent, path = _spec(module.rpartition(".")[0]) if "." in module else None, None
+    if parent is not None:
+        path = parent.submodule_search_locations
+    specs = (finder.find_spec(module, path) for finder in sys.meta_path)
+    return next((spec for spec in specs if spec is not None), None)
 
 
 def _parameters(arguments: ast.arguments) -> list[Parameter]:

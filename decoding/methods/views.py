@@ -28,13 +28,13 @@ class Extra:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What a model reads in place of the prompt.
+    """Inputs that a model reads in place of the prompt.
 
     Args:
         description: a noun phrase for tables.
         reads_image: whether it is made of the images of the prompt, so that every prompt needs one.
         is_seeded: whether it depends on a seed.
-        parameters: parameters of methods with this view.
+        parameters: parameters of methods with this view, each of a function of pixels that checks its range.
     """
 
     description: str

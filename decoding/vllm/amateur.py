@@ -21,9 +21,10 @@ from transformers.cache_utils import DynamicLayer
 from contralto.common.hub import from_pretrained, locate
 from contralto.decoding.branches.context import check_longest
 from contralto.decoding.branches.padding import KnownTokens
+from contralto.decoding.methods import METHODS
 from contralto.decoding.validity import check_logits
 from contralto.decoding.vllm.members import Members
-from contralto.decoding.vllm.settings import PREFIX, Row, Rule, Warp, check_penalties, draw, seeds_of
+from contralto.decoding.vllm.settings import PREFIX, Row, Rule, Warp, check_penalties, draw, seeds_of, supported
 from contralto.decoding.vocabulary import check_sizes, same_tokenizer, vocabulary_size
 
 __all__ = ["AmateurContrast"]
@@ -146,9 +147,11 @@ def _row(given: Any) -> Row | None:
         raise ValueError(
             f"{tied[0]} is of texts with several requests (PairedContrast): leave it out, or leave AmateurContrast"
         )
-    if values.get(f"{PREFIX}method", "cd") != "cd":
-        raise ValueError(f"{PREFIX}method must be cd with an amateur, not {values[f'{PREFIX}method']!r}")
-    return Row.of({**values, f"{PREFIX}method": "cd", f"{PREFIX}id": "", f"{PREFIX}branch": 0, f"{PREFIX}marker": 0})
+    own = [name for name in supported() if list(METHODS[name].models) == ["amateur"]]
+    method = values.get(f"{PREFIX}method", own[0])
+    if method not in own:
+        raise ValueError(f"{PREFIX}method must be {' or '.join(own)} with an amateur, not {method!r}")
+    return Row.of({**values, f"{PREFIX}method": method, f"{PREFIX}id": "", f"{PREFIX}branch": 0, f"{PREFIX}marker": 0})
 
 
 class _Reader:

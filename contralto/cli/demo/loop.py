@@ -17,6 +17,7 @@ from contralto.align import run as train
 from contralto.cli import data
 from contralto.common.files import read_lines
 from contralto.common.hub import with_adapter
+from contralto.decoding.methods import METHODS
 
 PAIRS, STEPS, BATCH = 160, 60, 16
 ROWS_PER_PAIR = 4
@@ -126,7 +127,8 @@ def logged(output: Path, model: Path, task: str) -> dict[str, Path]:
         configuration = json.loads(about.read_text(encoding="utf-8"))["configuration"]
         if configuration["pretrained"] != str(model) or "temperature" in configuration:
             continue
-        label = {"none": NAME, "cd": f"{NAME}, cd"}[configuration["method"]]
+        method = METHODS[configuration["method"]]
+        label = f"{NAME}, {method.name}" if method.contrasts else NAME
         folder = output / "logged" / label.replace(", ", "-")
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(about.with_suffix(".jsonl"), folder / f"samples_{task}_0.jsonl")

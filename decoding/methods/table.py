@@ -1,0 +1,84 @@
+"""The table of methods in the documentation, derived from their declarations.
+
+python -m contralto.decoding.methods.table > docs/methods.md
+"""
+
+from contralto.decoding.methods.base import Method, Support
+from contralto.decoding.methods.registry import METHODS
+
+__all__ = ["document", "row"]
+
+HEAD = """# Decoding methods
+
+Written by `python -m contralto.decoding.methods.table` from the declarations in `decoding/methods/`. Parameters are those of the
+rule, with the defaults of its signature; *mask* is the parameter that is the plausibility threshold. The column *sampling* says whether
+every text has a random stream of its own, so that it does not depend on its batch.
+"""
+COLUMNS = ("method", "what it does", "papers (arXiv)", "branches", "parameters", "mask", "options")
+CAPABILITIES = ("method", "executors", "beams", "sampling", "likelihoods", "encoder-decoders", "vLLM")
+
+
+def document() -> str:
+    """Return the page with the tables of all methods."""
+    methods = [method for method in METHODS.values() if method.contrasts]
+    return "\n".join(
+        [
+            HEAD,
+            *_table(COLUMNS, [row(method) for method in methods]),
+            "",
+            "## Capabilities",
+            "",
+            *_table(CAPABILITIES, [_capabilities(method) for method in methods]),
+            "",
+        ]
+    )
+
+
+def row(method: Method) -> list[str]:
+    """Return the cells of a method in the first table.
+
+    Args:
+        method: its declaration.
+
+    Returns:
+        A cell for each of `COLUMNS`.
+    """
+    forms = [(f"{name}: " if name else "") + _parameters(method, name) for name in method.forms]
+    masks = dict.fromkeys(f"`{form.mask}`" if form.mask else "none" for form in method.forms.values())
+    return [
+        method.name,
+        method.description,
+        ", ".join(method.papers) or "-",
+        ", ".join(method.branches) or "-",
+        "; ".join(forms),
+        ", ".join(masks),
+        ", ".join(f"`{source}`" for source in method.sources) or "-",
+    ]
+
+
+def _parameters(method: Method, form: str) -> str:
+    return ", ".join(f"`{each.name}={each.default}`" for each in method.parameters(form).values())
+
+
+def _capabilities(method: Method) -> list[str]:
+    return [
+        method.name,
+        ", ".join(method.executors),
+        _support(method.beams),
+        _support(method.row_seeds),
+        _support(True if method.likelihoods else method.likelihoods),  # type: ignore[arg-type]
+        _support(method.encoder_decoder),
+        "the rule; images are not tested" if method.vllm and method.reads_images else _support(method.vllm),
+    ]
+
+
+def _support(support: Support) -> str:
+    return "yes" if support is True else f"no, it {support.reason}"
+
+
+def _table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+if __name__ == "__main__":
+    print(document(), end="")
