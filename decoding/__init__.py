@@ -15,9 +15,6 @@ from contralto.common.lazy import exports
 if TYPE_CHECKING:
     from contralto.decoding.branches import AdaptersOff as AdaptersOff
     from contralto.decoding.executors.search import ContrastiveSearch as ContrastiveSearch
-    from contralto.decoding.executors.search_processor import (
-        ContrastiveSearchLogitsProcessor as ContrastiveSearchLogitsProcessor,
-    )
     from contralto.decoding.executors.speculative import (
         SpeculativeContrastiveDecoding as SpeculativeContrastiveDecoding,
     )
@@ -38,6 +35,7 @@ if TYPE_CHECKING:
         ContrastiveInputDecodingLogitsProcessor as ContrastiveInputDecodingLogitsProcessor,
     )
     from contralto.decoding.processors import ContrastiveLogitsProcessor as ContrastiveLogitsProcessor
+    from contralto.decoding.processors import ContrastiveSearchLogitsProcessor as ContrastiveSearchLogitsProcessor
     from contralto.decoding.processors import CriticGuidedLogitsProcessor as CriticGuidedLogitsProcessor
     from contralto.decoding.processors import DoLaLogitsProcessor as DoLaLogitsProcessor
     from contralto.decoding.processors import (
@@ -62,6 +60,7 @@ __getattr__, __dir__, __all__ = exports(
             "ContrastiveDecodingLogitsProcessor",
             "ContrastiveInputDecodingLogitsProcessor",
             "ContrastiveLogitsProcessor",
+            "ContrastiveSearchLogitsProcessor",
             "CriticGuidedLogitsProcessor",
             "DoLaLogitsProcessor",
             "InstructionContrastiveDecodingLogitsProcessor",
@@ -74,7 +73,6 @@ __getattr__, __dir__, __all__ = exports(
         "methods": ["DecodingConfig", "Method", "SamplingConfig", "register"],
         "sampling": ["SeededSampling"],
         "executors.search": ["ContrastiveSearch"],
-        "executors.search_processor": ["ContrastiveSearchLogitsProcessor"],
         "executors.speculative": ["SpeculativeContrastiveDecoding"],
     },
 )

@@ -17,7 +17,14 @@ from torch.nn.functional import pad
 from contralto.common.placement import input_device
 from contralto.decoding.branches.base import Branch, model_state, unwrap
 from contralto.decoding.branches.context import ContextLimit, check_source, context_length
-from contralto.decoding.branches.padding import KnownTokens, check_mask, fit_mask, padding_of, source_padding
+from contralto.decoding.branches.padding import (
+    KnownTokens,
+    PromptMask,
+    check_mask,
+    fit_mask,
+    padding_of,
+    source_padding,
+)
 from contralto.decoding.branches.prompts import TOKEN_TYPES, Prompts, check_images, is_multimodal, prepare_images
 from contralto.decoding.branches.reader import CachedReader
 
@@ -89,8 +96,6 @@ class ModelBranch(Branch):
             )
         if self._is_encoder_decoder and not encoder_inputs:
             raise ValueError(f"{name} is an encoder-decoder: pass encoder_inputs=, what its encoder is to read")
-        if attention_mask is not None:
-            check_mask(attention_mask)
         if encoder_inputs and not self._is_encoder_decoder:
             raise ValueError(f"{name} has no encoder, so it cannot use encoder_inputs")
         if vision_inputs and (self._is_encoder_decoder or not is_multimodal(self._model) or window is not None):
@@ -104,8 +109,7 @@ class ModelBranch(Branch):
         self._encoder_inputs, self._vision_inputs = encoder_inputs, vision_inputs
         self._begun: _MaskedPrompts | None = None
         self._single: _MaskedPrompts | None = None  # one prompt for all rows, whose beams will differ
-        self._prompt_mask = attention_mask
-        self._prompt_ids: Tensor | None = None
+        self._prompt_mask = None if attention_mask is None else PromptMask(attention_mask)
         self._encoder_outputs: Any = None
         self._state: list[Any] = []
         self.set_fills(())
@@ -122,7 +126,7 @@ class ModelBranch(Branch):
     @property
     def attention_mask(self) -> Tensor | None:
         """Return the mask of the prompts `(prompts, T)` that the branch was made with; None without one."""
-        return self._prompt_mask
+        return None if self._prompt_mask is None else self._prompt_mask.mask
 
     def begin(self, ids: Tensor, mask: Tensor, fills: Sequence[int] = ()) -> None:
         """Take the mask of the prompts of the next generation, until `end`.
@@ -151,7 +155,7 @@ class ModelBranch(Branch):
 
     def _agrees(self, mask: Tensor) -> bool:
         """Return whether a mask of rows `(B, T)` is that of the branch's prompts."""
-        own = self._prompt_mask
+        own = self.attention_mask
         assert own is not None
         repeats, rest = divmod(len(mask), len(own))
         return not rest and torch.equal(own.repeat_interleave(repeats, 0).to(mask) != 0, mask != 0)
@@ -309,7 +313,7 @@ class ModelBranch(Branch):
         """Return the number of prompts that the rows belong to; 1 where rows of equal tokens are interchangeable."""
         if self._encoder_inputs is not None:
             return len(next(iter(self._encoder_inputs.values())))
-        return 1 if self._prompt_mask is None else len(self._prompt_mask)
+        return 1 if self._prompt_mask is None else len(self._prompt_mask.mask)
 
     def _rewind(self, ids: Tensor, continued: _Continuation) -> bool:
         """Bring the cache to the state after the kept tokens of `ids`; return False if it cannot be brought there."""
@@ -366,7 +370,7 @@ class ModelBranch(Branch):
     def _find_mask(self, ids: Tensor) -> Tensor:
         """Return the mask `(B, T)` of rows, 0 for the padding before the prompts."""
         if self._prompt_mask is not None:
-            return self._repeat_mask(self._prompt_mask, ids)
+            return self._prompt_mask.fit(ids)
         for known in (self._begun, self._single):
             if known is not None and known.begin(ids):
                 return fit_mask(known.mask.to(ids), ids.shape[1])
@@ -391,20 +395,6 @@ class ModelBranch(Branch):
         """Put a token that the model knows in place of padding, before the prompts and after rows that have ended."""
         mask = fit_mask(mask, ids.shape[1])
         return self._tokens.replace(ids, mask, {*self._fills, *ids[mask == 0].tolist()})
-
-    def _repeat_mask(self, prompt_mask: Tensor, ids: Tensor) -> Tensor:
-        """Return the given mask for every row of its prompts, with ones for the tokens after the prompts."""
-        prompts, length = prompt_mask.shape
-        repeats, rest = divmod(len(ids), prompts)
-        prompt_ids = ids[:: repeats or 1, :length]
-        if self._prompt_ids is None and ids.shape[1] == length:
-            self._prompt_ids = prompt_ids
-        if rest or self._prompt_ids is None or not torch.equal(prompt_ids, self._prompt_ids):
-            raise ValueError(
-                f"attention_mask is of shape {tuple(prompt_mask.shape)} and was given for other prompts than these, of "
-                f"shape {tuple(ids.shape)}: a mask belongs to one batch of prompts, so make a new processor for each"
-            )
-        return fit_mask(prompt_mask.to(ids).repeat_interleave(repeats, dim=0), ids.shape[1])
 
     def _encode(self, inputs: Mapping[str, Tensor], *, rows: int) -> dict[str, Any]:
         """Return the encoder's output, computed once, and its mask, both repeated for every row of each prompt."""

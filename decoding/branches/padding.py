@@ -9,6 +9,7 @@ from torch import Tensor
 
 __all__ = [
     "KnownTokens",
+    "PromptMask",
     "check_mask",
     "find_padding",
     "fit_mask",
@@ -179,6 +180,46 @@ def check_mask(attention_mask: Tensor) -> None:
 def fit_mask(mask: Tensor, length: int) -> Tensor:
     """Return the mask of `length` tokens: cut, or with ones for those that came after."""
     return torch.nn.functional.pad(mask, (0, length - mask.shape[1]), value=1)
+
+
+class PromptMask:
+    """The attention mask of one batch of prompts, for rows that continue them.
+
+    Args:
+        mask: `(prompts, T)`, 0 for padding.
+
+    Raises:
+        ValueError: right padding, or another number of dimensions.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        check_mask(mask)
+        self.mask = mask
+        self._ids: Tensor | None = None
+
+    def fit(self, ids: Tensor) -> Tensor:
+        """Return the mask of rows.
+
+        Args:
+            ids: `(B, T')` int64, `B / prompts` rows of each prompt; at first call the prompts themselves.
+
+        Returns:
+            `(B, T')` in the dtype of `ids`, 1 for the tokens after the prompts.
+
+        Raises:
+            ValueError: the rows do not continue the prompts of the first call.
+        """
+        prompts, length = self.mask.shape
+        copies, rest = divmod(len(ids), prompts)
+        prompt_ids = ids[:: copies or 1, :length]
+        if self._ids is None and ids.shape[1] == length:
+            self._ids = prompt_ids.clone()
+        if rest or self._ids is None or not torch.equal(prompt_ids, self._ids):
+            raise ValueError(
+                f"attention_mask is of shape {tuple(self.mask.shape)} and was given for other prompts than these, of "
+                f"shape {tuple(ids.shape)}: a mask belongs to one batch of prompts, so make a new processor for each"
+            )
+        return fit_mask(self.mask.to(ids).repeat_interleave(copies, dim=0), ids.shape[1])
 
 
 class KnownTokens(NamedTuple):

@@ -17,6 +17,7 @@ from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREF
 from contralto.common.placement import input_device
 
 __all__ = [
+    "IMAGE_TOKENS",
     "MULTIMODAL_INPUTS",
     "TOKEN_TYPES",
     "Prompts",

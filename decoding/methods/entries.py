@@ -145,7 +145,7 @@ METHODS.register(
         name="search",
         description="contrastive search: of the k likeliest tokens one unlike the text so far",
         papers=("2202.06417", "2210.14140"),
-        processor="contralto.decoding.executors.search_processor:ContrastiveSearchLogitsProcessor",
+        processor="contralto.decoding.processors.search:ContrastiveSearchLogitsProcessor",
         loop=SEARCH,
         likelihoods=Unsupported("has no likelihoods: its scores are no log-probabilities"),
         forms={

@@ -1,7 +1,7 @@
 """Logits processors: decoding by contrast for an unmodified `generate()`. Each joins a rule and its branches, without mathematics.
 
 `base` holds `ContrastiveLogitsProcessor`, from which the methods derive: those that contrast `models`, `prompts`, `images` and
-`layers`. `critic` reranks candidate tokens.
+`layers`. `critic` reranks candidate tokens, and so does contrastive `search`.
 """
 
 from typing import TYPE_CHECKING
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from contralto.decoding.processors.prompts import (
         ContrastiveInputDecodingLogitsProcessor as ContrastiveInputDecodingLogitsProcessor,
     )
+    from contralto.decoding.processors.search import (
+        ContrastiveSearchLogitsProcessor as ContrastiveSearchLogitsProcessor,
+    )
 
 __getattr__, __dir__, __all__ = exports(
     __name__,
@@ -54,5 +57,6 @@ __getattr__, __dir__, __all__ = exports(
             "ContextAwareDecodingLogitsProcessor",
             "ContrastiveInputDecodingLogitsProcessor",
         ],
+        "search": ["ContrastiveSearchLogitsProcessor"],
     },
 )
