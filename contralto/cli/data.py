@@ -1,16 +1,16 @@
-"""`contralto data`: preference pairs from a recipe; no answer is asked for twice, and none is lost."""
+"""`contralto data`: make preference pairs from a recipe; no answer is requested twice, and none is lost."""
 
 import argparse
-import difflib
 import os
 import re
 import sys
+import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contralto.common.files import lines_of
+from contralto.cli.pairs_view import show
 from contralto.common.texts import printable
 
 if TYPE_CHECKING:
@@ -30,7 +30,13 @@ ACTIONS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's flags."""
+    """Add the command's flags.
+
+    Args:
+        parser: the parser of the command.
+    """
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _list_names()
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     made = {name: actions.add_parser(name, help=text, description=f"{name}: {text}.") for name, text in ACTIONS.items()}
     for action in made.values():
@@ -57,6 +63,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made["batch"].add_argument("--read", type=Path, metavar="FILE", help="record the answers in this file")
 
 
+def _list_names() -> str:
+    """Return the names that recipes can use, those of other packages among them."""
+    from contralto.data_gen.checks.registry import CHECKS
+    from contralto.data_gen.engines.registry import ENGINES
+    from contralto.data_gen.strategies.registry import STRATEGIES
+
+    registries = {"strategies": STRATEGIES, "engines": ENGINES, "checks": CHECKS}
+    lines = (f"  {kind + ':':<12}{', '.join(registry.names())}" for kind, registry in registries.items())
+    return "names in recipes:\n" + "\n".join(textwrap.fill(line, 118, subsequent_indent=" " * 14) for line in lines)
+
+
 def _shard(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
@@ -64,8 +81,8 @@ def _shard(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-class Job:
-    """A recipe with its rows and the place of its store."""
+class DataJob:
+    """A recipe with its rows and the folder of its store."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         from contralto.data_gen import checks, pipeline
@@ -85,14 +102,23 @@ class Job:
                 raise ValueError(f"shard {number}/{count} has no rows: there are too few for so many shards")
 
     def store(self, *, read_only: bool = False) -> "Store":
+        """Open the store.
+
+        Args:
+            read_only: do not create or change it.
+        """
         from contralto.data_gen.store import Store
 
         return Store(self.folder / "answers.sqlite", read_only=read_only)
 
 
 def run(args: argparse.Namespace) -> None:
-    """One action."""
-    job = Job(args)
+    """Run an action.
+
+    Args:
+        args: the parsed arguments.
+    """
+    job = DataJob(args)
     {
         "preview": _preview,
         "estimate": _estimate,
@@ -105,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
     }[args.action](job, args)
 
 
-def _run(job: Job, args: argparse.Namespace) -> None:
+def _run(job: DataJob, args: argparse.Namespace) -> None:
     from contralto.data_gen import pipeline
 
     with pipeline.locked(job.folder), job.store() as store:
@@ -113,7 +139,7 @@ def _run(job: Job, args: argparse.Namespace) -> None:
         _finish(job, args, store)
 
 
-def _retry_failed(job: Job, args: argparse.Namespace) -> None:
+def _retry_failed(job: DataJob, args: argparse.Namespace) -> None:
     from contralto.data_gen import pipeline
 
     with pipeline.locked(job.folder), job.store() as store:
@@ -127,15 +153,15 @@ def _retry_failed(job: Job, args: argparse.Namespace) -> None:
         _finish(job, args, store)
 
 
-def _finish(job: Job, args: argparse.Namespace, store: "Store") -> None:
-    """The data set; a shard waits for the others."""
+def _finish(job: DataJob, args: argparse.Namespace, store: "Store") -> None:
+    """Write the data set; a shard waits for the others."""
     if args.shard:
         print(f"{store.path}: take it to {job.recipe.output} with: contralto data merge {args.recipe}")
         return
     _write(job, store)
 
 
-def _write(job: Job, store: "Store") -> None:
+def _write(job: DataJob, store: "Store") -> None:
     from contralto.data_gen.export import export, folder_of
 
     found = export(job.recipe, job.rows, store)
@@ -160,7 +186,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def _export(job: Job, args: argparse.Namespace) -> None:
+def _export(job: DataJob, args: argparse.Namespace) -> None:
     from contralto.data_gen.export import folder_of, push_to_hub
 
     with job.store(read_only=True) as store:
@@ -169,7 +195,7 @@ def _export(job: Job, args: argparse.Namespace) -> None:
         print(push_to_hub(folder_of(job.recipe), args.push_to_hub, private=args.private))
 
 
-def _merge(job: Job, args: argparse.Namespace) -> None:
+def _merge(job: DataJob, args: argparse.Namespace) -> None:
     from contralto.data_gen import pipeline
     from contralto.data_gen.store import Store
 
@@ -186,7 +212,7 @@ def _merge(job: Job, args: argparse.Namespace) -> None:
         _write(job, store)
 
 
-def _batch(job: Job, args: argparse.Namespace) -> None:
+def _batch(job: DataJob, args: argparse.Namespace) -> None:
     from contralto.data_gen import pipeline
     from contralto.data_gen.engines.batch_files import batch_line
     from contralto.data_gen.engines.openai import OpenAIEngine
@@ -200,67 +226,36 @@ def _batch(job: Job, args: argparse.Namespace) -> None:
     if bool(args.write) == bool(args.read):
         raise ValueError("give either --write FILE for the open requests, or --read FILE for their answers")
     with pipeline.locked(job.folder), job.store() as store:
-        asked = [a for a in pipeline.pending(job.recipe, job.rows, store) if a.role == args.role]
+        tracked = [each for each in pipeline.pending(job.recipe, job.rows, store) if each.role == args.role]
         if args.write:
-            args.write.write_text("".join(batch_line(engine, each.request) for each in asked), encoding="utf-8")
-            print(f"{args.write}: {_count(len(asked), 'request')}")
+            args.write.write_text("".join(batch_line(engine, each.request) for each in tracked), encoding="utf-8")
+            print(f"{args.write}: {_count(len(tracked), 'request')}")
         else:
-            _read_batch(args.read, {each.request.key: each for each in asked}, store, engine)
+            _read_batch(args.read, tracked, store, engine)
 
 
-def _read_batch(path: Path, asked: dict[str, Any], store: "Store", engine: Any) -> None:
+def _read_batch(path: Path, tracked: Sequence[Any], store: "Store", engine: Any) -> None:
     """Record the answers in a batch's output. A line that cannot be read costs its request, not the others."""
+    from contralto.data_gen.engines.batch_files import read_batch_output
     from contralto.data_gen.types import Failure
 
-    said, strange, unreadable = [], 0, []
-    lines = lines_of(path.read_bytes().decode("utf-8", "replace"))
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            outcome = _batch_outcome(line, asked)
-        except ValueError as error:
-            unreadable.append(f"{path}:{number}: {error}")
-            continue
-        if outcome is None:
-            strange += 1
-        else:
-            said.append((outcome[0], engine.without_key(outcome[1])))
-    if unreadable and not said and not strange:
+    output = read_batch_output(path.read_bytes(), tracked, engine)
+    unreadable = [f"{path}:{number}: {reason}" for number, reason in output.unreadable]
+    if unreadable and not output.outcomes and not output.unknown:
         raise ValueError(unreadable[0])
-    store.record(said)
-    failed = sum(isinstance(each, Failure) for _, each in said)
-    print(f"{path}: {_count(len(said) - failed, 'answer')}, {failed} failed, {strange} not asked for or known already")
+    store.record(output.outcomes)
+    failed = sum(isinstance(outcome, Failure) for _, outcome in output.outcomes)
+    answers = _count(len(output.outcomes) - failed, "answer")
+    print(f"{path}: {answers}, {failed} failed, {output.unknown} not asked for or known already")
     if unreadable:
         first = printable(unreadable[0])
         print(f"{_count(len(unreadable), 'line')} could not be read, the first of them {first}", file=sys.stderr)
 
 
-def _batch_outcome(line: str, asked: dict[str, Any]) -> tuple[Any, Any] | None:
-    """Return a request and what a line of a batch's output says of it; None for a request that is not open.
-
-    Raises:
-        ValueError: it is no such line.
-    """
-    from contralto.common.texts import short
-    from contralto.data_gen.engines.batch_files import read_batch_line
-    from contralto.data_gen.engines.replies import read_answer
-    from contralto.data_gen.types import Failure
-
-    key, body = read_batch_line(line)
-    if key not in asked:
-        return None
-    where = asked[key]
-    try:
-        return where, body if isinstance(body, Failure) else read_answer(body, where.request)
-    except Exception as error:  # noqa: BLE001 - a stranger made this reply
-        return where, Failure(short(f"{type(error).__name__}: {error}"))
-
-
 # --------------------------------------------------------------------------------------------------------------- what is
 
 
-def _status(job: Job, args: argparse.Namespace) -> None:
+def _status(job: DataJob, args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -288,6 +283,7 @@ def _status(job: Job, args: argparse.Namespace) -> None:
 
 
 def _counts(results: Sequence[Any]) -> tuple[int, int, int, int, int]:
+    """Return the numbers of rows that are finished, of pairs, of rejected pairs, of failed rows, and of rows to do."""
     from contralto.data_gen.types import Pair
 
     made = [each for result in results for each in result.made or []]
@@ -298,11 +294,11 @@ def _counts(results: Sequence[Any]) -> tuple[int, int, int, int, int]:
 
 
 def _without_numbers(text: str) -> str:
-    """Reasons that differ in numbers alone are one; the status of a reply is a reason by itself."""
+    """Replace the numbers of a reason, so that reasons are counted together; the status of a reply stays."""
     return re.sub(r"(?<!\bstatus )(?<!\d)\d{3,}", "…", text)
 
 
-def _estimate(job: Job, args: argparse.Namespace) -> None:
+def _estimate(job: DataJob, args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -331,11 +327,11 @@ def _estimate(job: Job, args: argparse.Namespace) -> None:
         totals[each.currency] += each.money  # type: ignore[assignment]
     console = Console()
     console.print(table)
-    said = ", ".join(f"{money:.2f} {currency}" for currency, money in totals.items())
-    print(f"in all {said} for {_count(len(job.rows), 'row')}, from {basis}")
+    total = ", ".join(f"{money:.2f} {currency}" for currency, money in totals.items())
+    print(f"in all {total} for {_count(len(job.rows), 'row')}, from {basis}")
 
 
-def _preview(job: Job, args: argparse.Namespace) -> None:
+def _preview(job: DataJob, args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from contralto.data_gen import pipeline
@@ -347,66 +343,3 @@ def _preview(job: Job, args: argparse.Namespace) -> None:
         pipeline.run(job.recipe, rows, store, is_shown=sys.stderr.isatty())
         width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "120"))
         show(Console(width=width), pipeline.replay(job.recipe, rows, store))
-
-
-def show(console: Any, results: Iterable[Any]) -> None:
-    """Pairs side by side, with what differs highlighted; and why there are none.
-
-    Args:
-        console: of rich.
-        results: as `pipeline.replay` gives them.
-    """
-    from rich.panel import Panel
-    from rich.table import Table
-    from rich.text import Text
-
-    from contralto.data_gen.types import Pair
-
-    for result in results:
-        title = printable(f"{result.row['id']} · {result.strategy}")
-        said = printable("\n".join(f"{m['role']}: {_said(m['content'])}" for m in result.row["prompt"]))
-        console.print(Panel(Text(said), title=Text(title), title_align="left"))
-        if result.failed is not None:
-            console.print(Text(printable(f"failed: {result.failed}"), style="bold red"))
-        for made in result.made or []:
-            if not isinstance(made, Pair):
-                console.print(Text(printable(f"rejected: {made.reason}"), style="yellow"))
-                continue
-            table = Table("[green]chosen", "[red]rejected", expand=True)
-            table.add_row(*highlighted(*map(printable, (made.chosen, made.rejected))))
-            console.print(table)
-            for name, value in made.columns.items():
-                console.print(Text(printable(f"{name}: {value}"), style="dim"))
-
-
-def _said(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    return " ".join(part.get("text", f"[{part['type']}]") for part in content)
-
-
-def highlighted(chosen: str, rejected: str) -> tuple[Any, Any]:
-    """Two texts, with the words that only one of them has in colour; for those without colours, between brackets of their
-    own: {+words+} and [-words-].
-
-    Args:
-        chosen, rejected: the texts.
-
-    Examples:
-        >>> [text.plain for text in highlighted("It is 13 now.", "It is 11 now.")]
-        ['It is {+13+} now.', 'It is [-11-] now.']
-    """
-    from rich.text import Text
-
-    one, other = re.findall(r"\s+|\w+|[^\w\s]", chosen), re.findall(r"\s+|\w+|[^\w\s]", rejected)
-    left, right = Text(), Text()
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
-        if kind == "equal":
-            left.append("".join(one[a:b]))
-            right.append("".join(other[c:d]))
-            continue
-        if a < b:
-            left.append("{+" + "".join(one[a:b]) + "+}", style="bold green")
-        if c < d:
-            right.append("[-" + "".join(other[c:d]) + "-]", style="bold red")
-    return left, right

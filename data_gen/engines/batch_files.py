@@ -1,14 +1,17 @@
 """Batch files of the OpenAI protocol: open requests out, answers in."""
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from contralto.common.files import lines_of
 from contralto.common.texts import Secrets, short
 from contralto.data_gen.engines.openai import OpenAIEngine
-from contralto.data_gen.engines.replies import refused
-from contralto.data_gen.types import Failure, Request
+from contralto.data_gen.engines.replies import read_answer, refused
+from contralto.data_gen.store import TrackedRequest
+from contralto.data_gen.types import Answer, Failure, Request
 
-__all__ = ["batch_line", "read_batch_line"]
+__all__ = ["BatchOutput", "batch_line", "read_batch_line", "read_batch_output"]
 
 
 def batch_line(engine: OpenAIEngine, request: Request) -> str:
@@ -48,3 +51,48 @@ def read_batch_line(line: str) -> tuple[str, Any]:
         return key, response["body"]
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"not a line of a batch's output (custom_id, response, error): {short(line)}") from error
+
+
+class BatchOutput(NamedTuple):
+    """The outcomes in the output of a batch."""
+
+    outcomes: list[tuple[TrackedRequest, Answer | Failure]]
+    unknown: int
+    """The number of lines whose request is not open."""
+    unreadable: list[tuple[int, str]]
+    """Numbers of the lines that cannot be read, each with the reason."""
+
+
+def read_batch_output(content: bytes, tracked: Sequence[TrackedRequest], engine: OpenAIEngine) -> BatchOutput:
+    """Read the output of a batch. A line that cannot be read costs its request, not the others.
+
+    Args:
+        content: the file.
+        tracked: the open requests.
+        engine: the engine that would have sent them; its key is hidden in the outcomes.
+    """
+    waiting = {each.request.key: each for each in tracked}
+    outcomes: list[tuple[TrackedRequest, Answer | Failure]] = []
+    unknown, unreadable = 0, []
+    for number, line in enumerate(lines_of(content.decode("utf-8", "replace")), 1):
+        if not line.strip():
+            continue
+        try:
+            key, body = read_batch_line(line)
+        except ValueError as error:
+            unreadable.append((number, str(error)))
+            continue
+        if key in waiting:
+            outcomes.append((waiting[key], engine.without_key(_outcome(body, waiting[key].request))))
+        else:
+            unknown += 1
+    return BatchOutput(outcomes, unknown, unreadable)
+
+
+def _outcome(body: Any, request: Request) -> Answer | Failure:
+    if isinstance(body, Failure):
+        return body
+    try:
+        return read_answer(body, request)
+    except Exception as error:  # noqa: BLE001 - a reply of another program may be anything
+        return Failure(short(f"{type(error).__name__}: {error}"))

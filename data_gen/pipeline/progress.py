@@ -10,10 +10,10 @@ from contralto.data_gen.recipe import Price, Recipe
 from contralto.data_gen.store import Store, TrackedRequest
 from contralto.data_gen.types import Answer, Failure
 
-__all__ = ["Progress"]
+__all__ = ["RunProgress"]
 
 
-class Progress:
+class RunProgress:
     """A progress bar.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from contralto.common.files import locked_folder
-from contralto.data_gen.pipeline.progress import Progress
+from contralto.data_gen.pipeline.progress import RunProgress
 from contralto.data_gen.pipeline.rows import RowGroup, check
 from contralto.data_gen.pipeline.workers import Answered, EngineWorker, Interrupted, WorkerEnded, signals_as_events
 from contralto.data_gen.recipe import Recipe
@@ -66,13 +66,15 @@ def run(
     for engine in recipe.engines:
         getattr(engine, "check_ready", lambda: None)()
     check(recipe, rows)
-    _Runner(recipe, rows, store, Progress(recipe, store, len(rows), is_shown=is_shown), patience).go()
+    _Runner(recipe, rows, store, RunProgress(recipe, store, len(rows), is_shown=is_shown), patience).go()
 
 
 class _Runner:
     """The state of a run: workers, groups of rows in progress, requests that wait for an answer."""
 
-    def __init__(self, recipe: Recipe, rows: Sequence[Row], store: Store, progress: Progress, patience: float) -> None:
+    def __init__(
+        self, recipe: Recipe, rows: Sequence[Row], store: Store, progress: RunProgress, patience: float
+    ) -> None:
         self._store, self._progress, self._patience = store, progress, patience
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         engines = recipe.engines

@@ -25,9 +25,8 @@ def mvc(
         ((image_w, y_w), (image_l, y_l)):  each text is true of its own image and false of the other one
 
     A rewriter turns the captions into texts in two stages: a question with its answer for the first image; then that answer for
-    the second image, with no more words changed than necessary. S-VCO trains on the row as it is (`images`,
-    `rejected_images`). Trainers of one image per row take `chosen` and `rejected` as answers about the first image; for them
-    `symmetric` adds the mirrored pair, about the second image.
+    the second image, with no more words changed than necessary. S-VCO trains on the row as it is (`images`, `rejected_images`).
+    Trainers of one image per row take both answers as about the first image; for them `symmetric` adds the mirrored pair.
 
     Args:
         row: with two `images`, and their captions in two columns; with `rewriter=None` also with a `prompt` that the captions
@@ -59,8 +58,8 @@ def mvc(
         return Rejected(f"the second stage has no {{answer}} (it ended by {other.finish_reason})")
     written = ((answer, described), (other_answer, other))
     answers = [Answer(text=text, finish_reason=reply.finish_reason) for text, reply in written]
-    labels = f"{first.label} {second.label}"
-    return _pairs(templates.user_messages(question), row["images"], answers, labels, symmetric)
+    prompt, labels = templates.user_messages(question), f"{first.label} {second.label}"
+    return _pairs(prompt, row["images"], answers, labels, symmetric)
 
 
 def _captions(row: Row, caption: str, contrast_caption: str) -> dict[str, str]:

@@ -20,8 +20,9 @@ from rich.console import Console
 from contralto import cli
 from contralto.align.monitoring.record import Point, Record
 from contralto.align.monitoring.report import write_report
-from contralto.cli import data, demo, explain_page
+from contralto.cli import demo, explain_page
 from contralto.cli.demo import page
+from contralto.cli.pairs_view import show
 from contralto.common import errors, texts
 from contralto.data_gen import card, escaping, templates
 from contralto.data_gen.pipeline import Result
@@ -224,7 +225,7 @@ def test_the_terminal_gets_no_commands():
     pair = Pair(prompt=row["prompt"], chosen=CONTROLS, rejected="no", columns={"said": CONTROLS})
     results = [Result(row, CONTROLS, [], made=[pair, Rejected(CONTROLS)]), Result(row, CONTROLS, [], failed=CONTROLS)]
     out = io.StringIO()
-    data.show(Console(file=out, force_terminal=False, width=400), results)
+    show(Console(file=out, force_terminal=False, width=400), results)
     assert not texts.CONTROL.search(out.getvalue())
     assert "\\x1b]0;owned\\x07" in out.getvalue()
     assert "[/bold] [link=http://example.org]" in out.getvalue()

@@ -23,7 +23,7 @@ import yaml
 from helpers.serving import Faults, Server, words
 
 from contralto import cli
-from contralto.cli import data
+from contralto.cli.pairs_view import highlighted
 from contralto.data_gen import pipeline
 from contralto.data_gen import recipe as recipes
 from contralto.data_gen.checks import annotate
@@ -605,7 +605,7 @@ def test_preview_estimate_and_status(folder, capsys):
 
 
 def test_differences_are_marked():
-    chosen, rejected = data.highlighted("the cat sat there", "the dog sat")
+    chosen, rejected = highlighted("the cat sat there", "the dog sat")
     assert (chosen.plain, rejected.plain) == ("the {+cat+} sat{+ there+}", "the [-dog-] sat")
 
 
