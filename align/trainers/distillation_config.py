@@ -35,7 +35,22 @@ class Kind(NamedTuple):
     lmbda: float
     """The default weight of the student's text."""
     settings: tuple[str, ...] = ()
-    """Of `OWN`."""
+    """The options that it reads, of `OWN`."""
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Return whether a teacher is loaded."""
+        return "teacher_model_name_or_path" in self.settings
+
+    @property
+    def follows_curriculum(self) -> bool:
+        """Return whether weights and skew change in training."""
+        return "curriculum" in self.settings
+
+    @property
+    def is_skewed(self) -> bool:
+        """Return whether the divergences have a skew."""
+        return "alpha_0" in self.settings
 
 
 SCHEDULE = (
@@ -168,7 +183,7 @@ class DistillationConfig(StagedConfig):
         self.precompute_ref_log_probs = self.precompute_teacher  # so DPOTrainer asks for the columns of all data sets
         super().__post_init__()
         alone = self.per_device_train_batch_size * self.world_size == 1
-        if alone and self.kind is LOSSES["distillm2"] and self.schedule.adaptive_alpha:
+        if alone and self.kind.follows_curriculum and self.schedule.adaptive_alpha:
             raise ValueError(
                 "adaptive_alpha compares the texts of a batch, and per_device_train_batch_size is 1: raise it, or set "
                 "adaptive_alpha to False"
@@ -177,7 +192,7 @@ class DistillationConfig(StagedConfig):
     @property
     def weights(self) -> tuple[float, float]:
         """Of the teacher's text and of the student's; those of `distillm2` at beta_0."""
-        if self.kind is LOSSES["distillm2"]:
+        if self.kind.follows_curriculum:
             return self.schedule.factor * (1 - self.schedule.beta_0), self.schedule.factor * self.schedule.beta_0
         share = self.kind.lmbda if self.lmbda is None else self.lmbda
         return 1.0 - share, share
@@ -249,7 +264,7 @@ class DistillationConfig(StagedConfig):
                 raise ValueError(
                     f"{unread[0]} is set, and is only read with {switch}, which is False: set {switch} to True"
                 )
-        if (self.kind is not LOSSES["distillm2"] or not moves.adaptive_alpha) and (
+        if (not self.kind.follows_curriculum or not moves.adaptive_alpha) and (
             alpha := given.get("alpha_0")
         ) is not None:
             given |= {"alpha_low": min(PAPER.low, alpha), "alpha_high": max(PAPER.high, alpha)}  # alpha does not move
@@ -264,7 +279,7 @@ class DistillationConfig(StagedConfig):
             raise ValueError(
                 f"first_epoch must be 1 or more and at most all_epochs, not {self.first_epoch} of {self.all_epochs}"
             )
-        if self.kind is not LOSSES["distillm2"] or (self.max_steps > 0 and self.all_epochs is None):
+        if not self.kind.follows_curriculum or (self.max_steps > 0 and self.all_epochs is None):
             return
         moving = [name for name in ("adaptive_alpha", "gradual_beta") if getattr(self.schedule, name)]
         if self.schedule.ramp is not None:

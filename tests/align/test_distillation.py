@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM
 
 from contralto import testbed
 from contralto.align import parsing
-from contralto.align.trainers import distillation as distill
+from contralto.align.trainers import distillation
 from contralto.align.trainers.config import StagedConfig
 from contralto.align.trainers.distillation import DistillationPairTrainer
 from contralto.align.trainers.distillation_config import LOSSES, DistillationConfig
@@ -299,7 +299,7 @@ def test_rounds_are_epochs_of_one_curriculum(root, teacher_folder, tmp_path):
     options = {"num_train_epochs": 1, "first_epoch": 2, "all_epochs": 3, "beta_0": 0.1}
     one = trainer(tmp_path, _folder("llama", root), teacher=of_teacher, **options)
     _at(one, 1, 1, 1, 4)
-    assert one.moment() == {"epoch": 2, "epochs": 3, "step": 5, "steps": 12}
+    assert one.curriculum_position() == {"epoch": 2, "epochs": 3, "step": 5, "steps": 12}
     assert len(_step(one)[0].alpha.unique()) > 1
 
 
@@ -370,7 +370,7 @@ def test_states_are_those_of_one_row_alone(root, teacher_folder, tmp_path):
 def test_a_second_run_does_not_load_the_teacher(root, teacher_folder, tmp_path, monkeypatch):
     how = {"teacher_model_name_or_path": teacher_folder, "precompute_teacher": True, "dataset": pairs()}
     first = trainer(tmp_path, _folder("llama", root), **how)
-    monkeypatch.setattr(distill, "_load", lambda args: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr(distillation, "load_teacher", lambda args: pytest.fail("the teacher was loaded"))
     again = trainer(tmp_path, _folder("llama", root), **how, seed=5)
     assert again.train_dataset["teacher_states"] == first.train_dataset["teacher_states"]
     assert_close(again._head.weight, first._head.weight)
@@ -395,7 +395,7 @@ def test_an_aligned_teacher_keeps_its_adapter(root, teacher_folder, tmp_path):
 
 
 def test_sft_loads_no_teacher_and_no_text_without_weight_is_run(root, teacher_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(distill, "_load", lambda args: pytest.fail("a teacher was loaded"))
+    monkeypatch.setattr(distillation, "load_teacher", lambda args: pytest.fail("a teacher was loaded"))
     one = trainer(tmp_path, _folder("llama", root), loss_type="sft")
     assert one.ref_model is None
     rows, stock = [], one.policy.base_model.forward
