@@ -17,9 +17,12 @@ with the divergences D_t and D_s of the teacher's and the student's text that `c
 """
 
 import dataclasses
+import inspect
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, cast
+
+from trl import DPOConfig  # type: ignore[attr-defined]
 
 from contralto.align.losses.curriculum import PAPER, RELEASED, RELEASED_GRADUAL, Curriculum
 from contralto.align.trainers.config import StagedConfig, option
@@ -78,11 +81,12 @@ LOSSES = {
 }
 """The losses by name; see the table above."""
 OWN = tuple(dict.fromkeys(name for kind in LOSSES.values() for name in kind.settings))
-OF_PREFERENCES = (
-    *("loss_weights", "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef", "label_smoothing", "padding_free"),
-    *("use_weighting", "discopop_tau", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+FROM_DPO = (
+    *("model_init_kwargs", "trust_remote_code", "router_aux_loss_coef", "disable_dropout", "dataset_num_proc"),
+    *("max_length", "truncation_mode", "pad_to_multiple_of", "pad_token", "activation_offloading"),
+    *("precompute_ref_log_probs", "precompute_ref_batch_size"),
 )
-"""Options of `DPOConfig` that have no meaning here."""
+"""Options of `trl.DPOConfig` (1.16) that are read here. Its others, and those that a new version adds, are rejected."""
 
 
 @dataclass
@@ -90,7 +94,7 @@ class DistillationConfig(StagedConfig):
     """The options of `DistillationPairTrainer`.
 
     Those of `trl.DPOConfig` (1.16) and `transformers.TrainingArguments`, without those of preference losses. An option that the
-    loss does not read is refused, as is everything else that can be seen to be wrong before a model is loaded.
+    loss does not read is rejected, as is everything else that can be seen to be wrong before a model is loaded.
 
     Args:
         loss_type: one of `LOSSES`.
@@ -209,12 +213,14 @@ class DistillationConfig(StagedConfig):
         return cast(Literal["full", "detached"], self.srkl or default)
 
     def _check_read(self, name: str) -> None:
-        """Nothing is set that nobody reads."""
+        """Reject options that the loss ignores."""
         defaults = {each.name: each.default for each in dataclasses.fields(self)}
         if unread := [each for each in OWN if each not in self.kind.settings and getattr(self, each) != defaults[each]]:
             users = [other for other, kind in LOSSES.items() if unread[0] in kind.settings]
             raise ValueError(f"{unread[0]} is set, and {name} does not read it; it belongs to {', '.join(users)}")
-        if strange := [each for each in OF_PREFERENCES if getattr(self, each) != defaults[each]]:
+        own = (*inspect.get_annotations(DistillationConfig), *FROM_DPO)
+        of_preferences = [each for each in inspect.get_annotations(DPOConfig) if each not in own]
+        if strange := [each for each in of_preferences if getattr(self, each) != defaults[each]]:
             raise ValueError(
                 f"{strange[0]} is set, and belongs to preference losses, not to distillation: leave it out"
             )

@@ -16,8 +16,8 @@ from contralto.align.trainers.distillation_config import TEACHER, DistillationCo
 from contralto.align.trainers.scoring import Scoring
 from contralto.align.trainers.selection import CompletionBatch
 from contralto.align.trl_compat import create_model_from_path, gathered
-from contralto.common.head import head_of
 from contralto.common.hashing import content_digest, model_digest, weights_digest
+from contralto.common.head import head_of
 from contralto.common.hub import locate
 
 __all__ = ["load_teacher", "state_bytes", "states_head", "teacher_digest", "teacher_states", "without_adapter"]

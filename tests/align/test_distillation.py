@@ -28,6 +28,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
+from trl import DPOConfig
 
 from contralto import testbed
 from contralto.align import parsing
@@ -662,6 +663,18 @@ def test_wrong_options_are_one_sentence(tmp_path, options, message):
     with pytest.raises(ValueError, match=message) as error:
         config(tmp_path, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["loss_weights", "ld_alpha", "use_weighting", "sync_ref_model", "discopop_tau", "of_a_new_version"]
+)
+def test_options_that_trl_has_for_preferences_are_rejected(tmp_path, monkeypatch, name):
+    """All of `DPOConfig` that is not said to be read, whatever a new version adds."""
+    if name == "of_a_new_version":
+        monkeypatch.setattr(DPOConfig, "__annotations__", DPOConfig.__annotations__ | {"logging_first_step": bool})
+        name = "logging_first_step"
+    with pytest.raises(ValueError, match=f"{name} is set, and belongs to preference losses, not to distillation"):
+        config(tmp_path, **{name: 0.25 if name == "discopop_tau" else True})
 
 
 PROMPTS = PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
