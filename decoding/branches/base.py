@@ -23,7 +23,7 @@ class Branch(ABC):
 
     @property
     def model(self) -> Any:
-        """The transformers model that computes the logits; None if there is no such model."""
+        """Return the transformers model that computes the logits; None if there is no such model."""
         return None
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""How many tokens a model reads. Beyond them its logits are noise, and with most families no error says so."""
+"""Determine and check the context length of models: beyond it logits are noise, and most families raise no error."""
 
 import math
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ ADVICE = "shorten the prompt, lower max_new_tokens, or take a model of a longer 
 
 
 def context_length(model: Any, *, encoder: bool = False) -> int | None:
-    """Return how many tokens a model reads: positions of its configuration, with the scaling of its rotary embeddings.
+    """Return the context length of a model: the positions of its configuration, with the scaling of its rotary embeddings.
 
-    Models with ALiBi, recurrent models and those with relative positions alone declare no length, or one that does not bind.
+    Models with ALiBi, recurrent models and those with relative positions alone have no limit, even if they declare a length.
 
     Args:
         model: a transformers model.
-        encoder: of an encoder-decoder the encoder, not the decoder.
+        encoder: whether to return that of the encoder of an encoder-decoder, not of its decoder.
 
     Returns:
         The number of tokens; None if there is no limit.
@@ -43,7 +43,7 @@ def context_length(model: Any, *, encoder: bool = False) -> int | None:
 
 
 def _stretched(config: Any, length: int) -> float:
-    """Return the length that scaled rotary embeddings reach, of the kind of layer that reaches least far.
+    """Return the length that scaled rotary embeddings reach, the shortest one over all types of layers.
 
     Configurations that users scale by hand (YaRN, linear, dynamic) often keep the unscaled `max_position_embeddings`.
     """
@@ -57,8 +57,8 @@ def check_tokens(name: str, context: int, lengths: Tensor) -> None:
 
     Args:
         name: of the model.
-        context: how many tokens it reads.
-        lengths: `(B,)` tokens of each row.
+        context: its context length in tokens.
+        lengths: `(B,)` number of tokens in each row.
 
     Raises:
         ValueError: a row is too long.
@@ -107,7 +107,7 @@ class ContextLimit(NamedTuple):
 
 
 def check_longest(name: str, model: Any, longest: int) -> None:
-    """Raise an error if an amateur reads less than the longest text of vLLM.
+    """Raise an error if the context of an amateur is shorter than the longest sequence of vLLM.
 
     Args:
         name: of the amateur.
@@ -148,21 +148,21 @@ def check_source(model: Any, mask: Tensor) -> None:
 
 
 class Room(NamedTuple):
-    """A prompt in one branch, and how many tokens that branch reads."""
+    """The length of a prompt in one branch, and the context length of that branch."""
 
     tokens: int
-    """Of the prompt, as that branch reads it."""
+    """Number of tokens of the prompt, as that branch reads it."""
     context: float
-    """Of the branch's model; infinite if there is no limit."""
+    """Context length of the branch's model; infinite if there is no limit."""
     name: str
     """The class of the model."""
     what: str = "prompt"
-    """What it is called in an error."""
+    """The word for the prompt in error messages."""
     grows: bool = True
-    """Whether new tokens follow the prompt; they do not follow the source text of an encoder."""
+    """Whether new tokens follow the prompt; none follow the source text of an encoder."""
 
     def left(self) -> float:
-        """Return how many new tokens fit; a negative number if not even the prompt fits."""
+        """Return the number of new tokens that fit; negative if the prompt itself is too long."""
         left = self.context - self.tokens
         return left if self.grows or left < 0 else math.inf
 
@@ -197,11 +197,14 @@ class Room(NamedTuple):
 
 
 def rooms(batch: "DecodingBatch", *, window: int | None = None) -> list[tuple[Room, ...]]:
-    """Return for each prompt of a batch what every branch reads of it.
+    """Return the room of each prompt of a batch in every branch.
 
     Args:
         batch: a batch as all branches of a method read it.
-        window: how many of a prompt's last tokens the other models see; None for all.
+        window: number of last prompt tokens that the other models see; None for all.
+
+    Returns:
+        For each prompt one `Room` per branch.
     """
     columns = _columns(batch.model, batch.inputs)
     for other in batch.others:
@@ -213,7 +216,7 @@ def rooms(batch: "DecodingBatch", *, window: int | None = None) -> list[tuple[Ro
 
 
 def _columns(model: Any, inputs: Mapping[str, Any], window: int | None = None) -> list[list[Room]]:
-    """Return what one branch reads of each prompt; an encoder-decoder reads source texts, and writes after a start token."""
+    """Return the room of each prompt in one branch: of an encoder-decoder for the source text and after the start token."""
     model = getattr(model, "peft_model", model)
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     mask = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"])

@@ -1,4 +1,4 @@
-"""Which tokens of a batch are padding, and which tokens a model knows, when little but the tokens is known."""
+"""Find the padding of a batch from its tokens, and replace tokens that a model does not know."""
 
 import warnings
 from collections.abc import Collection
@@ -22,12 +22,12 @@ __all__ = [
 def _configured(model: Any, name: str) -> list[int]:
     """Return the ids of a special token, from the generation configuration or else from the model's; [] without any."""
     configs = (getattr(model, "generation_config", None), model.config.get_text_config(decoder=True))
-    found: Any = next((ids for config in configs if (ids := getattr(config, name, None)) is not None), [])
-    return [found] if isinstance(found, int) else list(found)
+    special: Any = next((ids for config in configs if (ids := getattr(config, name, None)) is not None), [])
+    return [special] if isinstance(special, int) else list(special)
 
 
 def padding_of(model: Any, ids: Tensor) -> Tensor:
-    """Find the padding of left-padded prompts by what a model's configuration says.
+    """Find the padding of left-padded prompts from the special tokens of a model's configuration.
 
     Prompts are padded with the model's pad token, or with its end-of-text token, as `generate()` does for models without a pad
     token. Such a model's tokenizer may pad with any other token as well.
@@ -52,11 +52,11 @@ def padding_of(model: Any, ids: Tensor) -> Tensor:
 
 
 def refuse_unknown_padding(ids: Tensor, name: str, bos_id: int | None = None) -> None:
-    """Raise an error for prompts that may be padded, whatever the pad token is: nothing tells padding from text there.
+    """Raise an error for prompts that may be padded with an unknown token, where padding cannot be told from text.
 
     Args:
         ids: `(B, T)`.
-        name: what reads them, without a pad token of its own.
+        name: the class of the model without a pad token, for error messages.
         bos_id: the beginning-of-text token, if there is one.
 
     Raises:
@@ -77,7 +77,7 @@ def refuse_unknown_padding(ids: Tensor, name: str, bos_id: int | None = None) ->
 
 
 def _lead(ids: Tensor, bos_id: int | None) -> Tensor:
-    """Return how many equal tokens `(B,)` each row has before its first beginning-of-text token; 0 without such a token."""
+    """Return the number of equal tokens `(B,)` before the first beginning-of-text token of each row; 0 without such a token."""
     if bos_id is None:
         return torch.zeros(len(ids), dtype=torch.long, device=ids.device)
     same = (ids == ids[:, :1]).cumprod(-1).sum(-1)
@@ -86,7 +86,7 @@ def _lead(ids: Tensor, bos_id: int | None) -> Tensor:
 
 
 def find_padding(ids: Tensor, pad_ids: Collection[int], bos_id: int | None = None) -> Tensor:
-    """The attention mask of left-padded prompts: leading pad tokens are padding, all else is text.
+    """Return the attention mask of left-padded prompts: leading pad tokens are padding, all other tokens are text.
 
     Args:
         ids: `(B, T)`.
@@ -98,11 +98,11 @@ def find_padding(ids: Tensor, pad_ids: Collection[int], bos_id: int | None = Non
 
     Raises:
         ValueError: some prompts, but not all, end in a pad token, or all do and one ends in several (they are padded on the
-            right); the pad token is also the beginning-of-text token and every prompt begins with it, so that it may be either; or some prompts have
-            another token before their beginning-of-text token, where other prompts begin.
+            right); the pad token is also the beginning-of-text token and every prompt begins with it, so that it may be either; or
+            some prompts have another token before their beginning-of-text token, with which other prompts begin.
 
     Warns:
-        UserWarning: some prompts, but not all, begin with some other token twice, which looks like padding.
+        UserWarning: some prompts, but not all, begin with another token twice, which looks like padding.
 
     Examples:
         >>> find_padding(torch.tensor([[0, 0, 5], [6, 0, 7]]), pad_ids=[0])
@@ -138,11 +138,12 @@ def find_padding(ids: Tensor, pad_ids: Collection[int], bos_id: int | None = Non
 
 
 def _shown(pad_ids: Collection[int]) -> str:
+    """Return pad tokens for an error message."""
     return ", ".join(map(str, pad_ids)) or "it has none"
 
 
 def source_padding(model: Any, ids: Tensor) -> Tensor:
-    """Find the padding of source texts, which may be on either side.
+    """Find the padding of source texts, on either side.
 
     Args:
         model: an encoder-decoder.
@@ -170,7 +171,11 @@ def source_padding(model: Any, ids: Tensor) -> Tensor:
 
 
 def check_mask(attention_mask: Tensor) -> None:
-    """Raise ValueError unless a mask is one of prompts padded on the left."""
+    """Raise ValueError unless a mask is that of prompts padded on the left.
+
+    Args:
+        attention_mask: `(prompts, T)`, 0 for padding.
+    """
     if attention_mask.ndim != 2:
         raise ValueError(f"attention_mask must be of shape (prompts, length), not {tuple(attention_mask.shape)}")
     if not attention_mask[:, -1].all():
@@ -178,7 +183,12 @@ def check_mask(attention_mask: Tensor) -> None:
 
 
 def fit_mask(mask: Tensor, length: int) -> Tensor:
-    """Return the mask of `length` tokens: cut, or with ones for those that came after."""
+    """Cut a mask `(B, T)` to `length` columns, or extend it by ones for further tokens.
+
+    Args:
+        mask: 0 for padding.
+        length: number of columns.
+    """
     return torch.nn.functional.pad(mask, (0, length - mask.shape[1]), value=1)
 
 
@@ -223,7 +233,7 @@ class PromptMask:
 
 
 class KnownTokens(NamedTuple):
-    """The tokens that a model knows. Padding may have ids beyond them, such as a pad token added for another model.
+    """The tokens that a model knows. Padding may have larger ids, such as a pad token that was added for another model.
 
     Examples:
         >>> tokens = KnownTokens(size=8, pad=0, ends=(1,), name="Amateur")
@@ -237,9 +247,9 @@ class KnownTokens(NamedTuple):
 
     size: int
     pad: int
-    """Stands for what the model does not see."""
+    """The token that replaces padding."""
     ends: tuple[int, ...]
-    """The end-of-text tokens; a row that goes on with a token of no meaning after one of them has ended."""
+    """The end-of-text tokens: a row has ended after one of them, whatever fills it."""
     name: str
 
     @classmethod
@@ -250,13 +260,13 @@ class KnownTokens(NamedTuple):
         return cls(size, pads[0] if pads else 0, tuple(_configured(model, "eos_token_id")), type(model).__name__)
 
     def replace(self, ids: Tensor, mask: Tensor, fills: Collection[int] = (), over: Tensor | None = None) -> Tensor:
-        """Put a known token in place of padding: before the prompts, and after rows that have ended.
+        """Put a known token in place of padding, before the prompts and after rows that have ended.
 
         Args:
             ids: `(B, T)`.
             mask: `(B, T)`, 0 for the padding before the prompts.
             fills: tokens that `generate()` pads ended rows with.
-            over: `(B,)` bool, the rows that have ended, where that is known.
+            over: `(B,)` bool, the rows that have ended; None to infer them from the tokens.
 
         Returns:
             `(B, T)` tokens that the model knows.
@@ -275,7 +285,7 @@ class KnownTokens(NamedTuple):
         return ids.masked_fill(unseen | foreign, self.pad)
 
     def _ended(self, ids: Tensor, fills: Collection[int]) -> Tensor:
-        """Return which tokens `(B, T)` fill the end of a row: its last token repeated, after an end token or known to fill."""
+        """Return a mask `(B, T)` of the tokens that fill the end of a row: its last token repeated, after an end token or a known fill."""
         fill = (ids == ids[:, -1:]).flip(-1).cumprod(-1).flip(-1).bool()
         before = (ids.shape[1] - fill.sum(-1, keepdim=True) - 1).clamp(min=0)
         after_end = torch.isin(ids.gather(-1, before), torch.tensor(self.ends, dtype=ids.dtype, device=ids.device))

@@ -1,8 +1,8 @@
-"""Prompts made ready for a first forward, as `generate()` makes them: the seam to private methods of transformers.
+"""Prepare prompts for a first forward pass as `generate()` does, with private methods of transformers.
 
 Read from 5.23.0, and run with 5.19.0 too: `_prepare_position_ids_for_generation`, `_maybe_prepare_encoder_kwargs_for_generation`,
-`_expand_inputs_for_generation`, `_validate_model_kwargs`. What they return is what `generate()` calls model_kwargs. Nothing
-else in contralto calls them, but for `_update_model_kwargs_for_generation` and `_supports_logits_to_keep` in `branches`.
+`_expand_inputs_for_generation`, `_validate_model_kwargs`. They return the keyword arguments that `generate()` calls
+`model_kwargs`. No other module calls them; `reader` uses `_update_model_kwargs_for_generation`.
 """
 
 import inspect
@@ -30,29 +30,42 @@ __all__ = [
 ]
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
-"""Inputs with a value per token, besides the mask and the positions."""
+"""Inputs with a value per token, besides mask and positions."""
 
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id")
-"""Where configurations name the token that stands for a piece of an image."""
+"""The attributes of configurations that hold the placeholder token of an image or video."""
 
 
 class Prompts(NamedTuple):
-    """Rows that are ready for a first forward."""
+    """Rows that are ready for a first forward pass."""
 
     ids: Tensor
     """`(R, T)`."""
     kwargs: dict[str, Any]
-    """What goes with them: attention mask, positions, token types, encoded images or encoded source texts."""
+    """The inputs that belong to them: attention mask, positions, token types, encoded images or encoded source texts."""
 
 
 def is_multimodal(model: Any) -> bool:
-    """Whether a model reads more than text."""
+    """Return whether a model reads other inputs than text.
+
+    Args:
+        model: a transformers model.
+    """
     modalities = model.input_modalities
     return bool({modalities} - {"text"} if isinstance(modalities, str) else set(modalities) - {"text"})
 
 
 def check_images(model: Any, ids: Tensor, inputs: Mapping[str, Any]) -> None:
-    """Raise ValueError if prompts hold images that the model would not be given, which transformers lets pass in silence."""
+    """Raise an error if prompts hold images without the inputs for them, which transformers would not notice.
+
+    Args:
+        model: a transformers model.
+        ids: `(B, T)` the prompts.
+        inputs: the inputs besides the tokens.
+
+    Raises:
+        ValueError: image tokens without pixels, a grid without token types, or names that the model does not know.
+    """
     if not is_multimodal(model):
         return
     model._validate_model_kwargs(dict(inputs))  # names that it does not know would be ignored
@@ -70,24 +83,43 @@ def check_images(model: Any, ids: Tensor, inputs: Mapping[str, Any]) -> None:
 
 
 def takes_positions(model: Any) -> bool:
-    """Whether a model is told where its tokens stand; the others find out by themselves."""
+    """Return whether a model takes position ids; other models compute positions by themselves.
+
+    Args:
+        model: a transformers model.
+    """
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
 def prepare_positions(model: Any, ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-    """The position ids of whole rows. Models with multimodal positions leave a note of them on the model; it is put back."""
+    """Return the position ids of whole rows, `(B, T)`, or `(3, B, T)` for multimodal positions.
+
+    Models with multimodal positions store `rope_deltas` in the course of this; the former value is restored.
+
+    Args:
+        model: a transformers model that takes position ids.
+        ids: `(B, T)`.
+        kwargs: the other inputs, with the attention mask.
+    """
     backbone = getattr(model, "model", None)
-    note = getattr(backbone, "rope_deltas", None)
+    former = getattr(backbone, "rope_deltas", None)
     without_cache = {name: value for name, value in kwargs.items() if "past" not in name and "cache" not in name}
     positions: Tensor = model._prepare_position_ids_for_generation(ids, without_cache)
     if backbone is not None and hasattr(backbone, "rope_deltas"):
-        backbone.rope_deltas = note
+        backbone.rope_deltas = former
     return positions
 
 
 @torch.no_grad()
 def prepare_images(model: Any, ids: Tensor, inputs: Mapping[str, Any], rows: int) -> Prompts:
-    """Prompts with images, each repeated for its share of `rows`: images are encoded once, and repeated then."""
+    """Prepare prompts, with or without images, and repeat each to `rows` rows in all. Images are encoded once, then repeated.
+
+    Args:
+        model: a transformers model.
+        ids: `(prompts, T)`.
+        inputs: the other inputs, with the attention mask.
+        rows: number of rows, a multiple of the number of prompts.
+    """
     kwargs = {name: _to(value, input_device(model)) for name, value in inputs.items() if value is not None}
     kwargs.setdefault("attention_mask", torch.ones_like(ids))
     if takes_positions(model):
@@ -102,7 +134,14 @@ def _to(value: Any, device: torch.device) -> Any:
 
 
 def stack(parts: Sequence[Prompts]) -> Prompts | None:
-    """Rows of one model as one batch, left-padded to one width; None if their inputs cannot be joined."""
+    """Join rows of one model to one batch, left-padded to one width.
+
+    Args:
+        parts: `(R_i, T_i)` rows each, with their inputs.
+
+    Returns:
+        `(sum R_i, max T_i)` rows; None if their inputs cannot be joined.
+    """
     width = max(part.ids.shape[1] for part in parts)
     kwargs: dict[str, Any] = {}
     for name in sorted({name for part in parts for name in part.kwargs}):
@@ -114,7 +153,7 @@ def stack(parts: Sequence[Prompts]) -> Prompts | None:
 
 
 def _join(name: str, parts: Sequence[Prompts], width: int) -> Any:
-    """One input of all parts together; None if that cannot be."""
+    """Join one input of all parts; None if that is not possible."""
     values: list[Any] = [part.kwargs.get(name) for part in parts]
     if name == "mm_encoder_outputs":
         return _join_images([value for value in values if value is not None])
@@ -136,11 +175,12 @@ def _join(name: str, parts: Sequence[Prompts], width: int) -> Any:
 
 
 def _widen(rows: Tensor, width: int) -> Tensor:
+    """Pad rows on the left with 0."""
     return pad(rows, (width - rows.shape[-1], 0))
 
 
 def _join_images(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Encoded images one after another, in the order of the rows whose placeholders they fill."""
+    """Concatenate encoded images in the order of the rows whose placeholders they fill."""
     joined: dict[str, Any] = {}
     for modality in {name for output in outputs for name in output if output[name] is not None}:
         features = [output[modality] for output in outputs if output.get(modality) is not None]
@@ -155,14 +195,14 @@ def _join_images(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _concatenate(values: Sequence[Any]) -> Any:
-    """Tensors, or sequences of them, joined along the images."""
+    """Concatenate tensors, or sequences of tensors, along the images."""
     return (
         torch.cat(list(values)) if isinstance(values[0], Tensor) else [tensor for value in values for tensor in value]
     )
 
 
 def _join_encoded(outputs: Sequence[Any]) -> Any:
-    """Encoded source texts of unequal length, padded on the right."""
+    """Concatenate encoded source texts of unequal length, padded on the right."""
     longest = max(output.last_hidden_state.shape[1] for output in outputs)
     hidden = [pad(o.last_hidden_state, (0, 0, 0, longest - o.last_hidden_state.shape[1])) for o in outputs]
     return type(outputs[0])(last_hidden_state=torch.cat(hidden))

@@ -24,7 +24,7 @@ Rule = Callable[..., Tensor]
 class ContrastiveLogitsProcessor(LogitsProcessor):
     """A rule and the branches whose distributions it contrasts with that of the model that generates.
 
-    The methods of this module are its subclasses. A method of one's own needs no more than a function and a branch:
+    The methods of this package are its subclasses. A method of your own needs a function and a branch:
 
         ContrastiveLogitsProcessor(lambda main, other: rules.combine((main, other), (2, -1)), [ModelBranch(model)])
 
@@ -34,11 +34,11 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
     `score.score` its likelihoods.
 
     Args:
-        rule: scores `(B, V)` from the main model's `(B, V)` and each branch's, all in one dtype on one device.
-        branches: where they come from, in the rule's order.
-        threshold: the rule's keyword for its plausibility threshold, if it has one; likelihoods are scored without.
-        tokenizer: the tokenizer that all models share. It is compared with those that are found beside their weights, see
-            `vocabulary`, and lets vocabularies differ in size by more than can be told to be padding.
+        rule: returns scores `(B, V)` from the logits `(B, V)` of the main model and of each branch, all in one dtype on one device.
+        branches: the sources of these logits, in the rule's order.
+        threshold: the rule's keyword for its plausibility threshold, if it has one; likelihoods are computed without it.
+        tokenizer: the tokenizer that all models share. It is compared with those found beside their weights, see
+            `vocabulary`, and allows vocabulary sizes that differ by more than padding explains.
 
     Raises:
         ValueError: two of the models have different tokenizers.
@@ -57,7 +57,7 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
     def check_model(self, model: Any) -> None:
         """Compare the main model's tokenizer with those of the branches' models, where they can be found.
 
-        The loop, `score` and `trace` do this by themselves. `generate()` does not tell a logits processor its model.
+        The loop, `score` and `trace` call this. `generate()` does not pass its model to a logits processor.
 
         Args:
             model: the model that generates.
@@ -70,12 +70,23 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
             branch.limit_tokens(vocabulary_size(model))
 
     def reset(self) -> None:
-        """Forget the last call, and free the branches' caches."""
+        """Discard the state of the last call, and free the caches of the branches."""
         for branch in self.branches:
             branch.reset()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Contrastive scores `(B, V)` from the main model's `scores` `(B, V)` and the branches', for the rows `(B, T)`."""
+        """Return contrastive scores; `generate()` calls this.
+
+        Args:
+            input_ids: `(B, T)` int64, the rows.
+            scores: `(B, V)` of the main model.
+
+        Returns:
+            `(B, V)`.
+
+        Raises:
+            ValueError: see `combine`.
+        """
         for branch in self.branches:
             branch.limit_tokens(scores.shape[-1])
         contrasts = [branch(input_ids) for branch in self.branches]
@@ -85,11 +96,19 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         )
 
     def step(self, input_ids: Tensor) -> int:
-        """How many tokens of the rows were generated, as far as the rule wants to know."""
+        """Return the number of generated tokens, for rules that depend on it; 0 for others.
+
+        Args:
+            input_ids: `(B, T)` int64, the rows.
+        """
         return 0
 
     def parameters(self, step: int | Tensor) -> dict[str, Any]:
-        """What the rule is told besides the branches."""
+        """Return further keyword arguments for the rule.
+
+        Args:
+            step: number of tokens generated before.
+        """
         return {}
 
     def combine(
@@ -105,11 +124,11 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
 
         Args:
             scores: `(..., V)` of the main model.
-            contrasts: `(..., V)` of every branch.
-            step: how many tokens were generated before, for rules that depend on it.
-            place: returns where a row of the logits is, from its indices, for an error about them; by default its row
-                and step.
-            changed: parameters of the rule that are to differ this once.
+            contrasts: `(..., V)` of each branch.
+            step: number of tokens generated before, for rules that depend on it.
+            place: returns the place of a row of the logits from its indices, for error messages; by default its row and
+                step.
+            changed: keyword arguments of the rule that replace its own in this call.
 
         Returns:
             The rule's scores `(..., V)`.
@@ -127,20 +146,34 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         return combined
 
     def loop(self, *, streamer: Any = None) -> "ContrastiveLoop":
-        """The same method as a `custom_generate` callable: branches of the same model share one forward. See `loop`."""
+        """Return the method as a `custom_generate` callable, in which branches of the same model share one forward pass.
+
+        Args:
+            streamer: as for `generate()`, which does not pass its own to callables.
+        """
         from contralto.decoding.executors.loop import ContrastiveLoop
 
         return ContrastiveLoop(self, streamer=streamer)
 
 
 def try_rule(rule: Rule, branches: int) -> Rule:
-    """A rule whose parameters were checked, once, by trying it."""
+    """Return a rule after one call, which checks its parameters.
+
+    Args:
+        rule: with its parameters bound.
+        branches: number of branches, the main branch included.
+    """
     rule(*[torch.zeros(1)] * branches)
     return rule
 
 
 def contrast_branch(model: Any, inputs: Mapping[str, Any]) -> Branch:
-    """The model on other inputs: another prompt or image, or for an encoder-decoder another source text."""
+    """Return the branch of a model for other inputs: another prompt or image, or for an encoder-decoder another source text.
+
+    Args:
+        model: a transformers model.
+        inputs: its inputs, as a tokenizer or processor returns them.
+    """
     if getattr(model, "config", None) is not None and model.config.is_encoder_decoder:
         return ModelBranch(model, encoder_inputs=inputs)
     return InputBranch(model, inputs)

@@ -26,12 +26,12 @@ class VisualContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         model.generate(**inputs, logits_processor=[contrast])
 
     Scores `(1 + alpha) log p(v | image) - alpha log p(v | distorted)` on the plausible tokens, see
-    `rules.visual_contrastive_decoding`. Unlike the official code it acts in greedy search too, not only in sampling.
+    `rules.visual_contrastive_decoding`. Unlike the official code it also acts in greedy search, not only in sampling.
 
     Args:
         model: the model that generates.
-        contrast_inputs: what it reads in the other branch, as its processor returns it: `input_ids`, `attention_mask`,
-            `pixel_values`, ...; see `images.noised`.
+        contrast_inputs: the inputs of the contrast branch, as the model's processor returns them: `input_ids`,
+            `attention_mask`, `pixel_values`, ...; see `images.noised`.
         alpha: contrast strength, at least 0 (`cd_alpha`). Default 1.
         beta: plausibility threshold, in [0, 1] (`cd_beta`). Default 0.1.
 
@@ -55,12 +55,13 @@ class InstructionContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
 
     Args:
         model: the model that generates.
-        contrast_inputs: what it reads in the other branch, as its tokenizer or processor returns it.
+        contrast_inputs: the inputs of the contrast branch, as the model's tokenizer or processor returns them.
         alpha: contrast strength, at least 0. Default 1.
         beta: plausibility threshold, in [0, 1]. Default 0.1.
 
     Raises:
-        TypeError, ValueError: as `VisualContrastiveDecodingLogitsProcessor`.
+        TypeError: see `VisualContrastiveDecodingLogitsProcessor`.
+        ValueError: see `VisualContrastiveDecodingLogitsProcessor`.
     """
 
     def __init__(
@@ -71,20 +72,21 @@ class InstructionContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
 
 
 class RitualLogitsProcessor(ContrastiveLogitsProcessor):
-    """RITUAL: a randomly transformed image as a second witness, added (Woo et al. 2024, arXiv 2405.17821).
+    """RITUAL: add the view of a randomly transformed image (Woo et al. 2024, arXiv 2405.17821).
 
     Scores `log p(v | image) + kappa log p(v | transformed)` on the plausible tokens, see `rules.ritual`.
 
     Args:
         model: the model that generates.
-        contrast_inputs: what it reads in the other branch: the processor's output for the transformed image, see
+        contrast_inputs: the inputs of the other branch: the processor's output for the transformed image, see
             `images.ritual_transform`.
         kappa: weight of the transformed view, at least 0. Default 3.
         beta: plausibility threshold, in [0, 1]. Default 0.1.
         normalize: divide by `1 + kappa`, so that the scores are no sharper than the model's own. Default no, as published.
 
     Raises:
-        TypeError, ValueError: as `VisualContrastiveDecodingLogitsProcessor`.
+        TypeError: see `VisualContrastiveDecodingLogitsProcessor`.
+        ValueError: see `VisualContrastiveDecodingLogitsProcessor`.
     """
 
     def __init__(
@@ -101,18 +103,19 @@ class RitualLogitsProcessor(ContrastiveLogitsProcessor):
 
 
 class RitualVCDLogitsProcessor(ContrastiveLogitsProcessor):
-    """RITUAL and VCD together, see `rules.ritual_vcd`: a transformed view added, a distorted one subtracted.
+    """RITUAL and VCD together: add the view of a transformed image, subtract that of a distorted one, see `rules.ritual_vcd`.
 
     Args:
         model: the model that generates.
-        transformed_inputs: what it reads of the transformed image.
-        distorted_inputs: what it reads of the distorted image.
+        transformed_inputs: the inputs of the branch with the transformed image.
+        distorted_inputs: the inputs of the branch with the distorted image.
         kappa: weight of the transformed view, at least 0. Default 3.
         alpha: contrast strength against the distorted view, at least 0. Default 1.
         beta: plausibility threshold, in [0, 1]. Default 0.1.
 
     Raises:
-        TypeError, ValueError: as `VisualContrastiveDecodingLogitsProcessor`.
+        TypeError: see `VisualContrastiveDecodingLogitsProcessor`.
+        ValueError: see `VisualContrastiveDecodingLogitsProcessor`.
     """
 
     def __init__(
@@ -131,7 +134,7 @@ class RitualVCDLogitsProcessor(ContrastiveLogitsProcessor):
 
 
 class M3IDLogitsProcessor(ContrastiveLogitsProcessor):
-    """M3ID: against the model without the image, ever more as the text grows (Favero et al. 2024, arXiv 2403.14003).
+    """M3ID: contrast with the model without the image, growing with the length (Favero et al. 2024, arXiv 2403.14003).
 
     Scores as `rules.m3id`; the step counts the generated tokens, from 0. So the first token has no contrast, and an answer
     of one token, such as yes or no, is the model's own.
@@ -139,11 +142,12 @@ class M3IDLogitsProcessor(ContrastiveLogitsProcessor):
     Args:
         model: the decoder-only model that generates.
         contrast_inputs: the prompt without the image, as the tokenizer returns it.
-        lam: how fast the contrast grows, at least 0. Default 0.02.
+        lam: rate at which the contrast grows, at least 0. Default 0.02.
         beta: plausibility threshold, in [0, 1]. Default 0.1.
 
     Raises:
-        TypeError, ValueError: as `VisualContrastiveDecodingLogitsProcessor`.
+        TypeError: see `VisualContrastiveDecodingLogitsProcessor`.
+        ValueError: see `VisualContrastiveDecodingLogitsProcessor`.
     """
 
     def __init__(self, model: Any, contrast_inputs: Mapping[str, Any], *, lam: float = 0.02, beta: float = 0.1) -> None:
@@ -153,9 +157,17 @@ class M3IDLogitsProcessor(ContrastiveLogitsProcessor):
         super().__init__(rule, [self._view], threshold="beta")
 
     def step(self, input_ids: Tensor) -> int:
-        """How many tokens follow the prompts."""
+        """Return the number of tokens that follow the prompts.
+
+        Args:
+            input_ids: `(B, T)` int64, the rows.
+        """
         return self._view.generated(input_ids)
 
     def parameters(self, step: int | Tensor) -> dict[str, Any]:
-        """The step, which sets the strength."""
+        """Return the step, which sets the contrast strength.
+
+        Args:
+            step: number of tokens generated before.
+        """
         return {"step": step}

@@ -15,19 +15,19 @@ __all__ = ["DoLaLogitsProcessor"]
 
 
 class DoLaLogitsProcessor(ContrastiveLogitsProcessor):
-    """DoLa: the last layer against the earlier layer that differs most from it (Chuang et al. 2024, arXiv 2309.03883).
+    """DoLa: contrast the last layer with the earlier layer that differs most from it (Chuang et al. 2024, arXiv 2309.03883).
 
-    Scores `log p_final - log p_layer` on the plausible tokens, the layer chosen anew for every row and token. Early layers
-    go to their logits by the way of the last one, final norm, scale and soft cap included, see `branches.LayerBranch`. The
-    official code leaves the final norm out; then the logits of early layers of a trained model span hundreds to thousands,
-    and rounding chooses the layer. As a logits processor it runs the model a second time; `loop()` does not.
+    Scores `log p_final - log p_layer` on the plausible tokens, with a layer chosen for every row and token. Early layers take
+    the path of the last layer to their logits, with final norm, scale and soft cap, see `branches.LayerBranch`. The official
+    code leaves the final norm out; then the logits of early layers of a trained model span hundreds to thousands, and
+    rounding decides the choice of the layer. As a logits processor it runs the model a second time; `loop()` does not.
 
     Args:
         model: the decoder-only model that generates.
         layers: "low" or "high", every second layer of the lower or upper half (of 20 layers in models of over 40), or
-            numbers of layers, 1 for the first. The embeddings, 0, are a candidate only where they are named.
+            numbers of layers, 1 for the first. The embeddings, 0, are a candidate only if they are listed.
         relative_top: plausibility threshold, in [0, 1]. Default 0.1.
-        form: what chooses the layer: "kl" (default), the divergence of the official code, see `rules.dola`, or "jsd", that
+        form: the divergence that selects the layer: "kl" (default), the divergence of the official code, see `rules.dola`, or "jsd", that
             of the paper, see `rules.dola_jsd`.
         final_norm: whether early layers pass the final norm. Default yes; no, as in the official code.
         attention_mask: see `ContrastiveDecodingLogitsProcessor`.
@@ -63,7 +63,7 @@ class DoLaLogitsProcessor(ContrastiveLogitsProcessor):
 
 
 def _layers(model: Any, which: str) -> list[int]:
-    """DoLa's two ranges of candidate layers; never the embeddings."""
+    """Return the candidate layers of one of DoLa's two ranges; never the embeddings."""
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     wide, half = depth > 40, depth // 2
     ranges = {"low": range(2, 20 if wide else half, 2), "high": range(depth - 20 if wide else half, depth, 2)}

@@ -27,31 +27,31 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
       `amateur_window=1`.
 
     Works with greedy search, sampling, beam search and several returned sequences, with batches of left-padded prompts,
-    with encoder-decoders, and in assisted decoding. It runs before temperature, top-k and top-p, as both papers want, and
-    after repetition penalty and minimum length. One object may serve many calls, also in turn; a prompt that goes on
-    from the last text reuses the amateur's cache.
+    with encoder-decoders, and in assisted decoding. It runs before temperature, top-k and top-p, as in both papers, and
+    after repetition penalty and minimum length. One object can be used for many calls; a prompt that continues the last
+    completion reuses the amateur's cache.
 
     Args:
         amateur: the weaker model, of the same tokenizer: a transformers model, or `AdaptersOff(peft_model)`. It may have
             another dtype, device, architecture or padded vocabulary size than the expert.
         beta: contrast strength of `form="obrien"`, at least 0. Default 0.5.
         alpha: plausibility threshold, in [0, 1].
-        form: which paper's scores.
+        form: the paper whose scores are used.
         amateur_temperature: temperature of the amateur in `form="li"`, above 0. Default 1.0.
-        amateur_window: how many of the prompt's last tokens the amateur sees; None for all, 1 as in Li et al.
-        min_tokens_to_keep: at least so many tokens stay plausible. Beam search wants 2, as in Li's code: with 1, beams
-            that are sure of their next token have nothing to branch into.
-        attention_mask: `(prompts, T)` of the prompts, as given to `generate()`. `loop()` is given it by itself; a processor
-            needs it where padding cannot be seen from leading pad tokens of the amateur's configuration, that is for several
-            prompts of an amateur without a pad token. It belongs to one batch of prompts.
-        encoder_inputs: for an encoder-decoder amateur, what its encoder reads, usually the `inputs` of `generate()`.
-        vision_inputs: for an image-text amateur, what it reads with the prompts: `pixel_values` and what goes with them.
+        amateur_window: number of last prompt tokens that the amateur sees; None for all, 1 as in Li et al.
+        min_tokens_to_keep: number of likeliest tokens that are always plausible. Use 2 for beam search, as in Li's code:
+            with 1, a beam whose next token is certain has no second candidate.
+        attention_mask: `(prompts, T)` of the prompts, as given to `generate()`. `loop()` receives it from there; a processor
+            needs it where leading pad tokens do not show the padding, that is for several prompts of an amateur without a pad
+            token. It belongs to one batch of prompts.
+        encoder_inputs: for an encoder-decoder amateur, the inputs of its encoder, usually the `inputs` of `generate()`.
+        vision_inputs: for an image-text amateur, its inputs besides the tokens: `pixel_values` and those that belong to them.
         tokenizer: the tokenizer that both models share, see `ContrastiveLogitsProcessor`.
 
     Raises:
         TypeError: the amateur cannot generate.
         ValueError: another tokenizer; a parameter outside its range or of the other form; prompts that are padded on the right, hold tokens
-            that the amateur does not know, or whose padding cannot be told from text.
+            unknown to the amateur, or whose padding cannot be told from text.
 
     Examples:
         >>> from contralto import testbed
@@ -127,7 +127,7 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
 
 
 class ProxyTuningLogitsProcessor(ContrastiveLogitsProcessor):
-    """Proxy tuning, also DExperts: a small tuned model minus the same untuned steers a large one (Liu et al. 2024).
+    """Proxy tuning, also DExperts: add the difference of a small tuned and untuned model to a large one (Liu et al. 2024).
 
     arXiv 2401.08565. Scores `log p_base + alpha (log p_expert - log p_antiexpert)`, see `rules.proxy_tuning`. The model
     that generates is the base.
@@ -142,7 +142,8 @@ class ProxyTuningLogitsProcessor(ContrastiveLogitsProcessor):
         tokenizer: the tokenizer that all three models share, see `ContrastiveLogitsProcessor`.
 
     Raises:
-        TypeError, ValueError: as `ContrastiveDecodingLogitsProcessor`.
+        TypeError: see `ContrastiveDecodingLogitsProcessor`.
+        ValueError: see `ContrastiveDecodingLogitsProcessor`.
     """
 
     def __init__(
@@ -166,7 +167,12 @@ class ProxyTuningLogitsProcessor(ContrastiveLogitsProcessor):
 
 
 def bind_rule(form: str, own: Mapping[str, float | None], common: Mapping[str, float]) -> Rule:
-    """The rule of a form of contrastive decoding with its parameters, which are checked here.
+    """Return the rule of a form of contrastive decoding with its parameters, and check them.
+
+    Args:
+        form: "obrien" or "li".
+        own: parameters that only one form has, None for the default.
+        common: parameters of both forms.
 
     Raises:
         ValueError: an unknown form, a parameter of the other form, or one outside its range.
@@ -178,7 +184,7 @@ def bind_rule(form: str, own: Mapping[str, float | None], common: Mapping[str, f
     if form not in forms:
         raise ValueError(f"form must be 'obrien' or 'li', not {form!r}")
     parameter, rule = forms[form]
-    given = {name: value for name, value in own.items() if value is not None}
-    if foreign := set(given) - {parameter}:
+    values = {name: value for name, value in own.items() if value is not None}
+    if foreign := set(values) - {parameter}:
         raise ValueError(f"form={form!r} has no {foreign.pop()}; its own parameter is {parameter}")
-    return try_rule(partial(rule, **given, **common), 2)
+    return try_rule(partial(rule, **values, **common), 2)

@@ -19,7 +19,7 @@ __all__ = [
 
 
 class ContrastiveInputDecodingLogitsProcessor(ContrastiveLogitsProcessor):
-    """Contrastive input decoding: what a prompt makes likely and a contrasting one does not (CID, Yona et al. 2023).
+    """Contrastive input decoding: prefer tokens that a prompt makes likelier than a contrasting prompt (CID, Yona et al. 2023).
 
     arXiv 2305.07378. `form="probability"`: `log p(v | x) + lam (p(v | x) - p(v | x'))`, see
     `rules.contrastive_input_decoding`. `form="log_ratio"`: `(1 + lam) log p(v | x) - lam log p(v | x')` on the plausible
@@ -29,9 +29,9 @@ class ContrastiveInputDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         model: the model that generates.
         contrast_inputs: the contrasting prompts, as the tokenizer returns them, or their `input_ids` `(prompts, T')`
             alone. One prompt may serve all rows.
-        lam: contrast strength, at least 0. Default 10 for `form="probability"`, which is ours, not the paper's: a tenth
-            of probability is worth one nat; 1 for `form="log_ratio"`.
-        form: which formula.
+        lam: contrast strength, at least 0. Default 10 for `form="probability"`, not a value of the paper: a difference
+            of 0.1 in probability counts as one nat; 1 for `form="log_ratio"`.
+        form: the formula.
         alpha: plausibility threshold of `form="log_ratio"`, in [0, 1]. Default 0.1.
 
     Raises:
@@ -60,19 +60,17 @@ class ContrastiveInputDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         if form == "probability" and alpha is not None:
             raise ValueError("form='probability' has no plausibility threshold alpha: its scores do not need one")
         inputs = {"input_ids": contrast_inputs} if isinstance(contrast_inputs, Tensor) else contrast_inputs
-        given: dict[str, Any] = {
-            name: value for name, value in {"lam": lam, "alpha": alpha}.items() if value is not None
-        }
+        parameters: dict[str, Any] = {n: v for n, v in {"lam": lam, "alpha": alpha}.items() if v is not None}
         if form == "probability":
-            rule: Rule = partial(rules.contrastive_input_decoding, **given)
+            rule: Rule = partial(rules.contrastive_input_decoding, **parameters)
         else:
-            rule = partial(rules.contrastive_input_decoding_log_ratio, **given)
+            rule = partial(rules.contrastive_input_decoding_log_ratio, **parameters)
         threshold = "alpha" if form == "log_ratio" else None
         super().__init__(try_rule(rule, 2), [contrast_branch(model, inputs)], threshold=threshold)
 
 
 class ContextAwareDecodingLogitsProcessor(ContrastiveLogitsProcessor):
-    """Context-aware decoding: the prompt with its context against the prompt without (CAD, Shi et al. 2023).
+    """Context-aware decoding: contrast the prompt with and without its context (CAD, Shi et al. 2023).
 
     arXiv 2305.14739. Scores `(1 + alpha) log p(v | context, question) - alpha log p(v | question)`, see
     `rules.context_aware_decoding`.
@@ -96,16 +94,16 @@ class ClassifierFreeGuidanceLogitsProcessor(ContrastiveLogitsProcessor):
     """Classifier-free guidance of a language model (CFG, Sanchez et al. 2023, arXiv 2306.17806).
 
     Scores `log p(v | negative) + gamma (log p(v | prompt) - log p(v | negative))`, see `rules.classifier_free_guidance`.
-    Unlike `generate(guidance_scale=...)` it holds for beams and returned sequences, for padded negative prompts of
-    models with absolute positions, and for prompts with images.
+    Unlike `generate(guidance_scale=...)` it supports beams and returned sequences, padded negative prompts of models with
+    absolute positions, and prompts with images.
 
     Args:
         model: the model that generates.
-        negative_inputs: negative prompts, as the tokenizer or processor returns them; one may serve all rows. None is the
+        negative_inputs: negative prompts, as the tokenizer or processor returns them; one may serve all rows. None stands for the
             prompt's last token, as in transformers.
         guidance_scale: `gamma`, at least 0. Default 1.5.
-        attention_mask: `(prompts, T)` of the main prompts, needed only without `negative_inputs`, and only where padding
-            cannot be seen from leading pad tokens.
+        attention_mask: `(prompts, T)` of the main prompts, needed only without `negative_inputs`, and only where leading pad
+            tokens do not show the padding.
 
     Raises:
         TypeError: the model cannot generate.

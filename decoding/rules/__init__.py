@@ -1,14 +1,14 @@
 """Rules: pure functions of next-token logits that score tokens by contrast, in the letters of the papers.
 
 Every rule takes the logits of its branches, `(..., V)`, main branch first, and returns scores of the same shape, dtype
-and device: unnormalised log-probabilities, `-inf` where a token is ruled out. Nothing is changed in place.
+and device: unnormalised log-probabilities, `-inf` where a token is excluded. Nothing is changed in place.
 
-Notation: `p_k = softmax(branches[k])`, `V` the vocabulary size. Logits may be shifted by any constant per row and branch
-without changing the scores, because the rules speak of log-probabilities; so raw logits and log-probabilities are both
-welcome, and scores can be summed over steps (beam search) without a bias.
+Notation: `p_k = softmax(branches[k])`, `V` the vocabulary size. Rules use log-probabilities, so a constant per row and branch
+can be added to the logits without changing the scores: raw logits and log-probabilities are both accepted, and scores can be
+summed over steps (beam search) without a bias.
 
-`-inf` is the logit of an impossible token. Logits with NaN or `+inf` are the caller's to reject, see `validity`: the rules
-would rule out what these touch.
+`-inf` is the logit of an impossible token. The caller must reject logits with NaN or `+inf`, see `validity`: the rules would
+exclude the tokens that these affect.
 """
 
 from contralto.decoding.rules.base import combine, plausible

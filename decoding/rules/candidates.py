@@ -19,16 +19,16 @@ __all__ = [
 
 
 def critic_guided(logits: Tensor, values: Tensor, candidates: Tensor) -> Tensor:
-    """Critic-guided decoding: the likeliest tokens weighed by a critic (Kim et al. 2023, arXiv 2212.10938, section 3).
+    """Score tokens by critic-guided decoding: weight the likeliest by a critic (Kim et al. 2023, arXiv 2212.10938, section 3).
 
         scores(v) = log p(v) + log sigmoid(Q(v))    for the k candidates, else -inf
 
     so that `softmax(scores)` is proportional to `p(v) * sigmoid(Q(v))`. The paper divides by `sigmoid` of the state's own
-    value, a constant per row, which changes nothing.
+    value, a constant per row, which has no effect.
 
     Args:
         logits: `(..., V)` of the language model.
-        values: `(..., k)` the critic's logit for the text with each candidate appended.
+        values: `(..., k)` the critic's logit for the row with each candidate appended.
         candidates: `(..., k)` int64, the candidates, such as the k likeliest tokens.
 
     Raises:
@@ -44,8 +44,8 @@ def critic_guided(logits: Tensor, values: Tensor, candidates: Tensor) -> Tensor:
             f"critic_guided needs a value per candidate, not {tuple(values.shape)} for {tuple(candidates.shape)}"
         )
     log_p = rule_out_(logits.log_softmax(-1))
-    weighed = log_p.gather(-1, candidates) + torch.nn.functional.logsigmoid(values.to(log_p))
-    return torch.full_like(log_p, -math.inf).scatter(-1, candidates, weighed)
+    weighted = log_p.gather(-1, candidates) + torch.nn.functional.logsigmoid(values.to(log_p))
+    return torch.full_like(log_p, -math.inf).scatter(-1, candidates, weighted)
 
 
 def contrastive_search(logits: Tensor, candidates: Tensor, penalty: Tensor, *, alpha: float = 0.6) -> Tensor:
@@ -104,12 +104,22 @@ def degeneration_penalty(hidden: Tensor, context: Tensor, mask: Tensor | None = 
 
 
 def unit_vectors(hidden: Tensor) -> Tensor:
-    """Scale vectors `(..., d)` to length 1, in float32 at least."""
+    """Scale vectors to length 1, in float32 at least.
+
+    Args:
+        hidden: `(..., d)`.
+    """
     return normalize(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), dim=-1)
 
 
 def largest_cosine(candidates: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-    """Return `degeneration_penalty` of unit vectors `(..., k, d)` and `(..., T, d)`."""
+    """Return `degeneration_penalty` of unit vectors.
+
+    Args:
+        candidates: `(..., k, d)`.
+        context: `(..., T, d)`.
+        mask: `(..., T)`, 0 for padding; None if there is none.
+    """
     cosines = candidates @ context.mT  # (..., k, T)
     if mask is not None:
         cosines = cosines.masked_fill(mask[..., None, :].to(cosines.device) == 0, -torch.inf)
@@ -117,6 +127,10 @@ def largest_cosine(candidates: Tensor, context: Tensor, mask: Tensor | None) -> 
 
 
 def check_penalty_weight(alpha: float) -> None:
-    """Raise ValueError unless the weight of a degeneration penalty lies in [0, 1]."""
+    """Raise ValueError unless the weight of a degeneration penalty lies in [0, 1].
+
+    Args:
+        alpha: the weight.
+    """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1] (the weight of the degeneration penalty), not {alpha}")

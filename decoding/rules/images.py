@@ -11,12 +11,12 @@ __all__ = ["instruction_contrastive_decoding", "m3id", "ritual", "ritual_vcd", "
 def visual_contrastive_decoding(
     original: Tensor, distorted: Tensor, *, alpha: float = 1.0, beta: float = 0.1
 ) -> Tensor:
-    """Visual contrastive decoding, VCD (Leng et al. 2024, arXiv 2311.16922, equations 3 and 4).
+    """Score tokens by visual contrastive decoding, VCD (Leng et al. 2024, arXiv 2311.16922, equations 3 and 4).
 
         scores(v) = (1 + alpha) * log p(v | image) - alpha * log p(v | distorted image)    if v is plausible, else -inf
 
-    In VCD's letters `alpha` is the contrast strength and `beta` the plausibility threshold (`cd_alpha`, `cd_beta` in its
-    code, whose evaluation script sets `cd_beta` 0.2). Temperature and top-p belong after it.
+    In VCD's notation `alpha` is the contrast strength and `beta` the plausibility threshold (`cd_alpha`, `cd_beta` in its
+    code, whose evaluation script sets `cd_beta` 0.2). Temperature and top-p are applied after it.
 
     Args:
         original: `(..., V)` logits given the image.
@@ -40,11 +40,11 @@ def visual_contrastive_decoding(
 def instruction_contrastive_decoding(
     instructed: Tensor, disturbed: Tensor, *, alpha: float = 1.0, beta: float = 0.1
 ) -> Tensor:
-    """Instruction contrastive decoding, ICD (Wang et al. 2024, arXiv 2403.18715).
+    """Score tokens by instruction contrastive decoding, ICD (Wang et al. 2024, arXiv 2403.18715).
 
         scores(v) = (1 + alpha) * log p(v | instruction) - alpha * log p(v | disturbed instruction)    if plausible
 
-    VCD's formula with a disturbed instruction ("You are a confused object detector ...") in place of a distorted image.
+    This is VCD's formula with a disturbed instruction ("You are a confused object detector ...") in place of a distorted image.
 
     Args:
         instructed: `(..., V)` logits given the instruction.
@@ -66,7 +66,7 @@ def instruction_contrastive_decoding(
 def ritual(
     original: Tensor, transformed: Tensor, *, kappa: float = 3.0, beta: float = 0.1, normalize: bool = False
 ) -> Tensor:
-    """RITUAL: the view of a randomly transformed image is added, not subtracted (Woo et al. 2024, arXiv 2405.17821).
+    """Score tokens by RITUAL, which adds the view of a randomly transformed image (Woo et al. 2024, arXiv 2405.17821).
 
         scores(v) = log p(v | image) + kappa * log p(v | transformed image)    if v is plausible, else -inf
 
@@ -103,15 +103,17 @@ def ritual_vcd(
     alpha: float = 1.0,
     beta: float = 0.1,
 ) -> Tensor:
-    """RITUAL and VCD together: one view added, another subtracted.
+    """Score tokens by RITUAL and VCD together: add the view of one image, subtract that of another.
 
         scores(v) = (1 + alpha) log p(v | image) + kappa log p(v | transformed) - alpha log p(v | distorted)    if plausible
 
-    Woo et al. (arXiv 2405.17821) report the combination, but neither print this formula nor release code for it: it is the
-    sum of the two methods' contrasts on one main branch.
+    Woo et al. (arXiv 2405.17821) report the combination without a formula or code: this is the sum of the two methods'
+    contrasts on one main branch.
 
     Args:
-        original, transformed, distorted: `(..., V)` logits given the three images.
+        original: `(..., V)` logits given the image.
+        transformed: `(..., V)` logits given the transformed image.
+        distorted: `(..., V)` logits given the distorted image.
         kappa: weight of the transformed view, at least 0.
         alpha: contrast strength against the distorted view, at least 0.
         beta: plausibility threshold in [0, 1] on `original`, see `plausible`.
@@ -133,19 +135,18 @@ def ritual_vcd(
 def m3id(
     conditioned: Tensor, unconditioned: Tensor, *, step: int | Tensor, lam: float = 0.02, beta: float = 0.1
 ) -> Tensor:
-    """M3ID: the longer the text, the stronger the contrast with the view that has no image (Favero et al. 2024).
+    """Score tokens by M3ID, whose contrast with the view without an image grows with the length (Favero et al. 2024).
 
         scores(v) = log p(v | image) + (1 - g) / g * (log p(v | image) - log p(v | no image)),    g = exp(-lam * step)
 
-    arXiv 2403.14003. The paper gates the contrast by the main model's certainty and has no official code; this is the
-    form of its reimplementations, with VCD's plausibility constraint in place of the gate. The first token (step 0) has no
-    contrast at all.
+    arXiv 2403.14003. The paper applies the contrast only where the main model is uncertain and has no official code; this is
+    the form of its reimplementations, with VCD's plausibility constraint instead. The first token (step 0) has no contrast.
 
     Args:
         conditioned: `(..., V)` logits given the image.
         unconditioned: `(..., V)` logits of the same model without the image.
-        step: how many tokens were generated before this one, from 0; a tensor must broadcast, such as `(T, 1)`.
-        lam: how fast the contrast grows, at least 0.
+        step: number of tokens generated before this one; a tensor must broadcast, such as `(T, 1)`.
+        lam: rate at which the contrast grows, at least 0.
         beta: plausibility threshold in [0, 1] on `conditioned`, see `plausible`.
 
     Raises:

@@ -12,19 +12,19 @@ __all__ = ["dola", "dola_jsd"]
 
 
 def dola(final: Tensor, layers: Tensor, *, relative_top: float = 0.1) -> Tensor:
-    """DoLa: the last layer against the earlier layer that differs from it most (Chuang et al. 2024, arXiv 2309.03883).
+    """Score tokens by DoLa: the last layer against the earlier layer that differs most from it (Chuang et al. 2024).
 
         A_j = (p_final + p_j) / 2,    M = argmax_j [KL(A_j || p_final) + KL(A_j || p_j)] / 2
         scores(v) = log p_final(v) - log p_M(v)    if v is plausible, else -inf
 
-    The divergence is the one that the official code ranks layers by. The paper's equation 4 has the Jensen-Shannon
-    divergence, whose terms are `KL(p || A_j)`, see `dola_jsd`; the two often choose different layers. It is taken over the
-    tokens that `final` does not rule out. Every row chooses its own layer: the official code averages the divergence over
-    the batch and masks only its first row, so that a text would depend on its neighbours.
+    arXiv 2309.03883. The divergence is the one that the official code ranks layers by. The paper's equation 4 has the Jensen-Shannon
+    divergence, whose terms are `KL(p || A_j)`, see `dola_jsd`; the two often choose different layers. It is computed over
+    the tokens that are possible in `final`. Every row chooses its own layer: the official code averages the divergence over
+    the batch and masks only its first row, so that a completion would depend on the other rows.
 
     Args:
         final: `(..., V)` logits of the last layer.
-        layers: `(..., L, V)` logits of the candidate layers, by the same head.
+        layers: `(..., L, V)` logits of the candidate layers, from the same head.
         relative_top: plausibility threshold in [0, 1] on `final`, see `plausible`.
 
     Raises:
@@ -40,7 +40,7 @@ def dola(final: Tensor, layers: Tensor, *, relative_top: float = 0.1) -> Tensor:
 
 
 def dola_jsd(final: Tensor, layers: Tensor, *, relative_top: float = 0.1) -> Tensor:
-    """DoLa with the paper's choice of the layer (Chuang et al. 2024, arXiv 2309.03883, equations 3 to 6).
+    """Score tokens by DoLa with the paper's choice of the layer (Chuang et al. 2024, arXiv 2309.03883, equations 3 to 6).
 
         M = argmax_j JSD(p_final || p_j),    scores(v) = log p_final(v) - log p_M(v)    if v is plausible, else -inf
 
@@ -48,14 +48,14 @@ def dola_jsd(final: Tensor, layers: Tensor, *, relative_top: float = 0.1) -> Ten
 
     Args:
         final: `(..., V)` logits of the last layer.
-        layers: `(..., L, V)` logits of the candidate layers, by the same head.
+        layers: `(..., L, V)` logits of the candidate layers, from the same head.
         relative_top: plausibility threshold in [0, 1] on `final`, see `plausible`.
 
     Raises:
         ValueError: no candidate layer, `relative_top` outside [0, 1], different shapes.
 
     Examples:
-        Here the two choose different layers.
+        The two choose different layers here.
 
         >>> final = torch.tensor([[0.6, 0.3, 0.1]]).log()
         >>> layers = torch.tensor([[[0.2, 0.4, 0.4], [0.3, 0.2, 0.5]]]).log()
@@ -66,11 +66,14 @@ def dola_jsd(final: Tensor, layers: Tensor, *, relative_top: float = 0.1) -> Ten
 
 
 def _dola(final: Tensor, layers: Tensor, relative_top: float, distance: Callable[..., Tensor]) -> Tensor:
-    """DoLa with a distance of a distribution `p` from the average `a` of two, both given with their logarithms."""
+    """Score tokens by DoLa.
+
+    `distance(p, log_p, a, log_a)` is that of a distribution `p` from the average `a` of two distributions.
+    """
     check_threshold("relative_top", relative_top)
     if layers.ndim != final.ndim + 1 or not layers.shape[-2]:
         raise ValueError(f"dola needs layers of shape (..., L, V) with L >= 1, not {tuple(layers.shape)}")
-    main = final.unsqueeze(-2)
+    main = final.unsqueeze(-2)  # (..., 1, V) beside layers (..., L, V)
     log_p, log_q = main.log_softmax(-1), layers.masked_fill(main == -math.inf, -math.inf).log_softmax(-1)
     p, q = log_p.exp(), log_q.exp()
     average = (p + q) / 2
@@ -81,5 +84,5 @@ def _dola(final: Tensor, layers: Tensor, relative_top: float, distance: Callable
 
 
 def _kl(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """sum p (log p - log q), where 0 log 0 = 0."""
+    """Return sum p (log p - log q), where 0 log 0 = 0."""
     return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)

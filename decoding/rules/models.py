@@ -10,18 +10,18 @@ __all__ = ["contrastive_decoding", "contrastive_decoding_li", "proxy_tuning"]
 def contrastive_decoding(
     expert: Tensor, amateur: Tensor, *, beta: float = 0.5, alpha: float = 0.1, min_tokens_to_keep: int = 1
 ) -> Tensor:
-    """Contrastive decoding as O'Brien & Lewis 2023 write it (arXiv 2309.09117, section 2.2).
+    """Score tokens by contrastive decoding as in O'Brien & Lewis 2023 (arXiv 2309.09117, section 2.2).
 
         scores(v) = (1 + beta) * log p_expert(v) - beta * log p_amateur(v)    if v is plausible, else -inf
 
     so that `softmax(scores)` is proportional to `p_expert * (p_expert / p_amateur) ** beta` on the plausible tokens. The
-    paper writes raw logits; log-probabilities differ by a constant per row, which no softmax or argmax sees, and which
+    paper uses raw logits; log-probabilities differ by a constant per row, which has no effect on softmax and argmax, but
     would bias the sums that beam search compares.
 
     Args:
         expert: `(..., V)` logits of the stronger model.
         amateur: `(..., V)` logits of the weaker model, same vocabulary.
-        beta: contrast strength, at least 0; 0 is the expert under the mask.
+        beta: contrast strength, at least 0; 0 is the expert with the constraint alone.
         alpha: plausibility threshold in [0, 1], see `plausible`.
         min_tokens_to_keep: see `plausible`.
 
@@ -47,12 +47,12 @@ def contrastive_decoding_li(
     amateur_temperature: float = 1.0,
     min_tokens_to_keep: int = 1,
 ) -> Tensor:
-    """Contrastive decoding as Li et al. 2022 introduced it (arXiv 2210.15097, equation 3).
+    """Score tokens by contrastive decoding as in Li et al. 2022 (arXiv 2210.15097, equation 3).
 
         scores(v) = log p_expert(v) - log p_amateur(v; tau)    if v is plausible, else -inf
 
-    with `p_amateur(.; tau) = softmax(amateur / tau)`. The expert's own probability enters only through the mask: among
-    plausible tokens the log-ratio alone decides. The official code divides after the softmax, which differs by a constant
+    with `p_amateur(.; tau) = softmax(amateur / tau)`. The expert's own probability enters only through the constraint:
+    among plausible tokens the log-ratio alone decides. The official code divides after the softmax, which differs by a constant
     per row that biases beams; this is the paper's formula.
 
     Args:
@@ -76,7 +76,7 @@ def contrastive_decoding_li(
 
 
 def proxy_tuning(base: Tensor, expert: Tensor, antiexpert: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """Proxy tuning: what tuning did to a small model, applied to a large one (Liu et al. 2024, arXiv 2401.08565).
+    """Score tokens by proxy tuning: apply the effect of tuning a small model to a large one (Liu et al. 2024, arXiv 2401.08565).
 
         scores(v) = log p_base(v) + alpha * (log p_expert(v) - log p_antiexpert(v))
 

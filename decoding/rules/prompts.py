@@ -13,16 +13,16 @@ __all__ = [
 
 
 def contrastive_input_decoding(original: Tensor, contrast: Tensor, *, lam: float = 10.0) -> Tensor:
-    """Contrastive input decoding, CID (Yona et al. 2023, arXiv 2305.07378), in its probability-difference form.
+    """Score tokens by contrastive input decoding, CID (Yona et al. 2023, arXiv 2305.07378), as a difference of probabilities.
 
         scores(v) = log p(v | x) + lam * (p(v | x) - p(v | x'))
 
-    `x` is the prompt, `x'` a contrasting one; `lam` 0 is plain decoding, and larger values surface subtler differences.
-    A difference of probabilities is bounded, so tokens that are rare under both prompts cannot win and no plausibility
-    constraint is needed. The paper re-weighs `p(v | x)` by that difference; its normalisation may differ from this one.
+    `x` is the prompt, `x'` a contrasting one; `lam` 0 is plain decoding, and larger values show subtler differences. A
+    difference of probabilities is bounded, so tokens that are rare under both prompts cannot be chosen and no plausibility
+    constraint is needed. The paper reweights `p(v | x)` by that difference; its normalisation may differ from this one.
 
-    The default of `lam` is ours, not the paper's: a tenth of probability is worth one nat. With 1 a whole unit of
-    probability would be worth no more than that, and greedy texts hardly ever change.
+    The default of `lam` is not the paper's: here a difference of 0.1 in probability counts as one nat. With `lam` 1 a
+    difference of 1 would count as no more than that, and greedy completions hardly ever change.
 
     Args:
         original: `(..., V)` logits given the prompt.
@@ -47,12 +47,12 @@ def contrastive_input_decoding(original: Tensor, contrast: Tensor, *, lam: float
 def contrastive_input_decoding_log_ratio(
     original: Tensor, contrast: Tensor, *, lam: float = 1.0, alpha: float = 0.1
 ) -> Tensor:
-    """Contrastive input decoding as a log-ratio, like the other methods of this family.
+    """Score tokens by contrastive input decoding as a log-ratio, like the other methods of this family.
 
         scores(v) = (1 + lam) * log p(v | x) - lam * log p(v | x')    if v is plausible, else -inf
 
-    Not a formula of Yona et al. (arXiv 2305.07378), whose idea it serves: without the plausibility constraint it would
-    prefer tokens that are rare under both prompts.
+    This is not a formula of Yona et al. (arXiv 2305.07378), but a variant of their method: without the plausibility
+    constraint it would prefer tokens that are rare under both prompts.
 
     Args:
         original: `(..., V)` logits given the prompt.
@@ -73,16 +73,16 @@ def contrastive_input_decoding_log_ratio(
 
 
 def context_aware_decoding(with_context: Tensor, without_context: Tensor, *, alpha: float = 0.5) -> Tensor:
-    """Context-aware decoding, CAD (Shi et al. 2023, arXiv 2305.14739, equation 2).
+    """Score tokens by context-aware decoding, CAD (Shi et al. 2023, arXiv 2305.14739, equation 2).
 
         scores(v) = (1 + alpha) * log p(v | context, question) - alpha * log p(v | question)
 
-    Without a plausibility constraint, as in the paper.
+    There is no plausibility constraint, as in the paper.
 
     Args:
         with_context: `(..., V)` logits given the context and the question.
         without_context: `(..., V)` logits of the same model given the question alone.
-        alpha: contrast strength, at least 0: 0.5 for summaries, 1 for questions that contradict what the model knows.
+        alpha: contrast strength, at least 0: 0.5 for summaries, 1 for questions whose context contradicts the model's knowledge.
 
     Raises:
         ValueError: `alpha` negative, different shapes.
@@ -97,14 +97,14 @@ def context_aware_decoding(with_context: Tensor, without_context: Tensor, *, alp
 
 
 def classifier_free_guidance(conditional: Tensor, unconditional: Tensor, *, guidance_scale: float = 1.5) -> Tensor:
-    """Classifier-free guidance of language models, CFG (Sanchez et al. 2023, arXiv 2306.17806, equation 7).
+    """Score tokens by classifier-free guidance, CFG (Sanchez et al. 2023, arXiv 2306.17806, equation 7).
 
         scores(v) = log p(v | negative) + gamma * (log p(v | prompt) - log p(v | negative))
 
     Args:
         conditional: `(..., V)` logits given the prompt.
-        unconditional: `(..., V)` logits of the same model given the negative prompt, or nothing.
-        guidance_scale: `gamma`, at least 0; 1 is plain decoding, more follows the prompt more closely.
+        unconditional: `(..., V)` logits of the same model given the negative prompt, or no prompt.
+        guidance_scale: `gamma`, at least 0; 1 is plain decoding, larger values follow the prompt more closely.
 
     Raises:
         ValueError: `guidance_scale` negative, different shapes.
