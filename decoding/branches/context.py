@@ -167,13 +167,13 @@ class Room(NamedTuple):
         return left if self.grows or left < 0 else math.inf
 
     def check(self, count: int) -> None:
-        """Raise an error if so many new tokens do not fit.
+        """Raise an error if new tokens do not fit.
 
         Args:
-            count: at most so many new tokens are asked for.
+            count: largest number of new tokens.
 
         Raises:
-            OptionError: the prompt is too long, or the prompt and the new tokens are together.
+            OptionError: the prompt is too long, alone or with the new tokens.
 
         Examples:
             >>> Room(500, 512, "LlamaForCausalLM").check(20)
