@@ -1,4 +1,4 @@
-"""Checks of model arguments that lm-eval's models would take and ignore."""
+"""Checks of model arguments that lm-eval's models would accept and ignore."""
 
 import difflib
 import inspect
@@ -25,67 +25,72 @@ LOADING = (
     "subfolder",
     "tp_plan",
 )
-"""Arguments that say how lm-eval loads a model, and that it ignores where the model is loaded already."""
+"""Arguments of loading, which lm-eval ignores if the model is loaded already."""
 SPREADING = ("max_cpu_memory", "max_memory_per_gpu", "offload_folder")
 """Arguments that lm-eval ignores without `parallelize=True`."""
 
 
 def parameters_of(kinds: Iterable[type]) -> set[str]:
-    """Return the names of all parameters of the constructors of some classes.
+    """Return the names of all constructor parameters of some classes.
 
     Args:
-        kinds: the classes, such as the bases of a model of lm-eval.
+        kinds: The classes, such as the bases of a model of lm-eval.
     """
-    found = (parameter for kind in kinds for parameter in inspect.signature(kind).parameters.values())
-    return {each.name for each in found if each.kind is not each.VAR_KEYWORD}
+    parameters = (parameter for kind in kinds for parameter in inspect.signature(kind).parameters.values())
+    return {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}
 
 
 def check_arguments(
-    pretrained: Any, given: Mapping[str, Any], *, known: set[str], options: Iterable[str], ignored: Mapping[str, str]
+    pretrained: Any,
+    arguments: Mapping[str, Any],
+    *,
+    known: set[str],
+    options: Iterable[str],
+    ignored: Mapping[str, str],
 ) -> None:
     """Reject model arguments that would have no effect, before anything is loaded.
 
     Args:
-        pretrained: the name of a model, or a model.
-        given: the arguments for lm-eval's model by name; those that are None count as left out.
-        known: the names of all parameters of lm-eval's model; other arguments reach the constructor of transformers' model.
-        options: the names of the options of decoding, for the hint at a misspelt one.
-        ignored: arguments that this kind of model ignores, each with the reason.
+        pretrained: The name of a model, or a model.
+        arguments: The arguments for lm-eval's model by name; None counts as left out.
+        known: The names of all parameters of lm-eval's model; other arguments reach the constructor of transformers' model.
+        options: The names of the options of decoding, for the hint at a misspelt one.
+        ignored: Arguments that this kind of model ignores, each with the reason.
 
     Raises:
-        ValueError: a misspelt option, an argument that has no effect, or a device on which a loaded model is not.
+        ValueError: An option is misspelt, an argument has no effect, or a loaded model is on another device.
     """
-    for name, value in given.items():
+    for name, value in arguments.items():
         close = difflib.get_close_matches(name, options, n=1, cutoff=0.75)
         if name not in known and close:
             raise ValueError(f"there is no model argument {name!r}; did you mean {close[0]}?")
         if value is not None and name in ignored:
             raise ValueError(f"{name} has no effect here: {ignored[name]}")
-        if value is not None and name in SPREADING and not given.get("parallelize"):
+        if value is not None and name in SPREADING and not arguments.get("parallelize"):
             raise ValueError(f"{name} says how a model is spread, and has no effect without parallelize=True")
     if not isinstance(pretrained, str):
-        _check_loaded(pretrained, given, known)
+        _check_loaded(pretrained, arguments, known)
 
 
-def _check_loaded(model: Any, given: Mapping[str, Any], known: set[str]) -> None:
-    named = [name for name, value in given.items() if value is not None and (name in LOADING or name not in known)]
+def _check_loaded(model: Any, arguments: Mapping[str, Any], known: set[str]) -> None:
+    named = [name for name, value in arguments.items() if value is not None and (name in LOADING or name not in known)]
     if named:
         raise ValueError(
             f"pretrained is a loaded model, on which {named[0]} has no effect: load it that way, or give its name"
         )
-    device = given.get("device")
+    device = arguments.get("device")
     if device is not None and torch.device(device).type != input_device(model).type:
         raise ValueError(f"device is {device}, and the model that was given is on {input_device(model)}: move it first")
 
 
 def check_ranking(enable_thinking: bool | None) -> None:
-    """Reject likelihoods of a model that thinks, as lm-eval does.
+    """Raise if likelihoods of a thinking model are requested, as lm-eval does.
 
     Args:
-        enable_thinking: the model argument.
+        enable_thinking: The model argument.
 
     Raises:
-        ValueError: it is true.
+        ValueError: It is true.
     """
     if enable_thinking:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How an evaluated model decodes and scores: a method with its options, sampling, and what a likelihood is."""
+"""The decoder of an evaluated model: a method, its sampling, and the kind of likelihood."""
 
 import json
 import math
@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from contralto.common.hashing import seed_from
-from contralto.decoding.methods import DecodingConfig
+from contralto.decoding.methods import DecodingConfig, SamplingConfig
 
-__all__ = ["Decoder", "seed_of"]
+__all__ = ["SAMPLING", "Decoder", "seed_of"]
 
 SCORES = ("renormalised", "raw")
 SAMPLING = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+"""The options of sampling, with the values that stand for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """What decides an answer, besides the models and the request. Made by `Decoder.of`.
+    """All that determines an answer besides the models and the request. Made by `Decoder.of`.
 
     Examples:
         >>> decoder = Decoder.of(method="cd", amateur="testbed:amateur", beta=1, temperature=0.7)
@@ -24,18 +25,19 @@ class Decoder:
         {'method': 'cd', 'amateur': 'testbed:amateur', 'form': 'obrien', 'beta': 1.0, 'alpha': 0.1, 'temperature': 0.7, 'seed': 0}
     """
 
-    method: DecodingConfig
+    config: DecodingConfig
+    """The method with its parameters and other models."""
     temperature: float
     """Above 0: every answer is sampled; 0: as the task says."""
     top_k: int
     top_p: float
     min_p: float
     seed: int
-    """Of sampling, of noise and of transformations."""
+    """The seed of sampling, noise and transformations."""
     score: str
-    """What a likelihood is: `renormalised` or `raw`, see `contralto.decoding.executors.score`."""
+    """The kind of likelihood: `renormalised` or `raw`, see `contralto.decoding.executors.score`."""
     masked: bool
-    """Whether likelihoods count implausible tokens as ruled out."""
+    """True if likelihoods count implausible tokens as ruled out."""
 
     @classmethod
     def of(
@@ -50,40 +52,25 @@ class Decoder:
         masked: bool = False,
         **options: Any,
     ) -> "Decoder":
-        """Check the options, and keep them.
+        """Check options and return their decoder.
 
         Args:
-            temperature, top_k, top_p, min_p: of sampling, see `contralto.decoding.SeededSampling`.
-            seed: a whole number.
-            score, masked: of likelihoods.
-            options: any of `contralto.decoding.methods.option_names()`.
+            temperature: Above 0, every answer is sampled.
+            top_k: See `contralto.decoding.methods.SamplingConfig`.
+            top_p: See `contralto.decoding.methods.SamplingConfig`.
+            min_p: See `contralto.decoding.methods.SamplingConfig`.
+            seed: A whole number, the seed of sampling, noise and transformations.
+            score: `renormalised` or `raw`.
+            masked: Count implausible tokens of likelihoods as ruled out.
+            options: Any of `contralto.decoding.methods.option_names()`.
 
         Raises:
-            TypeError: a value of another type.
-            ValueError: a value outside its range, or options that do not go together.
+            TypeError: A value has another type.
+            ValueError: A value is out of range, or options exclude each other.
         """
-        for name, value, kind in (
-            ("temperature", temperature, "a number"),
-            ("top_p", top_p, "a number"),
-            ("min_p", min_p, "a number"),
-            ("top_k", top_k, "a whole number"),
-            ("seed", seed, "a whole number"),
-        ):
-            allowed = int if kind == "a whole number" else (int, float)
-            if isinstance(value, bool) or not isinstance(value, allowed):
-                raise TypeError(f"{name} must be {kind}, not {value!r}")
-        if not 0 <= temperature < math.inf:
-            raise ValueError(
-                f"temperature must be a finite number of at least 0 (0: decode as the task says), not {temperature}"
-            )
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], not {top_p}")
-        if not 0 <= min_p <= 1:
-            raise ValueError(f"min_p must lie in [0, 1], not {min_p}")
-        if top_k < 0:
-            raise ValueError(f"top_k must be at least 0 (0: all tokens), not {top_k}")
-        if not temperature and (top_k, top_p, min_p) != (0, 1.0, 0.0):
-            raise ValueError("top_k, top_p and min_p are of sampling: give a temperature above 0 too")
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        _check_types({**sampling, "seed": seed})
+        _check_sampling(sampling)
         if score not in SCORES:
             raise ValueError(f"score must be {' or '.join(SCORES)}, not {score!r}")
         if not isinstance(masked, bool):
@@ -93,7 +80,7 @@ class Decoder:
         if temperature and not row_seeds:
             raise ValueError(f"method={config.method!r} does not sample here: it {row_seeds.reason}")
         return cls(
-            method=config,
+            config=config,
             temperature=float(temperature),
             top_k=top_k,
             top_p=float(top_p),
@@ -105,32 +92,52 @@ class Decoder:
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing is contrasted."""
-        return not self.method.contrasts
+        """Return True if nothing is contrasted."""
+        return not self.config.contrasts
 
     def describe(self) -> dict[str, Any]:
-        """All options that have an effect, models by name."""
-        shown = {name: _name(value) for name, value in self.method.describe().items()}
+        """Return all options that have an effect, models by name; caches and run folders are keyed by them."""
+        options = {name: _model_name(value) for name, value in self.config.describe().items()}
         if self.temperature:
-            shown |= {name: getattr(self, name) for name, off in SAMPLING.items() if getattr(self, name) != off}
-        if self.temperature or self.method.declaration.is_seeded:
-            shown["seed"] = self.seed
+            options |= {name: getattr(self, name) for name, off in SAMPLING.items() if getattr(self, name) != off}
+        if self.temperature or self.config.declaration.is_seeded:
+            options["seed"] = self.seed
         if not self.is_plain:
-            shown |= {"score": self.score} if self.score != SCORES[0] else {}
-            shown |= {"masked": True} if self.masked else {}
-        return {name: value for name, value in shown.items() if value is not None}
+            options |= {"score": self.score} if self.score != SCORES[0] else {}
+            options |= {"masked": True} if self.masked else {}
+        return {name: value for name, value in options.items() if value is not None}
 
 
-def _name(value: Any) -> Any:
-    """A model that is given as an object, by its name."""
-    return (
-        value
-        if value is None or isinstance(value, str | bool | int | float | list)
-        else getattr(value, "name_or_path", "") or type(value).__name__
-    )
+def _check_types(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        is_whole = name in ("top_k", "seed")
+        if isinstance(value, bool) or not isinstance(value, int if is_whole else (int, float)):
+            raise TypeError(f"{name} must be {'a whole number' if is_whole else 'a number'}, not {value!r}")
+
+
+def _check_sampling(sampling: dict[str, Any]) -> None:
+    """Raise for values out of range, and for values that need a temperature."""
+    temperature = sampling["temperature"]
+    if not 0 <= temperature < math.inf:
+        raise ValueError(
+            f"temperature must be a finite number of at least 0 (0: decode as the task says), not {temperature}"
+        )
+    SamplingConfig(**{**sampling, "temperature": temperature or 1.0})
+    if not temperature and sampling != SAMPLING:
+        raise ValueError("top_k, top_p and min_p are of sampling: give a temperature above 0 too")
+
+
+def _model_name(value: Any) -> Any:
+    """Return the name of a model that is given as an object; other values as they are."""
+    if value is None or isinstance(value, str | bool | int | float | list):
+        return value
+    return getattr(value, "name_or_path", "") or type(value).__name__
 
 
 def seed_of(*parts: Any) -> int:
-    """A seed for everything that makes a request: 63 bits of a hash."""
-    said = json.dumps(parts, ensure_ascii=False, default=str)
-    return seed_from(said)
+    """Return a seed of 63 bits from the hash of all that makes a request.
+
+    Args:
+        parts: JSON values; others count by their string.
+    """
+    return seed_from(json.dumps(parts, ensure_ascii=False, default=str))

@@ -1,4 +1,4 @@
-"""Thoughts and answers of models that think before they answer, as lm-eval's `think_end_token` parts them."""
+"""Separate thoughts from answers, by lm-eval's `think_end_token`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,19 +11,19 @@ __all__ = ["answer_text", "end_of_thought", "ends_thought"]
 def end_of_thought(given: Any, tokenizer: Any) -> str | int | None:
     """Check the model argument `think_end_token`.
 
-    A string that is a special token stands for the id of this token: answers are decoded without special tokens, so that the
+    A string that is a special token is replaced by the id of this token: answers are decoded without special tokens, so that the
     string would never occur in them.
 
     Args:
-        given: a string, the id of a token (a number or its digits), or None if the model does not think.
-        tokenizer: the model's tokenizer.
+        given: A string, the id of a token (a number or its digits), or None if the model does not think.
+        tokenizer: The model's tokenizer.
 
     Returns:
         The string, the id, or None.
 
     Raises:
-        TypeError: the argument is of another type.
-        ValueError: an empty string, a string with several special tokens, or an id that the tokenizer does not have.
+        TypeError: The argument has another type.
+        ValueError: The string is empty or contains special tokens among others, or the tokenizer does not have the id.
 
     Examples:
         >>> from contralto import testbed
@@ -58,10 +58,10 @@ def answer_text(
     """Return an answer as lm-eval's models return it: the text after the last thought, up to the first stop string.
 
     Args:
-        tokens: the tokens that were written.
-        decode: makes a text of tokens.
-        stop: the stop strings.
-        end: the end of a thought, from `end_of_thought`.
+        tokens: The generated tokens.
+        decode: Decodes tokens to a string.
+        stop: The stop strings.
+        end: The end of a thought, from `end_of_thought`.
 
     Returns:
         The answer. Where no thought ends, all tokens are the answer, since the model may not have thought.
@@ -84,12 +84,12 @@ def answer_text(
 
 
 def ends_thought(tokens: Sequence[int], decode: Callable[[list[int]], str], end: str | int | None) -> bool:
-    """Return whether a thought ends in an answer; True for models that do not think.
+    """Return True if a thought ends in an answer, or the model does not think.
 
     Args:
-        tokens: the tokens that were written.
-        decode: makes a text of tokens.
-        end: the end of a thought, from `end_of_thought`.
+        tokens: The generated tokens.
+        decode: Decodes tokens to a string.
+        end: The end of a thought, from `end_of_thought`.
     """
     if isinstance(end, int):
         return end in tokens

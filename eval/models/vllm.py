@@ -2,8 +2,8 @@
 
     contralto eval --backend vllm --model_args pretrained=MODEL,method=cad,contrast_prompt='{question}' --tasks gsm8k_cot
 
-Every answer is that of the model `contralto`, for the methods whose branches are prompts or adapters; seeds and contrast prompts are
-the same. It answers only: likelihoods are the business of `contralto`.
+Answers, seeds and contrast prompts are those of the model `contralto`, for the methods whose branches are prompts or adapters. It has no
+likelihoods: use `contralto` for them.
 """
 
 import time
@@ -17,53 +17,54 @@ from tqdm import tqdm
 from contralto import __version__
 from contralto.decoding.vllm.adapters import adapters_of, lora_options, loras
 from contralto.eval.models.arguments import check_arguments
-from contralto.eval.models.asked import Asked, read_options
-from contralto.eval.models.conversations import Conversations
-from contralto.eval.models.decoder import SAMPLING, Decoder
-from contralto.eval.models.lm import IDENTITY, OPTIONS, ContraltoLM, Job, short_hash
+from contralto.eval.models.base import OPTIONS, ContrastiveEvalModel, take_options
+from contralto.eval.models.decoder import Decoder
+from contralto.eval.models.generation_options import GenerationOptions, read_options
+from contralto.eval.models.requests import EvalRequest
 from contralto.eval.models.thinking import answer_text, end_of_thought
 
 __all__ = ["ContraltoVLLM"]
 
 LENGTH = 256
-"""New tokens of an answer where the task does not say how many."""
+"""New tokens per answer where the task does not set them."""
 IGNORED = {
-    "add_bos_token": "a prompt gets the beginning's token unless it begins with it",
+    "add_bos_token": "a prompt gets BOS unless it begins with it",
     "prefix_token_id": "it is for likelihoods, and this model answers only",
     "swap_space": "vLLM has no such option any more",
     "truncation_side": "prompts are never truncated: lower max_gen_toks, or raise max_length",
 }
 """Arguments of lm-eval's own vLLM model that would have no effect, each with the reason."""
-AT_ONCE = 256
-"""Answers after which those that are done are kept."""
+KEPT_TOGETHER = 256
+"""The number of answers that are generated before they are written to the cache."""
+NO_LIKELIHOODS = "the vllm backend answers only, and this task asks for likelihoods: leave --backend vllm out"
 
 
 @register_model("contralto-vllm")
-class ContraltoVLLM(Conversations, TemplateLM):  # type: ignore[misc]
+class ContraltoVLLM(ContrastiveEvalModel, TemplateLM):  # type: ignore[misc]
     """Models in vLLM, answering by a contrastive method.
 
     Answers do not depend on the batch: vLLM forms it, and sampling has a seed per request. They are kept (`use_cache`) after
     every 256.
 
     Args:
-        pretrained: a folder, a hub id, or `testbed:NAME`.
-        adapter: a LoRA adapter on it, a folder; with `adapters_off=True` the other branch is the model without it. lm-eval's
-            name for it, `lora_local_path`, works too.
-        method, form, alpha, beta, ...: one of `none`, `cad`, `cfg`, `cid`, `icd`, `cd`, `proxy`. The other models of `cd`
-            (`amateur`) and `proxy` (`expert`, `antiexpert`) are LoRA adapters of the same model.
-        contrast_prompt, temperature, top_k, top_p, min_p, seed: as for the model `contralto`.
-        max_gen_toks: new tokens per answer where the task does not say.
+        pretrained: A folder, a hub id, or `testbed:NAME`.
+        adapter: The folder of a LoRA adapter on it; with `adapters_off=True` the other branch is the model without it.
+        lora_local_path: lm-eval's name for `adapter`.
+        max_gen_toks: New tokens per answer where the task does not set them.
         max_length: lm-eval's name for `max_model_len`, the tokens of a prompt and its answer.
-        think_end_token: the end of a thought, a string or the id of a token: the answer is the text after it. Stop strings then cut
-            the finished answer, and do not end it earlier.
-        enable_thinking: passed on to the chat template.
-        chat_template_args: further variables of the chat template.
-        batch_size, max_batch_size, device: of no effect; vLLM sees to it.
-        kwargs: further arguments of `vllm.LLM`, such as `tensor_parallel_size=2`.
+        think_end_token: The end of a thought, a string or the id of a token: the answer is the text after it. Stop strings then
+            cut the finished answer, and do not end it earlier.
+        enable_thinking: Passed on to the chat template.
+        chat_template_args: Further variables of the chat template.
+        batch_size: Has no effect; vLLM forms batches.
+        max_batch_size: Has no effect.
+        device: Has no effect.
+        kwargs: Options of `Decoder.of`, see `ContraltoLM`, for methods that vLLM runs; their other models are LoRA adapters of
+            the same model. Further arguments of `vllm.LLM`, such as `tensor_parallel_size=2`.
 
     Raises:
-        ValueError: an option outside its range or of another method, a method that vLLM cannot run here, an argument of lm-eval's
-            own vLLM model that would have no effect, a likelihood, a cache of another configuration.
+        ValueError: An option is out of range or belongs to another method, vLLM cannot run the method, an argument of lm-eval's
+            own vLLM model would have no effect, a likelihood is requested, or a cache belongs to another configuration.
     """
 
     def __init__(
@@ -83,16 +84,16 @@ class ContraltoVLLM(Conversations, TemplateLM):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        self._decoder = Decoder.of(**{name: kwargs.pop(name) for name in OPTIONS if name in kwargs})
+        self.decoder = Decoder.of(**take_options(kwargs))
         check_arguments(pretrained, kwargs, known=set(kwargs), options=OPTIONS, ignored=IGNORED)
         if max_length is not None and kwargs.setdefault("max_model_len", max_length) != max_length:
             raise ValueError("max_length and max_model_len are two names of one argument: give one")
-        thinks = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        self.chat_template_args = {**(chat_template_args or {}), **thinks}
+        thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        self.chat_template_args = {**(chat_template_args or {}), **thinking}
         if self.chat_template_args.get("enable_thinking") and think_end_token is None:
             raise ValueError("enable_thinking=True needs think_end_token, the end of a thought, such as '</think>'")
-        self._adapters = adapters_of(self._decoder.method, adapter or lora_local_path)
-        self._started_with, self._shown, self._length = kwargs, pretrained, max_gen_toks
+        self._adapters = adapters_of(self.decoder.config, adapter or lora_local_path)
+        self._engine_kwargs, self._name, self._length = kwargs, pretrained, max_gen_toks
         from contralto.decoding.vllm.engine import make_llm
 
         self._llm = make_llm(pretrained, **{**lora_options(self._adapters), **kwargs})
@@ -102,150 +103,163 @@ class ContraltoVLLM(Conversations, TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
+        """Return the token that ends a completion."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def tokenizer_name(self) -> str:
-        """For lm-eval's cache of requests."""
-        return self._shown.replace("/", "__")
+        """Return the name of the tokenizer for lm-eval's cache of requests."""
+        return self._name.replace("/", "__")
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """All that determines an answer, besides the request."""
+        """Return all that determines an answer besides the request."""
         return {
             "contralto": __version__,
             "backend": "vllm",
-            "pretrained": self._shown,
+            "pretrained": self._name,
             "adapters": self._adapters,
             "max_gen_toks": self._length,
             **({} if self.think_end_token is None else {"think_end_token": self.think_end_token}),
             **({"chat_template_args": self.chat_template_args} if self.chat_template_args else {}),
-            **{name: repr(value) for name, value in sorted(self._started_with.items())},
-            **self._decoder.describe(),
+            **{name: repr(value) for name, value in sorted(self._engine_kwargs.items())},
+            **self.decoder.describe(),
         }
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes into its results."""
-        key = short_hash(self.configuration)
-        return {"decoder": self._decoder.describe(), "configuration": self.configuration, "key": key}
-
-    def set_cache_hook(self, cache_hook: Any) -> None:
-        """Take a cache of answers, if they are this configuration's."""
-        if cache_hook.dbdict is not None:
-            owner = cache_hook.dbdict.get(IDENTITY)
-            if owner != self.configuration and (owner is not None or len(cache_hook.dbdict)):
-                raise ValueError("use_cache names a cache of another configuration's answers: name another file")
-            cache_hook.dbdict[IDENTITY] = self.configuration
-        super().set_cache_hook(cache_hook)
+        """Return the description of the model for lm-eval's results."""
+        return self.decoder_info()
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """A text's tokens; one that begins with the beginning's token is not given another."""
-        begun = bool(self.tokenizer.bos_token) and string.startswith(self.tokenizer.bos_token)
-        special = not begun if add_special_tokens is None else add_special_tokens
-        found: list[int] = self.tokenizer.encode(string, add_special_tokens=special)
-        return found
+        """Tokenize a string; one that begins with BOS does not get another.
+
+        Args:
+            string: The string.
+            add_special_tokens: Add BOS; None to add it unless the string begins with it.
+            kwargs: Ignored.
+        """
+        begins = bool(self.tokenizer.bos_token) and string.startswith(self.tokenizer.bos_token)
+        special = not begins if add_special_tokens is None else add_special_tokens
+        tokens: list[int] = self.tokenizer.encode(string, add_special_tokens=special)
+        return tokens
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation in the model's own form."""
-        how = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+        """Render a conversation in the model's chat template, and remember it for contrast prompts.
+
+        Args:
+            chat_history: The messages.
+            add_generation_prompt: Begin the turn of the model.
+        """
         text: str = self.tokenizer.apply_chat_template(
-            chat_history, continue_final_message=not add_generation_prompt, **how, **self.chat_template_args
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+            **self.chat_template_args,
         )
         self.remember(chat_history, text)
         return text
 
-    _contrasted: Any = ContraltoLM._contrasted
-    _jobs: Any = ContraltoLM._jobs
-    _seed: Any = ContraltoLM._seed
-
-    # ----------------------------------------------------------------------------------------------------------- answers
+    # -------------------------------------------------------------------------------------------------------- generation
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """lm-eval's `generate_until`: the text that follows each prompt, up to a stop string."""
-        jobs: list[Job] = list(self._jobs(requests))
-        for job in {repr(job.gen_kwargs): job for job in jobs}.values():
-            self._asked(job)  # a mistake ends the run before anything is answered
-        alike: dict[str, list[int]] = {}
-        for i, job in enumerate(jobs):
-            alike.setdefault(repr(job.gen_kwargs), []).append(i)
-        answers = [""] * len(jobs)
-        with tqdm(total=len(jobs), desc="Running generate_until requests", disable=disable_tqdm) as bar:
-            for places in alike.values():
-                for start in range(0, len(places), AT_ONCE):
-                    some = places[start : start + AT_ONCE]
-                    for i, answer in zip(some, self._write([jobs[i] for i in some]), strict=True):
+        """Generate the completion of each prompt, up to a stop string.
+
+        Args:
+            requests: lm-eval's instances.
+            disable_tqdm: Show no progress bar.
+        """
+        prepared = list(self.eval_requests(requests))
+        self.check_options(prepared)
+        groups: dict[str, list[int]] = {}  # vLLM takes one set of options at a time
+        for i, request in enumerate(prepared):
+            groups.setdefault(repr(request.gen_kwargs), []).append(i)
+        answers = [""] * len(prepared)
+        with tqdm(total=len(prepared), desc="Running generate_until requests", disable=disable_tqdm) as bar:
+            for places in groups.values():
+                for start in range(0, len(places), KEPT_TOGETHER):
+                    batch = places[start : start + KEPT_TOGETHER]
+                    for i, answer in zip(batch, self._generate_batch([prepared[i] for i in batch]), strict=True):
                         answers[i] = answer
-                        if not jobs[i].gen_kwargs.get("do_sample"):  # lm-eval keeps no sampled answers
-                            self.cache_hook.add_partial("generate_until", jobs[i].arguments, answer)
-                    bar.update(len(some))
+                        self.keep_answer(prepared[i], answer)
+                    bar.update(len(batch))
         return answers
 
-    def _write(self, jobs: Sequence[Job]) -> list[str]:
-        """The answers of requests of the same options."""
-        asked = self._asked(jobs[0])
-        how = {"max_tokens": asked.length, **(self._sampling or asked.sampling)}
+    def _generate_batch(self, requests: Sequence[EvalRequest]) -> list[str]:
+        """Generate the completions of requests of equal options."""
+        options = self.options_of(requests[0])
+        kwargs = {"max_tokens": options.length, **self.sampling_of(options)}
         eos = self.tokenizer.decode([self.eot_token_id])
-        strings = [text for text in asked.stop if text and text != eos]
-        early = strings if self.think_end_token is None else []  # vLLM looks for them in the thought too
+        strings = [text for text in options.stop if text and text != eos]
+        stop = strings if self.think_end_token is None else []  # vLLM would look for them in the thought too
+        generate = self._generate_plain if self.decoder.is_plain else self._generate_contrastive
         start = time.perf_counter()
-        found = self._plain(jobs, how, early) if self._decoder.is_plain else self._by_contrast(jobs, how, early)
+        completions = generate(requests, kwargs, stop)
         self.seconds += time.perf_counter() - start
-        return [answer_text(tokens, self._text, asked.stop, self.think_end_token) for tokens in found]
+        return [answer_text(tokens, self._decode, options.stop, self.think_end_token) for tokens in completions]
 
-    def _asked(self, job: Job) -> Asked:
-        """Return the generation options of a request."""
+    def options_of(self, request: EvalRequest) -> GenerationOptions:
+        """Return the generation options of a request.
+
+        Args:
+            request: The request.
+
+        Raises:
+            ValueError: The backend does not support an option.
+        """
         eos = self.tokenizer.decode([self.eot_token_id])
-        asked = read_options(job.gen_kwargs, default=self._length, eos=eos)
-        if asked.more:
+        options = read_options(request.gen_kwargs, default=self._length, eos=eos)
+        if options.other:
             raise ValueError(
-                f"the task asks for {', '.join(asked.more)}, which the vllm backend does not know: use model contralto"
+                f"the task asks for {', '.join(options.other)}, which the vllm backend does not know: use model contralto"
             )
-        return asked
+        return options
 
-    @property
-    def _sampling(self) -> dict[str, Any]:
-        """The sampling of the decoder; empty if each task decides."""
-        return {name: getattr(self._decoder, name) for name in SAMPLING} if self._decoder.temperature else {}
-
-    def _by_contrast(self, jobs: Sequence[Job], how: Mapping[str, Any], stop: list[str]) -> list[Sequence[int]]:
+    def _generate_contrastive(
+        self, requests: Sequence[EvalRequest], kwargs: Mapping[str, Any], stop: list[str]
+    ) -> list[Sequence[int]]:
         from contralto.decoding.vllm.offline import generate_pairs
 
-        chosen = self._decoder.method
-        found = generate_pairs(
+        config = self.decoder.config
+        outputs = generate_pairs(
             self._llm,
-            [self._prompts(job) for job in jobs],
-            method=chosen.method,
-            form=chosen.form,
-            seed=[job.seed for job in jobs],
+            [self._branch_prompts(request) for request in requests],
+            method=config.method,
+            form=config.form,
+            seed=[request.seed for request in requests],
             adapters=loras(self._adapters),
             logprobs=False,
             use_tqdm=False,
             sampling={"stop": stop},
-            **how,
-            **{name: value for name, value in chosen.parameters.items() if value is not None},
+            **kwargs,
+            **{name: value for name, value in config.parameters.items() if value is not None},
         )
-        self.generated += sum(len(output.tokens) for output in found)
-        return [output.tokens for output in found]
+        self.generated += sum(len(output.tokens) for output in outputs)
+        return [output.tokens for output in outputs]
 
-    def _text(self, tokens: Sequence[int]) -> str:
-        """As transformers spells it, without what stood before; the caller cuts it at its stop strings."""
+    def _decode(self, tokens: Sequence[int]) -> str:
+        """Decode a completion as transformers does; the caller cuts it at its stop strings."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def _prompts(self, job: Job) -> list[list[int]]:
-        """What every branch reads."""
-        first, count = self.tok_encode(job.context), len(self._adapters)
-        if "prompt" not in self._decoder.method.declaration.views:
-            return [first] * count
-        if self._decoder.method.contrast_prompt is None:
-            return [first, first[-1:]]  # of cfg, as transformers has it
-        return [first, self.tok_encode(self._contrasted(job).context)]
+    def _branch_prompts(self, request: EvalRequest) -> list[list[int]]:
+        """Return the prompt of every branch."""
+        prompt, config = self.tok_encode(request.context), self.decoder.config
+        if "prompt" not in config.declaration.views:
+            return [prompt] * len(self._adapters)
+        if config.contrast_prompt is None:
+            return [prompt, prompt[-1:]]  # as transformers' classifier-free guidance without a negative prompt
+        return [prompt, self.tok_encode(self.contrasted(request).context)]
 
-    def _plain(self, jobs: Sequence[Job], how: Mapping[str, Any], stop: list[str]) -> list[Sequence[int]]:
+    def _generate_plain(
+        self, requests: Sequence[EvalRequest], kwargs: Mapping[str, Any], stop: list[str]
+    ) -> list[Sequence[int]]:
         from vllm import SamplingParams
 
-        prompts = [{"prompt_token_ids": self.tok_encode(job.context)} for job in jobs]
-        params = [SamplingParams(stop=stop, seed=job.seed if how["temperature"] else None, **how) for job in jobs]
+        prompts = [{"prompt_token_ids": self.tok_encode(request.context)} for request in requests]
+        params = [
+            SamplingParams(stop=stop, seed=request.seed if kwargs["temperature"] else None, **kwargs)
+            for request in requests
+        ]
         outputs = self._llm.generate(prompts, params, lora_request=loras(self._adapters)[0], use_tqdm=False)
         self.generated += sum(len(output.outputs[0].token_ids) for output in outputs)
         return [output.outputs[0].token_ids for output in outputs]
@@ -253,8 +267,16 @@ class ContraltoVLLM(Conversations, TemplateLM):  # type: ignore[misc]
     # -------------------------------------------------------------------------------------------------------- likelihoods
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-        raise ValueError("the vllm backend answers only, and this task asks for likelihoods: leave --backend vllm out")
+        raise ValueError(NO_LIKELIHOODS)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        """Not here."""
-        raise ValueError("the vllm backend answers only, and this task asks for likelihoods: leave --backend vllm out")
+        """Raise: vLLM gives no likelihoods of contrastive distributions.
+
+        Args:
+            requests: lm-eval's instances.
+            disable_tqdm: Ignored.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(NO_LIKELIHOODS)

@@ -20,7 +20,7 @@ from contralto.decoding import ContrastiveDecodingLogitsProcessor
 from contralto.decoding.executors.score import score
 from contralto.eval.models import vllm
 from contralto.eval.models.arguments import LOADING, SPREADING, parameters_of
-from contralto.eval.models.asked import RESERVED, read_options
+from contralto.eval.models.generation_options import RESERVED, read_options
 from contralto.eval.models.lm import ContraltoLM
 from contralto.eval.models.vllm import ContraltoVLLM
 from contralto.eval.models.vlm import ContraltoVLM
@@ -307,14 +307,14 @@ def test_vllm_answers_come_after_the_thought():
     tokenizer = testbed.tokenizer()
     model = ContraltoVLLM.__new__(ContraltoVLLM)
     model.tokenizer, model._length, model.seconds = tokenizer, 256, 0.0
-    model._decoder, seen = lm()._decoder, []
+    model.decoder, seen = lm().decoder, []
     tokens = tokenizer("3 + 4 = 7. #### 7. 3", add_special_tokens=False)["input_ids"]
-    model._plain = lambda jobs, how, stop: seen.append(stop) or [tokens]
-    job = next(lm()._jobs([Instance("generate_until", {}, (PROMPT, {"until": ["."]}), 0)]))
+    model._generate_plain = lambda jobs, how, stop: seen.append(stop) or [tokens]
+    job = next(lm().eval_requests([Instance("generate_until", {}, (PROMPT, {"until": ["."]}), 0)]))
     answers = []
     for end in (None, "####"):
         model.think_end_token = end
-        answers += model._write([job])
+        answers += model._generate_batch([job])
     assert answers == ["3 + 4 = 7", "7"]
     assert seen == [["."], []]
 
@@ -367,7 +367,7 @@ def test_loaded_models_are_not_loaded_again(given, message):
     ],
 )
 def test_malformed_options_end_the_run_before_it_begins(asked, message, monkeypatch):
-    monkeypatch.setattr(type(lm()), "_write", lambda self, jobs: pytest.fail("something was answered"))
+    monkeypatch.setattr(type(lm()), "_generate_batch", lambda self, jobs: pytest.fail("something was answered"))
     good = Instance("generate_until", {}, (PROMPT, {"until": []}), 0)
     with pytest.raises(ValueError, match=message):
         lm().generate_until([good, Instance("generate_until", {}, (PROMPT, asked), 0)], True)

@@ -544,7 +544,7 @@ def _figures(comparison):
 def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch):
     whole = _compare(tmp_path / "whole", tasks=("testbed_arithmetic", "testbed_stories"))
     assert whole["reused"] == 0
-    written, write = [], ContraltoLM._write
+    written, write = [], ContraltoLM._generate_batch
 
     def counted(self, jobs):
         if len(jobs) > 1:  # costs are counted one by one
@@ -553,11 +553,11 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, monkeypatc
             written.append(len(jobs))
         return write(self, jobs)
 
-    monkeypatch.setattr(ContraltoLM, "_write", counted)
+    monkeypatch.setattr(ContraltoLM, "_generate_batch", counted)
     with pytest.raises(KeyboardInterrupt):  # in the second run, after one of its two batches
         _compare(tmp_path / "parts", tasks=("testbed_arithmetic", "testbed_stories"))
     rest = []
-    monkeypatch.setattr(ContraltoLM, "_write", lambda self, jobs: rest.append(len(jobs)) or write(self, jobs))
+    monkeypatch.setattr(ContraltoLM, "_generate_batch", lambda self, jobs: rest.append(len(jobs)) or write(self, jobs))
     again = _compare(tmp_path / "parts", tasks=("testbed_arithmetic", "testbed_stories"))
     assert _figures(again) == _figures(whole)
     assert again["reused"] == 1
@@ -565,7 +565,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, monkeypatc
     metered = [count for count in rest if count == 1]
     assert sum(rest) - len(metered) == answers - 3 * 4
 
-    monkeypatch.setattr(ContraltoLM, "_write", lambda *_: pytest.fail("answered twice"))
+    monkeypatch.setattr(ContraltoLM, "_generate_batch", lambda *_: pytest.fail("answered twice"))
     assert _compare(tmp_path / "parts", tasks=("testbed_arithmetic", "testbed_stories"))["reused"] == 7 + 6
 
     path = next((tmp_path / "parts" / "runs").rglob("testbed_arithmetic.jsonl"))

@@ -37,7 +37,7 @@ def _lm():
 
 
 def _job(lm, context, doc=None, more=()):
-    return next(iter(lm._jobs([Instance("generate_until", doc or {}, (context, {}, *more), 0)])))
+    return next(iter(lm.eval_requests([Instance("generate_until", doc or {}, (context, {}, *more), 0)])))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def _job(lm, context, doc=None, more=()):
 def test_only_the_last_turn_is_another(chat):
     lm = _lm().decoding_by(method="cad", contrast_prompt="Ignore. {prompt} {hint}")
     context = lm.apply_chat_template([dict(message) for message in chat], chat[-1]["role"] != "assistant")
-    other = lm._contrasted(_job(lm, context, {"hint": "Hm."})).context
+    other = lm.contrasted(_job(lm, context, {"hint": "Hm."})).context
     assert other == context.replace("Two?", "Ignore. Two? Hm.")
     assert (other.count(lm.tokenizer.bos_token), context.count("Two?")) == (1, 1)
     ids = lm.tok_encode(other)
@@ -69,7 +69,7 @@ def test_only_the_last_turn_is_another(chat):
 def test_examples_in_one_turn_are_part_of_the_prompt():
     lm = _lm().decoding_by(method="icd", contrast_prompt="Ignore. {prompt}")
     context = lm.apply_chat_template([{"role": "user", "content": "One? 1.\n\nTwo?"}])
-    assert lm._contrasted(_job(lm, context)).context == context.replace("One?", "Ignore. One?")
+    assert lm.contrasted(_job(lm, context)).context == context.replace("One?", "Ignore. One?")
 
 
 def test_images_stay_in_the_turn():
@@ -77,13 +77,13 @@ def test_images_stay_in_the_turn():
     contexts = [
         lm.apply_chat_template([{"role": "user", "content": f"<image>{text}"}]) for text in ("What?", "Is it? What?")
     ]
-    assert lm._contrasted(_job(lm, contexts[0])).context == contexts[1]
+    assert lm.contrasted(_job(lm, contexts[0])).context == contexts[1]
 
 
 def test_prompts_of_unknown_conversations_are_rejected():
     lm = _lm().decoding_by(method="cad", contrast_prompt="{hint}")
     lm.apply_chat_template([dict(ASKED)])
     with pytest.raises(ValueError, match="these prompts were rendered elsewhere: leave cache_requests out"):
-        lm._contrasted(_job(lm, "<bos>something else", {"hint": "Hm."}))
-    unconditional = lm._contrasted(_job(lm, "", {"hint": "Hm."})).context
+        lm.contrasted(_job(lm, "<bos>something else", {"hint": "Hm."}))
+    unconditional = lm.contrasted(_job(lm, "", {"hint": "Hm."})).context
     assert unconditional == lm.apply_chat_template([{"role": "user", "content": "Hm."}])

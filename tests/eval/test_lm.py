@@ -29,7 +29,8 @@ from contralto.decoding.images import noised, ritual_transform
 from contralto.decoding.inputs import Prompt, encode
 from contralto.decoding.loading import Models
 from contralto.eval.models.decoder import Decoder, seed_of
-from contralto.eval.models.lm import ContraltoLM, Job
+from contralto.eval.models.lm import ContraltoLM
+from contralto.eval.models.requests import EvalRequest
 from contralto.eval.models.vlm import ContraltoVLM
 from contralto.testbed import scenes, worlds
 
@@ -135,7 +136,7 @@ def test_prompts_with_images_begin_once():
     lm, [ask] = vision_lm(), looks(vision_lm(), 1)
     context, _, more = ask.args
     [image], prompt = more["visual"], Prompt(pictured(1)[0].text, ("a.png",))
-    ids = lm._encode([Job(context, (), {}, 0, images=(image,))], 512)["input_ids"]
+    ids = lm._encode([EvalRequest(context, (), {}, 0, images=(image,))], 512)["input_ids"]
     models = Models(lm.model, (), lm.tokenizer, lm.processor)
     assert ids.tolist() == encode([prompt._replace(images=(image,))], models, raw=False)["input_ids"].tolist()
     assert (ids == lm.tokenizer.bos_token_id).sum() == 1
@@ -215,7 +216,7 @@ def test_vcd_answers_are_the_processors():
     for look in looks(lm, 48):
         context, _, more = look.args
         inputs = reader(text=context.removeprefix("<bos>"), images=more["visual"], return_tensors="pt")
-        seed = seed_of(lm._seed(context, more["visual"], 0), 0) % 2**31
+        seed = seed_of(lm.seed_of(context, more["visual"], 0), 0) % 2**31
         contrast = VisualContrastiveDecodingLogitsProcessor(model, noised(inputs, step=700, seed=[seed]), alpha=2.0)
         output = model.generate(**inputs, logits_processor=[contrast], max_new_tokens=8)
         expected.append(reader.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
@@ -225,21 +226,21 @@ def test_vcd_answers_are_the_processors():
 
 def test_a_transformed_image_is_that_of_its_question():
     lm = vision_lm().decoding_by(method="ritual", seed=4)
-    job = next(iter(lm._jobs(looks(lm, 1))))
-    (view,) = lm._setting([job], 500).views
+    job = next(iter(lm.eval_requests(looks(lm, 1))))
+    (view,) = lm._batch([job], 500).views
     transformed = ritual_transform(job.images[0], seed=job.seed).image
     alone = lm.processor(text=job.context, images=transformed, return_tensors="pt")
     assert torch.equal(view["pixel_values"], alone["pixel_values"])
-    other = next(iter(lm.decoding_by(method="ritual", seed=5)._jobs(looks(lm, 1))))
+    other = next(iter(lm.decoding_by(method="ritual", seed=5).eval_requests(looks(lm, 1))))
     assert job.seed != other.seed
     mirrored = [Instance("generate_until", {}, (*looks(lm, 1)[0].args[:2], {"visual": [transformed]}), 0)]
-    assert next(iter(lm._jobs(mirrored))).seed != job.seed
+    assert next(iter(lm.eval_requests(mirrored))).seed != job.seed
 
 
 def test_m3id_reads_the_prompt_without_its_image():
     lm = vision_lm().decoding_by(method="m3id")
-    jobs = list(lm._jobs(looks(lm, 2)))
-    (view,) = lm._setting(jobs, 500).views
+    jobs = list(lm.eval_requests(looks(lm, 2)))
+    (view,) = lm._batch(jobs, 500).views
     assert "pixel_values" not in view
     texts = lm.tokenizer.batch_decode(view["input_ids"], skip_special_tokens=True)
     assert [re.sub(r"\W", "", text).lower() for text in texts] == [
@@ -264,7 +265,7 @@ def test_a_repeated_request_is_sampled_anew():
 @pytest.mark.slow
 def test_memory_that_runs_out_halves_the_batch(monkeypatch):
     lm = ContraltoLM("testbed:expert", batch_size="auto", max_batch_size=16)
-    expected, write, sizes = answers(text_lm(), asks(lm)), ContraltoLM._write, []
+    expected, write, sizes = answers(text_lm(), asks(lm)), ContraltoLM._generate_batch, []
 
     def short(self, jobs):
         sizes.append(len(jobs))
@@ -272,7 +273,7 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return write(self, jobs)
 
-    monkeypatch.setattr(ContraltoLM, "_write", short)
+    monkeypatch.setattr(ContraltoLM, "_generate_batch", short)
     assert answers(lm, asks(lm)) == expected
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
 
@@ -291,12 +292,12 @@ def test_beams_and_other_search_of_the_task():
 def test_contrast_prompts_are_filled_from_the_document():
     lm = text_lm().decoding_by(method="cad", contrast_prompt="{question}")
     (ask,) = asks(lm, 1)
-    (job,) = lm._jobs([ask])
-    assert lm._contrasted(job).context == ask.args[0]  # with the chat template
+    (job,) = lm.eval_requests([ask])
+    assert lm.contrasted(job).context == ask.args[0]  # with the chat template
     around = text_lm().decoding_by(method="icd", contrast_prompt="Say it. {prompt}")
     (ask,) = asks(around, 1)
     question = ask.doc["question"]
-    assert around._contrasted(job).context == ask.args[0].replace(question, f"Say it. {question}")  # inside the turn
+    assert around.contrasted(job).context == ask.args[0].replace(question, f"Say it. {question}")  # inside the turn
     bare = text_lm().decoding_by(method="cid", contrast_prompt="{answer}")
     with pytest.raises(
         ValueError,
@@ -373,7 +374,7 @@ def test_likelihoods_of_answers_to_images():
     context, continuation, more = requests[0].args
     once = context.removeprefix("<bos>")  # the processor adds it
     inputs = lm.processor(text=once, images=more["visual"], return_tensors="pt")
-    seed = seed_of(lm._seed(context, more["visual"], 0), 0) % 2**31
+    seed = seed_of(lm.seed_of(context, more["visual"], 0), 0) % 2**31
     contrast = VisualContrastiveDecodingLogitsProcessor(lm.model, noised(inputs, step=500, seed=[seed]))
     rest = torch.tensor([lm.tokenizer.encode(continuation, add_special_tokens=False)])
     assert found[0][0] == pytest.approx(score(contrast, lm.model, inputs, rest).total.item(), abs=1e-4)
@@ -436,9 +437,9 @@ def test_a_cache_belongs_to_one_configuration(tmp_path):
 def test_every_batch_is_in_the_cache_at_once(tmp_path, monkeypatch):
     """An error in the third batch: the answers of the first two are there, for texts, images and likelihoods."""
     for lm, requests, kind, work in (
-        (text_lm().decoding_by(**CD), asks(text_lm()), "generate_until", "_write"),
-        (vision_lm().decoding_by(method="vcd"), looks(vision_lm(), 6), "generate_until", "_write"),
-        (text_lm().decoding_by(**CD), options(text_lm(), 3), "loglikelihood", "_rate"),
+        (text_lm().decoding_by(**CD), asks(text_lm()), "generate_until", "_generate_batch"),
+        (vision_lm().decoding_by(method="vcd"), looks(vision_lm(), 6), "generate_until", "_generate_batch"),
+        (text_lm().decoding_by(**CD), options(text_lm(), 3), "loglikelihood", "_score_batch"),
     ):
         lm.batch_size_per_gpu, done = 2, []
         original = getattr(ContraltoLM, work)
