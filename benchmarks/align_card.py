@@ -37,12 +37,12 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from contralto import cli, testbed
-from contralto.cli import demo
 from contralto.common.hub import with_adapter
 from contralto.data_gen.checks.ches import score_rows
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
 from contralto.eval.stats import mcnemar_exact, proportion
 from contralto.testbed import worlds
+from contralto.testbed.measure import decode, is_right
 
 CARD = Path(testbed.__file__).parent.resolve() / "ALIGNMENT.md"
 RATES = ("2e-5", "5e-5", "1e-4", "2e-4")
@@ -191,11 +191,11 @@ class Bench:
     def solve(self, model: Any, split: str, amateur: bool = False) -> list[str]:
         """Greedy solutions, with or without contrast."""
         by = ContrastiveDecodingLogitsProcessor(testbed.load("amateur")) if amateur else None
-        return demo.decode(model, self.tokenizer, self.problems[split], processor=by)
+        return decode(model, self.tokenizer, self.problems[split], processor=by)
 
     def hits(self, texts: Sequence[str], split: str = "test") -> list[bool]:
         """Which problems the texts solve."""
-        return [demo.is_right(p, t) for p, t in zip(self.problems[split], texts, strict=True)]
+        return [is_right(p, t) for p, t in zip(self.problems[split], texts, strict=True)]
 
     def change(self, model: Any, expert: str, pairs: Path) -> Change:
         """Of log-probabilities, on the pairs of a file."""
@@ -379,7 +379,7 @@ def _steps_table(bench: Bench, answers: dict[str, list[list[str]]]) -> list[str]
         right: dict[int, list[bool]] = {n: [] for n in lengths}
         for texts in several:
             for problem, text in zip(problems, texts, strict=True):
-                right[len(problem.steps)].append(demo.is_right(problem, text))
+                right[len(problem.steps)].append(is_right(problem, text))
         lines.append(f"| {name} | {' | '.join(f'{statistics.mean(right[n]):.3f}' for n in lengths)} |")
     return lines
 

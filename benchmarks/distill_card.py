@@ -35,7 +35,6 @@ from transformers.utils.logging import disable_progress_bar
 from contralto import testbed
 from contralto.align.trainers.distillation import DistillationPairTrainer
 from contralto.align.trainers.distillation_config import DistillationConfig
-from contralto.cli import demo
 from contralto.data_gen import pipeline
 from contralto.data_gen import recipe as recipes
 from contralto.data_gen.export import pair_rows
@@ -43,6 +42,7 @@ from contralto.data_gen.rows import read_rows
 from contralto.data_gen.store import Store
 from contralto.eval.stats import holm, mcnemar_exact, proportion
 from contralto.testbed import worlds
+from contralto.testbed.measure import decode, is_right
 
 CARD = Path(testbed.__file__).parent.resolve() / "DISTILL.md"
 SEED = 2031
@@ -178,11 +178,11 @@ class Bench:
 
     def hits(self, texts: Sequence[str], split: str) -> list[bool]:
         """Which problems the texts solve."""
-        return [demo.is_right(p, t) for p, t in zip(self.problems[split], texts, strict=True)]
+        return [is_right(p, t) for p, t in zip(self.problems[split], texts, strict=True)]
 
     def measure(self, model: Any, seconds: float = 0.0) -> Run:
         """A student on the problems."""
-        dev, texts = (demo.decode(model, self.tokenizer, self.problems[split]) for split in ("dev", "test"))
+        dev, texts = (decode(model, self.tokenizer, self.problems[split]) for split in ("dev", "test"))
         right = self.hits(texts, "test")
         early = [
             worlds.answer(text) == problem.totals[2] and not is_right

@@ -24,12 +24,12 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from contralto import testbed
-from contralto.cli import demo
 from contralto.common.hub import from_pretrained
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
 from contralto.decoding.rules import contrastive_decoding
 from contralto.eval.stats import mcnemar_exact, proportion
 from contralto.testbed import worlds
+from contralto.testbed.measure import decode, is_right
 
 CARD = Path(testbed.__file__).parent.resolve() / "README.md"
 EXPERTS = ("expert-0", "expert-1", "expert-2")
@@ -65,11 +65,11 @@ class Bench:
     def solve(self, name: str, amateur: str | None = None, beta: float = 0.5) -> list[str]:
         """Greedy solutions of all problems, with or without contrast."""
         processor = ContrastiveDecodingLogitsProcessor(self.model(amateur), beta=beta) if amateur else None
-        return demo.decode(self.model(name), self.tokenizer, self.problems, processor=processor)
+        return decode(self.model(name), self.tokenizer, self.problems, processor=processor)
 
     def hits(self, texts: Sequence[str]) -> list[bool]:
         """Which problems the texts solve."""
-        return [demo.is_right(p, t) for p, t in zip(self.problems, texts, strict=True)]
+        return [is_right(p, t) for p, t in zip(self.problems, texts, strict=True)]
 
     def note(self, name: str, hits: Sequence[bool]) -> str:
         """A share with its interval, remembered under a name."""
@@ -100,7 +100,7 @@ def kind(problem: worlds.Problem, text: str) -> str:
     """What sort of solution a text is: right, stopped early, wrong arithmetic, other steps, or no answer."""
     if worlds.answer(text) is None:
         return "no answer"
-    if demo.is_right(problem, text):
+    if is_right(problem, text):
         return "right"
     said = re.findall(r"([a-z]+) (\d+)[:,]", text)
     steps = [(verb, str(operand)) for verb, operand in problem.steps]

@@ -6,10 +6,10 @@ from itertools import islice
 import pytest
 
 from contralto import cli, testbed
-from contralto.cli import demo
-from contralto.cli.demo import loop as demo_loop
+from contralto.cli.demo import alignment, comparison, examples, show
 from contralto.decoding import methods
 from contralto.testbed import worlds
+from contralto.testbed.measure import decode, is_right
 
 
 def test_too_few_problems_are_refused(capsys):
@@ -19,18 +19,18 @@ def test_too_few_problems_are_refused(capsys):
 
 def test_the_comparison_decodes_as_the_examples():
     parameters = methods.METHODS["cd"].forms["obrien"].parameters.values()
-    assert {each.name: each.default for each in parameters} == {"beta": demo.BETA, "alpha": demo.ALPHA}
+    assert {each.name: each.default for each in parameters} == {"beta": comparison.BETA, "alpha": comparison.ALPHA}
 
 
 @pytest.mark.slow
 def test_the_examples_are_the_first_problems_with_two_texts():
     expert, amateur, tokenizer = testbed.load("expert-0"), testbed.load("amateur"), testbed.tokenizer()
-    problems = list(islice(worlds.problems(demo.PROBLEM_SEED, "test"), 16))
-    examples = demo.find_examples(problems, expert, amateur, tokenizer)
-    assert 0 < len(examples) <= 3
-    assert all(example.greedy != example.contrastive for example in examples)
-    texts = demo.decode(expert, tokenizer, problems, processor=demo._processor(amateur, demo.BETA))
-    for example in examples:
+    problems = list(islice(worlds.problems(comparison.PROBLEM_SEED, "test"), 16))
+    found = examples.find_examples(problems, expert, amateur, tokenizer)
+    assert 0 < len(found) <= 3
+    assert all(example.greedy != example.contrastive for example in found)
+    texts = decode(expert, tokenizer, problems, processor=comparison.contrast_with(amateur))
+    for example in found:
         assert texts[problems.index(example.problem)] == example.contrastive
         assert any(step.changed for step in example.steps)
 
@@ -38,21 +38,23 @@ def test_the_examples_are_the_first_problems_with_two_texts():
 @pytest.mark.slow
 def test_demo(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 1)  # tests share the machine, and threads that wait spin
-    monkeypatch.setattr(demo, "PAIRS", [demo.PAIRS[0], demo.PAIRS[3]])
-    monkeypatch.setattr(demo_loop, "PAIRS", 32)
-    monkeypatch.setattr(demo_loop, "STEPS", 4)
+    pairs = [comparison.PAIRS[0], comparison.PAIRS[3]]
+    monkeypatch.setattr(comparison, "PAIRS", pairs)
+    monkeypatch.setattr(show, "PAIRS", pairs)
+    monkeypatch.setattr(alignment, "PAIRS", 32)
+    monkeypatch.setattr(alignment, "STEPS", 4)
     page = tmp_path / "demo.html"
     assert cli.main(["demo", "--problems", "30", "--html", str(page)]) == 0
     out = capsys.readouterr().out
     assert out.count("Problem ") == 3
     assert "How to read it." in out
 
-    tokenizer, problems = testbed.tokenizer(), list(islice(worlds.problems(demo.PROBLEM_SEED, "test"), 30))
+    tokenizer, problems = testbed.tokenizer(), list(islice(worlds.problems(comparison.PROBLEM_SEED, "test"), 30))
     greedy_row = next(line for line in out.splitlines() if line.startswith("greedy "))
     *shares, aligned = re.findall(r"(\d\.\d{3}) \[", greedy_row)
-    for pair, shown in zip(demo.PAIRS, shares, strict=True):
-        texts = demo.decode(testbed.load(pair.expert), tokenizer, problems)
-        assert float(shown) == round(sum(map(demo.is_right, problems, texts)) / 30, 3)
+    for pair, shown in zip(pairs, shares, strict=True):
+        texts = decode(testbed.load(pair.expert), tokenizer, problems)
+        assert float(shown) == round(sum(map(is_right, problems, texts)) / 30, 3)
 
     aligned_row = next(line for line in out.splitlines() if line.startswith("aligned  "))
     assert aligned in aligned_row  # before and after: the same answers as in its own column

@@ -20,8 +20,9 @@ from rich.console import Console
 from contralto import cli
 from contralto.align.monitoring.record import Point, Record
 from contralto.align.monitoring.report import write_report
-from contralto.cli import demo, explain_page
+from contralto.cli import explain_page
 from contralto.cli.demo import page
+from contralto.cli.demo.examples import Example, TokenCost
 from contralto.cli.pairs_view import show
 from contralto.common import errors, texts
 from contralto.data_gen import card, escaping, templates
@@ -138,8 +139,8 @@ def test_the_page_of_the_demo(comparison):
             (-1.0, -2.0, -1.0),
             RuledOut(0, 0.0, ()),
         )
-        example = demo.Example(problem, text, text, [step])
-        return page.render(json.loads(comparison), [example], demo.Cost(1.0, 1.0, 2.0), tokenizer)
+        example = Example(problem, text, text, [step])
+        return page.render(json.loads(comparison), [example], TokenCost(1.0, 1.0, 2.0), tokenizer)
 
     assert same_tags(make, ALL).count(" ".join(ALL.split())) >= 2
 

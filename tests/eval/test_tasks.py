@@ -23,12 +23,12 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from contralto import testbed
-from contralto.cli import demo
 from contralto.eval import data
 from contralto.eval.data.hub import hub_tasks
 from contralto.eval.metrics import chair, openended, pope
 from contralto.eval.metrics.vocabulary import read_synonyms
 from contralto.testbed import scenes, worlds
+from contralto.testbed.measure import decode, is_right
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "data"
 TESTBED = ["testbed_arithmetic", "testbed_stories", "testbed_story_writing", "testbed_captions"]
@@ -86,10 +86,10 @@ def test_arithmetic_is_what_the_demo_decodes(chat):
     n = 8
     results = _run(["testbed_arithmetic"], "expert", manager=_manager(n=n), apply_chat_template=chat)
     problems = list(islice(worlds.problems(2027, "test"), n))
-    texts = demo.decode(testbed.load("expert"), testbed.tokenizer(), problems)
+    texts = decode(testbed.load("expert"), testbed.tokenizer(), problems)
     rows = results["samples"]["testbed_arithmetic"]
     assert [row["resps"][0][0] for row in rows] == texts
-    hits = [demo.is_right(problem, text) for problem, text in zip(problems, texts, strict=True)]
+    hits = [is_right(problem, text) for problem, text in zip(problems, texts, strict=True)]
     assert [row["exact_match"] for row in rows] == hits
     assert _score(results, "testbed_arithmetic", "exact_match") == sum(hits) / n
     assert [row["doc"]["steps"] for row in rows] == [len(problem.steps) for problem in problems]

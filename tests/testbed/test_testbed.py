@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from contralto import testbed
-from contralto.cli.demo import decode, is_right
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
 from contralto.testbed import tokenization, training, worlds
 from contralto.testbed.__main__ import main
+from contralto.testbed.measure import decode, is_right
 
 
 def _take(n, endless):

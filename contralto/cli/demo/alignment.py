@@ -1,4 +1,4 @@
-"""The loop of `contralto demo`: an expert's own answers, revised where they are wrong, align it; then it is compared with itself."""
+"""The alignment of `contralto demo`: an expert is trained on its own answers, revised where they are wrong."""
 
 import argparse
 import contextlib
@@ -19,25 +19,28 @@ from contralto.common.files import read_lines
 from contralto.common.hub import with_adapter
 from contralto.decoding.methods import METHODS
 
+__all__ = ["align", "logged"]
+
 PAIRS, STEPS, BATCH = 160, 60, 16
 ROWS_PER_PAIR = 4
-"""Problems that are asked for a pair: most answers need no revision."""
+"""Problems per pair: most answers need no revision."""
 SEED = 2030
-"""Of the problems, which are training problems of the world."""
+"""The seed of the problems, which are training problems of the world."""
 LEARNING_RATE = "1e-4"
 """Chosen on dev problems, see testbed/ALIGNMENT.md."""
 NAME = "aligned"
+"""The label of the aligned expert in the comparison."""
 
 
 def align(expert: str, folder: Path) -> Path:
-    """An embedded expert aligned by CLAIR pairs and APO-zero, through `contralto data run` and `contralto align`.
+    """Align an embedded expert by CLAIR pairs and APO-zero, with `contralto data run` and `contralto align`.
 
     Args:
-        expert: its name in the testbed.
-        folder: where pairs, adapter and model go.
+        expert: the name of the expert in the testbed.
+        folder: the folder for pairs, adapter and model.
 
     Returns:
-        The folder of the aligned model, whole.
+        The folder of the aligned model, with the adapter merged into the weights.
     """
     pairs, adapter, whole = folder / "pairs", folder / "adapter", folder / NAME
     model = f"testbed:{expert}"
@@ -47,7 +50,7 @@ def align(expert: str, folder: Path) -> Path:
         command = argparse.ArgumentParser()
         data.add_arguments(command)
         data.run(command.parse_args(["run", str(recipe)]))
-        _keep(pairs / "dataset" / "data" / "train.jsonl", folder / "pairs.jsonl")
+        _keep_first(pairs / "dataset" / "data" / "train.jsonl", folder / "pairs.jsonl")
         train.run(["apo_zero", *_flags(model, folder / "pairs.jsonl", adapter)])
         _merge(expert, adapter, whole)
     return whole
@@ -55,7 +58,7 @@ def align(expert: str, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """So small a model is slower on two."""
+    """Run torch on one thread: so small a model is slower on two."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -80,13 +83,13 @@ def _recipe(model: str, output: Path) -> dict[str, Any]:
     }
 
 
-def _keep(made: Path, kept: Path) -> None:
-    """The first pairs, as many as are wanted."""
-    kept.write_text("".join(f"{line}\n" for line in read_lines(made)[:PAIRS]), encoding="utf-8")
+def _keep_first(pairs: Path, kept: Path) -> None:
+    """Copy the first `PAIRS` lines of a file."""
+    kept.write_text("".join(f"{line}\n" for line in read_lines(pairs)[:PAIRS]), encoding="utf-8")
 
 
 def _flags(model: str, pairs: Path, output: Path) -> list[str]:
-    said = {
+    options = {
         "model_name_or_path": model,
         "dataset_name": pairs,
         "output_dir": output,
@@ -105,24 +108,27 @@ def _flags(model: str, pairs: Path, output: Path) -> list[str]:
         "gradient_checkpointing": False,
         "monitor_pairs": 0,
     }
-    return [word for name, value in said.items() for word in (f"--{name}", str(value))]
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
 def _merge(expert: str, adapter: Path, whole: Path) -> None:
-    """The adapter put into the weights, so that every part of contralto takes the model by its folder."""
+    """Merge the adapter into the weights, so that every part of contralto loads the model from its folder."""
     with_adapter(testbed.load(expert), str(adapter)).merge_and_unload().save_pretrained(str(whole))
     testbed.tokenizer().save_pretrained(str(whole))
 
 
 def logged(output: Path, model: Path, task: str) -> dict[str, Path]:
-    """The answers that a comparison kept of a model, greedy and by cd, as samples that another comparison takes in.
+    """Copy the answers of a model from one comparison to where another comparison reads them.
 
     Args:
-        output: the comparison's folder.
-        model: the model's.
-        task: which answers.
+        output: the folder of the comparison.
+        model: the folder of the model.
+        task: the task.
+
+    Returns:
+        The folders of the copies, by the label of their rows: unsampled answers, with and without the contrast.
     """
-    found = {}
+    folders = {}
     for about in sorted((output / "runs").glob(f"*/{task}.json")):
         configuration = json.loads(about.read_text(encoding="utf-8"))["configuration"]
         if configuration["pretrained"] != str(model) or "temperature" in configuration:
@@ -132,5 +138,5 @@ def logged(output: Path, model: Path, task: str) -> dict[str, Path]:
         folder = output / "logged" / label.replace(", ", "-")
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(about.with_suffix(".jsonl"), folder / f"samples_{task}_0.jsonl")
-        found[label] = folder
-    return found
+        folders[label] = folder
+    return folders
