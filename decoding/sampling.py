@@ -129,7 +129,7 @@ class SeededSampling(LogitsProcessor):
             raise ValueError(
                 f"temperature must be a finite number above 0, not {temperature}: leave SeededSampling out for greedy search"
             )
-        self._seeds = torch.tensor([_wrapped(seed) for seed in seeds])
+        self._seeds = torch.tensor([wrapped_seed(seed) for seed in seeds])
         warpers: Any = LogitsProcessorList()
         if temperature != 1.0:
             warpers.append(TemperatureLogitsWarper(float(temperature)))
@@ -156,6 +156,10 @@ class SeededSampling(LogitsProcessor):
         return (warped.double().log_softmax(-1) + noise).to(torch.promote_types(scores.dtype, torch.float32))
 
 
-def _wrapped(seed: int) -> int:
-    """A seed of any size as int64."""
+def wrapped_seed(seed: int) -> int:
+    """Return a seed of any size as int64.
+
+    Args:
+        seed: a whole number.
+    """
     return (int(seed) + 2**63) % 2**64 - 2**63

@@ -34,27 +34,27 @@ class Token(NamedTuple):
 
     @property
     def word(self) -> str:
-        """Its text without the white space before it; of nothing but white space, a sign for it."""
+        """Return its text without leading white space; for nothing but white space, a sign for it."""
         return self.text.lstrip() or visible(self.text) + "\n" * self.text.count("\n")
 
     @property
     def space(self) -> str:
-        """The white space before its text."""
+        """Return the white space before its text."""
         return self.text.removesuffix(self.text.lstrip()) if self.text.strip() else ""
 
     @property
     def strength(self) -> float:
-        """The log-ratio as a colour, from -1 to 1."""
+        """Return the log-ratio as a colour, from -1 to 1."""
         return max(-1.0, min(1.0, self.step.ratio / STRONGEST))
 
     @property
     def probabilities(self) -> list[float]:
-        """Of the token: for the main branch, for the other one, and after the contrast."""
+        """Return the probabilities of the token: in the main branch, in the other one, and after the contrast."""
         return [math.exp(each) for each in self.step.log_p]
 
     @property
     def greedy(self) -> str:
-        """What the main branch alone would have written here."""
+        """Return the likeliest token of the main branch."""
         return self.candidates[0][0].text
 
 
@@ -70,7 +70,13 @@ Shown = list[Bar]
 
 
 def spell(steps: Sequence[Step], before: Sequence[int], tokenizer: Any) -> list[Token]:
-    """The steps as the page shows them, after the prompt's last tokens."""
+    """Return the steps as the page shows them.
+
+    Args:
+        steps: of the trace.
+        before: the last tokens of the prompt.
+        tokenizer: of the model.
+    """
     context, tokens = list(before), []
     for step in steps:
         written = [_bars(step, each, context, tokenizer) for each in (step.main, step.contrast, step.combined)]
@@ -86,7 +92,7 @@ def _bars(step: Step, candidates: Sequence[Candidate], context: Sequence[int], t
 
 
 def _spell(token: int, context: Sequence[int], tokenizer: Any) -> str:
-    """What a token adds to the text before it, which may be more or less than the token by itself."""
+    """Return the text that a token appends, which may be more or less than the token by itself."""
     recent = list(context[-CONTEXT:])
     head, whole = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (recent, [*recent, token]))
     head = head.rstrip("\ufffd")  # a letter begun, which the token may end
@@ -95,7 +101,11 @@ def _spell(token: int, context: Sequence[int], tokenizer: Any) -> str:
 
 
 def visible(text: str) -> str:
-    """A token with its white space made visible."""
+    """Return the text of a token with its white space made visible.
+
+    Args:
+        text: the text of a token.
+    """
     return text.replace("\n", "↵").replace("\t", "⇥").replace(" ", "·") or "∅"
 
 
@@ -167,7 +177,7 @@ def pictures(prompt: Prompt, batch: DecodingBatch, config: DecodingConfig, *, se
 
 
 def _picture(pixels: Any) -> Any:
-    """Preprocessed pixels `(3, H, W)` as an image, from the darkest to the brightest."""
+    """Return preprocessed pixels `(3, H, W)` as an image, from the darkest to the brightest."""
     from PIL import Image
 
     pixels = pixels.float().cpu()
@@ -176,7 +186,7 @@ def _picture(pixels: Any) -> Any:
 
 
 def _address(image: Any) -> str:
-    """A copy of an image as a data address: large ones smaller, tiny ones with visible pixels."""
+    """Return a copy of an image as a data address: large images smaller, tiny ones with visible pixels."""
     from PIL.Image import Resampling
 
     small, file = image.copy(), io.BytesIO()

@@ -1,7 +1,7 @@
-"""The JSONL that `contralto generate` writes: a row per prompt, as soon as it is decoded, and resumed where it was cut.
+"""Write the JSONL of `contralto generate`: a row per prompt, as soon as it is decoded, and resume an interrupted file.
 
-A file is gone on with only if every row in it is the row that this run would write: the same prompts, the same settings, the same
-contents of the files that it was made with. Nothing else is touched: the only bytes that are ever removed are those of a row of ours that was cut short.
+A run resumes a file only if every row in it is the row that the run would write: the same prompts, settings and contents of input
+files. The only bytes that are ever removed are those of an incomplete row.
 """
 
 import json
@@ -27,7 +27,7 @@ class OutputFile:
         path: of the file.
         file: the open file, unbuffered and in append mode.
         rows: the beginning of every row: its index and its prompt.
-        settings: what determines the texts besides; the end of every row.
+        settings: the options that determine the texts; the end of every row.
         digests: returns hashes of the files that a row is made with, by the row's index; None if there are none.
     """
 
@@ -42,13 +42,13 @@ class OutputFile:
         self._path, self._file, self._rows, self._digests = path, file, rows, digests
         self._settings = json.loads(json.dumps(settings))
         self.done = 0
-        """Rows in the file, which are not decoded again."""
+        """Number of rows in the file, which are not decoded again."""
 
     def resume(self) -> None:
-        """Count the rows of an earlier run, and cut off a row that it did not finish.
+        """Count the rows of an earlier run, and remove a row that it did not finish.
 
         Raises:
-            ValueError: something in the file is not what this run would write there.
+            ValueError: the file has other rows than this run would write.
         """
         self._file.seek(0)
         content = self._file.read()
@@ -100,10 +100,10 @@ class OutputFile:
         """Append the next row.
 
         Args:
-            result: what was decoded.
+            result: columns of the decoded texts.
 
         Raises:
-            OSError: it cannot be written; the rows before it are whole.
+            OSError: the row cannot be written; the rows before it are whole.
         """
         start = os.fstat(self._file.fileno()).st_size
         try:
@@ -131,18 +131,18 @@ def opened(
     resume: bool,
     digests: Digests | None = None,
 ) -> Iterator[OutputFile]:
-    """Open an output file for one run, and keep others from it.
+    """Open an output file and lock it for one run.
 
     Args:
-        path: of the file; it is created, or holds nothing, or with `resume` the rows of an earlier run.
+        path: of the file, which is created or empty, or with `resume` has the rows of an earlier run.
         rows: the beginning of every row: its index and its prompt.
-        settings: what determines the texts besides.
-        resume: whether to go on with a file that holds rows.
+        settings: the options that determine the texts.
+        resume: whether to continue a file that has rows.
         digests: returns hashes of the files that a row is made with, by the row's index.
 
     Raises:
         OSError: the file cannot be written, or another process writes it.
-        ValueError: there is such a file, and it is not to be or cannot be gone on with.
+        ValueError: the file has rows, and `resume` is false or they are those of another run.
     """
     check_output_file(path, "--output")
     if path.exists() and not path.is_file():
@@ -160,7 +160,7 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def _parsed(line: str) -> Any:
-    """The JSON value of a line, or None."""
+    """Return the JSON value of a line, or None."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):

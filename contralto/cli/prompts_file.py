@@ -34,35 +34,42 @@ Image = Any
 READ = ("prompt", "messages", "image", "images", "contrast_prompt", "system", "tools", "documents")
 """Columns that are read, besides `chat_template_kwargs`."""
 SOURCES = ("path", "url", "base64", "image")
-"""Where a part of type image may say which image it is."""
-OURS = ("tokenize", "add_generation_prompt", "continue_final_message", "return_tensors", "return_dict", "padding")
-"""Arguments of a chat template that are not the caller's."""
-NEAR = {*(name.removesuffix("s") for name in READ), "contrast", "conversation", "negative", "video", "audio"}
-"""Words that a column which is not read must not end in: it would be taken for granted, and would do nothing."""
+"""Keys under which a part of type image names its image."""
+TEMPLATE_ARGUMENTS = (
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+    "return_tensors",
+    "return_dict",
+    "padding",
+)
+"""Arguments of a chat template that the command sets."""
+REJECTED_WORDS = {*(name.removesuffix("s") for name in READ), "contrast", "conversation", "negative", "video", "audio"}
+"""Last words of column names that are rejected: such a column would seem to have an effect, and would have none."""
 
 
-def read_prompts(file: Path, given: Prompt, options: Sequence[str] = ()) -> list[Prompt]:
+def read_prompts(file: Path, default: Prompt, options: Sequence[str] = ()) -> list[Prompt]:
     """Read the prompts of a file.
 
     Args:
         file: `.jsonl` or `.json` with rows, or `.txt` or a name without suffix with a prompt per line; blank lines are skipped.
-        given: the images and the contrast prompt of rows that bring none.
-        options: names of options of the command, which are no columns.
+        default: images and contrast prompt of rows that have none.
+        options: names of options of the command, which are rejected as columns.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: whatever is wrong, with file, line and column.
+        ValueError: the file or a row is not valid; the message has file, line and column.
     """
     rows: Iterator[tuple[int, Any]]
     if file.suffix in (".txt", ""):
-        return [given._replace(content=line) for line in read_lines(file) if line.strip()]
+        return [default._replace(content=line) for line in read_lines(file) if line.strip()]
     if file.suffix in (".jsonl", ".ndjson"):
         rows = read_json_lines(file)
     elif file.suffix == ".json":
         rows = _array(file)
     else:
         raise ValueError(f"{file}: prompts are read from .txt, .jsonl and .json files, not from {file.suffix}")
-    return [prompt_of(row, given, f"{file}:{number}", file.parent, options) for number, row in rows]
+    return [prompt_of(row, default, f"{file}:{number}", file.parent, options) for number, row in rows]
 
 
 def _array(file: Path) -> Iterator[tuple[int, Any]]:
@@ -75,18 +82,18 @@ def _array(file: Path) -> Iterator[tuple[int, Any]]:
     return enumerate(rows, 1)
 
 
-def prompt_of(row: Any, given: Prompt, where: str, folder: Path, options: Sequence[str] = ()) -> Prompt:
+def prompt_of(row: Any, default: Prompt, where: str, folder: Path, options: Sequence[str] = ()) -> Prompt:
     """Read one row.
 
     Args:
-        row: as it was read.
-        given: see `read_prompts`.
-        where: what messages call the row.
-        folder: where paths of images begin.
+        row: the JSON value.
+        default: see `read_prompts`.
+        where: the place of the row, for messages.
+        folder: the folder that paths of images are relative to.
         options: see `read_prompts`.
 
     Raises:
-        ValueError: whatever is wrong, with the column.
+        ValueError: the row is not valid; the message has the column.
 
     Examples:
         >>> prompt_of({"prompt": "Why?", "id": 7}, Prompt(""), "prompts.jsonl:1", Path())[:2]
@@ -107,7 +114,7 @@ def prompt_of(row: Any, given: Prompt, where: str, folder: Path, options: Sequen
     images = _column_images(row, where, folder)
     if shown is not None and images:
         raise ValueError(f"{where}: messages bring their images, and there is a column of images as well")
-    images = shown or images or list(given.images)
+    images = shown or images or list(default.images)
     _check_places(content, images, where)
     contrast = row.get("contrast_prompt")
     if contrast is not None and not isinstance(contrast, str):
@@ -116,8 +123,8 @@ def prompt_of(row: Any, given: Prompt, where: str, folder: Path, options: Sequen
     return Prompt(
         content,
         tuple(images),
-        contrast if own else given.contrast,
-        None if own or given.contrast is None else {**others, "prompt": ""},
+        contrast if own else default.contrast,
+        None if own or default.contrast is None else {**others, "prompt": ""},
         _template(row, where),
         others,
     )
@@ -130,14 +137,14 @@ def _check_others(others: Mapping[str, Any], where: str, options: Sequence[str])
             raise ValueError(f"{where}: column {name} is not read: give --{name.replace('_', '-')} for all rows")
         medium = {"image", "images", "video", "videos", "audio", "audios"} & set(last)
         source = last[-1] in (*SOURCES, *(f"{each}s" for each in SOURCES), "file", "files", "bytes", "data")
-        if value is not None and (last[-1].removesuffix("s") in NEAR or (medium and source)):
+        if value is not None and (last[-1].removesuffix("s") in REJECTED_WORDS or (medium and source)):
             close = next((read for read in READ if read in last), None)
             what = f"rename it to {close}, or drop it" if close else f"there are {', '.join(READ)}; drop it otherwise"
             raise ValueError(f"{where}: column {name} is not read: {what}")
 
 
 def _content(row: Mapping[str, Any], where: str) -> Content:
-    """The prompt or the messages, with the system message before them."""
+    """Return the prompt or the messages, with the system message before them."""
     given = {name: row[name] for name in ("messages", "prompt") if row.get(name) is not None}
     if not given:
         has = ", ".join(name for name in row if row[name] is not None)
@@ -159,18 +166,20 @@ def _content(row: Mapping[str, Any], where: str) -> Content:
 
 
 def _template(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Arguments of the chat template."""
-    how = row.get("chat_template_kwargs")
-    how = json.loads(how) if isinstance(how, str) else how or {}
-    if not isinstance(how, dict) or set(how) & set(OURS):
-        raise ValueError(f"{where}: column chat_template_kwargs must be an object without {', '.join(OURS)}")
+    """Return the further arguments of the chat template."""
+    kwargs = row.get("chat_template_kwargs")
+    kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs or {}
+    if not isinstance(kwargs, dict) or set(kwargs) & set(TEMPLATE_ARGUMENTS):
+        raise ValueError(
+            f"{where}: column chat_template_kwargs must be an object without {', '.join(TEMPLATE_ARGUMENTS)}"
+        )
     for name in ("tools", "documents"):
         if row.get(name):
             value = json.loads(row[name]) if isinstance(row[name], str) else row[name]
             if not isinstance(value, list):
                 raise ValueError(f"{where}: column {name} must be a list, not a {type(value).__name__}")
-            how = {**how, name: value}
-    return how
+            kwargs = {**kwargs, name: value}
+    return kwargs
 
 
 # ----------------------------------------------------------------------------------------------------------------- images
@@ -187,32 +196,32 @@ def _column_images(row: Mapping[str, Any], where: str, folder: Path) -> list[Ima
 
 
 def _images_of(content: Content, where: str, folder: Path) -> tuple[Content, list[Image] | None]:
-    """The messages with bare marks where images stand, and the images that they bring; None if they bring none."""
+    """Return the messages with bare placeholders for images, and their images; None if they have none."""
     if isinstance(content, str):
         return content, None
-    found: list[Image] = []
+    images: list[Image] = []
     messages = []
     for number, message in enumerate(content, 1):
         parts = message.get("content")
         if isinstance(parts, list):
             for part in parts:
                 if part["type"] in MEDIA and (source := _named_in(part)) is not None:
-                    found.append(_source(source, f"{where}, message {number}", folder))
+                    images.append(_source(source, f"{where}, message {number}", folder))
             parts = [{"type": "image"} if part["type"] in MEDIA else part for part in parts]
             message = {**message, "content": parts}
         messages.append(message)
-    return messages, found or None
+    return messages, images or None
 
 
 def _named_in(part: Mapping[str, Any]) -> Any:
-    """What a part says of its image; None for a mark alone."""
+    """Return the source of the image of a part; None for a placeholder alone."""
     if part["type"] == "image_url":
         return part.get("image_url")
     return {name: part[name] for name in SOURCES if part.get(name) is not None} or None
 
 
 def _source(value: Any, where: str, folder: Path) -> Image:
-    """A path, or the bytes of an image."""
+    """Return the path or the bytes of an image."""
     if isinstance(value, Mapping):
         given = {name: each for name, each in value.items() if name in SOURCES and each is not None}
         if len(given) != 1:
@@ -238,7 +247,7 @@ def _bytes(text: Any, where: str) -> bytes:
 
 
 def _check_places(content: Content, images: Sequence[Image], where: str) -> None:
-    """Every mark in the messages has its image, and the other way round."""
+    """Raise ValueError unless the messages have one placeholder per image."""
     if isinstance(content, str):
         return
     with during(where):

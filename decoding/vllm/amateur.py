@@ -24,7 +24,8 @@ from contralto.decoding.branches.padding import KnownTokens
 from contralto.decoding.methods import METHODS
 from contralto.decoding.validity import check_logits
 from contralto.decoding.vllm.members import Members
-from contralto.decoding.vllm.settings import PREFIX, Row, Rule, Warp, check_penalties, draw, seeds_of, supported
+from contralto.decoding.vllm.sampling import Warp, draw, seeds_of
+from contralto.decoding.vllm.settings import PREFIX, Row, Rule, check_penalties, supported
 from contralto.decoding.vocabulary import check_sizes, same_tokenizer, vocabulary_size
 
 __all__ = ["AmateurContrast"]

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from contralto.decoding.vllm.checks import check_config
 from contralto.decoding.vllm.members import Members
-from contralto.decoding.vllm.settings import Row, Rule, Warp, check_request, draw, end_broken, seeds_of
+from contralto.decoding.vllm.sampling import Warp, draw, end_broken, seeds_of
+from contralto.decoding.vllm.settings import Row, Rule, check_request
 
 __all__ = ["PairedContrast"]
 

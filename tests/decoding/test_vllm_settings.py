@@ -18,8 +18,9 @@ from contralto.decoding.vllm import settings
 from contralto.decoding.vllm.adapters import adapters_of, lora_options
 from contralto.decoding.vllm.engine import engine_options
 from contralto.decoding.vllm.middleware import ENVIRONMENT
+from contralto.decoding.vllm.sampling import RequestSampling, Warp, draw, seeds_of
 from contralto.decoding.vllm.session import BranchReply, Progress, RefusedError
-from contralto.decoding.vllm.settings import Row, Sampling, Warp, check_group, draw, seeds_of
+from contralto.decoding.vllm.settings import Row, check_group
 
 GOOD = {"contrast_id": "x", "contrast_branch": 0, "contrast_marker": 0, "contrast_method": "cad"}
 
@@ -52,12 +53,12 @@ def test_m3id_counts_the_steps_of_each_text():
 def test_every_row_draws_as_if_alone():
     """Different samplings, seeds and steps in one call are what SeededSampling gives for each."""
     samplings = [
-        Sampling(),
-        Sampling(temperature=0.7),
-        Sampling(temperature=1.3, top_k=4),
-        Sampling(temperature=1.0, top_k=9, top_p=0.7),
-        Sampling(temperature=0.9, top_p=0.5, min_p=0.1),
-        Sampling(temperature=2.0, min_p=0.3),
+        RequestSampling(),
+        RequestSampling(temperature=0.7),
+        RequestSampling(temperature=1.3, top_k=4),
+        RequestSampling(temperature=1.0, top_k=9, top_p=0.7),
+        RequestSampling(temperature=0.9, top_p=0.5, min_p=0.1),
+        RequestSampling(temperature=2.0, min_p=0.3),
     ]
     scores = torch.randn(6, 23, generator=torch.Generator().manual_seed(3)).log_softmax(-1)
     scores[3, 5:9] = -torch.inf
