@@ -23,10 +23,13 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.models.utils import unwrap_model_for_generation
 
-from contralto.align.monitoring.audit import Finding, audit_dropped, audit_model, audit_rows, end_tokens, row_name
+from contralto.align.monitoring.data_audit import audit_dropped, audit_rows
+from contralto.align.monitoring.findings import Finding, row_name
+from contralto.align.monitoring.model_audit import audit_model
 from contralto.align.monitoring.record import RECORD, Point, Record, symptoms
 from contralto.align.trainers.batches import PairBatch
 from contralto.align.trainers.scoring import Scoring
+from contralto.align.trainers.specials import end_tokens
 from contralto.align.trl_compat import gathered
 from contralto.common.head import head_of
 from contralto.common.placement import input_device

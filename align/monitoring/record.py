@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from contralto.align.monitoring.audit import Finding
+from contralto.align.monitoring.findings import IDLE, Finding
 from contralto.common.files import replace_text
 
 __all__ = ["RECORD", "Point", "Record", "symptoms"]
@@ -25,8 +25,6 @@ FAR = 0.5
 """Nats per token of divergence from the reference: at a KL of that size every second token or so is another one."""
 FLAT = 4.0
 """beta |r| from which a sigmoid has lost nine tenths of its slope and more."""
-IDLE = 1e-3
-"""Nats per token that nothing has moved by."""
 GROWN = 1.5
 """How many times longer, or shorter, generated texts may become."""
 ANCHORED = {"apo_zero", "apo_down", "apo_auto"}

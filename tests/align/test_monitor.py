@@ -23,8 +23,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from contralto import testbed
-from contralto.align.monitoring import audit, monitor, report
-from contralto.align.monitoring.audit import Finding, audit_model, audit_rows
+from contralto.align.monitoring import data_audit, monitor, report
+from contralto.align.monitoring.data_audit import audit_rows
+from contralto.align.monitoring.findings import Finding
+from contralto.align.monitoring.model_audit import audit_model, policy_logps, reference_logps
 from contralto.align.monitoring.monitor import Monitor
 from contralto.align.monitoring.record import RECORD, Point, Record, symptoms
 from contralto.align.trainers import reach
@@ -157,9 +159,9 @@ def test_texts_without_words():
     spoken = [{"role": "assistant", "content": [{"type": "text", "text": "b"}]}]
     silent = [{"role": "assistant", "content": ""}]
     call = [{"role": "assistant", "content": "", "tool_calls": [{"type": "function"}]}]
-    assert audit._words(spoken) == "b"
-    assert audit._words(silent) == ""
-    assert audit._words(call)
+    assert data_audit._content_of(spoken) == "b"
+    assert data_audit._content_of(silent) == ""
+    assert data_audit._content_of(call)
 
 
 def test_prompts_that_merge_with_their_completion():
@@ -251,7 +253,7 @@ def test_nulls_in_tools_and_calls_are_found():
 
 
 def test_a_stream_is_looked_at_for_a_while(monkeypatch):
-    monkeypatch.setattr(audit, "STREAMED", 3)
+    monkeypatch.setattr(data_audit, "STREAMED_ROWS", 3)
     rows = [GOOD | {"id": f"r{at}"} for at in range(2)] + [GOOD | {"id": "bad", "chosen_ids": []}] * 2
     stream = IterableDataset.from_generator(lambda: iter(rows))
     (found,) = audit_rows(stream, testbed.tokenizer(), name="data", ends={END}, max_length=None, progress=False)
@@ -315,7 +317,7 @@ def test_a_policy_that_is_not_its_reference(tmp_path):
         other.lm_head.weight.mul_(1.05)
     two = trainer(tmp_path, ref_model=other)
     (found,) = audit_model(two, batches(two))
-    gap = (audit._logps(two, batches(two)) - audit._reference_logps(two, batches(two))).abs().mean()
+    gap = (policy_logps(two, batches(two)) - reference_logps(two, batches(two))).abs().mean()
     assert f"{gap:.3g} nats per token" in found.text
     assert "ref_model" in found.advice
 
