@@ -48,6 +48,8 @@ class Loss:
         forbids: options of `PreferenceConfig` that have no meaning with this loss, and the reason, which completes
             "OPTION is set, and NAME ...".
         length_normalised: the loss compares means per token and not sums.
+        lowers_chosen: the loss is meant to lower the likelihood of chosen completions, of all or of some.
+        saturates: the loss is a sum of sigmoids of single completions, so that its gradient vanishes where `beta |r|` is large.
         from_trl: the loss is also a `loss_type` of `trl.DPOConfig`, whose numbers it reproduces.
 
     Raises:
@@ -64,6 +66,8 @@ class Loss:
         ...     requires=frozenset(),
         ...     forbids={},
         ...     length_normalised=False,
+        ...     lowers_chosen=False,
+        ...     saturates=False,
         ...     from_trl=False,
         ... )
         >>> loss.inputs, loss.settings
@@ -77,6 +81,8 @@ class Loss:
     requires: frozenset[Requirement]
     forbids: Mapping[str, str]
     length_normalised: bool
+    lowers_chosen: bool
+    saturates: bool
     from_trl: bool
 
     def __post_init__(self) -> None:

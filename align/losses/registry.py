@@ -36,6 +36,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids={},
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=True,
     ),
     Loss(
@@ -46,6 +48,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids={},
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=True,
     ),
     Loss(
@@ -56,6 +60,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids={},
         length_normalised=True,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=True,
     ),
     Loss(
@@ -66,6 +72,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids={},
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=True,
     ),
     Loss(
@@ -76,6 +84,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE,
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=True,
     ),
     Loss(
@@ -86,6 +96,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids={},
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=True,
     ),
     Loss(
@@ -96,6 +108,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE,
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=True,
     ),
     Loss(
@@ -106,6 +120,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE,
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=True,
     ),
     Loss(
@@ -116,6 +132,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE | _SORTED,
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=True,
     ),
     Loss(
@@ -126,6 +144,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE | _SORTED,
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=True,
     ),
     Loss(
@@ -136,6 +156,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE,
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=True,
         from_trl=True,
     ),
     Loss(
@@ -146,6 +168,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE,
         length_normalised=False,
+        lowers_chosen=True,
+        saturates=True,
         from_trl=True,
     ),
     Loss(
@@ -156,6 +180,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids={},
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=True,
     ),
     Loss(
@@ -166,6 +192,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids={},
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=True,
     ),
     Loss(
@@ -176,6 +204,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids={},
         length_normalised=True,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=True,
     ),
     Loss(
@@ -186,6 +216,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE,
         length_normalised=False,
+        lowers_chosen=True,
+        saturates=True,
         from_trl=False,
     ),
     Loss(
@@ -196,6 +228,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE,
         length_normalised=True,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=False,
     ),
     Loss(
@@ -206,6 +240,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE,
         length_normalised=True,
+        lowers_chosen=True,
+        saturates=False,
         from_trl=False,
     ),
     Loss(
@@ -216,6 +252,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE,
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=False,
     ),
     Loss(
@@ -226,6 +264,8 @@ BUILT_IN = (
         requires=frozenset({"positive_margin"}),
         forbids=_NO_SCORE,
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=False,
     ),
     Loss(
@@ -236,6 +276,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE,
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=False,
     ),
     Loss(
@@ -246,6 +288,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE,
         length_normalised=True,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=False,
     ),
     Loss(
@@ -256,6 +300,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE,
         length_normalised=True,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=False,
     ),
     Loss(
@@ -266,6 +312,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE,
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=False,
     ),
     Loss(
@@ -276,6 +324,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE | _DIVERGENCE,
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=False,
     ),
     Loss(
@@ -286,6 +336,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE | _DIVERGENCE,
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=False,
     ),
     Loss(
@@ -296,6 +348,8 @@ BUILT_IN = (
         requires=frozenset(),
         forbids=_NO_SCORE | _DIVERGENCE,
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=False,
     ),
     Loss(
@@ -306,6 +360,8 @@ BUILT_IN = (
         requires=frozenset({"alone"}),
         forbids=_NO_SCORE | _VISUAL,
         length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
         from_trl=False,
     ),
 )

@@ -1,1 +1,1 @@
-"""Audit, monitor and report of a training run."""
+"""Monitoring of a training run: the audit before it, the measurements during it, and the report after it."""

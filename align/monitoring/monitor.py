@@ -1,8 +1,8 @@
-"""`Monitor`: what a preference training does to the texts it trains on, watched on a fixed set of pairs and said in words.
+"""`Monitor`: the audit before a preference training, its measurements on a fixed set of pairs, and its report.
 
 Preference losses raise the margin of two texts, and may do so by making both less likely: likelihood displacement (Razin et al. 2024,
 arXiv 2410.08847). The loss does not show it. So the log-probabilities of some pairs, held-out ones where there are any, are
-measured before training and about twenty times in its course, and with them the divergence from the reference.
+measured before training and about twenty times during it, together with the divergence from the reference.
 """
 
 import dataclasses
@@ -26,7 +26,8 @@ from trl.models.utils import unwrap_model_for_generation
 from contralto.align.monitoring.data_audit import audit_dropped, audit_rows
 from contralto.align.monitoring.findings import Finding, row_name
 from contralto.align.monitoring.model_audit import audit_model
-from contralto.align.monitoring.record import RECORD, Point, Record, symptoms
+from contralto.align.monitoring.record import RECORD, Point, Record
+from contralto.align.monitoring.symptoms import symptoms
 from contralto.align.trainers.batches import PairBatch
 from contralto.align.trainers.scoring import Scoring
 from contralto.align.trainers.specials import end_tokens
@@ -40,15 +41,15 @@ __all__ = ["Monitor"]
 logger = logging.getLogger(__name__)
 
 MEASUREMENTS = 20
-"""In the course of a training, about."""
-AUDITED = 4
-"""Pairs that policy and reference are compared on."""
-SHOWN = 2000
-"""Characters of a text that are kept for the report."""
+"""Approximate number of measurements in a training."""
+AUDITED_PAIRS = 4
+"""Pairs on which policy and reference are compared."""
+REPORTED_CHARACTERS = 2000
+"""Characters of a prompt or completion that are kept for the report."""
 
 
-class Measured(NamedTuple):
-    """Log-probabilities of all pairs, `(n,)` each, and the divergence."""
+class Measurement(NamedTuple):
+    """Log-probabilities of all pairs, `(n,)` each, and the divergence in nats per token."""
 
     chosen: Tensor
     rejected: Tensor
@@ -56,18 +57,18 @@ class Measured(NamedTuple):
 
 
 class Monitor(TrainerCallback):
-    """Audits a `PreferenceTrainer` before its first step, measures it in its course, and writes a report at its end.
+    """The callback that audits a `PreferenceTrainer` before its first step, measures it during training, and writes a report at its end.
 
-    `PreferenceTrainer` makes one, as its options say: `audit`, `monitor_pairs`, `monitor_generate`, `report`.
+    `PreferenceTrainer` creates one from its options `audit`, `monitor_pairs`, `monitor_generate` and `report`.
 
     Args:
-        trainer: the trainer, which need not be ready yet.
-        given: its data sets before preparation, by name.
+        trainer: the trainer, which need not be initialised yet.
+        originals: its datasets before preparation, by name.
     """
 
-    def __init__(self, trainer: Any, given: Mapping[str, Any]) -> None:
-        splits = given.get("eval_dataset")
-        self.trainer, self.given = trainer, {**given, **(splits if isinstance(splits, dict) else {})}
+    def __init__(self, trainer: Any, originals: Mapping[str, Any]) -> None:
+        splits = originals.get("eval_dataset")
+        self.trainer, self.originals = trainer, {**originals, **(splits if isinstance(splits, dict) else {})}
         self.findings: list[Finding] = []
         self.record: Record | None = None
         self.batches: list[Mapping[str, Any]] = []
@@ -75,38 +76,40 @@ class Monitor(TrainerCallback):
         self.began = 0.0
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The audit of the data, before a reference is precomputed."""
+        """Audit the data, before a reference is precomputed."""
         if self.trainer.args.audit == "off":
             return
         for name, dataset in self._datasets().items():
             self.findings += self._audit_rows(name, dataset)
-        self._act(self.findings)
+        self._report_findings(self.findings)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The audit of the model; the first measurement."""
+        """Audit the model, and measure for the first time."""
         self.began = time.monotonic()
-        source, dataset = self._source()
-        rows = _spread(dataset, self.trainer.args.monitor_pairs or AUDITED)
+        source, dataset = self._measured_dataset()
+        rows = _spread_rows(dataset, self.trainer.args.monitor_pairs or AUDITED_PAIRS)
         self.batches = self._collated(rows)
         if self.trainer.args.audit != "off" and state.global_step == 0:
-            with _at_rest(self.trainer.model):
-                found = audit_model(self.trainer, self._some_batches())
-            self.findings += found
-            self._act(found)
+            with _evaluation_mode(self.trainer.model):
+                findings = audit_model(self.trainer, self._audited_batches())
+            self.findings += findings
+            self._report_findings(findings)
         if self.trainer.args.monitor_pairs:
             self._begin(source, rows, state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """A measurement, about twenty times in all."""
-        if self.record is not None and (state.global_step % self._every(state) == 0 or control.should_training_stop):
+        """Measure, about `MEASUREMENTS` times in all."""
+        if self.record is not None and (
+            state.global_step % self._measurement_interval(state) == 0 or control.should_training_stop
+        ):
             self._measure(state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The last measurement, and the report."""
+        """Measure for the last time, and write the report."""
         if self.record is None:
             return
         if self.record.points[-1].step != state.global_step:
@@ -119,7 +122,7 @@ class Monitor(TrainerCallback):
     # ------------------------------------------------------------------------------------------------------------ audit
 
     def _datasets(self) -> dict[str, Any]:
-        """Prepared, by name."""
+        """Return the prepared datasets by name."""
         evaluation = self.trainer.eval_dataset
         splits = evaluation if isinstance(evaluation, dict) else {"eval_dataset": evaluation}
         return {
@@ -129,40 +132,47 @@ class Monitor(TrainerCallback):
         }
 
     def _audit_rows(self, name: str, dataset: Any) -> list[Finding]:
-        args, how = self.trainer.args, self.trainer.processing_class
-        shows = self.trainer.state.is_world_process_zero and not args.disable_tqdm
-        ends = end_tokens(self.trainer.policy, how)
+        args, processing_class = self.trainer.args, self.trainer.processing_class
+        shows_progress = self.trainer.state.is_world_process_zero and not args.disable_tqdm
+        ends = end_tokens(self.trainer.policy, processing_class)
         limits: dict[str, Any] = {"max_length": args.max_length, "truncation_mode": args.truncation_mode}
-        found = audit_rows(dataset, how, name=name, ends=ends, progress=shows, **limits)
-        return found + audit_dropped(
-            self.given.get(name), dataset, how, name=name, max_length=args.max_length, progress=shows
+        findings = audit_rows(dataset, processing_class, name=name, ends=ends, progress=shows_progress, **limits)
+        return findings + audit_dropped(
+            self.originals.get(name),
+            dataset,
+            processing_class,
+            name=name,
+            max_length=args.max_length,
+            progress=shows_progress,
         )
 
-    def _act(self, findings: Sequence[Finding]) -> None:
-        """Say what was found; errors end the run."""
-        errors = [found for found in findings if found.level == "error"]
-        for found in findings:
-            if self.trainer.state.is_world_process_zero and (found not in errors or self.trainer.args.audit == "warn"):
-                logger.warning("audit: %s", found)
+    def _report_findings(self, findings: Sequence[Finding]) -> None:
+        """Log the findings; errors end the run."""
+        errors = [finding for finding in findings if finding.level == "error"]
+        for finding in findings:
+            if self.trainer.state.is_world_process_zero and (
+                finding not in errors or self.trainer.args.audit == "warn"
+            ):
+                logger.warning("audit: %s", finding)
         if errors and self.trainer.args.audit == "stop":
-            more = f" ({len(errors) - 1} more errors after it)" if len(errors) > 1 else ""
-            raise ValueError(f"{errors[0]}{more} To train all the same, set audit to warn.")
+            others = f" ({len(errors) - 1} more errors after it)" if len(errors) > 1 else ""
+            raise ValueError(f"{errors[0]}{others} To train all the same, set audit to warn.")
 
-    def _some_batches(self) -> list[Mapping[str, Any]]:
+    def _audited_batches(self) -> list[Mapping[str, Any]]:
         pairs, kept = 0, []
         for batch in self.batches:
             kept.append(batch)
             pairs += len(batch["input_ids"]) // 2
-            if pairs >= AUDITED:
+            if pairs >= AUDITED_PAIRS:
                 break
         return kept
 
     # ---------------------------------------------------------------------------------------------------------- measure
 
-    def _source(self) -> tuple[str, Any]:
-        """The data set that pairs are taken from: the first held-out one, or what is trained on."""
-        held = {name: data for name, data in self._datasets().items() if name != "train_dataset"}
-        return next(iter(held.items()), ("train_dataset", self.trainer.train_dataset))
+    def _measured_dataset(self) -> tuple[str, Any]:
+        """Return the dataset that pairs are taken from: the first one for evaluation, or else the training set."""
+        evaluation = {name: data for name, data in self._datasets().items() if name != "train_dataset"}
+        return next(iter(evaluation.items()), ("train_dataset", self.trainer.train_dataset))
 
     def _collated(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         size = self.trainer.args.per_device_eval_batch_size
@@ -173,8 +183,8 @@ class Monitor(TrainerCallback):
         key = sha256(b"".join(batch["input_ids"].numpy().tobytes() for batch in self.batches)).hexdigest()[:16]
         if state.global_step and self._resumed(key, state):
             return
-        with _at_rest(self.trainer.model):
-            start = self._measured()
+        with _evaluation_mode(self.trainer.model):
+            start = self._measurement()
             scores = self._ches()
         self.record = Record(
             key=key,
@@ -190,10 +200,10 @@ class Monitor(TrainerCallback):
         self._save(state)
 
     def _resumed(self, key: str, state: TrainerState) -> bool:
-        """Go on with the record of the run that is resumed, if it is of the same pairs."""
+        """Continue the record of the resumed run, if it is of the same pairs, and return whether it is."""
         folder = Path(self.trainer.args.output_dir)
-        found = state.is_world_process_zero and (folder / RECORD).is_file()
-        box = [Record.load(folder) if found else None]
+        exists = state.is_world_process_zero and (folder / RECORD).is_file()
+        box = [Record.load(folder) if exists else None]
         broadcast_object_list(box, from_process=0)  # all processes measure, or none
         record = box[0]
         if record is None or record.key != key:
@@ -208,31 +218,31 @@ class Monitor(TrainerCallback):
         self.record, self.seconds, self.findings = record, record.about.get("seconds", 0.0), record.findings
         return True
 
-    def _every(self, state: TrainerState) -> int:
-        """Steps between measurements: a multiple of those between logs, where the measurements are logged."""
+    def _measurement_interval(self, state: TrainerState) -> int:
+        """Return the number of steps between measurements: a multiple of that between logs, so that measurements are logged."""
         logged = max(1, round(state.logging_steps)) if self.trainer.args.logging_strategy == "steps" else 1
         return logged * max(1, round(state.max_steps / MEASUREMENTS / logged))
 
     def _measure(self, state: TrainerState) -> None:
         assert self.record is not None
-        with _at_rest(self.trainer.model):
-            now = self._measured()
+        with _evaluation_mode(self.trainer.model):
+            now = self._measurement()
         self._add(state, now)
         self.trainer.record_metrics(**self.record.points[-1].metrics())
         self._warn(state)
         self._save(state)
 
-    def _add(self, state: TrainerState, now: Measured) -> None:
+    def _add(self, state: TrainerState, now: Measurement) -> None:
         assert self.record is not None
         chosen = now.chosen - torch.tensor(self.record.start_chosen)
         rejected = now.rejected - torch.tensor(self.record.start_rejected)
-        with _at_rest(self.trainer.model):
+        with _evaluation_mode(self.trainer.model):
             length = self._length() if self.trainer.args.monitor_generate else None
         point = Point(state.global_step, state.epoch or 0.0, chosen.tolist(), rejected.tolist(), now.kl, length)
         self.record.points.append(point)
 
-    def _measured(self) -> Measured:
-        """The log-probabilities of all pairs now."""
+    def _measurement(self) -> Measurement:
+        """Measure the log-probabilities of all pairs, and the divergence from the reference."""
         sums: list[Tensor] = []
         divergence, tokens = 0.0, 0
         for inputs in self.batches:
@@ -246,10 +256,10 @@ class Monitor(TrainerCallback):
         halves = [each.chunk(2) for each in sums]
         chosen, rejected = (torch.cat([half[side] for half in halves]).float() for side in (0, 1))
         kl = max(0.0, divergence / max(1, tokens)) if self._has_divergence() else None  # rounding may go below 0
-        return Measured(chosen, rejected, kl)
+        return Measurement(chosen, rejected, kl)
 
     def _has_divergence(self) -> bool:
-        """Whether there is a reference, and its head is in one piece."""
+        """Return whether there is a reference, and its head is not sharded."""
         trainer = self.trainer
         model = trainer.unwrap(trainer.model)
         adapter = is_peft_model(model)
@@ -257,18 +267,18 @@ class Monitor(TrainerCallback):
             return False
         if adapter and any(config.is_prompt_learning for config in model.peft_config.values()):
             return False
-        in_shards = trainer.is_fsdp_enabled or trainer.args.deepspeed_plugin is not None
-        return not in_shards
+        is_sharded = trainer.is_fsdp_enabled or trainer.args.deepspeed_plugin is not None
+        return not is_sharded
 
     def _teacher(self, batch: PairBatch) -> Any:
-        """The reference's hidden states and head."""
+        """Return the hidden states of the reference, `(N, H)`, and its head."""
         if not self._has_divergence():
             return None
         with self.trainer.reference_model() as (model, bare):
             return self.trainer.score_tokens(model, batch, Scoring(hidden=True)).hidden, head_of(bare, gather=gathered)
 
     def _ches(self) -> list[float | None]:
-        """ln-CHES of every pair, from the policy's hidden states; they say what displacement to expect."""
+        """Return ln-CHES of every pair, from the policy's hidden states: an expectation of displacement."""
         scores: list[float | None] = []
         for inputs in self.batches:
             batch = PairBatch.of(self.trainer.to_device(inputs))
@@ -281,16 +291,16 @@ class Monitor(TrainerCallback):
             has_tokens = batch.mask.any(-1).chunk(2)
             usable = has_tokens[0] & has_tokens[1]
             (chosen, rejected), (chosen_mask, rejected_mask) = states.chunk(2), batch.mask.chunk(2)
-            found = ches(chosen[usable], rejected[usable], chosen_mask[usable], rejected_mask[usable]).ln_ches.tolist()
-            scores += [found.pop(0) if each else None for each in usable.tolist()]
+            values = ches(chosen[usable], rejected[usable], chosen_mask[usable], rejected_mask[usable]).ln_ches.tolist()
+            scores += [values.pop(0) if each else None for each in usable.tolist()]
         return scores
 
     def _length(self) -> float:
-        """How many tokens the policy writes for the first prompts, greedily."""
+        """Return the mean number of tokens that the policy generates greedily for the first prompts."""
         args, tokenizer = self.trainer.args, self.trainer.processing_class
         limit = 2 * max(int(batch["completion_mask"].sum(-1).max()) for batch in self.batches)
         prompts = [prompt for batch in self.batches for prompt in _prompts(batch)][: args.monitor_generate]
-        written = 0
+        generated = 0
         with (
             unwrap_model_for_generation(self.trainer.model_wrapped, self.trainer.accelerator) as model,
             torch.no_grad(),
@@ -300,23 +310,25 @@ class Monitor(TrainerCallback):
                 ids = tokenizer.pad({"input_ids": batch}, padding_side="left", return_tensors="pt").to(
                     input_device(model)
                 )
-                texts = model.generate(
+                completions = model.generate(
                     **ids, max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id
                 )
-                written += int(
-                    _lengths_of(texts[:, ids["input_ids"].shape[1] :], end_tokens(self.trainer.policy, tokenizer))
+                generated += int(
+                    _total_length(
+                        completions[:, ids["input_ids"].shape[1] :], end_tokens(self.trainer.policy, tokenizer)
+                    )
                 )
-        return written / len(prompts)
+        return generated / len(prompts)
 
-    # ------------------------------------------------------------------------------------------------------------- tell
+    # ---------------------------------------------------------------------------------------------------------- report
 
     def _warn(self, state: TrainerState, *, is_last: bool = False) -> None:
-        """Each kind of warning once."""
+        """Log the symptoms, each kind once in a run."""
         assert self.record is not None
-        told = {each["kind"] for each in self.record.warnings}
+        reported = {each["kind"] for each in self.record.warnings}
         args = self.trainer.args
         for kind, text in symptoms(self.record, loss_types=args.loss_type, beta=args.beta, is_last=is_last):
-            if kind not in told:
+            if kind not in reported:
                 self.record.warnings.append({"step": state.global_step, "kind": kind, "text": text})
                 if state.is_world_process_zero:
                     logger.warning("step %s: %s", state.global_step, text)
@@ -350,7 +362,7 @@ class Monitor(TrainerCallback):
         chosen, rejected = (torch.cat([each[side] for each in lengths]).tolist() for side in (0, 1))
         return [
             {"name": row_name(row, at), "chosen_tokens": chosen[at - 1], "rejected_tokens": rejected[at - 1]}
-            | {side: _shown(row.get(side)) for side in ("prompt", "chosen", "rejected")}
+            | {side: _report_text(row.get(side)) for side in ("prompt", "chosen", "rejected")}
             for at, row in enumerate(rows, 1)
         ]
 
@@ -367,7 +379,7 @@ class Monitor(TrainerCallback):
         model = trainer.unwrap(trainer.model)
         sizes = {name: len(data) if isinstance(data, Dataset) else None for name, data in self._datasets().items()}
         return {
-            "model": _named(str(trainer.policy.config.name_or_path)),
+            "model": _model_label(str(trainer.policy.config.name_or_path)),
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
             "adapter": bool(is_peft_model(model)),
@@ -387,11 +399,11 @@ class Monitor(TrainerCallback):
 
 
 @contextmanager
-def _at_rest(model: Any) -> Iterator[None]:
-    """A model in evaluation mode for a moment, after which random numbers go on as if nothing had been."""
+def _evaluation_mode(model: Any) -> Iterator[None]:
+    """Switch a model to evaluation mode, and restore the mode and the state of the random number generators afterwards."""
     training, device = model.training, input_device(model)
-    own = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(own, device_type="cuda" if device.type == "cpu" else device.type):
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
         model.eval()
         try:
             yield
@@ -399,8 +411,8 @@ def _at_rest(model: Any) -> Iterator[None]:
             model.train(training)
 
 
-def _spread(dataset: Any, count: int) -> list[Mapping[str, Any]]:
-    """So many rows, from all parts of a data set; of a stream the first."""
+def _spread_rows(dataset: Any, count: int) -> list[Mapping[str, Any]]:
+    """Return `count` rows from all parts of a dataset; of a stream the first ones."""
     if isinstance(dataset, IterableDataset):
         return list(islice(dataset, count))
     size = len(dataset)
@@ -413,22 +425,22 @@ def _spread(dataset: Any, count: int) -> list[Mapping[str, Any]]:
 
 
 def _prompts(batch: Mapping[str, Any]) -> list[list[int]]:
-    """The prompts of a batch, without padding, as they stand before the chosen texts."""
+    """Return the ids of the prompts of a batch, without padding, as they stand before the chosen completions."""
     ids, seen, completion = (batch[name].chunk(2)[0] for name in ("input_ids", "attention_mask", "completion_mask"))
     return [row[(a > 0) & (c == 0)].tolist() for row, a, c in zip(ids, seen, completion, strict=True)]
 
 
-def _lengths_of(texts: Tensor, ends: set[int]) -> int:
-    """All tokens of texts up to their end."""
-    ended = torch.isin(texts, torch.tensor(sorted(ends), device=texts.device))
+def _total_length(completions: Tensor, ends: set[int]) -> int:
+    """Return the number of tokens of completions `(B, T)` up to their first end token, in all."""
+    ended = torch.isin(completions, torch.tensor(sorted(ends), device=completions.device))
     return int((ended.cumsum(-1) - ended.long() == 0).sum())
 
 
-def _shown(text: Any) -> str:
-    """A text, or what messages say, for the report."""
+def _report_text(text: Any) -> str:
+    """Return a string, or the content of messages, for the report."""
     if isinstance(text, list):
         text = "\n".join(f"{each.get('role')}: {_content(each.get('content'))}" for each in text)
-    return str(text or "")[:SHOWN]
+    return str(text or "")[:REPORTED_CHARACTERS]
 
 
 def _content(content: Any) -> str:
@@ -436,8 +448,8 @@ def _content(content: Any) -> str:
     return "".join(str(part.get("text") or "[image]") for part in parts)
 
 
-def _named(model: str) -> str:
-    """A folder by its name alone."""
+def _model_label(model: str) -> str:
+    """Return the name of a folder without its path, or the id of a model."""
     return Path(model).name if Path(model).is_dir() else model
 
 

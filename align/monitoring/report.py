@@ -1,7 +1,7 @@
-"""The report of a training: one page without scripts that needs no network, and its curves as a PNG.
+"""The report of a training: one HTML page without scripts or network access, and its plots as a PNG.
 
-Both are made of `monitor.json`, which `monitor.Monitor` writes at every measurement, so `write_report(folder)` also makes the report of a
-run that was killed.
+Both are made from `monitor.json`, which `monitor.Monitor` writes at every measurement, so `write_report(folder)` also works for a run that
+was killed.
 """
 
 import os
@@ -23,11 +23,11 @@ __all__ = ["PAGE", "PICTURE", "ches_correlation", "verdict", "versions", "write_
 PAGE, PICTURE = "training_report.html", "training_report.png"
 CHOSEN, REJECTED, OTHER = BLUE, ORANGE, GREEN
 SIZE = (5.2, 3.4)  # inches, of each plot
-WORST = 6
-"""Pairs that are shown: those whose chosen text lost most."""
-LEVEL = 0.05
-LEAST = 0.01
-"""Nats that a text must have lost to be shown."""
+WORST_PAIRS = 6
+"""Pairs that are shown: those whose chosen completion lost most."""
+SIGNIFICANCE = 0.05
+LEAST_LOSS = 0.01
+"""Nats that a completion must have lost to be shown."""
 
 
 class Correlation(NamedTuple):
@@ -39,47 +39,47 @@ class Correlation(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A plot."""
+    """A plot of the report."""
 
     title: str
     draw: Callable[[Any], None]
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:
-    """Make the report of a run.
+    """Write the report of a run.
 
     Args:
         folder: the run's `output_dir`, with its `monitor.json`.
 
     Returns:
-        The page; the picture stands beside it.
+        The path of the page; the picture is beside it.
 
     Raises:
         ValueError: there is no record in the folder.
-        ImportError: without matplotlib or scipy.
+        ImportError: matplotlib or scipy is not installed.
     """
-    place = Path(folder)
-    record = Record.load(place)
+    output = Path(folder)
+    record = Record.load(output)
     panels = _panels(record)
-    _picture(panels, place / PICTURE)
+    _write_picture(panels, output / PICTURE)
     page = render_page(
         "contralto.align.monitoring",
         "report.html.j2",
         record=record,
         about=record.about,
         verdict=verdict(record),
-        plots=[_drawn(panel) for panel in panels],
+        plots=[_inline_svg(panel) for panel in panels],
         figures=_figures(record),
         worst=_worst(record),
-        ches=_ches_said(record),
+        ches=_ches_sentence(record),
         version=__version__,
     )
-    (place / PAGE).write_text(page, encoding="utf-8")
-    return place / PAGE
+    (output / PAGE).write_text(page, encoding="utf-8")
+    return output / PAGE
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the libraries that decide what a training does."""
+    """Return the versions of Python and of the libraries that determine a training."""
     names = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
     return {"contralto": __version__, "python": platform.python_version()} | {
         name: metadata.version(name) for name in names
@@ -90,15 +90,21 @@ def versions() -> dict[str, str]:
 
 
 def verdict(record: "Record") -> str:
-    """What came of the training, in one sentence or two."""
+    """Return the result of the training in one sentence or two.
+
+    Args:
+        record: a record with at least one measurement.
+    """
     point = record.points[-1]
     held = "held-out" if record.source != "train_dataset" else "training"
-    said = (
+    sentence = (
         f"After {point.step} steps the chosen texts of {len(point.chosen)} {held} pairs are {_likelier(point.chosen)}, "
         f"the rejected ones {_likelier(point.rejected)}; the margin has grown in {point.won:.0%} of the pairs, and {point.displaced:.0%} of "
         "the chosen texts have lost likelihood."
     )
-    return said if point.kl is None else f"{said} The policy is {point.kl:.2g} nats per token from its reference."
+    return (
+        sentence if point.kl is None else f"{sentence} The policy is {point.kl:.2g} nats per token from its reference."
+    )
 
 
 def _likelier(changes: Sequence[float]) -> str:
@@ -107,17 +113,23 @@ def _likelier(changes: Sequence[float]) -> str:
 
 
 def ches_correlation(record: "Record") -> Correlation | None:
-    """How ln-CHES before training goes with the change of the chosen texts; None where all are the same, or there are few.
+    """Return the rank correlation of ln-CHES before training with the change of the chosen completions.
 
     Razin et al. 2024 (arXiv 2410.08847) expect a negative correlation: a high score, then displacement.
+
+    Args:
+        record: a record with at least one measurement.
+
+    Returns:
+        The correlation; None if there are fewer than five pairs, or all have the same score or change.
     """
     from scipy.stats import spearmanr
 
     pairs = _ches_pairs(record)
     if len(pairs) < 5 or len({score for score, _ in pairs}) < 2 or len({change for _, change in pairs}) < 2:
         return None
-    found = spearmanr(*zip(*pairs, strict=True))
-    return Correlation(float(found.statistic), float(found.pvalue), len(pairs))
+    result = spearmanr(*zip(*pairs, strict=True))
+    return Correlation(float(result.statistic), float(result.pvalue), len(pairs))
 
 
 def _ches_pairs(record: "Record") -> list[tuple[float, float]]:
@@ -128,20 +140,20 @@ def _ches_pairs(record: "Record") -> list[tuple[float, float]]:
     ]
 
 
-def _ches_said(record: "Record") -> str:
-    found = ches_correlation(record)
-    if found is None:
+def _ches_sentence(record: "Record") -> str:
+    correlation = ches_correlation(record)
+    if correlation is None:
         return ""
-    figures = f"Spearman's rho {found.rho:+.2f}, p {found.p:.2g}, {found.n} pairs"
-    if found.p >= LEVEL:
+    figures = f"Spearman's rho {correlation.rho:+.2f}, p {correlation.p:.2g}, {correlation.n} pairs"
+    if correlation.p >= SIGNIFICANCE:
         return f"ln-CHES before training does not say which chosen texts lost likelihood here ({figures})."
-    if found.rho < 0:
+    if correlation.rho < 0:
         return f"Pairs with a high ln-CHES lost likelihood, as Razin et al. expect ({figures}): leaving them out would help."
     return f"Pairs with a high ln-CHES gained likelihood, against what Razin et al. expect ({figures})."
 
 
 def _figures(record: "Record") -> list[tuple[str, list[str]]]:
-    """A table: the start, the middle and the end."""
+    """Return the rows of a table of the first, the middle and the last measurement."""
     points = record.points
     kept = [points[0], points[len(points) // 2], points[-1]] if len(points) > 2 else points
     rows = [
@@ -159,7 +171,7 @@ def _figures(record: "Record") -> list[tuple[str, list[str]]]:
 
 
 def _mean_with_error(values: Sequence[float]) -> str:
-    """The mean and twice its standard error."""
+    """Format the mean and twice its standard error."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return f"{mean:+.2f}"
@@ -168,13 +180,13 @@ def _mean_with_error(values: Sequence[float]) -> str:
 
 
 def _worst(record: "Record") -> list[dict[str, Any]]:
-    """The pairs whose chosen text lost most, the worst first."""
+    """Return the pairs whose chosen completion lost most, the worst first."""
     point = record.points[-1]
-    order = sorted(range(len(point.chosen)), key=lambda i: point.chosen[i])[:WORST]
+    order = sorted(range(len(point.chosen)), key=lambda i: point.chosen[i])[:WORST_PAIRS]
     return [
         record.pairs[i] | {"change": point.chosen[i], "other": point.rejected[i]}
         for i in order
-        if point.chosen[i] < -LEAST
+        if point.chosen[i] < -LEAST_LOSS
     ]
 
 
@@ -205,7 +217,7 @@ def _panels(record: "Record") -> list[Panel]:
 
 
 def _change_plot(axes: Any, record: "Record") -> None:
-    """Means, and the middle half of the pairs."""
+    """Plot the means, and the middle half of the pairs as a band."""
     from statistics import quantiles
 
     steps = [point.step for point in record.points]
@@ -228,16 +240,16 @@ def _share_plot(axes: Any, record: "Record") -> None:
 
 def _lines(axes: Any, record: "Record", names: Sequence[str]) -> None:
     for name in names:
-        found = [(point.step, getattr(point, name)) for point in record.points if getattr(point, name) is not None]
-        axes.plot(*zip(*found, strict=True), color=CHOSEN, marker=".")
+        points = [(point.step, getattr(point, name)) for point in record.points if getattr(point, name) is not None]
+        axes.plot(*zip(*points, strict=True), color=CHOSEN, marker=".")
 
 
 def _log_plot(axes: Any, record: "Record", keys: Sequence[str]) -> None:
     for key, colour in zip(keys, (CHOSEN, REJECTED), strict=False):
-        found = [(line["step"], line[key]) for line in record.logs if key in line]
-        if found:
+        points = [(line["step"], line[key]) for line in record.logs if key in line]
+        if points:
             label = "held-out" if key.startswith("eval_") else "training"
-            axes.plot(*zip(*found, strict=True), color=colour, label=label, marker="." if len(found) < 40 else None)
+            axes.plot(*zip(*points, strict=True), color=colour, label=label, marker="." if len(points) < 40 else None)
 
 
 def _ches_plot(axes: Any, record: "Record") -> None:
@@ -275,16 +287,16 @@ def _fill(axes: Any, panel: Panel) -> None:
         axes.legend(frameon=False, fontsize=9, labelcolor=GREY)
 
 
-def _drawn(panel: Panel) -> Markup:
-    """As inline SVG in colours that suit light and dark paper, its text as text."""
+def _inline_svg(panel: Panel) -> Markup:
+    """Return a plot as inline SVG with text as text, in colours for light and dark backgrounds."""
     with svg_style(panel.title):
         figure, (axes,) = _figure(1, 1)
         _fill(axes, panel)
         return to_svg(figure)
 
 
-def _picture(panels: Sequence[Panel], path: Path) -> None:
-    """All plots in one PNG, on white paper."""
+def _write_picture(panels: Sequence[Panel], path: Path) -> None:
+    """Write all plots into one PNG with a white background."""
     figure, grid = _figure(len(panels), min(3, len(panels)))
     for axes, panel in zip(grid, panels, strict=True):
         _fill(axes, panel)

@@ -28,7 +28,8 @@ from contralto.align.monitoring.data_audit import audit_rows
 from contralto.align.monitoring.findings import Finding
 from contralto.align.monitoring.model_audit import audit_model, policy_logps, reference_logps
 from contralto.align.monitoring.monitor import Monitor
-from contralto.align.monitoring.record import RECORD, Point, Record, symptoms
+from contralto.align.monitoring.record import RECORD, Point, Record
+from contralto.align.monitoring.symptoms import symptoms
 from contralto.align.trainers import reach
 from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.preference import PreferenceTrainer
@@ -485,7 +486,7 @@ def test_measurements_are_logged_about_twenty_times(tmp_path):
     seen = watch(one)
     for steps, logging_steps, every in ((1000, 10, 50), (1000, 500, 500), (30, 1, 2), (5, 1, 1), (230, 10, 10)):
         one.state.max_steps, one.state.logging_steps = steps, logging_steps
-        assert seen._every(one.state) == every
+        assert seen._measurement_interval(one.state) == every
 
 
 def _mean(values):
@@ -611,10 +612,10 @@ def test_the_report_correlates_ches_with_displacement():
     found = report.ches_correlation(made)
     assert found.rho == pytest.approx(1 - 6 * squares / (n * (n * n - 1)))
     assert found.n == n
-    assert "lost likelihood, as Razin et al. expect" in report._ches_said(made)
+    assert "lost likelihood, as Razin et al. expect" in report._ches_sentence(made)
     made.ches = [1.0] * 12
     assert report.ches_correlation(made) is None
-    assert report._ches_said(made) == ""
+    assert report._ches_sentence(made) == ""
 
 
 @pytest.mark.slow

@@ -46,6 +46,8 @@ DECLARATION = {
     "requires": frozenset(),
     "forbids": {"ld_alpha": "counts tokens itself"},
     "length_normalised": False,
+    "lowers_chosen": False,
+    "saturates": False,
     "from_trl": False,
 }
 
