@@ -6,7 +6,7 @@ the options themselves; what has to be known before (which trainer, which learni
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from typing import Any
 from contralto.align.trainers import TRAINERS
 
 __all__ = [
+    "config_class",
     "is_true",
     "launch_options",
     "make_parser",
     "option_value",
+    "option_values",
     "parse",
     "read_recipe",
     "recipes",
@@ -68,7 +70,7 @@ def make_parser(trainer: str = "preference") -> Any:
         raise ImportError("contralto align trains with TRL: pip install 'contralto[align]'") from error
     from contralto.align.arguments import DataArguments, ModelArguments
 
-    kinds: Any = (DataArguments, _imported(TRAINERS[trainer][1]), ModelArguments, DatasetMixtureConfig)
+    kinds: Any = (DataArguments, config_class(trainer), ModelArguments, DatasetMixtureConfig)
     return TrlParser(
         kinds,
         prog="contralto align",
@@ -97,6 +99,18 @@ def launch_options(of_recipe: list[str], of_command: list[str]) -> list[str]:
     return words
 
 
+def config_class(name: str) -> Any:
+    """Return the class of a trainer's configuration.
+
+    Args:
+        name: a key of `TRAINERS`.
+
+    Raises:
+        ValueError: there is no such trainer.
+    """
+    return _imported(TRAINERS[_checked_trainer(name)][1])
+
+
 def trainer_class(name: str) -> Any:
     """Return the class of a trainer.
 
@@ -120,9 +134,13 @@ def trainer_name(argv: Sequence[str]) -> str:
         ('preference', 'distill')
     """
     name: str | None = option_value(argv, "trainer")
-    if name is not None and name not in TRAINERS:
+    return _checked_trainer(name or "preference")
+
+
+def _checked_trainer(name: str) -> str:
+    if name not in TRAINERS:
         raise ValueError(f"there is no trainer {name!r}; there are {', '.join(TRAINERS)}")
-    return name or "preference"
+    return name
 
 
 def option_value(argv: Sequence[str], name: str) -> Any:
@@ -136,12 +154,23 @@ def option_value(argv: Sequence[str], name: str) -> Any:
         >>> option_value(["--beta=0.1", "--use_peft"], "beta"), option_value(["--beta=0.1", "--use_peft"], "use_peft")
         ('0.1', 'true')
     """
+    return option_values(argv, [name])[name]
+
+
+def option_values(argv: Sequence[str], names: Iterable[str]) -> dict[str, Any]:
+    """Return the values of options on the command line, or else in the recipe, or else None, by name.
+
+    Args:
+        argv: words of the command line, with the recipe as `--config`.
+        names: the names of the options, without dashes.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for each in {name, "config"}:
-        parser.add_argument(f"--{each}", nargs="?", const="true")
-    known, _ = parser.parse_known_args(list(argv))
-    value = getattr(known, name)
-    return read_recipe(known.config).get(name) if value is None and known.config is not None else value
+    for name in {*names, "config"}:
+        parser.add_argument(f"--{name}", nargs="?", const="true")
+    values = vars(parser.parse_known_args(list(argv))[0])
+    missing = [name for name in names if values[name] is None]
+    recipe = read_recipe(values["config"]) if missing and values["config"] is not None else {}
+    return values | {name: recipe.get(name) for name in missing}
 
 
 def read_recipe(path: str) -> dict[str, Any]:

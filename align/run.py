@@ -50,12 +50,13 @@ def run(argv: Sequence[str], *, launched: bool = False) -> None:
 
 def _run_rounds(argv: list[str], *, launched: bool) -> None:
     from contralto.align import rounds
+    from contralto.align.rounds_config import parse_rounds
 
     if is_true(option_value(argv, "dataset_streaming")):
         raise ValueError("dataset_streaming reads data that are there, and data_recipe writes them: leave it out")
     if launched:
         raise ValueError("data_recipe starts processes of its own: call contralto align, with --num_processes")
-    rounds.run(argv)
+    rounds.run(parse_rounds(argv))
 
 
 def _launch(argv: list[str], of_recipe: list[str], of_command: list[str]) -> None:

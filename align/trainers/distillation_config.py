@@ -137,11 +137,13 @@ class DistillationConfig(StagedConfig):
         ValueError: beta is set, and sft does not read it; it belongs to jsd
     """
 
+    default_loss: ClassVar[str] = "distillm2"
     columns: ClassVar[str] = "prompt, chosen (the teacher's text) and rejected (the student's)"
 
     learning_rate: float = option(5e-5, "The initial learning rate for AdamW.")
     loss_type: list[str] = field(
-        default_factory=lambda: ["distillm2"], metadata={"help": f"The loss, one of: {', '.join(LOSSES)}."}
+        default_factory=lambda: [DistillationConfig.default_loss],
+        metadata={"help": f"The loss, one of: {', '.join(LOSSES)}."},
     )
     lmbda: float | None = option(None, "Weight of the student's texts (default: that of the loss).")
     beta: float = option(0.5, "Of jsd: the teacher's share of the mixture.")

@@ -17,8 +17,9 @@ from datasets import load_dataset
 from helpers.kills import killed_at
 from safetensors.torch import load_file
 
-from contralto.align import rounds as iterate
-from contralto.align.rounds import Round, make_pairs
+from contralto.align import rounds
+from contralto.align.rounds import make_pairs
+from contralto.align.rounds_config import Round
 from contralto.align.trainers.preference import PreferenceTrainer
 from contralto.cli import align as cli_align
 from contralto.common.files import locked_folder
@@ -62,9 +63,9 @@ def in_process(monkeypatch):
             cli_align.run(words[2:])
         else:
             monkeypatch.setattr(sys, "argv", list(words))
-            assert iterate.main() == 0
+            assert rounds.main() == 0
 
-    monkeypatch.setattr(iterate, "_child", child)
+    monkeypatch.setattr(rounds, "_run_module", child)
     return asked
 
 
@@ -122,7 +123,7 @@ def test_the_rounds_of_a_distillation_are_epochs_of_its_curriculum(recipes, in_p
 def test_the_seed_is_the_recipes_and_the_rounds(recipes):
     """And what is there is not asked again."""
     told = {"rounds": 3, "data_recipe": str(recipes / "texts.yaml"), "role": "student", "model": "testbed:amateur"}
-    assert iterate._recipe(Round(number=2, **told), recipes / "out")[0].seed == 9
+    assert rounds.data_of(Round(number=2, **told), recipes / "out")[0].seed == 9
     assert make_pairs(Round(number=2, **told), recipes / "out") == 12
     before = (recipes / "out" / "answers.sqlite").read_bytes()
     assert make_pairs(Round(number=2, **told), recipes / "out") == 12
@@ -132,18 +133,18 @@ def test_the_seed_is_the_recipes_and_the_rounds(recipes):
 def test_fresh_prompts_are_each_rounds_own(recipes):
     told = {"rounds": 3, "data_recipe": str(recipes / "judged.yaml"), "role": "target", "model": "testbed:amateur"}
     rows = [
-        [row["id"] for row in iterate._recipe(Round(number=n, fresh_prompts=True, **told), recipes)[1]]
+        [row["id"] for row in rounds.data_of(Round(number=n, fresh_prompts=True, **told), recipes)[1]]
         for n in (1, 2, 3)
     ]
     assert all(rows)
     assert sorted(itertools.chain(*rows)) == sorted(
-        row["id"] for row in iterate._recipe(Round(number=1, **told), recipes)[1]
+        row["id"] for row in rounds.data_of(Round(number=1, **told), recipes)[1]
     )
 
 
 def test_rounds_that_are_done_are_left_alone_and_settings_stand(recipes, monkeypatch):
     asked = []
-    monkeypatch.setattr(iterate, "_child", lambda words, lock, what: asked.append(what))
+    monkeypatch.setattr(rounds, "_run_module", lambda words, lock, what: asked.append(what))
     out = recipes / "out"
     cli_align.run(_argv("on_policy", recipes, out, "--num_processes", "2", rounds=1))
     assert asked == ["round 1: the pairs", "round 1: the training"]
@@ -191,7 +192,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("argv", "message"), MISTAKES, ids=lambda value: str(value)[:60])
 def test_mistakes_are_one_sentence_before_anything_is_written(recipes, monkeypatch, argv, message):
     monkeypatch.chdir(recipes)
-    monkeypatch.setattr(iterate, "_child", lambda *_: pytest.fail("a process was started"))
+    monkeypatch.setattr(rounds, "_run_module", lambda *_: pytest.fail("a process was started"))
     (recipes / "empty.yaml").write_text(JUDGED.replace("target:", "someone:"))
     served = 'target: {engine: openai, model: x, base_url: "http://localhost:1"}\n  #'
     (recipes / "served.yaml").write_text(JUDGED.replace("target:", served))
@@ -236,7 +237,7 @@ def test_kills_and_the_same_model(recipes, in_process):
         (Store, "record", 1),
         (*step, 1),
         (*save, 0),
-        (iterate, "replace_text", 4),
+        (rounds, "replace_text", 4),
         (Store, "record", 0),
         (*step, 1),
     ):
