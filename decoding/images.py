@@ -1,7 +1,7 @@
-"""Other views of an image, to contrast with: VCD's diffusion noise and RITUAL's random transformations.
+"""Make contrast images: VCD's diffusion noise and RITUAL's random transformations.
 
-Noise is added to the pixel tensors that a processor returns, transformations change the image before the processor sees
-it. Both are drawn from seeds per image, so that a batch gives what its images give alone, in any order.
+Noise is added to the pixel tensors that a processor returns, transformations are applied to the image before the processor.
+Both are drawn from one seed per image, so that the result for an image does not depend on its batch or its place in it.
 """
 
 import copy
@@ -34,20 +34,20 @@ def diffusion_noise(
     seed: int | Sequence[int] | None = None,
     generator: Generator | None = None,
 ) -> Tensor:
-    """The noise that visual contrastive decoding adds to an image (VCD, Leng et al. 2023, arXiv 2311.16922).
+    """Add the noise of visual contrastive decoding to images (VCD, Leng et al. 2023, arXiv 2311.16922).
 
         x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps,    eps ~ N(0, 1),    abar_t = prod_{i <= t} (1 - beta_i)
         beta_i = sigmoid(u_i) (0.005 - 0.00001) + 0.00001,    u = linspace(-6, 6, 1000)
 
-    the forward diffusion process, with the schedule of the official code (`vcd_utils/vcd_add_noise.py`). There too the
-    noise is added to the preprocessed pixels, which have been shifted and scaled to about unit variance.
+    This is the forward diffusion process, with the schedule of the official code (`vcd_utils/vcd_add_noise.py`), which also
+    adds the noise to the preprocessed pixels, shifted and scaled to about unit variance.
 
     Args:
         pixel_values: `(N, ...)` preprocessed pixels, floating point; the rows of the first dimension are images.
         step: t in 0..999; the paper's 500 leaves 86% of the amplitude, 999 leaves 29%.
-        seed: one seed per row, so that a row's noise depends on nothing but its seed; or one seed from which the noise
-            of all rows is drawn in turn; or None for `generator`, else torch's global state.
-        generator: where the noise comes from if there is no seed.
+        seed: one seed per row, so that a row's noise depends on its seed alone; or one seed from which the noise of all rows
+            is drawn in turn; or None for `generator`, else torch's global state.
+        generator: the source of the noise if there is no seed.
 
     Returns:
         A new tensor like `pixel_values`. The noise is drawn in single precision, by default on the CPU, so that it does
@@ -73,18 +73,18 @@ def diffusion_noise(
 def noised(
     inputs: Inputs, *, step: int = 500, seed: int | Sequence[int] | None = None, generator: Generator | None = None
 ) -> Inputs:
-    """The contrast inputs of VCD in one call: what a processor returned, with diffusion noise on its pixels.
+    """Return the contrast inputs of VCD: the outputs of a processor with diffusion noise on their pixels.
 
-    Changes `pixel_values`, `pixel_values_videos` and `pixel_values_images`, whichever there are; everything else is
-    shared with `inputs`. What is padding according to `pixel_attention_mask` stays as it is: Idefics and SmolVLM know
-    a padding image by its zeros.
+    `pixel_values`, `pixel_values_videos` and `pixel_values_images` are changed, whichever there are; all else is shared with
+    `inputs`. Padding according to `pixel_attention_mask` is not changed: Idefics and SmolVLM recognise a padding image by its
+    zeros.
 
     Args:
         inputs: the processor's output (a dict or `BatchFeature`) with tensors.
-        step, generator: see `diffusion_noise`.
-        seed: see `diffusion_noise`. One seed per image: per row of `pixel_values`, or where the patches of all images
-            lie in one row after the other (Qwen2-VL and its successors), per row of `image_grid_thw`; then those of
-            the videos.
+        step: see `diffusion_noise`.
+        seed: see `diffusion_noise`. One seed per image: per row of `pixel_values`, or where the patches of all images are
+            concatenated (Qwen2-VL and its successors), per row of `image_grid_thw`; then those of the videos.
+        generator: see `diffusion_noise`.
 
     Returns:
         A mapping of the same type.
@@ -127,7 +127,7 @@ def _check_pixels(name: str, value: Any) -> None:
 def _generators(
     seed: int | Sequence[int] | None, generator: Generator | None, images: int
 ) -> Iterator[Generator | None]:
-    """One generator per image if there is one seed per image, else the same one again and again."""
+    """Return one generator per image if there is one seed per image, else the same one repeatedly."""
     if seed is not None and generator is not None:
         raise ValueError("both a seed and a generator were given: give one of them")
     if isinstance(seed, Sequence):
@@ -142,7 +142,7 @@ def _generators(
 def _add_noise(
     pixels: Tensor, real: Tensor | None, sizes: list[int], step: int, generators: Iterator[Generator | None]
 ) -> Tensor:
-    """Noise image by image; only where `real`, and drawn as if there were nothing else."""
+    """Add noise image by image, where `real` only; the draws do not depend on the size of the padding."""
     if not 0 <= step < STEPS:
         raise ValueError(f"step must lie in 0..{STEPS - 1} (how far the image diffuses), not {step}")
     noise = torch.zeros(pixels.shape, device=pixels.device)
@@ -158,12 +158,13 @@ def _add_noise(
 
 
 def _signal(step: int) -> float:
-    """abar_t, the share of the image's variance that is left at a step."""
+    """Return abar_t, the share of the image's variance that is left at a step."""
     betas = torch.linspace(-6, 6, STEPS, dtype=torch.float64).sigmoid() * (0.5e-2 - 1e-5) + 1e-5
     return float((1 - betas[: step + 1]).prod())
 
 
 def _rows_per_image(inputs: MutableMapping[str, Any], name: str) -> list[int]:
+    """Return for each image the number of its rows in the pixels of that name."""
     grid = inputs.get("video_grid_thw" if name.endswith("videos") else "image_grid_thw")
     if grid is not None and inputs[name].ndim == 2:
         counts: list[int] = grid.prod(-1).tolist()
@@ -172,7 +173,11 @@ def _rows_per_image(inputs: MutableMapping[str, Any], name: str) -> list[int]:
 
 
 def _real_pixels(inputs: MutableMapping[str, Any], pixels: Tensor) -> Tensor | None:
-    """Where the pixels are not padding, in their shape: the mask lacks the dimension of channels."""
+    """Return a mask of the pixels that are no padding, in their shape; None without a mask.
+
+    The mask of the processor has no dimension for channels: (N, H, W) for pixels (N, C, H, W), or (N, patches) for
+    (N, patches, C).
+    """
     mask: Tensor | None = inputs.get("pixel_attention_mask")
     if mask is None:
         return None
@@ -184,32 +189,32 @@ def _real_pixels(inputs: MutableMapping[str, Any], pixels: Tensor) -> Tensor | N
 
 
 class RitualView(NamedTuple):
-    """Another view of an image."""
+    """A transformed image."""
 
     image: "Image"
     transform: str
-    """Which of `RITUAL_TRANSFORMS` was drawn."""
+    """The name of the transformation, one of `RITUAL_TRANSFORMS`."""
 
 
 def ritual_transform(image: "Image", *, seed: int, transforms: Sequence[str] | None = None) -> RitualView:
-    """One random transformation of an image, as RITUAL draws one per query (Woo et al. 2024, arXiv 2405.17821).
+    """Apply one random transformation to an image, as RITUAL does for each query (Woo et al. 2024, arXiv 2405.17821).
 
-    The six of the official code (`eval_bench/pope_eval_llava.py`), each as likely:
+    The six transformations of the official code (`eval_bench/pope_eval_llava.py`) are equally likely:
 
     - `hflip`, `vflip`: mirrored;
-    - `rotation`: by an angle from -180..180 degrees, black where nothing is left (`RandomRotation(degrees=180)`);
+    - `rotation`: by an angle from -180..180 degrees, with black corners (`RandomRotation(degrees=180)`);
     - `color_jitter`: brightness, contrast and saturation times 0..2, hue turned by -0.5..0.5, in random order;
     - `gaussian_blur`: 13 pixels wide, sigma 1.5..2.0, mirrored at the edges;
     - `crop`: 8 to 100% of the area, sides 3:4 to 4:3, scaled to 336 x 336 bilinearly (`RandomResizedCrop(336)`).
 
-    The official code calls torchvision, which is not needed here. Given the same draws the results are torchvision's:
-    its PIL functions call the same Pillow operations, and the blur, where Pillow's own only approximates a Gaussian by
-    three boxes, is computed as torchvision does. The draws themselves come from `random.Random(seed)`, not from torch.
+    The official code calls torchvision, which is not required here. Given the same random numbers the results are those of
+    torchvision: its PIL functions call the same Pillow operations, and the blur is computed as in torchvision, since
+    Pillow's own approximates a Gaussian by three boxes. The random numbers come from `random.Random(seed)`, not from torch.
 
     Args:
-        image: a PIL image of any mode and size, as it would go to the processor; `pictures.to_rgb` converts it.
-        seed: the same seed gives the same transformation, whatever the image's neighbours in a batch.
-        transforms: draw from these only; None for all of `RITUAL_TRANSFORMS`.
+        image: a PIL image of any mode and size, as for the processor; `pictures.to_rgb` converts it.
+        seed: determines the transformation and its parameters.
+        transforms: the transformations to draw from; None for all of `RITUAL_TRANSFORMS`.
 
     Raises:
         TypeError: not a PIL image.
@@ -265,7 +270,7 @@ def _color_jitter(image: "Image", rng: random.Random) -> "Image":
 
 
 def _turn_hue(image: "Image", turn: float) -> "Image":
-    """Turn the hue by a share of the whole circle."""
+    """Rotate the hue by a share of the whole circle."""
     from PIL import Image
 
     hue, saturation, value = image.convert("HSV").split()
@@ -295,7 +300,7 @@ def _crop(image: "Image", rng: random.Random) -> "Image":
 
 
 def _crop_box(width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
-    """Left, top, width and height: ten tries, then the largest central box of an allowed shape."""
+    """Return left, top, width and height of a random box, or after ten tries the largest central box of an allowed shape."""
     for _ in range(10):
         area, ratio = width * height * rng.uniform(0.08, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))

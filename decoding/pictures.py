@@ -1,8 +1,8 @@
-"""Open images of any kind as the RGB pixels that a model reads: one reading for prompts, tasks, data sets and transformations.
+"""Open images of any mode as RGB, in the same way for prompts, tasks, data sets and transformations.
 
-Pillow's own `convert("RGB")` clips 16-bit pixels at 255, shows what lies under transparent pixels, and leaves a photograph turned as
-the camera was held. Here 16 bits are scaled, transparent pixels are white, and the orientation of EXIF is applied. What cannot be
-known is rejected.
+Pillow's own `convert("RGB")` clips 16-bit pixels at 255, shows the colours under transparent pixels, and ignores the orientation in
+which the camera was held. Here 16 bits are scaled, transparent pixels are white, and the orientation of EXIF is applied. Images whose
+range of pixel values is unknown are rejected.
 """
 
 import io
@@ -48,7 +48,7 @@ def open_image(source: Any) -> "Image":
         raise ValueError(f"{name} has too many pixels: {error}; make it smaller") from error
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(f"{name} cannot be read: {error}") from error
@@ -58,7 +58,7 @@ def to_rgb(image: "Image") -> "Image":
     """Return a Pillow image in RGB, upright, with white in place of transparency and 16 bits scaled to 8.
 
     Args:
-        image: in any mode but 32-bit integers and floating point, whose range no file says.
+        image: in any mode except 32-bit integers and floating point, whose range of values is unknown.
 
     Raises:
         ValueError: pixels of unknown range, or an animation of several frames.

@@ -1,8 +1,7 @@
-"""Sampling with a random stream per row, so that a text does not depend on the batch it was written in.
+"""Sample each row from a random stream of its own, so that a completion does not depend on its batch.
 
 `generate(do_sample=True)` draws all rows from one generator: another batch size, another order or a restart gives other
-texts. Here a row has a seed of its own, and its noise is a function of the seed, the step and the token, the same on every
-device.
+completions. Here each row has a seed, and its noise is a function of the seed, the step and the token, the same on every device.
 """
 
 import math
@@ -30,14 +29,14 @@ FIRST, SECOND = -4658895280553007687, -7723592293110705685
 
 
 def gumbel_noise(seeds: Tensor, step: int | Tensor, size: int) -> Tensor:
-    """Standard Gumbel noise for every row and token: `-log(-log u)`.
+    """Return standard Gumbel noise for every row and token: `-log(-log u)`.
 
     `argmax_v (log p(v) + g_v)` is a draw from `p` (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030, section 2). `u` is
     the SplitMix64 hash (Steele et al. 2014) of seed, step and token, 53 bits: no state, and the same bits on every device.
 
     Args:
         seeds: `(B,)` int64, one per row.
-        step: how many tokens the rows have drawn before; one number, or `(B,)` int64, one per row.
+        step: number of tokens drawn before; one number, or `(B,)` int64, one per row.
         size: `V`.
 
     Returns:
@@ -56,10 +55,10 @@ def gumbel_noise(seeds: Tensor, step: int | Tensor, size: int) -> Tensor:
 
 
 def row_seed(seed: int, row: int) -> int:
-    """Return the seed of a row: other rows and other seeds never share a stream, as `seed + row` would.
+    """Return the seed of a row, such that no other row or seed has the same stream, unlike with `seed + row`.
 
     Args:
-        seed: of the whole run, any whole number.
+        seed: of the whole run, any integer.
         row: the row's number in it.
 
     Examples:
@@ -70,37 +69,37 @@ def row_seed(seed: int, row: int) -> int:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser; integer products wrap around."""
+    """Apply the finaliser of SplitMix64; integer products wrap around."""
     x = (x ^ _shifted(x, 30)) * FIRST
     x = (x ^ _shifted(x, 27)) * SECOND
     return x ^ _shifted(x, 31)
 
 
 def _shifted(x: Tensor, count: int) -> Tensor:
-    """A logical shift to the right: the sign does not come along."""
+    """Shift to the right logically, without the sign."""
     return (x >> count) & ((1 << (64 - count)) - 1)
 
 
 class SeededSampling(LogitsProcessor):
-    """Makes greedy search sample: every row draws from its own stream, whatever the batch.
+    """A logits processor that makes greedy search sample, each row from its own random stream.
 
         model.generate(**inputs, do_sample=False, logits_processor=[method, SeededSampling(seeds, temperature=0.7)])
 
-    Temperature, then top-k, top-p and min-p in the order of transformers, then Gumbel noise, whose argmax is a draw from
-    the distribution that is left. It must be the last processor; beside a `custom_generate` of this package too, which lets
-    it act after the rule. A row's text depends on its prompt and seed alone, as far
-    as the model's logits do.
+    It applies temperature, then top-k, top-p and min-p in the order of transformers, then adds Gumbel noise, so that the
+    argmax is a draw from the resulting distribution. It must be the last processor, also together with a `custom_generate` of
+    this package, which applies it after the rule. A completion depends on its prompt and seed alone, as far as the model's
+    logits do.
 
     Args:
         seeds: one per row.
         temperature: a finite number above 0.
-        top_k: so many likeliest tokens stay; 0 for all.
-        top_p: the likeliest tokens that make up this probability stay, in (0, 1].
-        min_p: tokens of at least this share of the likeliest one's probability stay, in [0, 1].
+        top_k: number of likeliest tokens to keep; 0 for all.
+        top_p: keep the likeliest tokens that sum up to this probability, in (0, 1].
+        min_p: keep tokens of at least this share of the largest probability, in [0, 1].
 
     Raises:
-        ValueError: `temperature` not above 0 or not finite, or a value that transformers' warpers refuse; when called, another number
-            of rows, as with beams or `num_return_sequences`: repeat the prompts and give each its seed.
+        ValueError: `temperature` not above 0 or not finite, or a value that transformers' warpers reject; when called, another
+            number of rows, as with beams or `num_return_sequences`: repeat the prompts and give each a seed.
 
     Examples:
         >>> from contralto import testbed
@@ -144,7 +143,18 @@ class SeededSampling(LogitsProcessor):
         self._start = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores `(B, V)` whose argmax is a draw."""
+        """Return scores whose argmax is a draw; `generate()` calls this.
+
+        Args:
+            input_ids: `(B, T)` int64, the rows.
+            scores: `(B, V)`.
+
+        Returns:
+            `(B, V)`, float32 at least.
+
+        Raises:
+            ValueError: another number of rows than seeds.
+        """
         rows, length = input_ids.shape
         if rows != len(self._seeds):
             raise ValueError(f"SeededSampling has {len(self._seeds)} seeds for {rows} rows: give each row its seed")
@@ -157,9 +167,9 @@ class SeededSampling(LogitsProcessor):
 
 
 def wrapped_seed(seed: int) -> int:
-    """Return a seed of any size as int64.
+    """Wrap a seed of any size to int64.
 
     Args:
-        seed: a whole number.
+        seed: any integer.
     """
     return (int(seed) + 2**63) % 2**64 - 2**63

@@ -1,4 +1,4 @@
-"""Stop strings for any vocabulary, and for models that think before they answer."""
+"""Stop generation at strings, with any vocabulary, and for models that write a thought before the answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from transformers import StoppingCriteria
 __all__ = ["StopStrings", "StopStringsAfterThought"]
 
 MARGIN = 8
-"""Tokens besides those of the string: it may begin and end within tokens."""
+"""Number of tokens to look at besides those of the string, which may begin and end within tokens."""
 
 
 class StopStrings(StoppingCriteria):
-    """Ends a row where one of `strings` is in what was generated; the prompt does not count.
+    """End a row where one of `strings` occurs in the generated text, not in the prompt.
 
-    It looks at the last tokens, as many as the longest string has bytes and a few more, which no spelling of it exceeds.
-    transformers' own `StopStringCriteria` does not read word-level vocabularies.
+    The last tokens are decoded, as many as the longest string has bytes and a few more, which no tokenization of it exceeds.
+    transformers' own `StopStringCriteria` does not support word-level vocabularies.
 
     Args:
-        tokenizer: of the model.
-        strings: what ends a row, at least one.
-        start: how many tokens of the rows are the prompt's.
-        skip_special_tokens: whether special tokens are left out of the text, as in a finished answer; then no string can name one.
+        tokenizer: the model's tokenizer.
+        strings: the strings that end a row, at least one.
+        start: number of tokens of the prompts.
+        skip_special_tokens: whether special tokens are left out of the text, as in a finished answer; then no string can contain one.
 
     Examples:
         >>> from contralto import testbed
@@ -44,6 +44,16 @@ class StopStrings(StoppingCriteria):
         self._reach = max(len(text.encode()) for text in strings) + MARGIN
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Return the rows that end; `generate()` calls this.
+
+        Args:
+            input_ids: `(B, T)` int64, the rows.
+            scores: not used.
+            kwargs: not used.
+
+        Returns:
+            `(B,)` bool.
+        """
         tail = input_ids[:, self._start :][:, -self._reach :]
         texts = self._tokenizer.batch_decode(tail, skip_special_tokens=self._skip)
         return torch.tensor([any(s in text for s in self._strings) for text in texts], device=input_ids.device)
@@ -52,14 +62,14 @@ class StopStrings(StoppingCriteria):
 class StopStringsAfterThought(StopStrings):
     """End a row where one of `strings` occurs in its answer, which begins after the end of its thought.
 
-    A stop string within the thought counts for nothing, and neither does the white space between the thought and the answer,
-    which no reader of answers keeps. A thought that the prompt itself closes, as chat templates do to switch thinking off, is over
-    from the start. Where several thoughts end, the answer is the text after the last one.
+    Stop strings within the thought are ignored, and so is the white space between the thought and the answer. A thought that the
+    prompt itself closes, as chat templates do to switch thinking off, has ended from the start. Where several thoughts end, the
+    answer is the text after the last one.
 
     Args:
         tokenizer: the model's tokenizer.
         strings: the strings that end a row, at least one.
-        start: the number of tokens of the prompts.
+        start: number of tokens of the prompts.
         end: the end of a thought, such as `"</think>"`, or the id of its token.
 
     Examples:
@@ -79,6 +89,16 @@ class StopStringsAfterThought(StopStrings):
         self._states: list[_State] = []
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Return the rows that end; `generate()` calls this.
+
+        Args:
+            input_ids: `(B, T)` int64, the rows.
+            scores: not used.
+            kwargs: not used.
+
+        Returns:
+            `(B,)` bool.
+        """
         rows = input_ids[:, self._start :]
         known = 0 if self._rows is None else self._rows.shape[1]
         if self._rows is None or not torch.equal(rows[:, :known], self._rows):  # another text, or reordered beams
@@ -89,7 +109,7 @@ class StopStringsAfterThought(StopStrings):
         return torch.tensor(over, device=input_ids.device)
 
     def _begin(self, prompt: list[int]) -> "_State":
-        """Return the state after a prompt: the end of one that closes its thought is read with the row."""
+        """Return the state after a prompt; if the prompt closes its thought, its end is decoded with the row."""
         tail = prompt[-self._reach :]
         ends, text = self._after(tail)
         return _State(tail if ends and not text else [])
@@ -109,7 +129,7 @@ class StopStringsAfterThought(StopStrings):
         return text
 
     def _after(self, tokens: list[int]) -> tuple[int, str]:
-        """Return how many thoughts end in the tokens, and the text after the last end."""
+        """Return the number of thoughts that end in the tokens, and the text after the last end."""
         if isinstance(self._end, str):
             text = self._tokenizer.decode(tokens)
             return text.count(self._end), text.rpartition(self._end)[2].lstrip()
@@ -120,13 +140,13 @@ class StopStringsAfterThought(StopStrings):
 
 @dataclass
 class _State:
-    """The state of a row as far as it was read; places count the tokens from the beginning of `before`."""
+    """The state of a row; positions count the tokens from the beginning of `before`."""
 
     before: list[int]
     """The end of the prompt if a thought ends there, else nothing."""
     begin: int | None = None
-    """The place from which the last end of a thought was read; None within the first thought."""
+    """The position from which the last end of a thought was decoded; None within the first thought."""
     ends: int = 0
-    """The number of ends that were read from there."""
+    """The number of ends decoded from there."""
     answer: int | None = None
-    """The place from which all tokens belong to the answer; None before its first character."""
+    """The position from which all tokens belong to the answer; None before its first character."""

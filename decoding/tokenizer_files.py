@@ -1,7 +1,7 @@
-"""The vocabulary that a tokenizer's files declare, without loading the tokenizer.
+"""Read the vocabulary that a tokenizer's files declare, without loading the tokenizer.
 
-To load the tokenizer of a large vocabulary takes seconds, most of them for its merges and its conversion. Two vocabularies are
-compared for less: `tokenizer.json` lists every token with its id, and other files can only add to them.
+Loading the tokenizer of a large vocabulary takes seconds, most of them for its merges and its conversion. Comparing two vocabularies
+takes less: `tokenizer.json` lists every token with its id, and other files can only add to them.
 """
 
 import json
@@ -33,7 +33,7 @@ def read_vocabulary(name: str) -> Declared | None:
         name: a folder or the name of a repository.
 
     Returns:
-        The vocabulary, or None where there is no `tokenizer.json` on this machine, or one of a form that is not known.
+        The vocabulary, or None where there is no `tokenizer.json` on this machine, or one of an unknown format.
 
     Examples:
         >>> from contralto import testbed

@@ -1,4 +1,4 @@
-"""What a contrast did to a text, token by token: every branch's candidates, what was ruled out, where the choice changed."""
+"""Trace the effect of a contrast on a completion: for each token the candidates of every branch and the excluded tokens."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,26 +17,28 @@ __all__ = ["Candidate", "RuledOut", "Step", "trace"]
 
 
 class Candidate(NamedTuple):
+    """A token and its probability."""
+
     token: int
     probability: float
 
 
 class RuledOut(NamedTuple):
-    """The tokens that could not be chosen: those that the plausibility constraint masks."""
+    """The tokens that the plausibility constraint excludes at a step."""
 
     tokens: int
     probability: float
-    """What the main branch gave them together."""
+    """Their total probability under the main branch."""
     likeliest: tuple[Candidate, ...]
 
 
 class Step(NamedTuple):
-    """One generated token, and what each distribution thought of its place, likeliest candidates first."""
+    """One generated token and the likeliest candidates of each distribution at its position."""
 
     token: int
     main: tuple[Candidate, ...]
     contrasts: tuple[tuple[Candidate, ...], ...]
-    """Of every other branch."""
+    """The candidates of every other branch."""
     combined: tuple[Candidate, ...]
     log_p: tuple[float, ...]
     """Log-probability of the token under the main branch, every other branch, and the method."""
@@ -44,17 +46,17 @@ class Step(NamedTuple):
 
     @property
     def contrast(self) -> tuple[Candidate, ...]:
-        """Of the first other branch."""
+        """Return the candidates of the first other branch."""
         return self.contrasts[0]
 
     @property
     def changed(self) -> bool:
-        """Whether the token is another than the main branch's likeliest."""
+        """Return whether the token differs from the main branch's likeliest."""
         return self.token != self.main[0].token
 
     @property
     def ratio(self) -> float:
-        """`log p_main - log p_contrast` of the token: how far the first two branches differ about it, in nats."""
+        """Return `log p_main - log p_contrast` of the token for the first two branches, in nats."""
         return self.log_p[0] - self.log_p[1]
 
 
@@ -62,17 +64,17 @@ class Step(NamedTuple):
 def trace(
     method: "ContrastiveLogitsProcessor", model: Any, inputs: Mapping[str, Any], generated: Tensor, *, top: int = 4
 ) -> list[Step]:
-    """Look back at a finished text, with one forward of each branch.
+    """Return the steps of a finished completion, from one forward pass of each branch.
 
     Args:
-        method: any of `processors`, made for this prompt.
+        method: a processor of `processors`, made for this prompt.
         model: the main model.
         inputs: one prompt as its tokenizer or processor returns it; for an encoder-decoder the source text.
-        generated: `(S,)` the tokens after the prompt, of any origin.
-        top: how many candidates each step keeps.
+        generated: `(S,)` int64, the tokens after the prompt, of any origin.
+        top: number of candidates to keep per step.
 
     Returns:
-        A step per token. Of a branch of several layers (DoLa), a step shows the layer that the rule chose.
+        One step per token. For a branch of several layers (DoLa), a step holds the layer that the rule selects.
 
     Raises:
         ValueError: several prompts, or no tokens.
@@ -105,14 +107,14 @@ def trace(
 
 
 def _chosen_layer(main: Tensor, layers: Tensor, scores: Tensor) -> Tensor:
-    """The layer `(S, V)` of `(S, L, V)` whose log-ratio with the main branch the scores are."""
+    """Select the layer `(S, V)` of `(S, L, V)` whose log-ratio with the main branch equals the scores."""
     ratios = main.log_softmax(-1)[:, None] - layers.log_softmax(-1)
     distances = (ratios - scores[:, None]).where(scores[:, None] > -torch.inf, 0.0).abs().amax(-1)
     return layers[torch.arange(len(layers), device=layers.device), distances.argmin(-1)]
 
 
 def _steps(tokens: Tensor, log_p: list[Tensor], top: int) -> list[Step]:
-    """The steps from the log-probabilities `(S, V)` of all branches and, last, of the method."""
+    """Return the steps from the log-probabilities `(S, V)` of all branches and, last, of the method."""
     main, combined = log_p[0], log_p[-1]
     masked = combined == -torch.inf
     outside = main.where(masked, -torch.inf).exp()
@@ -125,7 +127,7 @@ def _steps(tokens: Tensor, log_p: list[Tensor], top: int) -> list[Step]:
 
 
 def _top(probabilities: Tensor, count: int) -> list[tuple[Candidate, ...]]:
-    """The likeliest tokens of every row, without impossible ones."""
+    """Return the likeliest tokens of every row, without impossible ones."""
     best = probabilities.topk(min(count, probabilities.shape[-1]))
     rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [tuple(Candidate(t, p) for t, p in zip(*row, strict=True) if p > 0) for row in rows]

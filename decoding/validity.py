@@ -1,7 +1,7 @@
-"""Whether logits can be contrasted: NaN, `+inf` or a row without a possible token is an error, never a text without contrast.
+"""Check that logits can be contrasted: NaN, `+inf` or a row without a possible token is an error.
 
-A half-precision overflow or broken weights make such logits. The rules would rule out what they touch, fall back on the main
-branch, and the text would look like one that was decoded by contrast.
+Such logits come from a half-precision overflow or from broken weights. The rules would exclude the tokens that these affect and fall
+back on the main branch, and the completion would look like one that was decoded by contrast.
 """
 
 import inspect
@@ -17,13 +17,13 @@ __all__ = ["branch_names", "check_logits"]
 def check_logits(logits: Sequence[Tensor], names: Callable[[], Sequence[str]], place: Callable[..., str]) -> None:
     """Raise an error that names the branch and the place if some logits cannot be contrasted.
 
-    One maximum per row tells: it is NaN, `+inf` or `-inf` exactly where the row holds NaN, holds `+inf`, or is all `-inf`.
-    All branches together wait for the device once.
+    One maximum per row suffices: it is NaN, `+inf` or `-inf` exactly where the row holds NaN, holds `+inf`, or is all `-inf`.
+    There is one synchronization with the device for all branches.
 
     Args:
-        logits: of each branch, `(..., V)`.
-        names: returns what the logits are called; only called for the error.
-        place: returns where a row is, from its indices; only called for the error.
+        logits: `(..., V)` of each branch.
+        names: returns the names of the logits for the error message; called only then.
+        place: returns the place of a row from its indices for the error message; called only then.
 
     Raises:
         ValueError: NaN or `+inf` in some logits, or a row of `-inf` alone.
@@ -45,7 +45,7 @@ def check_logits(logits: Sequence[Tensor], names: Callable[[], Sequence[str]], p
 
 
 def _describe(name: str, row: Tensor, where: str) -> str:
-    """Return the sentence for the first row that cannot be contrasted."""
+    """Return the error message for the first row that cannot be contrasted."""
     if row.isnan().any() or row.isposinf().any():
         kind = "NaN" if row.isnan().any() else "+inf"
         return (
@@ -59,7 +59,7 @@ def _describe(name: str, row: Tensor, where: str) -> str:
 
 
 def branch_names(rule: Callable[..., Tensor], branches: Sequence[Any]) -> list[str]:
-    """Return what the logits that a rule takes are called, the main branch's first: its parameters, and the models' classes.
+    """Return names for the logits that a rule takes, the main branch's first: its parameters, and the classes of the models.
 
     Args:
         rule: takes the logits of the main branch and of each other branch.

@@ -1,10 +1,10 @@
-"""Whether models that are contrasted share a tokenizer: their probabilities are compared token by token.
+"""Check that the models of a contrast share a tokenizer, since their probabilities are compared token by token.
 
-Two models of other tokenizers run without an error, and what they write means nothing. So tokenizers are compared wherever
-both can be found: given, or in the folder or the local cache of the hub that a model was loaded from (`name_or_path`).
-Nothing is downloaded, and a pair of models is compared once: by the sizes of their vocabularies, by their files, and by
-loaded tokenizers only where the files leave it open. Where a tokenizer cannot be found, the sizes of the
-vocabularies must tell: the same, or as far apart as padding of the embedding matrix explains.
+Two models with different tokenizers run without an error, and their contrast is meaningless. So tokenizers are compared wherever
+both can be found: passed by the caller, or in the folder or local hub cache that a model was loaded from (`name_or_path`). Nothing is
+downloaded, and a pair of models is compared once: by the sizes of their vocabularies, by their files, and by loaded tokenizers only
+where the files do not decide. Where a tokenizer cannot be found, the sizes of the vocabularies decide: they must be equal, or differ
+by no more than padding of the embedding matrix explains.
 """
 
 import filecmp
@@ -34,13 +34,13 @@ __all__ = [
 BLOCKS = (64, 128, 256, 512, 1024)
 """Embedding matrices are padded to a multiple of one of these: Gemma 3 64, Qwen2.5 and Pythia 128 to 512, Phi-2 1024."""
 _FOUND: WeakKeyDictionary[Any, WeakKeyDictionary[Any, bool]] = WeakKeyDictionary()
-"""For pairs of models whether their tokenizers were found, and are the same."""
+"""For pairs of models, whether their tokenizers were found and are the same."""
 
 
 def fit_vocabulary(logits: Tensor, size: int) -> Tensor:
     """Return logits `(..., size)` for the first `size` tokens, `-inf` for those that the model's head has no row for.
 
-    Models of one tokenizer may pad their embeddings to different sizes. The rows in question belong to no token.
+    Models with the same tokenizer may pad their embeddings to different sizes. The additional rows belong to no token.
 
     Args:
         logits: `(..., V)`.
@@ -55,10 +55,10 @@ def fit_vocabulary(logits: Tensor, size: int) -> Tensor:
 
 
 def check_sizes(size: int, other: int, *, share_tokenizer: bool = False) -> None:
-    """Raise an error unless two vocabularies can be those of one tokenizer, as far as their sizes tell.
+    """Raise an error unless the sizes of two vocabularies allow that they belong to the same tokenizer.
 
-    They can where they are equal, where the larger one is a multiple of a block (64 to 1024) that is no smaller than the
-    difference, and where the difference is one token, such as a pad token that was added.
+    The sizes must be equal, or the larger one a multiple of a block (64 to 1024) that is no smaller than the difference, or the
+    difference one token, such as a pad token that was added.
 
     Args:
         size: number of tokens of the main model.
@@ -89,9 +89,9 @@ def check_same_tokenizer(model: str, tokenizer: Any, other_model: str, other: An
     """Raise an error if the tokens of two tokenizers differ. A pad token that one of them adds at the end may.
 
     Args:
-        model: what the first model is called.
+        model: the name of the first model.
         tokenizer: its tokenizer.
-        other_model: what the other model is called.
+        other_model: the name of the other model.
         other: its tokenizer.
 
     Raises:
@@ -131,7 +131,7 @@ def _different(model: str, other_model: str, tokens: set[str]) -> ValueError:
 
 
 def _is_added_pad(tokenizer: Any, rest: dict[str, int]) -> bool:
-    """Whether a tokenizer's pad token comes after all tokens of the other, which does not have it."""
+    """Return whether a tokenizer's pad token comes after all tokens of the other, which does not have it."""
     pad = tokenizer.pad_token
     return pad is not None and pad not in rest and tokenizer.pad_token_id > max(rest.values())
 
@@ -166,7 +166,7 @@ def _compare(model: Any, other: Any) -> bool:
 
 
 def _name(model: Any) -> str:
-    """The folder or the hub's name that a model was loaded from; empty if it was not."""
+    """Return the folder or hub name that a model was loaded from; empty if there is none."""
     return str(getattr(model, "name_or_path", "") or "")
 
 
@@ -193,18 +193,18 @@ def same_tokenizer(name: str, other: str) -> bool:
         return True
     if _agree_by_files(*names):
         return True
-    found = [find_tokenizer(each) for each in names]
-    if None in found:
+    tokenizers = [find_tokenizer(each) for each in names]
+    if None in tokenizers:
         return False
-    check_same_tokenizer(names[0], found[0], names[1], found[1])
+    check_same_tokenizer(names[0], tokenizers[0], names[1], tokenizers[1])
     return True
 
 
 def _agree_by_files(name: str, other: str) -> bool:
-    """Whether the files of two tokenizers declare one vocabulary; False where only the loaded tokenizers can tell.
+    """Return whether the files of two tokenizers declare the same vocabulary; False if only the loaded tokenizers can decide.
 
     Raises:
-        ValueError: a token has two ids, or an id two tokens, which nothing that is added to the vocabularies can change.
+        ValueError: a token has two ids, or an id two tokens, which no added token can change.
     """
     one, two = read_vocabulary(name), read_vocabulary(other)
     if one is None or two is None:
@@ -217,13 +217,13 @@ def _agree_by_files(name: str, other: str) -> bool:
 
 
 def _conflict(one: Mapping[str, int], two: Mapping[str, int]) -> bool:
-    """Whether a token has two ids, or an id two tokens."""
+    """Return whether a token has two ids, or an id two tokens."""
     tokens = {at: token for token, at in two.items()}
     return any(two.get(token, at) != at or tokens.get(at, token) != token for token, at in one.items())
 
 
 def find_tokenizer(name: str) -> Any | None:
-    """Return the tokenizer that lies beside a model's weights, without a download.
+    """Return the tokenizer in the folder of a model's weights, without a download.
 
     Args:
         name: a folder or the name of a repository.
@@ -240,7 +240,7 @@ def find_tokenizer(name: str) -> Any | None:
         return None
     try:
         return from_pretrained(AutoTokenizer, name, local_files_only=True, trust_remote_code=False)
-    except Exception:  # noqa: BLE001  whatever is wrong with it, a tokenizer that cannot be read is no evidence
+    except Exception:  # noqa: BLE001  a tokenizer that cannot be loaded, for any reason, counts as not found
         return None
 
 
@@ -249,7 +249,7 @@ class Vocabulary:
 
     Args:
         models: the models of the branches.
-        tokenizer: the tokenizer that they share, if it is given.
+        tokenizer: the tokenizer that they share; None to look for it.
 
     Raises:
         ValueError: the tokenizers of two of them were found, and differ.
