@@ -5,10 +5,12 @@ Read from transformers 5.23.0: `Cache.is_linear`, `Cache.layers`, and the attrib
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 from transformers.generation.utils import ALL_CACHE_NAMES
@@ -18,6 +20,7 @@ __all__ = [
     "drop_positions",
     "find_cache",
     "fork_cache",
+    "join_caches",
     "keep_position",
     "linear_layers",
     "repeat_cache",
@@ -127,6 +130,27 @@ def drop_positions(cache: Any, count: int) -> None:
             layer.cumulative_length.sub_(count)
     else:
         cache.crop(-count)
+
+
+def join_caches(caches: Sequence[Any]) -> bool:
+    """Join caches into the first one, their rows one after the other, padded on the left to one length.
+
+    Args:
+        caches: of one decoder-only model.
+
+    Returns:
+        False if a layer cannot be padded, such as one with a sliding window or a recurrent state; nothing is changed then.
+    """
+    if len(caches) == 1:
+        return True
+    if any(type(layer) is not DynamicLayer for cache in caches for layer in cache.layers):
+        return False
+    width = max(cache.get_seq_length() for cache in caches)
+    for layers in zip(*(cache.layers for cache in caches), strict=True):
+        for name in ("keys", "values"):
+            states = [getattr(layer, name) for layer in layers]  # (R, heads, length, head size)
+            setattr(layers[0], name, torch.cat([pad(state, (0, 0, width - state.shape[2], 0)) for state in states]))
+    return True
 
 
 def repeat_cache(cache: Any, copies: int, index: Tensor) -> None:

@@ -9,18 +9,20 @@ another token type than the last one of the prompt).
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from contralto.common.placement import input_device
 from contralto.decoding.branches.cache import (
     crop_cache,
     find_cache,
     fork_cache,
+    join_caches,
     repeat_cache,
     repeat_rows,
     split_cache,
@@ -29,7 +31,7 @@ from contralto.decoding.branches.context import ContextLimit
 from contralto.decoding.branches.padding import fit_mask
 from contralto.decoding.branches.prompts import MULTIMODAL_INPUTS, TOKEN_TYPES, Prompts
 
-__all__ = ["CachedReader", "last_hidden"]
+__all__ = ["CachedReader", "join_readers", "last_hidden"]
 
 
 class CachedReader:
@@ -63,6 +65,8 @@ class CachedReader:
     def reset(self) -> None:
         """Discard the cache."""
         self.kwargs: dict[str, Any] = {}
+        self.rows = 0
+        """Number of rows."""
         self.length = 0
         """Number of tokens that the model has read of each row, padding included."""
         self.hidden: Tensor | None = None
@@ -98,7 +102,7 @@ class CachedReader:
             Logits `(R, keep, V)`.
         """
         self.reset()
-        self.kwargs = {"use_cache": True, **prompts.kwargs}
+        self.kwargs, self.rows = {"use_cache": True, **prompts.kwargs}, len(prompts.ids)
         mask = self.kwargs.get("attention_mask")
         if not self.is_encoder_decoder and mask is not None and mask.all():
             self.kwargs["attention_mask"] = None  # as in generate(): attention without a mask is faster
@@ -158,7 +162,7 @@ class CachedReader:
         self._records = True
 
     def reorder(self, rows: Tensor) -> None:
-        """Bring cache, mask, positions and token types into another order of the rows.
+        """Select rows, in any order and number.
 
         Args:
             rows: `(R,)` int64, the row that each row continues.
@@ -166,8 +170,9 @@ class CachedReader:
         self.cache.reorder_cache(rows)
         for name in ("attention_mask", "decoder_attention_mask", "position_ids", *TOKEN_TYPES):
             value = self.kwargs.get(name)
-            if value is not None and value.shape[-2] == len(rows):
-                self.kwargs[name] = value.index_select(-2, rows)
+            if value is not None and value.shape[-2] == self.rows:
+                self.kwargs[name] = value.index_select(-2, rows.to(value.device))
+        self.rows = len(rows)
 
     def fork(self) -> "CachedReader":
         """Return a reader of the same rows whose cache grows by itself. Tensors are shared, not copied."""
@@ -177,14 +182,14 @@ class CachedReader:
         fork.kwargs[name] = fork_cache(self.cache)
         return fork
 
-    def replicate(self, rows: int, copies: int) -> "CachedReader":
+    def replicate(self, copies: int) -> "CachedReader":
         """Return a reader of `copies` copies of each row, one after the other, with a cache of its own.
 
         Args:
-            rows: number of rows of this reader.
             copies: number of copies of each row.
         """
-        fork = self.fork()
+        fork, rows = self.fork(), self.rows
+        fork.rows = rows * copies
         index = torch.arange(rows, device=input_device(self.model)).repeat_interleave(copies)
         own, encoded = split_cache(fork.cache)
         repeat_cache(own, copies, index)
@@ -271,6 +276,13 @@ class CachedReader:
         self.length += new
         self.hidden = last_hidden(outputs)
 
+    def whole_mask(self) -> Tensor:
+        """Return the mask of the rows and their next token, `(R, length + 1)`, also where there is no padding."""
+        mask: Tensor | None = self.kwargs.get(self.mask_name)
+        if mask is None:
+            mask = torch.ones(self.rows, self.length + 1, dtype=torch.long, device=input_device(self.model))
+        return mask
+
     def _lengthen(self, count: int) -> None:
         """Add `count` columns of generated tokens to mask, positions and token types."""
         if count < 1:
@@ -291,6 +303,31 @@ class CachedReader:
         mask = self.kwargs.get(self.mask_name)
         mask = torch.ones(len(ids), length, device=ids.device) if mask is None else fit_mask(mask, length)
         self.limit.check(mask.sum(-1).to(ids.device) - unread, ids[:, -1] if self.length else None)
+
+
+def join_readers(readers: Sequence[CachedReader]) -> bool:
+    """Join rows of one decoder-only model into the first reader, padded on the left to one length.
+
+    Args:
+        readers: of the same model, with prompts that have no other inputs than mask, positions and token types.
+
+    Returns:
+        False if their caches cannot be padded; nothing is changed then.
+    """
+    length = max(reader.length for reader in readers)
+    if not join_caches([reader.cache for reader in readers]):
+        return False
+    first = readers[0]
+    joined: dict[str, Any] = {}
+    if any(reader.kwargs.get(first.mask_name) is not None or reader.length < length for reader in readers):
+        joined[first.mask_name] = [reader.whole_mask() for reader in readers]
+    for name in (first.positions_name, *TOKEN_TYPES):
+        if first.kwargs.get(name) is not None:
+            joined[name] = [reader.kwargs[name] for reader in readers]
+    for name, values in joined.items():
+        first.kwargs[name] = torch.cat([pad(value, (length + 1 - value.shape[-1], 0)) for value in values], dim=-2)
+    first.length, first.rows = length, sum(reader.rows for reader in readers)
+    return True
 
 
 def last_hidden(outputs: Any) -> Tensor | None:

@@ -54,8 +54,8 @@ class ReplicatedCandidates:
 
     def read(self, candidates: Tensor) -> CandidateOutputs:
         """Return the outputs for candidates `(B, k)`."""
-        rows, self._count = candidates.shape
-        self._copies = self._reader.replicate(rows, self._count)
+        self._count = candidates.shape[1]
+        self._copies = self._reader.replicate(self._count)
         return CandidateOutputs.of(self._copies.peek(candidates.reshape(-1, 1)), candidates)
 
     def keep(self, choice: Tensor) -> None:

@@ -20,8 +20,7 @@ def modules():
             if ">>>" not in path.read_text() or (part == "contralto" and path.relative_to(ROOT).parts[1] in PARTS):
                 continue
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            marks = pytest.mark.skip("needs vLLM: tests/with_vllm") if name.endswith("vllm.amateur") else ()
-            yield pytest.param(name if part == "contralto" else f"contralto.{name}", marks=marks)
+            yield name if part == "contralto" else f"contralto.{name}"
 
 
 @pytest.mark.parametrize("name", list(modules()))

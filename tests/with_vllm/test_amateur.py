@@ -1,8 +1,5 @@
 """A different amateur inside the processor: exact, whatever comes and goes."""
 
-import doctest
-from importlib import import_module
-
 import pytest
 from conftest import RUNNER
 from engines import EOS, FORMULAS, has_ended, model64, oracle, prompts
@@ -88,9 +85,3 @@ def test_penalties_of_vllm_are_refused(engines):
     params = SamplingParams(temperature=0, repetition_penalty=1.3, max_tokens=2, extra_args={"contrast_method": "cd"})
     with pytest.raises((ValueError, VLLMValidationError), match="repetition_penalty must be 1"):
         engines(make=make).generate(["Ben went"], params, use_tqdm=False)
-
-
-def test_the_docstring_example():
-    found = doctest.testmod(import_module("contralto.decoding.vllm.amateur"))
-    assert found.attempted
-    assert not found.failed

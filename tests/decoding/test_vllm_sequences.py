@@ -1,0 +1,58 @@
+"""The sequences of an engine read by another model: the logits of whole forwards, whatever joins, leaves or moves."""
+
+import random
+
+import pytest
+import torch
+import zoo
+
+from contralto.decoding.vllm.sequences import SequenceReader
+
+STEPS = 14
+
+
+def schedule(seed):
+    """The sequences of each step: most grow by a token; some leave, join, stay, fork, or repeat another."""
+    rng = random.Random(seed)
+    running = []
+    for _ in range(STEPS):
+        grown = [[*sequence, rng.randrange(4, zoo.VOCAB)] if rng.random() < 0.8 else sequence for sequence in running]
+        kept = [sequence for sequence in grown if rng.random() < 0.9]
+        forked = [[*sequence[:-1], rng.randrange(4, zoo.VOCAB)] for sequence in kept if rng.random() < 0.2]
+        new = [[rng.randrange(4, zoo.VOCAB) for _ in range(rng.randint(1, 9))] for _ in range(rng.randint(0, 2))]
+        running = [*kept, *forked, *new, *kept[:1]][:8]
+        rng.shuffle(running)
+        if running:
+            yield running
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "mistral", "gemma3", "mamba"])
+def test_logits_are_those_of_whole_forwards(family):
+    model = zoo.build(family, seed=1).eval()
+    reader = SequenceReader(model)
+    for sequences in schedule(seed=3):
+        logits = reader(sequences, zoo.VOCAB + 3)
+        assert logits[:, zoo.VOCAB :].eq(-torch.inf).all()
+        for sequence, row in zip(sequences, logits, strict=True):
+            with torch.no_grad():
+                expected = model(torch.tensor([sequence])).logits[0, -1]
+            torch.testing.assert_close(row[: zoo.VOCAB], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_only_new_tokens_are_read(monkeypatch):
+    """Two sequences that grow cost one forward of one token each; one that joins is read beside them."""
+    model = zoo.build("llama", seed=1).eval()
+    reader, forward, shapes = SequenceReader(model), model.forward, []
+    monkeypatch.setattr(
+        model,
+        "forward",
+        lambda *args, **kwargs: shapes.append(tuple(kwargs["input_ids"].shape)) or forward(*args, **kwargs),
+    )
+    for sequences in (
+        [[5, 6, 7], [8]],
+        [[5, 6, 7, 9], [8, 4]],
+        [[8, 4, 5], [9, 9], [5, 6, 7, 9]],
+        [[8, 4, 5, 6], [9, 9, 7]],
+    ):
+        reader(sequences, zoo.VOCAB)
+    assert shapes == [(2, 3), (2, 1), (1, 1), (1, 2), (2, 1)]
