@@ -1,47 +1,101 @@
-"""The command line: `contralto COMMAND ...`. Nothing imports this module."""
+"""The command line: `contralto COMMAND ...`. A command is a module of this package; nothing else in contralto imports it."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any, NamedTuple
 
 from contralto import __version__
 from contralto.common.errors import guarded
 from contralto.common.hub import remote_code
 
+__all__ = ["COMMANDS", "Command", "main"]
+
+
+class Command(NamedTuple):
+    """A command, which is the module `contralto.cli.NAME`.
+
+    A module with flags of its own has `add_arguments(parser)` and `run(args)`. One whose flags are read by the parser of another
+    library has `run(argv)`.
+    """
+
+    name: str
+    purpose: str
+    """The line in the help."""
+    extra: str
+    """The extra of contralto that installs what the command needs."""
+    has_parser: bool = True
+    """Whether the flags are its own."""
+
+
 COMMANDS = {
-    "generate": "decode prompts with any model, by any contrastive method",
-    "explain": "show on a page what a contrast did to a text, token by token",
-    "eval": "evaluate by contrast: lm-eval's own command line, with contralto's models and tasks",
-    "compare": "run tasks under several decoders on the same documents, with the controls that a gain needs",
-    "data": "make preference pairs by contrast: preview, estimate, run, resume",
-    "align": "train on pairs by contrast: preferences, distillation, on-policy rounds; every flag of trl dpo",
-    "serve": "vLLM's OpenAI-compatible server, set up for texts by contrast; every flag of it",
-    "demo": "see contrastive decoding work on the embedded models: three problems, a table, demo.html",
+    command.name: command
+    for command in (
+        Command("generate", "decode prompts with any model, by any contrastive method", extra="vision"),
+        Command("explain", "show on a page what a contrast did to a text, token by token", extra="vision"),
+        Command(
+            "eval",
+            "evaluate by contrast: lm-eval's own command line, with contralto's models and tasks",
+            extra="eval",
+            has_parser=False,
+        ),
+        Command(
+            "compare",
+            "run tasks under several decoders on the same documents, with the controls that a gain needs",
+            extra="eval",
+        ),
+        Command("data", "make preference pairs by contrast: preview, estimate, run, resume", extra="data"),
+        Command(
+            "align",
+            "train on pairs by contrast: preferences, distillation, on-policy rounds; every flag of trl dpo",
+            extra="align",
+            has_parser=False,
+        ),
+        Command(
+            "serve",
+            "vLLM's OpenAI-compatible server, set up for texts by contrast; every flag of it",
+            extra="vllm",
+            has_parser=False,
+        ),
+        Command(
+            "demo",
+            "see contrastive decoding work on the embedded models: three problems, a table, demo.html",
+            extra="demo",
+        ),
+    )
 }
-"""Every command is the module contralto.cli.<command>, with `add_arguments(parser)` and `run(args)`."""
-PASSED_ON = {"eval": "contralto.cli.eval", "align": "contralto.cli.align", "serve": "contralto.cli.serve"}
-"""But these have the flags of lm-eval, of TRL and of vLLM, whose parsers read them: `run(argv)`."""
-
-
-EXTRAS = {"compare": "eval", "generate": "vision", "explain": "vision"}
-"""Extras of commands that are not called like them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command, and return its status; see `contralto.common.errors` for how mistakes end."""
+    """Run a command.
+
+    Args:
+        argv: the words after `contralto`; by default those of the process.
+
+    Returns:
+        The exit status: 0, or see `contralto.common.errors` for how errors end.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
-    command = argv[0] if argv else ""
-    debug = "--debug" in argv
-    return guarded(command, lambda: _run(argv), extra=EXTRAS.get(command, ""), debug=debug)
+    name = argv[0] if argv else ""
+    extra = COMMANDS[name].extra if name in COMMANDS else ""
+    return guarded(name, lambda: _run(argv), extra=extra, debug="--debug" in argv)
 
 
 def _run(argv: Sequence[str]) -> None:
-    """Read the arguments, and run the command; imports belong to it, since packages may be missing."""
-    if argv and argv[0] in PASSED_ON:
-        with remote_code(trusted=False):  # unless a flag that their parsers read says so
-            import_module(PASSED_ON[argv[0]]).run([word for word in argv[1:] if word != "--debug"])
+    """Parse the arguments and run the command; only its module is imported, since packages may be missing."""
+    command = COMMANDS.get(argv[0]) if argv else None
+    if command and not command.has_parser:
+        with remote_code(trusted=False):  # the parser of the other library may switch it on
+            _module(command).run([word for word in argv[1:] if word != "--debug"])
         return
+    args = _parser(command).parse_args(argv)
+    with remote_code(trusted=getattr(args, "trust_remote_code", False)):
+        args.run(args)
+
+
+def _parser(chosen: Command | None) -> argparse.ArgumentParser:
+    """Return a parser that lists all commands, with the flags of the chosen one."""
     parser = argparse.ArgumentParser(
         prog="contralto",
         description="Align language models by contrast, and decode from them by contrast.",
@@ -49,13 +103,16 @@ def _run(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--version", action="version", version=f"contralto {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, purpose in COMMANDS.items():
-        command = subparsers.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        if name in argv[:1]:  # only the command that is asked for is imported
-            module = import_module(f"contralto.cli.{name}")
-            module.add_arguments(command)
-            command.set_defaults(run=module.run)
-    args = parser.parse_args(argv)
-    with remote_code(trusted=getattr(args, "trust_remote_code", False)):
-        args.run(args)
+    for command in COMMANDS.values():
+        purpose = command.purpose
+        subparser = subparsers.add_parser(command.name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+        subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if command is chosen:
+            module = _module(command)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def _module(command: Command) -> Any:
+    return import_module(f"contralto.cli.{command.name}")

@@ -19,8 +19,7 @@ from typing import Any
 from contralto.common.hub import from_pretrained, locate, remote_code
 from contralto.decoding.vllm.checks import DEFAULT_TIMEOUT
 from contralto.decoding.vllm.engine import cpu_options, engine_options, marker_of, server_flags
-from contralto.decoding.vllm.middleware import ENVIRONMENT
-from contralto.decoding.vllm.waiting import MIB, Limits
+from contralto.decoding.vllm.limits import ENVIRONMENT, MIB, Limits
 
 __all__ = ["prepare", "run", "warning"]
 

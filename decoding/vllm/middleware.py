@@ -18,14 +18,13 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping, MutableMappi
 from contextlib import suppress
 from typing import Any
 
+from contralto.decoding.vllm.limits import ENVIRONMENT, Limits
 from contralto.decoding.vllm.session import REFUSED
 from contralto.decoding.vllm.settings import PREFIX, Row
-from contralto.decoding.vllm.waiting import FullError, GoneError, Limits, Text, WaitingRoom
+from contralto.decoding.vllm.waiting import FullError, GoneError, Text, WaitingRoom
 
-__all__ = ["ENVIRONMENT", "PairMiddleware"]
+__all__ = ["PairMiddleware"]
 
-ENVIRONMENT = "CONTRALTO_SERVE"
-"""Where `contralto serve` leaves its settings: `{"marker": ..., "timeout": ..., "body": ..., "waiting": ...}`."""
 INFO = "/v1/contralto"
 PATHS = ("/v1/completions", "/v1/chat/completions")
 WATCHED = ("max_tokens", "max_completion_tokens", "min_tokens", "ignore_eos", "stop", "stop_token_ids")

@@ -4,21 +4,16 @@ Nothing of vLLM or of HTTP is needed here.
 """
 
 import asyncio
-import math
 import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from contralto.decoding.vllm.checks import DEFAULT_TIMEOUT
+from contralto.decoding.vllm.limits import Limits
 from contralto.decoding.vllm.settings import PREFIX, Row, check_group
 
-__all__ = ["FullError", "GoneError", "Limits", "Text", "WaitingRoom"]
-
-MIB = 2**20
-LONGEST_TIMEOUT = 3600.0
-"""Seconds."""
+__all__ = ["FullError", "GoneError", "Text", "WaitingRoom"]
 
 
 class FullError(Exception):
@@ -27,42 +22,6 @@ class FullError(Exception):
 
 class GoneError(Exception):
     """The client closed the connection while its request waited."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What requests may take before they reach the engine.
-
-    Args:
-        timeout: seconds that a request waits for the other branches of its text.
-        body: bytes of one request.
-        waiting: requests that wait at a time.
-        held: bytes of all requests that wait.
-        reading: seconds in which a request must have arrived.
-
-    Raises:
-        ValueError: a limit that is not a positive finite number.
-
-    Examples:
-        >>> Limits(timeout=0)
-        Traceback (most recent call last):
-            ...
-        ValueError: timeout must be above 0 and at most 3600, not 0
-    """
-
-    timeout: float = DEFAULT_TIMEOUT
-    body: int = 64 * MIB
-    waiting: int = 1024
-    held: int = 512 * MIB
-    reading: float = 60.0
-
-    def __post_init__(self) -> None:
-        for name in ("timeout", "reading"):
-            if not 0 < getattr(self, name) <= LONGEST_TIMEOUT:
-                raise ValueError(f"{name} must be above 0 and at most {LONGEST_TIMEOUT:g}, not {getattr(self, name)}")
-        for name in ("body", "waiting", "held"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
 
 
 @dataclass

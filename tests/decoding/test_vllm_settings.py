@@ -17,7 +17,7 @@ from contralto.decoding import SeededSampling, methods
 from contralto.decoding.vllm import settings
 from contralto.decoding.vllm.adapters import adapters_of, lora_options
 from contralto.decoding.vllm.engine import engine_options
-from contralto.decoding.vllm.middleware import ENVIRONMENT
+from contralto.decoding.vllm.limits import ENVIRONMENT
 from contralto.decoding.vllm.sampling import RequestSampling, Warp, draw, seeds_of
 from contralto.decoding.vllm.session import BranchReply, Progress, RefusedError
 from contralto.decoding.vllm.settings import Row, check_group

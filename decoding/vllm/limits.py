@@ -1,0 +1,51 @@
+"""Limits of the requests that a server of contrastive decoding accepts. No torch here: the help of `contralto serve` shows them."""
+
+import math
+from dataclasses import dataclass
+
+from contralto.decoding.vllm.checks import DEFAULT_TIMEOUT
+
+__all__ = ["ENVIRONMENT", "MIB", "Limits"]
+
+ENVIRONMENT = "CONTRALTO_SERVE"
+"""The environment variable by which `contralto serve` passes settings to the middleware, as JSON: `{"marker": ..., "timeout": ...,
+"body": ..., "waiting": ..., "held": ...}`."""
+MIB = 2**20
+LONGEST_TIMEOUT = 3600.0
+"""Seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits of requests that have not reached the engine.
+
+    Args:
+        timeout: seconds that a request waits for the other branches of its text.
+        body: bytes of one request.
+        waiting: requests that wait at a time.
+        held: bytes of all requests that wait.
+        reading: seconds in which a request must have arrived.
+
+    Raises:
+        ValueError: a limit that is not a positive finite number.
+
+    Examples:
+        >>> Limits(timeout=0)
+        Traceback (most recent call last):
+            ...
+        ValueError: timeout must be above 0 and at most 3600, not 0
+    """
+
+    timeout: float = DEFAULT_TIMEOUT
+    body: int = 64 * MIB
+    waiting: int = 1024
+    held: int = 512 * MIB
+    reading: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("timeout", "reading"):
+            if not 0 < getattr(self, name) <= LONGEST_TIMEOUT:
+                raise ValueError(f"{name} must be above 0 and at most {LONGEST_TIMEOUT:g}, not {getattr(self, name)}")
+        for name in ("body", "waiting", "held"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")

@@ -1,0 +1,43 @@
+"""Help comes at once: no command imports torch to print the help of flags of its own, and every command is declared once."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from contralto.cli import COMMANDS, main
+
+OTHERS = {"align"}
+"""Commands whose help is printed by the parser of a library that imports torch."""
+HEAVY = {"torch", "transformers", "trl", "datasets", "lm_eval.evaluator", "vllm"}
+
+
+@pytest.mark.parametrize("argv", [[], *([name] for name in COMMANDS if name not in OTHERS)], ids=str)
+def test_help_imports_nothing_heavy(argv):
+    code = (
+        "import sys\nfrom contralto.cli import main\n"
+        "try:\n    main([*sys.argv[1:], '--help'])\nexcept SystemExit as error:\n    assert error.code in (0, None)\n"
+        "print('loaded:', *sys.modules)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    ran = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+    shown, _, loaded = ran.stdout.rpartition("loaded:")
+    assert "usage: " in shown
+    assert not HEAVY & set(loaded.split())
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
+
+
+def test_every_command_is_listed_with_its_purpose(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(f"{command.name} {command.purpose}" in shown for command in COMMANDS.values())
+
+
+def test_an_unknown_command_is_rejected(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["decode"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'decode'" in capsys.readouterr().err
