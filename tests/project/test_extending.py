@@ -1,0 +1,47 @@
+"""The pages about extensions are followed to the letter, in a temporary folder and another process."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(page, language):
+    """Return the code blocks of a page in a language."""
+    text = (ROOT / "docs" / "extending" / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def install(folder, name, code, pyproject):
+    """Write a module and the metadata that an installed package with these entry points has."""
+    (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    groups = tomllib.loads(pyproject)["project"]["entry-points"]
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()) for group, points in groups.items()]
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("".join(lines))
+
+
+def contralto(folder, *argv):
+    """Run a command in a process that has the folder on its path."""
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from contralto.cli import main; sys.exit(main({list(argv)!r}))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_a_decoding_method(tmp_path):
+    (code,), (pyproject,), (console,) = (blocks("decoding-method.md", name) for name in ("python", "toml", "console"))
+    install(tmp_path, "emphasis", code, pyproject)
+    command = shlex.split(console)
+    assert command.pop(0) == "contralto"
+    done = contralto(tmp_path, *command, "--max-new-tokens", "4")
+    assert (done.returncode, done.stderr) == (0, "emphasis: 2 rows per prompt in one forward\n")
+    assert done.stdout.strip()
+    shown = " ".join(contralto(tmp_path, "generate", "--help").stdout.split())
+    assert "emphasis the prompt against another prompt --contrast-prompt --strength 1.0 --floor 0.1" in shown
+    refused = contralto(tmp_path, *command, "--kappa", "1")
+    assert "--method emphasis has no --kappa; its own are --contrast-prompt, --strength, --floor" in refused.stderr
