@@ -88,7 +88,7 @@ def whole_pipeline(engine: Any, rows: Sequence[Row], sampling: Sampling) -> Run:
                 roles={"target": role},
                 checks={},
                 filters={},
-                said={},
+                mapping={},
             )
             pipeline.run(recipe, rows, store, is_shown=False)
 

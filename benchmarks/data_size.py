@@ -54,7 +54,7 @@ def recipe_in(folder: Path) -> Recipe:
         roles={"target": role},
         checks={},
         filters={},
-        said={},
+        mapping={},
     )
 
 

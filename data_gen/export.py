@@ -105,7 +105,7 @@ def summary(
         counts[kind] = dict(Counter(line["reason"] for line in lines).most_common())
     return {
         "name": recipe.output.resolve().name,
-        "recipe": dict(recipe.said),
+        "recipe": dict(recipe.mapping),
         "models": {name: dict(role.engine.identity) for name, role in recipe.roles.items()},
         "counts": counts,
         "costs": costs,

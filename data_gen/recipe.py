@@ -116,7 +116,7 @@ class Recipe:
     roles: Mapping[str, Role]
     checks: Mapping[str, Any]
     filters: Mapping[str, Any]
-    said: Mapping[str, Any]
+    mapping: Mapping[str, Any]
     """The mapping of the YAML file."""
 
     @property
@@ -140,35 +140,37 @@ def load_recipe(
         OSError: there is no such file.
         ValueError: a mistake in the recipe; the message names the place and the allowed values.
     """
-    said = parse_yaml(text := read_text(path), str(path))
-    _check_keys(said, str(path), needed=["rows", "strategies", "roles"], more=["output", "seed", "checks", "filters"])
-    if type(said.get("seed", 0)) is not int:
-        raise ValueError(f"{path}: seed must be a whole number, not {said['seed']!r}")
-    check_texts(said, str(path), "output")
+    mapping = parse_yaml(text := read_text(path), str(path))
+    _check_keys(
+        mapping, str(path), needed=["rows", "strategies", "roles"], more=["output", "seed", "checks", "filters"]
+    )
+    if type(mapping.get("seed", 0)) is not int:
+        raise ValueError(f"{path}: seed must be a whole number, not {mapping['seed']!r}")
+    check_texts(mapping, str(path), "output")
     engines: dict[str, Engine] = {}
-    made = {
-        name: _role(name, given, path, engines)
-        for name, given in _with_options(_mapping(said["roles"], f"{path}: roles"), roles or {}, path).items()
+    roles_by_name = {
+        name: _role(name, options, path, engines)
+        for name, options in _with_options(_mapping(mapping["roles"], f"{path}: roles"), roles or {}, path).items()
     }
-    _check_text(path, text, said, engines.values())
+    _check_text(path, text, mapping, engines.values())
     return Recipe(
         path=path,
-        output=output or path.parent / said.get("output", path.stem),
-        seed=said.get("seed", 0) + seed,
-        rows=_row_source(said["rows"], path),
-        strategies=_strategies(said["strategies"], path),
-        roles=made,
-        checks=_beside(path.parent, _mapping(said.get("checks") or {}, f"{path}: checks")),
-        filters=_mapping(said.get("filters") or {}, f"{path}: filters"),
-        said=said,
+        output=output or path.parent / mapping.get("output", path.stem),
+        seed=mapping.get("seed", 0) + seed,
+        rows=_row_source(mapping["rows"], path),
+        strategies=_strategies(mapping["strategies"], path),
+        roles=roles_by_name,
+        checks=_beside(path.parent, _mapping(mapping.get("checks") or {}, f"{path}: checks")),
+        filters=_mapping(mapping.get("filters") or {}, f"{path}: filters"),
+        mapping=mapping,
     )
 
 
-def _check_text(path: Path, text: str, said: Any, engines: Iterable[Engine]) -> None:
+def _check_text(path: Path, text: str, mapping: Any, engines: Iterable[Engine]) -> None:
     """Reject a recipe that cannot be recorded, since its text becomes a part of the data set's card."""
-    if has_lone_surrogate(said):
+    if has_lone_surrogate(mapping):
         raise ValueError(f"{path} holds a lone surrogate, which cannot be written to the data set")
-    if name := secret_name(said):
+    if name := secret_name(mapping):
         raise ValueError(
             f"{path} holds {name}, and the whole recipe is written to the data set: keep secrets in environment variables"
         )
@@ -178,11 +180,13 @@ def _check_text(path: Path, text: str, said: Any, engines: Iterable[Engine]) -> 
         )
 
 
-def _with_options(said: dict[str, Any], roles: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, Any]:
+def _with_options(mapping: dict[str, Any], roles: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, Any]:
     """Return the roles with replaced options."""
-    if unknown := [name for name in roles if name not in said]:
-        raise ValueError(f"{path}: there is no role {unknown[0]!r}; the recipe has {', '.join(said)}")
-    return said | {name: dict(_mapping(said[name], f"{path}: role {name!r}")) | dict(roles[name]) for name in roles}
+    if unknown := [name for name in roles if name not in mapping]:
+        raise ValueError(f"{path}: there is no role {unknown[0]!r}; the recipe has {', '.join(mapping)}")
+    return mapping | {
+        name: dict(_mapping(mapping[name], f"{path}: role {name!r}")) | dict(roles[name]) for name in roles
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- what YAML may say

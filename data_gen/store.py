@@ -1,4 +1,4 @@
-"""What was answered, on disk before anything uses it.
+"""The store of answers: every answer is on disk before anything uses it.
 
 One SQLite file. Why not an append-only file of JSON lines: both survive `kill -9`, but the file needs code for what SQLite
 does by contract. A line that a kill or a full disk cut in two must be found and taken off, also where the cut fell between two
@@ -9,8 +9,8 @@ back, a second writer waits, and the primary key makes a second answer to a requ
 file form does better is network file systems, on which the write-ahead log must not lie: many machines write a store each
 (`--shard`), and `merge` joins them.
 
-A store holds answers and failures, not pairs. Pairs are made from the answers whenever they are wanted, so whoever repairs a
-parser gets the better pairs without asking anybody again.
+A store holds answers and failures, not pairs. Pairs are made of the answers at every export, so that a repaired parser improves
+them without a new request.
 """
 
 import json
@@ -57,7 +57,7 @@ INSERT_FAILURE = f"""INSERT OR {{on_conflict}} INTO failures SELECT {", ".join("
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedRequest:
-    """A request and where it comes from."""
+    """A request with its origin."""
 
     request: Request
     row: str
@@ -69,18 +69,18 @@ class TrackedRequest:
 
 
 class Recorded(NamedTuple):
-    """A line of the store."""
+    """A recorded outcome."""
 
     key: str
     row: str
     strategy: str
     role: str
     tag: str
-    said: Answer | Failure
+    outcome: Answer | Failure
 
 
 class Usage(NamedTuple):
-    """What a role cost so far."""
+    """The recorded requests and tokens of a role."""
 
     role: str
     model: str
@@ -90,15 +90,15 @@ class Usage(NamedTuple):
 
 
 class Store:
-    """Answers by key, on disk.
+    """A store of answers by key, on disk.
 
     Args:
-        path: the file; it is made if there is none. A file in which nothing is then recorded keeps its bytes.
-        read_only: do not make or change anything.
+        path: the file, created if it is missing. A file in which nothing is then recorded keeps its bytes.
+        read_only: create and change nothing.
 
     Raises:
-        OSError: no such file, if `read_only`.
-        ValueError: a file that is no store, or of a later version.
+        OSError: `read_only`, and the file is missing.
+        ValueError: the file is no store, or one of a later version.
 
     Examples:
         >>> import tempfile
@@ -167,20 +167,23 @@ class Store:
                 self._db.execute("PRAGMA journal_mode=DELETE")
         self._db.close()
 
-    def record(self, said: Sequence[tuple[TrackedRequest, Answer | Failure]]) -> None:
-        """Put answers and failures on the disk, all or none of them. An answer to the same request that is there stands.
+    def record(self, outcomes: Sequence[tuple[TrackedRequest, Answer | Failure]]) -> None:
+        """Write answers and failures to the disk, all or none of them. A recorded answer is never replaced.
+
+        Args:
+            outcomes: requests with their outcomes.
 
         Raises:
             sqlite3.OperationalError: the disk is full, or the file is locked for a minute. Nothing was recorded then.
         """
-        if not said:
+        if not outcomes:
             return
         now = time.time()
-        answers = [_answer_row(asked, it, now) for asked, it in said if isinstance(it, Answer)]
+        answers = [_answer_row(tracked, outcome, now) for tracked, outcome in outcomes if isinstance(outcome, Answer)]
         failures = [
-            (a.request.key, a.row, a.strategy, a.role, a.tag, it.reason, now)
-            for a, it in said
-            if isinstance(it, Failure)
+            (each.request.key, each.row, each.strategy, each.role, each.tag, outcome.reason, now)
+            for each, outcome in outcomes
+            if isinstance(outcome, Failure)
         ]
         with self._writing():
             self._insert(answers, failures, on_conflict="REPLACE")
@@ -202,7 +205,11 @@ class Store:
         self._db.executemany(insert, ((*each, each[0]) for each in failures))
 
     def get(self, keys: Sequence[str]) -> dict[str, Answer | Failure]:
-        """What is known of requests, by key."""
+        """Return the recorded outcomes of requests by key.
+
+        Args:
+            keys: keys of requests; those without an outcome are left out of the result.
+        """
         found: dict[str, Answer | Failure] = {}
         for start in range(0, len(keys), 500):
             some = keys[start : start + 500]
@@ -217,21 +224,21 @@ class Store:
         return found
 
     def failures(self) -> Iterator[Recorded]:
-        """Failed requests, by row."""
+        """Yield the failed requests, by row."""
         query = "SELECT key, row, strategy, role, tag, reason FROM failures ORDER BY row, strategy, key"
         # All at once: an open cursor would keep a caller that writes meanwhile from beginning the write-ahead log.
         for key, row, strategy, role, tag, reason in self._db.execute(query).fetchall():
             yield Recorded(key, row, strategy, role, tag, Failure(reason))
 
     def forget_failures(self) -> int:
-        """Make all failed requests askable again, and say how many there were."""
+        """Remove all failures, so that the requests are sent again, and return their number."""
         if self._db.execute("SELECT 1 FROM failures LIMIT 1").fetchone() is None:
             return 0
         with self._writing():
             return self._db.execute("DELETE FROM failures").rowcount
 
     def usage(self) -> list[Usage]:
-        """What was asked so far, by role and model."""
+        """Return the recorded requests and tokens by role and model."""
         query = (
             "SELECT role, model, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) FROM answers GROUP BY role, model"
         )
@@ -339,14 +346,14 @@ def _signature(db: sqlite3.Connection) -> tuple[int, int, tuple[tuple[str, ...],
     return version, application, tuple(tuple(name for (name,) in columns) for columns in found)
 
 
-def _answer_row(asked: TrackedRequest, answer: Answer, now: float) -> tuple[Any, ...]:
-    request = asked.request
-    said: dict[str, Any] = {"prompt": request.prompt} if request.messages is None else {"messages": request.messages}
-    said |= {"seed": request.seed, "images": len(request.images)}
+def _answer_row(tracked: TrackedRequest, answer: Answer, now: float) -> tuple[Any, ...]:
+    request = tracked.request
+    content: dict[str, Any] = {"prompt": request.prompt} if request.messages is None else {"messages": request.messages}
+    content |= {"seed": request.seed, "images": len(request.images)}
     logprobs = None if answer.logprobs is None else json.dumps(answer.logprobs)
-    where = (request.key, asked.row, asked.strategy, asked.role, asked.tag, asked.template, asked.model)
+    where = (request.key, tracked.row, tracked.strategy, tracked.role, tracked.tag, tracked.template, tracked.model)
     tokens = (answer.prompt_tokens, answer.completion_tokens)
-    return (*where, json.dumps(said, ensure_ascii=False), answer.text, answer.finish_reason, *tokens, logprobs, now)
+    return (*where, json.dumps(content, ensure_ascii=False), answer.text, answer.finish_reason, *tokens, logprobs, now)
 
 
 def _answer(text: str, finish_reason: str, prompt_tokens: int, completion_tokens: int, logprobs: str | None) -> Answer:

@@ -1,7 +1,7 @@
-"""What strategies and engines say to each other: a strategy asks, an engine answers, a pair comes out.
+"""Types that strategies and engines exchange: requests, answers, pairs.
 
-A strategy is one generator function of a row. It yields an `Ask`, or a list of them that may be answered at once, is sent
-the `Answer`, or the list of them in the same order, and returns what it made of the row:
+A strategy is a generator function of a row. It yields an `Ask`, or a list of them that may be answered at the same time,
+receives the `Answer`, or the list of them in the same order, and returns a pair, a rejection, or a list of them:
 
     def stronger(row: Row) -> Strategy:
         weak, strong = yield [Ask(role="target", messages=row["prompt"]), Ask(role="stronger", messages=row["prompt"])]
@@ -10,7 +10,7 @@ the `Answer`, or the list of them in the same order, and returns what it made of
         return Pair(prompt=row["prompt"], chosen=strong.text, rejected=weak.text)
 
 It is a pure function of the row, its settings and the answers: it opens no connection, reads no clock and draws no random
-numbers. So it can be driven again from recorded answers at any time, with the same result.
+numbers. So it can be replayed from recorded answers at any time, with the same result.
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -42,32 +42,32 @@ __all__ = [
 ]
 
 Message = Mapping[str, Any]
-"""A turn of a conversation: `role`, and `content`, a text or a list of parts `{"type": "text", "text": ...}` and
-`{"type": "image"}`, one image part for every image of the ask; without image parts they stand before the first user text."""
+"""A message of a conversation: `role`, and `content`, a text or a list of parts `{"type": "text", "text": ...}` and
+`{"type": "image"}`, one image part for every image of the request; without image parts the images come before the first user text."""
 
 Row = Mapping[str, Any]
-"""A row to make pairs of: `id` (str, unique), `prompt` (a list of messages; a plain text has become one user message),
-`images` (a tuple, empty if there are none), and every other column of the source as it was read."""
+"""A row of the source: `id` (str, unique), `prompt` (a list of messages; a plain text has become one user message), `images` (a
+tuple, empty if there are none), and every other column as it was read."""
 
 
 MOST_NEW_TOKENS = 2**20
-"""More than any model writes; what needs memory for each of them needs a bound."""
+"""More tokens than any model generates; memory that grows with this number needs a bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How an answer is drawn.
+    """Sampling parameters of an answer.
 
     Args:
-        max_new_tokens: at most so many tokens.
-        temperature: 0 takes the likeliest token each time.
-        top_p: the smallest set of tokens that reaches this probability; 1 is all.
-        top_k: the so many likeliest tokens; 0 is all.
-        stop: texts that end an answer; they are not part of it.
-        logprobs: whether the answer tells the log-probability of each of its tokens.
+        max_new_tokens: the largest number of generated tokens.
+        temperature: 0 takes the most likely token at every step.
+        top_p: sample from the smallest set of tokens with this probability; 1 is all.
+        top_k: sample from this number of most likely tokens; 0 is all.
+        stop: texts that end an answer; they are not a part of it.
+        logprobs: return the log-probability of every token of the answer.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
 
     Examples:
         >>> Sampling(top_p=0)
@@ -101,18 +101,18 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What a strategy wants to know from the engine of a role.
+    """A strategy's request for an answer of a role.
 
     Args:
-        role: names an engine of the recipe: `target`, `reviser`, `judge`, ...
-        messages: the conversation so far, ending with the turn to be answered. Either this or `prompt`.
+        role: a role of the recipe: `target`, `reviser`, `judge`, ...
+        messages: the conversation to be answered. Exactly one of `messages` and `prompt` is given.
         prompt: a raw text to be continued, without chat template.
         images: paths, or Pillow images.
-        sampling: None is the role's sampling in the recipe, which is what most strategies want.
-        seed: tells equal asks of one row apart: the n samples of best-of-n have the seeds 0 to n - 1. The pipeline mixes
+        sampling: None is the role's sampling in the recipe.
+        seed: distinguishes equal requests of one row: the n samples of best-of-n have the seeds 0 to n - 1. The pipeline mixes
             the recipe's seed and the row's id into it.
-        tag: what the ask is for, for people who read the store: `answer`, `revision`, `verdict`, ...
-        template: name and version of the prompt template that the text was made with, if any.
+        tag: the purpose of the request, for readers of the store: `answer`, `revision`, `verdict`, ...
+        template: name and version of the prompt template, if there is one.
 
     Raises:
         ValueError: not exactly one of `messages` and `prompt`, or no messages.
@@ -136,67 +136,66 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What an engine said. One without text is recorded as a `Failure`."""
+    """An answer of an engine. One without text is recorded as a `Failure`."""
 
     text: str
     finish_reason: str = "stop"
-    """`stop` (the model ended, or a stop text came), `length` (it was cut off), or what else an endpoint tells."""
+    """`stop` (the model ended, or generated a stop text), `length` (the limit of tokens), or a reason that an endpoint reports."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     logprobs: tuple[float, ...] | None = None
-    """Of each token of the answer, under the model before temperature and truncation, if asked for."""
+    """Of each token of the answer, under the model before temperature and truncation, if requested."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether the model ended the answer itself."""
+        """True if the model ended the answer itself."""
         return self.finish_reason == "stop"
 
     @property
     def is_cut(self) -> bool:
-        """Whether the answer was cut off at its limit of tokens."""
+        """True if the answer was cut off at its limit of tokens."""
         return self.finish_reason == "length"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A preference pair: of two answers to one prompt, one is better."""
+    """A preference pair: a better and a worse answer to one prompt."""
 
     prompt: Sequence[Message]
     chosen: str
     rejected: str
     images: Sequence[Any] = ()
     rejected_images: Sequence[Any] = ()
-    """The images that the rejected answer belongs to, where the pair contrasts images; else none."""
+    """The images of the rejected answer, if the pair contrasts images; else empty."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """What else is known of the pair, JSON values by column: the reviser's reasoning, the judge's scores, ..."""
+    """Further columns, JSON values: the reviser's reasoning, the judge's scores, ..."""
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """No pair, because of the answers: they could not be parsed, tie, point the wrong way, ... It is final."""
+    """The result of a row whose answers make no pair: they cannot be parsed, tie, ... It is final."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Failure:
-    """No answer, in spite of all attempts. It can be asked again."""
+    """The outcome of a request without an answer, in spite of all attempts. It can be requested again."""
 
     reason: str
     stops: bool = False
-    """Whether asking on is pointless, for any request: the key is refused, the money is spent, ... The run ends then."""
+    """Whether every further request is pointless: the key is rejected, the budget is spent, ... The run ends then."""
 
 
 StrategyResult = Pair | Rejected | Sequence[Pair | Rejected]
-"""What becomes of a row: a pair, none, or several."""
+"""The result of a strategy on a row: one pair, none, or several."""
 Strategy = Generator[Ask | list[Ask], Any, StrategyResult]
-"""What a strategy function returns: the generator that the pipeline drives. It is sent an `Answer` for an `Ask` and a
-`list[Answer]` for a list."""
+"""The generator that a strategy function returns. It receives an `Answer` for an `Ask`, and a `list[Answer]` for a list."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """An ask with all that determines its answer: what an engine receives, and what the store records."""
+    """A request with everything that determines its answer, as engines receive it and the store records it."""
 
     key: str
     """A hash of everything that determines the answer."""
@@ -206,20 +205,20 @@ class Request:
     sampling: Sampling
     seed: int
     known: bool = False
-    """Already answered: it only keeps its place in the batch, so that the others are computed as if nothing had stopped."""
+    """True if it is answered already: it keeps its place in the batch, so that the others are computed as in an uninterrupted run."""
 
 
 def make_request(ask: Ask, *, engine: Mapping[str, Any], sampling: Sampling, seed: int, row: str) -> Request:
-    """The request of an ask: sampling and seed settled, and the key of its answer.
+    """Return the request of an ask, with its sampling, its seed and the key of its answer.
 
         seed = 63 bits of SHA-256(recipe's seed, row's id, ask's seed)
         key  = SHA-256(engine, messages, prompt, content of the images, sampling, seed, template)
 
     Args:
-        ask: what a strategy yielded.
-        engine: what of the engine determines answers: its kind, the model, the decoding options; JSON values.
+        ask: the ask of a strategy.
+        engine: the identity of the engine, as JSON values.
         sampling: the role's, used if the ask has none.
-        seed: of the recipe.
+        seed: the seed of the recipe.
         row: the row's id.
 
     Raises:
@@ -236,23 +235,26 @@ def make_request(ask: Ask, *, engine: Mapping[str, Any], sampling: Sampling, see
             f"the prompt for {ask.role} holds a lone surrogate: half of a character can be neither sent nor recorded"
         )
     mixed = int(digest([seed, row, ask.seed])[:16], 16) >> 1
-    how = ask.sampling or sampling
+    used = ask.sampling or sampling
     parts = {
         "engine": engine,
         "messages": ask.messages,
         "prompt": ask.prompt,
         "images": [_image_digest(image) for image in ask.images],
-        "sampling": asdict(how),
+        "sampling": asdict(used),
         "seed": mixed,
         "template": ask.template,
     }
     return Request(
-        key=digest(parts), messages=ask.messages, prompt=ask.prompt, images=ask.images, sampling=how, seed=mixed
+        key=digest(parts), messages=ask.messages, prompt=ask.prompt, images=ask.images, sampling=used, seed=mixed
     )
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, the same in every process and for every order of a mapping's keys.
+    """Return the SHA-256 of a JSON value, the same in every process and for every order of a mapping's keys.
+
+    Args:
+        value: a JSON value.
 
     Examples:
         >>> digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
@@ -262,21 +264,21 @@ def digest(value: Any) -> str:
 
 
 def _image_digest(image: Any) -> str:
-    """Of an image's file, or of its pixels."""
+    """Return a hash of an image's file, or of its pixels."""
     if isinstance(image, str | PathLike):
-        check_image(Path(image))  # before an engine reads it: strategies may name files, too
+        check_image(Path(image))  # before an engine reads it, since strategies may name files, too
         return content_digest(Path(image).read_bytes())
     return pixels_digest(image, separator=" ")
 
 
 def drive(strategy: Strategy) -> Generator[list[Ask], list[Answer], list[Pair | Rejected]]:
-    """A strategy in one form: it always yields a list of asks, is sent a list of answers, and returns a list.
+    """Drive a strategy in a uniform form: it yields lists of asks, receives lists of answers, and returns a list.
 
     Args:
-        strategy: as its function returns it.
+        strategy: the generator of a strategy function.
 
     Raises:
-        TypeError: it yields or returns something else than asks or pairs.
+        TypeError: the strategy yields or returns other objects than asks or pairs.
 
     Examples:
         >>> def sure(row):
@@ -298,13 +300,14 @@ def drive(strategy: Strategy) -> Generator[list[Ask], list[Answer], list[Pair | 
             asks = yielded if isinstance(yielded, list) else [yielded]
             if stranger := next((ask for ask in asks if not isinstance(ask, Ask)), None):
                 raise TypeError(f"a strategy yields an Ask or a list of them, not {stranger!r}")
-            given = yield asks
-            answers = given if isinstance(yielded, list) else given[0]
+            received = yield asks
+            answers = received if isinstance(yielded, list) else received[0]
     except StopIteration as end:
-        return list(_made(end.value))
+        return list(_checked_pairs(end.value))
 
 
-def _made(value: Any) -> Iterator[Pair | Rejected]:
+def _checked_pairs(value: Any) -> Iterator[Pair | Rejected]:
+    """Yield the pairs that a strategy returned; one with an empty answer is rejected."""
     for item in value if isinstance(value, list | tuple) else [value]:
         if not isinstance(item, Pair | Rejected):
             raise TypeError(f"a strategy returns a Pair, a Rejected or a list of them, not {item!r}")

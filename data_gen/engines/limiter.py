@@ -1,4 +1,4 @@
-"""When a request may leave for an endpoint: limits per minute, pauses that the endpoint asks for, and giving up at a stop."""
+"""Rate limits of an endpoint: requests and tokens per minute, pauses that the endpoint asks for, and cancellation."""
 
 import asyncio
 import time
@@ -15,10 +15,10 @@ RATES: dict[str, Any] = {"least": 1, "most": 10**9, "whole": True}
 
 
 class Limiter:
-    """At most so many requests and tokens per minute, in every window of a minute.
+    """Limit requests and tokens in every window of a minute.
 
-    Requests are spread: at most one second's share leaves within a second, since hosts count in short windows, too. Tokens are
-    booked with a guess when a request leaves and corrected when its answer tells how many they were.
+    Requests are spread: at most one second's share is sent within a second, since hosts also count in short windows. Tokens are
+    booked by an estimate when a request is sent, and corrected when its answer reports their number.
 
     Args:
         rpm: requests per minute; None is no limit.
@@ -39,7 +39,14 @@ class Limiter:
         self._not_before = 0.0
 
     async def wait(self, tokens: int) -> list[float]:
-        """Wait until a request of so many tokens may leave; the booking is for `correct`."""
+        """Wait until a request may be sent.
+
+        Args:
+            tokens: the estimate of its tokens.
+
+        Returns:
+            A booking for `correct`.
+        """
         async with self._turn:
             tokens = min(tokens, self._tpm or tokens)
             while (pause := self._pause(time.monotonic(), tokens)) > 0:
@@ -53,18 +60,30 @@ class Limiter:
             return booking
 
     def correct(self, booking: list[float], tokens: int) -> None:
-        """Say how many tokens a request was."""
+        """Correct the tokens of a request.
+
+        Args:
+            booking: of the request, as `wait` returned it.
+            tokens: the number of its tokens.
+        """
         booking[1] = float(tokens)
 
     def hold(self, seconds: float) -> bool:
-        """Let nothing leave for so long: the endpoint said so. Return whether that is notably longer than before."""
+        """Send no request for some time, as the endpoint asks.
+
+        Args:
+            seconds: the time from now.
+
+        Returns:
+            True if that is notably longer than before.
+        """
         until = time.monotonic() + seconds
         is_news = until > self._not_before + 1
         self._not_before = max(self._not_before, until)
         return is_news
 
     def _pause(self, now: float, tokens: int) -> float:
-        """How long a request has to wait, as far as can be told."""
+        """Return the seconds for which a request has to wait, as far as is known now."""
         waits = [self._not_before - now]
         if self._rpm:
             while self._left and self._left[0] <= now - 60:
@@ -82,14 +101,14 @@ class Limiter:
 
 
 class Flow:
-    """What the tasks of one `answer` share: the limiter, and whether to stop."""
+    """The state that the tasks of one call of `answer` share: the limiter, and whether to stop."""
 
     def __init__(self, limiter: Limiter) -> None:
         self.limiter, self.is_stopping = limiter, False
         self._loop, self._pausing = asyncio.get_running_loop(), set[Any]()
 
     def stop(self) -> None:
-        """Give up what is pausing; any thread may call this."""
+        """Cancel the tasks that are pausing; any thread may call this."""
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._stop)
 
@@ -100,7 +119,7 @@ class Flow:
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
-        """Mark the part of a task in which it only waits; a task that is given up ends without an outcome."""
+        """Mark the part of a task in which it only waits; a task that is cancelled there ends without an outcome."""
         if self.is_stopping:
             raise asyncio.CancelledError
         task = asyncio.current_task()

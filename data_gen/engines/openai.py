@@ -1,10 +1,9 @@
-"""Endpoints of the OpenAI protocol: vLLM, SGLang, TGI, llama.cpp, hosted ones. And their batch files.
+"""The engine for endpoints of the OpenAI protocol: vLLM, SGLang, TGI, llama.cpp, hosted ones.
 
-An answer costs money, so the engine asks as often as it is worth it and never twice for what it has: network errors, damaged or
-unreadable replies, timeouts, 408, 409, 425, 429 and 5xx are tried again after a pause that doubles, with full jitter (Brooker
-2015), and not before `Retry-After`, for which at most `LONGEST_HOLD` seconds are waited; a refused key or an unknown model ends
-the run (`Failure.stops`); whatever else the endpoint refuses is a failed request with the endpoint's own words, and so is every
-reply that cannot be read. Replies are read up to a size that the request allows. The key is hidden in all that is recorded.
+Network errors, damaged or unreadable replies, timeouts, 408, 409, 425, 429 and 5xx are tried again after a pause that doubles, with
+full jitter (Brooker 2015), and not before `Retry-After`, for at most `LONGEST_HOLD` seconds. A rejected key or an unknown model ends
+the run (`Failure.stops`); every other error of the endpoint fails the request with the endpoint's own words, as does a reply that
+cannot be read. Replies are read up to a size that depends on the request. The key is hidden in everything that is recorded.
 """
 
 import asyncio
@@ -33,9 +32,9 @@ AGAIN = {408, 409, 425, 429}
 FATAL = {401, 403, 404}
 LONGEST_PAUSE = 60.0
 LONGEST_HOLD = 300.0
-"""Seconds that nothing is sent because an endpoint asks to wait, however long it asks for."""
-SAID_HOLD = 5.0
-"""Shorter waits are not worth a line."""
+"""Longest time in seconds for which requests are held because an endpoint asks to wait."""
+LOGGED_HOLD = 5.0
+"""Shortest such time in seconds that is logged."""
 LIMITS: dict[str, dict[str, Any]] = {
     "concurrency": {"above": 0, "most": 10_000, "whole": True},
     "attempts": {"above": 0, "most": 1000, "whole": True},
@@ -46,26 +45,26 @@ logger = logging.getLogger(__name__)
 
 
 class OpenAIEngine:
-    """An endpoint of the OpenAI protocol.
+    """Request answers from an endpoint of the OpenAI protocol.
 
     Args:
-        base_url: up to and with `/v1`.
-        model: as the endpoint calls it.
-        served_by: what stands for `base_url` in the keys of answers, for endpoints whose address changes, or of which
-            several serve the same model; the address itself by default.
-        key_env: name of the environment variable that holds the key. Left out: OPENAI_API_KEY, if it is set. None: no key is
-            sent. The key is written nowhere, and is sent to no other address.
-        concurrency: at most so many requests at a time, up to 10,000.
+        base_url: the address, including `/v1`.
+        model: the name of the model at the endpoint.
+        served_by: replaces `base_url` in the keys of answers, for endpoints whose address changes, or of which several serve
+            the same model; the address itself by default.
+        key_env: the environment variable that holds the API key. Left out: OPENAI_API_KEY, if it is set. None: no key is sent.
+            The key is written nowhere, and is sent to no other address.
+        concurrency: the largest number of requests at the same time, up to 10,000.
         rpm: requests per minute, see `Limiter`.
         tpm: tokens per minute, see `Limiter`.
-        attempts: how often a request is tried.
-        timeout: seconds that an attempt may take, reading included; at most a day.
-        max_tokens_field: how the endpoint calls the limit of new tokens; newer hosted models want `max_completion_tokens`.
-        extra_body: more fields of every request, such as `{"chat_template_kwargs": {"enable_thinking": false}}`.
+        attempts: the largest number of attempts for a request.
+        timeout: seconds for one attempt, reading included; at most a day.
+        max_tokens_field: the field for the limit of new tokens; newer hosted models require `max_completion_tokens`.
+        extra_body: further fields of every request, such as `{"chat_template_kwargs": {"enable_thinking": false}}`.
 
     Raises:
-        ValueError: an address that is none or holds a password, a number outside its range, a key where it would be recorded,
-            an `extra_body` that is not JSON or sets the fields of the request itself; when it is asked, a key that is not set.
+        ValueError: the address is none or holds a password, a number is outside its range, a key would be recorded,
+            `extra_body` is not JSON or sets fields of the engine; at the first request, the key is not set.
     """
 
     rows_together = 1
@@ -110,37 +109,45 @@ class OpenAIEngine:
         self._flows: list[Flow] = []
 
     def check_ready(self) -> None:
-        """Check before anything is asked what only asking needs: the key.
+        """Check the API key, which only requests need.
 
         Raises:
-            ValueError: the variable that `key_env` names is not set, or holds what cannot be a key.
+            ValueError: the variable that `key_env` names is not set, or cannot hold a key.
         """
         if self._no_key:
             raise ValueError(self._no_key)
 
     def stop(self) -> None:
-        """Give up requests that wait for another attempt; those under way are still answered."""
+        """Give up requests that wait for another attempt; those that were sent are still answered."""
         for flow in list(self._flows):
             flow.stop()
 
     def body(self, request: Request) -> dict[str, Any]:
-        """The JSON that is sent for a request."""
+        """Return the JSON of a request.
+
+        Args:
+            request: the request.
+        """
         sampling = request.sampling
-        said: dict[str, Any] = {"model": self._model, self._field: sampling.max_new_tokens}
+        body: dict[str, Any] = {"model": self._model, self._field: sampling.max_new_tokens}
         if request.messages is None:
-            said["prompt"] = raw_prompt(request)
+            body["prompt"] = raw_prompt(request)
         else:
-            said["messages"] = chat_messages(request)
-        said |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
-        said |= {"seed": request.seed % 2**31}  # some servers keep 32 bits
-        said |= {"top_k": sampling.top_k} if sampling.top_k else {}
-        said |= {"stop": list(sampling.stop)} if sampling.stop else {}
+            body["messages"] = chat_messages(request)
+        body |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        body |= {"seed": request.seed % 2**31}  # some servers keep 32 bits
+        body |= {"top_k": sampling.top_k} if sampling.top_k else {}
+        body |= {"stop": list(sampling.stop)} if sampling.stop else {}
         if sampling.logprobs:
-            said["logprobs"] = True if request.messages is not None else 1
-        return said | self._extra
+            body["logprobs"] = True if request.messages is not None else 1
+        return body | self._extra
 
     def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
-        """Answers as they come, many requests at a time."""
+        """Yield outcomes as they arrive, with many requests at the same time.
+
+        Args:
+            requests: the requests; the iterator may block.
+        """
         self.check_ready()
         outcomes: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(iter(requests), outcomes), daemon=True).start()
@@ -153,7 +160,7 @@ class OpenAIEngine:
         try:
             asyncio.run(self._serve(requests, outcomes))
             outcomes.put(None)
-        except BaseException as error:  # noqa: BLE001 - whoever asked has to see it, not this thread
+        except BaseException as error:  # noqa: BLE001 - the thread that reads the outcomes raises it
             outcomes.put(error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error)
 
     async def _serve(self, requests: Iterator[Request], outcomes: Any) -> None:
@@ -172,10 +179,10 @@ class OpenAIEngine:
                     request = await asyncio.to_thread(next, requests, None)
                 if request is None:
                     return
-                said = refused or await self._ask(session, flow, request)
-                outcomes.put((request, said))
-                if isinstance(said, Failure) and said.stops:
-                    refused = said
+                outcome = refused or await self._ask(session, flow, request)
+                outcomes.put((request, outcome))
+                if isinstance(outcome, Failure) and outcome.stops:
+                    refused = outcome
 
         self._flows.append(flow)
         try:
@@ -191,7 +198,7 @@ class OpenAIEngine:
             self._flows.remove(flow)
 
     async def _ask(self, session: Any, flow: Flow, request: Request) -> Answer | Failure:
-        """One request, as often as it takes. Whatever goes wrong is its failure, and nobody else's."""
+        """Send a request until it has an outcome or no attempts are left. An error fails this request alone."""
         try:
             body = self.body(request)
         except Exception as error:  # noqa: BLE001 - an image that cannot be read
@@ -202,30 +209,30 @@ class OpenAIEngine:
                 await asyncio.sleep(self._pause(attempt) if attempt else 0)
                 booking = await flow.limiter.wait(token_guess(request))
             try:
-                said, is_final = await self._attempt(session, flow.limiter, booking, request, body)
+                outcome, is_final = await self._attempt(session, flow.limiter, booking, request, body)
             except TimeoutError:
                 reason = f"no answer within {self._timeout:g} s"
-            except Exception as error:  # noqa: BLE001 - a stranger made this reply
+            except Exception as error:  # noqa: BLE001 - a reply of another program may be anything
                 reason = self._described(error)
             else:
                 if is_final:
-                    return said
-                reason = said.reason if isinstance(said, Failure) else ""
+                    return outcome
+                reason = outcome.reason if isinstance(outcome, Failure) else ""
         return Failure(f"{reason} (after {self._attempts} attempts)")
 
     async def _attempt(
         self, session: Any, limiter: Limiter, booking: list[float], request: Request, body: Mapping[str, Any]
     ) -> tuple[Answer | Failure, bool]:
-        """What came of one attempt, and whether another one is pointless."""
+        """Send a request once; return its outcome, and whether another attempt is pointless."""
         path = "/completions" if request.messages is None else "/chat/completions"
         async with session.post(self._url + path, json=body, allow_redirects=False) as response:
             data = await read_body(response, limit=most_bytes(request))
             if response.status == 200:
                 reply = read_json(decoded(data), response.headers.get("Content-Type"), self.secrets)
-                said = read_answer(reply, request)
-                if isinstance(said, Answer):
-                    limiter.correct(booking, said.prompt_tokens + said.completion_tokens)
-                return self.without_key(said), True
+                outcome = read_answer(reply, request)
+                if isinstance(outcome, Answer):
+                    limiter.correct(booking, outcome.prompt_tokens + outcome.completion_tokens)
+                return self.without_key(outcome), True
             failed = self._refusal(response.status, data.decode("utf-8", "replace"), response.headers)
             if failed.stops or (response.status not in AGAIN and response.status < 500):
                 return failed, True
@@ -234,37 +241,37 @@ class OpenAIEngine:
 
     @staticmethod
     def _pause(attempt: int) -> float:
-        """Seconds before another attempt."""
+        """Return the seconds before another attempt."""
         return random.uniform(0, min(LONGEST_PAUSE, 2.0 ** min(attempt, 10) / 2))
 
     def _hold(self, limiter: Limiter, asked: float) -> None:
-        """Wait as the endpoint asks, within reason, and say so."""
+        """Hold all requests as long as the endpoint asks, at most `LONGEST_HOLD` seconds, and log it."""
         waited = min(asked, LONGEST_HOLD)
-        if limiter.hold(waited) and waited >= SAID_HOLD:
+        if limiter.hold(waited) and waited >= LOGGED_HOLD:
             logger.warning("%s asks to wait %s s: nothing is sent to it for %g s", self._url, f"{asked:,.0f}", waited)
 
     def _refusal(self, status: int, text: str, headers: Mapping[str, str]) -> Failure:
-        """What the endpoint says in place of an answer."""
-        said = refused(status, text, self.secrets)
+        """Return the failure that an error of the endpoint means."""
+        message = refused(status, text, self.secrets)
         if status in FATAL or "insufficient_quota" in text:
             hint = "" if self._key or status not in (401, 403) else " (no key was sent: name its variable in key_env)"
-            return Failure(f"{self._url} refuses model {self._model!r}: {said}{hint}", stops=True)
+            return Failure(f"{self._url} refuses model {self._model!r}: {message}{hint}", stops=True)
         if 300 <= status < 400:
             target = short(self.secrets.hide(address_of(headers.get("Location"))))
             return Failure(f"{self._url} points to {target}: give that as base_url", stops=True)
-        return Failure(said)
+        return Failure(message)
 
     def _described(self, error: BaseException) -> str:
-        """An exception in a line, without the key."""
+        """Return an exception in one line, without the key."""
         return short(self.secrets.hide(f"{type(error).__name__}: {error}"))
 
-    def without_key(self, said: Answer | Failure) -> Answer | Failure:
-        """Hide the key, should an endpoint repeat it.
+    def without_key(self, outcome: Answer | Failure) -> Answer | Failure:
+        """Hide the key in an outcome, since an endpoint may repeat it.
 
         Args:
-            said: what the endpoint said, in a reply or in a batch file.
+            outcome: an outcome of the endpoint, from a reply or a batch file.
         """
-        if isinstance(said, Failure):
-            return replace(said, reason=self.secrets.hide(said.reason))
+        if isinstance(outcome, Failure):
+            return replace(outcome, reason=self.secrets.hide(outcome.reason))
         hide = self.secrets.hide_in_completion
-        return replace(said, text=hide(said.text), finish_reason=hide(said.finish_reason))
+        return replace(outcome, text=hide(outcome.text), finish_reason=hide(outcome.finish_reason))

@@ -1,7 +1,7 @@
-"""The last look at what an engine gave, before it is recorded.
+"""Validation of outcomes before they are recorded.
 
-Engines are written by many hands, and endpoints send what they like. Whatever came becomes an `Answer` that the store can hold
-and a strategy can use, or a `Failure` that says why not.
+Engines are written by many people, and endpoints may send anything. Every outcome becomes an `Answer` that the store can hold and a
+strategy can use, or a `Failure` with the reason.
 """
 
 import math
@@ -15,20 +15,20 @@ from contralto.data_gen.types import Answer, Failure, Request
 __all__ = ["MOST_TOKENS", "checked", "checked_outcomes"]
 
 MOST_TOKENS = 2**53
-"""A count above it is a mistake, and SQLite holds no integers from 2**63 on."""
+"""Largest count of tokens; SQLite holds no integers from 2**63 on."""
 
 BROKEN_OFF = {"abort", "content_filter", "error", "refusal"}
 """Reasons for an end that are neither the model's own nor the limit: of OpenAI, Anthropic, OpenRouter and vLLM."""
 
 
-def checked(said: Any) -> Answer | Failure:
-    """Return an answer as it can be recorded, or the failure that it is.
+def checked(outcome: Any) -> Answer | Failure:
+    """Return an answer that can be recorded, or a failure.
 
-    An answer without text is a failure, and so is one that a content filter or an error broke off: nothing can be learned from
-    either. An answer that was cut off at its limit (`length`) stays one, and says so.
+    An answer without text is a failure, and so is one that a content filter or an error broke off, since neither can be trained
+    on. An answer that was cut off at its limit (`length`) stays an answer.
 
     Args:
-        said: what an engine gave for a request.
+        outcome: the value that an engine yielded for a request.
 
     Examples:
         >>> checked(Answer(text=" ", finish_reason="length", completion_tokens=512)).reason
@@ -36,13 +36,13 @@ def checked(said: Any) -> Answer | Failure:
         >>> checked(None).reason
         'the engine gave None, not an Answer or a Failure'
     """
-    if isinstance(said, Failure):
-        reason = Secrets.of_environment().hide(str(said.reason or "no reason given"))
-        return Failure(short(reason, 1000), stops=bool(said.stops))
-    if not isinstance(said, Answer):
-        return Failure(f"the engine gave {kind_of(said)}, not an Answer or a Failure")
+    if isinstance(outcome, Failure):
+        reason = Secrets.of_environment().hide(str(outcome.reason or "no reason given"))
+        return Failure(short(reason, 1000), stops=bool(outcome.stops))
+    if not isinstance(outcome, Answer):
+        return Failure(f"the engine gave {kind_of(outcome)}, not an Answer or a Failure")
     try:
-        answer = _checked_answer(said)
+        answer = _checked_answer(outcome)
     except (TypeError, ValueError, OverflowError) as error:
         return Failure(f"not a valid answer: {short(str(error))}")
     if answer.finish_reason.lower() in BROKEN_OFF:
@@ -52,22 +52,22 @@ def checked(said: Any) -> Answer | Failure:
     return answer
 
 
-def _checked_answer(said: Answer) -> Answer:
-    """The same answer in plain Python types, its strings clean.
+def _checked_answer(answer: Answer) -> Answer:
+    """Return the answer in plain Python types, without lone surrogates.
 
     Raises:
         TypeError: a field is of another type.
         ValueError: a number is outside its range.
     """
     for name in ("text", "finish_reason"):
-        if not isinstance(getattr(said, name), str):
-            raise TypeError(f"{name} is {kind_of(getattr(said, name))}, not a string")
+        if not isinstance(getattr(answer, name), str):
+            raise TypeError(f"{name} is {kind_of(getattr(answer, name))}, not a string")
     return Answer(
-        text=clean(str(said.text)),
-        finish_reason=short(said.finish_reason, 100) or "unknown",
-        prompt_tokens=_count("prompt_tokens", said.prompt_tokens),
-        completion_tokens=_count("completion_tokens", said.completion_tokens),
-        logprobs=None if said.logprobs is None else tuple(_logprob(value) for value in said.logprobs),
+        text=clean(str(answer.text)),
+        finish_reason=short(answer.finish_reason, 100) or "unknown",
+        prompt_tokens=_count("prompt_tokens", answer.prompt_tokens),
+        completion_tokens=_count("completion_tokens", answer.completion_tokens),
+        logprobs=None if answer.logprobs is None else tuple(_logprob(value) for value in answer.logprobs),
     )
 
 
@@ -92,11 +92,11 @@ def _logprob(value: Any) -> float:
 
 
 def described(error: BaseException, *, by: str) -> str:
-    """Return an exception of somebody's code in one line, without the secrets of the environment.
+    """Return an exception in one line, without the secrets of the environment.
 
     Args:
         error: the exception.
-        by: whose code raised it.
+        by: the name of the code that raised it.
 
     Examples:
         >>> described(KeyError("no"), by="my:scorer")
@@ -106,7 +106,10 @@ def described(error: BaseException, *, by: str) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """Name what a value is without showing it, since it may be of any size.
+    """Return the type of a value in words; the value itself may be of any size.
+
+    Args:
+        value: any value.
 
     Examples:
         >>> kind_of(None), kind_of([1]), kind_of(int)
@@ -116,24 +119,24 @@ def kind_of(value: Any) -> str:
 
 
 def checked_outcomes(outcomes: Any, waiting: dict[str, Request]) -> list[tuple[Request, Answer | Failure]]:
-    """Check a list that an engine yielded, and take its requests off those that wait for an answer.
+    """Validate a list that an engine yielded, and remove its requests from those that wait for an answer.
 
     Args:
-        outcomes: pairs of a request and what came of it.
-        waiting: the requests that were handed to the engine and are not answered yet, by key; the answered ones are removed.
+        outcomes: pairs of a request and its outcome.
+        waiting: requests that were handed to the engine and are not answered yet, by key; the answered ones are removed.
 
     Raises:
         TypeError: not a list of pairs.
-        ValueError: a request that was not asked, or that was answered before.
+        ValueError: a request that was not handed to the engine, or that was answered before.
     """
     if not isinstance(outcomes, Iterable):
         raise TypeError(f"an engine yields lists of (request, answer), not {kind_of(outcomes)}")
-    found = []
+    validated = []
     for outcome in outcomes:
         if not isinstance(outcome, Sequence) or len(outcome) != 2 or not isinstance(outcome[0], Request):
             raise TypeError(f"an engine yields lists of (request, answer), and one holds {kind_of(outcome)}")
-        request, said = outcome
+        request, value = outcome
         if waiting.pop(request.key, None) is None:
             raise ValueError(f"the engine answered a request that was not asked, or twice: {request.key}")
-        found.append((request, checked(said)))
-    return found
+        validated.append((request, checked(value)))
+    return validated

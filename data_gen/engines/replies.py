@@ -1,4 +1,4 @@
-"""Replies of the OpenAI protocol, as endpoints and batch files bring them: an answer, or why there is none."""
+"""Replies of the OpenAI protocol, from endpoints and batch files: an answer, or the reason why there is none."""
 
 import json
 from collections.abc import Mapping
@@ -14,23 +14,23 @@ __all__ = ["error_message", "read_answer", "refused"]
 
 
 def read_answer(body: Any, request: Request) -> Answer | Failure:
-    """Return the answer in a response's JSON, or the failure that it tells.
+    """Return the answer in a response's JSON, or a failure.
 
-    Failures are replies that say why they hold no text: a refusal, calls of tools, reasoning that used up the limit, a content
-    filter, nothing but white space.
+    Failures are replies that explain why they hold no text: a refusal, calls of tools, reasoning that used up the limit, a
+    content filter, nothing but white space.
 
     Args:
         body: the JSON.
-        request: what was asked.
+        request: the request.
 
     Raises:
-        BadReplyError: it is not what the protocol says, so the reply may have been damaged on its way.
+        BadReplyError: the JSON does not follow the protocol, so the reply may have been damaged on its way.
 
     Examples:
         >>> from contralto.data_gen.types import Sampling
-        >>> asked = Request(key="k", messages=[], prompt=None, images=(), sampling=Sampling(), seed=0)
+        >>> request = Request(key="k", messages=[], prompt=None, images=(), sampling=Sampling(), seed=0)
         >>> choice = {"message": {"content": None}, "finish_reason": "length"}
-        >>> read_answer({"choices": [choice], "usage": {"completion_tokens": 512}}, asked).reason
+        >>> read_answer({"choices": [choice], "usage": {"completion_tokens": 512}}, request).reason
         'no text (the answer ended by length after 512 tokens)'
     """
     try:
@@ -49,8 +49,8 @@ def read_answer(body: Any, request: Request) -> Answer | Failure:
         raise BadReplyError(f"not an answer of the OpenAI protocol: {short(body)}") from error
     if text is None and answer.finish_reason == "stop" and instead is None:
         raise BadReplyError(f"an answer without text: {short(body)}")
-    said = checked(answer)
-    return Failure(f"{instead}: {said.reason}") if isinstance(said, Failure) and instead else said
+    outcome = checked(answer)
+    return Failure(f"{instead}: {outcome.reason}") if isinstance(outcome, Failure) and instead else outcome
 
 
 def _text(content: Any) -> str | None:
@@ -67,7 +67,7 @@ def _text(content: Any) -> str | None:
 
 
 def _instead_of_text(message: Mapping[str, Any]) -> str | None:
-    """Say what a message without text holds instead."""
+    """Return what a message holds instead of text, in words; None if that is unknown."""
     if message.get("refusal"):
         return f"the model refused ({short(message['refusal'], 200)})"
     if message.get("tool_calls") or message.get("function_call"):
@@ -77,17 +77,17 @@ def _instead_of_text(message: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _logprobs(said: Any) -> tuple[Any, ...] | None:
-    """The log-probabilities as they came: `checked` looks at them."""
-    if not said:
+def _logprobs(value: Any) -> tuple[Any, ...] | None:
+    """Return the log-probabilities as they are in the reply; `checked` validates them."""
+    if not value:
         return None
-    if "content" in said:
-        return tuple(token["logprob"] for token in said["content"] or ())
-    return tuple(said["token_logprobs"])
+    if "content" in value:
+        return tuple(token["logprob"] for token in value["content"] or ())
+    return tuple(value["token_logprobs"])
 
 
 def refused(status: Any, text: str, secrets: Secrets) -> str:
-    """Say in one line that a reply has an error's status.
+    """Return one line about a reply with the status of an error.
 
     Args:
         status: the status.
@@ -98,12 +98,12 @@ def refused(status: Any, text: str, secrets: Secrets) -> str:
         >>> refused(429, '{"error": "slower"}', Secrets()), refused(204, "", Secrets())
         ('status 429: slower', 'status 204, and the reply is empty')
     """
-    said = error_message(text, secrets)
-    return f"status {status}: {said}" if said else f"status {status}, and the reply is empty"
+    message = error_message(text, secrets)
+    return f"status {status}: {message}" if message else f"status {status}, and the reply is empty"
 
 
 def error_message(text: str, secrets: Secrets) -> str:
-    """Return the words of an error's body in one line, without the key.
+    """Return the message in an error's body in one line, without the key.
 
     Args:
         text: the body, JSON or not.
@@ -113,8 +113,7 @@ def error_message(text: str, secrets: Secrets) -> str:
         >>> error_message('{"error": {"message": "no"}}', Secrets())
         'no'
     """
-    with suppress(Exception):  # whatever is not in the usual form is shown as it came
+    with suppress(Exception):  # a body in another form is shown as it is
         error = json.loads(text)["error"]
-        said = error if isinstance(error, str) else error["message"]
-        return short(secrets.hide(said))
+        return short(secrets.hide(error if isinstance(error, str) else error["message"]))
     return short(secrets.hide(text))

@@ -16,22 +16,23 @@ __all__ = ["TransformersEngine"]
 
 
 class TransformersEngine:
-    """A local model, by plain or contrastive decoding, in left-padded batches of similar length.
+    """Decode with a local model, with or without contrast, in left-padded batches of similar length.
 
-    Every request has a random stream of its own (`SeededSampling`), so its answer depends on neither batch nor order, as far
-    as the model's own numbers do not. They do in their last bits; so a round is always cut into the same batches, and a
-    batch is recorded whole: a resumed run computes what the interrupted one would have.
+    Every request has a random stream of its own (`SeededSampling`), so its answer depends on neither batch nor order beyond
+    the model's logits. Their last bits do depend on the batch; so a round is always cut into the same batches, and a batch is
+    recorded whole: a resumed run computes what the interrupted one would have.
 
     Args:
         model: a folder, a hub id, or `testbed:NAME`.
         batch_size: requests decoded together.
         adapter: a LoRA adapter on top of the model, a folder or a hub id. Engines of the same model share its weights.
         raw: feed messages as they are, even if there is a chat template.
-        dtype, device: as for `contralto generate`.
-        options: how to decode: `method` and its parameters, those of `contralto.decoding.methods`.
+        dtype: auto (as stored), or a torch dtype such as bfloat16.
+        device: such as cuda:1, or auto to spread the models; None is a GPU if there is one.
+        options: the options of `DecodingConfig`: `method` and its parameters.
 
     Raises:
-        ValueError: options that do not go together; at the first answer, a model that cannot be loaded.
+        ValueError: options contradict each other; at the first answer, a model cannot be loaded.
     """
 
     def __init__(
@@ -51,6 +52,10 @@ class TransformersEngine:
         check_batch(batch_size)
         check_dtype(dtype)
         self._config = DecodingConfig.from_options(**options)
+        # options that a recipe turns off explicitly are a part of keys in existing stores
+        self._off = {
+            name: options[name] for name in ("adapters_off", "contrast_prompt") if options.get(name) in (False, "")
+        }
         self._model, self._dtype, self._device, self._raw = model, dtype, device, raw
         self._adapter, self._batch_size = adapter, batch_size
         self.rows_together = 4 * batch_size  # enough to find rows of similar length
@@ -64,10 +69,10 @@ class TransformersEngine:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The model, the other models of the method with their weights, and the decoding options."""
+        """The model, the other models of the method with their weights, and the decoding options; a part of every key."""
         config = self._config
         names = [self._model, *config.models.values(), *([self._adapter] if self._adapter else [])]
-        options = {name: value for name, value in config.describe().items() if name != "method"}
+        options = self._off | {name: value for name, value in config.describe().items() if name != "method"}
         return {
             "engine": "transformers",
             "model": self._model,
@@ -97,7 +102,11 @@ class TransformersEngine:
             raise ValueError(f"method {method.name!r} tells no log-probabilities: leave logprobs out")
 
     def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
-        """Batch after batch; batches whose requests are all known are left out."""
+        """Decode batch by batch; batches whose requests are all known are left out.
+
+        Args:
+            requests: a round of requests.
+        """
         for batch in batches(requests, self._batch_size):
             if not all(request.known for request in batch):
                 with _ONE_AT_A_TIME:
@@ -105,7 +114,7 @@ class TransformersEngine:
                 yield [(r, a) for r, a in zip(batch, answers, strict=True) if not r.known]
 
     def _answers(self, batch: Sequence[Request]) -> list[Answer | Failure]:
-        """The answers of one batch, each as long as the contexts of the models let it be."""
+        """Return the answers of one batch, each as long as the contexts of the models allow."""
         from contralto.decoding.branches.context import rooms
 
         sampling = batch[0].sampling
@@ -113,15 +122,15 @@ class TransformersEngine:
         models = self._models(with_images=bool(batch[0].images))
         _use_adapter(models.main, self._adapter)
         inputs = self._batch(batch, models)
-        found = rooms(inputs, window=self._config.parameters.get("amateur_window"))
-        limits = [min(sampling.max_new_tokens, *(room.left() for room in branches)) for branches in found]
+        branch_rooms = rooms(inputs, window=self._config.parameters.get("amateur_window"))
+        limits = [min(sampling.max_new_tokens, *(room.left() for room in branches)) for branches in branch_rooms]
         if min(limits) < 1:
             rest = [request for request, limit in zip(batch, limits, strict=True) if limit >= 1]
             answered = iter(self._answers(rest) if rest else ())
-            return [next(answered) if n >= 1 else _too_long(row) for n, row in zip(limits, found, strict=True)]
+            return [next(answered) if n >= 1 else _too_long(row) for n, row in zip(limits, branch_rooms, strict=True)]
         answers = self._decode(batch, models, inputs, int(min(limits)))
         return [
-            # a longer prompt of the batch ended it too early
+            # decode it alone: a longer prompt of the batch limited its tokens
             self._answers([request])[0] if _is_cut(answer, below=limit) and len(batch) > 1 else answer
             for request, answer, limit in zip(batch, answers, limits, strict=True)
         ]
@@ -156,24 +165,18 @@ class TransformersEngine:
         from contralto.decoding.stopping import StopStrings
 
         sampling = batch[0].sampling
-        how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
-        how |= {"return_dict_in_generate": True, "output_logits": sampling.logprobs}
-        if sampling.stop:
-            start = prompt_length(inputs)
-            how["stopping_criteria"] = [StopStrings(models.tokenizer, sampling.stop, start, skip_special_tokens=True)]
-        how |= {n: v for n, v in generate_kwargs(self._config, inputs).items() if v}
-        if sampling.temperature:
-            drawn: dict[str, Any] = {
-                "temperature": sampling.temperature,
-                "top_k": sampling.top_k,
-                "top_p": sampling.top_p,
-            }
-            how["logits_processor"] = [
-                *how.get("logits_processor", ()),
-                SeededSampling([request.seed for request in batch], **drawn),
-            ]
-        output = models.main.generate(**inputs.inputs, **how)
         start = prompt_length(inputs)
+        arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
+        arguments |= {"return_dict_in_generate": True, "output_logits": sampling.logprobs}
+        if sampling.stop:
+            stop = StopStrings(models.tokenizer, sampling.stop, start, skip_special_tokens=True)
+            arguments["stopping_criteria"] = [stop]
+        arguments |= {name: value for name, value in generate_kwargs(self._config, inputs).items() if value}
+        if sampling.temperature:
+            options: dict[str, Any] = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
+            seeded = SeededSampling([request.seed for request in batch], **options)
+            arguments["logits_processor"] = [*arguments.get("logits_processor", ()), seeded]
+        output = models.main.generate(**inputs.inputs, **arguments)
         return [
             _read(
                 row[start:],
@@ -187,7 +190,7 @@ class TransformersEngine:
 
 
 def _too_long(branches: Sequence[Any]) -> Failure:
-    """Say why no token fits after a prompt."""
+    """Return the failure of a prompt after which no token fits into the context."""
     room = min(branches, key=lambda room: room.left())
     return Failure(
         f"the {room.what} has {room.tokens:,} tokens, and {room.name} reads {room.context:,} with the answer: shorten it, or "
@@ -196,12 +199,12 @@ def _too_long(branches: Sequence[Any]) -> Failure:
 
 
 def _is_cut(answer: Answer, *, below: float) -> bool:
-    """Whether an answer was ended by its length, and has fewer tokens than it may have."""
+    """Return True if an answer was cut off before its own limit of tokens."""
     return answer.finish_reason == "length" and (answer.completion_tokens or 0) < below
 
 
 _ONE_AT_A_TIME = threading.Lock()
-"""Local models share the accelerator, and engines of one model its weights and their adapters."""
+"""Held while a batch is decoded: local models share the accelerator, and engines of one model its weights and adapters."""
 
 
 @cache
@@ -223,7 +226,7 @@ def _load(
 
 
 def _use_adapter(model: Any, adapter: str | None) -> None:
-    """Switch a model to an adapter, or to none; adapters are loaded once."""
+    """Activate an adapter of a model, or none; adapters are loaded once."""
     if adapter is None:
         if _loaded_adapters(model):
             model.disable_adapters()
@@ -231,7 +234,7 @@ def _use_adapter(model: Any, adapter: str | None) -> None:
     name = content_digest(adapter, 8)
     if name not in _loaded_adapters(model):
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended
             model.load_adapter(adapter, adapter_name=name)
         model.eval()
     model.enable_adapters()
@@ -255,7 +258,7 @@ def _prompt(request: Request, contrast_prompt: str | None, models: Any, *, raw: 
 
 
 def _logprobs(output: Any, row: int, start: int) -> list[float] | None:
-    """Log-probabilities of a row's tokens under the model, before the method, temperature and truncation."""
+    """Return log-probabilities of a row's tokens under the model, before the method, temperature and truncation."""
     if output.logits is None:
         return None
     tokens = output.sequences[row, start:].tolist()
@@ -263,7 +266,7 @@ def _logprobs(output: Any, row: int, start: int) -> list[float] | None:
 
 
 def _read(tokens: Any, models: Any, sampling: Sampling, logprobs: list[float] | None, prompt_tokens: int) -> Answer:
-    """An answer from the tokens after the prompt: what follows its end is padding."""
+    """Return the answer in the tokens after the prompt; tokens after its end are padding."""
     ids: list[int] = tokens.tolist()
     ends = models.main.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
@@ -271,7 +274,7 @@ def _read(tokens: Any, models: Any, sampling: Sampling, logprobs: list[float] | 
     text = models.tokenizer.decode(ids[:end], skip_special_tokens=True)
     count = len(ids) if end is None else end + 1
     cuts = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
-    if cuts and end is None:  # the row waited for the others, padded
+    if cuts and end is None:  # the row was padded while others of its batch continued
         pad = models.tokenizer.pad_token_id
         count = next((i + 1 for i in reversed(range(len(ids))) if ids[i] != pad), 0)
     return Answer(

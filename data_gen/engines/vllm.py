@@ -1,4 +1,4 @@
-"""vLLM in this process (`pip install vllm`), for machines with a GPU: continuous batching, LoRA adapters, seeds per request."""
+"""The engine that runs vLLM in this process (`pip install vllm`), on machines with a GPU."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple
@@ -16,24 +16,24 @@ __all__ = ["VLLMEngine"]
 
 
 class VLLMEngine:
-    """A model in vLLM's own loop: `LLM.chat` for messages, `LLM.generate` for raw prompts.
+    """Decode with vLLM: `LLM.chat` for messages, `LLM.generate` for raw prompts, with a seed per request.
 
     vLLM forms batches as requests come and go, and answers may differ in near ties between two runs, unless the environment
-    has `VLLM_BATCH_INVARIANT=1`. An interrupted round is asked again as far as it was not answered.
+    has `VLLM_BATCH_INVARIANT=1`. The unanswered requests of an interrupted round are sent again.
 
-    With a `method` it decodes by contrast: `cad`, `cfg`, `cid` and `icd` with a `contrast_prompt`, `cd` and `proxy` with LoRA
-    adapters of the model as the other models. Every request has a random stream of its own then, that of the engine
-    `transformers`, and answers do not depend on the batch but for near ties.
+    With a `method` it decodes by contrast: methods that contrast prompts with a `contrast_prompt`, those that contrast models
+    with LoRA adapters of the model. Every request has a random stream of its own then, that of the engine `transformers`, and
+    answers do not depend on the batch except in near ties.
 
     Args:
         model: a folder, a hub id, or `testbed:NAME`.
         adapter: a LoRA adapter, a folder or a hub id; with `adapters_off` the other branch is the model without it.
         rows_together: rows whose requests are handed over together; an interrupted run loses at most their answers.
         options: further arguments of `vllm.LLM`, such as `{"tensor_parallel_size": 2}`.
-        decoding: `method` and its parameters, those of `contralto.decoding.methods`.
+        decoding: the options of `DecodingConfig`: `method` and its parameters.
 
     Raises:
-        ValueError: `rows_together` below 1; a method that vLLM does not run, or options that do not go together.
+        ValueError: `rows_together` is below 1, the method does not run in vLLM, or options contradict each other.
         ImportError: at the first answer, vLLM is not installed.
     """
 
@@ -47,8 +47,8 @@ class VLLMEngine:
         **decoding: Any,
     ) -> None:
         check_number("rows_together", rows_together, least=1, most=1_000_000, whole=True)
-        self._how = _choice(decoding)
-        self._adapters = _adapters(self._how, adapter)
+        self._config = _config_of(decoding)
+        self._adapters = _adapters(self._config, adapter)
         self._model, self._adapter, self._options = model, adapter, dict(options or {})
         self.rows_together = rows_together
 
@@ -61,48 +61,52 @@ class VLLMEngine:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Model, adapter, weights, and the options of `LLM`."""
-        folders = self._adapters if self._how is not None else [self._adapter]
+        """Model, adapter, weights, and the options of `LLM`; a part of every key."""
+        folders = self._adapters if self._config is not None else [self._adapter]
         names = [self._model, *(name for name in dict.fromkeys(folders) if name)]
-        found = {
+        identity = {
             "engine": "vllm",
             "model": self._model,
             "adapter": self._adapter,
             "weights": [weights_digest(name) for name in names],
             "options": self._options,
         }
-        return found if self._how is None else found | {"decoding": self._how.describe()}
+        return identity if self._config is None else identity | {"decoding": self._config.describe()}
 
     def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
-        """The requests that are not known yet, messages and raw prompts in turn."""
+        """Decode the requests that are not known yet, first those with messages, then raw prompts.
+
+        Args:
+            requests: a round of requests.
+        """
         new = [request for request in requests if not request.known]
-        if self._how is not None:
+        if self._config is not None:
             yield from self._by_contrast(new)
             return
-        for some in ([r for r in new if r.prompt is None], [r for r in new if r.prompt is not None]):
-            if some:
-                outputs = self._run(some)
-                yield [(request, _read(output)) for request, output in zip(some, outputs, strict=True)]
+        for group in ([r for r in new if r.prompt is None], [r for r in new if r.prompt is not None]):
+            if group:
+                outputs = self._run(group)
+                yield [(request, _read(output)) for request, output in zip(group, outputs, strict=True)]
 
     def _by_contrast(self, requests: list[Request]) -> Iterator[list[Outcome]]:
-        """Requests of the same sampling together."""
+        """Decode by contrast; requests of the same sampling are handed over together."""
         from contralto.decoding.vllm import generate_pairs
         from contralto.decoding.vllm.adapters import loras
 
-        chosen: Any = self._how
-        parameters = {name: value for name, value in chosen.parameters.items() if value is not None}
+        config: Any = self._config
+        parameters = {name: value for name, value in config.parameters.items() if value is not None}
         alike: dict[Any, list[Request]] = {}
         for request in requests:
             alike.setdefault(astuple(request.sampling), []).append(request)
-        for some in alike.values():
-            sampling = some[0].sampling
+        for group in alike.values():
+            sampling = group[0].sampling
             outputs = generate_pairs(
                 self._llm,
-                [_branches(request, chosen) for request in some],
-                method=chosen.method,
-                form=chosen.form,
+                [_branches(request, config) for request in group],
+                method=config.method,
+                form=config.form,
                 adapters=loras(self._adapters),
-                seed=[request.seed for request in some],
+                seed=[request.seed for request in group],
                 max_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 top_k=sampling.top_k if sampling.temperature else 0,
@@ -112,17 +116,17 @@ class VLLMEngine:
                 use_tqdm=False,
                 **parameters,
             )
-            yield [(request, _answer(output, sampling)) for request, output in zip(some, outputs, strict=True)]
+            yield [(request, _answer(output, sampling)) for request, output in zip(group, outputs, strict=True)]
 
     def _run(self, requests: list[Request]) -> Any:
-        how = {"sampling_params": [_sampling(request) for request in requests], "use_tqdm": False}
+        options = {"sampling_params": [_sampling(request) for request in requests], "use_tqdm": False}
         if self._adapter:
             from vllm.lora.request import LoRARequest
 
-            how["lora_request"] = LoRARequest(self._adapter, 1, self._adapter)
+            options["lora_request"] = LoRARequest(self._adapter, 1, self._adapter)
         if requests[0].prompt is not None:
-            return self._llm.generate([raw_prompt(request) for request in requests], **how)
-        return self._llm.chat([chat_messages(request) for request in requests], **how)
+            return self._llm.generate([raw_prompt(request) for request in requests], **options)
+        return self._llm.chat([chat_messages(request) for request in requests], **options)
 
     @cached_property
     def _llm(self) -> Any:
@@ -131,7 +135,7 @@ class VLLMEngine:
         except ImportError as error:
             raise ImportError("engine vllm needs vLLM: pip install vllm") from error
         options = {"trust_remote_code": trusts_remote_code(), **self._options}
-        if self._how is not None:
+        if self._config is not None:
             from contralto.decoding.vllm import make_llm
             from contralto.decoding.vllm.adapters import lora_options
 
@@ -139,8 +143,8 @@ class VLLMEngine:
         return LLM(model=locate(self._model), **({"enable_lora": True} if self._adapter else {}), **options)
 
 
-def _choice(decoding: Mapping[str, Any]) -> Any:
-    """The method that is asked for; None for plain decoding."""
+def _config_of(decoding: Mapping[str, Any]) -> Any:
+    """Return the configuration of a method; None for decoding without contrast."""
     if not decoding:
         return None
     from contralto.decoding.methods import DecodingConfig
@@ -149,30 +153,30 @@ def _choice(decoding: Mapping[str, Any]) -> Any:
     return config if config.contrasts else None
 
 
-def _adapters(chosen: Any, adapter: str | None) -> list[str | None]:
-    """Of every branch."""
-    if chosen is None:
+def _adapters(config: Any, adapter: str | None) -> list[str | None]:
+    """Return the adapter of every branch; None is the model without adapters."""
+    if config is None:
         return [adapter]
     from contralto.decoding.vllm.adapters import adapters_of
 
-    chosen.check_contrast_prompt(always=True)
-    return adapters_of(chosen, adapter)
+    config.check_contrast_prompt(always=True)
+    return adapters_of(config, adapter)
 
 
-def _branches(request: Request, chosen: Any) -> list[Any]:
-    """What each branch reads of a request."""
+def _branches(request: Request, config: Any) -> list[Any]:
+    """Return the prompt of each branch, as messages or as text."""
     from contralto.common.messages import contrasted
 
     if request.images:
         raise ValueError("engine vllm contrasts texts: for prompts with images use engine transformers")
     first: Any = request.prompt if request.prompt is not None else [dict(message) for message in request.messages or ()]
-    if not chosen.declaration.views:
-        return [first] * len(chosen.declaration.branches)
-    return [first, contrasted(first, chosen.contrast_prompt)]
+    if not config.declaration.views:
+        return [first] * len(config.declaration.branches)
+    return [first, contrasted(first, config.contrast_prompt)]
 
 
 def _answer(output: Any, sampling: Sampling) -> Answer:
-    """A text by contrast; its log-probabilities are the main branch's."""
+    """Return the answer in an output of `generate_pairs`; its log-probabilities are those of the main branch."""
     return Answer(
         text=output.text,
         finish_reason=output.finish_reason,
@@ -185,27 +189,29 @@ def _answer(output: Any, sampling: Sampling) -> Answer:
 def _sampling(request: Request) -> Any:
     from vllm import SamplingParams
 
-    how = request.sampling
+    sampling = request.sampling
     return SamplingParams(
-        max_tokens=how.max_new_tokens,
-        temperature=how.temperature,
-        top_p=how.top_p,
-        top_k=how.top_k,
-        stop=list(how.stop) or None,
-        logprobs=0 if how.logprobs else None,
+        max_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        stop=list(sampling.stop) or None,
+        logprobs=0 if sampling.logprobs else None,
         seed=request.seed % 2**31,
     )
 
 
 def _read(output: Any) -> Answer | Failure:
-    said = output.outputs[0]
+    completion = output.outputs[0]
     logprobs = None
-    if said.logprobs is not None:
-        logprobs = tuple(step[token].logprob for step, token in zip(said.logprobs, said.token_ids, strict=True))
+    if completion.logprobs is not None:
+        logprobs = tuple(
+            step[token].logprob for step, token in zip(completion.logprobs, completion.token_ids, strict=True)
+        )
     return Answer(
-        text=said.text,
-        finish_reason=said.finish_reason or "unknown",
+        text=completion.text,
+        finish_reason=completion.finish_reason or "unknown",
         prompt_tokens=len(output.prompt_token_ids or ()),
-        completion_tokens=len(said.token_ids),
+        completion_tokens=len(completion.token_ids),
         logprobs=logprobs,
     )

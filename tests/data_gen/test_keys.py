@@ -77,6 +77,23 @@ IDENTITIES = [
     ),
     (
         TransformersEngine,
+        {"method": "cd", "amateur": "o/a", "adapters_off": False},
+        {
+            **PLAIN,
+            "method": "cd",
+            "weights": ["org/model", "o/a"],
+            "options": {
+                "adapters_off": False,
+                "alpha": 0.1,
+                "amateur": "o/a",
+                "amateur_window": None,
+                "beta": 0.5,
+                "form": "obrien",
+            },
+        },
+    ),
+    (
+        TransformersEngine,
         {"method": "search", "k": 3},
         {**PLAIN, **ALONE, "method": "search", "options": {"alpha": 0.6, "k": 3}},
     ),

@@ -414,7 +414,7 @@ def within(seconds, engine, requests):
 def test_an_endpoint_cannot_ask_to_wait_for_ever(asked, monkeypatch, caplog):
     """The wait is bounded, and said once."""
     monkeypatch.setattr(engines_openai, "LONGEST_HOLD", 0.2)
-    monkeypatch.setattr(engines_openai, "SAID_HOLD", 0.1)
+    monkeypatch.setattr(engines_openai, "LOGGED_HOLD", 0.1)
     count = {"odd": 0}
 
     async def raw(request, body):

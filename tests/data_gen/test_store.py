@@ -43,7 +43,7 @@ def test_what_was_recorded_is_read_back(tmp_path):
 def test_the_first_answer_stands_and_ends_the_failure(tmp_path):
     with Store(tmp_path / "a") as store:
         store.record([(asked(1), Failure("cut"))])
-        assert [failed.said.reason for failed in store.failures()] == ["cut"]
+        assert [failed.outcome.reason for failed in store.failures()] == ["cut"]
         store.record([(asked(1), answer(1, "first")), (asked(1), answer(1, "second"))])
         store.record([(asked(1), answer(1, "third")), (asked(1), Failure("late"))])
         assert store.get([asked(1).request.key])[asked(1).request.key].text == "first"
