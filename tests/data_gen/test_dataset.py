@@ -18,7 +18,8 @@ import pytest
 from datasets import Dataset, DatasetDict, load_dataset
 from PIL import Image
 
-from contralto.data_gen.dataset import as_row, load_pairs, stream_pairs, to_dataset
+from contralto.data_gen.dataset import load_pairs, stream_pairs, to_dataset
+from contralto.data_gen.preference_rows import as_row
 
 Q, GOOD, BAD = "What is 2 + 2?", "It is 4.", "It is 5."
 

@@ -1,0 +1,180 @@
+"""Records of published preference data, brought into one form."""
+
+# ruff: noqa: TRY004 (a wrong type in somebody's data or recipe is a ValueError like any other mistake in it)
+
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from typing import Any
+
+from contralto.data_gen.conversations import (
+    TRANSCRIPT,
+    parse_content,
+    split_messages,
+    split_texts,
+    split_texts_to_messages,
+)
+from contralto.data_gen.image_files import check_image
+from contralto.data_gen.sources import IMAGES
+
+__all__ = ["as_row"]
+
+RESERVED = ("messages", "completion")
+"""Columns by which TRL would recognize another kind of row; they are kept as `source_messages`, `source_completion`."""
+SYSTEM = ("system", "system_prompt")
+"""Columns that hold the system message."""
+PROMPT_PARTS = (*SYSTEM, "instruction", "input", "question", "query", "history", "context", "documents")
+"""Columns that hold a part of the prompt in published data sets."""
+
+
+def as_row(record: Any, *, where: str = "the row", conversations: bool = False) -> dict[str, Any]:
+    """Return a record of any published form as a row; `load_pairs` lists the forms.
+
+    Args:
+        record: the record, as it was read.
+        where: the beginning of errors.
+        conversations: turn texts into conversations.
+
+    Raises:
+        ValueError: a mistake in the record; the message names the column.
+
+    Examples:
+        >>> row = as_row({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}, conversations=True)
+        >>> row["prompt"], row["rejected"]
+        ([{'role': 'user', 'content': '2 + 2?'}], [{'role': 'assistant', 'content': '5'}])
+        >>> as_row({"question": "2 + 2?", "chosen": "It is 4", "rejected": "It is 5"})
+        Traceback (most recent call last):
+            ...
+        ValueError: the row, column prompt: it is missing, and question holds text: rename the column that is the prompt to prompt
+    """
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{where}: a row is a JSON object with chosen and rejected, not a {type(record).__name__}")
+    for name in ("chosen", "rejected"):
+        if record.get(name) is None:
+            _missing(record, name, where)
+    answers = {name: parse_content(record[name], f"{where}, column {name}") for name in ("chosen", "rejected")}
+    prompt = None if record.get("prompt") is None else parse_content(record["prompt"], f"{where}, column prompt")
+    if prompt is None:
+        _check_prompt_is_inside(record, answers, where)
+    kinds = [isinstance(answer, str) for answer in answers.values()]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"{where}, column rejected: one of chosen and rejected is a text, the other a list of messages"
+        )
+    has_images = any(record.get(name) for name in (*IMAGES, "image"))
+    if kinds[0] and not isinstance(prompt, list) and not conversations and not has_images:
+        split: tuple[Any, Any, Any] = split_texts(prompt, answers["chosen"], answers["rejected"], where)
+    elif kinds[0]:
+        split = split_texts_to_messages(prompt, answers["chosen"], answers["rejected"], where)
+    else:
+        split = split_messages(prompt, answers["chosen"], answers["rejected"], where)
+    row = dict(zip(("prompt", "chosen", "rejected"), split, strict=True))
+    row["prompt"] = _with_parts(row["prompt"], record, where)
+    others = {f"source_{k}" if k in RESERVED else k: v for k, v in record.items() if k not in (*row, *IMAGES, "image")}
+    return row | _images(record, row, where) | others
+
+
+def _missing(record: Mapping[str, Any], name: str, where: str) -> None:
+    """Raise ValueError for a record without an answer."""
+    if name in record:
+        what = "is empty (null): drop such rows first"
+        raise ValueError(f"{where}, column {name}: {what}; a preference row has chosen and rejected")
+    has = f"the row has {', '.join(map(str, record)) or 'nothing'}"
+    raise ValueError(
+        f"{where}, column {name}: is missing; {has}; a preference row has chosen and rejected: rename the columns that hold them"
+    )
+
+
+def _check_prompt_is_inside(record: Mapping[str, Any], answers: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError for answers without their prompt, if another column may hold it."""
+    if all(_begins_with_prompt(answer) for answer in answers.values()):
+        return
+    others = [name for name in record if name not in (*answers, "prompt", "id") and any(_texts(record[name]))]
+    if others:
+        rest = "" if len(others) == 1 else ", and drop those that are no part of it"
+        verb = "holds" if len(others) == 1 else "hold"
+        raise ValueError(
+            f"{where}, column prompt: it is missing, and {', '.join(others)} {verb} text: rename the column that is the prompt to "
+            f"prompt{rest}"
+        )
+
+
+def _begins_with_prompt(answer: Any) -> bool:
+    """Return True if an answer begins with its prompt: a conversation, or a transcript."""
+    if isinstance(answer, str):
+        return answer.startswith(TRANSCRIPT)
+    return bool(answer[0]["role"] != "assistant")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts in a value, at any depth, that are not empty."""
+    if isinstance(value, str):
+        yield from [value.strip()] if value.strip() else []
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
+
+
+def _with_parts(prompt: Any, record: Mapping[str, Any], where: str) -> Any:
+    """Return the prompt with the system message of a column; other parts of the prompt must be in it already.
+
+    Raises:
+        ValueError: a column holds a part of the prompt that would not be trained on.
+    """
+    included = "\n".join(_texts(prompt))
+    left = [
+        name for name in PROMPT_PARTS if name in record and any(text not in included for text in _texts(record[name]))
+    ]
+    system = [name for name in left if name in SYSTEM and isinstance(record[name], str)]
+    if left and left == system[:1] and isinstance(prompt, list) and prompt[0]["role"] not in ("system", "developer"):
+        return [{"role": "system", "content": record[left[0]]}, *prompt]
+    if left:
+        advice = "put it into prompt" + (
+            ", or make conversations of texts (conversations)" if left == system[:1] else ""
+        )
+        if isinstance(prompt, list) and left == system[:1]:
+            advice = "keep one of the two system turns"
+        raise ValueError(
+            f"{where}, column {left[0]}: it holds a part of the prompt that prompt does not hold, so it would not be trained on: "
+            f"{advice}, or drop the column"
+        )
+    return prompt
+
+
+def _images(record: Mapping[str, Any], row: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
+    """Return the columns of images, checked, if the record has them."""
+    found = {name: record[name] for name in IMAGES if record.get(name) is not None}
+    if record.get("image") is not None:
+        found["images"] = [record["image"]]
+    for name, images in found.items():
+        if not isinstance(images, list):
+            raise ValueError(f"{where}, column {name}: it holds a {type(images).__name__}, not a list of images")
+        for at, image in enumerate(images, 1):
+            _check_image(image, f"{where}, column {name}, image {at}")
+    for name in ("chosen", "rejected"):
+        places = _places(row["prompt"]) + _places(row[name])
+        if places and places != len(found.get("images", ())):
+            raise ValueError(
+                f"{where}, column images: {len(found.get('images', ()))} images for {places} places in prompt and {name}"
+            )
+    return found
+
+
+def _places(value: Any) -> int:
+    """Return the number of image parts in messages."""
+    contents = [m["content"] for m in value if isinstance(m, Mapping)]
+    return sum(part["type"] == "image" for content in contents if isinstance(content, list) for part in content)
+
+
+def _check_image(image: Any, where: str) -> None:
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    if not isinstance(image, str | PathLike | bytes):
+        raise ValueError(f"{where}: neither a path nor an image, but a {type(image).__name__}")
+    check_image(image, where)
