@@ -15,7 +15,7 @@ from transformers import ProcessorMixin
 from trl import is_conversational, maybe_extract_prompt  # type: ignore[attr-defined]
 
 from contralto.align.monitoring.findings import Finding, Level, RowTally, row_name
-from contralto.align.trainers.specials import TAIL, Specials, holds_null
+from contralto.align.trainers.specials import TAIL, SpecialTokens, contains_none
 from contralto.data_gen.dataset import template_options
 
 __all__ = ["audit_dropped", "audit_rows"]
@@ -161,7 +161,7 @@ class _RowAudit:
     def __init__(self, processing_class: Any, ends: set[int], max_length: int | None, truncation_mode: str) -> None:
         self.processing_class = processing_class
         self.ends, self.max_length, self.truncation_mode = ends, max_length, truncation_mode
-        self.specials = Specials(getattr(processing_class, "tokenizer", processing_class), ends)
+        self.specials = SpecialTokens(getattr(processing_class, "tokenizer", processing_class), ends)
         self.tallies: dict[str, RowTally] = defaultdict(RowTally)
         self.details: dict[str, str] = {}
         self.total = 0
@@ -258,7 +258,7 @@ def _text_faults(row: Mapping[str, Any]) -> Iterator[str]:
     if "prompt_ids" not in row and chosen == rejected:
         yield "same"
     messages = [message for side in (row["chosen"], row["rejected"]) if isinstance(side, list) for message in side]
-    if any(map(holds_null, (row.get("tools"), *(message.get("tool_calls") for message in messages)))):
+    if any(map(contains_none, (row.get("tools"), *(message.get("tool_calls") for message in messages)))):
         yield "null"
 
 

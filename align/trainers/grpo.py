@@ -1,13 +1,13 @@
-"""Two pieces for TRL's `GRPOTrainer`: rewards held at thresholds by multipliers, and rewards by contrast with a baseline.
+"""Two extensions of TRL's `GRPOTrainer`: rewards held at thresholds by multipliers, and rewards by contrast with a baseline.
 
-A word on baselines. Shen et al. 2024 (arXiv 2403.07708) reward a text by how much it beats texts that the model wrote before training:
-r(x, y) - mean_j r(x, y_j). In PPO that is a better reward. In GRPO and RLOO it is none: the baseline is a number per prompt, every
-advantage is centred on the mean of the prompt's own texts, and the number cancels exactly. `ContrastiveReward` therefore bends the
-difference, by a sigmoid or by clipping, after which it does not cancel: texts of prompts on which all are far better, or far worse, than the
-baseline come to differ little.
+On baselines: Shen et al. 2024 (arXiv 2403.07708) subtract the mean reward of completions that the model wrote before training:
+r(x, y) - mean_j r(x, y_j). In PPO that changes the reward. In GRPO and RLOO it changes nothing: the baseline is a number per prompt, every
+advantage is centred on the mean of the prompt's own completions, and the number cancels exactly. `ContrastiveReward` therefore applies a
+sigmoid or clipping to the difference, after which it does not cancel: completions of prompts on which all are far better, or far worse,
+than the baseline differ little.
 
-Both pieces set how large a reward is, and TRL's default `scale_rewards="group"` divides that out again: the advantages of a prompt have
-unit deviation whatever a constraint or the bend left of them. They are rejected unless the trainer keeps the scale of rewards.
+Both extensions set the scale of rewards, and TRL's default `scale_rewards="group"` divides it out again: the advantages of a prompt have
+unit deviation whatever a constraint or the sigmoid left of them. They are rejected unless the trainer keeps the scale of rewards.
 """
 
 # ruff: noqa: TRY004 (a wrong type in somebody's code is a ValueError like any other mistake in it)
@@ -28,33 +28,33 @@ SHAPES: dict[str, Callable[[float], float]] = {
 }
 
 
-class Keeps(NamedTuple):
-    """A value of a trainer's option under which advantages keep the scale of rewards."""
+class ScaleOption(NamedTuple):
+    """An option of a trainer, and the value under which advantages keep the scale of rewards."""
 
     option: str
     value: Any
     otherwise: str
-    """What the trainer does under other values."""
+    """The effect of other values, as a clause."""
 
 
 SCALE = (
-    Keeps("scale_rewards", "none", "divides advantages by the deviation of the rewards"),
-    Keeps("multi_objective_aggregation", "sum_then_normalize", "divides each reward by its own deviation"),
-    Keeps("normalize_advantages", False, "divides advantages by their deviation"),
-    Keeps("reward_clip_range", None, "clips the weighted rewards"),
+    ScaleOption("scale_rewards", "none", "divides advantages by the deviation of the rewards"),
+    ScaleOption("multi_objective_aggregation", "sum_then_normalize", "divides each reward by its own deviation"),
+    ScaleOption("normalize_advantages", False, "divides advantages by their deviation"),
+    ScaleOption("reward_clip_range", None, "clips the weighted rewards"),
 )
 """Options of `GRPOConfig` and `RLOOConfig` (TRL 1.16)."""
 
 
 def check_scale(args: Any, user: str) -> None:
-    """Raise an error unless advantages keep the scale of rewards.
+    """Reject options under which advantages do not keep the scale of rewards.
 
     Args:
         args: a `trl.GRPOConfig` or `trl.RLOOConfig`.
-        user: the class that needs it, for the message.
+        user: the class that needs the scale, for the message.
 
     Raises:
-        ValueError: an option under which the trainer rescales rewards or advantages.
+        ValueError: the trainer rescales rewards or advantages.
 
     Examples:
         >>> from types import SimpleNamespace
@@ -70,15 +70,15 @@ def check_scale(args: Any, user: str) -> None:
 
 
 def dual_step(multiplier: float, mean_reward: float, threshold: float, *, lr: float = 0.1) -> float:
-    """A step of gradient descent on a Lagrange multiplier (Moskovitz et al. 2023, arXiv 2310.04373, and their code).
+    """Return a Lagrange multiplier after a step of gradient descent (Moskovitz et al. 2023, arXiv 2310.04373, and their code).
 
         lambda <- lambda - lr d/dlambda [sigmoid(lambda) (J - theta)]
 
     Args:
-        multiplier: lambda.
-        mean_reward: J.
-        threshold: theta.
-        lr: the rate.
+        multiplier: the multiplier lambda.
+        mean_reward: the mean reward J.
+        threshold: the threshold theta.
+        lr: the learning rate.
 
     Examples:
         >>> dual_step(0.0, 0.2, 0.6)  # 0.1 * sigmoid'(0) * 0.4: below its threshold a reward gains weight
@@ -89,28 +89,27 @@ def dual_step(multiplier: float, mean_reward: float, threshold: float, *, lr: fl
 
 
 class ConstrainedRewards(TrainerCallback):
-    """Weighs the rewards of a `GRPOTrainer` so that each reaches its threshold and goes no further.
+    """Weights the rewards of a `GRPOTrainer` so that each reaches its threshold and is not maximised further.
 
         A = (N - sum_i sigmoid(lambda_i)) A_0 + sum_i sigmoid(lambda_i) A_i        (Moskovitz et al. 2023, arXiv 2310.04373)
 
-    A reward model is a good proxy up to a point; beyond it a higher reward is a worse text. The thresholds are these points. A multiplier
-    falls while its mean reward is above the threshold and rises below it. `A_0` is what remains to be maximised: a reward, or, as in the
-    paper, closeness to the reference, GRPO's own KL term; then `beta` is what is weighed.
+    A reward model is a good proxy up to a point; beyond it a higher reward means a worse completion. The thresholds are these points. A
+    multiplier falls while its mean reward is above the threshold and rises below it. `A_0` remains to be maximised: a reward, or, as in the
+    paper, closeness to the reference, GRPO's own KL term, whose `beta` is then weighted.
 
     The means are those that `GRPOTrainer` logs, over all processes since the last log, so multipliers move at every log: set
-    `logging_steps` to 1 to follow the paper. The weights in use are written into the log as `constraints/NAME`. A resumed run
-    goes through its logs again, and so has the multipliers it had.
+    `logging_steps` to 1 to follow the paper. The current weights are logged as `constraints/NAME`. A resumed run replays its logs, and so
+    has the multipliers it had.
 
     Args:
-        trainer: the `GRPOTrainer` (or `RLOOTrainer`), made already, with `scale_rewards="none"`; add this with
-            `trainer.add_callback`.
-        thresholds: theta by the name of the reward function.
+        trainer: a `GRPOTrainer` (or `RLOOTrainer`) with `scale_rewards="none"`; add this callback with `trainer.add_callback`.
+        thresholds: the threshold theta by the name of the reward function.
         task: the name of the reward function that is A_0; None takes the KL term.
-        lr: of the multipliers.
+        lr: the learning rate of the multipliers.
 
     Raises:
-        ValueError: names that the trainer does not have, no threshold, nothing to be A_0; a trainer that rescales rewards, that has
-            weights of its own for these rewards, or that logs nothing.
+        ValueError: the trainer has no such reward, or none is left to be A_0; it rescales rewards, has weights of its own for these
+            rewards, or logs nothing.
     """
 
     def __init__(
@@ -131,38 +130,52 @@ class ConstrainedRewards(TrainerCallback):
         self.trainer, self.thresholds, self.task, self.lr = trainer, dict(thresholds), task, lr
         self.beta = trainer.beta
         self.multipliers = dict.fromkeys(thresholds, 0.0)
-        self._weigh()
+        self._set_weights()
 
     @property
     def weights(self) -> dict[str, float]:
-        """sigmoid(lambda) by name."""
+        """Return sigmoid(lambda) by the name of the reward."""
         return {name: SHAPES["sigmoid"](value) for name, value in self.multipliers.items()}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the steps that the log tells of, where a run is resumed."""
+        """Replay the steps that the log of a resumed run records.
+
+        Args:
+            args: see `transformers.TrainerCallback`.
+            state: see `transformers.TrainerCallback`.
+            control: see `transformers.TrainerCallback`.
+            kwargs: see `transformers.TrainerCallback`.
+        """
         self.multipliers = dict.fromkeys(self.thresholds, 0.0)
         for line in state.log_history:
             self._step(line)
-        self._weigh()
+        self._set_weights()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """A step of all multipliers."""
+        """Take a step with all multipliers.
+
+        Args:
+            args: see `transformers.TrainerCallback`.
+            state: see `transformers.TrainerCallback`.
+            control: see `transformers.TrainerCallback`.
+            kwargs: see `transformers.TrainerCallback`.
+        """
         if self._step(kwargs["logs"]):
             state.log_history[-1] |= {f"constraints/{name}": weight for name, weight in self.weights.items()}
-            self._weigh()
+            self._set_weights()
 
     def _step(self, logs: Mapping[str, Any]) -> bool:
-        """Whether the log tells of rewards in training."""
-        found = {name: logs[key] for name in self.thresholds if (key := f"rewards/{name}/mean") in logs}
-        if len(found) < len(self.thresholds):
+        """Take a step if a log has the rewards of training, and return whether it has."""
+        means = {name: logs[key] for name in self.thresholds if (key := f"rewards/{name}/mean") in logs}
+        if len(means) < len(self.thresholds):
             return False
-        for name, mean in found.items():
+        for name, mean in means.items():
             self.multipliers[name] = dual_step(self.multipliers[name], mean, self.thresholds[name], lr=self.lr)
         return True
 
-    def _weigh(self) -> None:
+    def _set_weights(self) -> None:
         """Set the weights in the trainer."""
         rest = len(self.thresholds) - sum(self.weights.values())
         names, weights = self.trainer.reward_func_names, self.trainer.reward_weights
@@ -175,7 +188,7 @@ class ConstrainedRewards(TrainerCallback):
 
 
 def _check_trainer(trainer: Any, weighted: Sequence[str]) -> None:
-    """Raise an error unless the trainer applies the weights of these rewards, and logs their means."""
+    """Reject a trainer that does not apply the weights of these rewards, or does not log their means."""
     check_scale(trainer.args, "ConstrainedRewards")
     if trainer.args.logging_strategy == "no":
         raise ValueError("logging_strategy is 'no', and the multipliers move by the logged means: set it to 'steps'")
@@ -188,24 +201,24 @@ def _check_trainer(trainer: Any, weighted: Sequence[str]) -> None:
 
 
 class ContrastiveReward:
-    """A reward by contrast with texts from before training, bent so that it does not cancel (after Shen et al. 2024, arXiv 2403.07708).
+    """A reward by contrast with completions from before training, which does not cancel (after Shen et al. 2024, arXiv 2403.07708).
 
         r'(x, y) = f((r(x, y) - 1/k sum_j r(x, y_j)) / temperature),    f a sigmoid, or clipping to [-1, 1]
 
-    The paper's difference itself is refused: in advantages that are centred per prompt it cancels. The data need a column with k
-    texts of the model before training for every prompt; they are rewarded once, when their prompt first comes.
+    The paper's plain difference is rejected, since it cancels in advantages that are centred per prompt. The data need a column with k
+    completions of the model before training for every prompt; their rewards are computed once, when the prompt first occurs.
 
     Args:
-        reward: a reward function as `GRPOTrainer` takes it, with `prompts`, `completions` and columns as keywords; not asynchronous. For
-            baselines it is not given `completion_ids`.
-        args: the `GRPOConfig` or `RLOOConfig` of the trainer that is given this reward, with `scale_rewards="none"`.
-        column: with the k texts (or messages, as the completions are) of each row.
-        shape: f: `sigmoid` or `clip`.
+        reward: a reward function of `GRPOTrainer`, with `prompts`, `completions` and columns as keywords; not asynchronous. For baselines
+            it is called without `completion_ids`.
+        args: the `GRPOConfig` or `RLOOConfig` of the trainer that uses this reward, with `scale_rewards="none"`.
+        column: the column with the k completions (strings or messages, as the trainer's) of each row.
+        shape: the function f: `sigmoid` or `clip`.
         temperature: the difference of rewards that counts as 1.
 
     Raises:
-        ValueError: another shape, a temperature not above 0, data without the column or with an empty list in it; no `args`, or
-            one under which the trainer rescales rewards.
+        ValueError: the shape is unknown, the temperature is not above 0, the data lack the column or a row has no baseline; `args` is
+            missing, or the trainer rescales rewards under it.
 
     Examples:
         >>> from types import SimpleNamespace
@@ -239,25 +252,34 @@ class ContrastiveReward:
             raise ValueError("args is missing: give the GRPOConfig of the trainer, with scale_rewards='none'")
         check_scale(args, type(self).__name__)
         self.reward, self.column, self.shape, self.temperature = reward, column, shape, temperature
-        self.__name__ = f"contrastive_{get_callable_name(reward)}"  # by which the trainer logs it
+        self.__name__ = f"contrastive_{get_callable_name(reward)}"  # the name in the trainer's logs
         self._kept: dict[str, float] = {}
 
     def __call__(self, *, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """The rewards, None where the reward function says None."""
+        """Return the rewards, None where the reward function returns None.
+
+        Args:
+            prompts: one prompt per completion.
+            completions: the completions.
+            columns: columns of the data by name, and the other keywords of a reward function.
+
+        Raises:
+            ValueError: the data lack the column, or a prompt has no rewarded baseline.
+        """
         if self.column not in columns:
             raise ValueError(
                 f"the data have no column {self.column}: give texts of the model before training for every prompt"
             )
-        given = self.reward(prompts=prompts, completions=completions, **columns)
+        rewards = self.reward(prompts=prompts, completions=completions, **columns)
         others = {name: value for name, value in columns.items() if name != "completion_ids"}
-        bend = SHAPES[self.shape]
+        shape = SHAPES[self.shape]
         return [
-            None if value is None else bend((value - self._baseline(at, prompts[at], others)) / self.temperature)
-            for at, value in enumerate(given)
+            None if value is None else shape((value - self._baseline(at, prompts[at], others)) / self.temperature)
+            for at, value in enumerate(rewards)
         ]
 
     def _baseline(self, at: int, prompt: Any, columns: Mapping[str, Any]) -> float:
-        """The mean reward of a row's baselines."""
+        """Return the mean reward of a row's baselines."""
         texts = columns[self.column][at]
         if not texts:
             raise ValueError(

@@ -1,13 +1,13 @@
-"""Other arrangements of a batch of pairs, in which a model computes less and finds the same.
+"""Layouts of a batch of pairs in which a model computes fewer tokens and the same numbers.
 
-A collator gives two rows per pair, the prompt in both, padded to one length. `shared_prefixes` makes one row of a pair: the chosen text
-whole, and behind it what the rejected text has after their common beginning, in whose eyes the rest of the chosen text is not there
-(Wang & Hegde 2024, arXiv 2410.20305):
+A collator returns two rows per pair, the prompt in both, padded to one length. `shared_prefixes` makes one row of a pair: the chosen
+row, and behind it the tokens of the rejected row after their common prefix, which do not attend to the rest of the chosen row (Wang &
+Hegde 2024, arXiv 2410.20305):
 
-    prompt x, y_w = a b c, y_l = a d:    x a b c d,    positions 0 1 2 3 2,    d sees x a and itself
+    prompt x, y_w = a b c, y_l = a d:    x a b c d,    positions 0 1 2 3 2,    d attends to x a and itself
 
-`packed` lays all rows end to end without padding, each seeing itself alone. Both want position ids and a mask that the model obeys; which
-models do is for `refusal` to say, as far as a configuration shows it.
+`packed` concatenates all rows without padding, each attending to itself alone. Both need a model that obeys position ids and masks;
+`unsupported_reason` rejects those that do not, as far as a configuration shows it.
 """
 
 import inspect
@@ -18,18 +18,18 @@ from torch import Tensor
 
 from contralto.align.trl_compat import attention_of, is_stateful
 
-__all__ = ["LAYOUTS", "Layout", "packed", "refusal", "shared_prefixes"]
+__all__ = ["LAYOUTS", "Layout", "packed", "shared_prefixes", "unsupported_reason"]
 
 
 class Layout(NamedTuple):
-    """A batch of 2B rows, arranged otherwise."""
+    """A batch of 2B rows in another layout."""
 
     inputs: dict[str, Tensor | None]
-    """What the model reads in place of `input_ids` and `attention_mask`."""
+    """Arguments of the model in place of `input_ids` and `attention_mask`."""
     source: Tensor
-    """`(2B, T)` where each token of the padded batch now is, counted through all rows; 0 for padding."""
+    """`(2B, T)` position of each token of the padded batch in the flattened layout; 0 for padding."""
     repeated: Tensor | None = None
-    """`(2B, T - 1)` true where a rejected text's token is at the same place as the chosen text's, so that it need not be scored again."""
+    """`(2B, T - 1)` true where a rejected row shares its token with the chosen row, so that it need not be scored again."""
 
     def inputs_for(self, model: Any) -> dict[str, Tensor | None]:
         """Return the inputs with the mask that a model's attention takes: eager attention adds it, others select by it.
@@ -43,25 +43,51 @@ class Layout(NamedTuple):
         closed = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
         return self.inputs | {"attention_mask": closed.masked_fill(~mask, torch.finfo(model.dtype).min)}
 
-    def on(self, device: torch.device) -> "Layout":
-        """Where the head is, if a model is spread over devices."""
+    def to(self, device: torch.device) -> "Layout":
+        """Return the layout with `source` and `repeated` on a device; models can be spread over several.
+
+        Args:
+            device: the device.
+        """
         repeated = None if self.repeated is None else self.repeated.to(device)
         return self._replace(source=self.source.to(device), repeated=repeated)
 
-    def back(self, values: Tensor) -> Tensor:
-        """What was computed at every token of this layout `(rows, width, ...)`, where it predicts in the padded batch, `(2B, T - 1, ...)`."""
+    def to_padded(self, values: Tensor) -> Tensor:
+        """Return values at the tokens of this layout at the predicting positions of the padded batch.
+
+        Args:
+            values: `(rows, width, ...)`.
+
+        Returns:
+            `(2B, T - 1, ...)`.
+        """
         return values.to(self.source.device).flatten(0, 1)[self.source[:, :-1]]
 
-    def once(self, valid: Tensor) -> Tensor:
-        """`(2B, T - 1)` of the tokens to be scored those that have to be."""
+    def without_copies(self, valid: Tensor) -> Tensor:
+        """Return the mask of tokens to be scored without those that a rejected row shares with a chosen one.
+
+        Args:
+            valid: `(2B, T - 1)`, true for tokens of completions.
+
+        Returns:
+            `(2B, T - 1)`.
+        """
         return valid if self.repeated is None else valid & ~self._copies(valid)
 
-    def twice(self, scored: Tensor, valid: Tensor) -> Tensor:
-        """Scores `(2B, T - 1)` at `once(valid)`, completed at the others."""
+    def with_copies(self, scores: Tensor, valid: Tensor) -> Tensor:
+        """Copy the scores of shared tokens to the rejected rows.
+
+        Args:
+            scores: `(2B, T - 1)`, computed at `without_copies(valid)`.
+            valid: `(2B, T - 1)`, true for tokens of completions.
+
+        Returns:
+            `(2B, T - 1)`.
+        """
         if self.repeated is None:
-            return scored
-        chosen = scored.chunk(2)[0]
-        return torch.where(self._copies(valid), torch.cat([chosen, chosen]), scored)
+            return scores
+        chosen = scores.chunk(2)[0]
+        return torch.where(self._copies(valid), torch.cat([chosen, chosen]), scores)
 
     def _copies(self, valid: Tensor) -> Tensor:
         assert self.repeated is not None
@@ -70,10 +96,10 @@ class Layout(NamedTuple):
 
 
 def shared_prefixes(input_ids: Tensor, attention_mask: Tensor) -> Layout:
-    """One row per pair, its common beginning once.
+    """Return one row per pair, with the common prefix once.
 
     Args:
-        input_ids: `(2B, T)`, padded on the right, the chosen texts first.
+        input_ids: `(2B, T)`, padded on the right, the chosen rows first.
         attention_mask: `(2B, T)`.
 
     Examples:
@@ -96,14 +122,14 @@ def shared_prefixes(input_ids: Tensor, attention_mask: Tensor) -> Layout:
     ids, positions = (_moved(values, source, valid, width) for values in (input_ids, _positions(input_ids)))
     query, key = torch.arange(width, device=input_ids.device)[:, None], torch.arange(width, device=input_ids.device)
     chosen, common = chosen_length[..., None], common[..., None]
-    sees = (key <= query) & ((query < chosen) | (key < common) | (key >= chosen))
+    attends = (key <= query) & ((query < chosen) | (key < common) | (key >= chosen))  # (B, width, width)
     at = _positions(input_ids)[: len(common), 1:]
     repeated = torch.cat([torch.zeros_like(at, dtype=torch.bool), at < common[..., 0]])
-    return Layout({"input_ids": ids, "position_ids": positions, "attention_mask": sees[:, None]}, source, repeated)
+    return Layout({"input_ids": ids, "position_ids": positions, "attention_mask": attends[:, None]}, source, repeated)
 
 
 def _sources(valid: Tensor, chosen_length: Tensor, common: Tensor, width: int) -> Tensor:
-    """Where the tokens of a pair go: the chosen text's stay, the rejected text's follow it after the common beginning."""
+    """Return `Layout.source`: tokens of the chosen row stay, those of the rejected row follow after the common prefix."""
     at = torch.arange(valid.shape[1], device=valid.device)
     rejected = torch.where(at < common, at, chosen_length + at - common)
     rows = width * torch.arange(len(common), device=valid.device)[:, None]
@@ -115,14 +141,14 @@ def _positions(input_ids: Tensor) -> Tensor:
 
 
 def _moved(values: Tensor, source: Tensor, valid: Tensor, width: int) -> Tensor:
-    """Values of the padded batch in rows of the new width, 0 where there is padding."""
+    """Return values of the padded batch `(2B, T)` in rows of the new width `(B, width)`, 0 at padding."""
     moved = values.new_zeros(len(values) // 2 * width)
     moved[source[valid]] = values[valid]
     return moved.view(-1, width)
 
 
 def packed(input_ids: Tensor, attention_mask: Tensor) -> Layout:
-    """One row of all texts, without padding; where positions start again a text does.
+    """Return one row of all tokens without padding; a sequence begins where positions start again at 0.
 
     Args:
         input_ids: `(2B, T)`, padded on the right.
@@ -144,29 +170,29 @@ def packed(input_ids: Tensor, attention_mask: Tensor) -> Layout:
 
 
 LAYOUTS = {"prefix_sharing": shared_prefixes, "padding_free": packed}
-"""By the option that asks for it."""
+"""The functions by the option of `PreferenceConfig` that selects them."""
 _DENSE_MASKS = ("sdpa", "eager")
 
 
-def refusal(option: str, kind: Any, config: Any, attention: str) -> str | None:
-    """Why a kind of model cannot be given another layout, as a clause; None if nothing that can be seen speaks against it.
+def unsupported_reason(option: str, model_class: Any, config: Any, attention: str) -> str | None:
+    """Return why a model does not support a layout, as a clause; None if its configuration shows no reason.
 
     Args:
         option: a key of `LAYOUTS`.
-        kind: the model's class, of transformers.
+        model_class: the model's class, of transformers.
         config: its configuration.
         attention: its `attn_implementation`.
 
     Examples:
         >>> from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
-        >>> refusal("padding_free", MambaForCausalLM, MambaConfig(), "eager")
+        >>> unsupported_reason("padding_free", MambaForCausalLM, MambaConfig(), "eager")
         'MambaForCausalLM carries a state from token to token'
-        >>> refusal("prefix_sharing", LlamaForCausalLM, LlamaConfig(), "sdpa")
+        >>> unsupported_reason("prefix_sharing", LlamaForCausalLM, LlamaConfig(), "sdpa")
     """
-    name, config = kind.__name__, config.get_text_config()
-    if is_stateful(kind):
+    name, config = model_class.__name__, config.get_text_config()
+    if is_stateful(model_class):
         return f"{name} carries a state from token to token"
-    if "position_ids" not in inspect.signature(kind.forward).parameters:
+    if "position_ids" not in inspect.signature(model_class.forward).parameters:
         return f"{name} takes no position_ids"
     if option == "padding_free":
         return None

@@ -342,4 +342,4 @@ def _padded(activations: Activations, batch: PairBatch) -> Activations:
     layout = batch.layout
     if layout is None:
         return activations
-    return {kind: [layout.back(place) for place in places] for kind, places in activations.items()}
+    return {kind: [layout.to_padded(place) for place in places] for kind, places in activations.items()}

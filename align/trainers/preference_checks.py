@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from contralto.align.losses.objective import Objective
 from contralto.align.trainers.checks import check_adapter, check_model, has_images
 from contralto.align.trainers.config import PreferenceConfig
-from contralto.align.trainers.layouts import LAYOUTS, refusal
+from contralto.align.trainers.layouts import LAYOUTS, unsupported_reason
 from contralto.align.trl_compat import attention_of, default_attention
 from contralto.common.hub import from_pretrained
 
@@ -82,7 +82,7 @@ def _check_layout(model: Any, args: PreferenceConfig, adapter: Any) -> None:
     model_class, config, attention = _architecture(model, args)
     if model_class is None:
         return  # code of a model's own repository: the first step compares the log-probabilities
-    if reason := refusal(option, model_class, config, attention):
+    if reason := unsupported_reason(option, model_class, config, attention):
         raise ValueError(f"{option} is set, and {reason}: leave {option} out")
     text: Any = config.get_text_config()
     given = args.router_aux_loss_coef

@@ -1,9 +1,9 @@
-"""How far a training can move an adapter, measured before its first step.
+"""Measure, before the first step, how far a training can change the log-probabilities of an adapted model.
 
-An optimizer of the Adam family moves every weight by about the learning rate in a step, whatever the gradient's size. So no weight
-moves further than the learning rates of all steps add up to, and the step of that size along the gradient's signs is the one that
-moves a text the most. If even that leaves the texts where they are, the training can do nothing: the usual cause is the rate of full
-fine-tuning with an adapter, whose product of two small matrices starts at zero.
+An optimizer of the Adam family moves every weight by about the learning rate in a step, whatever the size of the gradient. So no weight
+moves further than the sum of the learning rates of all steps, and a step of that size along the signs of the gradient changes
+log-probabilities the most. If even that changes nothing, the training cannot: the usual cause is the learning rate of full fine-tuning with
+an adapter, whose product of two small matrices starts at zero.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,14 @@ from contralto.align.trainers.batches import PairBatch
 __all__ = ["reach", "total_rate"]
 
 BY_SIZE = ("sgd",)
-"""Optimizers whose steps grow with the gradient, as parts of their names."""
+"""Parts of the names of optimizers whose steps grow with the gradient."""
 
 
 def total_rate(trainer: Any) -> float:
     """Return the sum of the learning rates of all steps, by the trainer's schedule.
 
     Args:
-        trainer: whose scheduler is made, if it is to be counted; else the rate counts in full in each step.
+        trainer: a trainer; if it has no scheduler yet, every step counts with the full learning rate.
     """
     steps, rate = trainer.state.max_steps, trainer.args.learning_rate
     schedule = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
@@ -35,10 +35,10 @@ def total_rate(trainer: Any) -> float:
 
 
 def reach(trainer: Any) -> Iterator[tuple[float, float]]:
-    """Yield how far the log-probabilities of a pair can move, in nats per token, and `total_rate`; nothing where it cannot be told.
+    """Yield how far the log-probabilities of a pair can move, in nats per token, and `total_rate`.
 
-    That is before a training begins, without an adapter, with weights in shards, and with optimizers whose steps grow with the gradient. The weights are as
-    before afterwards.
+    Yields nothing where it cannot be known: before a training begins, without an adapter, with sharded weights, and with optimizers whose
+    steps grow with the gradient. The weights are restored afterwards.
 
     Args:
         trainer: a `PreferenceTrainer` whose training begins.
@@ -72,7 +72,7 @@ def reach(trainer: Any) -> Iterator[tuple[float, float]]:
 
 
 def _signs(trainer: Any, batch: PairBatch, weights: Sequence[Tensor]) -> list[Tensor]:
-    """The direction in which the margin of a pair grows the fastest, within a box."""
+    """Return the direction in which the margin of a pair grows the fastest if every weight moves by the same size at most."""
     training = trainer.model.training
     trainer.model.train()  # so that checkpoints save the memory that they save in training
     try:

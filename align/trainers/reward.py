@@ -1,7 +1,7 @@
-"""A reward model that knows how far annotators agree: the margin of a pair is their net vote ("Beyond the Binary").
+"""Reward models whose margins are the agreement of annotators ("Beyond the Binary").
 
-`MarginRewardTrainer` is TRL's `RewardTrainer`, which has had the loss with a margin all along; here the margins are made, from votes or from
-scores, and checked before a model is loaded.
+`MarginRewardTrainer` is TRL's `RewardTrainer`, which has the loss with a margin. Here the margins are computed from votes or scores, and
+checked before a model is loaded.
 """
 
 # ruff: noqa: TRY004 (a wrong type in somebody's data is a ValueError like any other mistake in it)
@@ -24,16 +24,20 @@ VOTES = {"chosen": 1.0, "rejected": -1.0, "tie": 0.0}
 
 
 def margin_loss(chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
-    """The loss of a reward model with a margin (Touvron et al. 2023, arXiv 2307.09288, equation 2).
+    """Return the loss of a reward model with a margin (Touvron et al. 2023, arXiv 2307.09288, equation 2).
 
         L = -log sigmoid(r(y_w) - r(y_l) - m)
 
-    Padmakumar et al. 2024 (arXiv 2412.03822) take for m how far (synthetic) annotators agree: where they are divided the two texts may
-    be rewarded alike. This is what `RewardTrainer` computes; it stands here to be read and tested.
+    Padmakumar et al. 2024 (arXiv 2412.03822) set m to the agreement of (synthetic) annotators: where they are divided, the two completions
+    may have equal rewards. `RewardTrainer` computes this loss; the function is its documentation and the oracle of tests.
 
     Args:
-        chosen, rejected: `(B,)` rewards.
-        margin: `(B,)`, any sign: below 0 where most annotators prefer the text that is labelled rejected.
+        chosen: `(B,)` rewards of the chosen completions.
+        rejected: `(B,)` rewards of the rejected completions.
+        margin: `(B,)`, below 0 where most annotators prefer the completion that is labelled rejected.
+
+    Returns:
+        `(B,)`.
 
     Examples:
         >>> margin_loss(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([1.0]))  # log 2
@@ -43,17 +47,17 @@ def margin_loss(chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
 
 
 def agreement(votes: Sequence[Any]) -> float:
-    """The net vote for the chosen text, in [-1, 1].
+    """Return the net vote for the chosen completion, in [-1, 1].
 
         m = (votes for chosen - votes for rejected) / votes
 
-    The paper says that agreement sets the margin; this linear map is ours.
+    The paper makes the margin depend on agreement; this linear map is contralto's.
 
     Args:
-        votes: of annotators: `chosen`, `rejected` or `tie`; or truth values, true for chosen; or numbers in [-1, 1].
+        votes: one vote per annotator: `chosen`, `rejected` or `tie`; or a truth value, true for chosen; or a number in [-1, 1].
 
     Raises:
-        ValueError: no votes, or something else.
+        ValueError: there are no votes, or one is something else.
 
     Examples:
         >>> agreement(["chosen", "chosen", "rejected", "tie"]), agreement([True, True]), agreement([0.5, -1])
@@ -61,10 +65,10 @@ def agreement(votes: Sequence[Any]) -> float:
     """
     if not votes:
         raise ValueError("a margin from votes needs at least one vote, and there is none")
-    return sum(map(_counted, votes)) / len(votes)
+    return sum(map(_vote_value, votes)) / len(votes)
 
 
-def _counted(vote: Any) -> float:
+def _vote_value(vote: Any) -> float:
     if isinstance(vote, bool):
         return 1.0 if vote else -1.0
     if isinstance(vote, str) and vote in VOTES:
@@ -76,21 +80,21 @@ def _counted(vote: Any) -> float:
 
 @dataclass
 class MarginRewardConfig(RewardConfig):
-    """The options of `MarginRewardTrainer`: those of `trl.RewardConfig`, and where margins come from.
+    """The options of `MarginRewardTrainer`: those of `trl.RewardConfig`, and the source of margins.
 
     Args:
-        margin_column: the column that holds, for every pair, its votes (`agreement`), or a number, such as the `reward_margin` that
+        margin_column: the column with the votes of every pair (`agreement`), or with a number such as the `reward_margin` that
             `contralto data` writes.
-        margin_scale: what net votes and numbers are multiplied by, in units of reward; the paper's margins lie in [0, 1].
+        margin_scale: the factor of net votes and numbers, in units of reward; the paper's margins lie in [0, 1].
 
     Raises:
-        ValueError: a scale that is not a finite number above 0.
+        ValueError: the scale is not a finite number above 0.
     """
 
     margin_column: str = field(
-        default="margin", metadata={"help": "Column of votes, or of numbers, that margins are made of."}
+        default="margin", metadata={"help": "Column of votes or numbers from which margins are computed."}
     )
-    margin_scale: float = field(default=1.0, metadata={"help": "What they are multiplied by."})
+    margin_scale: float = field(default=1.0, metadata={"help": "Factor of the votes or numbers."})
 
     def __post_init__(self) -> None:
         if not 0 < self.margin_scale < math.inf:
@@ -103,33 +107,33 @@ class MarginRewardTrainer(RewardTrainer):
     """`RewardTrainer` with margins of votes (Padmakumar et al. 2024, arXiv 2412.03822).
 
     Args:
-        model: as for `RewardTrainer`.
+        model: see `trl.RewardTrainer`.
         args: a `MarginRewardConfig`.
-        how: as for `RewardTrainer`. A PEFT configuration for language models is taken as one for a reward model; the object that was
-            given stays as it was.
+        kwargs: the other arguments of `trl.RewardTrainer`. A PEFT configuration for language models is used as one for a reward model; the
+            object that was passed is not changed.
 
     Raises:
-        ValueError: `args` of another kind, no such column, or something in it that is no margin: which row.
+        ValueError: `args` has another type, the column is missing, or a row holds no margin; the message names the row.
     """
 
     args: MarginRewardConfig
 
-    def __init__(self, model: Any, args: MarginRewardConfig | None = None, **how: Any) -> None:
+    def __init__(self, model: Any, args: MarginRewardConfig | None = None, **kwargs: Any) -> None:
         if not isinstance(args, MarginRewardConfig):
             raise ValueError(f"args must be a MarginRewardConfig, not {type(args).__name__}")
-        if how.get("train_dataset") is None:
+        if kwargs.get("train_dataset") is None:
             raise ValueError("train_dataset is missing: give the pairs to train on")
         for name in ("train_dataset", "eval_dataset"):
-            if how.get(name) is not None:
-                how[name] = _with_margins(how[name], name, args)
-        how = unshared(how)
-        if isinstance(how.get("peft_config"), PeftConfig):
-            how["peft_config"].task_type = "SEQ_CLS"
-        super().__init__(model, args, **how)
+            if kwargs.get(name) is not None:
+                kwargs[name] = _with_margins(kwargs[name], name, args)
+        kwargs = unshared(kwargs)
+        if isinstance(kwargs.get("peft_config"), PeftConfig):
+            kwargs["peft_config"].task_type = "SEQ_CLS"
+        super().__init__(model, args, **kwargs)
 
 
 def _with_margins(dataset: Any, name: str, args: MarginRewardConfig) -> Any:
-    """The data set with a column `margin` of numbers."""
+    """Return the data set with a column `margin` of numbers."""
     if isinstance(dataset, dict):
         return {split: _with_margins(each, split, args) for split, each in dataset.items()}
     column, scale = args.margin_column, args.margin_scale
@@ -144,7 +148,7 @@ def _with_margins(dataset: Any, name: str, args: MarginRewardConfig) -> Any:
         except ValueError as error:
             raise ValueError(f"{name}, row {at + 1}, column {column}: {error}") from error
 
-    if hasattr(dataset, "select"):  # not a stream: whatever is wrong is said now
+    if hasattr(dataset, "select"):  # not a stream, so that errors are raised before training
         margins = [margin(row, at)["margin"] for at, row in enumerate(dataset.select_columns(column))]
         others = dataset.remove_columns("margin") if "margin" in dataset.column_names else dataset
         return others.add_column("margin", margins)

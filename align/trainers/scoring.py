@@ -105,7 +105,7 @@ def _score(
     kwargs |= {} if layout is None else layout.inputs_for(model)
     kwargs |= {"use_cache": False} | ({"output_hidden_states": True} if scoring.states else {})
     valid = labels[:, 1:] != IGNORED  # (2B, T - 1)
-    scored = valid if layout is None else layout.once(valid)
+    scored = valid if layout is None else layout.without_copies(valid)
     rows, head, out, aux_loss = head_inputs(
         model, stock, lambda states: _scored_rows(states, scored, layout), args=args, kwargs=kwargs, gather=gathered
     )
@@ -124,8 +124,8 @@ def _score(
         values = _through_head(rows, head, labels[scored], scoring)
     placed = {name: value.new_zeros(valid.shape).masked_scatter(scored, value) for name, value in values.items()}
     if layout is not None:
-        layout = layout.on(device)
-        placed = {name: layout.twice(value, valid) for name, value in placed.items()}
+        layout = layout.to(device)
+        placed = {name: layout.with_copies(value, valid) for name, value in placed.items()}
     return TokenScores(**placed, states=states, aux_loss=aux_loss)
 
 
@@ -133,13 +133,13 @@ def _scored_rows(states: Tensor, scored: Tensor, layout: Layout | None) -> Tenso
     """Select the hidden states `(N, H)` that predict the scored tokens."""
     if layout is None:
         return states[:, :-1][scored.to(states.device)]
-    layout, scored = layout.on(states.device), scored.to(states.device)
+    layout, scored = layout.to(states.device), scored.to(states.device)
     return states.flatten(0, 1).index_select(0, layout.source[:, :-1][scored])
 
 
 def _padded(states: Tensor, layout: Layout | None) -> Tensor:
     """Return hidden states `(2B, T - 1, H)` at the positions of the padded batch."""
-    return states[:, :-1] if layout is None else layout.back(states)
+    return states[:, :-1] if layout is None else layout.to_padded(states)
 
 
 def _through_head(rows: Tensor, head: Head | None, targets: Tensor, scoring: Scoring) -> dict[str, Tensor]:

@@ -1,8 +1,7 @@
-"""Two losses on tokens for supervised fine-tuning: SimCTG's contrast between tokens, and CAL's weights by what an image does.
+"""Two losses on tokens for supervised fine-tuning: SimCTG's contrast between tokens, and CAL's weights by the effect of an image.
 
-`SimCTGTrainer` and `CALTrainer` are TRL's `SFTTrainer` with another loss; data, collators, PEFT, metrics and saving are TRL's. Of
-`SFTTrainer` they read `_metrics` and `current_gradient_accumulation_steps`, and they rely on its `compute_loss` calling the model with
-`fused_lm_head` and reading `log_probs` of what it returns (TRL 1.16).
+`SimCTGTrainer` and `CALTrainer` are TRL's `SFTTrainer` with another loss; data, collators, PEFT, metrics and saving are TRL's. They rely on
+`SFTTrainer.compute_loss` (TRL 1.16) calling the model with `fused_lm_head` and reading `log_probs` of the result.
 """
 
 # ruff: noqa: TRY004 (a wrong type in somebody's data is a ValueError like any other mistake in it)
@@ -32,23 +31,24 @@ __all__ = ["CALConfig", "CALTrainer", "SimCTGConfig", "SimCTGTrainer", "contrast
 
 
 def contrastive_loss(states: Tensor, mask: Tensor, *, rho: float = 0.5) -> Tensor:
-    """SimCTG's contrastive loss (Su et al. 2022, arXiv 2202.06417, equation 2).
+    """Return SimCTG's contrastive loss (Su et al. 2022, arXiv 2202.06417, equation 2).
 
         L_CL = 1 / (|x| (|x| - 1)) sum_i sum_{j != i} max(0, rho - s(h_i, h_i) + s(h_i, h_j))
 
-    `s` is the cosine, `h` the last hidden state. It pushes the tokens of a text apart, which contrastive search wants. The official code
-    divides by the pairs of the whole batch, so that long texts count for more; here every text counts alike, as in the equation.
+    `s` is the cosine, `h` the last hidden state. The loss pushes the tokens of a sequence apart, which contrastive search needs. The
+    official code divides by the pairs of the whole batch, so that long sequences count for more; here every sequence counts alike, as in
+    the equation.
 
     Args:
         states: `(B, T, H)`. Time and memory grow with `T` squared.
         mask: `(B, T)`, true for the tokens of x.
-        rho: the margin, in [0, 2]; 0 leaves nothing but the direction of more than a right angle.
+        rho: the margin, in [0, 2].
 
     Returns:
-        `(B,)`, at least float32, 0 for a text of fewer than two tokens.
+        `(B,)`, at least float32, 0 for a sequence of fewer than two tokens.
 
     Raises:
-        ValueError: `rho` out of range, or a mask of another shape.
+        ValueError: `rho` is out of range, or the mask has another shape.
 
     Examples:
         >>> states = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
@@ -68,24 +68,25 @@ def contrastive_loss(states: Tensor, mask: Tensor, *, rho: float = 0.5) -> Tenso
 
 
 def image_weights(with_image: Tensor, without: Tensor, mask: Tensor, *, low: float = 1.0, high: float = 5.0) -> Tensor:
-    """CAL's weights of tokens (Xiao et al. 2024, arXiv 2405.17871).
+    """Return CAL's weights of tokens (Xiao et al. 2024, arXiv 2405.17871).
 
         w_t = mean over t - 1, t, t + 1 of clamp(z_t - z'_t, low, high)
 
-    `z_t` is the logit of the token that stands at t, `z'_t` the same where no token may look at the image. The mean is over neighbours
-    that are trained on; the official code's runs on into tokens that are not, with the logit of token 0, and into the next text.
+    `z_t` is the logit of the token at t, `z'_t` the same where no token attends to the image. The mean is over neighbours that are
+    trained on; the official code's mean includes tokens that are not, with the logit of token 0, and the next sequence.
 
     Args:
-        with_image, without: `(B, T)` logits of the tokens.
+        with_image: `(B, T)` logits of the tokens.
+        without: `(B, T)` logits of the tokens without the image.
         mask: `(B, T)`, true for tokens that are trained on.
-        low: the weight of a token that owes nothing to the image.
+        low: the weight of a token that does not depend on the image.
         high: the greatest weight.
 
     Returns:
         `(B, T)`, 0 where the mask is false.
 
     Raises:
-        ValueError: not `0 <= low <= high`, `high` above 0.
+        ValueError: the bounds are not ordered, or negative, or both 0.
 
     Examples:
         >>> image_weights(torch.tensor([[3.0, 9.0, 0.0]]), torch.zeros(1, 3), torch.ones(1, 3))  # 3, 5, 1
@@ -112,7 +113,7 @@ class SimCTGConfig(SFTConfig):
         rho: the margin of `contrastive_loss`; the paper takes 0.5, and 0 to compare with likelihood alone.
 
     Raises:
-        ValueError: `rho` out of range, or several texts in one row.
+        ValueError: `rho` is out of range, or an option puts several sequences into one row.
     """
 
     rho: float = option(0.5, "The margin of the contrastive loss, in [0, 2].")
@@ -131,37 +132,46 @@ class SimCTGConfig(SFTConfig):
 class SimCTGTrainer(SFTTrainer):
     """`SFTTrainer` with SimCTG's loss: `L = L_MLE + L_CL` (Su et al. 2022, arXiv 2202.06417, equation 3).
 
-    The contrast is between the tokens that are trained on, so with prompts and completions between those of the completion. Its mean is
-    logged as `contrastive_loss`. Hidden states are read where the backbone returns them, so the head still makes no logits.
+    The contrast is between the tokens that are trained on: with prompts and completions, those of the completion. Its mean is logged as
+    `contrastive_loss`. Hidden states are taken from the backbone's output, so the head still makes no logits.
 
     Args:
-        model, args, how: as for `SFTTrainer`; `args` is a `SimCTGConfig`.
+        model: see `trl.SFTTrainer`.
+        args: a `SimCTGConfig`.
+        kwargs: the other arguments of `trl.SFTTrainer`.
 
     Raises:
-        ValueError: `args` of another kind.
+        ValueError: `args` has another type.
     """
 
     args: SimCTGConfig
     model: Any
 
-    def __init__(self, model: Any, args: SimCTGConfig | None = None, **how: Any) -> None:
+    def __init__(self, model: Any, args: SimCTGConfig | None = None, **kwargs: Any) -> None:
         if not isinstance(args, SimCTGConfig):
             raise ValueError(f"args must be a SimCTGConfig, not {type(args).__name__}")
-        super().__init__(model, args, **unshared(how))
+        super().__init__(model, args, **unshared(kwargs))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The likelihood's loss, and the contrast."""
+        """Return the loss of the likelihood plus the contrastive loss.
+
+        Args:
+            model: the model, with wrappers.
+            inputs: the batch.
+            return_outputs: return the model's outputs as well.
+            num_items_in_batch: tokens of all accumulated batches, see `transformers.Trainer.compute_loss`.
+        """
         with _last_states(_policy(self)) as seen:
-            given = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         mask = inputs["labels"] != IGNORED
         contrast = contrastive_loss(seen[0][:, -mask.shape[1] :], mask, rho=self.args.rho).mean()
         mode = "train" if self.model.training else "eval"
         record_metrics(self, mode, contrastive_loss=self.accelerator.gather(contrast.detach()).mean().item())
         if num_items_in_batch is not None:  # then the Trainer leaves gradient accumulation to the loss
             contrast = contrast / self.current_gradient_accumulation_steps
-        return (given[0] + contrast, given[1]) if return_outputs else given + contrast
+        return (loss[0] + contrast, loss[1]) if return_outputs else loss + contrast
 
 
 @dataclass
@@ -169,10 +179,11 @@ class CALConfig(SFTConfig):
     """The options of `CALTrainer`: those of `trl.SFTConfig`, and the bounds of the weights.
 
     Args:
-        cal_low, cal_high: `low` and `high` of `image_weights`; the paper takes 1 and 5.
+        cal_low: the argument `low` of `image_weights`; the paper takes 1.
+        cal_high: the argument `high` of `image_weights`; the paper takes 5.
 
     Raises:
-        ValueError: bounds that are not ordered, or another loss of tokens.
+        ValueError: the bounds are not ordered, or the loss of tokens is another one.
     """
 
     cal_low: float = option(1.0, "The weight of a token that owes nothing to the image.")
@@ -192,43 +203,52 @@ class CALConfig(SFTConfig):
 
 
 class CALTrainer(SFTTrainer):
-    """`SFTTrainer` that weighs tokens by what the image does to them: CAL (Xiao et al. 2024, arXiv 2405.17871).
+    """`SFTTrainer` that weights tokens by the effect of the image on them: CAL (Xiao et al. 2024, arXiv 2405.17871).
 
         L = sum_t w_t CE_t / sum_t w_t
 
-    One more forward per step, without gradients, in which no token may look at an image; see `image_weights`. The mean weight is logged as
-    `cal_weight`. In evaluation the loss is the plain one, so that runs can be compared.
+    A step has one more forward pass, without gradients, in which no token attends to an image; see `image_weights`. The mean weight is
+    logged as `cal_weight`. In evaluation the loss is not weighted, so that runs can be compared.
 
     Args:
-        model, args, how: as for `SFTTrainer`; `args` is a `CALConfig`, the data have a column `images` or `image`.
+        model: see `trl.SFTTrainer`.
+        args: a `CALConfig`.
+        kwargs: the other arguments of `trl.SFTTrainer`; the data have a column `images` or `image`.
 
     Raises:
-        ValueError: `args` of another kind, or data without images.
+        ValueError: `args` has another type, or the data have no images.
     """
 
     args: CALConfig
     model: Any
 
-    def __init__(self, model: Any, args: CALConfig | None = None, **how: Any) -> None:
+    def __init__(self, model: Any, args: CALConfig | None = None, **kwargs: Any) -> None:
         if not isinstance(args, CALConfig):
             raise ValueError(f"args must be a CALConfig, not {type(args).__name__}")
-        first: Any = next(iter(how.get("train_dataset") or ()), {})
+        first: Any = next(iter(kwargs.get("train_dataset") or ()), {})
         if not {"image", "images"} & set(first):
             raise ValueError(
                 "CAL weighs tokens by what an image does to them: give a train_dataset with a column images"
             )
-        super().__init__(model, args, **unshared(how))
+        super().__init__(model, args, **unshared(kwargs))
         install_head(_policy(self))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """In training, the likelihood's loss with weights."""
-        asked = self._weighted(model) if self.model.training else model
-        return super().compute_loss(asked, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+        """Return the loss of the likelihood, weighted in training.
+
+        Args:
+            model: the model, with wrappers.
+            inputs: the batch.
+            return_outputs: return the model's outputs as well.
+            num_items_in_batch: tokens of all accumulated batches, see `transformers.Trainer.compute_loss`.
+        """
+        called = self._weighted(model) if self.model.training else model
+        return super().compute_loss(called, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
 
     def _weighted(self, model: Any) -> Any:
-        """A model whose log-probabilities come with weights, whose mean is 1."""
+        """Return a function like the model whose log-probabilities are weighted, with weights of mean 1."""
 
         def forward(**inputs: Any) -> Any:
             if not inputs.get("fused_lm_head"):
@@ -245,7 +265,7 @@ class CALTrainer(SFTTrainer):
 
     @torch.no_grad()
     def _weights(self, states: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """`(B, T - 1)` of a batch, from the hidden states with the images, and from a forward without."""
+        """Return the weights `(B, T - 1)` from hidden states `(B, T, H)` with images, and from a forward pass without."""
         policy = _policy(self)
         labels = inputs["labels"][:, 1:]
         mask = labels != IGNORED
@@ -268,23 +288,23 @@ class CALTrainer(SFTTrainer):
 
 
 def _label_logits(rows: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """`(N,)` the logits of the labels alone."""
-    found = (rows.float() * head.weight[targets].float()).sum(-1)
+    """Return the logits of the labels alone, `(N,)`."""
+    logits = (rows.float() * head.weight[targets].float()).sum(-1)
     if head.bias is not None:
-        found = found + head.bias[targets].float()
-    found = found * head.scale
-    return found if head.softcap is None else head.softcap * torch.tanh(found / head.softcap)
+        logits = logits + head.bias[targets].float()
+    logits = logits * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
 def _policy(trainer: Any) -> Any:
-    """The model as transformers loaded it."""
+    """Return the model of a trainer as transformers loaded it."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     return model.get_base_model() if is_peft_model(model) else model
 
 
 @contextmanager
 def _last_states(policy: Any) -> Iterator[list[Tensor]]:
-    """The last hidden states of the forwards that follow, as the head gets them."""
+    """Collect the last hidden states `(B, T, H)` of the forward passes within the context."""
     seen: list[Tensor] = []
     handle = policy.base_model.register_forward_hook(lambda _module, _args, out: seen.append(out.last_hidden_state))
     try:
@@ -295,7 +315,7 @@ def _last_states(policy: Any) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _blind(policy: Any, input_ids: Tensor) -> Iterator[None]:
-    """Forwards in which no token may look at an image: the language model's mask is changed after positions were computed from it."""
+    """Hide images in the forward passes within the context: the attention mask is changed after positions were computed from it."""
     hidden = input_ids == policy.config.image_token_id
 
     def cover(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -1,41 +1,41 @@
-"""Special tokens where they do not belong: in texts that are rendered again, twice at a beginning or at an end.
+"""Find special tokens where they do not belong: in prompts that are rendered again, or twice at the beginning or the end.
 
-Rows that hold text already rendered with a chat template are a common accident. As conversations they are rendered a second time;
-as texts they keep their own beginning-of-sequence token, before which most tokenizers put another, and their own end, after which
-TRL puts another unless the text ends with that very token.
+Rows that hold text already rendered with a chat template are a common accident. As conversations they are rendered a second time; as
+plain text they keep their own beginning-of-sequence token, before which most tokenizers put another, and their own end-of-sequence token,
+after which TRL puts another unless the text ends with that very token.
 """
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["Specials", "end_tokens", "holds_null", "texts_of"]
+__all__ = ["SpecialTokens", "contains_none", "end_tokens", "message_texts"]
 
 TAIL = 4
-"""Tokens at the end of a text among which an end of sequence is looked for: templates may close with a line break."""
+"""Tokens at the end among which an end-of-sequence token is looked for: chat templates may close with a line break."""
 
 
 def end_tokens(model: Any, processing_class: Any) -> set[int]:
-    """Return the ids of the tokens that end a text, by the tokenizer or by the generation configuration.
+    """Return the ids of the end-of-sequence tokens of the tokenizer and of the generation configuration.
 
     Args:
-        model: of transformers.
+        model: a model of transformers.
         processing_class: its tokenizer or processor.
     """
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    said = getattr(model.generation_config, "eos_token_id", None)
-    listed = said if isinstance(said, list) else [said]
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
     return {token for token in (*listed, tokenizer.eos_token_id) if token is not None}
 
 
-def texts_of(value: Any) -> Iterator[str]:
-    """Yield the texts of messages: their contents, whole or in parts.
+def message_texts(value: Any) -> Iterator[str]:
+    """Yield the text of messages, of contents that are strings or lists of parts.
 
     Args:
         value: a list of messages; anything else has none.
 
     Examples:
-        >>> list(texts_of([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]))
+        >>> list(message_texts([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]))
         ['What?']
     """
     for message in value if isinstance(value, list) else ():
@@ -46,12 +46,12 @@ def texts_of(value: Any) -> Iterator[str]:
                 yield text
 
 
-class Specials:
-    """The special tokens of a tokenizer, looked for in rows.
+class SpecialTokens:
+    """The special tokens of a tokenizer, to be found in rows.
 
     Args:
-        tokenizer: of the model.
-        ends: ids of the tokens that end a text.
+        tokenizer: the tokenizer of the model.
+        ends: ids of end-of-sequence tokens.
     """
 
     def __init__(self, tokenizer: Any, ends: Collection[int]) -> None:
@@ -67,57 +67,57 @@ class Specials:
         """Return the first special token in the messages of a row, or an empty string.
 
         Args:
-            row: with `prompt`, `chosen` and `rejected`; texts that are no messages are not looked at, since they are not rendered.
+            row: a row with `prompt`, `chosen` and `rejected`; strings are not searched, since no chat template renders them.
         """
-        return self.first(text for name in ("prompt", "chosen", "rejected") for text in texts_of(row.get(name)))
+        return self.first(text for name in ("prompt", "chosen", "rejected") for text in message_texts(row.get(name)))
 
     def first(self, texts: Iterable[str]) -> str:
-        """Return the first special token in texts, or an empty string.
+        """Return the first special token in strings, or an empty string.
 
         Args:
-            texts: looked at in turn.
+            texts: the strings, in order.
         """
         if self._pattern is None:
             return ""
         return next((found.group() for text in texts if (found := self._pattern.search(text))), "")
 
     def is_outer(self, token: str) -> bool:
-        """Whether a token begins or ends whole texts, as only a rendered text holds it.
+        """Return whether a token begins or ends whole sequences, so that text which holds it has been rendered.
 
         Args:
-            token: as `in_messages` returned it.
+            token: a result of `in_messages`.
         """
         return token in self._outer
 
     def begins_twice(self, prompt: Sequence[int], completion: Sequence[int]) -> bool:
-        """Whether the beginning-of-sequence token stands twice at the beginning.
+        """Return whether a sequence begins with two beginning-of-sequence tokens.
 
         Args:
-            prompt: its ids.
-            completion: the ids after it.
+            prompt: ids of the prompt.
+            completion: ids of the completion.
         """
         return self._beginning is not None and [*prompt[:2], *completion[:2]][:2] == [self._beginning] * 2
 
     def ends_twice(self, completion: Sequence[int]) -> bool:
-        """Whether one end-of-sequence token stands twice among the last tokens.
+        """Return whether an end-of-sequence token stands twice among the last tokens.
 
         Args:
-            completion: its ids.
+            completion: ids of the completion.
         """
         tail = list(completion[-TAIL:])
         return any(tail.count(token) > 1 for token in self._ends)
 
 
-def holds_null(value: Any) -> bool:
-    """Whether an object in a value, at any depth, has a key whose value is None.
+def contains_none(value: Any) -> bool:
+    """Return whether a mapping in a value, at any depth, has a key whose value is None.
 
     Args:
-        value: tools, or calls of them.
+        value: tools, or tool calls.
 
     Examples:
-        >>> holds_null([{"city": "Oslo", "x": None}]), holds_null([{"city": "Oslo"}, None])
+        >>> contains_none([{"city": "Oslo", "x": None}]), contains_none([{"city": "Oslo"}, None])
         (True, False)
     """
     if isinstance(value, dict):
-        return any(each is None or holds_null(each) for each in value.values())
-    return isinstance(value, list) and any(map(holds_null, value))
+        return any(each is None or contains_none(each) for each in value.values())
+    return isinstance(value, list) and any(map(contains_none, value))

@@ -11,7 +11,7 @@ import zoo
 from torch.testing import assert_close
 
 from contralto.align.trainers.batches import IGNORED
-from contralto.align.trainers.layouts import LAYOUTS, Layout, packed, refusal, shared_prefixes
+from contralto.align.trainers.layouts import LAYOUTS, Layout, packed, shared_prefixes, unsupported_reason
 from contralto.align.trainers.scoring import Scoring, install_head
 
 OBEY = [(family, option) for family in ("llama", "qwen3", "gpt2", "gpt_neox") for option in LAYOUTS] + [
@@ -49,7 +49,7 @@ def test_every_architecture_that_obeys_computes_the_same(family, option, attenti
     model = zoo.build(family).double()  # but norms and eager softmax, which are in float32
     model.set_attn_implementation(attention)
     install_head(model)
-    assert refusal(option, type(model), model.config, attention) is None
+    assert unsupported_reason(option, type(model), model.config, attention) is None
     layout = LAYOUTS[option](*padded()[:2])
     found = []
     for each in (None, layout):
@@ -76,7 +76,7 @@ def test_shared_tokens_are_computed_and_scored_once():
         [24, 25, 26, 0, 0, 0, 0, 0],
     ]
     valid = padded()[2][:, 1:] != IGNORED
-    assert (layout.once(valid).sum(), valid.sum()) == (15, 21)
+    assert (layout.without_copies(valid).sum(), valid.sum()) == (15, 21)
     model = zoo.build("llama")
     install_head(model)
     assert len(scored(model, layout, hidden=True).hidden) == 15
@@ -93,7 +93,7 @@ def test_tokens_that_only_one_text_counts_are_scored():
     ids, mask, labels = padded([([5, 6, 7], [8, 9], [8, 10])])
     labels[0, 3] = IGNORED
     layout = shared_prefixes(ids, mask)
-    assert layout.once(labels[:, 1:] != IGNORED).sum() == (labels != IGNORED).sum()
+    assert layout.without_copies(labels[:, 1:] != IGNORED).sum() == (labels != IGNORED).sum()
 
 
 REFUSED = {
@@ -108,15 +108,15 @@ REFUSED = {
 def test_other_architectures_are_refused(family):
     option, message = REFUSED[family]
     model = zoo.build(family)
-    assert message in refusal(option, type(model), model.config, "sdpa")
+    assert message in unsupported_reason(option, type(model), model.config, "sdpa")
 
 
 def test_flash_attention_takes_no_mask():
     model = zoo.build("llama")
-    assert "flash_attention_2 takes no mask" in refusal(
+    assert "flash_attention_2 takes no mask" in unsupported_reason(
         "prefix_sharing", type(model), model.config, "flash_attention_2"
     )
-    assert refusal("padding_free", type(model), model.config, "flash_attention_2") is None
+    assert unsupported_reason("padding_free", type(model), model.config, "flash_attention_2") is None
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
