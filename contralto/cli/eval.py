@@ -1,9 +1,9 @@
-"""`contralto eval`: lm-eval's own command line, with contralto's models and tasks in it.
+"""`contralto eval`: lm-eval's own command line with contralto's models and tasks.
 
-Every flag is lm-eval's. Beyond that: `--model` defaults to `contralto`; contralto's tasks are known; a decoder's answers
-are cached (`--use_cache`) and its results written (`--output_path`) under names of its own, since lm-eval names both by the
-model alone, and two decoders of one model would share them; `--data_dir` reads data sets from local files; and `--backend vllm`
-answers through vLLM.
+Every flag of lm-eval works. Beyond that, `--model` defaults to `contralto`, contralto's tasks are known, `--data_dir` reads data
+sets from local files, and `--backend vllm` generates in vLLM. Answers are cached (`--use_cache`) and results written
+(`--output_path`) under a name per decoder: lm-eval names both by the model alone, so that two decoders of one model would share
+them.
 """
 
 import os
@@ -14,10 +14,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from contralto.common.hashing import json_digest
 from contralto.common.outputs import check_output_folder
+from contralto.decoding.methods import model_options
 
 __all__ = ["run"]
 
@@ -28,9 +29,13 @@ BACKENDS = {"transformers": "contralto", "vllm": "contralto-vllm"}
 def run(argv: Sequence[str]) -> None:
     """Run lm-eval's command line.
 
+    Args:
+        argv: The flags.
+
     Raises:
-        OSError: the results could not be written.
-        ValueError: what lm-eval or contralto refuse, in one sentence.
+        ImportError: lm-eval is not installed.
+        OSError: The results could not be written.
+        ValueError: lm-eval or contralto reject a flag, in one sentence.
     """
     try:
         from lm_eval._cli.harness import HarnessCLI
@@ -47,7 +52,7 @@ def run(argv: Sequence[str]) -> None:
     with TemporaryDirectory() as folder:
         if getattr(args, "command", None) == "run":
             config = EvaluatorConfig.load_yaml_config(args.config) if getattr(args, "config", None) else {}
-            _complete(args, config, data_dir, Path(folder), backend)
+            _complete(_Settings(args, config), data_dir, Path(folder), backend)
         before = _written(args)
         command.execute(args)
     if before is not None and os.environ.get("RANK", "0") == "0" and _written(args) == before:
@@ -66,85 +71,125 @@ def _written(args: Namespace) -> set[Path] | None:
     return set(path.rglob("results_*.json"))
 
 
-def _take(argv: list[str], flag: str, what: str) -> tuple[list[str], str | None]:
-    """A flag and its value out of the arguments."""
+def _take(argv: list[str], flag: str, expected: str) -> tuple[list[str], str | None]:
+    """Return the arguments without a flag of ours, and its value."""
     for i, word in enumerate(argv):
         if word.startswith(f"{flag}="):
             return argv[:i] + argv[i + 1 :], word.removeprefix(f"{flag}=")
         if word == flag:
             if i + 1 == len(argv):
-                raise ValueError(f"{flag} needs {what}")
+                raise ValueError(f"{flag} needs {expected}")
             return argv[:i] + argv[i + 2 :], argv[i + 1]
     return argv, None
 
 
-def _complete(
-    args: Namespace, config: dict[str, Any], data_dir: str | None, folder: Path, backend: str | None = None
-) -> None:
-    """Fill in contralto's defaults; `folder` lives until the run ends."""
-    import torch
+class _Settings(NamedTuple):
+    """The settings of lm-eval: its flags, and the file that `--config` names."""
 
-    from contralto.eval.data import TASKS, local_tasks
+    args: Namespace
+    config: dict[str, Any]
+
+    def get(self, name: str) -> Any:
+        """Return the value of a flag, or that of the file."""
+        value = getattr(self.args, name, None)
+        return self.config.get(name) if value in (None, {}) else value
+
+
+def _complete(settings: _Settings, data_dir: str | None, folder: Path, backend: str | None) -> None:
+    """Fill in contralto's defaults.
+
+    Args:
+        settings: The settings, whose flags are changed in place.
+        data_dir: The value of `--data_dir`.
+        folder: A folder for task files, which lives until the run ends.
+        backend: The value of `--backend`.
+    """
+    from contralto.eval.data import TASKS
     from contralto.eval.metrics import register_in_lm_eval
     from contralto.eval.models import lm, vlm  # noqa: F401  importing registers the models
 
-    def given(name: str) -> Any:
-        found = getattr(args, name, None)
-        return config.get(name) if found in (None, {}) else found
-
     register_in_lm_eval()
-    paths = given("include_path") or []
-    args.include_path = [str(TASKS), *([paths] if isinstance(paths, str) else paths)]
+    paths = settings.get("include_path") or []
+    settings.args.include_path = [str(TASKS), *([paths] if isinstance(paths, str) else paths)]
     if data_dir is not None:
-        tasks = given("tasks") or []
-        names = tasks.split(",") if isinstance(tasks, str) else [name for task in tasks for name in task.split(",")]
-        options = given("metadata") or {}
-        local = local_tasks(names, Path(data_dir), folder, options)
-        args.tasks, args.metadata = ",".join(local.tasks), {**local.metadata, **options}
-    args.model = given("model") or BACKENDS[backend or "transformers"]
+        _use_local_data(settings, Path(data_dir), folder)
+    _select_model(settings, backend)
+    own = own_name(settings.get("model_args")) if settings.args.model in MODELS else ""
+    if own and "pretrained" not in parsed(settings.get("model_args")):
+        raise ValueError("which model? give --model_args pretrained=MODEL: a folder, a hub id, or testbed:NAME")
+    if settings.get("wandb_args") and find_spec("wandb") is None:
+        raise ImportError("--wandb_args needs the package wandb: pip install wandb")
+    _name_outputs(settings, own)
+
+
+def _use_local_data(settings: _Settings, data_dir: Path, folder: Path) -> None:
+    """Redirect the tasks to local files."""
+    from contralto.eval.data import local_tasks
+
+    tasks = settings.get("tasks") or []
+    names = tasks.split(",") if isinstance(tasks, str) else [name for task in tasks for name in task.split(",")]
+    options = settings.get("metadata") or {}
+    local = local_tasks(names, data_dir, folder, options)
+    settings.args.tasks, settings.args.metadata = ",".join(local.tasks), {**local.metadata, **options}
+
+
+def _select_model(settings: _Settings, backend: str | None) -> None:
+    """Set the model of the backend, and a device that the machine has."""
+    import torch
+
+    args = settings.args
+    args.model = settings.get("model") or BACKENDS[backend or "transformers"]
     if backend is not None and args.model != BACKENDS[backend]:
         raise ValueError(f"--backend {backend} has a model of its own: leave --model {args.model} out")
     if args.model == BACKENDS["vllm"]:
         import_module("contralto.eval.models.vllm")
-    if args.model in MODELS and not given("device"):  # lm-eval's own default is cuda:0, whatever the machine has
+    if args.model in MODELS and not settings.get("device"):  # lm-eval's own default is cuda:0 on any machine
         args.device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    own = own_name(given("model_args")) if args.model in MODELS else ""
-    if own and "pretrained" not in parsed(given("model_args")):
-        raise ValueError("which model? give --model_args pretrained=MODEL: a folder, a hub id, or testbed:NAME")
-    if given("wandb_args") and find_spec("wandb") is None:
-        raise ImportError("--wandb_args needs the package wandb: pip install wandb")
-    if given("use_cache"):
-        args.use_cache = f"{given('use_cache')}-{own}" if own else given("use_cache")
+
+
+def _name_outputs(settings: _Settings, own: str) -> None:
+    """Give the cache and the results of a decoder names of their own, and check that they can be written."""
+    args = settings.args
+    if cache := settings.get("use_cache"):
+        args.use_cache = f"{cache}-{own}" if own else cache
         check_output_folder(Path(args.use_cache).parent, "--use_cache")
-    if given("output_path"):
-        args.output_path = str(_apart(Path(given("output_path")), own) if own else given("output_path"))
+    if output := settings.get("output_path"):
+        args.output_path = str(_own_path(Path(output), own) if own else output)
         path = Path(args.output_path)
         check_output_folder(path.parent if path.suffix == ".json" else path, "--output_path")
 
 
 def own_name(model_args: Any) -> str:
-    """A name for a decoder that no other has: its method, and a hash of all model arguments.
+    """Return a name for a decoder that no other has: its method, and a hash of all model arguments.
+
+    Args:
+        model_args: See `parsed`.
 
     Examples:
-        >>> own_name({"pretrained": "a", "method": "cd", "amateur": "b"}) != own_name({"pretrained": "a", "method": "cd"})
+        >>> own_name({"pretrained": "a", "method": "cd"}) != own_name({"pretrained": "a", "method": "dola"})
         True
     """
     args = parsed(model_args)
-    digest = json_digest(args, 8, default=str)
-    return f"{args.get('method') or ('cd' if args.get('amateur') else 'plain')}-{digest}"
+    return f"{_method_name(args)}-{json_digest(args, 8, default=str)}"
+
+
+def _method_name(args: dict[str, Any]) -> str:
+    """Return the method, or the one that the other models select if it is left out."""
+    methods = [methods for option, methods in model_options().items() if args.get(option)]
+    return str(args.get("method") or (methods[0][0].name if methods else "plain"))
 
 
 def parsed(model_args: Any) -> dict[str, Any]:
     """Read model arguments.
 
     Args:
-        model_args: as lm-eval's parser or a configuration file gives them: a text, a mapping or None.
+        model_args: A string, a mapping or None, from lm-eval's parser or a configuration file.
     """
     from lm_eval.utils import simple_parse_args_string
 
     return simple_parse_args_string(model_args) if isinstance(model_args, str) else dict(model_args or {})
 
 
-def _apart(path: Path, own: str) -> Path:
-    """An output path of one's own; lm-eval takes a folder or a JSON file."""
+def _own_path(path: Path, own: str) -> Path:
+    """Return the output path of a decoder; lm-eval takes a folder or a JSON file."""
     return path.with_name(f"{path.stem}-{own}.json") if path.suffix == ".json" else path / own

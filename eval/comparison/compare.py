@@ -39,11 +39,7 @@ def compare(
 ) -> dict[str, Any]:
     """Run tasks of lm-eval under several decoders and their controls, and compare the answers.
 
-    Nothing that was answered before is answered again, whether the earlier call ended or was killed.
-
-    Image tasks are answered by the models that take images; text tasks by those that do not, or by all if all do. Methods that
-    contrast images are compared on image tasks alone; those that need other models, on the text tasks if there are models of
-    both kinds.
+    Nothing that was answered before is answered again. `planning.make_plans` assigns models and methods to tasks.
 
     Args:
         subjects: The models, a column each.
@@ -64,8 +60,7 @@ def compare(
     Raises:
         ValueError: A task, method or option is unknown, a model or task has no partner, or kept answers are to other questions.
     """
-    conditions = conditions or Conditions()
-    names = short_names(subjects)
+    conditions, names = conditions or Conditions(), short_names(subjects)
     check_decoders(decoders, logged or {}, subjects)
     loaded = load_tasks(tasks, conditions, include_path, data_dir, output)
     plans = make_plans(loaded, subjects, decoders, sampled=bool(conditions.seeds))
@@ -73,15 +68,8 @@ def compare(
     columns, sizes = _run_all(plans, subjects, names, runner, model_args or {}, logged)
     summaries = [summarise(plan.task, plan.rows, columns[plan.task.name]) for plan in plans]
     adjust(summaries)
-    return {
-        "contralto": __version__,
-        "models": sizes,
-        "decoders": list(decoders),
-        "conditions": {**conditions.describe(), "seeds": list(conditions.seeds)},
-        "batch_size": str((model_args or {}).get("batch_size", 1)),
-        "reused": runner.reused,
-        "tasks": summaries,
-    }
+    about = {"models": sizes, "decoders": list(decoders), "reused": runner.reused}
+    return _about(conditions, model_args or {}, **about) | {"tasks": summaries}
 
 
 def _run_all(
@@ -104,6 +92,17 @@ def _run_all(
         for task, rows in own:
             columns[task.name].append(gather(lm, name, task, rows, runner, logged=logged, progress=progress))
     return columns, sizes
+
+
+def _about(conditions: Conditions, model_args: Mapping[str, Any], **values: Any) -> dict[str, Any]:
+    """Return the part of the results that is common to all tasks."""
+    settings = {**conditions.describe(), "seeds": list(conditions.seeds)}
+    return {
+        "contralto": __version__,
+        **values,
+        "conditions": settings,
+        "batch_size": str(model_args.get("batch_size", 1)),
+    }
 
 
 class _Progress:

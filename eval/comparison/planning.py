@@ -92,7 +92,8 @@ def make_plans(
 ) -> list[TaskPlan]:
     """Assign models and rows to tasks.
 
-    Image tasks go to the models that take images; text tasks to the others, or to all if all take images.
+    Image tasks go to the models that take images; text tasks to the others, or to all if all take images. Methods that contrast
+    images are compared on image tasks alone; those that need other models, on text tasks if there are models of both kinds.
 
     Args:
         tasks: The tasks.

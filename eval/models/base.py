@@ -15,12 +15,17 @@ from contralto.eval.models.decoder import SAMPLING, Decoder, seed_of
 from contralto.eval.models.generation_options import GenerationOptions
 from contralto.eval.models.requests import EvalRequest, images_of
 
-__all__ = ["OPTIONS", "ContrastiveEvalModel", "take_options"]
+__all__ = ["ContrastiveEvalModel", "decoder_options", "take_options"]
 
 IDENTITY = "contralto"
 """The key under which a cache of answers names the configuration that it belongs to."""
-OPTIONS = (*option_names(), *[name for name in inspect.signature(Decoder.of).parameters if name != "options"])
-"""Model arguments that select the decoder."""
+DECODER_OPTIONS = tuple(name for name in inspect.signature(Decoder.of).parameters if name != "options")
+"""Options of the decoder besides those of methods."""
+
+
+def decoder_options() -> tuple[str, ...]:
+    """Return the model arguments that select the decoder, those of methods that were registered later among them."""
+    return (*option_names(), *DECODER_OPTIONS)
 
 
 def take_options(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +34,7 @@ def take_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     Args:
         kwargs: The model arguments; changed in place.
     """
-    return {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+    return {name: kwargs.pop(name) for name in decoder_options() if name in kwargs}
 
 
 class ContrastiveEvalModel(Conversations):

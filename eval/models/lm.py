@@ -40,7 +40,7 @@ from contralto.decoding.stopping import StopStrings, StopStringsAfterThought
 from contralto.decoding.vocabulary import check_same_tokenizer
 from contralto.eval.metrics import register_in_lm_eval
 from contralto.eval.models.arguments import check_arguments, check_ranking, parameters_of
-from contralto.eval.models.base import OPTIONS, ContrastiveEvalModel, take_options
+from contralto.eval.models.base import ContrastiveEvalModel, decoder_options, take_options
 from contralto.eval.models.decoder import Decoder
 from contralto.eval.models.generation_options import GenerationOptions, read_options
 from contralto.eval.models.requests import EvalRequest, images_of
@@ -98,7 +98,7 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
             pretrained,
             {"device": device, **kwargs},
             known=parameters_of(kind for kind in type(self).__mro__ if issubclass(kind, HFLM)),
-            options=OPTIONS,
+            options=decoder_options(),
             ignored=self.ignored,
         )
         self.adaptive = str(batch_size).startswith("auto")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from contralto import __version__
 from contralto.decoding.vllm.adapters import adapters_of, lora_options, loras
 from contralto.eval.models.arguments import check_arguments
-from contralto.eval.models.base import OPTIONS, ContrastiveEvalModel, take_options
+from contralto.eval.models.base import ContrastiveEvalModel, decoder_options, take_options
 from contralto.eval.models.decoder import Decoder
 from contralto.eval.models.generation_options import GenerationOptions, read_options
 from contralto.eval.models.requests import EvalRequest
@@ -85,7 +85,7 @@ class ContraltoVLLM(ContrastiveEvalModel, TemplateLM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.decoder = Decoder.of(**take_options(kwargs))
-        check_arguments(pretrained, kwargs, known=set(kwargs), options=OPTIONS, ignored=IGNORED)
+        check_arguments(pretrained, kwargs, known=set(kwargs), options=decoder_options(), ignored=IGNORED)
         if max_length is not None and kwargs.setdefault("max_model_len", max_length) != max_length:
             raise ValueError("max_length and max_model_len are two names of one argument: give one")
         thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}

@@ -10,17 +10,30 @@ _given: dict[str, Any] = {}
 
 
 def captions(**options: Any) -> Any:
-    """The images to describe."""
+    """Return the documents of CHAIR: images to describe.
+
+    Args:
+        options: See `contralto.eval.data.chair_documents`.
+    """
     found, vocabulary = data.chair_documents(**options)
     _given.update(images=found.images, vocabulary=vocabulary)
     return data.dataset({"test": found.rows})
 
 
 def images(doc: dict[str, Any]) -> list[Any]:
-    """The image to describe."""
+    """Return the image to describe.
+
+    Args:
+        doc: The document.
+    """
     return [data.image(_given["images"] / doc["image"])]
 
 
-def results(doc: dict[str, Any], said: list[str]) -> dict[str, Any]:
-    """The measures of a caption."""
-    return chair.document_metrics(said[0], chair.count(said[0], doc["objects"], _given["vocabulary"]))
+def results(doc: dict[str, Any], responses: list[str]) -> dict[str, Any]:
+    """Return what lm-eval keeps of a caption.
+
+    Args:
+        doc: The document.
+        responses: The caption, as the only member.
+    """
+    return chair.document_metrics(responses[0], chair.count(responses[0], doc["objects"], _given["vocabulary"]))

@@ -11,18 +11,31 @@ _folders: dict[str, Path] = {}
 
 
 def questions(**options: Any) -> Any:
-    """The documents of a split."""
+    """Return the questions of a split.
+
+    Args:
+        options: See `contralto.eval.data.pope_documents`.
+    """
     found = data.pope_documents(**options)
     _folders[options["source"]] = found.images
     return data.dataset({"test": found.rows})
 
 
 def images(doc: dict[str, Any]) -> list[Any]:
-    """The image of a question."""
+    """Return the image of a question.
+
+    Args:
+        doc: The document.
+    """
     return [data.image(_folders[doc["source"]] / doc["image"])]
 
 
-def results(doc: dict[str, Any], said: list[str]) -> dict[str, Any]:
-    """The measures of an answer."""
+def results(doc: dict[str, Any], responses: list[str]) -> dict[str, Any]:
+    """Return what lm-eval keeps of an answer.
+
+    Args:
+        doc: The document.
+        responses: The answer, as the only member.
+    """
     label = doc["label"] == "yes"
-    return pope.document_metrics(label, pope.parse_answer(said[0], label, parser=doc["parser"]))
+    return pope.document_metrics(label, pope.parse_answer(responses[0], label, parser=doc["parser"]))

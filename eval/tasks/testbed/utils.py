@@ -1,4 +1,4 @@
-"""The testbed's worlds for lm-eval: documents drawn from a split, measured as in the models' cards."""
+"""Tasks of the testbed's worlds for lm-eval: documents drawn from a split, measured as in the models' cards."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 class AsTrained(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
-    """A task whose prompts have the form that the embedded models learned, whether lm-eval applies chat templates or not.
+    """A task whose prompts have the form that the embedded models learned, with or without lm-eval's chat template.
 
     Problems and questions stand between the models' marks, stories stand alone: one run can hold both.
     """
@@ -35,7 +35,7 @@ class AsTrained(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
 
 
 def _drawn(draw: Callable[[int, Split], Iterator[Any]], split: Split, n: int, world_seed: int) -> list[Any]:
-    """n items of a split."""
+    """Draw the first `n` items of a split."""
     if split not in get_args(Split):
         raise ValueError(f"split must be {', '.join(get_args(Split))}, not {split!r}")
     if not isinstance(n, int) or n < 1:
@@ -47,7 +47,13 @@ def _drawn(draw: Callable[[int, Split], Iterator[Any]], split: Split, n: int, wo
 
 
 def problems(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
-    """Word problems, each with its steps ("finds 4, loses 2") and their number."""
+    """Return word problems, each with its steps ("finds 4, loses 2") and their number.
+
+    Args:
+        split: train, dev or test.
+        n: The number of problems.
+        world_seed: The seed of the world.
+    """
     rows = [
         {
             "question": problem.question,
@@ -60,17 +66,28 @@ def problems(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
     return data.dataset({"test": rows})
 
 
-def solved(doc: Row, said: list[str]) -> dict[str, float]:
-    """Whether the answer is right; if wrong, whether the solution follows the problem and stops early."""
-    number = worlds.answer(said[0])
+def solved(doc: Row, responses: list[str]) -> dict[str, float]:
+    """Return whether a solution is right, whether a wrong one follows the problem and stops early, and whether it has no answer.
+
+    Args:
+        doc: The document.
+        responses: The solution, as the only member.
+    """
+    number = worlds.answer(responses[0])
     right = str(number) == doc["answer"]
-    done, steps = re.findall(r"([a-z]+ \d+)[:,]", said[0]), doc["told"].split(", ")
+    done, steps = re.findall(r"([a-z]+ \d+)[:,]", responses[0]), doc["told"].split(", ")
     stopped = number is not None and not right and len(done) < len(steps) and done == steps[: len(done)]
     return {"exact_match": float(right), "stopped_early": float(stopped), "unparsed": float(number is None)}
 
 
 def items(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
-    """Four-way items, each with the place it ends in."""
+    """Return four-way items, each with the place it ends in.
+
+    Args:
+        split: train, dev or test.
+        n: The number of items.
+        world_seed: The seed of the world.
+    """
     rows = [
         {
             "context": item.context,
@@ -84,7 +101,13 @@ def items(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
 
 
 def openings(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
-    """First scenes of stories, each with the story that was told from there."""
+    """Return first scenes of stories, each with the rest of its story as reference.
+
+    Args:
+        split: train, dev or test.
+        n: The number of stories.
+        world_seed: The seed of the world.
+    """
     rows = [
         {"prompt": story.scenes[0].text, "reference": story.text.removeprefix(story.scenes[0].text)}
         for story in _drawn(worlds.stories, split, n, world_seed)
@@ -92,10 +115,15 @@ def openings(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
     return data.dataset({"test": rows})
 
 
-def told(doc: Row, said: list[str]) -> dict[str, Any]:
-    """How repetitive a continuation is, and whether the story that it makes still has sense."""
-    counts = [openended.ngram_counts(said[0], n=n) for n in (2, 3, 4)]
-    story = worlds.telling(f"{doc['prompt']} {said[0].strip()}")
+def told(doc: Row, responses: list[str]) -> dict[str, Any]:
+    """Return the repetition of a continuation, and the validity of the story that it completes.
+
+    Args:
+        doc: The document.
+        responses: The continuation, as the only member.
+    """
+    counts = [openended.ngram_counts(responses[0], n=n) for n in (2, 3, 4)]
+    story = worlds.telling(f"{doc['prompt']} {responses[0].strip()}")
     return {
         "diversity": counts,
         **{f"rep_{n}": each for n, each in zip((2, 3, 4), counts, strict=True)},
@@ -109,7 +137,14 @@ def told(doc: Row, said: list[str]) -> dict[str, Any]:
 
 
 def questions(*, negatives: Negatives, split: Split, n: int, world_seed: int, **_: Any) -> Any:
-    """Six questions on each of n pictures; `case` says where the object is and whether it is at home in the place."""
+    """Return six questions on each of `n` pictures; `case` names where the object is and whether it is at home in the place.
+
+    Args:
+        negatives: The strategy to choose objects that are not there.
+        split: train, dev or test.
+        n: The number of pictures.
+        world_seed: The seed of the world.
+    """
     shown = _drawn(pictured.scenes, split, n, world_seed)
     rows = [
         {
@@ -132,14 +167,25 @@ def _case(scene: Scene, name: str) -> str:
     return f"{home}, absent" if not lows else f"{home}, {'lower' if lows[0] else 'upper'} half"
 
 
-def answered(doc: Row, said: list[str]) -> dict[str, Any]:
-    """The measures of an answer."""
+def answered(doc: Row, responses: list[str]) -> dict[str, Any]:
+    """Return what lm-eval keeps of an answer.
+
+    Args:
+        doc: The document.
+        responses: The answer, as the only member.
+    """
     label = doc["label"] == "yes"
-    return pope.document_metrics(label, pope.parse_answer(said[0], label))
+    return pope.document_metrics(label, pope.parse_answer(responses[0], label))
 
 
 def pictures(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
-    """Pictures to describe."""
+    """Return pictures to describe.
+
+    Args:
+        split: train, dev or test.
+        n: The number of pictures.
+        world_seed: The seed of the world.
+    """
     rows = [
         {
             "split": split,
@@ -155,13 +201,22 @@ def pictures(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
     return data.dataset({"test": rows})
 
 
-def described(doc: Row, said: list[str]) -> dict[str, Any]:
-    """The measures of a caption."""
-    return chair.document_metrics(said[0], chair.count(said[0], doc["objects"], VOCABULARY))
+def described(doc: Row, responses: list[str]) -> dict[str, Any]:
+    """Return what lm-eval keeps of a caption.
+
+    Args:
+        doc: The document.
+        responses: The caption, as the only member.
+    """
+    return chair.document_metrics(responses[0], chair.count(responses[0], doc["objects"], VOCABULARY))
 
 
 def images(doc: Row) -> list[Any]:
-    """The picture of a question, or the one to describe."""
+    """Return the picture of a question, or the one to describe.
+
+    Args:
+        doc: The document.
+    """
     return [_image(doc["split"], doc["world_seed"], doc["image"])]
 
 
@@ -175,5 +230,5 @@ def _image(split: Split, world_seed: int, number: int) -> Any:
 
 @cache
 def _scenes(split: Split, world_seed: int) -> tuple[list[Scene], Iterator[Scene]]:
-    """Those drawn so far, and those to come."""
+    """Return the scenes that were drawn so far, and an iterator over further ones."""
     return [], pictured.scenes(world_seed, split)
