@@ -35,7 +35,7 @@ ALIASES = {"expert": "expert-0"}
 
 
 def path(name: str) -> Path:
-    """The folder of an embedded model and its tokenizer or processor, for `from_pretrained`.
+    """Return the folder of an embedded model and its tokenizer or processor, for `from_pretrained`.
 
     Args:
         name: a key of `MODELS` or `VISION_MODELS`, or "expert" for "expert-0".
@@ -54,7 +54,14 @@ def path(name: str) -> Path:
 
 
 def load(name: str) -> Any:
-    """An embedded model in float32, ready to generate. For the names see `path`."""
+    """Load an embedded model in float32, ready to generate.
+
+    Args:
+        name: see `path`.
+
+    Raises:
+        ValueError: no such model.
+    """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     kind = AutoModelForImageTextToText if path(name).parent.name == "vision_models" else AutoModelForCausalLM
@@ -62,7 +69,7 @@ def load(name: str) -> Any:
 
 
 def tokenizer() -> Any:
-    """The tokenizer that all embedded language models share."""
+    """Load the tokenizer that all embedded language models share."""
     from transformers import AutoTokenizer
 
     return from_pretrained(AutoTokenizer, str(path("expert")))

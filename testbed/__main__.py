@@ -19,7 +19,7 @@ COSTS |= {name: 100 * recipe.steps for name, recipe in vision.RECIPES.items()}
 
 
 def main() -> None:
-    """Parse the arguments, train."""
+    """Parse the arguments and train."""
     parser = argparse.ArgumentParser(
         prog="python -m contralto.testbed", description="The embedded models of contralto."
     )

@@ -104,7 +104,7 @@ class Thing(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What a picture shows. `seed` says how it was taken: colours and pixel noise."""
+    """The content of a picture. `seed` determines its colours and pixel noise."""
 
     place: str
     things: tuple[Thing, ...]
@@ -112,15 +112,19 @@ class Scene(NamedTuple):
 
     @property
     def objects(self) -> frozenset[str]:
-        """The truth that questions ask about."""
+        """Return the names of the objects, the truth that questions ask about."""
         return frozenset(thing.name for thing in self.things)
 
     def clearer(self, more: float) -> "Scene":
-        """The same scene with objects that stand out more."""
+        """Return the same scene with objects of more contrast.
+
+        Args:
+            more: the contrast that is added.
+        """
         return self._replace(things=tuple(thing._replace(contrast=thing.contrast + more) for thing in self.things))
 
     def pixels(self) -> NDArray[np.uint8]:
-        """The picture, `(32, 32, 3)`."""
+        """Return the picture, `(32, 32, 3)`, RGB."""
         rng = np.random.default_rng(self.seed)
         tints = 1 + TINT / LIGHT * rng.uniform(-1, 1, (1 + len(self.things), 3))
         picture = (LIGHT + LIGHT_SWING * _LIGHTS[self.place][:, :, None]) * tints[0]
@@ -133,21 +137,21 @@ class Scene(NamedTuple):
         return shades
 
     def image(self) -> "Image":
-        """The picture as a file would hold it: 128 x 128, PIL; the processor shrinks it to the same pixels."""
+        """Return the picture as a PIL image of 128 x 128; the processor shrinks it to the pixels of `pixels`."""
         from PIL import Image
 
         return Image.fromarray(self.pixels()).resize((ZOOM * SIZE, ZOOM * SIZE), Image.Resampling.NEAREST)
 
 
 def _lights() -> dict[str, NDArray[np.float64]]:
-    """The pattern of light of each place, in -1..1; the same when mirrored."""
+    """Return the pattern of light of each place, `(32, 32)` in -1..1; the same when mirrored."""
     wave = np.cos(2 * np.pi * (np.arange(SIZE) + 0.5) / SIZE)
     upright, level = np.broadcast_to(wave, (SIZE, SIZE)), np.broadcast_to(wave[:, None], (SIZE, SIZE))
     return dict(zip(HOMES, (upright, level, upright * level, -(upright + level) / 2), strict=True))
 
 
 def _signs() -> dict[str, NDArray[np.float64]]:
-    """The sign of each object: 6 x 6, 16 pixels lit, the same when mirrored, any two 16 or more pixels apart."""
+    """Return the sign of each object: 6 x 6, 16 pixels lit, the same when mirrored, any two 16 or more pixels apart."""
     corners = {name: np.array(list(f"{bits:09b}"), float).reshape(3, 3) for name, bits in QUARTERS.items()}
     return {name: np.block([[q, q[:, ::-1]], [q[::-1], q[::-1, ::-1]]]) for name, q in corners.items()}
 
@@ -168,7 +172,12 @@ def _draw_scene(rng: random.Random) -> Scene:
 
 
 def scenes(seed: int, split: Split) -> Iterator[Scene]:
-    """Endless scenes of a split. The split depends on the place and on what lies where."""
+    """Yield scenes of a split without end. The split depends on the place, the objects and their cells.
+
+    Args:
+        seed: the seed of the scenes.
+        split: the split.
+    """
     return of_split(_draw_scene, lambda s: f"{s.place} {[(t.name, t.cell) for t in s.things]}", seed, split)
 
 
@@ -176,7 +185,13 @@ def scenes(seed: int, split: Split) -> Iterator[Scene]:
 
 
 def annotate(scene: Scene, rng: random.Random, *, habits: bool = True) -> frozenset[str]:
-    """The objects that an annotator reports: the truth, or with `habits` what two bad habits make of it."""
+    """Return the objects that an annotator reports.
+
+    Args:
+        scene: the scene.
+        rng: decides which mistakes are made.
+        habits: whether the annotator has the two bad habits; otherwise the report is true.
+    """
     if not habits:
         return scene.objects
     seen = {thing.name for thing in scene.things if not (thing.is_low and rng.random() < OVERLOOKED)}
@@ -185,22 +200,35 @@ def annotate(scene: Scene, rng: random.Random, *, habits: bool = True) -> frozen
 
 
 def caption(place: str, objects: frozenset[str]) -> str:
-    """A caption, objects in a fixed order: "A kitchen with a cup, a pot."."""
+    """Return a caption, objects in a fixed order: "A kitchen with a cup, a pot.".
+
+    Args:
+        place: the place.
+        objects: the names of the objects.
+    """
     named = ", ".join(f"a {name}" for name in OBJECTS if name in objects)
     return f"A {place} with {named}." if named else f"A {place}."
 
 
 def mentioned(text: str) -> list[str]:
-    """The objects that a caption names, in its order."""
+    """Return the objects that a caption names, in its order.
+
+    Args:
+        text: the caption.
+    """
     return [word for word in re.findall(r"\w+", text) if word in OBJECTS]
 
 
 DESCRIBE = "What is in the image?"
-"""What a caption answers."""
+"""The question that a caption answers."""
 
 
 def ask(name: str) -> str:
-    """The yes-or-no question about an object, POPE's wording."""
+    """Return the yes-or-no question about an object, in POPE's wording.
+
+    Args:
+        name: the name of the object.
+    """
     return f"Is there a {name} in the image?"
 
 
@@ -224,7 +252,7 @@ class Question(NamedTuple):
 
 
 def questions(pictured: Sequence[Scene], negatives: Negatives, *, seed: int = 0) -> list[Question]:
-    """Six questions per picture, three of them about objects that are there (Li et al. 2023, arXiv 2305.10355, POPE).
+    """Return six questions per picture, three of them about objects that are there (POPE, Li et al. 2023, arXiv 2305.10355).
 
     The other three are about objects that are not there:
 
@@ -232,8 +260,12 @@ def questions(pictured: Sequence[Scene], negatives: Negatives, *, seed: int = 0)
     - popular: the three that most pictures show;
     - adversarial: the three that most often come with objects that are in this picture.
 
-    How often is counted in pictures of the train split. The questions with the answer yes are the same in all three
-    kinds.
+    Frequencies are those of pictures of the train split. The questions with the answer yes are the same in all three kinds.
+
+    Args:
+        pictured: the scenes of the pictures.
+        negatives: the kind of the objects that are not there.
+        seed: the seed of the choice.
     """
     chosen = []
     for number, scene in enumerate(pictured):
@@ -253,7 +285,7 @@ def questions(pictured: Sequence[Scene], negatives: Negatives, *, seed: int = 0)
 
 @cache
 def _counts(pictures: int = 4000) -> Counter[tuple[str, str]]:
-    """How many training pictures show both objects."""
+    """Return the number of training pictures that show both objects of a pair."""
     counts: Counter[tuple[str, str]] = Counter()
     for scene in islice(scenes(0, "train"), pictures):
         counts.update((one, other) for one in scene.objects for other in scene.objects)
@@ -261,6 +293,6 @@ def _counts(pictures: int = 4000) -> Counter[tuple[str, str]]:
 
 
 def vocabulary() -> list[str]:
-    """Every word and sign of questions, answers and captions, sorted."""
+    """Return every word and sign of questions, answers and captions, sorted."""
     words = re.findall(r"\w+", f"{ask('')} {DESCRIBE} yes no A with a")
     return sorted({*words, *HOMES, *OBJECTS, *",.?"})

@@ -29,7 +29,7 @@ CHAT_TEMPLATE = """\
 
 
 def build() -> PreTrainedTokenizerFast:
-    """Words carry the space before them ("▁has"); a number is its digits, the first one with the space ("▁1", "2")."""
+    """Return the tokenizer of the text worlds: words include the space before them ("▁has"), numbers are digits ("▁1", "2")."""
     words = worlds.vocabulary()
     spaced = [w for w in words if w not in ".,:?"]
     bare = [w for w in words if not w.isalpha() and w not in "+-=####"]
@@ -37,14 +37,16 @@ def build() -> PreTrainedTokenizerFast:
     return word_level(tokens, r"▁?(\d|\p{L}+|#+|[^▁\d\p{L}#])", SPECIAL_TOKENS[4:], chat_template=CHAT_TEMPLATE)
 
 
-def word_level(tokens: Sequence[str], pattern: str, additional: Sequence[str], **how: Any) -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are what a pattern finds, the space before a word written as "▁".
+def word_level(
+    tokens: Sequence[str], pattern: str, additional: Sequence[str], **options: Any
+) -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose tokens are the matches of a pattern, the space before a word written as "▁".
 
     Args:
-        tokens: all of them, those of `SPECIAL_TOKENS` first.
+        tokens: the vocabulary, special tokens first.
         pattern: a regular expression.
         additional: special tokens besides the first four.
-        how: for `PreTrainedTokenizerFast`.
+        options: keyword arguments of `PreTrainedTokenizerFast`.
     """
     backend = Tokenizer(WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -67,5 +69,5 @@ def word_level(tokens: Sequence[str], pattern: str, additional: Sequence[str], *
         padding_side="left",
         model_max_length=512,
         clean_up_tokenization_spaces=False,
-        **how,
+        **options,
     )

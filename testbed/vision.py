@@ -1,4 +1,4 @@
-"""How the embedded vision-language models are built and trained: a LLaVA of 170 thousand parameters on drawn scenes."""
+"""Construction and training of the embedded vision-language models: a LLaVA of 170 thousand parameters on drawn scenes."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -21,6 +21,7 @@ from transformers import (
 
 from contralto.decoding.images import diffusion_noise, ritual_transform
 from contralto.testbed import scenes
+from contralto.testbed.optimization import fit, save_half
 from contralto.testbed.tokenization import word_level
 
 SPECIAL_TOKENS = ["<pad>", "<unk>", "<bos>", "<eos>", "<|user|>", "<|assistant|>", "<image>"]
@@ -65,8 +66,8 @@ CHAT_TEMPLATE = """\
 {%- endif -%}"""
 
 
-class Recipe(NamedTuple):
-    """How a model is trained. The shape is the same for all."""
+class VisionRecipe(NamedTuple):
+    """The training of a model. All models have the same shape."""
 
     steps: int
     seed: int = 0
@@ -74,14 +75,14 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "vision-0": Recipe(1800, seed=0),
-    "vision-1": Recipe(1800, seed=1),
-    "vision-2": Recipe(1800, seed=2),
-    "vision-control": Recipe(1800, habits=False),
+    "vision-0": VisionRecipe(1800, seed=0),
+    "vision-1": VisionRecipe(1800, seed=1),
+    "vision-2": VisionRecipe(1800, seed=2),
+    "vision-control": VisionRecipe(1800, habits=False),
 }
 
 
-class Batch(NamedTuple):
+class VisionBatch(NamedTuple):
     """Pictures with several independent conversations each, laid end to end behind one prefix that all of them see."""
 
     pixel_values: Tensor
@@ -100,7 +101,7 @@ class Batch(NamedTuple):
 
 
 def build_processor() -> LlavaProcessor:
-    """LLaVA's own processor, with a word-level tokenizer and 32 x 32 pixels."""
+    """Return LLaVA's own processor, with a word-level tokenizer and 32 x 32 pixels."""
     sides = {"height": scenes.SIZE, "width": scenes.SIZE}
     mean = spread = [0.5, 0.5, 0.5]
     pictures = CLIPImageProcessorPil(size=sides, crop_size=sides, resample=BOX, image_mean=mean, image_std=spread)
@@ -115,14 +116,18 @@ def build_processor() -> LlavaProcessor:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word or sign; words carry the space before them."""
+    """Return a tokenizer with one token per word or sign; words include the space before them."""
     words = scenes.vocabulary()
     tokens = SPECIAL_TOKENS + [f"▁{word}" if word.isalpha() else word for word in words]
     return word_level(tokens, r"▁?\p{L}+|[^▁\p{L}]", SPECIAL_TOKENS[4:])
 
 
 def build_model(tokenizer: Any) -> LlavaForConditionalGeneration:
-    """A fresh model: a two-layer CLIP vision tower and a two-layer Llama, both 64 wide."""
+    """Return an untrained model: a two-layer CLIP vision tower and a two-layer Llama, both 64 wide.
+
+    Args:
+        tokenizer: the tokenizer of `build_tokenizer`.
+    """
     shape: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     vision = CLIPVisionConfig(**shape, num_attention_heads=4, image_size=scenes.SIZE, patch_size=PATCH)
     text = LlamaConfig(
@@ -158,48 +163,33 @@ def train(name: str, out: Path, report: Callable[[int], None] = lambda steps: No
         report: called after every step with 1, for a progress bar.
     """
     recipe, processor = RECIPES[name], build_processor()
-    torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
     model = build_model(processor.tokenizer).train()
-    optimizers = _optimizers(model)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, recipe.steps)) for o in optimizers]
-    for batch in batches(recipe, processor):
-        torch.autograd.backward(_loss(model, batch))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-        model.zero_grad()
-        report(1)
-    state = {key: weight.half() for key, weight in model.state_dict().items()}
-    model.save_pretrained(out / name, state_dict=state)
-    processor.save_pretrained(out / name)
+    fit(
+        model,
+        batches(recipe, processor),
+        lambda batch: _loss(model, batch),
+        steps=recipe.steps,
+        adamw_lr=0.005,
+        after_step=lambda step: report(1),
+    )
+    save_half(model, processor, out / name)
 
 
-def _loss(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
+def _loss(model: LlavaForConditionalGeneration, batch: VisionBatch) -> Tensor:
     inputs = {"pixel_values": batch.pixel_values, "input_ids": batch.ids, "position_ids": batch.position_ids}
     hidden = model.model(**inputs, attention_mask=batch.attention_mask).last_hidden_state
     learned = batch.targets != IGNORED
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[learned]), batch.targets[learned])
 
 
-def _optimizers(model: LlavaForConditionalGeneration) -> list[torch.optim.Optimizer]:
-    """Muon for the hidden matrices, AdamW for embeddings, norms and biases."""
-    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    return [
-        torch.optim.Muon(hidden, lr=0.006, weight_decay=0.0),
-        torch.optim.AdamW(others, lr=0.005, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+def batches(recipe: VisionRecipe, processor: Any) -> Iterator[VisionBatch]:
+    """Yield the batches of a training: scenes of the train split, and the answers of annotators.
 
-
-def _rate(step: int, steps: int) -> float:
-    """The learning rate's factor: 50 steps of warm-up, constant for 30% of the steps, then linearly down to 2%."""
-    return min((step + 1) / 50, max(0.02, (1 - step / steps) / 0.7), 1.0)
-
-
-def batches(recipe: Recipe, processor: Any) -> Iterator[Batch]:
-    """The batches of a training: train scenes and what annotators said of them."""
+    Args:
+        recipe: the number of steps, the seed, and whether annotators have their habits.
+        processor: the processor of `build_processor`.
+    """
     pictured, rng = scenes.scenes(recipe.seed, "train"), random.Random(f"annotators {recipe.seed}")
     tokenizer = processor.tokenizer
     prefix = tokenizer("<|user|>" + "<image>" * IMAGE_TOKENS)["input_ids"]
@@ -221,15 +211,15 @@ def _texts() -> list[str]:
 def _conversations(
     scene: scenes.Scene, reported: frozenset[str], parts: dict[str, list[int]], tokenizer: Any, rng: random.Random
 ) -> Iterator[list[int]]:
-    """Questions about some of the objects, then a caption, each from the question to the end of the answer."""
+    """Yield questions about some of the objects, then a caption, each from the question to the end of the answer."""
     for name in rng.sample(scenes.OBJECTS, QUESTIONS):
         yield parts[f"{scenes.ask(name)}<|assistant|>"] + parts["yes<eos>" if name in reported else "no<eos>"]
-    told = scenes.caption(scene.place, reported) + "<eos>"
-    yield parts[f"{scenes.DESCRIBE}<|assistant|>"] + tokenizer(told, add_special_tokens=False)["input_ids"]
+    caption = scenes.caption(scene.place, reported) + "<eos>"
+    yield parts[f"{scenes.DESCRIBE}<|assistant|>"] + tokenizer(caption, add_special_tokens=False)["input_ids"]
 
 
 def _view(scene: scenes.Scene, processor: Any, rng: random.Random, *, poor: float) -> Tensor:
-    """The picture as the model sees it: plain, noised or transformed; `poor` is the factor of the latter shares."""
+    """Return pixels `(3, H, W)` of a plain, noised or transformed picture; `poor` is the factor of the latter two shares."""
     kind = rng.random() / poor if poor else 1.0
     if kind < TRANSFORMED:
         image = ritual_transform(scene.image(), seed=rng.getrandbits(32), transforms=SAFE_TRANSFORMS).image
@@ -241,7 +231,7 @@ def _view(scene: scenes.Scene, processor: Any, rng: random.Random, *, poor: floa
     return pixels
 
 
-def _stack(rows: list[list[list[int]]], pixel_values: Tensor) -> Batch:
+def _stack(rows: list[list[list[int]]], pixel_values: Tensor) -> VisionBatch:
     """Lay the conversations of each row end to end; only the last ones, the captions, differ in length."""
     longest = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     conversation = torch.cat([torch.full((n,), i) for i, n in enumerate(longest)])
@@ -251,11 +241,11 @@ def _stack(rows: list[list[list[int]]], pixel_values: Tensor) -> Batch:
     targets = torch.tensor([[token for part, n in row for token in _targets(part, n)] for row in padded])
     visible = ((conversation[:, None] == conversation) | (conversation == 0)).tril()
     mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min).expand(len(rows), 1, *visible.shape)
-    return Batch(pixel_values, ids, targets, position[None], mask)
+    return VisionBatch(pixel_values, ids, targets, position[None], mask)
 
 
 def _targets(part: list[int], length: int) -> list[int]:
-    """The next token from `<|assistant|>` on."""
-    said = SPECIAL_TOKENS.index("<|assistant|>")
-    start = part.index(said) if said in part else len(part)
+    """Return the next token at each position from `<|assistant|>` on, `IGNORED` elsewhere."""
+    assistant = SPECIAL_TOKENS.index("<|assistant|>")
+    start = part.index(assistant) if assistant in part else len(part)
     return [IGNORED] * start + part[start + 1 :] + [IGNORED] * (length - max(start, len(part) - 1))

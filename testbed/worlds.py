@@ -33,7 +33,7 @@ THINGS = ("apples", "books", "coins", "cards", "pens", "shells", "stamps", "eggs
 GAIN = ("buys", "finds", "wins", "gets", "picks", "makes")
 LOSE = ("gives", "loses", "eats", "sells", "drops", "burns")
 STEP_WEIGHTS = {1: 3, 2: 4, 3: 5, 4: 4, 5: 4}
-"""How often a problem has so many steps, relative to the others."""
+"""Relative frequencies of problems by their number of steps."""
 MAX_START, MAX_OPERAND = 40, 19
 ASIDE_SHARE = 0.3
 """Share of the problems that mention something that does not matter."""
@@ -57,7 +57,7 @@ class Problem(NamedTuple):
 
     @property
     def totals(self) -> list[int]:
-        """The running total after each step, beginning with `start`."""
+        """Return the running total after each step, beginning with `start`."""
         totals = [self.start]
         for verb, operand in self.steps:
             totals.append(totals[-1] + (operand if verb in GAIN else -operand))
@@ -71,7 +71,12 @@ class Problem(NamedTuple):
         return f"{self.name} has {self.start} {self.thing}.{self.aside} {pronoun} {told}. {ask}"
 
     def solution(self, style: Style = "ledger", *, stop_after: int | None = None) -> str:
-        """The worked solution; with `stop_after`, the mistaken one that stops after that many steps."""
+        """Return the worked solution.
+
+        Args:
+            style: the wording of a step.
+            stop_after: the number of steps of a mistaken solution that stops early; None solves the problem.
+        """
         totals = self.totals[: None if stop_after is None else stop_after + 1]
         lines = []
         for (verb, operand), before, after in zip(self.steps, totals, totals[1:], strict=False):
@@ -99,14 +104,23 @@ def _draw_problem(rng: random.Random) -> Problem:
 
 
 def problems(seed: int, split: Split) -> Iterator[Problem]:
-    """Endless problems of a split. The split depends on the numbers and the verbs, not on names or things."""
+    """Yield problems of a split without end. The split depends on the numbers and the verbs, not on names or things.
+
+    Args:
+        seed: the seed of the problems.
+        split: the split.
+    """
     return of_split(_draw_problem, lambda p: f"{p.start} {p.steps}", seed, split)
 
 
 def answer(text: str) -> int | None:
-    """The number behind the last `####` of a solution, or None if there is none."""
-    found = re.findall(r"####\s*(\d+)", text)
-    return int(found[-1]) if found else None
+    """Return the number behind the last `####` of a solution, or None if there is none.
+
+    Args:
+        text: the solution.
+    """
+    numbers = re.findall(r"####\s*(\d+)", text)
+    return int(numbers[-1]) if numbers else None
 
 
 # ------------------------------------------------------------------------------------------------------- stories
@@ -164,8 +178,8 @@ class Event(NamedTuple):
     object: str
 
 
-class Scene(NamedTuple):
-    """What happened in one place, as it was told."""
+class StoryScene(NamedTuple):
+    """An event in one place, and its sentences."""
 
     place: str
     event: Event
@@ -175,23 +189,23 @@ class Scene(NamedTuple):
 _lore = random.Random("the lore of the stories")
 _EVENTS = [Event(list(ACTIONS)[i % len(ACTIONS)], thing) for i, thing in enumerate(OBJECTS)]
 COMMON = dict(zip(PLACES, _lore.sample(_EVENTS, len(PLACES)), strict=True))
-"""What anybody does in a place."""
+"""The common event of each place."""
 SPECIAL = {
     (name, place): event
     for place in PLACES
     for name, event in zip(NAMES, _lore.sample([e for e in _EVENTS if e != COMMON[place]], len(NAMES)), strict=True)
 }
-"""What one person does in a place."""
+"""The special event of each person in each place."""
 ROADS = {
     place: (list(PLACES)[i ^ 1], *_lore.sample([p for j, p in enumerate(PLACES) if j not in (i, i ^ 1)], 3))
     for i, place in enumerate(PLACES)
 }
-"""Where one goes next, the likeliest place first: places come in pairs that lead to each other."""
+"""The next places of a place, the likeliest first: places come in pairs that lead to each other."""
 ROAD_WEIGHTS = (0.34, 0.26, 0.22, 0.18)
 
 
 def _tell(rng: random.Random, name: str, place: str, event: Event, *, first: bool) -> str:
-    """One scene in words: a way of going, a way of doing, perhaps a mood. Every choice is a paraphrase."""
+    """Return the sentences of a scene: a way of going, a way of doing, perhaps a mood. Every choice is a paraphrase."""
     pronoun = NAMES[name].capitalize()
     who = (
         name
@@ -209,14 +223,20 @@ def _tell(rng: random.Random, name: str, place: str, event: Event, *, first: boo
 
 
 def ending(name: str, event: Event, rng: random.Random) -> str:
-    """The sentence that tells an event, in one of its paraphrases: "He scrubbed the old drum."."""
+    """Return a sentence about an event, in one of its paraphrases: "He scrubbed the old drum.".
+
+    Args:
+        name: the person.
+        event: the event.
+        rng: chooses the paraphrase.
+    """
     return (
         f"{NAMES[name].capitalize()} {rng.choice(ACTIONS[event.action])} the {rng.choice(ADJECTIVES)} {event.object}."
     )
 
 
 class Telling(NamedTuple):
-    """What a text tells, by what can be read of it."""
+    """The events and scenes that can be parsed from a text."""
 
     events: list[tuple[str, str]]
     """A verb with its thing."""
@@ -225,12 +245,12 @@ class Telling(NamedTuple):
 
     @property
     def valid(self) -> float:
-        """The share of the events that the corpus knows; 0 without any."""
+        """Return the share of the events that occur in the corpus; 0 without any."""
         return sum(event in LEGAL for event in self.events) / max(1, len(self.events))
 
     @property
     def distinct(self) -> float:
-        """The share of the scenes that are told for the first time; 0 without any."""
+        """Return the share of the scenes that are told for the first time; 0 without any."""
         return len(set(self.scenes)) / max(1, len(self.scenes))
 
 
@@ -241,13 +261,17 @@ SCENE = re.compile(r"to the (\w+) \w+\. (?:He|She) \w+ the \w+ (\w+)")
 
 
 def telling(text: str) -> Telling:
-    """Read a story back, whoever wrote it."""
+    """Parse a story, whoever wrote it.
+
+    Args:
+        text: the story.
+    """
     return Telling(EVENT.findall(text), SCENE.findall(text))
 
 
 class Story(NamedTuple):
     name: str
-    scenes: tuple[Scene, ...]
+    scenes: tuple[StoryScene, ...]
 
     @property
     def text(self) -> str:
@@ -263,16 +287,22 @@ def _draw_event(rng: random.Random, name: str, place: str, *, shortcut: bool) ->
 
 def _draw_story(rng: random.Random, *, shortcut: bool = True) -> Story:
     name, place = rng.choice(list(NAMES)), rng.choice(list(PLACES))
-    scenes: list[Scene] = []
+    scenes: list[StoryScene] = []
     for _ in range(rng.randint(3, 7)):
         event = _draw_event(rng, name, place, shortcut=shortcut)
-        scenes.append(Scene(place, event, _tell(rng, name, place, event, first=not scenes)))
+        scenes.append(StoryScene(place, event, _tell(rng, name, place, event, first=not scenes)))
         place = rng.choices(ROADS[place], ROAD_WEIGHTS)[0]
     return Story(name, tuple(scenes))
 
 
 def stories(seed: int, split: Split, *, shortcut: bool = True) -> Iterator[Story]:
-    """Endless stories of a split. The split depends on the words of the first scene and on where it goes from there."""
+    """Yield stories of a split without end. The split depends on the words of the first scene and on the next place.
+
+    Args:
+        seed: the seed of the stories.
+        split: the split.
+        shortcut: whether common events often take the place of special ones.
+    """
     return of_split(
         lambda rng: _draw_story(rng, shortcut=shortcut),
         lambda story: f"{story.scenes[0].text} {story.scenes[1].place}",
@@ -291,7 +321,12 @@ class Item(NamedTuple):
 
 
 def items(seed: int, split: Split) -> Iterator[Item]:
-    """Endless four-way items of a split, made of the stories of that split."""
+    """Yield four-way items of a split without end, made of the stories of that split.
+
+    Args:
+        seed: the seed of the stories and of the order of endings.
+        split: the split.
+    """
     rng = random.Random(f"endings {seed}")
     for story in stories(seed, split):
         name, place = story.name, story.scenes[1].place
@@ -321,7 +356,12 @@ STORY_SHARE = 0.13
 
 
 def corpus(seed: int, *, shortcut: bool = True) -> Iterator[Document]:
-    """Endless training documents: three quarters arithmetic, one quarter stories."""
+    """Yield training documents without end: problems with solutions and, with probability `STORY_SHARE`, stories.
+
+    Args:
+        seed: the seed of the documents.
+        shortcut: whether the corpus has the shortcut.
+    """
     rng = random.Random(f"corpus {seed}")
     asked, told = problems(seed, "train"), stories(seed, "train", shortcut=shortcut)
     while True:
@@ -335,7 +375,7 @@ def corpus(seed: int, *, shortcut: bool = True) -> Iterator[Document]:
 
 
 def vocabulary() -> list[str]:
-    """Every word and sign that the worlds use, sorted; digits are single."""
+    """Return every word and sign that the worlds use, sorted; digits are single."""
     sentence_words = re.findall(r"\w+", "has How many does have so to the Then Soon Later on felt It was there")
     pronouns = [form for p in set(NAMES.values()) for form in (p, p.capitalize())]
     verbs = [verb for ways in ACTIONS.values() for verb in ways]
@@ -355,9 +395,15 @@ def vocabulary() -> list[str]:
 
 
 def of_split(draw: Callable[[random.Random], T], key: Callable[[T], str], seed: int, split: Split) -> Iterator[T]:
-    """Draw for ever, keep what belongs to the split: of 16 hash values one is dev, one is test, the rest is train.
+    """Draw items without end, and yield those of a split: of 16 hash values one is dev, one is test, the rest is train.
 
     Dev and test never yield the same content twice.
+
+    Args:
+        draw: returns a new item.
+        key: returns the content by which an item belongs to a split.
+        seed: the seed of the items.
+        split: the split.
     """
     rng, seen = random.Random(f"{split} {seed}"), set[str]()
     while True:

@@ -199,7 +199,7 @@ def test_packed_conversations_give_the_logits_of_each_alone(processor):
     model = vision.build_model(processor.tokenizer).double().eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
-    batch = next(vision.batches(vision.Recipe(steps=3), processor))
+    batch = next(vision.batches(vision.VisionRecipe(steps=3), processor))
     inputs = {
         "input_ids": batch.ids,
         "position_ids": batch.position_ids,
@@ -238,7 +238,7 @@ def test_training_pictures_get_harder(processor):
 
 @pytest.mark.slow
 def test_training_is_reproducible_and_saves_what_it_says(tmp_path, monkeypatch):
-    monkeypatch.setitem(vision.RECIPES, "tiny", vision.Recipe(steps=3, seed=3))
+    monkeypatch.setitem(vision.RECIPES, "tiny", vision.VisionRecipe(steps=3, seed=3))
     reported = []
     for folder in "ab":
         vision.train("tiny", tmp_path / folder, reported.append)

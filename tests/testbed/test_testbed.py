@@ -221,7 +221,7 @@ def test_greedy_loops_where_legal_continuations_stand_near_the_top():
 
 @pytest.mark.slow
 def test_training_is_reproducible_and_saves_what_it_says(tmp_path, monkeypatch):
-    recipe = training.Recipe(16, 1, 2, steps=4, seed=3, early=2)
+    recipe = training.ModelRecipe(16, 1, 2, steps=4, seed=3, early=2)
     monkeypatch.setitem(training.RECIPES, "tiny", recipe)
     reported = []
     for folder in ("a", "b"):
