@@ -172,13 +172,13 @@ def parse_rounds(argv: Sequence[str]) -> RoundsConfig:
 
 def _curriculum_epochs(options: Mapping[str, Any]) -> int | None:
     """Return the epochs of a round if the training has a curriculum."""
-    from contralto.align.trainers.distillation_config import LOSSES, DistillationConfig
+    from contralto.align.trainers.distillation_config import DISTILLATION_LOSSES, DistillationConfig
 
     if config_class(options["trainer"] or "preference") is not DistillationConfig:
         return None
     losses = options["loss_type"] or DistillationConfig.default_loss
     name = losses[0] if isinstance(losses, list) else losses
-    if name not in LOSSES or not LOSSES[name].follows_curriculum:
+    if name not in DISTILLATION_LOSSES or not DISTILLATION_LOSSES[name].follows_curriculum:
         return None
     return int(float(options["num_train_epochs"] or DistillationConfig.num_train_epochs))
 

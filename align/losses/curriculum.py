@@ -1,10 +1,10 @@
-"""The curriculum of DistiLLM-2: how much the divergences are skewed, and how much the student's own texts count.
+"""The curriculum of DistiLLM-2: the skew of the divergences, and the weight of the student's own completions.
 
 Ko et al. 2025 (arXiv 2503.07067), algorithm 1. The released code (jongwooko/distillm-2, `src/distillm_trainer.py`) has both parts
 switched off, and the path for alpha does not work when switched on. Here both work, and three settings are presets: `PAPER`; `RELEASED`,
-what the released code computes; `RELEASED_GRADUAL`, what it computes with its switch `gradual_beta` on.
+the loss of the released code; `RELEASED_GRADUAL`, that with its switch `gradual_beta` on.
 
-In the paper's formula beta reaches 1 early: with 2, 3 or 5 epochs the teacher's texts have no weight in 50, 67 or 60 % of the steps.
+In the paper's formula beta reaches 1 early: with 2, 3 or 5 epochs the teacher's completions have no weight in 50, 67 or 60 % of the steps.
 `Curriculum.idle` computes this share, and `beta_max` keeps them in the loss.
 """
 
@@ -18,7 +18,7 @@ __all__ = ["PAPER", "RELEASED", "RELEASED_GRADUAL", "Curriculum", "Weights"]
 
 
 class Weights(NamedTuple):
-    """`loss = skew_kl * SKL(teacher's text) + skew_reverse_kl * SRKL(student's text)`."""
+    """`loss = skew_kl * SKL(teacher's completion) + skew_reverse_kl * SRKL(student's completion)`."""
 
     skew_kl: float
     skew_reverse_kl: float
@@ -33,24 +33,24 @@ class Curriculum:
               = beta_0 + (beta_max - beta_0) min(1, tau / (ramp T))                            with a ramp
         alpha = clip(1 - (1 - alpha_0) m / (p(y) - q(y)), low, high),    m the mean of p(y) - q(y) over the batch
 
-    with p the teacher, q the student, y_t a text of the teacher's, y_s one of the student's, e of E epochs, tau of T steps.
-    To first order `log(p / m_alpha)` is `(1 - alpha) (p - q)`: alpha keeps that product the same for all texts, so easy texts
+    with p the teacher, q the student, y_t a completion by the teacher, y_s one by the student, e of E epochs, tau of T steps.
+    To first order `log(p / m_alpha)` is `(1 - alpha) (p - q)`: alpha keeps that product the same for all completions, so easy ones
     are skewed little and hard ones more.
 
     Args:
-        alpha_0: the skew where it does not adapt, and that of a text whose gap is the batch's mean.
+        alpha_0: the skew if it does not adapt, and that of a completion whose gap is the mean of the batch.
         low: the least alpha.
         high: the greatest alpha.
-        beta_0: the least beta; 0.5 weighs both texts alike.
-        beta_max: the greatest beta; at 1 the teacher's texts have no weight.
+        beta_0: the least beta; 0.5 gives both completions the same weight.
+        beta_max: the greatest beta; at 1 the teacher's completions have no weight.
         ramp: share of the steps over which beta grows linearly from beta_0 to beta_max, in (0, 1]; None takes the paper's
             e / E + tau / T.
-        adaptive_alpha: whether alpha adapts, from the second epoch on; else it is alpha_0.
-        gradual_beta: whether beta grows; else it is beta_0.
-        factor: what stands before the bracket of the loss: 1/2 in the paper.
+        adaptive_alpha: alpha adapts, from the second epoch on; else it is alpha_0.
+        gradual_beta: beta grows; else it is beta_0.
+        factor: the factor of the loss: 1/2 in the paper.
 
     Raises:
-        ValueError: a parameter out of range.
+        ValueError: a parameter is out of range.
 
     Examples:
         >>> PAPER.beta(epoch=3, epochs=3, step=0, steps=300)
@@ -86,7 +86,7 @@ class Curriculum:
             raise ValueError(f"factor must be above 0, not {self.factor}")
 
     def beta(self, *, epoch: int, epochs: int, step: int, steps: int) -> float:
-        """How much the student's texts count.
+        """Return beta, the weight of the student's completions.
 
         The paper does not say what T counts. With the steps of all epochs, as here, beta never falls; with those of one
         epoch it would fall back at every epoch's end.
@@ -98,7 +98,7 @@ class Curriculum:
             steps: T, of all epochs.
 
         Raises:
-            ValueError: an epoch outside 1 to `epochs`, a step outside 0 to `steps`.
+            ValueError: the epoch lies outside 1 to `epochs`, or the step outside 0 to `steps`.
         """
         if not 1 <= epoch <= epochs:
             raise ValueError(f"epoch must lie in 1 to {epochs}, not {epoch}")
@@ -111,7 +111,17 @@ class Curriculum:
         return min(max(epoch / epochs + step / steps, self.beta_0), self.beta_max)
 
     def weights(self, *, epoch: int, epochs: int, step: int, steps: int) -> Weights:
-        """The weights of the two divergences; for the arguments see `beta`."""
+        """Return the weights of the two divergences.
+
+        Args:
+            epoch: see `beta`.
+            epochs: see `beta`.
+            step: see `beta`.
+            steps: see `beta`.
+
+        Raises:
+            ValueError: see `beta`.
+        """
         beta = self.beta(epoch=epoch, epochs=epochs, step=step, steps=steps)
         return Weights(self.factor * (1 - beta), self.factor * beta)
 
@@ -122,7 +132,7 @@ class Curriculum:
             epochs: E.
 
         Returns:
-            Two shares in [0, 1], for the teacher's and for the student's texts.
+            Two shares in [0, 1], for the completions of the teacher and of the student.
 
         Examples:
             >>> [round(PAPER.idle(epochs).skew_kl, 2) for epochs in (2, 3, 5)]
@@ -139,25 +149,25 @@ class Curriculum:
     def alpha(
         self, own_logps: Tensor, other_logps: Tensor, *, epoch: int, mean_gap: Tensor | float | None = None
     ) -> Tensor:
-        """The skew of every text of a batch.
+        """Return the skew of every completion of a batch.
 
-        The gap of a text is its probability under the model that wrote it less that under the other: p - q for the teacher's
-        texts, q - p for the student's. The probability of a text is the geometric mean of its tokens', as in the released
-        code: that of a long text is 0 in any precision. Where the other model finds a text likelier than its author does,
-        and the mean gap is positive, the formula gives more than 1, and so `high`.
+        The gap of a completion is its probability under the model that generated it minus that under the other model: p - q for the
+        teacher's completions, q - p for the student's. The probability of a completion is the geometric mean of its tokens', as in the
+        released code: the product over a long completion is 0 in any precision. Where the other model gives a completion a higher
+        probability than its author, and the mean gap is positive, the formula gives more than 1, and so `high`.
 
         Args:
-            own_logps: `(B,)` mean log-probability per token under the model that wrote the texts.
-            other_logps: `(B,)` under the other one.
+            own_logps: `(B,)` mean log-probability per token under the model that generated the completions.
+            other_logps: `(B,)` mean log-probability per token under the other model.
             epoch: from 1. In the first epoch alpha is alpha_0.
-            mean_gap: m; None takes the mean over this batch. With batches of one text the gap is its own mean and alpha is
-                alpha_0, so pass the mean over the whole step where a step has several batches or processes.
+            mean_gap: m; None takes the mean over this batch. In a batch of one completion the gap is its own mean and alpha is
+                alpha_0, so pass the mean over the whole step if a step has several batches or processes.
 
         Returns:
             `(B,)` alpha.
 
         Raises:
-            ValueError: different shapes.
+            ValueError: the shapes differ.
 
         Examples:
             >>> p, q = torch.tensor([0.30, 0.32, 0.34]), torch.tensor([0.20, 0.20, 0.20])
@@ -170,7 +180,7 @@ class Curriculum:
             return torch.full_like(own_logps, self.alpha_0)
         gap = own_logps.exp() - other_logps.exp()
         ratio = (gap.mean() if mean_gap is None else mean_gap) / gap
-        # 0 / 0: all texts are equally likely under both models, and none is harder than another
+        # 0 / 0: all completions are equally likely under both models, and none is harder than another
         return (1 - (1 - self.alpha_0) * ratio).nan_to_num(nan=self.alpha_0).clamp(self.low, self.high)
 
 
@@ -178,7 +188,7 @@ PAPER = Curriculum()
 """Algorithm 1 of the paper."""
 
 RELEASED = Curriculum(adaptive_alpha=False, gradual_beta=False, factor=2.0)
-"""What the released code does whatever its options say: SKL + SRKL, alpha 0.1."""
+"""The loss of the released code, whatever its options: SKL + SRKL, alpha 0.1."""
 
 RELEASED_GRADUAL = Curriculum(adaptive_alpha=False, beta_max=0.75, ramp=0.5, factor=2.0)
-"""What the released code computes with `gradual_beta` on: (2 - b) SKL + b SRKL, b growing from 1 to 1.5 over half of the steps."""
+"""The loss of the released code with `gradual_beta` on: (2 - b) SKL + b SRKL, b growing from 1 to 1.5 over half of the steps."""

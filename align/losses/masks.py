@@ -1,9 +1,9 @@
-"""The token masks of SparsePO: how much each token of a completion counts (Christopoulou et al. 2024, arXiv 2410.05102).
+"""The token masks of SparsePO: the weight of each token of a completion (Christopoulou et al. 2024, arXiv 2410.05102).
 
-Three kinds: ones, which make TDPO of SparsePO (`completion_mask` itself serves as such); `mapo`, read off the reference model's
-activations; and `LearnedMask`, a small network on the reference's hidden states. All are `(B, T)`, where the entry of position t is
-that of the token which the model predicts there: activations and hidden states of position t, like its logits, speak of token t + 1.
-The last position predicts nothing: where the mask of valid tokens is one shorter than the text, it is left out.
+Three kinds: ones, with which SparsePO is TDPO (`completion_mask` itself serves as such); `mapo`, from the reference model's
+activations; and `LearnedMask`, a small network on the reference's hidden states. All are `(B, T)`, where the entry of position t belongs
+to the token that the model predicts there: activations and hidden states of position t, like its logits, are about token t + 1.
+The last position predicts nothing: if the mask of valid tokens is one shorter than the sequence, it is left out.
 """
 
 import re
@@ -20,7 +20,7 @@ __all__ = ["KINDS", "Activations", "Density", "DensityMonitor", "LearnedMask", "
 Kind = Literal["attention", "mlp", "residual"]
 KINDS: tuple[Kind, ...] = ("attention", "mlp", "residual")
 Activations = dict[str, list[Tensor]]
-"""By kind: for each place in the model `(B, T)` float32, the mean of the activation over its features."""
+"""By kind: for each hooked module `(B, T)` float32, the mean of the activation over its features."""
 
 _ATTENTION = re.compile(r"attn|attention|mixer", re.IGNORECASE)
 _ROUTER = re.compile(r"(^|[._])(gate|router)$")
@@ -28,26 +28,26 @@ _ROUTER = re.compile(r"(^|[._])(gate|router)$")
 
 @contextmanager
 def record(model: nn.Module, *, kinds: Sequence[Kind] = KINDS) -> Iterator[Activations]:
-    """Take down the activations of every forward within, for `mapo`.
+    """Record the activations of every forward pass within the context, for `mapo`.
 
     Works on any decoder of transformers, wrapped by PEFT or not, by hooks:
 
-        attention   what goes out of every projection but the last, and into the last: queries, keys, values, mixed values
-        mlp         what goes into the MLP's last projection: the features after the non-linearity
-        residual    what goes out of every layer
+        attention   outputs of every projection but the last, and inputs of the last: queries, keys, values, mixed values
+        mlp         inputs of the MLP's last projection: the features after the non-linearity
+        residual    outputs of every layer
 
-    Only means over features are kept, one number per token and place. What does not have a vector per token (experts that see
-    some of the tokens) is passed over. The official code needs its own model files, and hooks a few more places around the norms.
+    Only means over features are kept, one number per token and hook. Modules without a vector per token (experts that get
+    some of the tokens) are skipped. The official code needs its own model files, and hooks a few more modules around the norms.
 
     Args:
-        model: run it within the context: `model(input_ids=..., attention_mask=...)`.
-        kinds: which of the three.
+        model: the model, to be run within the context: `model(input_ids=..., attention_mask=...)`.
+        kinds: some of `KINDS`.
 
     Yields:
-        The activations by kind, filled by the forward; a second forward within the context starts over.
+        The activations by kind, filled by the forward pass; a second forward pass within the context starts over.
 
     Raises:
-        ValueError: an unknown kind, or a model in which no decoder layers can be found.
+        ValueError: a kind is unknown, or no decoder layers are found in the model.
 
     Examples:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -71,7 +71,7 @@ def record(model: nn.Module, *, kinds: Sequence[Kind] = KINDS) -> Iterator[Activ
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of the language model: its longest list of modules that hold projections."""
+    """Return the layers of the language model: its longest list of modules that contain projections."""
     decoder: Any = getattr(model, "get_decoder", lambda: model)()
     lists: list[Any] = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and m and _projections(m[0])]
     if not lists:
@@ -83,26 +83,26 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _projections(layer: nn.Module) -> dict[str, nn.Module]:
-    """What multiplies by a matrix, outermost (an adapter around a projection counts as that projection), but for routers."""
-    found: dict[str, nn.Module] = {}
+    """Return the modules with a weight matrix by name, except routers; an adapter around a projection counts as that projection."""
+    projections: dict[str, nn.Module] = {}
     for name, module in layer.named_modules():
         weight = getattr(module, "weight", None)
         is_matrix = isinstance(weight, Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding)
-        inside = any(name.startswith(f"{outer}.") for outer in found)
+        inside = any(name.startswith(f"{outer}.") for outer in projections)
         if name and is_matrix and not inside and not _ROUTER.search(name):
-            found[name] = module
-    return found
+            projections[name] = module
+    return projections
 
 
 class _Recorder:
-    """What the hooks write to."""
+    """The store of the hooks."""
 
     def __init__(self) -> None:
         self.activations: Activations = {}
         self.shape = torch.Size()
 
     def start(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the first layer: a new forward of so many rows and tokens."""
+        """Clear the store, and keep the numbers of rows and tokens of the new forward pass."""
         self.activations.clear()
         self.shape = (args[0] if args else kwargs["hidden_states"]).shape[:2]
 
@@ -115,33 +115,33 @@ class _Recorder:
     def hooks(self, layer: nn.Module, kind: Kind) -> list[Any]:
         if kind == "residual":
             return [layer.register_forward_hook(lambda module, args, output: self.keep(kind, output))]
-        wanted = kind == "attention"
-        chosen = [m for name, m in _projections(layer).items() if bool(_ATTENTION.search(name)) == wanted]
+        is_attention = kind == "attention"
+        chosen = [m for name, m in _projections(layer).items() if bool(_ATTENTION.search(name)) == is_attention]
         hooks: list[Any] = [
             m.register_forward_pre_hook(lambda module, args: self.keep(kind, args[0])) for m in chosen[-1:]
         ]
-        if kind == "attention":
+        if is_attention:
             hooks += [m.register_forward_hook(lambda module, args, out: self.keep(kind, out)) for m in chosen[:-1]]
         return hooks
 
 
 def mapo(activations: Activations, valid: Tensor) -> Tensor:
-    """The fixed mask of SparsePO's MaPO: the reference's activations, scaled to [0, 1] over the tokens of each completion.
+    """Return the fixed mask of SparsePO's MaPO: the reference's activations, scaled to [0, 1] over the tokens of each completion.
 
-        a_t = mean_features activation_t;    m_t = (a_t - min a) / (max a - min a);    mean over places, then over kinds
+        a_t = mean_features activation_t;    m_t = (a_t - min a) / (max a - min a);    mean over modules, then over kinds
 
     The official code standardises before it scales, which changes nothing: scaling to [0, 1] undoes any shift and any positive
     factor. Where all tokens have the same activation (a completion of one token) the official code divides by 0; here the mask is 1.
 
     Args:
-        activations: of `record`, `(B, T)` each.
+        activations: activations from `record`, `(B, T)` each.
         valid: `(B, T)` or `(B, T - 1)`, true at positions that predict a token of the completion.
 
     Returns:
         float32 in [0, 1] of the shape of `valid`, 0 where not valid; no gradient.
 
     Raises:
-        ValueError: nothing was recorded, or for other shapes.
+        ValueError: nothing was recorded, or the shapes do not match.
 
     Examples:
         >>> seen = {"residual": [torch.tensor([[3.0, 5.0, 4.0, 9.0]])]}
@@ -155,7 +155,7 @@ def mapo(activations: Activations, valid: Tensor) -> Tensor:
 
 
 def _fit(values: Tensor, valid: Tensor) -> Tensor:
-    """Values `(B, T, ...)` at the positions of `valid`, which may lack the last one."""
+    """Return values `(B, T, ...)` at the positions of `valid`, which may lack the last one."""
     rows, width = valid.shape
     if values.shape[:2] not in ((rows, width), (rows, width + 1)):
         shapes = f"{tuple(values.shape[:2])} and {tuple(valid.shape)}"
@@ -164,7 +164,7 @@ def _fit(values: Tensor, valid: Tensor) -> Tensor:
 
 
 def _rescaled(activation: Tensor, valid: Tensor) -> Tensor:
-    """To [0, 1] over the valid tokens of each row."""
+    """Rescale to [0, 1] over the valid tokens of each row."""
     valid = valid.bool()
     low = activation.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
     span = activation.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True) - low
@@ -186,19 +186,19 @@ class LearnedMask(nn.Module):
 
         m_t = ReLU(sum_l v_l ReLU(w_l LayerNorm(h_t^l) + b_l))
 
-    as in the official code, but for where it starts. There w and v are random, so that a mask is 0 on every token in 8 to 31 % of
-    seeds; nothing then has a gradient, neither policy nor mask, and the loss stays log 2. Here w is 0, b is 1, v is 1 / L: every
+    as in the official code, except for the initialisation. There w and v are random, so that a mask is 0 on every token in 8 to 31 % of
+    seeds; then neither policy nor mask has a gradient, and the loss stays log 2. Here w is 0, b is 1, v is 1 / L: every
     mask starts as ones, that is as TDPO, and every layer has a gradient. A mask can still die later, under a large L1 penalty: watch
-    `density`. Because the mask starts at 1 and not near 0.1, the policy's beta wants to be that of TDPO, not the paper's 0.8.
+    `density`. Because the mask starts at 1 and not near 0.1, beta should be that of TDPO, not the paper's 0.8.
 
     Args:
-        layers: L, of the hidden states.
-        hidden_size: their width.
-        independent: two networks, for `m_u` and `m_d`; else one mask for both.
-        dropout: on each layer's score and on the mask; 0.01 in the official configurations. It rescales the tokens that it keeps.
+        layers: L, the number of hidden states.
+        hidden_size: the width of the hidden states.
+        independent: use two networks, for `m_u` and `m_d`; else one mask for both.
+        dropout: dropout on each layer's score and on the mask; 0.01 in the official configurations. It rescales the tokens that it keeps.
 
     Raises:
-        ValueError: no layers, or a dropout outside [0, 1).
+        ValueError: there are no layers, or `dropout` lies outside [0, 1).
 
     Examples:
         >>> mask = LearnedMask(2, 4)
@@ -216,7 +216,7 @@ class LearnedMask(nn.Module):
         self.networks = nn.ModuleList(_MaskNetwork(layers, hidden_size, dropout) for _ in range(1 + independent))
 
     def forward(self, hidden_states: Sequence[Tensor], valid: Tensor) -> Masks:
-        """The masks of a batch.
+        """Return the masks of a batch.
 
         Args:
             hidden_states: L tensors `(B, T, H)` of the reference, without the embeddings: `outputs.hidden_states[1:]`. They are
@@ -224,7 +224,7 @@ class LearnedMask(nn.Module):
             valid: `(B, T)` or `(B, T - 1)`, true at positions that predict a token of the completion.
 
         Raises:
-            ValueError: another number of layers, or other shapes.
+            ValueError: the number of layers or the shapes do not match.
         """
         if len(hidden_states) != self.layers:
             raise ValueError(f"the mask was made for {self.layers} layers of hidden states, not {len(hidden_states)}")
@@ -251,19 +251,20 @@ class _MaskNetwork(nn.Module):
 
 
 class Density(NamedTuple):
-    """How much of a mask is left."""
+    """The density of a mask."""
 
     share: float
-    """Of the valid tokens, how many have a mask above 0."""
+    """The share of valid tokens with a mask above 0."""
     mean: float
-    """The mean of the mask over the valid tokens: what beta is multiplied by, in effect."""
+    """The mean of the mask over the valid tokens: in effect, the factor of beta."""
 
 
 def density(mask: Tensor, valid: Tensor) -> Density:
-    """The density of a mask over the valid tokens of a batch.
+    """Return the density of a mask over the valid tokens of a batch.
 
     Args:
-        mask, valid: `(B, T)`.
+        mask: `(B, T)`.
+        valid: `(B, T)`, true at the tokens of the completion.
 
     Examples:
         >>> density(torch.tensor([[0.5, 0.0, 7.0]]), torch.tensor([[True, True, False]]))
@@ -274,13 +275,13 @@ def density(mask: Tensor, valid: Tensor) -> Density:
 
 
 class DensityMonitor:
-    """Watches masks in training: numbers to log, and a warning when a mask is dying.
+    """The monitor of masks in training: metrics to log, and a warning when a mask becomes 0 almost everywhere.
 
     Args:
-        floor: the share of tokens above 0 below which a mask counts as dying.
+        floor: the share of tokens above 0 below which there is a warning.
 
     Raises:
-        ValueError: `floor` outside [0, 1].
+        ValueError: `floor` lies outside [0, 1].
 
     Examples:
         >>> ones = torch.ones(1, 2)
@@ -295,18 +296,23 @@ class DensityMonitor:
         self._warned: set[str] = set()
 
     def __call__(self, masks: Masks, valid: Tensor) -> dict[str, float]:
-        """The densities by name, `mask/...` for a common mask, `mask_u/...` and `mask_d/...` for two. Warns once per mask."""
-        named = {"mask": masks.reward} if masks.reward is masks.kl else {"mask_u": masks.reward, "mask_d": masks.kl}
-        found = {name: density(mask, valid) for name, mask in named.items()}
-        for name, each in found.items():
-            self._watch(name, each)
-        return {f"{name}/{key}": value for name, each in found.items() for key, value in each._asdict().items()}
+        """Return the densities by name, `mask/...` for a common mask, `mask_u/...` and `mask_d/...` for two. Warn once per mask.
 
-    def _watch(self, name: str, found: Density) -> None:
-        if found.share < self.floor and name not in self._warned:
+        Args:
+            masks: the masks of a batch.
+            valid: `(B, T)`, true at the tokens of the completions.
+        """
+        named = {"mask": masks.reward} if masks.reward is masks.kl else {"mask_u": masks.reward, "mask_d": masks.kl}
+        densities = {name: density(mask, valid) for name, mask in named.items()}
+        for name, each in densities.items():
+            self._warn_once(name, each)
+        return {f"{name}/{key}": value for name, each in densities.items() for key, value in each._asdict().items()}
+
+    def _warn_once(self, name: str, density: Density) -> None:
+        if density.share < self.floor and name not in self._warned:
             self._warned.add(name)
             warnings.warn(
-                f"SparsePO's {name} is 0 on {1 - found.share:.1%} of the tokens, which teach the policy nothing; "
+                f"SparsePO's {name} is 0 on {1 - density.share:.1%} of the tokens, which teach the policy nothing; "
                 "lower its L1 weight (lambda_u, lambda_d) or the learning rate of the mask",
                 stacklevel=3,
             )

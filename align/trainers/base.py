@@ -21,7 +21,7 @@ from contralto.align.trainers.batches import (
     PairBatch,
 )
 from contralto.align.trainers.collators import ColumnCollator, TwoImageCollator
-from contralto.align.trainers.config import unshared
+from contralto.align.trainers.config import with_own_peft_config
 from contralto.align.trainers.scoring import Scoring, TokenScores, install_head
 from contralto.align.trl_compat import PairTrainer, use_adapter
 
@@ -52,7 +52,7 @@ class StagedTrainer(PairTrainer):
     def __init__(self, model: Any, ref_model: Any = None, **kwargs: Any) -> None:
         self.side_modules: dict[str, nn.Module] = {}
         self._layout_is_checked = False
-        super().__init__(model, ref_model, **unshared(kwargs))
+        super().__init__(model, ref_model, **with_own_peft_config(kwargs))
         collator = TwoImageCollator(self.data_collator) if self.has_views else self.data_collator
         self.data_collator = ColumnCollator(collator)
 

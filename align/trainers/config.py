@@ -1,4 +1,4 @@
-"""The options of `PreferenceTrainer`: those of TRL's `DPOConfig`, and what contralto's own losses need."""
+"""The options of `PreferenceTrainer`: those of TRL's `DPOConfig`, and those of contralto's losses, masks and monitoring."""
 
 # ruff: noqa: TRY004 (a wrong type in somebody's recipe is a ValueError like any other mistake in it)
 
@@ -21,7 +21,14 @@ from contralto.align.losses.objective import Objective
 from contralto.align.losses.preference import F_DIVERGENCES
 from contralto.align.losses.registry import BUILT_IN, LOSSES
 
-__all__ = ["PreferenceConfig", "StagedConfig", "option", "settle", "unshared", "with_adapter_dtype"]
+__all__ = [
+    "PreferenceConfig",
+    "StagedConfig",
+    "apply_machine_defaults",
+    "option",
+    "with_adapter_dtype",
+    "with_own_peft_config",
+]
 
 LOSS_OPTIONS = tuple(dict.fromkeys(name for loss in BUILT_IN for name in loss.settings if name != "beta"))
 """Options that hold settings of losses; `beta` also scales the rewards that are logged, whatever the loss."""
@@ -32,19 +39,40 @@ OPTIONS_OF_NEEDS = {
         "uses no token masks",
     ),
 }
-"""Options that are read only for losses with a need (`Loss.needs`), and what is said of a loss without it."""
+"""Options that are read only for losses with a need (`Loss.needs`), and the description of a loss without it."""
 MASKS = ("ones", "mapo", "learned")
 HEAD_METRICS = ("logged", "all", "none")
 AUDITS = ("stop", "warn", "off")
 
 
 def option(default: Any, text: str, **metadata: Any) -> Any:
-    """A field with its line of `--help`; a percent sign stands for itself."""
+    """Return a dataclass field with its line of `--help`.
+
+    Args:
+        default: the default.
+        text: the help text; a percent sign stands for itself.
+        metadata: further metadata of `HfArgumentParser`, such as `choices`.
+    """
     return field(default=default, metadata={"help": text.replace("%", "%%"), **metadata})
 
 
-def settle(args: Any) -> None:
-    """Defaults of TRL 1.16 where they do not suit the machine or transformers 5.23, before they are looked at.
+def loss_option(name: str, text: str) -> Any:
+    """Return the field of an option that holds a setting of losses, with the default of their functions.
+
+    Args:
+        name: the name of the option.
+        text: the help text, to which the losses are added.
+
+    Raises:
+        ValueError: no loss has the option, or its default differs between losses.
+    """
+    losses = [loss for loss in BUILT_IN if name in loss.settings]
+    (default,) = {loss.settings[name][1] for loss in losses}
+    return option(default, f"{text} Read by {', '.join(loss.name for loss in losses)}.")
+
+
+def apply_machine_defaults(args: Any) -> None:
+    """Replace defaults of TRL 1.16 that do not suit the machine or transformers 5.23, before they are checked.
 
     Args:
         args: a configuration of TRL; `bf16` becomes False where there is no accelerator, unless it was given.
@@ -57,16 +85,15 @@ def settle(args: Any) -> None:
             setattr(args, f"activation_checkpointing{name}", getattr(args, f"gradient_checkpointing{name}"))
 
 
-def unshared(how: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments of a trainer with a PEFT configuration of its own.
+def with_own_peft_config(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of a trainer with a copy of the PEFT configuration.
 
-    `get_peft_model` writes into the configuration that it is given: the modules of the model at hand, for one, which another
-    model need not have.
+    `get_peft_model` writes into the configuration: the modules of its model, for one, which another model need not have.
 
     Args:
-        how: keyword arguments, perhaps with `peft_config`.
+        kwargs: keyword arguments, perhaps with `peft_config`.
     """
-    return {name: copy.deepcopy(value) if name == "peft_config" else value for name, value in how.items()}
+    return {name: copy.deepcopy(value) if name == "peft_config" else value for name, value in kwargs.items()}
 
 
 def with_adapter_dtype(args: Any, model: Any, adapter: Any) -> Any:
@@ -89,15 +116,15 @@ class StagedConfig(DPOConfig):
     """`trl.DPOConfig` (1.16), whose `bf16` defaults to False where there is no accelerator, since few CPUs are fast at it."""
 
     columns: ClassVar[str] = "prompt, chosen and rejected"
-    """What a row of data has, in words."""
+    """The columns of a dataset, in words."""
 
     def __post_init__(self) -> None:
-        settle(self)
+        apply_machine_defaults(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
 
     @property
     def head_in_shards(self) -> bool:
-        """Whether no process has a whole language-model head: ZeRO 3, FSDP 1."""
+        """Return whether no process has a whole language-model head: ZeRO 3, FSDP 1."""
         zero_3 = self.deepspeed_plugin is not None and self.deepspeed_plugin.zero_stage == 3
         sharding: Any = self.fsdp_config or {}
         return zero_3 or (bool(self.fsdp) and int(sharding.get("version", 2)) == 1)
@@ -105,10 +132,17 @@ class StagedConfig(DPOConfig):
     def checked_pairs(
         self, train: Any, evaluation: Any
     ) -> Iterator[tuple[str, Dataset | IterableDataset, dict[str, Any]]]:
-        """The data sets of pairs that a trainer was given, each with its name and its first row.
+        """Check the datasets of pairs, and yield each with its name and its first row.
+
+        Args:
+            train: the training set.
+            evaluation: the evaluation set, several by name, or None.
+
+        Yields:
+            Name, dataset and first row.
 
         Raises:
-            ValueError: one that is missing, is no data set, has no rows, or lacks a column; a stream without `max_steps`.
+            ValueError: a dataset is missing, is no dataset, has no rows, or lacks a column; or a stream has no `max_steps`.
         """
         if train is None:
             raise ValueError("train_dataset is missing: give the pairs to train on")
@@ -140,40 +174,45 @@ class PreferenceConfig(StagedConfig):
 
     All of `trl.DPOConfig` (1.16) and of `transformers.TrainingArguments`. What differs: `loss_type` also takes contralto's
     losses, see `contralto.align.losses.registry.LOSSES`; `beta` defaults to that of the loss; `bf16` defaults to False where there is no
-    accelerator, since few CPUs are fast at it. Everything that can be seen to be wrong is refused here, before a model is loaded.
+    accelerator, since few CPUs are fast at it. Invalid values, and options that the chosen losses ignore, are rejected before a model is
+    loaded.
 
     Args:
-        beta: how strongly the policy is held to the reference; None takes the default of the loss, such as 0.1 for `sigmoid` and 2.0 for
+        loss_type: names of losses, which are added up by `loss_weights`.
+        beta: strength of the pull towards the reference; None takes the default of the loss, such as 0.1 for `sigmoid` and 2.0 for
             `simpo`.
-        cpo_alpha: the weight of the chosen texts' likelihood in `cpo`, `cpo_simpo` and `arpo`.
+        loss_settings: settings of losses from other packages that are no options here.
+        cpo_alpha: the weight of the likelihood of chosen completions in `cpo`, `cpo_simpo` and `arpo`.
         simpo_gamma: the reward margin of `simpo` and `cpo_simpo`.
         odpo_alpha: the weight of the offset in `odpo`.
-        arpo_eta, arpo_scale: how fast and from where the penalty of `arpo` grows.
+        arpo_eta: the growth of the penalty of `arpo`.
+        arpo_scale: the start of the penalty of `arpo`.
         tdpo_alpha: the weight of the divergence in `tdpo2`.
-        lambda_u, lambda_d: of `sparsepo`, the weights of the L1 norms of learned masks.
-        mask: of `sparsepo`: `ones`, `mapo` (from the reference's activations) or `learned`.
-        mask_kinds: of `mapo`: which activations, of `attention`, `mlp` and `residual`.
-        mask_independent: of `learned`: two masks, for log-ratios and divergence.
-        mask_dropout: of `learned`.
-        mask_learning_rate: of `learned`; None takes `learning_rate`.
-        mask_weight_decay: of `learned`.
-        head_metrics: when entropy, mean logits and token accuracy are computed, which cost a few passes over the logits: `logged`, in the
-            steps that are logged, whose values then are those of that step alone; `all`, in every step, as TRL does; `none`.
+        lambda_u: the weight of the L1 norm of the learned mask on log-ratios, in `sparsepo`.
+        lambda_d: the weight of the L1 norm of the learned mask on the divergence, in `sparsepo`.
+        mask: the token masks of `sparsepo`: `ones`, `mapo` (from the reference's activations) or `learned`.
+        mask_kinds: the activations that `mapo` reads, of `attention`, `mlp` and `residual`.
+        mask_independent: learn two masks, for log-ratios and divergence.
+        mask_dropout: the dropout of the learned mask.
+        mask_learning_rate: the learning rate of the learned mask; None takes `learning_rate`.
+        mask_weight_decay: the weight decay of the learned mask.
+        head_metrics: the steps in which entropy, mean logits and token accuracy are computed, which cost a few passes over the logits:
+            `logged` for steps that are logged, with the values of that step alone; `all` for every step, as in TRL; `none`.
         reference_cache: the folder of precomputed references; None takes one beside the caches of `datasets`.
-        freeze_vision_encoder: of a vision-language model the language model is trained, and what connects it to the images.
-        prefix_sharing: the prompt of a pair, and whatever its two texts begin with alike, go through the model once. Gives the same loss, gradients and
-            metrics, see `contralto.align.trainers.layouts`.
-        padding_free: of TRL, which ignores it: all texts of a batch in one row, without padding. For flash attention; others take as much time
-            for a row as its length squared.
-        audit: of data, reference and adapter before the first step: `stop` ends the run at an error, `warn` only says it, `off`.
-        monitor_pairs: so many pairs are measured about twenty times in a training, held-out ones if there are any: how likely their
-            texts have become, and how far the policy is from its reference; 0 measures none.
-        monitor_generate: for so many of their prompts the policy writes a text, greedily, and its length is measured.
-        report: write `training_report.html` and `.png` into `output_dir` at the end, of what was measured; None leaves it to the
-            caller: `contralto align` does, a script does not.
+        freeze_vision_encoder: train only the language model of a vision-language model, and the projector.
+        prefix_sharing: compute the common prefix of the two sequences of a pair once. It gives the same loss, gradients and metrics, see
+            `contralto.align.trainers.layouts`.
+        padding_free: put all sequences of a batch into one row without padding; TRL ignores the option. It is for flash attention: other
+            kernels take time quadratic in the length of the row.
+        audit: the audit of data, reference and adapter before the first step: `stop` ends the run at an error, `warn` only logs it, `off`.
+        monitor_pairs: the number of pairs, held-out ones if there are any, whose log-probabilities and divergence from the reference are
+            measured about twenty times in a training; 0 measures none.
+        monitor_generate: the number of their prompts for which the policy generates greedily, to measure the length.
+        report: write `training_report.html` and `.png` into `output_dir` at the end; None leaves it to the caller: `contralto align` does,
+            a script does not.
 
     Raises:
-        ValueError: whatever is wrong, in one sentence.
+        ValueError: an option is invalid, has no effect, or contradicts another.
 
     Examples:
         >>> PreferenceConfig("out", loss_type=["simpo"], report_to="none").beta
@@ -187,19 +226,19 @@ class PreferenceConfig(StagedConfig):
         },
     )
     beta: float | None = option(  # type: ignore[assignment]
-        None, "How strongly the policy is held to the reference. Defaults to the default of the loss, mostly 0.1."
+        None, "Strength of the pull towards the reference. Defaults to the default of the loss, mostly 0.1."
     )
     loss_settings: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Settings of losses from other packages, such as {"gamma": 0.5}.'}
     )
-    cpo_alpha: float = option(1.0, "Weight of the chosen texts' likelihood in cpo, cpo_simpo and arpo.")
-    simpo_gamma: float = option(0.5, "Reward margin of simpo and cpo_simpo.")
-    odpo_alpha: float = option(1.0, "Weight of the offset in odpo.")
-    arpo_eta: float = option(0.4, "How fast the penalty of arpo grows with the gap of the two texts.")
-    arpo_scale: float = option(0.9, "Where the penalty of arpo starts.")
-    tdpo_alpha: float = option(0.5, "Weight of the divergence in tdpo2.")
-    lambda_u: float = option(0.0, "Weight of the L1 norm of sparsepo's learned mask on log-ratios.")
-    lambda_d: float = option(0.0, "Weight of the L1 norm of sparsepo's learned mask on the divergence.")
+    cpo_alpha: float = loss_option("cpo_alpha", "Weight of the likelihood of chosen completions.")
+    simpo_gamma: float = loss_option("simpo_gamma", "Reward margin.")
+    odpo_alpha: float = loss_option("odpo_alpha", "Weight of the offset.")
+    arpo_eta: float = loss_option("arpo_eta", "Growth of the penalty with the gap between the two completions.")
+    arpo_scale: float = loss_option("arpo_scale", "Start of the penalty.")
+    tdpo_alpha: float = loss_option("tdpo_alpha", "Weight of the divergence.")
+    lambda_u: float = loss_option("lambda_u", "Weight of the L1 norm of the learned mask on log-ratios.")
+    lambda_d: float = loss_option("lambda_d", "Weight of the L1 norm of the learned mask on the divergence.")
     mask: str = option("ones", "Token masks of sparsepo.", choices=list(MASKS))
     mask_kinds: list[str] = field(
         default_factory=lambda: list(KINDS), metadata={"help": f"Activations that mapo reads, of: {', '.join(KINDS)}."}
@@ -210,26 +249,24 @@ class PreferenceConfig(StagedConfig):
     mask_weight_decay: float = option(0.01, "Weight decay of the learned mask.")
     head_metrics: str = option(
         "logged",
-        "When entropy, mean logits and token accuracy are computed: in steps that are logged, in all (as TRL), in none.",
+        "Steps in which entropy, mean logits and token accuracy are computed: those that are logged, all (as TRL), none.",
         choices=list(HEAD_METRICS),
     )
     reference_cache: str | None = option(None, "Folder of precomputed references (default: beside datasets' caches).")
-    freeze_vision_encoder: bool = option(
-        False, "Train the language model and what connects it to images, not what sees."
-    )
-    prefix_sharing: bool = option(
-        False, "What the two texts of a pair have in common at their beginning is computed once."
-    )
+    freeze_vision_encoder: bool = option(False, "Train the language model and the projector, not the vision encoder.")
+    prefix_sharing: bool = option(False, "Compute the common prefix of the two sequences of a pair once.")
     audit: str = option(
         "stop",
-        "Checks of data, reference and adapter before the first step: errors end the run (stop), are said (warn), or off.",
+        "Audit of data, reference and adapter before the first step: errors end the run (stop), are logged (warn), or off.",
         choices=list(AUDITS),
     )
     monitor_pairs: int = option(32, "Pairs that are measured about twenty times in a training; 0 measures none.")
-    monitor_generate: int = option(0, "Prompts of them for which the policy writes a text, to measure its length.")
+    monitor_generate: int = option(
+        0, "Prompts of these pairs for which the policy generates greedily, to measure the length."
+    )
     report: bool | None = option(
         None,
-        "Write training_report.html and .png into output_dir at the end (default: the command does, a script not).",
+        "Write training_report.html and .png into output_dir at the end (default: yes for contralto align, no for a script).",
     )
 
     _VALID_DICT_FIELDS = [*StagedConfig._VALID_DICT_FIELDS, "loss_settings"]  # noqa: RUF012

@@ -1,8 +1,6 @@
-"""The options of `DistillationPairTrainer`, and its losses by name.
+"""The options of `DistillationPairTrainer`, and its losses, by `loss_type`:
 
-`loss_type` says which:
-
-| loss_type | D_t on the teacher's text | D_s on the student's | weights |
+| loss_type | D_t on the teacher's completion | D_s on the student's | weights |
 |---|---|---|---|
 | `distillm2` | skew KL | skew reverse KL | of the curriculum: DistiLLM-2, Ko et al. 2025, arXiv 2503.07067 |
 | `skew_kl` | skew KL | the same | 1 - lmbda, lmbda: DistiLLM's loss, Ko et al. 2024, arXiv 2402.03898 |
@@ -13,7 +11,7 @@
 | `tvd` | total variation | the same | 1 - lmbda, lmbda: Wen et al. 2023, arXiv 2307.15190 |
 | `sft` | -log q | none | 1, 0: sequence-level distillation, Kim & Rush 2016, arXiv 1606.07947; no teacher is loaded |
 
-with the divergences D_t and D_s of the teacher's and the student's text that `contralto.align.trainers.distillation` adds up.
+D_t and D_s are the divergences on the completions of the teacher and of the student, which `contralto.align.trainers.distillation` adds up.
 """
 
 import dataclasses
@@ -27,18 +25,20 @@ from trl import DPOConfig  # type: ignore[attr-defined]
 from contralto.align.losses.curriculum import PAPER, RELEASED, RELEASED_GRADUAL, Curriculum
 from contralto.align.trainers.config import StagedConfig, option
 
-__all__ = ["LOSSES", "DistillationConfig", "Kind"]
+__all__ = ["DISTILLATION_LOSSES", "DistillationConfig", "DistillationLoss"]
 
 
-class Kind(NamedTuple):
-    """A loss: what is learned on which text, and from which settings."""
+class DistillationLoss(NamedTuple):
+    """A distillation loss: its divergences, and the options that it reads. Every field is required."""
 
     chosen: str
+    """The divergence on the teacher's completion."""
     rejected: str
+    """The divergence on the student's completion."""
     lmbda: float
-    """The default weight of the student's text."""
-    settings: tuple[str, ...] = ()
-    """The options that it reads, of `OWN`."""
+    """The default weight of the student's completion."""
+    settings: tuple[str, ...]
+    """The options that the loss reads, of `LOSS_OPTIONS`."""
 
     @property
     def uses_teacher(self) -> bool:
@@ -60,27 +60,27 @@ SCHEDULE = (
     *("alpha_0", "alpha_low", "alpha_high", "beta_0", "beta_max", "beta_ramp"),
     *("adaptive_alpha", "gradual_beta", "loss_factor"),
 )
-"""What `curriculum` sets, and options of their own change."""
+"""Options that override a part of `curriculum`."""
 CURRICULA = {"paper": PAPER, "released": RELEASED, "released_gradual": RELEASED_GRADUAL}
 TEACHER = (
     *("teacher_model_name_or_path", "teacher_model_revision", "teacher_model_init_kwargs"),
     *("teacher_load_in_4bit", "teacher_load_in_8bit", "precompute_teacher", "teacher_cache"),
 )
 SKEW, SHARED = ("alpha_0",), ("temperature", *TEACHER)
-LOSSES = {
-    "distillm2": Kind(
+DISTILLATION_LOSSES = {
+    "distillm2": DistillationLoss(
         "skew_kl", "skew_reverse_kl", 0.5, (*SHARED, *SCHEDULE, "curriculum", "srkl", "first_epoch", "all_epochs")
     ),
-    "skew_kl": Kind("skew_kl", "skew_kl", 0.5, (*SHARED, *SKEW, "lmbda")),
-    "skew_reverse_kl": Kind("skew_reverse_kl", "skew_reverse_kl", 0.5, (*SHARED, *SKEW, "srkl", "lmbda")),
-    "jsd": Kind("jsd", "jsd", 0.5, (*SHARED, "beta", "lmbda")),
-    "forward_kl": Kind("forward_kl", "forward_kl", 0.0, (*SHARED, "lmbda")),
-    "reverse_kl": Kind("reverse_kl", "reverse_kl", 1.0, (*SHARED, "lmbda")),
-    "tvd": Kind("tvd", "tvd", 0.5, (*SHARED, "lmbda")),
-    "sft": Kind("nll", "nll", 0.0),
+    "skew_kl": DistillationLoss("skew_kl", "skew_kl", 0.5, (*SHARED, *SKEW, "lmbda")),
+    "skew_reverse_kl": DistillationLoss("skew_reverse_kl", "skew_reverse_kl", 0.5, (*SHARED, *SKEW, "srkl", "lmbda")),
+    "jsd": DistillationLoss("jsd", "jsd", 0.5, (*SHARED, "beta", "lmbda")),
+    "forward_kl": DistillationLoss("forward_kl", "forward_kl", 0.0, (*SHARED, "lmbda")),
+    "reverse_kl": DistillationLoss("reverse_kl", "reverse_kl", 1.0, (*SHARED, "lmbda")),
+    "tvd": DistillationLoss("tvd", "tvd", 0.5, (*SHARED, "lmbda")),
+    "sft": DistillationLoss("nll", "nll", 0.0, ()),
 }
 """The losses by name; see the table above."""
-OWN = tuple(dict.fromkeys(name for kind in LOSSES.values() for name in kind.settings))
+LOSS_OPTIONS = tuple(dict.fromkeys(name for kind in DISTILLATION_LOSSES.values() for name in kind.settings))
 FROM_DPO = (
     *("model_init_kwargs", "trust_remote_code", "router_aux_loss_coef", "disable_dropout", "dataset_num_proc"),
     *("max_length", "truncation_mode", "pad_to_multiple_of", "pad_token", "activation_offloading"),
@@ -93,40 +93,41 @@ FROM_DPO = (
 class DistillationConfig(StagedConfig):
     """The options of `DistillationPairTrainer`.
 
-    Those of `trl.DPOConfig` (1.16) and `transformers.TrainingArguments`, without those of preference losses. An option that the
-    loss does not read is rejected, as is everything else that can be seen to be wrong before a model is loaded.
+    Those of `trl.DPOConfig` (1.16) and `transformers.TrainingArguments`, without those of preference losses. Invalid values, and options
+    that the loss ignores, are rejected before a model is loaded.
 
     Args:
-        loss_type: one of `LOSSES`.
-        lmbda: the weight of the student's texts, in [0, 1] (GKD's lambda); None takes the default of the loss.
-        beta: of `jsd`: the teacher's share of the mixture, in [0, 1].
+        loss_type: one of `DISTILLATION_LOSSES`.
+        lmbda: the weight of the student's completions, in [0, 1] (GKD's lambda); None takes the default of the loss.
+        beta: the teacher's share of the mixture in `jsd`, in [0, 1].
         temperature: both models' logits are divided by it in the divergence.
-        curriculum: of `distillm2`: `paper`; `released` for what the released code computes (SKL + SRKL, alpha 0.1, the skew
+        curriculum: the schedules of `distillm2`: `paper`; `released` for what the released code computes (SKL + SRKL, alpha 0.1, the skew
             reverse KL's mixture held fixed); or `released_gradual`, the same with the weights going from (1, 1) to (0.5, 1.5)
             over the first half of the steps.
-        alpha_0: the alpha of `skew_kl` and `skew_reverse_kl`, and that of the curriculum where it does not adapt. For this and
+        alpha_0: the alpha of `skew_kl` and `skew_reverse_kl`, and that of the curriculum if it does not adapt. For this and
             the next options see `contralto.align.losses.curriculum.Curriculum`; None takes the value of `curriculum`.
         alpha_low: the least alpha.
         alpha_high: the greatest alpha.
         beta_0: the least beta.
-        beta_max: the greatest beta. At 1, as in the paper, the teacher's texts lose their weight early.
+        beta_max: the greatest beta. At 1, as in the paper, the teacher's completions lose their weight early.
         beta_ramp: share of the steps over which beta grows linearly.
-        adaptive_alpha: whether alpha adapts to each text, from the second epoch on.
-        gradual_beta: whether beta grows.
+        adaptive_alpha: alpha adapts to each completion, from the second epoch on.
+        gradual_beta: beta grows.
         loss_factor: the factor of the loss.
         srkl: the gradient of the skew reverse KL, `full` or `detached`, see `contralto.align.losses.divergences.skew_reverse_kl`.
         first_epoch: the curriculum's epoch that this run begins with, where runs are rounds of one training.
         all_epochs: the curriculum's number of epochs E; None takes that of this run.
         teacher_model_name_or_path: a folder, a hub id, or `testbed:NAME`; a folder with an adapter is loaded with its base.
-        teacher_model_revision: of a hub id.
-        teacher_model_init_kwargs: for `from_pretrained`. Unless it names a dtype, the teacher has that of its weights on an
+        teacher_model_revision: the revision of a hub id.
+        teacher_model_init_kwargs: keyword arguments of `from_pretrained`. Without a dtype, the teacher has that of its weights on an
             accelerator, and float32 on a CPU.
-        teacher_load_in_4bit, teacher_load_in_8bit: quantised by bitsandbytes (NF4, or LLM.int8).
+        teacher_load_in_4bit: quantise the teacher by bitsandbytes (NF4).
+        teacher_load_in_8bit: quantise the teacher by bitsandbytes (LLM.int8).
         precompute_teacher: compute the teacher's last hidden states once, keep them on disk, and train without the teacher.
         teacher_cache: the folder for them; None takes one beside the caches of `datasets`.
 
     Raises:
-        ValueError: whatever is wrong, in one sentence.
+        ValueError: an option is invalid, has no effect, or contradicts another.
 
     Examples:
         >>> DistillationConfig("out", loss_type="jsd", lmbda=1.0, report_to="none").weights
@@ -143,23 +144,23 @@ class DistillationConfig(StagedConfig):
     learning_rate: float = option(5e-5, "The initial learning rate for AdamW.")
     loss_type: list[str] = field(
         default_factory=lambda: [DistillationConfig.default_loss],
-        metadata={"help": f"The loss, one of: {', '.join(LOSSES)}."},
+        metadata={"help": f"The loss, one of: {', '.join(DISTILLATION_LOSSES)}."},
     )
-    lmbda: float | None = option(None, "Weight of the student's texts (default: that of the loss).")
-    beta: float = option(0.5, "Of jsd: the teacher's share of the mixture.")
+    lmbda: float | None = option(None, "Weight of the student's completions (default: that of the loss).")
+    beta: float = option(0.5, "The teacher's share of the mixture in jsd.")
     temperature: float = option(1.0, "Both models' logits are divided by it in the divergence.")
-    curriculum: str = option("paper", "Of distillm2: the schedules of alpha and beta.", choices=list(CURRICULA))
-    alpha_0: float | None = option(None, "The skew where it does not adapt.")
+    curriculum: str = option("paper", "The schedules of alpha and beta in distillm2.", choices=list(CURRICULA))
+    alpha_0: float | None = option(None, "The skew if it does not adapt.")
     alpha_low: float | None = option(None, "The least alpha.")
     alpha_high: float | None = option(None, "The greatest alpha.")
-    beta_0: float | None = option(None, "The least weight of the student's texts in the curriculum.")
-    beta_max: float | None = option(None, "The greatest weight of the student's texts in the curriculum.")
+    beta_0: float | None = option(None, "The least weight of the student's completions in the curriculum.")
+    beta_max: float | None = option(None, "The greatest weight of the student's completions in the curriculum.")
     beta_ramp: float | None = option(
         None, "Share of the steps over which that weight grows linearly (default of paper: e / E + tau / T)."
     )
-    adaptive_alpha: bool | None = option(None, "Whether alpha adapts to each text, from the second epoch on.")
-    gradual_beta: bool | None = option(None, "Whether the weight of the student's texts grows.")
-    loss_factor: float | None = option(None, "What stands before the loss of distillm2: 0.5 in the paper.")
+    adaptive_alpha: bool | None = option(None, "Adapt alpha to each completion, from the second epoch on.")
+    gradual_beta: bool | None = option(None, "Increase the weight of the student's completions during training.")
+    loss_factor: float | None = option(None, "Factor of the loss of distillm2: 0.5 in the paper.")
     srkl: str | None = option(None, "Gradient of the skew reverse KL.", choices=["full", "detached"])
     first_epoch: int = option(1, "The curriculum's epoch that this run begins with.")
     all_epochs: int | None = option(None, "The curriculum's number of epochs (default: that of this run).")
@@ -176,13 +177,13 @@ class DistillationConfig(StagedConfig):
     _VALID_DICT_FIELDS = [*StagedConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012
 
     def __post_init__(self) -> None:
-        given = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
-        if len(given) != 1 or given[0] not in LOSSES:
+        names = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+        if len(names) != 1 or names[0] not in DISTILLATION_LOSSES:
             raise ValueError(
-                f"loss_type must be one of {', '.join(LOSSES)}, not {', '.join(map(str, given)) or 'none'}"
+                f"loss_type must be one of {', '.join(DISTILLATION_LOSSES)}, not {', '.join(map(str, names)) or 'none'}"
             )
-        self.loss_type, self.kind = given, LOSSES[given[0]]
-        self._check_read(given[0])
+        self.loss_type, self.kind = names, DISTILLATION_LOSSES[names[0]]
+        self._check_read(names[0])
         self._check_teacher()
         self._check_numbers()
         self._check_curriculum()
@@ -197,7 +198,7 @@ class DistillationConfig(StagedConfig):
 
     @property
     def weights(self) -> tuple[float, float]:
-        """Of the teacher's text and of the student's; those of `distillm2` at beta_0."""
+        """Return the weights of the teacher's and the student's completion; with a curriculum those at beta_0."""
         if self.kind.follows_curriculum:
             return self.schedule.factor * (1 - self.schedule.beta_0), self.schedule.factor * self.schedule.beta_0
         share = self.kind.lmbda if self.lmbda is None else self.lmbda
@@ -205,26 +206,28 @@ class DistillationConfig(StagedConfig):
 
     @property
     def alpha(self) -> float:
-        """The skew where it does not adapt."""
+        """Return the skew that is used if alpha does not adapt."""
         return self.schedule.alpha_0
 
     @property
     def srkl_gradient(self) -> Literal["full", "detached"]:
-        """`srkl`, or what goes with the curriculum."""
+        """Return `srkl`, or else the gradient that belongs to the curriculum."""
         default = "full" if self.curriculum == "paper" else "detached"
         return cast(Literal["full", "detached"], self.srkl or default)
 
     def _check_read(self, name: str) -> None:
         """Reject options that the loss ignores."""
         defaults = {each.name: each.default for each in dataclasses.fields(self)}
-        if unread := [each for each in OWN if each not in self.kind.settings and getattr(self, each) != defaults[each]]:
-            users = [other for other, kind in LOSSES.items() if unread[0] in kind.settings]
+        if unread := [
+            each for each in LOSS_OPTIONS if each not in self.kind.settings and getattr(self, each) != defaults[each]
+        ]:
+            users = [other for other, kind in DISTILLATION_LOSSES.items() if unread[0] in kind.settings]
             raise ValueError(f"{unread[0]} is set, and {name} does not read it; it belongs to {', '.join(users)}")
         own = (*inspect.get_annotations(DistillationConfig), *FROM_DPO)
         of_preferences = [each for each in inspect.get_annotations(DPOConfig) if each not in own]
-        if strange := [each for each in of_preferences if getattr(self, each) != defaults[each]]:
+        if ignored := [each for each in of_preferences if getattr(self, each) != defaults[each]]:
             raise ValueError(
-                f"{strange[0]} is set, and belongs to preference losses, not to distillation: leave it out"
+                f"{ignored[0]} is set, and belongs to preference losses, not to distillation: leave it out"
             )
         if self.precompute_ref_log_probs and not self.precompute_teacher:
             raise ValueError("precompute_ref_log_probs is for preference losses; for a teacher set precompute_teacher")
@@ -254,30 +257,35 @@ class DistillationConfig(StagedConfig):
             )
 
     def _schedule(self, preset: Curriculum) -> Curriculum:
-        """Return the preset with the options that were given.
+        """Return the preset with the options that are set.
 
         Args:
             preset: one of `CURRICULA`.
 
         Raises:
-            ValueError: an option that nothing reads, or one out of range.
+            ValueError: an option has no effect, or is out of range.
         """
-        given = {each: value for each in SCHEDULE if (value := getattr(self, each)) is not None}
-        moves = dataclasses.replace(preset, **{n: given[n] for n in ("adaptive_alpha", "gradual_beta") if n in given})
+        overrides = {each: value for each in SCHEDULE if (value := getattr(self, each)) is not None}
+        moves = dataclasses.replace(
+            preset, **{n: overrides[n] for n in ("adaptive_alpha", "gradual_beta") if n in overrides}
+        )
         for switch, readers in (
             ("gradual_beta", ("beta_max", "beta_ramp")),
             ("adaptive_alpha", ("alpha_low", "alpha_high")),
         ):
-            if not getattr(moves, switch) and (unread := [name for name in readers if name in given]):
+            if not getattr(moves, switch) and (unread := [name for name in readers if name in overrides]):
                 raise ValueError(
                     f"{unread[0]} is set, and is only read with {switch}, which is False: set {switch} to True"
                 )
         if (not self.kind.follows_curriculum or not moves.adaptive_alpha) and (
-            alpha := given.get("alpha_0")
+            alpha := overrides.get("alpha_0")
         ) is not None:
-            given |= {"alpha_low": min(PAPER.low, alpha), "alpha_high": max(PAPER.high, alpha)}  # alpha does not move
+            overrides |= {
+                "alpha_low": min(PAPER.low, alpha),
+                "alpha_high": max(PAPER.high, alpha),
+            }  # alpha does not move
         names = {"alpha_low": "low", "alpha_high": "high", "loss_factor": "factor", "beta_ramp": "ramp"}
-        return dataclasses.replace(preset, **{names.get(name, name): value for name, value in given.items()})
+        return dataclasses.replace(preset, **{names.get(name, name): value for name, value in overrides.items()})
 
     def _check_curriculum(self) -> None:
         if self.curriculum not in CURRICULA:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
 
-from contralto.align.trainers.config import settle, unshared
+from contralto.align.trainers.config import apply_machine_defaults, with_own_peft_config
 
 __all__ = ["MarginRewardConfig", "MarginRewardTrainer", "agreement", "margin_loss"]
 
@@ -99,7 +99,7 @@ class MarginRewardConfig(RewardConfig):
     def __post_init__(self) -> None:
         if not 0 < self.margin_scale < math.inf:
             raise ValueError(f"margin_scale must be a finite number above 0, not {self.margin_scale}")
-        settle(self)
+        apply_machine_defaults(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
 
 
@@ -126,7 +126,7 @@ class MarginRewardTrainer(RewardTrainer):
         for name in ("train_dataset", "eval_dataset"):
             if kwargs.get(name) is not None:
                 kwargs[name] = _with_margins(kwargs[name], name, args)
-        kwargs = unshared(kwargs)
+        kwargs = with_own_peft_config(kwargs)
         if isinstance(kwargs.get("peft_config"), PeftConfig):
             kwargs["peft_config"].task_type = "SEQ_CLS"
         super().__init__(model, args, **kwargs)

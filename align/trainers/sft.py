@@ -19,7 +19,7 @@ from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
 from contralto.align.losses.chunked import Head
 from contralto.align.trainers.batches import IGNORED
-from contralto.align.trainers.config import option, settle, unshared
+from contralto.align.trainers.config import apply_machine_defaults, option, with_own_peft_config
 from contralto.align.trainers.scoring import Scoring, install_head
 from contralto.align.trl_compat import gathered, record_metrics
 from contralto.common.head import head_of
@@ -125,7 +125,7 @@ class SimCTGConfig(SFTConfig):
             raise ValueError(
                 "packing and padding_free put several texts into one row, and SimCTG contrasts the tokens of one: set both to False"
             )
-        settle(self)
+        apply_machine_defaults(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
 
 
@@ -150,7 +150,7 @@ class SimCTGTrainer(SFTTrainer):
     def __init__(self, model: Any, args: SimCTGConfig | None = None, **kwargs: Any) -> None:
         if not isinstance(args, SimCTGConfig):
             raise ValueError(f"args must be a SimCTGConfig, not {type(args).__name__}")
-        super().__init__(model, args, **unshared(kwargs))
+        super().__init__(model, args, **with_own_peft_config(kwargs))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -198,7 +198,7 @@ class CALConfig(SFTConfig):
             raise ValueError(
                 f"CAL weighs the likelihood of tokens, and loss_type {self.loss_type!r} weighs it already: use nll"
             )
-        settle(self)
+        apply_machine_defaults(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
 
 
@@ -230,7 +230,7 @@ class CALTrainer(SFTTrainer):
             raise ValueError(
                 "CAL weighs tokens by what an image does to them: give a train_dataset with a column images"
             )
-        super().__init__(model, args, **unshared(kwargs))
+        super().__init__(model, args, **with_own_peft_config(kwargs))
         install_head(_policy(self))
 
     def compute_loss(

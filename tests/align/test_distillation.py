@@ -35,7 +35,7 @@ from contralto.align import parsing
 from contralto.align.trainers import distillation
 from contralto.align.trainers.config import StagedConfig
 from contralto.align.trainers.distillation import DistillationPairTrainer
-from contralto.align.trainers.distillation_config import LOSSES, DistillationConfig
+from contralto.align.trainers.distillation_config import DISTILLATION_LOSSES, DistillationConfig
 from contralto.cli import align as cli_align
 from contralto.testbed import worlds
 
@@ -157,7 +157,7 @@ def _expected(student, of_teacher, batch, args, weights, alpha):
     z = _logits(student, batch)
     with torch.no_grad():
         x = None if of_teacher is None else _logits(of_teacher, batch)
-    kind, size = LOSSES[args.loss_type[0]], len(mask) // 2
+    kind, size = DISTILLATION_LOSSES[args.loss_type[0]], len(mask) // 2
     total, values = 0.0, []
     for i, row in enumerate(mask):
         name, weight = (kind.chosen, weights[0]) if i < size else (kind.rejected, weights[1])
