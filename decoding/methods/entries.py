@@ -7,7 +7,7 @@ from contralto.decoding.methods.base import Form, Method, Unsupported
 from contralto.decoding.methods.registry import METHODS
 from contralto.decoding.methods.views import Extra
 
-__all__ = ["PROCESSORS", "ROWS_COST", "RULES", "convert_layers", "keep_scale"]
+__all__ = ["DECODER_ONLY", "EVERYWHERE", "PROCESSORS", "ROWS_COST", "RULES", "convert_layers", "keep_scale"]
 
 
 def convert_layers(value: Any) -> str | list[int]:
@@ -43,6 +43,16 @@ ROWS_COST = {
     "loop": "{rows} rows per prompt in one forward ({branches})",
     "processor": "{rows} forwards per token ({branches})",
 }
+EVERYWHERE: dict[str, Any] = {
+    "beams": True,
+    "sampling": True,
+    "row_seeds": True,
+    "streaming": True,
+    "encoder_decoder": True,
+    "vllm": True,
+}
+"""The capabilities of a method without restrictions."""
+DECODER_ONLY: dict[str, Any] = {"encoder_decoder": Unsupported("is for decoder-only models")}
 DRAWS = "draws random numbers of its own"
 DETERMINISTIC = "is deterministic"
 AMATEUR = {"amateur": "a weaker model of the same tokenizer"}
@@ -85,12 +95,7 @@ METHODS.register(
         views=(),
         contrast_prompt_optional=False,
         extra={},
-        beams=True,
-        sampling=True,
-        row_seeds=True,
-        streaming=True,
-        encoder_decoder=True,
-        vllm=True,
+        **EVERYWHERE,
         cost={},
     )
 )
@@ -108,12 +113,7 @@ METHODS.register(
         views=(),
         contrast_prompt_optional=False,
         extra={"amateur_window": WINDOW},
-        beams=True,
-        sampling=True,
-        row_seeds=True,
-        streaming=True,
-        encoder_decoder=True,
-        vllm=True,
+        **EVERYWHERE,
         cost=MODELS_COST,
     )
 )
@@ -198,12 +198,7 @@ METHODS.register(
         views=("prompt",),
         contrast_prompt_optional=False,
         extra={},
-        beams=True,
-        sampling=True,
-        row_seeds=True,
-        streaming=True,
-        encoder_decoder=True,
-        vllm=True,
+        **EVERYWHERE,
         cost=ROWS_COST,
     )
 )
@@ -238,12 +233,7 @@ METHODS.register(
         views=("prompt",),
         contrast_prompt_optional=False,
         extra={},
-        beams=True,
-        sampling=True,
-        row_seeds=True,
-        streaming=True,
-        encoder_decoder=True,
-        vllm=True,
+        **EVERYWHERE,
         cost=ROWS_COST,
     )
 )
@@ -270,12 +260,7 @@ METHODS.register(
         views=("prompt",),
         contrast_prompt_optional=False,
         extra={},
-        beams=True,
-        sampling=True,
-        row_seeds=True,
-        streaming=True,
-        encoder_decoder=True,
-        vllm=True,
+        **EVERYWHERE,
         cost=ROWS_COST,
     )
 )
@@ -302,12 +287,7 @@ METHODS.register(
         views=("prompt",),
         contrast_prompt_optional=True,
         extra={},
-        beams=True,
-        sampling=True,
-        row_seeds=True,
-        streaming=True,
-        encoder_decoder=True,
-        vllm=True,
+        **EVERYWHERE,
         cost=ROWS_COST,
     )
 )
@@ -338,12 +318,11 @@ METHODS.register(
             "layers": Extra(of=f"{PROCESSORS}:DoLaLogitsProcessor", convert=convert_layers),
             "final_norm": Extra(of=f"{PROCESSORS}:DoLaLogitsProcessor"),
         },
-        beams=True,
-        sampling=True,
-        row_seeds=True,
-        streaming=True,
-        encoder_decoder=Unsupported("is for decoder-only models"),
-        vllm=Unsupported("needs the hidden states of earlier layers, which vLLM does not give"),
+        **(
+            EVERYWHERE
+            | DECODER_ONLY
+            | {"vllm": Unsupported("needs the hidden states of earlier layers, which vLLM does not give")}
+        ),
         cost={
             "loop": "1 forward per token, and its head once more for every earlier layer",
             "processor": "2 forwards per token, and its head once more for every earlier layer",
@@ -373,12 +352,7 @@ METHODS.register(
         views=(),
         contrast_prompt_optional=False,
         extra={},
-        beams=True,
-        sampling=True,
-        row_seeds=True,
-        streaming=True,
-        encoder_decoder=True,
-        vllm=True,
+        **EVERYWHERE,
         cost=MODELS_COST,
     )
 )

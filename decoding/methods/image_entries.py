@@ -1,7 +1,7 @@
 """The declarations of the built-in methods that contrast images."""
 
-from contralto.decoding.methods.base import Form, Method, Unsupported
-from contralto.decoding.methods.entries import PROCESSORS, ROWS_COST, RULES, keep_scale
+from contralto.decoding.methods.base import Form, Method
+from contralto.decoding.methods.entries import DECODER_ONLY, EVERYWHERE, PROCESSORS, ROWS_COST, RULES, keep_scale
 from contralto.decoding.methods.registry import METHODS
 
 METHODS.register(
@@ -27,12 +27,7 @@ METHODS.register(
         views=("noised",),
         contrast_prompt_optional=False,
         extra={},
-        beams=True,
-        sampling=True,
-        row_seeds=True,
-        streaming=True,
-        encoder_decoder=True,
-        vllm=True,
+        **EVERYWHERE,
         cost=ROWS_COST,
     )
 )
@@ -59,12 +54,7 @@ METHODS.register(
         views=("transformed",),
         contrast_prompt_optional=False,
         extra={},
-        beams=True,
-        sampling=True,
-        row_seeds=True,
-        streaming=True,
-        encoder_decoder=True,
-        vllm=True,
+        **EVERYWHERE,
         cost=ROWS_COST,
     )
 )
@@ -91,12 +81,7 @@ METHODS.register(
         views=("transformed", "noised"),
         contrast_prompt_optional=False,
         extra={},
-        beams=True,
-        sampling=True,
-        row_seeds=True,
-        streaming=True,
-        encoder_decoder=True,
-        vllm=True,
+        **EVERYWHERE,
         cost=ROWS_COST,
     )
 )
@@ -123,12 +108,7 @@ METHODS.register(
         views=("blind",),
         contrast_prompt_optional=False,
         extra={},
-        beams=True,
-        sampling=True,
-        row_seeds=True,
-        streaming=True,
-        encoder_decoder=Unsupported("is for decoder-only models"),
-        vllm=True,
+        **(EVERYWHERE | DECODER_ONLY),
         cost=ROWS_COST,
     )
 )

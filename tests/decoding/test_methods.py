@@ -18,6 +18,7 @@ from oracles import rules as oracle
 
 from contralto import decoding
 from contralto.decoding.executors.score import score
+from contralto.decoding.methods import METHODS as declared
 
 STEPS = 8
 
@@ -116,7 +117,7 @@ def layers(family):
     return list(range(family == "mamba", depth))
 
 
-DECODER_ONLY = {"m3id", "cfg_last_token", "dola"}
+DECODER_ONLY = {name for name, method in declared.items() if not method.encoder_decoder} | {"cfg_last_token"}
 
 
 class Setting(NamedTuple):
