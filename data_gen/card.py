@@ -1,4 +1,4 @@
-"""The card of a data set: how much its answers differ, who wrote them, what was lost on the way, and what it cost."""
+"""The card of a data set: the contrast of its pairs, the models, the rows that were lost, and the cost."""
 
 import json
 import math
@@ -27,7 +27,7 @@ EXAMPLE = 1200
 
 
 class Contrast(NamedTuple):
-    """How the pairs of a strategy differ. What no pair was checked for is None."""
+    """The contrast of a strategy's pairs. A value that no pair has is None."""
 
     strategy: str
     pairs: int
@@ -40,11 +40,11 @@ class Contrast(NamedTuple):
     no_op: float
     """Share."""
     finished: float | None
-    """Share of the pairs both of whose answers are whole."""
+    """Share of the pairs with two complete answers."""
     agreed: int | None
-    """Pairs whose direction the judge confirms ..."""
+    """Number of pairs whose direction the judge confirms."""
     judged: int
-    """... of so many judged."""
+    """Number of judged pairs."""
     margin: float | None
     """Mean reward margin."""
     ln_ches: float | None
@@ -52,10 +52,10 @@ class Contrast(NamedTuple):
 
 
 def contrastiveness(rows: Sequence[Mapping[str, Any]]) -> list[Contrast]:
-    """The contrast of each strategy's pairs, in the order in which strategies appear.
+    """Return the contrast of each strategy's pairs, in the order in which strategies appear.
 
     Args:
-        rows: of the data set. The measures of the check `contrast` are computed if they are not there.
+        rows: the pairs. The columns of the check `contrast` are computed if they are missing.
 
     Examples:
         >>> row = {"strategy": "clair", "chosen": [{"content": "It is 4."}], "rejected": [{"content": "It is 5."}]}
@@ -103,7 +103,11 @@ def _mean(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
 
 
 def markdown(contrasts: Sequence[Contrast]) -> str:
-    """A table of contrasts; columns that nothing is known for are left out."""
+    """Return contrasts as a table in Markdown, without empty columns.
+
+    Args:
+        contrasts: as `contrastiveness` returns them.
+    """
     columns: dict[str, list[str | None]] = {
         "strategy": [inline(c.strategy) for c in contrasts],
         "pairs": [str(c.pairs) for c in contrasts],
@@ -129,16 +133,17 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str,
 
     Args:
         folder: of the data set, whose pairs lie in `data/*.parquet`.
-        rows: the pairs, annotated.
-        summary: `recipe` (the mapping that was read), `models` (what determines the answers, by role), `counts` (`rows`, `pairs`,
+        rows: the pairs, with the columns of the checks.
+        summary: `recipe` (the mapping that was read), `models` (the identities of engines, by role), `counts` (`rows`, `pairs`,
             and by reason `rejected`, `failed`, `dropped`), `costs` (of each role `role`, `requests`, `prompt_tokens`,
-            `completion_tokens`, `money`, `currency`), `templates` (asks by name@version), and if it is not the folder's `name`.
+            `completion_tokens`, `money`, `currency`), `templates` (requests by name@version), and `name`, if it is not that of the
+            folder.
 
     Returns:
-        The card's path.
+        The path of the card.
 
     Raises:
-        ValueError: no rows.
+        ValueError: there are no rows.
     """
     if not rows:
         raise ValueError("a card needs at least one pair, and there is none")
@@ -180,12 +185,12 @@ def _tokens(recipe: Mapping[str, Any]) -> str:
 
 
 def _role(cost: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    said = f"{cost['money']:.2f} {cost['currency']}" if cost["money"] else "-"
-    return {**cost, "cost": said, "model": model.get("model", "-"), "engine": model.get("engine", "-")}
+    money = f"{cost['money']:.2f} {cost['currency']}" if cost["money"] else "-"
+    return {**cost, "cost": money, "model": model.get("model", "-"), "engine": model.get("engine", "-")}
 
 
 def _example(rows: Sequence[Mapping[str, Any]], strategy: str) -> dict[str, str]:
-    """The strategy's pair of median Levenshtein distance."""
+    """Return the strategy's pair of median Levenshtein distance."""
     pairs = sorted(
         (row for row in rows if (row.get("strategy") or "unknown") == strategy), key=lambda row: row["levenshtein"]
     )
@@ -204,7 +209,7 @@ PANELS = (
 
 
 def _plot(folder: Path, rows: Sequence[Mapping[str, Any]], strategies: Sequence[str]) -> str:
-    """Cumulative shares of what was measured, a line per strategy; the file as the card names it."""
+    """Plot the cumulative distribution of each measure, a line per strategy; return the path that the card names."""
     import matplotlib as mpl
 
     with mpl.rc_context({"text.parse_math": False}):  # names may hold dollar signs
@@ -235,7 +240,7 @@ def _figure(rows: Sequence[Mapping[str, Any]], strategies: Sequence[str]) -> Any
 
 
 def _panel(axes: Any, rows: Sequence[Mapping[str, Any]], column: str, strategies: Sequence[str]) -> None:
-    """The share of a strategy's pairs at or below each value; the outermost hundredth at either end is out of sight."""
+    """Draw the share of a strategy's pairs at or below each value, without the outermost hundredth at either end."""
     values = sorted(_known(rows, column))
     low, high = values[len(values) // 100], values[-1 - len(values) // 100]
     margin = 0.03 * (high - low) or 0.5

@@ -1,9 +1,9 @@
-"""Columns of a data set that hold every value as it was read.
+"""Data sets whose columns keep every value as it was read.
 
-Arrow gives all values of a column one type. Objects with different keys become one object with all keys, and what a row does not
-have is null there: `{"city": "Oslo"}` beside `{"x": 4}` reads `{"city": "Oslo", "x": None}`, which a chat template writes out as an
-argument of a tool call. `datasets` has a type for such values, `Json`, which its JSON reader uses and `Dataset.from_list` does not
-unless it is asked. Here every place that has no common type becomes `Json`, whatever the rows come from.
+Arrow gives all values of a column one type. Objects with different keys become one object with all keys, and missing ones are null:
+`{"city": "Oslo"}` beside `{"x": 4}` reads `{"city": "Oslo", "x": None}`, which a chat template writes out as an argument of a tool
+call. `datasets` has a type for such values, `Json`, which its JSON reader uses and `Dataset.from_list` does not by default. Here
+every place without a common type becomes `Json`, whatever the source of the rows.
 """
 
 import io
@@ -28,14 +28,14 @@ CONVERSATIONS = ("prompt", "chosen", "rejected")
 
 
 def to_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
-    """Rows as a `datasets.Dataset` of one schema: a column that a row does not have is None there, images are stored inside.
+    """Return rows of pairs as a `datasets.Dataset` of one schema, with images stored inside.
 
     Args:
-        rows: with `prompt`, `chosen`, `rejected` as messages, or all three as texts; of one strategy or of several; images as
-            paths, bytes or Pillow images.
+        rows: with `prompt`, `chosen`, `rejected` as messages, or all three as texts; images as paths, bytes or Pillow images.
+            A column that a row lacks is None there.
 
     Raises:
-        ValueError: no rows, or a column of values that no type holds.
+        ValueError: there are no rows, or no type holds the values of a column.
     """
     from datasets import Image, List
 
@@ -51,14 +51,14 @@ def to_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
 def as_dataset(
     rows: Sequence[Mapping[str, Any]], *, known: Mapping[str, tuple[list[Any], Any]] | None = None
 ) -> "Dataset":
-    """Return rows as a `datasets.Dataset` that gives every value back as it was.
+    """Return rows as a `datasets.Dataset` that returns every value unchanged.
 
     Args:
-        rows: a column that a row does not have is None there; of `chat_template_kwargs` it is empty, since TRL unpacks it.
+        rows: a column that a row lacks is None there; `chat_template_kwargs` is empty, since TRL unpacks it.
         known: columns whose values and features are known, by name; they come last.
 
     Raises:
-        ValueError: no rows, or a column of values that no type holds.
+        ValueError: there are no rows, or no type holds the values of a column.
 
     Examples:
         >>> as_dataset([{"arguments": {"city": "Oslo"}}, {"arguments": {"x": 4}, "n": 1}])[0]
@@ -82,7 +82,7 @@ def as_dataset(
 
 
 def _alike(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """All contents as lists of parts, if one of them is: templates expect one form."""
+    """Return rows with all contents as lists of parts if one of them is, since templates expect one form."""
     if not any(isinstance(m["content"], list) for row in rows for name in CONVERSATIONS for m in _messages(row[name])):
         return rows
     return [{**row, **{name: [_in_parts(m) for m in row[name]] for name in CONVERSATIONS}} for row in rows]
@@ -116,19 +116,19 @@ def stored(image: Any) -> dict[str, Any]:
 
 
 def column(values: Sequence[Any]) -> tuple[list[Any], Any]:
-    """Return the values ready for `Dataset.from_dict`, with the feature that holds them unchanged.
+    """Return values for `Dataset.from_dict`, and the feature that holds them unchanged.
 
     As `load_dataset("json")` of datasets 5.2 does: objects with different keys, and values of types that do not mix, are stored
     as JSON; everything else has the type that Arrow infers. Numbers mix: integers beside fractions become fractions.
 
     Args:
-        values: one per row; None where a row has none.
+        values: one per row; None for a row without one.
 
     Returns:
         The values, those of `Json` features written as JSON, and the feature.
 
     Raises:
-        ValueError: a value that neither Arrow nor JSON holds.
+        ValueError: neither Arrow nor JSON holds a value.
 
     Examples:
         >>> column([{"city": "Oslo"}, {"x": 4}])
@@ -138,24 +138,24 @@ def column(values: Sequence[Any]) -> tuple[list[Any], Any]:
     """
     from datasets import Json
 
-    there = [value for value in values if value is not None]
-    if there and all(isinstance(value, Mapping) for value in there):
-        return _objects(values, there)
-    if there and all(isinstance(value, list | tuple) for value in there):
-        return _lists(values, there)
-    if not any(isinstance(value, Mapping | list | tuple) for value in there):
-        feature = _scalar(there)
+    present = [value for value in values if value is not None]
+    if present and all(isinstance(value, Mapping) for value in present):
+        return _objects(values, present)
+    if present and all(isinstance(value, list | tuple) for value in present):
+        return _lists(values, present)
+    if not any(isinstance(value, Mapping | list | tuple) for value in present):
+        feature = _scalar(present)
         if feature is not None:
             return list(values), feature
     return [_written(value) for value in values], Json()
 
 
-def _objects(values: Sequence[Any], there: Sequence[Mapping[str, Any]]) -> tuple[list[Any], Any]:
-    """Objects: a struct if all have the same keys, or else JSON."""
+def _objects(values: Sequence[Any], present: Sequence[Mapping[str, Any]]) -> tuple[list[Any], Any]:
+    """Return objects as structs if all have the same keys, else as JSON."""
     from datasets import Json
 
-    names = list(there[0])
-    if not names or any(set(value) != set(names) for value in there):
+    names = list(present[0])
+    if not names or any(set(value) != set(names) for value in present):
         return [_written(value) for value in values], Json()
     parts = {name: column([None if value is None else value[name] for value in values]) for name in names}
     rows = zip(*(held for held, _ in parts.values()), strict=True)
@@ -165,17 +165,17 @@ def _objects(values: Sequence[Any], there: Sequence[Mapping[str, Any]]) -> tuple
     return held, {name: feature for name, (_, feature) in parts.items()}
 
 
-def _lists(values: Sequence[Any], there: Sequence[Sequence[Any]]) -> tuple[list[Any], Any]:
-    """Lists, whose elements have one type."""
+def _lists(values: Sequence[Any], present: Sequence[Sequence[Any]]) -> tuple[list[Any], Any]:
+    """Return lists, whose elements have one type."""
     from datasets import List
 
-    held, feature = column([element for value in there for element in value])
+    held, feature = column([element for value in present for element in value])
     elements = iter(held)
     return [None if value is None else [next(elements) for _ in value] for value in values], List(feature)
 
 
 def _scalar(values: Sequence[Any]) -> Any:
-    """The feature of values that are no lists and no objects, or None if they have no common one."""
+    """Return the feature of values that are neither lists nor objects; None if they have no common one."""
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Value
     from datasets.features.features import generate_from_arrow_type
@@ -194,7 +194,7 @@ def _scalar(values: Sequence[Any]) -> Any:
 
 
 def _written(value: Any) -> str | None:
-    """A value as JSON that `Json` reads back as it was."""
+    """Return a value as JSON that `Json` reads back unchanged."""
     from datasets import Json
 
     if value is None:

@@ -1,7 +1,7 @@
-"""Texts of strangers made harmless where they are shown in Markdown.
+"""Escape untrusted text for Markdown.
 
-Answers, error messages, and names of models and strategies may hold HTML, links, images that report who looks at them, bars that
-break a table, and control sequences.
+Answers, error messages, and names of models and strategies may hold HTML, links, tracking images, bars that break a table, and control
+sequences.
 """
 
 import re
@@ -11,17 +11,17 @@ from contralto.common.texts import printable
 __all__ = ["Markdown", "fenced", "inline", "quoted"]
 
 MEANT = re.compile(r"[\\`*\[\]<>&|#~$]|:(?=//)|(?<=www)\.|(?<![^\W_])_|_(?![^\W_])")
-"""Characters that mean something in a line of Markdown as the Hub renders it; underscores within words do not."""
+"""Characters with a meaning in a line of Markdown as the Hub renders it; underscores within words have none."""
 
 
 class Markdown(str):
-    """A text that is Markdown already: `inline` leaves it as it is."""
+    """A text that is Markdown already: `inline` returns it unchanged."""
 
     __slots__ = ()
 
 
 def inline(value: object) -> str:
-    r"""Escape a value for a line of Markdown or a cell of a table. It is shown as it is, its white space as single spaces.
+    r"""Escape a value for a line of Markdown or a cell of a table, with its white space as single spaces.
 
     Args:
         value: anything; `Markdown` is returned as it is.
@@ -36,7 +36,7 @@ def inline(value: object) -> str:
 
 
 def quoted(text: str, *, limit: int) -> Markdown:
-    """Return a text as an indented block, in which nothing is taken for Markdown or HTML.
+    """Return a text as an indented block, in which nothing is Markdown or HTML.
 
     Args:
         text: any text.

@@ -1,10 +1,10 @@
-"""Pairs to files: TRL's explicit-prompt conversational rows with where they come from, as parquet and JSON lines, and a card.
+"""The export of pairs: TRL's explicit-prompt conversational rows with their origin, as parquet and JSON lines, and a card.
 
 dataset/README.md           the card
 dataset/data/               the pairs, train.parquet and train.jsonl
 dataset/images/             their images, if there are any
-dataset/rejected.jsonl      rows that gave no pair, or whose pair a filter dropped, and why
-dataset/failed.jsonl        rows without an answer, and why
+dataset/rejected.jsonl      rows without a pair, or whose pair a filter dropped, with the reasons
+dataset/failed.jsonl        rows without an answer, with the reasons
 """
 
 import io
@@ -30,7 +30,7 @@ IMAGES = ("images", "rejected_images")
 
 
 class Exported(NamedTuple):
-    """What is in the files."""
+    """The numbers of rows and pairs in the files."""
 
     pairs: int
     rejected: int
@@ -44,12 +44,12 @@ class Exported(NamedTuple):
 
 
 def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
-    """Write the data set from the recorded answers. Nobody is asked; unfinished rows are left out.
+    """Write the data set from the recorded answers. No request is sent; unfinished rows are left out.
 
     Args:
         recipe: the recipe; the data set is the folder `dataset` of its `output`.
-        rows: as `recipes.read_rows` gives them.
-        store: the answers.
+        rows: as `read_rows` returns them.
+        store: the recorded answers.
 
     Raises:
         ValueError: there is no pair, or the filters leave none.
@@ -86,14 +86,26 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
 
 
 def folder_of(recipe: Recipe) -> Path:
-    """Where the data set is: beside the answers, so that it can be handed on without them."""
+    """Return the folder of the data set, beside the answers, so that it can be published without them.
+
+    Args:
+        recipe: the recipe.
+    """
     return recipe.output / "dataset"
 
 
 def summary(
     recipe: Recipe, results: Sequence[Result], *, rows: int, pairs: int, dropped: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """What the card tells: the recipe, who answered, counts, costs, versions of the prompts."""
+    """Return the contents of the card: the recipe, the models, counts, costs, versions of the prompts.
+
+    Args:
+        recipe: the recipe.
+        results: the results of all rows.
+        rows: the number of rows.
+        pairs: the number of pairs in the data set.
+        dropped: the pairs that filters dropped, with their reasons.
+    """
     lost, costs = _lost(results), []
     for name, role in recipe.roles.items():
         answers = {a.request.key: answer for r in results for a, answer in r.asked if a.role == name}.values()
@@ -114,10 +126,10 @@ def summary(
 
 
 def pair_rows(result: Result) -> list[dict[str, Any]]:
-    """The pairs of a row as rows of the data set: prompt, chosen, rejected, images, then where they come from.
+    """Return the pairs of a result as rows of the data set: prompt, chosen, rejected, images, then their origin.
 
     Args:
-        result: as `replay` gives it.
+        result: as `replay` yields it.
     """
     return [_row(pair, result) for pair in result.made or [] if isinstance(pair, Pair)]
 
@@ -138,7 +150,7 @@ def _row(pair: Pair, result: Result) -> dict[str, Any]:
 
 
 def _provenance(result: Result) -> dict[str, Any]:
-    """Who was asked, what it took, and under which keys the store has it."""
+    """Return the columns about the origin of a pair: roles with models, keys of requests, tokens."""
     return {
         "strategy": result.strategy,
         "models": [f"{role}: {model}" for role, model in dict.fromkeys((a.role, a.model) for a, _ in result.asked)],
@@ -149,7 +161,7 @@ def _provenance(result: Result) -> dict[str, Any]:
 
 
 def _lost(results: Iterable[Result]) -> dict[str, list[dict[str, Any]]]:
-    """Rows without a pair: rejected for their answers, or failed for the lack of one."""
+    """Return the rows without a pair: rejected for their answers, or failed for lack of an answer."""
     lost: dict[str, list[dict[str, Any]]] = {"rejected": [], "failed": []}
     for result in results:
         where = {"id": result.row["id"], "strategy": result.strategy}
@@ -169,12 +181,12 @@ def _reason(result: Result) -> str:
 
 
 def push_to_hub(folder: Path, name: str, *, private: bool) -> str:
-    """Put an exported data set on the hub, card and all, and return its address.
+    """Upload an exported data set with its card to the Hub, and return its address.
 
     Args:
-        folder: as `export` left it.
+        folder: the folder of the data set.
         name: `owner/name`. The token is that of `hf auth login`, or HF_TOKEN.
-        private: whether others cannot see it.
+        private: hide it from others.
     """
     from huggingface_hub import HfApi
 
@@ -188,7 +200,7 @@ def push_to_hub(folder: Path, name: str, *, private: bool) -> str:
 
 
 def _save(pairs: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Parquet with the images inside, JSON lines that name them as files."""
+    """Write parquet with the images inside, and JSON lines that name them as files."""
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     with replace_file(data / "train.parquet") as new:
@@ -201,7 +213,7 @@ def _save(pairs: Sequence[Mapping[str, Any]], folder: Path) -> None:
 
 
 def _file(image: Any, folder: Path) -> str:
-    """An image as a file of the data set, named by its content; the path as seen from the JSON lines."""
+    """Write an image into the data set, named by a hash of its content; return its path relative to the JSON lines."""
     if isinstance(image, str | Path):
         content, suffix = Path(image).read_bytes(), Path(image).suffix
     else:

@@ -1,7 +1,7 @@
-"""Images that the rows of a data set name: files below known folders that Pillow recognises, and images inside the rows.
+"""Images in the rows of a data set: files below known folders that Pillow recognizes, and images inside the rows.
 
-Rows come from elsewhere. What a row names as its image is read, sent to an endpoint and copied into the data set, so a row must not
-be able to name any other file of the machine, and nothing is fetched from an address.
+Rows come from other people. The image that a row names is read, sent to an endpoint and copied into the data set, so a row must not
+be able to name any other file of the machine, and nothing is downloaded.
 """
 
 import base64
@@ -21,17 +21,17 @@ SOURCES = ("image", "path", "url", "base64", "image_url")
 """Keys of an image part that name or hold its image."""
 
 
-def images_of(given: Any, *, folders: Sequence[Path], where: str) -> tuple[Any, ...]:
+def images_of(value: Any, *, folders: Sequence[Path], where: str) -> tuple[Any, ...]:
     """Return the images of a column: checked paths, and Pillow images.
 
     Args:
-        given: an image or a list of images: a path as seen from the first folder, a `data:` URL, a mapping with `bytes` or `path`, or a
-            Pillow image. None stands for no images.
-        folders: the folders below which files may lie. Links are followed before this is checked.
+        value: an image or a list of images: a path relative to the first folder, a `data:` URL, a mapping with `bytes` or `path`, or
+            a Pillow image. None is no images.
+        folders: the folders below which files may lie. Links are resolved before this is checked.
         where: the place of the images, for errors.
 
     Raises:
-        ValueError: an address, a file that is missing, lies elsewhere or is not an image, or another kind of value.
+        ValueError: an address; a file that is missing, lies elsewhere or is not an image; another kind of value.
 
     Examples:
         >>> images_of(["../secret.txt"], folders=[Path("/recipes")], where="row 1, column 'images'")
@@ -39,22 +39,22 @@ def images_of(given: Any, *, folders: Sequence[Path], where: str) -> tuple[Any, 
             ...
         ValueError: row 1, column 'images': ../secret.txt lies outside of /recipes: move it there, or name the folder of the images in the recipe with rows: {image_folder: FOLDER}
     """
-    images = given if isinstance(given, list | tuple) else [] if given is None else [given]
+    images = value if isinstance(value, list | tuple) else [] if value is None else [value]
     return tuple(_image(image, folders, where) for image in images)
 
 
-def _image(given: Any, folders: Sequence[Path], where: str) -> Any:
-    if isinstance(given, Mapping):
-        if given.get("bytes"):
-            return _opened(given["bytes"], where)
-        given = given.get("path")
-    if isinstance(given, str) and given.startswith("data:"):
-        return _opened(_decoded(given.partition(",")[2], where), where)
-    if isinstance(given, str | PathLike):
-        return str(_file(str(given), folders, where))
-    if not hasattr(given, "tobytes"):
-        raise ValueError(f"{where} holds neither a path nor an image, but {type(given).__name__}: {str(given)[:80]!r}")
-    return given
+def _image(value: Any, folders: Sequence[Path], where: str) -> Any:
+    if isinstance(value, Mapping):
+        if value.get("bytes"):
+            return _opened(value["bytes"], where)
+        value = value.get("path")
+    if isinstance(value, str) and value.startswith("data:"):
+        return _opened(_decoded(value.partition(",")[2], where), where)
+    if isinstance(value, str | PathLike):
+        return str(_file(str(value), folders, where))
+    if not hasattr(value, "tobytes"):
+        raise ValueError(f"{where} holds neither a path nor an image, but {type(value).__name__}: {str(value)[:80]!r}")
+    return value
 
 
 def _file(name: str, folders: Sequence[Path], where: str) -> Path:
@@ -90,11 +90,11 @@ def _opened(content: bytes, where: str) -> Any:
 
 
 def check_image(image: Any, where: str = "") -> str:
-    """Return the media type of an image, such as `image/png`, which its header tells and not its name.
+    """Return the media type of an image, such as `image/png`, from its header.
 
     Args:
         image: a path, or the bytes of a file.
-        where: the place that names it, for errors.
+        where: the place that names the image, for errors.
 
     Raises:
         ValueError: there is no such file, or it is not an image.
@@ -105,16 +105,16 @@ def check_image(image: Any, where: str = "") -> str:
     else:
         where = f"{where}: {str(image)[:200]}" if where else str(image)
         _check_is_file(image, where)
-    with _pillow(where) as read, read(file) as found:
+    with _pillow(where) as read, read(file) as opened:
         from PIL import Image
 
-        kind = "JPEG" if found.format == "MPO" else found.format  # a JPEG that ends with previews
+        kind = "JPEG" if opened.format == "MPO" else opened.format  # a JPEG that ends with previews
         return str(Image.MIME[kind])
 
 
 def _check_is_file(path: Any, where: str) -> None:
     try:
-        is_file = Path(path).is_file()  # also keeps from waiting for a pipe
+        is_file = Path(path).is_file()  # a pipe would block the reader
     except (ValueError, OSError) as error:  # such as a name that is too long
         raise ValueError(f"{where}: not a path: {error}") from error
     if not is_file:
@@ -123,7 +123,7 @@ def _check_is_file(path: Any, where: str) -> None:
 
 @contextmanager
 def _pillow(where: str) -> Iterator[Callable[[Any], Any]]:
-    """Open images with Pillow; every way in which it rejects one becomes a ValueError."""
+    """Yield a function that opens images with Pillow; each of its errors becomes a ValueError."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
@@ -139,8 +139,8 @@ def _pillow(where: str) -> Iterator[Callable[[Any], Any]]:
     try:
         yield read
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        said = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
-        raise ValueError(f"{where} is not an image that Pillow can read{said}") from error
+        reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+        raise ValueError(f"{where} is not an image that Pillow can read{reason}") from error
 
 
 # --------------------------------------------------------------------------------------------------------------- messages
@@ -149,7 +149,7 @@ def _pillow(where: str) -> Iterator[Callable[[Any], Any]]:
 def placed(
     messages: Sequence[Mapping[str, Any]], *, folders: Sequence[Path], where: str
 ) -> tuple[list[dict[str, Any]], tuple[Any, ...]]:
-    """Take the images out of the parts of messages.
+    """Move the images out of the parts of messages.
 
     Args:
         messages: with a text or a list of parts as `content`.
@@ -160,8 +160,7 @@ def placed(
         The messages with `{"type": "image"}` in the place of each image, and the images in their order.
 
     Raises:
-        ValueError: a part that is neither text nor image, an image that `images_of` rejects, or some parts with and some without an
-            image.
+        ValueError: a part is neither text nor image, `images_of` rejects an image, or only some parts have an image.
 
     Examples:
         >>> parts = [{"type": "text", "text": "What is it?"}, {"type": "image"}]
@@ -186,7 +185,7 @@ def placed(
 
 
 def _part(part: Any, where: str) -> dict[str, Any]:
-    """Return a text part as it is, an image part with what it names under `named`."""
+    """Return a text part unchanged, an image part with its image under `named`."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return dict(part)
@@ -208,7 +207,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
 
 
 def with_located(dataset: Any, *, folders: Sequence[Path], where: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a `datasets.Dataset` with its images decoded, none of them from an address or from a file elsewhere.
+    """Yield the rows of a `datasets.Dataset` with its images decoded, without downloads and without files elsewhere.
 
     `datasets` itself opens whatever file or address a stored image names.
 
@@ -218,7 +217,7 @@ def with_located(dataset: Any, *, folders: Sequence[Path], where: str) -> Iterat
         where: the name of the data set, for errors.
 
     Raises:
-        ValueError: an image that `images_of` rejects.
+        ValueError: `images_of` rejects an image.
     """
     kept = dataset.features
     for name, feature in kept.items():
@@ -232,7 +231,7 @@ def with_located(dataset: Any, *, folders: Sequence[Path], where: str) -> Iterat
 
 
 def _undecoded(feature: Any) -> Any:
-    """Return a feature in which images stay bytes and paths; the same object where it holds none."""
+    """Return a feature in which images stay bytes and paths; the same object if it holds none."""
     from datasets import Image, LargeList, List
 
     if isinstance(feature, Image):
@@ -246,7 +245,7 @@ def _undecoded(feature: Any) -> Any:
 
 
 def _read(value: Any, feature: Any, folders: Sequence[Path], where: str) -> Any:
-    """Decode the images of a value as `datasets` does, after checking where they come from."""
+    """Decode the images of a value as `datasets` does, after checking their sources."""
     from datasets import Image, LargeList, List
 
     if value is None:

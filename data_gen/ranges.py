@@ -1,4 +1,4 @@
-"""Numbers and texts of a recipe, checked where they are read: YAML knows NaN, infinity, and strings where a number was meant."""
+"""Range checks for the numbers and texts of a recipe: YAML has NaN, infinity, and strings in place of numbers."""
 
 import math
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ def check_number(
     """Require a finite number in a range.
 
     Args:
-        name: of the option.
-        value: what was given.
+        name: the name of the option, for the error.
+        value: the value.
         least: the least value, unless `above` is given.
         above: a number that the value must exceed.
         most: the greatest value.
         whole: whether only integers are allowed.
 
     Raises:
-        ValueError: it is no such number.
+        ValueError: the value is no such number.
 
     Examples:
         >>> check_number("concurrency", 10**9, least=1, most=10_000, whole=True)
@@ -45,7 +45,7 @@ def check_number(
 
 
 def check_batch(batch_size: Any, max_length: Any = None) -> None:
-    """Require a batch size and a maximal length of texts that can be meant.
+    """Require a plausible batch size and maximal length of texts.
 
     Args:
         batch_size: rows of a batch.
@@ -59,13 +59,13 @@ def check_batch(batch_size: Any, max_length: Any = None) -> None:
         check_number("max_length", max_length, least=1, most=2**31 - 1, whole=True)
 
 
-def check_texts(given: Mapping[str, Any], where: str, *names: str) -> None:
+def check_texts(options: Mapping[str, Any], where: str, *names: str) -> None:
     """Require texts, none of them empty.
 
     Args:
-        given: options by name.
-        where: what errors call them.
-        names: the options; those that are not given are not checked.
+        options: options by name.
+        where: the beginning of errors.
+        names: the names of the texts; options that are missing are not checked.
 
     Raises:
         ValueError: one of them is no text.
@@ -77,5 +77,5 @@ def check_texts(given: Mapping[str, Any], where: str, *names: str) -> None:
         ValueError: recipe.yaml: output must be a text, not None
     """
     for name in names:
-        if name in given and not (isinstance(given[name], str) and given[name]):
-            raise ValueError(f"{where}: {name} must be a text, not {given[name]!r:.80}")
+        if name in options and not (isinstance(options[name], str) and options[name]):
+            raise ValueError(f"{where}: {name} must be a text, not {options[name]!r:.80}")

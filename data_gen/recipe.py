@@ -121,7 +121,7 @@ class Recipe:
 
     @property
     def engines(self) -> list[Engine]:
-        """The engines of all roles, each once."""
+        """Return the engines of all roles, each once."""
         return list({id(role.engine): role.engine for role in self.roles.values()}.values())
 
 

@@ -1,4 +1,4 @@
-"""Where records of preference data come from: files, folders, saved data sets, data sets of the Hub."""
+"""Sources of preference data: files, folders, saved data sets, data sets of the Hub."""
 
 # ruff: noqa: TRY004 (a wrong type in somebody's data is a ValueError like any other mistake in it)
 
@@ -19,7 +19,7 @@ BUILDERS = ("json", "parquet", "csv", "arrow")
 def records(
     source: Any, split: str, config: str | None = None, *, streaming: bool = False
 ) -> tuple[str, Iterable[Any]]:
-    """Return a name for messages, and the records as they were read.
+    """Return a name for error messages, and the records of a source.
 
     Args:
         source: a JSONL, JSON or parquet file; a folder of files, or one of `save_to_disk`; a `datasets.Dataset`; a hub id.
@@ -56,7 +56,7 @@ def _file(path: Path) -> Iterable[Any]:
 
 
 def _jsonl(path: Path) -> Iterator[Any]:
-    """One record per line; lines end at a line feed alone, since JSON may hold every other separator."""
+    """Yield one record per line; lines end at a line feed alone, since JSON may hold every other separator."""
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         lines = enumerate(file, 1)
         while True:
@@ -74,19 +74,19 @@ def _jsonl(path: Path) -> Iterator[Any]:
 
 
 def _json(path: Path) -> Iterable[Any]:
-    """A list of records, or lines."""
+    """Return the records of a JSON file: a list, or one object per line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        found = json.loads(text)
+        content = json.loads(text)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text in UTF-8: {error}") from error
     except json.JSONDecodeError as error:
         if text.lstrip().startswith("{") and error.msg == "Extra data":
             return _jsonl(path)
         raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(found, list):
-        raise ValueError(f"{path}: holds a JSON {type(found).__name__}, not a list of rows")
-    return (_in_folder(record, path.parent) for record in found)
+    if not isinstance(content, list):
+        raise ValueError(f"{path}: holds a JSON {type(content).__name__}, not a list of rows")
+    return (_in_folder(record, path.parent) for record in content)
 
 
 def _parquet(path: Path) -> Iterable[Any]:
@@ -102,16 +102,16 @@ READERS: dict[str, Callable[[Path], Iterable[Any]]] = {".jsonl": _jsonl, ".json"
 
 
 def _in_folder(record: Any, folder: Path) -> Any:
-    """Paths of images as seen from the file's folder."""
+    """Return a record with paths of images relative to the folder of its file."""
     if not isinstance(record, dict):
         return record
     moved: dict[str, Any] = {}
     for name in (*IMAGES, "image"):
-        found = record.get(name)
-        if isinstance(found, str):
-            moved[name] = str(folder / found)
-        elif isinstance(found, list):
-            moved[name] = [str(folder / image) if isinstance(image, str) else image for image in found]
+        value = record.get(name)
+        if isinstance(value, str):
+            moved[name] = str(folder / value)
+        elif isinstance(value, list):
+            moved[name] = [str(folder / image) if isinstance(image, str) else image for image in value]
     return record | moved
 
 
@@ -158,7 +158,7 @@ def _line(error: BaseException) -> str:
 
 
 def _undecoded(dataset: Any) -> Iterable[Any]:
-    """Images as their bytes: nothing is decoded to be encoded again."""
+    """Return a data set with images as their bytes, so that none is decoded to be encoded again."""
     from datasets import Image, List
 
     for name, feature in (dataset.features or {}).items():

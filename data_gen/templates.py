@@ -1,7 +1,7 @@
 """Prompt templates: text files in `prompts/`, each of which a user can replace by a file of their own.
 
-A template is Jinja, so that `{task}` stays as it is and `{{ task }}` is filled in. Its version is a hash of its text, which
-goes into the key of every request made with it: a changed template asks anew, an unchanged one never does.
+A template is Jinja, so that `{task}` is text and `{{ task }}` is filled in. Its version is a hash of its text, which is a part of the
+key of every request made with it: a changed template causes new requests, an unchanged one none.
 """
 
 import re
@@ -22,22 +22,22 @@ from contralto.common.hashing import content_digest
 __all__ = ["Template", "as_text", "content_text", "load", "sections", "user_messages"]
 
 _JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
-"""A template may come from elsewhere: it fills in its fields, and reaches no Python object behind them."""
+"""Sandboxed, since a template may come from other people: it fills in its fields, and reaches no Python object behind them."""
 del _JINJA.filters["random"], _JINJA.globals["lipsum"]
-"""A prompt that differs each time would never find its recorded answer."""
+"""Random prompts would never find their recorded answers."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt template."""
+    """A prompt template with its name."""
 
     name: str
-    """Of the packaged template, or of the user's file."""
+    """The name of the packaged template, or of the user's file."""
     text: str
 
     @property
     def version(self) -> str:
-        """The first twelve digits of the SHA-256 of the text."""
+        """Return the first twelve digits of the SHA-256 of the text."""
         return content_digest(self.text, 12)
 
     @property
@@ -46,7 +46,11 @@ class Template:
         return f"{self.name}@{self.version}"
 
     def render(self, **values: str) -> str:
-        """The prompt. Values are put in as they are: braces in them mean nothing."""
+        """Return the prompt.
+
+        Args:
+            values: the fields of the template. Braces in them are plain text.
+        """
         return _compiled(self.text).render(values)
 
 
@@ -57,14 +61,14 @@ def _compiled(text: str) -> jinja2.Template:
 
 @cache
 def load(name: str, *fields: str) -> Template:
-    """A packaged template by its name, or a user's by its path.
+    """Load a packaged template by its name, or a user's by its path.
 
     Args:
         name: `clair`, `judge`, ...: a file of `data_gen/prompts`; or a path that ends in `.txt`.
-        fields: what the template has to fill in: all of these, and nothing else.
+        fields: the fields that the template must fill in, and no others.
 
     Raises:
-        ValueError: no such template, not valid Jinja, a field left out, an unknown one, or an expression that fails.
+        ValueError: there is no such template, it is not valid Jinja, lacks a field, has an unknown one, or an expression fails.
 
     Examples:
         >>> template = load("prefix_good", "task")
@@ -105,7 +109,7 @@ def _read(name: str) -> str:
 
 
 def as_text(messages: Sequence[Any]) -> str:
-    """A conversation as the text that a template speaks of: one user message alone as it is, more with their roles.
+    """Return a conversation as text for a template: a single user message as it is, several messages with their roles.
 
     Args:
         messages: with a text, or a list of parts, as `content`; parts that are not texts are left out.
@@ -132,27 +136,31 @@ def user_messages(text: str) -> list[dict[str, Any]]:
 
 
 def content_text(content: Any) -> str:
-    """The text of a message's content: itself, or its text parts, joined."""
+    """Return the text of a message's content: the content itself, or its joined text parts.
+
+    Args:
+        content: a text or a list of parts.
+    """
     if isinstance(content, str):
         return content
     return "".join(part.get("text") or "" for part in content)
 
 
 def sections(text: str, *heads: str) -> dict[str, str]:
-    """What a reply holds under each of the headings that a template asked for.
+    """Split a reply into sections by the headings that a template requests.
 
-    Models dress headings up: `{answer}:`, `{answer}`, `**Answer:**`, `### Answer`. In braces a heading counts at the start of a
-    line, or anywhere with a colon, and the last one with a text below it wins, since models often name a heading before they
-    use it. Without braces it counts at the start of a line with a colon, or as a line of its own, and the first one with a
-    text wins. A section ends where another heading begins.
+    Models format headings in many ways: `{answer}:`, `{answer}`, `**Answer:**`, `### Answer`. In braces a heading counts at the
+    start of a line, or anywhere with a colon, and the last one with a text below it is used, since models often name a heading
+    before they use it. Without braces it counts at the start of a line with a colon, or as a line of its own, and the first one
+    with a text is used. A section ends where another heading begins.
 
     Args:
         text: a model's reply.
         heads: the headings without braces: `teacher_reasoning`.
 
     Returns:
-        The section of every heading that was found, without lines of dashes around it; and under `""` what comes before the
-        first heading.
+        The section of every heading in the reply, without lines of dashes around it; and under `""` the text before the first
+        heading.
 
     Examples:
         >>> sections("Sure.\\n{thought}: Be brief.\\n**Answer:** 42", "thought", "answer")
@@ -190,5 +198,5 @@ def _words(head: str) -> str:
 
 
 def _trimmed(text: str) -> str:
-    """Without blank lines and lines of dashes at both ends."""
+    """Return a text without blank lines and lines of dashes at both ends."""
     return re.sub(r"\A(?:[ \t]*-{3,}[ \t]*(?:\n|\Z)|\s*\n)+|(?:\n[ \t]*-{3,}[ \t]*|\s)+\Z", "", text).strip()

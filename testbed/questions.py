@@ -1,4 +1,4 @@
-"""The arithmetic world as a place to try strategies in: rows whose truth is known, a reviser, a judge and a scorer that know it.
+"""Rows and roles of the arithmetic world for recipes: problems with known answers, a reviser, a judge and a scorer that know them.
 
 A recipe names these functions: `rows: {source: "contralto.testbed.questions:problems"}` (or `:scene_pairs`, for `mvc`), a role with `engine: function` and
 `use: contralto.testbed.questions:revise`, a `scorer: contralto.testbed.questions:score`. `examples/clair_testbed.yaml` does.
@@ -20,16 +20,16 @@ __all__ = ["judge", "problem_of", "problems", "revise", "scene_pairs", "score"]
 def problems(
     *, count: int = 100, seed: int = 0, split: Split = "train", steps: Sequence[int] | None = None
 ) -> Iterator[Row]:
-    """Word problems as rows: `id`, `prompt`, `answer` (the number) and `steps` (how many).
+    """Yield word problems as rows with `id`, `prompt`, `answer` (the number) and `steps` (their number).
 
     Args:
-        count: how many.
+        count: the number of rows.
         seed: of the world.
         split: `train`, `dev` or `test`; a problem belongs to one split, whatever the seed.
-        steps: only problems of so many steps.
+        steps: the numbers of steps of the problems; None is all.
 
     Raises:
-        ValueError: `count` below 1, no such split, or steps that no problem has.
+        ValueError: `count` is below 1, there is no such split, or no problem has these numbers of steps.
     """
     _check_split(count, split)
     if steps is not None and not set(steps) & set(worlds.STEP_WEIGHTS):
@@ -45,15 +45,15 @@ def problems(
 
 
 def scene_pairs(*, count: int = 100, seed: int = 0, split: Split = "train") -> Iterator[Row]:
-    """Rows for `vision.mvc`: a drawn scene, the same scene with one object in another's place, and a caption of each.
+    """Yield rows for `mvc`: a drawn scene, the same scene with one object replaced, and a caption of each.
 
     Args:
-        count: how many.
+        count: the number of rows.
         seed: of the world.
         split: `train`, `dev` or `test`.
 
     Raises:
-        ValueError: `count` below 1, or no such split.
+        ValueError: `count` is below 1, or there is no such split.
     """
     from contralto.testbed import scenes
 
@@ -86,7 +86,10 @@ _QUESTION = re.compile(
 
 
 def problem_of(text: str) -> Problem:
-    """The problem that a text asks, read back from its words.
+    """Parse the problem in a text.
+
+    Args:
+        text: a text with a problem of the testbed.
 
     Raises:
         ValueError: there is none.
@@ -95,31 +98,34 @@ def problem_of(text: str) -> Problem:
         >>> problem_of("Mia has 9 coins. She finds 4, loses 2. How many coins does Mia have?").totals
         [9, 13, 11]
     """
-    found = _QUESTION.search(text)
-    if found is None:
+    match = _QUESTION.search(text)
+    if match is None:
         raise ValueError(f"no word problem of the testbed is in {text[:80]!r}")
-    steps = tuple((verb, int(operand)) for verb, operand in re.findall(r"(\w+) (\d+)", found["steps"]))
-    return Problem(found["name"], found["thing"], int(found["start"]), steps, found["aside"] or "")
+    steps = tuple((verb, int(operand)) for verb, operand in re.findall(r"(\w+) (\d+)", match["steps"]))
+    return Problem(match["name"], match["thing"], int(match["start"]), steps, match["aside"] or "")
 
 
 # ------------------------------------------------------------------------------------------------------------------ roles
 
 
 def revise(request: Request) -> str:
-    """A reviser: reads the prompt of the template `clair`, and corrects the solution where it has to.
+    """Correct the solution in a prompt of the template `clair`, as a reviser.
 
-    Steps that are right stay word for word; the others, and missing ones, are written in the solution's own style.
+    Correct steps stay word for word; the others, and missing ones, are written in the style of the solution.
+
+    Args:
+        request: the request of the role.
 
     Raises:
         ValueError: the prompt holds no task or no solution.
     """
-    found = templates.sections(_prompt(request), "task", "student_solution")
-    if not {"task", "student_solution"} <= found.keys():
+    parts = templates.sections(_prompt(request), "task", "student_solution")
+    if not {"task", "student_solution"} <= parts.keys():
         raise ValueError(
             "the testbed's reviser reads prompts of the template clair, with {task}: and {student_solution}:"
         )
-    solution = found["student_solution"].partition("-----")[0].strip()
-    problem = problem_of(found["task"])
+    solution = parts["student_solution"].partition("-----")[0].strip()
+    problem = problem_of(parts["task"])
     corrected = _corrected(problem, solution)
     right, steps = _right_steps(problem, solution), len(problem.steps)
     reasoning = f"{right} of {steps} steps are right, and the answer is {problem.totals[-1]}."
@@ -136,12 +142,12 @@ def _corrected(problem: Problem, solution: str) -> str:
 
 
 def _lines(problem: Problem, style: worlds.Style) -> list[str]:
-    """The steps of the right solution, each a sentence."""
+    """Return the steps of the correct solution, each a sentence."""
     return re.findall(r"\S[^.]*\.", problem.solution(style).partition("####")[0])
 
 
 def _right_steps(problem: Problem, solution: str) -> int:
-    """How many steps a solution has right, from the first one on."""
+    """Return the number of correct steps at the beginning of a solution."""
     right = 0
     for ledger, brief in zip(_lines(problem, "ledger"), _lines(problem, "brief"), strict=True):
         if ledger not in solution and brief not in solution:
@@ -151,7 +157,10 @@ def _right_steps(problem: Problem, solution: str) -> int:
 
 
 def judge(request: Request) -> str:
-    """A judge: reads the prompt of the template `judge` and prefers the answer with the higher `score`, wherever it stands.
+    """Prefer the answer with the higher `score` in a prompt of the template `judge`, in either position.
+
+    Args:
+        request: the request of the role.
 
     Raises:
         ValueError: the prompt holds no task or not two answers.
@@ -165,12 +174,16 @@ def judge(request: Request) -> str:
         )
     problem = problem_of(task[1])
     first, second = (_quality(problem, answer[1]) for answer in answers if answer)
-    said = "tie" if first == second else "A" if first > second else "B"
-    return f"Of A {first:.2f} is right, of B {second:.2f}.\nVerdict: {said}"
+    verdict = "tie" if first == second else "A" if first > second else "B"
+    return f"Of A {first:.2f} is right, of B {second:.2f}.\nVerdict: {verdict}"
 
 
 def score(row: Row, answers: Sequence[str]) -> list[float]:
-    """A scorer: 1 for the right number at the end, and the share of steps that are right, from the first one on.
+    """Score answers: 1 for the correct number at the end, plus the share of correct steps at the beginning.
+
+    Args:
+        row: with `prompt`.
+        answers: the answers.
 
     Examples:
         >>> row = {"prompt": [{"role": "user", "content": "Mia has 9 coins. She finds 4, loses 2. How many coins does Mia have?"}]}

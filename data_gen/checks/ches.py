@@ -1,4 +1,4 @@
-"""CHES: how strongly training on a pair is likely to push the chosen answer's probability down, told before training.
+"""CHES: an estimate, before training, of how strongly a pair lowers the probability of its chosen answer.
 
 Preference training raises the margin between two answers, and often lowers the likelihood of both (likelihood displacement).
 Razin et al. (ICLR 2025, arXiv 2410.08847) trace it to pairs whose answers the model embeds alike.
@@ -28,7 +28,7 @@ class Ches(NamedTuple):
 
 
 def ches(chosen: Tensor, rejected: Tensor, chosen_mask: Tensor, rejected_mask: Tensor) -> Ches:
-    """The CHES score and its length-normalised form (Razin et al., arXiv 2410.08847).
+    """Compute the CHES score and its length-normalised form (Razin et al., arXiv 2410.08847).
 
         CHES    = <H+, H-> - ||H+||^2,                                H = sum_k h_k
         ln-CHES = <H+, H-> / (|y+| |y-|) - ||H+||^2 / |y+|^2
@@ -47,7 +47,7 @@ def ches(chosen: Tensor, rejected: Tensor, chosen_mask: Tensor, rejected_mask: T
         rejected_mask: `(B, T)`.
 
     Raises:
-        ValueError: a mask of another shape, or without a single position in some row.
+        ValueError: a mask has another shape, or a row without a position.
 
     Examples:
         >>> h, mask = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), torch.tensor([[True, True]])
@@ -77,23 +77,24 @@ def _of_sums(good: Tensor, bad: Tensor, good_length: Tensor, bad_length: Tensor)
 def score_rows(
     model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 8, max_length: int | None = None
 ) -> Ches:
-    """Both scores of every row, under the model that is to be trained.
+    """Compute both scores of every row under the model that is to be trained.
 
     The tokens are those that TRL trains on: the chat template of the prompt and the answer, with the row's tools, or texts as they
-    are; the answer begins where prompt alone and prompt with answer part. Rows are batched by length; the memory is that of one batch.
+    are; the answer begins at the first token in which the prompt alone differs from the prompt with the answer. Rows are batched
+    by length, and memory is needed for one batch at a time.
 
     Args:
         model: a causal language model, with or without adapter.
         tokenizer: with a chat template, where rows are messages.
         rows: with `prompt`, `chosen` and `rejected` as messages or as texts.
-        batch_size: answers per forward.
-        max_length: longer texts are cut off at their end, as in training; None reads them whole.
+        batch_size: answers per forward pass.
+        max_length: tokens; longer texts are truncated at their end, as in training. None is no limit.
 
     Returns:
         `Ches`, `(len(rows),)`, on the CPU.
 
     Raises:
-        ValueError: a row whose answer has no token (left), or which has images; a batch size or a length below 1.
+        ValueError: the answer of a row has no token within `max_length`, a row has images, or a batch size or length is below 1.
     """
     check_batch(batch_size, max_length)
     texts = [
@@ -109,13 +110,14 @@ def score_rows(
     return _of_sums(sums[0::2], sums[1::2], lengths[0::2], lengths[1::2])
 
 
-class _Text(NamedTuple):
+class _TokenizedAnswer(NamedTuple):
     ids: list[int]
+    """The tokens of prompt and answer."""
     prompt: int
-    """How many of them are the prompt."""
+    """The number of tokens of the prompt."""
 
 
-def _tokens(tokenizer: Any, row: Mapping[str, Any], at: int, name: str, max_length: int | None) -> _Text:
+def _tokens(tokenizer: Any, row: Mapping[str, Any], at: int, name: str, max_length: int | None) -> _TokenizedAnswer:
     if row.get("images"):
         raise ValueError(f"row {row.get('id', at)} has images, and CHES is computed from text alone")
     prompt, ids = _prompt_and_whole(tokenizer, row, name)
@@ -123,22 +125,22 @@ def _tokens(tokenizer: Any, row: Mapping[str, Any], at: int, name: str, max_leng
     ids = ids[:max_length]
     if not 0 < shared < len(ids):
         raise ValueError(f"the {name} answer of row {row.get('id', at)} has no token (within max_length)")
-    return _Text(ids, shared)
+    return _TokenizedAnswer(ids, shared)
 
 
 def _prompt_and_whole(tokenizer: Any, row: Mapping[str, Any], name: str) -> tuple[list[int], list[int]]:
-    """The tokens of the prompt, and of prompt and answer; texts end with the end of sequence, as in TRL."""
+    """Return the tokens of the prompt, and of prompt and answer; texts end with the end of sequence, as in TRL."""
     prompt, answer = row["prompt"], row[name]
     if isinstance(prompt, str):
         end = "" if answer.endswith(tokenizer.eos_token) else tokenizer.eos_token
         return tokenizer(prompt)["input_ids"], tokenizer(prompt + answer + end)["input_ids"]
-    how = {"tokenize": True, "return_dict": True, **template_options(row)}
-    asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **how)
-    return asked["input_ids"], tokenizer.apply_chat_template([*prompt, *answer], **how)["input_ids"]
+    options = {"tokenize": True, "return_dict": True, **template_options(row)}
+    asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **options)
+    return asked["input_ids"], tokenizer.apply_chat_template([*prompt, *answer], **options)["input_ids"]
 
 
-def _summed(model: Any, texts: Sequence[_Text]) -> Tensor:
-    """`(B, H)` the sum of the hidden states that predict the answers."""
+def _summed(model: Any, texts: Sequence[_TokenizedAnswer]) -> Tensor:
+    """Return the sums of the hidden states that predict the answers, `(B, H)`."""
     longest = max(len(text.ids) for text in texts)
     device = input_device(model)
     ids = torch.tensor([text.ids + [0] * (longest - len(text.ids)) for text in texts], device=device)

@@ -44,7 +44,7 @@ class Engine(Protocol):
 
     @property
     def rows_together(self) -> int:
-        """The number of rows whose requests are handed over together.
+        """Return the number of rows whose requests are handed over together.
 
         1: each request is answered on its own, as it comes. More: the engine computes batches, and the pipeline hands it whole
         rounds of that many rows, the same ones in a resumed run.

@@ -69,7 +69,7 @@ class TransformersEngine:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The model, the other models of the method with their weights, and the decoding options; a part of every key."""
+        """Return the model, the other models of the method with their weights, and the decoding options; a part of every key."""
         config = self._config
         names = [self._model, *config.models.values(), *([self._adapter] if self._adapter else [])]
         options = self._off | {name: value for name, value in config.describe().items() if name != "method"}
