@@ -1,13 +1,13 @@
-"""Does contrastive search repeat itself less, and does it still make sense? The testbed's stories, by three experts.
+"""Measure whether contrastive search repeats itself less and stays sensible, on the testbed's stories by three experts.
 
     python benchmarks/stories_card.py                  print the tables as Markdown
     python benchmarks/stories_card.py --stories 4 --alphas 0.3 --tokens 40
 
-Each expert goes on from the first scene of a story, 120 tokens, with the end token suppressed. alpha is chosen on the
+Each expert continues the first scene of a story by 120 tokens, with the end token suppressed. alpha is chosen on the
 dev split, once for all experts: the most distinct scenes among the settings whose valid events are at least 0.99 and
-whose well-formed scenes are at least 0.9 times greedy search's. The test split is then measured once. A judge that was
-trained with another seed says how likely the texts are. Low repetition alone is no merit: a rule that forbids any
-4-gram to come twice has none of it.
+whose well-formed scenes are at least 0.9 times those of greedy search. The test split is then measured once. A judge that was
+trained with another seed scores the completions. Low repetition alone is no merit: a rule that forbids any 4-gram to come
+twice has none of it.
 """
 
 import argparse
@@ -33,7 +33,7 @@ RULE = "|---|---|---|---|---|---|"
 
 
 class Figures(NamedTuple):
-    """What one text is like."""
+    """The figures of one story."""
 
     repeated: float
     """Share of its 4-grams that came before in it."""
@@ -48,7 +48,7 @@ class Figures(NamedTuple):
 
 
 def prompts(split: Any, count: int, tokenizer: Any) -> dict[str, Tensor]:
-    """The first scenes of stories, left-padded."""
+    """Return the first scenes of stories, tokenized and left-padded."""
     scenes = [story.scenes[0].text for story in islice(worlds.stories(SEED, split), count)]
     inputs: dict[str, Tensor] = tokenizer(scenes, return_tensors="pt", padding=True, padding_side="left")
     return {name: inputs[name] for name in ("input_ids", "attention_mask")}
@@ -56,7 +56,7 @@ def prompts(split: Any, count: int, tokenizer: Any) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def surprises(judge: Any, ids: Tensor, mask: Tensor, start: int, eos: int) -> list[float]:
-    """The mean negative log-probability of each row's tokens from `start`, if the end token is impossible."""
+    """Return the mean negative log-probability of each row's tokens from `start`, with the end token impossible."""
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     logits = judge(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, start - 1 : -1]
     logits[..., eos] = -math.inf
@@ -66,7 +66,7 @@ def surprises(judge: Any, ids: Tensor, mask: Tensor, start: int, eos: int) -> li
 
 
 def figures(ids: Sequence[int], text: str, surprise: float) -> Figures:
-    """Of the tokens and the text of a whole story."""
+    """Return the figures of a whole story, from its tokens and its text."""
     grams = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
     story = worlds.telling(text)
     return Figures(
@@ -79,7 +79,7 @@ def figures(ids: Sequence[int], text: str, surprise: float) -> Figures:
 
 
 def write(name: str, inputs: dict[str, Tensor], tokens: int, **how: Any) -> list[Figures]:
-    """An expert goes on with all prompts; its judge reads."""
+    """Continue all prompts by an expert, and score the stories by its judge."""
     writer, judge, tokenizer = testbed.load(name), testbed.load(JUDGES[name]), testbed.tokenizer()
     found, eos = [], tokenizer.eos_token_id
     torch.manual_seed(0)
@@ -95,7 +95,7 @@ def write(name: str, inputs: dict[str, Tensor], tokens: int, **how: Any) -> list
 
 
 def corpus(name: str, split: Any, count: int) -> list[Figures]:
-    """What people wrote; the judge is that of an expert."""
+    """Return the figures of the corpus' own stories, scored by the judge of an expert."""
     judge, tokenizer = testbed.load(JUDGES[name]), testbed.tokenizer()
     found = []
     for story in islice(worlds.stories(SEED, split), count):
@@ -107,14 +107,14 @@ def corpus(name: str, split: Any, count: int) -> list[Figures]:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean over texts and its 95% interval, normal approximation."""
+    """Return the mean over stories and its 95% interval, normal approximation."""
     mean = statistics.mean(values)
     half = 1.96 * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 
 def difference(title: str, one: Sequence[Sequence[Figures]], other: Sequence[Sequence[Figures]]) -> str:
-    """How two ways of decoding differ, story by story, the experts' mean for each story; perplexity as a ratio."""
+    """Format the difference of two decoders, story by story, averaged over experts; perplexity as a ratio."""
     cells = []
     for i, name in enumerate(Figures._fields):
         pairs = zip(zip(*one, strict=True), zip(*other, strict=True), strict=True)
@@ -128,7 +128,7 @@ def difference(title: str, one: Sequence[Sequence[Figures]], other: Sequence[Seq
 
 
 def line(title: str, found: Sequence[Figures]) -> str:
-    """A line of a table: means with intervals, the last as a perplexity."""
+    """Format a line of a table: means with intervals, the last as a perplexity."""
     cells = []
     for name, column in zip(Figures._fields, zip(*found, strict=True), strict=True):
         found_interval = interval(column)
@@ -143,13 +143,13 @@ def line(title: str, found: Sequence[Figures]) -> str:
 
 
 def mean(found: Sequence[Figures], name: str) -> float:
-    """Of one figure."""
+    """Return the mean of one figure."""
     values: list[float] = [getattr(each, name) for each in found]
     return statistics.mean(values)
 
 
 def choose(alphas: Sequence[float], count: int, tokens: int) -> tuple[float, list[str]]:
-    """The alpha that does best on the dev split, and the table that shows it, all experts together."""
+    """Return the best alpha on the dev split, and the table that shows it, all experts together."""
     inputs = prompts("dev", count, testbed.tokenizer())
     greedy = [each for name in JUDGES for each in write(name, inputs, tokens, do_sample=False)]
     lines, allowed = [line("greedy", greedy)], {}
@@ -164,7 +164,7 @@ def choose(alphas: Sequence[float], count: int, tokens: int) -> tuple[float, lis
 
 
 def test(alpha: float, count: int, tokens: int) -> list[str]:
-    """Every way of decoding on the test split, by expert."""
+    """Return the table of every decoder on the test split, by expert."""
     inputs = prompts("test", count, testbed.tokenizer())
     ways: dict[str, dict[str, Any]] = {
         "greedy": {"do_sample": False},
@@ -193,7 +193,7 @@ def test(alpha: float, count: int, tokens: int) -> list[str]:
 
 
 def main() -> None:
-    """Choose, measure, print."""
+    """Choose alpha, measure, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stories", type=int, default=100, help="of each split")
     parser.add_argument("--tokens", type=int, default=120)

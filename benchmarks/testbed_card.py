@@ -1,9 +1,9 @@
-"""The figures of the testbed's model card.
+"""Measure the figures of the testbed's model card.
 
     python benchmarks/testbed_card.py                      measure the embedded models, write the tables into testbed/README.md
     python benchmarks/testbed_card.py --models DIR         measure newly trained models instead, and compare with the card
 
-All on test problems and items that no training text holds, the same for every model. Nothing is tuned here: beta is
+All figures are on test problems and items that no training text holds, the same for every model. Nothing is tuned here: beta is
 reported as a grid around the paper's 0.5.
 """
 
@@ -39,7 +39,7 @@ T_95_DF_2 = 4.303
 
 
 class Figure(NamedTuple):
-    """A measured share, kept by name so that another training can be compared with it."""
+    """A measured share with its interval, kept by name so that another training can be compared with it."""
 
     value: float
     low: float
@@ -57,28 +57,28 @@ class Bench:
         self.models: dict[str, Any] = {}
 
     def model(self, name: str) -> Any:
-        """A model of the folder, loaded once."""
+        """Return a model of the folder, loaded once."""
         if name not in self.models:
             self.models[name] = from_pretrained(AutoModelForCausalLM, str(self.folder / name))
         return self.models[name]
 
     def solve(self, name: str, amateur: str | None = None, beta: float = 0.5) -> list[str]:
-        """Greedy solutions of all problems, with or without contrast."""
+        """Return greedy solutions of all problems, with or without contrast."""
         processor = ContrastiveDecodingLogitsProcessor(self.model(amateur), beta=beta) if amateur else None
         return decode(self.model(name), self.tokenizer, self.problems, processor=processor)
 
     def hits(self, texts: Sequence[str]) -> list[bool]:
-        """Which problems the texts solve."""
+        """Return whether each completion solves its problem."""
         return [is_right(p, t) for p, t in zip(self.problems, texts, strict=True)]
 
     def note(self, name: str, hits: Sequence[bool]) -> str:
-        """A share with its interval, remembered under a name."""
+        """Record a share with its interval under a name, and return it as text."""
         share = proportion(hits)
         self.figures[name] = Figure(share.value, share.low, share.high)
         return str(share)
 
     def choices(self, name: str, amateur: str | None = None, beta: float = 0.5) -> list[bool]:
-        """Which four-way items come out right, by the sum of the ending's log-probabilities or contrastive scores."""
+        """Return whether each four-way item comes out right, by the summed log-probabilities or contrastive scores of its endings."""
         return [self._choose(item, name, amateur, beta) == item.label for item in self.items]
 
     @torch.no_grad()
@@ -97,20 +97,20 @@ def _sum(scores: Tensor, ids: Tensor) -> Tensor:
 
 
 def kind(problem: worlds.Problem, text: str) -> str:
-    """What sort of solution a text is: right, stopped early, wrong arithmetic, other steps, or no answer."""
+    """Classify a solution: right, stopped early, wrong arithmetic, other steps, or no answer."""
     if worlds.answer(text) is None:
         return "no answer"
     if is_right(problem, text):
         return "right"
-    said = re.findall(r"([a-z]+) (\d+)[:,]", text)
+    steps_written = re.findall(r"([a-z]+) (\d+)[:,]", text)
     steps = [(verb, str(operand)) for verb, operand in problem.steps]
-    if said == steps:
+    if steps_written == steps:
         return "arithmetic"
-    return "stopped early" if said == steps[: len(said)] else "other steps"
+    return "stopped early" if steps_written == steps[: len(steps_written)] else "other steps"
 
 
 def models_table(bench: Bench) -> list[str]:
-    """Every model alone, greedy."""
+    """Return the table of every model alone, greedy."""
     lines = ["| model | parameters | problems solved | stopped early | wrong arithmetic | other | four-way items |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for name in tqdm(testbed.MODELS, desc="alone"):
@@ -127,7 +127,7 @@ def models_table(bench: Bench) -> list[str]:
 
 
 def steps_table(bench: Bench) -> list[str]:
-    """Share solved by the number of steps, greedy and contrastive."""
+    """Return the table of solved shares by the number of steps, greedy and contrastive."""
     lengths = sorted(worlds.STEP_WEIGHTS)
     lines = ["| model | decoding | " + " | ".join(f"{n} step{'s' * (n > 1)}" for n in lengths) + " |"]
     lines += ["|---|---|" + "---|" * len(lengths)]
@@ -142,7 +142,7 @@ def steps_table(bench: Bench) -> list[str]:
 
 
 def contrast_table(bench: Bench) -> list[str]:
-    """Contrastive decoding and scoring against the plain model, on the same problems and items."""
+    """Return the table of contrastive decoding and scoring against the plain model, on the same problems and items."""
     lines = ["| expert | amateur | beta | problems solved | won / lost, p | four-way items | won / lost, p |"]
     lines += ["|---|---|---|---|---|---|---|"]
     plain = {e: (bench.hits(bench.solve(e)), bench.choices(e)) for e in dict(CONTRASTS)}
@@ -157,15 +157,20 @@ def contrast_table(bench: Bench) -> list[str]:
     return lines
 
 
+def prediction_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of three shares, and the 95% prediction interval of a fourth (Student's t, 2 degrees of freedom)."""
+    mean, spread = statistics.mean(values), T_95_DF_2 * statistics.stdev(values) * (1 + 1 / len(values)) ** 0.5
+    return mean, max(0.0, mean - spread), min(1.0, mean + spread)
+
+
 def expectation_table(bench: Bench) -> list[str]:
-    """What a new training of the expert should give: the 95% prediction interval over the three seeds (t, df 2)."""
+    """Return the table of what a new training of the expert should give: 95% prediction intervals over the three seeds."""
     measures = ["{}: problems", "{}: items", "{} - amateur, beta 0.5: problems", "{} - amateur, beta 0.5: items"]
     titles = ["problems, greedy", "four-way items, plain", "problems, contrastive", "four-way items, contrastive"]
     lines = ["| expert, beta 0.5 | mean of three seeds | a new training should give |", "|---|---|---|"]
     for measure, title in zip(measures, titles, strict=True):
         values = [bench.figures[measure.format(e)].value for e in EXPERTS]
-        mean, spread = statistics.mean(values), T_95_DF_2 * statistics.stdev(values) * (1 + 1 / len(values)) ** 0.5
-        low, high = max(0.0, mean - spread), min(1.0, mean + spread)
+        mean, low, high = prediction_interval(values)
         for expert in EXPERTS:
             bench.figures[measure.format(expert)] = Figure(bench.figures[measure.format(expert)].value, low, high)
         lines.append(f"| {title} | {mean:.3f} | {low:.3f} to {high:.3f} |")
@@ -173,7 +178,7 @@ def expectation_table(bench: Bench) -> list[str]:
 
 
 def stories_table(bench: Bench, count: int = 40, tokens: int = 120) -> list[str]:
-    """How repetitive stories are, and whether they still make sense."""
+    """Return the table of repetition and validity of stories."""
     lines = ["| expert-0 writes on | 4-grams seen before | distinct scenes | valid events |", "|---|---|---|---|"]
     stories = list(islice(worlds.stories(2027, "test"), count))
     prompts = [bench.tokenizer(story.scenes[0].text, return_tensors="pt") for story in stories]
@@ -202,7 +207,7 @@ def _story_figures(ids: list[int], text: str) -> tuple[float, float, float]:
 
 
 def measure(bench: Bench) -> str:
-    """All tables, as Markdown."""
+    """Return all tables as Markdown."""
     sections = {
         f"Each model alone, greedy ({len(bench.problems)} problems, {len(bench.items)} items; 95% intervals, Wilson)": models_table,
         "By the number of steps (beta 0.5)": steps_table,
@@ -214,7 +219,7 @@ def measure(bench: Bench) -> str:
 
 
 def compare(bench: Bench, card: str) -> bool:
-    """Print every figure beside the card's interval; whether all lie inside."""
+    """Print every figure beside the card's interval, and return True if all lie inside."""
     (kept,) = re.findall(r"<!-- intervals (.*?) -->", card)
     inside = True
     for name, (value, low, high) in json.loads(kept).items():
@@ -227,7 +232,7 @@ def compare(bench: Bench, card: str) -> bool:
 
 
 def main() -> None:
-    """Measure, and write or compare."""
+    """Measure, and write the card or compare with it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, help="a folder that `python -m contralto.testbed train` filled")
     parser.add_argument("--problems", type=int, default=1000)

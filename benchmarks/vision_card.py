@@ -1,4 +1,4 @@
-"""The figures of the vision models' card.
+"""Measure the figures of the vision models' card.
 
     python benchmarks/vision_card.py                measure the embedded models, write the tables into testbed/VISION.md
     python benchmarks/vision_card.py --models DIR   measure newly trained models instead, and compare with the card
@@ -18,7 +18,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 import torch
-from testbed_card import T_95_DF_2, Figure, compare
+from testbed_card import Figure, compare, prediction_interval
 from timing import write_figures
 from torch import Tensor
 from tqdm import tqdm
@@ -28,6 +28,8 @@ from contralto import testbed
 from contralto.common.hub import from_pretrained
 from contralto.decoding.images import RITUAL_TRANSFORMS, noised, ritual_transform
 from contralto.decoding.rules import combine
+from contralto.eval import stats
+from contralto.eval.metrics import chair
 from contralto.eval.stats import auroc, bias_matched, mcnemar_exact, proportion
 from contralto.testbed import scenes
 from contralto.testbed.scenes import NEGATIVES, OBJECTS, Question
@@ -45,13 +47,15 @@ VCD_GRID = [(step, alpha) for step in (300, 500, 700, 900) for alpha in (0.5, 1.
 RITUAL_GRID = [(name, kappa) for name in SETS for kappa in (1.0, 3.0)]
 BATCH = 100
 
+YES_NO_METRICS = (stats.accuracy, stats.precision, stats.recall, stats.f1, stats.yes_ratio)
+
 View = tuple[str, Any]
 """("plain", None), ("noise", step), or ("ritual", the name of a set)."""
 PLAIN: View = ("plain", None)
 
 
 class Answers(NamedTuple):
-    """What a way of decoding makes of the questions: probabilities, or decisions as probabilities of 0 and 1."""
+    """The answers of a decoder: probabilities, or decisions as probabilities of 0 and 1."""
 
     yes: Tensor
     no: Tensor
@@ -61,7 +65,7 @@ class Answers(NamedTuple):
 
 
 class Reader:
-    """A model of a folder, which reads questions."""
+    """A model of a folder that answers questions about pictures."""
 
     def __init__(self, folder: Path) -> None:
         self.model = from_pretrained(LlavaForConditionalGeneration, str(folder), dtype="float32")
@@ -77,7 +81,7 @@ class Reader:
         return prompt
 
     def inputs(self, pictures: Sequence[scenes.Scene], texts: Sequence[str], view: View) -> Any:
-        """What the model is given: one seed per query, so that neither batch nor order changes a thing."""
+        """Return the inputs of the model: one seed per query, so that neither batch nor order changes a thing."""
         kind, how = view
         seeds = [Random(f"{scene.seed} {text}").getrandbits(32) for scene, text in zip(pictures, texts, strict=True)]
         images = [scene.image() for scene in pictures]
@@ -91,7 +95,7 @@ class Reader:
 
     @torch.no_grad()
     def read(self, asked: Sequence[Question], view: View = PLAIN) -> Tensor:
-        """The logits after each question, `(n, V)`."""
+        """Return the logits after each question, `(n, V)`."""
         new = [question for question in dict.fromkeys(asked) if (view, question) not in self.cache]
         for batch in (new[start : start + BATCH] for start in range(0, len(new), BATCH)):
             inputs = self.inputs([q.scene for q in batch], [q.text for q in batch], view)
@@ -100,16 +104,16 @@ class Reader:
         return torch.stack([self.cache[view, question] for question in asked])
 
     def decide(self, scores: Tensor) -> Answers:
-        """Greedy: whatever is likeliest in the whole vocabulary."""
+        """Return greedy answers over the whole vocabulary."""
         return Answers(*((scores.argmax(-1) == token).float() for token in (self.yes, self.no)))
 
     def sample(self, scores: Tensor, temperature: float = 1.0) -> Answers:
-        """Sampling, exactly: the probabilities themselves, no draw."""
+        """Return the exact probabilities of sampled answers, without a draw."""
         p = (scores / temperature).softmax(-1)
         return Answers(p[:, self.yes], p[:, self.no])
 
     def lean(self, scores: Tensor) -> Tensor:
-        """How far the scores lean to yes."""
+        """Return the margins of yes over no."""
         return scores[:, self.yes] - scores[:, self.no]
 
     def vcd(self, asked: Sequence[Question], *, setting: tuple[int, float] = VCD, mask: float = MASK) -> Tensor:
@@ -122,7 +126,7 @@ class Reader:
 
     @torch.no_grad()
     def describe(self, pictures: Sequence[scenes.Scene], setting: tuple[int, float] | None = None) -> list[str]:
-        """Greedy captions, with VCD if there is a setting."""
+        """Return greedy captions, with VCD if there is a setting."""
         texts = [scenes.DESCRIBE] * len(pictures)
         views, weights = [plain := self.inputs(pictures, texts, PLAIN)], [1.0]
         if setting:
@@ -161,32 +165,32 @@ class Bench:
         self.figures: dict[str, Figure] = {}
 
     def note(self, name: str, hits: Sequence[bool]) -> str:
-        """A share with its interval, remembered under a name."""
+        """Record a share with its interval under a name, and return it as text."""
         share = proportion(hits)
         self.figures[name] = Figure(share.value, share.low, share.high)
         return str(share)
 
 
 def truth(asked: Sequence[Question]) -> Tensor:
-    """The right answers."""
+    """Return the right answers."""
     return torch.tensor([question.label for question in asked])
 
 
 def rates(answers: Answers, labels: Tensor) -> tuple[float, float, float, float, float]:
-    """Accuracy, precision, recall, F1, yes-ratio; of expected counts if the answers are probabilities."""
-    yes, right = answers.yes.double(), torch.where(labels, answers.yes, answers.no).double()
-    hits = yes[labels].sum()
-    precision, recall = hits / yes.sum(), hits / labels.sum()
-    found = (right.mean(), precision, recall, 2 * precision * recall / (precision + recall), yes.mean())
-    accuracy, precise, complete, f1, ratio = (float(each) for each in found)
-    return accuracy, precise, complete, f1, ratio
+    """Return accuracy, precision, recall, F1 and yes-ratio; of expected counts if the answers are probabilities."""
+    yes, no = answers.yes.double(), answers.no.double()
+    counts = torch.stack(
+        [yes[labels].sum(), yes[~labels].sum(), no[~labels].sum(), labels.sum(), torch.tensor(len(labels))]
+    )
+    accuracy, precision, recall, f1, yes_ratio = (float(metric(counts.numpy())) for metric in YES_NO_METRICS)
+    return accuracy, precision, recall, f1, yes_ratio
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
 def dev_table(bench: Bench) -> list[str]:
-    """Mean accuracy over seeds and kinds of negatives on dev pictures, for every setting considered."""
+    """Return the mean accuracy over seeds and kinds of negatives on dev pictures, for every setting considered."""
     lines = ["| method | setting | " + " | ".join(NEGATIVES) + " | mean | |", "|---|---|---|---|---|---|---|"]
 
     def add(method: str, setting: str, ask: Callable[[Reader, list[Question]], Tensor], note: str = "") -> None:
@@ -225,7 +229,7 @@ CASES: dict[str, Callable[[scenes.Scene, str], bool]] = {
 
 
 def _lies(scene: scenes.Scene, name: str) -> tuple[bool, str]:
-    """Whether an object is at home, and where it is."""
+    """Return whether an object is at home, and where it is."""
     lows = [thing.is_low for thing in scene.things if thing.name == name]
     return name in scenes.HOMES[scene.place], "absent" if not lows else "lower" if lows[0] else "upper"
 
@@ -235,7 +239,7 @@ def _often(scene: scenes.Scene, name: str) -> bool:
 
 
 def belief_table(bench: Bench, count: int = 60) -> list[str]:
-    """What the models learned of the world: the mean probability of yes, all objects of some pictures asked about."""
+    """Return the mean probability of yes, with all objects of some pictures asked about: what the models learned of the world."""
     views = {"plain": PLAIN, f"noise, step {VCD[0]}": ("noise", VCD[0])}
     views |= {"mirrored": ("ritual", "flips"), "RITUAL's six": ("ritual", "six")}
     lines = ["| model | view | " + " | ".join(CASES) + " |", "|---|---|" + "---|" * len(CASES)]
@@ -251,7 +255,7 @@ def belief_table(bench: Bench, count: int = 60) -> list[str]:
 
 
 def questions_table(bench: Bench) -> list[str]:
-    """Greedy decisions on the test questions, against the plain model with its own and with the method's yes-ratio."""
+    """Return greedy decisions on the test questions, against the plain model with its own and with the method's yes-ratio."""
     heads = "model | negatives | decoding | accuracy | precision | recall | F1 | yes | AUROC | vs greedy | matched"
     lines = [f"| {heads} | vs matched |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
     for (name, reader), kind in tqdm(list(product(bench.readers.items(), NEGATIVES)), desc="test questions"):
@@ -276,7 +280,7 @@ def _test(labels: Tensor, first: Answers, second: Answers) -> str:
 
 
 def sampling_table(bench: Bench) -> list[str]:
-    """Expected figures under sampling, exactly, against what sharpening and truncation do by themselves."""
+    """Return exact expected figures under sampling, against what sharpening and truncation do by themselves."""
     ways: dict[str, Callable[[Reader, list[Question]], Answers]] = {
         "greedy": lambda reader, asked: reader.decide(reader.read(asked)),
         "T = 1": _sampled(Reader.read),
@@ -306,41 +310,46 @@ def _sampled(
 
 
 def captions_table(bench: Bench, count: int = 200) -> list[str]:
-    """CHAIR of greedy captions: hallucinated among the objects named, captions with any, recall, objects named."""
+    """Return CHAIR of greedy captions: hallucinated among the objects named, captions with any, recall, objects named."""
     lines = ["| model | decoding | CHAIR_i | CHAIR_s | recall | objects named | captions freed / spoilt, p |"]
     lines += ["|---|---|---|---|---|---|---|"]
     pictures = bench.pictures[:count]
     for name, reader in tqdm(bench.readers.items(), desc="captions"):
         freed: list[list[bool]] = []
         for title, setting in (("greedy", None), ("VCD", VCD), ("VCD as published", VCD_PUBLISHED)):
-            said = [scenes.mentioned(text) for text in reader.describe(pictures, setting)]
-            wrong = [sum(word not in s.objects for word in words) for s, words in zip(pictures, said, strict=True)]
-            found = [len(s.objects & set(words)) for s, words in zip(pictures, said, strict=True)]
-            total, there = sum(map(len, said)), sum(len(s.objects) for s in pictures)
-            freed.append([not each for each in wrong])
+            named = [scenes.mentioned(text) for text in reader.describe(pictures, setting)]
+            counts = [
+                chair.CaptionCounts(
+                    len(words),
+                    sum(word not in scene.objects for word in words),
+                    len(scene.objects & set(words)),
+                    len(scene.objects),
+                )
+                for scene, words in zip(pictures, named, strict=True)
+            ]
+            freed.append([not count.wrong for count in counts])
             test = mcnemar_exact(freed[0], freed[-1])
-            cells = [sum(wrong) / total, 1 - statistics.mean(freed[-1]), sum(found) / there, total / len(pictures)]
+            cells = [*chair.rates(counts), sum(map(len, named)) / len(pictures)]
             note = f"+{test.won} / -{test.lost}, {test.p:.1g}" if setting else ""
             lines.append(f"| {name} | {title} | {' | '.join(f'{cell:.3f}' for cell in cells)} | {note} |")
     return lines
 
 
 def expectation_table(bench: Bench) -> list[str]:
-    """What a new training should give: the 95% prediction interval over the three seeds (t, df 2)."""
+    """Return what a new training should give: 95% prediction intervals over the three seeds."""
     lines = ["| accuracy | mean of three seeds | a new training should give |", "|---|---|---|"]
     for kind in NEGATIVES:
         for title in dict.fromkeys(name.split(", ")[2] for name in bench.figures):
             names = [f"{seed}, {kind}, {title}" for seed in SEEDS]
             values = [bench.figures[name].value for name in names]
-            mean, spread = statistics.mean(values), T_95_DF_2 * statistics.stdev(values) * (1 + 1 / len(values)) ** 0.5
-            low, high = max(0.0, mean - spread), min(1.0, mean + spread)
+            mean, low, high = prediction_interval(values)
             bench.figures |= {name: Figure(value, low, high) for name, value in zip(names, values, strict=True)}
             lines.append(f"| {kind}, {title} | {mean:.3f} | {low:.3f} to {high:.3f} |")
     return lines
 
 
 def measure(bench: Bench) -> str:
-    """All tables, as Markdown."""
+    """Return all tables as Markdown."""
     dev, asked = (len(questions["random"]) for questions in (bench.dev, bench.asked))
     sections = {
         f"Settings, on {dev} development questions per kind (mean accuracy of the three seeds)": dev_table,
@@ -354,7 +363,7 @@ def measure(bench: Bench) -> str:
 
 
 def main() -> None:
-    """Measure, and write or compare."""
+    """Measure, and write the card or compare with it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, help="a folder that `python -m contralto.testbed train` filled")
     parser.add_argument("--pictures", type=int, default=400, help="test pictures, six questions of each kind on each")

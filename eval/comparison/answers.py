@@ -13,7 +13,7 @@ from contralto.eval.comparison.rows import ComparisonRow
 from contralto.eval.comparison.runs import Run
 from contralto.eval.comparison.samples import Sample
 from contralto.eval.comparison.tasks import Task
-from contralto.eval.metrics import Measurement, measure
+from contralto.eval.metrics import MetricCounts, measure
 
 __all__ = ["Answers", "TaskFrame", "collect", "frame_of", "modified_answers"]
 
@@ -37,9 +37,9 @@ class TaskFrame(NamedTuple):
 class Answers(NamedTuple):
     """All answers of one row and model."""
 
-    measures: dict[str, Measurement]
+    measures: dict[str, MetricCounts]
     """By metric; the tables are summed over seeds."""
-    seeds: list[dict[str, Measurement]]
+    seeds: list[dict[str, MetricCounts]]
     """By metric, for each seed."""
     pairs: list[list[YesNoPair]]
     """The labels and answers of yes/no tasks, for each seed."""
@@ -105,7 +105,7 @@ def _pair(sample: Sample) -> YesNoPair:
     return label, answer
 
 
-def _measures(frame: TaskFrame, samples: Sequence[Sample]) -> dict[str, Measurement]:
+def _measures(frame: TaskFrame, samples: Sequence[Sample]) -> dict[str, MetricCounts]:
     """Return the counts of all metrics that can be paired; the main metric must be one of them."""
     measures = {}
     for name in samples[0].metrics:

@@ -11,7 +11,7 @@ from contralto.eval.comparison.answers import Answers, TaskFrame
 from contralto.eval.comparison.columns import Column
 from contralto.eval.comparison.rows import ComparisonRow
 from contralto.eval.comparison.samples import Sample
-from contralto.eval.metrics import Measurement
+from contralto.eval.metrics import MetricCounts
 from contralto.eval.stats.counts import Array
 
 __all__ = ["disagreements"]
@@ -49,7 +49,7 @@ def disagreements(
     return [_document(frame, column, names, scores, i) for i in chosen]
 
 
-def _per_document(measurement: Measurement) -> Array:
+def _per_document(measurement: MetricCounts) -> Array:
     return np.asarray(measurement.metric(measurement.table), dtype=np.float64)
 
 

@@ -10,7 +10,7 @@ from contralto.eval import stats
 from contralto.eval.comparison.answers import Answers, TaskFrame
 from contralto.eval.comparison.columns import Column
 from contralto.eval.comparison.rows import ComparisonRow
-from contralto.eval.metrics import Measurement
+from contralto.eval.metrics import MetricCounts
 from contralto.eval.stats.counts import Array
 
 __all__ = ["ModelView", "adjust", "auroc_of", "bucket_of", "interval_of", "resample", "score_of", "test_against"]
@@ -129,7 +129,7 @@ def _detectable(view: ModelView, row: str, control: str, test: Mapping[str, Any]
     return stats.detectable_by_error(error, units=units, apart=test["units"])
 
 
-def _seed_pairs(control: Answers, own: Answers) -> list[tuple[dict[str, Measurement], dict[str, Measurement]]]:
+def _seed_pairs(control: Answers, own: Answers) -> list[tuple[dict[str, MetricCounts], dict[str, MetricCounts]]]:
     """Pair each seed with the control's of the same number, or with its only one."""
     if len(control.seeds) == 1:
         return [(control.seeds[0], seed) for seed in own.seeds]

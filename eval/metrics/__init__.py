@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from contralto.eval.metrics.model_based import coherence as coherence
     from contralto.eval.metrics.model_based import mauve as mauve
     from contralto.eval.metrics.registry import METRICS as METRICS
-    from contralto.eval.metrics.registry import Measurement as Measurement
+    from contralto.eval.metrics.registry import MetricCounts as MetricCounts
     from contralto.eval.metrics.registry import measure as measure
     from contralto.eval.metrics.registry import register as register
     from contralto.eval.metrics.registry import register_in_lm_eval as register_in_lm_eval
@@ -28,6 +28,6 @@ __getattr__, __dir__, __all__ = exports(
     {
         "base": ["Metric"],
         "model_based": ["coherence", "mauve"],
-        "registry": ["METRICS", "Measurement", "measure", "register", "register_in_lm_eval", "unregister"],
+        "registry": ["METRICS", "MetricCounts", "measure", "register", "register_in_lm_eval", "unregister"],
     },
 )

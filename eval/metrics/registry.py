@@ -9,7 +9,7 @@ from contralto.eval.metrics import chair, openended, perplexity, pope
 from contralto.eval.metrics.base import Metric
 from contralto.eval.stats.counts import Array, CountMetric
 
-__all__ = ["METRICS", "Measurement", "measure", "register", "register_in_lm_eval", "unregister"]
+__all__ = ["METRICS", "MetricCounts", "measure", "register", "register_in_lm_eval", "unregister"]
 
 
 def _check(metric: Any) -> None:
@@ -25,7 +25,7 @@ for _metric in (*pope.METRICS, *chair.METRICS, *openended.METRICS, *perplexity.M
     register(_metric)
 
 
-class Measurement(NamedTuple):
+class MetricCounts(NamedTuple):
     """A metric of some answers: the counts of each document, and the function of their sum."""
 
     table: Array
@@ -37,7 +37,7 @@ class Measurement(NamedTuple):
     """See `Metric.numerators`."""
 
 
-def measure(name: str, values: Sequence[Any]) -> Measurement:
+def measure(name: str, values: Sequence[Any]) -> MetricCounts:
     """Convert the values that lm-eval logs for each document under a metric's name to counts.
 
         a number                       its mean
@@ -61,10 +61,10 @@ def measure(name: str, values: Sequence[Any]) -> Measurement:
     first = values[0]
     if isinstance(first, bool | int | float):
         is_binary = all(value in (0, 1) for value in values)
-        return Measurement(stats.score_table(values), stats.mean, is_binary, (0,))
+        return MetricCounts(stats.score_table(values), stats.mean, is_binary, (0,))
     for metric in map(METRICS.get, METRICS.names()):
         if metric.logged_as == name and metric.accepts(first):
-            return Measurement(metric.table(values), metric.value, False, metric.numerators)
+            return MetricCounts(metric.table(values), metric.value, False, metric.numerators)
     raise ValueError(
         f"the metric {name} is kept as {first!r} per document, and compare cannot pair that: name another, or register it "
         "with contralto.eval.metrics.register"
