@@ -55,12 +55,12 @@ class Generation:
 
     @property
     def remaining(self) -> int:
-        """The number of tokens that may still be generated per row."""
+        """Return the number of tokens that may still be generated per row."""
         return int(self.config.max_length - self.ids.shape[1])
 
     @property
     def unpadded(self) -> Tensor:
-        """`(B,)` bool, the rows whose next token is the chosen one: all rows, or the unfinished ones if others are padded."""
+        """Return the rows `(B,)` whose next token is the chosen one: all, or the unfinished ones if the others are padded."""
         return self.unfinished if self._pad_token is not None else torch.ones_like(self.unfinished)
 
     def would_finish(self, tokens: Tensor) -> bool:

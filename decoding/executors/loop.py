@@ -1,13 +1,13 @@
-"""The fast path: a method as a `custom_generate` callable, with all branches of one model in one forward per token.
+"""Run a method as a `custom_generate` callable, with all branches of one model in one forward pass per token.
 
     model.generate(**inputs, custom_generate=method.loop())
 
-A logits processor cannot see the forward that `generate()` made, so its branches cost forwards of their own. Here the
-branches that are other inputs of the same model (another prompt, another image) become rows of one batch: one forward
-per token, whose cost is that of a batch of two. Branches that are other models run after it, in turn.
+A logits processor cannot take part in the forward pass of `generate()`, so that its branches need passes of their own. Here the
+branches that are other inputs of the same model (another prompt, another image) become rows of one batch: one forward pass
+per token, at the cost of a batch of two. Branches that are other models run after it, in turn.
 
 Processors, rule and warpers act in the order of `order`, as they do where the method is a logits processor; then one
-token is drawn per row, and all branches read it.
+token is chosen per row, which all branches continue with.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,7 +120,7 @@ def _prompts_known(method: "ContrastiveLogitsProcessor", main: Prompts, config: 
 
 
 def _fills(config: Any) -> list[int]:
-    """The tokens that `generate()` pads ended rows with."""
+    """Return the token ids that `generate()` pads finished rows with."""
     pad = config._pad_token_tensor
     return [] if pad is None else pad.flatten().tolist()
 
@@ -175,14 +175,14 @@ class _BranchForward:
         return main, [shared[b] if b in shared else b(generation.ids) for b in self._branches]
 
     def _cache(self) -> Any:
-        """A static cache for all rows, if one was asked for."""
+        """Return a static cache for all rows, if one was asked for."""
         if self._config.cache_implementation is None:
             return None
         length = self._prompts.ids.shape[1] + self._config.max_length
         return StaticCache(config=self._model.config.get_text_config(decoder=True), max_cache_len=length)
 
     def _compiled(self) -> Callable[..., Any] | None:
-        """The compiled forward, where `generate()` would compile. Hooks, which read early layers, are not compiled."""
+        """Return the compiled forward where `generate()` would compile it. Hooks, which read early layers, are not compiled."""
         if self._layered is not None or not self._model._valid_auto_compile_criteria(self._reader.kwargs, self._config):
             return None
         compiled: Callable[..., Any] = self._model.get_compiled_call(self._config.compile_config)
@@ -190,13 +190,13 @@ class _BranchForward:
 
 
 def _is_used(cache: Any) -> bool:
-    """Whether a cache holds anything; recurrent layers know no length."""
+    """Return whether a cache holds tokens; recurrent layers have no length."""
     linear = linear_layers(cache)
     return bool(cache.has_previous_state() if linear and all(linear) else cache.get_seq_length() > 0)
 
 
 def _main_prompts(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Prompts:
-    """The main rows as `generate()` prepared them, with the mask that it drops where there is no padding."""
+    """Return the main rows as `generate()` prepared them, with the mask that it drops where there is no padding."""
     kwargs = {name: value for name, value in model_kwargs.items() if name not in NOT_INPUTS and value is not None}
     if model.config.is_encoder_decoder:
         kwargs.setdefault(

@@ -1,13 +1,13 @@
-"""The order of a decoding step, the same for every way to run a method.
+"""Order the processors of a decoding step, in the same way for every executor.
 
     1. the processors of `generate()` act on the main model's logits: guidance, biases, penalties, lengths, forced,
        suppressed and allowed tokens, and then the caller's `logits_processor` list;
     2. the rule contrasts what they leave with the other branches;
     3. the warpers act on the rule's scores: temperature, top-k, top-p, min-p, ..., then watermark and renormalisation.
 
-So the plausibility constraint is applied to the distribution that the caller asked for, a token that a processor excludes
-stays excluded, and no row is left without a token. As a logits processor a method takes this place by itself, because
-`generate()` puts the caller's list before the warpers. A `custom_generate` callable is handed one list and splits it here.
+So the plausibility constraint applies to the distribution that the caller configured, a token that a processor excludes
+stays excluded, and no row is left without a token. A method that is a logits processor has this place by itself, because
+`generate()` puts the caller's list before the warpers. A `custom_generate` callable receives one list, which is split here.
 
 Read from transformers 5.23.0: `_get_logits_processor`, which makes that list.
 """
@@ -22,15 +22,15 @@ from transformers.generation.configuration_utils import GenerationMode
 __all__ = ["check_mode", "split_processors"]
 
 AFTER = "follows_contrast"
-"""Attribute of a processor in the caller's list that acts on the rule's scores, with all that follows it in the list."""
+"""Attribute of a processor in the caller's list that acts on the rule's scores, like all processors after it."""
 
 
 class _Mark(LogitsProcessor):
-    """Stands for the caller's list."""
+    """A marker in place of the caller's list."""
 
 
 def split_processors(model: Any, processors: Any, config: Any, input_ids: Tensor) -> tuple[Any, Any]:
-    """Split the list that `generate()` hands to a callable into what comes before the rule and what comes after it.
+    """Split the list that `generate()` hands to a callable into the processors before the rule and those after it.
 
     How many warpers there are is measured: `generate()` makes its list once more, for a marker in place of the caller's.
 

@@ -1,4 +1,13 @@
-"""How likely given continuations are under a contrastive method: teacher-forced, one forward per branch."""
+"""Score continuations under a contrastive method: teacher-forced, one forward pass per branch.
+
+    renormalized:  sum_t log softmax(scores_t)(y_t)          a log-probability, at most 0
+    raw:           sum_t scores_t(y_t)                       e.g. sum (1 + beta) log p_e - beta log p_a, any sign
+
+The papers do not say which of them they use, and the two rank differently, so a result has to name it. Nor do they say how they
+score implausible tokens: with the plausibility constraint, one such token would make an option impossible, and often all options
+at once. So the constraint is left out by default; with `masked`, an excluded token has a finite score, and the result counts
+these tokens.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,22 +26,22 @@ if TYPE_CHECKING:
 __all__ = ["Likelihood", "score"]
 
 FLOOR = -1000.0
-"""What a masked token counts for, as in DoLa's code: finite, so that two options with masked tokens still differ."""
+"""The score of an excluded token, as in DoLa's code: finite, so that two options with excluded tokens still differ."""
 
 
 class Likelihood(NamedTuple):
     """The log-likelihood of one continuation per row."""
 
     total: Tensor
-    """`(B,)` the sum over the continuation's tokens, in nats."""
+    """`(B,)` the sum over the tokens of the continuation, in nats."""
     tokens: Tensor
     """`(B, S)` the terms of the sum, 0 where the continuation is padded."""
     length: Tensor
-    """`(B,)` how many tokens the continuation has."""
+    """`(B,)` int64, the number of tokens of the continuation."""
     ruled_out: Tensor
-    """`(B,)` how many of them the method rules out; each counts for the floor."""
+    """`(B,)` int64, the number of tokens that the constraint excludes; each has the floor as its score."""
     is_greedy: Tensor
-    """`(B,)` whether every token is the method's likeliest."""
+    """`(B,)` bool, whether every token is the one of the largest score."""
 
 
 @torch.no_grad()
@@ -48,33 +57,24 @@ def score(
     floor: float = FLOOR,
     dtype: torch.dtype | None = None,
 ) -> Likelihood:
-    """The log-likelihood of continuations under a contrastive method, to rank the options of a question.
-
-        renormalized:  sum_t log softmax(scores_t)(y_t)          a log-probability, at most 0
-        raw:           sum_t scores_t(y_t)                       e.g. sum (1 + beta) log p_e - beta log p_a, any sign
-
-    The papers do not say which they use, and the two rank differently, so a result has to name it. Nor do they say what
-    becomes of implausible tokens: with the plausibility constraint, one such token would make an option impossible, and
-    often all options at once. So it is left out unless `masked`; then a ruled-out token counts for `floor`, and the
-    result tells how many there were.
+    """Return the log-likelihood of continuations under a contrastive method.
 
     Args:
-        method: any of `processors`, made for these prompts.
+        method: a processor of `processors`, made for these prompts.
         model: the main model.
-        inputs: the prompts as its tokenizer or processor returns them, padded on the left; for an encoder-decoder the
-            source texts.
+        inputs: the prompts, padded on the left; for an encoder-decoder the source texts.
         continuations: `(B, S)` int64, padded on the right.
         continuation_mask: `(B, S)`, 0 for that padding; None if there is none.
-        renormalized: which of the two scores.
-        masked: apply the method's plausibility constraint.
-        floor: what a ruled-out token counts for.
+        renormalized: whether to score log-probabilities; otherwise the raw scores of the rule.
+        masked: whether to apply the method's plausibility constraint.
+        floor: the score of a token that the constraint excludes.
         dtype: the precision of the renormalisation; default: float32.
 
     Returns:
         `Likelihood`, in that precision, on the model's device.
 
     Raises:
-        ValueError: the shapes do not belong together, or an empty continuation.
+        ValueError: shapes that do not match, or an empty continuation.
 
     Examples:
         >>> from contralto import testbed
@@ -82,33 +82,46 @@ def score(
         >>> expert, amateur, tokenizer = testbed.load("expert"), testbed.load("amateur"), testbed.tokenizer()
         >>> prompt = tokenizer(["Ben went out to the"] * 2, return_tensors="pt")
         >>> options = tokenizer(["barn door.", "barn barn."], return_tensors="pt", add_special_tokens=False)["input_ids"]
-        >>> found = score(ContrastiveDecodingLogitsProcessor(amateur), expert, prompt, options)
-        >>> bool(found.total[0] > found.total[1])
+        >>> likelihood = score(ContrastiveDecodingLogitsProcessor(amateur), expert, prompt, options)
+        >>> bool(likelihood.total[0] > likelihood.total[1])
         True
     """
+    mask = torch.ones_like(continuations) if continuation_mask is None else continuation_mask
+    chosen = continuations.masked_fill(mask.to(continuations.device) == 0, 0)  # may be padded with any token
+    scores = _scores(method, model, inputs, chosen, mask, masked=masked)
+    return _likelihood(scores, chosen.to(scores.device), mask.to(scores.device).bool(), renormalized, floor, dtype)
+
+
+def _scores(
+    method: "ContrastiveLogitsProcessor",
+    model: Any,
+    inputs: Mapping[str, Any],
+    continuations: Tensor,
+    continuation_mask: Tensor,
+    *,
+    masked: bool,
+) -> Tensor:
+    """Return the scores `(B, S, V)` of the method for every token of the continuations."""
     if continuations.ndim != 2 or not continuations.shape[1]:
         raise ValueError(f"continuations must be of shape (rows, length) with tokens, not {tuple(continuations.shape)}")
     method.check_model(model)
     prompts = main_prompts(model, inputs, len(continuations))
     if len(prompts.ids) != len(continuations):
         raise ValueError(f"score needs a continuation per prompt, not {len(continuations)} for {len(prompts.ids)}")
-    kept = torch.ones_like(continuations) if continuation_mask is None else continuation_mask
-    continuations = continuations.masked_fill(kept.to(continuations.device) == 0, 0)  # may be padded with any token
     device, count = input_device(model), continuations.shape[1]
     rows = torch.cat([prompts.ids.to(device), continuations.to(device)], dim=1)
-    mask = torch.cat([prompts.mask.to(device), kept.to(prompts.mask.dtype).to(device)], dim=1)
+    mask = torch.cat([prompts.mask.to(device), continuation_mask.to(prompts.mask.dtype).to(device)], dim=1)
     main = prompts.branch.score(rows, count, mask).float()
     contrasts = [branch.score(rows, count, mask) for branch in method.branches]
     steps = torch.arange(count, device=device)[:, None]
     changed = {} if masked or method.threshold is None else {method.threshold: 0.0}
-    scores = method.combine(
+    return method.combine(
         main,
         contrasts,
         steps,
         place=lambda row, at, *_: f"in row {row}, for token {at + 1} of the continuation",
         **changed,
     )
-    return _likelihood(scores, continuations.to(device), kept.to(device).bool(), renormalized, floor, dtype)
 
 
 class MainPrompts(NamedTuple):

@@ -26,12 +26,12 @@ __all__ = ["ContrastiveSearch", "check_search"]
 
 
 class ContrastiveSearch(CustomGenerate):
-    """Contrastive search as the decoding loop of `generate()`, one forward per token.
+    """Contrastive search as the decoding loop of `generate()`, one forward pass per token.
 
         model.generate(**inputs, custom_generate=ContrastiveSearch(alpha=0.6, k=4))
 
     Su et al. 2022 (arXiv 2202.06417), equation 5, see `contrastive_search`. `h` is `hidden_states[-1]`, the decoder's
-    in an encoder-decoder. The prompt counts as text, with the images in it; padding does not.
+    in an encoder-decoder. The prompt belongs to the context, with the images in it; padding does not.
 
     All processors of `generate()` (repetition penalty, minimum length, suppressed tokens, your own) act on the model's
     logits before the k candidates are chosen, a watermark on the contrastive scores, see `order`. Batches of left-padded prompts, encoder-decoders, images,

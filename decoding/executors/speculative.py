@@ -1,18 +1,18 @@
-"""Speculative contrastive decoding: the amateur, which contrast needs anyway, also drafts the text.
+"""Speculative contrastive decoding: the amateur, which contrast needs anyway, also drafts tokens.
 
     expert.generate(**inputs, custom_generate=SpeculativeContrastiveDecoding(amateur))
 
-Yuan et al. 2023, *Speculative Contrastive Decoding* (arXiv 2311.08981). A round: the amateur writes a few tokens; the
-expert reads them all in one forward; from left to right they are kept as the contrastive distribution `P_n` would have
-written them, up to the first that it would not, which is replaced. Nothing but time changes: greedy tokens are those of
+Yuan et al. 2023, *Speculative Contrastive Decoding* (arXiv 2311.08981). A round: the amateur drafts a few tokens; the
+expert processes them all in one forward pass; from left to right they are accepted as the contrastive distribution `P_n` would
+have generated them, up to the first that it would not, which is replaced. Only the time changes: greedy tokens are those of
 `ContrastiveDecodingLogitsProcessor`, sampled ones have its distribution.
 
-What is particular to contrast: the amateur must read every token of the text, drafted or not. So the first draft token of
-a round is free, and a forward of the amateur is lost only where the draft before it is rejected.
+Contrast needs the amateur's logits for every token, drafted or not. So the first draft token of a round is free, and a forward
+pass of the amateur is lost only where the draft before it is rejected.
 
-Verification is the loop of plain sampling, fed from a table of logits, that ends where a row leaves the draft. So every
-logits processor and stopping criterion sees each beginning of the text once, in order, and never a token that is
-rejected later: those that keep a state (grammars, caches) work as in plain sampling.
+Verification is the loop of plain sampling on a table of logits, which ends where a row leaves the draft. So every logits
+processor and stopping criterion is called once for each prefix, in order, and never with a token that is rejected later:
+those that keep a state (grammars, caches) work as in plain sampling.
 """
 
 import inspect
@@ -42,27 +42,27 @@ __all__ = ["SpeculativeContrastiveDecoding", "Statistics", "accept_or_redraw"]
 
 
 class SpeculativeContrastiveDecoding(CustomGenerate):
-    """Contrastive decoding as `custom_generate`, with the amateur as drafter: the same text in fewer forwards.
+    """Contrastive decoding as `custom_generate`, with the amateur as drafter: the same tokens in fewer forward passes.
 
     Every token is greedily chosen or drawn from `P_n = softmax(scores)`, where the scores are those of
     `ContrastiveDecodingLogitsProcessor` in its place in `generate()`'s list, after its processors and the caller's, before
     the warpers, see `order`. A draft token `x` of distribution `Q` is kept with
     probability `min(1, P_n(x) / Q(x))`, else replaced by a draw from `norm(max(0, P_n - Q))` (Yuan et al. 2023,
     arXiv 2311.08981), which leaves `P_n` exactly; in greedy search it is kept if it is the argmax of the scores. In half
-    precision a forward of several tokens rounds otherwise than forwards of one: near ties may fall the other way.
+    precision a forward pass of several tokens rounds differently from passes of one: near ties may be decided differently.
 
     `Q` is the amateur's distribution after temperature, top-k, top-p, ..., on the tokens that the amateur itself finds
     plausible at the same `alpha`: what is implausible to the amateur seldom survives the expert's mask.
 
-    How far the amateur drafts is decided token by token. Let `c` be the cost of its forward in forwards of the expert,
-    `r` the estimated chance that all it has drafted in this round is kept. It reads on while `r >= (c + 0.05) / (c + 0.35)`,
-    where the loss of that forward if the draft fails equals the gain if it does not, and drafts a token there unless that
-    has no chance of 0.1 to count. The chance of a token is that of the tokens before it in this call of about the same
-    amateur probability (five classes). No clock is read: a seed gives the same text again.
+    The number of drafted tokens is decided token by token. Let `c` be the cost of a forward pass of the amateur in passes of the
+    expert, `r` the estimated probability that all tokens drafted in this round are accepted. The amateur runs once more while
+    `r >= (c + 0.05) / (c + 0.35)`, where the loss of that pass if the draft fails equals the gain if it does not, and drafts
+    another token if `r` is at least 0.1 after it. The probability of a token is estimated from the earlier tokens of this call
+    with about the same amateur probability (five classes). No clock is read: a seed gives the same tokens again.
 
     Greedy search and sampling, left-padded batches, several returned sequences, stopping criteria, streaming,
-    `return_dict_in_generate` with scores and logits, encoder-decoders. In a batch all rows keep as much as the row that
-    keeps least (which is exact too); so gains shrink with the batch.
+    `return_dict_in_generate` with scores and logits, encoder-decoders. In a batch all rows accept as many tokens
+    as the row that accepts least (which is exact too), so that gains shrink with the batch size.
 
     Args:
         amateur: the weaker model, of the same tokenizer: a transformers model, or `AdaptersOff(peft_model)`. It may have
@@ -71,21 +71,21 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         alpha: plausibility threshold, in [0, 1].
         form: `"obrien"` or `"li"`, see `ContrastiveDecodingLogitsProcessor`.
         amateur_temperature: temperature of the amateur in `form="li"`, above 0. Default 1.0.
-        amateur_window: how many of the prompt's last tokens the amateur sees; None for all, 1 as in Li et al.
-        min_tokens_to_keep: at least so many tokens stay plausible.
-        draft_length: so many tokens in every round; None (default) decides as said above, at most 16.
+        amateur_window: number of last tokens of the prompt that the amateur sees; None for all, 1 as in Li et al.
+        min_tokens_to_keep: smallest number of tokens that stay plausible.
+        draft_length: number of tokens in every round; None (default) decides as described above, at most 16.
         cost_ratio: `c`, at least 0. None (default) takes the share of the amateur in the expert's parameters or in its
             layers, whichever is larger.
-        encoder_inputs: for an encoder-decoder amateur, what its encoder reads, usually the `inputs` of `generate()`.
-        vision_inputs: for an image-text amateur, what it reads with the prompts: `pixel_values` and what goes with them.
+        encoder_inputs: for an encoder-decoder amateur, the inputs of its encoder, usually the `inputs` of `generate()`.
+        vision_inputs: for an image-text amateur, the inputs besides the tokens: `pixel_values`, ...
         tokenizer: the tokenizer that both models share, see `ContrastiveLogitsProcessor`.
         streamer: `generate()` does not hand its own on to a callable, so it is given here.
 
     Raises:
         TypeError: the amateur cannot generate.
         ValueError: a parameter outside its range or of the other form; an amateur whose cache cannot take tokens back
-            (Mamba and other recurrent models). At the call: such an expert; another tokenizer; beams; a static or
-            quantized cache; a cache from an earlier call; attentions or hidden states asked for.
+            (Mamba and other recurrent models). When called: such an expert; another tokenizer; beams; a static or
+            quantized cache; a cache from an earlier call; attentions or hidden states as outputs.
 
     Examples:
         >>> from contralto import testbed
@@ -104,7 +104,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
     """
 
     statistics: Statistics
-    """Of the last call."""
+    """Statistics of the last call."""
 
     name = "speculative contrastive decoding"
     alternative = "use ContrastiveDecodingLogitsProcessor"
@@ -204,14 +204,14 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
 
 
 def _new_cache(model: Any) -> Any:
-    """An empty cache for a model."""
+    """Return an empty cache for a model."""
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     _check_cache(model, cache if "past_key_values" in inspect.signature(model.forward).parameters else None)
     return EncoderDecoderCache(cache, DynamicCache()) if model.config.is_encoder_decoder else cache
 
 
 def _check_cache(model: Any, cache: Any) -> None:
-    """Raise ValueError if the end of a text cannot be taken back from a cache."""
+    """Raise ValueError if the last tokens cannot be removed from a cache."""
     inner = getattr(cache, "self_attention_cache", cache)
     if type(inner) is not DynamicCache or not inner.is_croppable:
         raise ValueError(

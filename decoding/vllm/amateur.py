@@ -61,7 +61,7 @@ class AmateurContrast(Members):
     """
 
     def __init__(self, vllm_config: Any, *more: Any) -> None:
-        """V1: `(vllm_config, device, is_pin_memory)`. V2: `(vllm_config, req_states)`."""
+        """Take vLLM's arguments: `(vllm_config, device, is_pin_memory)` from V1, `(vllm_config, req_states)` from V2."""
         super().__init__(vllm_config, *more)
         options = (vllm_config.additional_config or {}).get(KEY)
         if not isinstance(options, dict) or not isinstance(options.get("model"), str):

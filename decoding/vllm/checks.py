@@ -1,15 +1,15 @@
-"""What of vLLM's settings cannot go together with texts whose branches are requests."""
+"""Reject settings of vLLM that do not work with completions whose branches are requests."""
 
 from typing import Any
 
 __all__ = ["DEFAULT_TIMEOUT", "check_config", "timeout_of"]
 
 DEFAULT_TIMEOUT = 10.0
-"""Seconds that a request waits for the other branches of its text."""
+"""Seconds that a request waits for the other branches of its completion."""
 
 
 def check_config(vllm_config: Any) -> None:
-    """Refuse an engine in which branches would not meet or would part.
+    """Reject engine options that could schedule the branches of a completion apart.
 
     Args:
         vllm_config: vLLM's `VllmConfig`.
@@ -42,13 +42,16 @@ def check_config(vllm_config: Any) -> None:
 
 
 def timeout_of(vllm_config: Any) -> float:
-    """Seconds that a request waits for its partners: `additional_config={"contrast_timeout": ...}`.
+    """Return the seconds that a request waits for its partners: `additional_config={"contrast_timeout": ...}`.
+
+    Args:
+        vllm_config: vLLM's `VllmConfig`.
 
     Raises:
         ValueError: not above 0.
     """
     config = vllm_config.additional_config
-    given = config.get("contrast_timeout", DEFAULT_TIMEOUT) if isinstance(config, dict) else DEFAULT_TIMEOUT
-    if isinstance(given, bool) or not isinstance(given, int | float) or not given > 0:
-        raise ValueError(f"contrast_timeout must be seconds above 0, not {given!r}")
-    return float(given)
+    timeout = config.get("contrast_timeout", DEFAULT_TIMEOUT) if isinstance(config, dict) else DEFAULT_TIMEOUT
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        raise ValueError(f"contrast_timeout must be seconds above 0, not {timeout!r}")
+    return float(timeout)

@@ -1,11 +1,11 @@
-"""Texts by contrast from vLLM's OpenAI-compatible server: two requests per text, sent together. No vLLM here.
+"""Generate completions by contrast with vLLM's OpenAI-compatible server: one request per branch, sent together.
 
     async with PairClient("http://localhost:8000/v1", "my-model") as client:
         output = await client.generate([prompt, other_prompt], method="cad", alpha=0.5, max_tokens=256)
         async for piece in client.stream([prompt, other_prompt], method="cad", max_tokens=256):
             print(piece.text, end="", flush=True)
 
-The server is one of `contralto serve`. Needs aiohttp (`pip install 'contralto[data]'`).
+The server must be started by `contralto serve`. vLLM is not needed here, aiohttp is (`pip install 'contralto[data]'`).
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from contralto.common.web import BadReplyError, address_of, decoded, read_body, 
 from contralto.decoding.vllm.session import (
     BranchReply,
     PairOutput,
-    Progress,
+    PairProgress,
     RefusedError,
     agreed,
     before_marker,
@@ -35,34 +35,33 @@ __all__ = ["PairClient", "Piece"]
 
 OFF = {"temperature": 0, "top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1, "n": 1}
 OFF |= {"presence_penalty": 0, "frequency_penalty": 0}
-"""What vLLM must not do by itself; without them the server takes what the model's authors recommend."""
+"""Sampling options that vLLM must not apply; without them the server uses the generation configuration of the model."""
 LONGEST_EVENT = 2**24
-"""Bytes of one event of a stream: the first one holds the prompt's tokens."""
+"""Largest event of a stream in bytes; the first event holds the tokens of the prompt."""
 MOST_BYTES = 2**26
-"""Bytes of a whole reply."""
+"""Largest reply in bytes."""
 
 
 class Piece(NamedTuple):
-    """A part of a text that is being written."""
+    """A part of a completion that is being generated."""
 
     text: str
     tokens: list[int]
     output: PairOutput | None = None
-    """With the last piece: the whole."""
+    """The whole completion, with the last piece."""
 
 
 class PairClient:
-    """Asks a server for texts by contrast; many at a time, from one event loop.
+    """A client that generates completions by contrast, many at a time from one event loop.
 
-    Every text is checked as `generate_pairs` does: branches that part are noticed, and the text goes on from what they have in
-    common.
+    As in `generate_pairs`, branches that get out of step are detected, and the completion is resumed from their common tokens.
 
     Args:
-        base_url: up to and with `/v1`.
-        model: as the server calls it; or one name per branch, where branches are LoRA adapters (`--lora-modules`).
-        api_key: sent as a bearer token, if given; to no other address, and hidden in errors.
-        marker: a token that no text holds; a server of `contralto serve` tells it.
-        timeout: seconds that a request may take, waiting for its turn at the server included; None is no limit.
+        base_url: address of the server, up to and including `/v1`.
+        model: name of the model at the server; or one name per branch, where branches are LoRA adapters (`--lora-modules`).
+        api_key: sent as a bearer token, to no other address, and hidden in errors.
+        marker: a token id that no completion contains; None to ask the server.
+        timeout: seconds that a request may take, including its time in the server's queue; None for no limit.
 
     Raises:
         ImportError: aiohttp is not installed.
@@ -91,7 +90,7 @@ class PairClient:
         self._session: Any = None
 
     async def __aenter__(self) -> Self:
-        """Connections are made as they are needed."""
+        """Open a session; connections are made when they are needed."""
         connector = self._http.TCPConnector(limit=0)
         timeout = self._http.ClientTimeout(total=self._timeout)
         self._session = self._http.ClientSession(
@@ -106,60 +105,70 @@ class PairClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close them."""
+        """Close the session."""
         await self._session.close()
 
-    async def generate(self, prompts: Sequence[Any], *, method: str, **how: Any) -> PairOutput:
-        """One text.
+    async def generate(self, prompts: Sequence[Any], *, method: str, **options: Any) -> PairOutput:
+        """Generate one completion.
 
         Args:
-            prompts: of its branches, in the method's order: texts, lists of token ids, or conversations.
-            method: with its form and parameters, as for `generate_pairs`.
-            how: `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `seed`, the method's parameters, `logprobs=False`;
+            prompts: the prompts of its branches, in the method's order: strings, lists of token ids, or conversations.
+            method: name of a method that vLLM supports.
+            options: `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `seed`, the method's parameters, `logprobs=False`;
                 `body`: further fields of the requests, such as `{"stop": ["\\n"]}`; `main_body`: those of the main branch
                 alone, such as `{"structured_outputs": {"choice": ["yes", "no"]}}`.
 
         Raises:
-            ValueError: what the server refuses, in its words, and what cannot go together.
-            RuntimeError: the server fails, or branches do not stay together.
+            ValueError: a request that the server rejects, with its message, or options that exclude each other.
+            RuntimeError: the server fails, or the branches do not stay in step.
         """
-        text = await self._text(prompts, method=method, **how)
+        completion = await self._completion(prompts, method=method, **options)
         while True:
-            if text.progress.take(await _together([self._ask(text, b) for b in text.next_round()])):
-                return await self._finish(text)
+            if completion.progress.take(
+                await _together([self._ask(completion, body) for body in completion.next_round()])
+            ):
+                return await self._finish(completion)
 
-    async def stream(self, prompts: Sequence[Any], *, method: str, **how: Any) -> AsyncIterator[Piece]:
-        """One text, piece by piece: each as soon as all branches agree on it. The last piece has the whole.
+    async def stream(self, prompts: Sequence[Any], *, method: str, **options: Any) -> AsyncIterator[Piece]:
+        """Generate one completion in pieces, each as soon as all branches agree on it.
 
         Args:
-            prompts, method, how: as for `generate`.
+            prompts: as for `generate`.
+            method: as for `generate`.
+            options: as for `generate`.
+
+        Yields:
+            The pieces; the last one has the whole completion.
 
         Raises:
-            ValueError, RuntimeError: as `generate`; also where a text with a grammar or a stop text would have to start afresh.
+            ValueError: as `generate`.
+            RuntimeError: as `generate`, or a completion with a grammar or a stop string would have to be restarted.
         """
-        text = await self._text(prompts, method=method, **how)
+        completion = await self._completion(prompts, method=method, **options)
         while True:
-            said: list[list[_Chunk]] = [[] for _ in prompts]
+            chunks: list[list[_Chunk]] = [[] for _ in prompts]
             sent = 0
-            async for branch, chunk in _merged([self._chunks(text, body) for body in text.next_round()]):
-                said[branch].append(chunk)
-                while sent < len(said[0]) and _is_certain(said, sent, text.progress.marker):
-                    if said[0][sent].text:
-                        yield Piece(said[0][sent].text, said[0][sent].tokens)
+            async for branch, chunk in _merged([self._chunks(completion, body) for body in completion.next_round()]):
+                chunks[branch].append(chunk)
+                while sent < len(chunks[0]) and _is_certain(chunks, sent, completion.progress.marker):
+                    if chunks[0][sent].text:
+                        yield Piece(chunks[0][sent].text, chunks[0][sent].tokens)
                     sent += 1
-            if not all(said):
+            if not all(chunks):
                 raise RefusedError("the engine refused this text; without streaming it says why")
-            branches = [_joined(chunks) for chunks in said]
-            if text.progress.take(branches):
-                rest = "".join(chunk.text for chunk in said[0][sent:])
-                yield Piece(rest, [t for chunk in said[0][sent:] for t in chunk.tokens], await self._finish(text))
+            branches = [_joined(pieces) for pieces in chunks]
+            if completion.progress.take(branches):
+                rest = "".join(chunk.text for chunk in chunks[0][sent:])
+                yield Piece(
+                    rest, [t for chunk in chunks[0][sent:] for t in chunk.tokens], await self._finish(completion)
+                )
                 return
-            if text.progress.whole:
+            if completion.progress.whole:
                 raise RuntimeError(
                     "the branches of a streamed text parted, and one with a grammar or stop text cannot go on"
                 )
 
-    async def _text(
+    async def _completion(
         self,
         prompts: Sequence[Any],
         *,
@@ -171,7 +180,7 @@ class PairClient:
         body: Mapping[str, Any] | None = None,
         main_body: Mapping[str, Any] | None = None,
         **values: Any,
-    ) -> "_Text":
+    ) -> "_ClientCompletion":
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
         marker = self._marker if self._marker is not None else await self._ask_marker()
@@ -184,20 +193,20 @@ class PairClient:
         restarts = {"stop", "structured_outputs", "response_format"} & {*shared, *own}
         if any(_holds_images(prompt) for prompt in prompts):
             raise ValueError(IMAGES)
-        progress = Progress(marker, max_tokens, whole=bool(restarts))
-        return _Text(list(prompts), models, given, shared, own, logprobs, progress)
+        progress = PairProgress(marker, max_tokens, whole=bool(restarts))
+        return _ClientCompletion(list(prompts), models, given, shared, own, logprobs, progress)
 
-    async def _finish(self, text: "_Text") -> PairOutput:
-        """A text that has ended; the server spells it where it came in several rounds."""
-        progress = text.progress
+    async def _finish(self, completion: "_ClientCompletion") -> PairOutput:
+        """Return the output of a completion that has ended; the server decodes it if it took several rounds."""
+        progress = completion.progress
         assert progress.ended is not None
         said = progress.ended.text
         if not progress.is_one_round:
             tokens = progress.tokens[: -1 if progress.ended.finish_reason == "stop" else None]
-            body = {"model": text.models[0], "tokens": tokens}
+            body = {"model": completion.models[0], "tokens": tokens}
             answer = await self._json("POST", f"{self._url.removesuffix('/v1')}/detokenize", body)
             said = _field(answer, "prompt", str)
-        return progress.output(said, text.prompt_tokens())
+        return progress.output(said, completion.prompt_tokens())
 
     async def _ask_marker(self) -> int:
         try:
@@ -209,32 +218,32 @@ class PairClient:
             ) from error
         return self._marker
 
-    async def _ask(self, text: "_Text", body: dict[str, Any]) -> BranchReply:
-        """One request, answered whole."""
-        async with self._response("POST", f"{self._url}/{text.route(body)}", body) as response:
+    async def _ask(self, completion: "_ClientCompletion", body: dict[str, Any]) -> BranchReply:
+        """Send one request and return the whole reply."""
+        async with self._response("POST", f"{self._url}/{completion.route(body)}", body) as response:
             answer = await self._read(response)
             choice = _choice(answer)
-            text.remember(body, choice.get("prompt_token_ids") or answer.get("prompt_token_ids"))
+            completion.remember(body, choice.get("prompt_token_ids") or answer.get("prompt_token_ids"))
             return _joined([_chunk(choice)])
 
     async def _json(self, method: str, url: str, body: Any = None) -> Any:
-        """A whole reply.
+        """Send a request and return the JSON of the reply.
 
         Raises:
-            ValueError: what the server refuses.
-            RuntimeError: it fails, takes too long, or sends what cannot be read.
+            ValueError: the server rejects the request.
+            RuntimeError: the server fails, takes too long, or sends a reply that cannot be read.
         """
         async with self._response(method, url, body) as response:
             return await self._read(response)
 
     async def _read(self, response: Any) -> Any:
-        """The JSON of a whole reply."""
+        """Return the JSON of a response."""
         text = decoded(await read_body(response, limit=MOST_BYTES))
         return read_json(text, response.headers.get("Content-Type"), self._secrets)
 
     @asynccontextmanager
     async def _response(self, method: str, url: str, body: Any) -> AsyncIterator[Any]:
-        """A response of status 200. What goes wrong while it is read is one sentence, without the key."""
+        """Yield a response of status 200; errors while it is read become one sentence without the API key."""
         try:
             async with self._session.request(method, url, json=body, allow_redirects=False) as response:
                 await self._check(response)
@@ -246,7 +255,7 @@ class PairClient:
             raise RuntimeError(f"{self._url} sent no reply that can be read: {said}") from None
 
     async def _check(self, response: Any) -> None:
-        """Turn a refusal into an error with the server's words."""
+        """Raise an error with the server's message unless the status is 200."""
         if response.status == 200:
             return
         text = (await read_body(response, limit=MOST_BYTES)).decode("utf-8", "replace")
@@ -262,9 +271,9 @@ class PairClient:
             raise ValueError(said)
         raise RuntimeError(f"the server failed with status {response.status}: {said}")
 
-    async def _chunks(self, text: "_Text", body: dict[str, Any]) -> AsyncIterator["_Chunk"]:
-        """One request, answered in pieces."""
-        url = f"{self._url}/{text.route(body)}"
+    async def _chunks(self, completion: "_ClientCompletion", body: dict[str, Any]) -> AsyncIterator["_Chunk"]:
+        """Send one request and yield the reply in pieces."""
+        url = f"{self._url}/{completion.route(body)}"
         async with self._response("POST", url, {**body, "stream": True}) as response:
             async for line in _lines(response):
                 if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
@@ -276,15 +285,15 @@ class PairClient:
                     raise RuntimeError(short(self._secrets.hide(_words(event["error"])), 1000))
                 if event.get("choices"):
                     choice = _choice(event)
-                    text.remember(body, choice.get("prompt_token_ids") or event.get("prompt_token_ids"))
+                    completion.remember(body, choice.get("prompt_token_ids") or event.get("prompt_token_ids"))
                     yield _chunk(choice)
 
 
 async def _lines(response: Any) -> AsyncIterator[bytes]:
-    """The lines of a stream.
+    """Yield the lines of a stream.
 
     Raises:
-        BadReplyError: it is compressed, or too long.
+        BadReplyError: the stream is compressed or too long.
     """
     from aiohttp.http import HttpProcessingError
 
@@ -305,16 +314,16 @@ async def _lines(response: Any) -> AsyncIterator[bytes]:
 
 
 def _words(error: Any) -> str:
-    """The words of an error in a stream."""
+    """Return the message of an error in a stream."""
     said = error.get("message") if isinstance(error, Mapping) else error
     return str(said or "the server failed")
 
 
 def _choice(answer: Any) -> Mapping[str, Any]:
-    """The choice of an answer.
+    """Return the first choice of a reply.
 
     Raises:
-        BadReplyError: there is none.
+        BadReplyError: the reply has none.
     """
     try:
         choice = answer["choices"][0]
@@ -326,10 +335,10 @@ def _choice(answer: Any) -> Mapping[str, Any]:
 
 
 def _field(answer: Any, name: str, kind: type) -> Any:
-    """A value of an answer.
+    """Return a field of a reply.
 
     Raises:
-        RuntimeError: it is not there, or of another type.
+        RuntimeError: the field is missing or of another type.
     """
     value = answer.get(name) if isinstance(answer, Mapping) else None
     if not isinstance(value, kind):
@@ -338,7 +347,7 @@ def _field(answer: Any, name: str, kind: type) -> Any:
 
 
 class _Chunk(NamedTuple):
-    """A piece of one request's answer."""
+    """A piece of the reply to one request."""
 
     text: str
     tokens: list[int]
@@ -347,8 +356,8 @@ class _Chunk(NamedTuple):
     stop_reason: int | str | None
 
 
-class _Text:
-    """A text that is being asked for."""
+class _ClientCompletion:
+    """A completion that is being generated, and the bodies of its requests."""
 
     def __init__(
         self,
@@ -358,15 +367,15 @@ class _Text:
         shared: Mapping[str, Any],
         main: Mapping[str, Any],
         logprobs: bool,
-        progress: Progress,
+        progress: PairProgress,
     ) -> None:
         self.prompts, self.models, self.values, self.progress = prompts, models, values, progress
         self._shared, self._main, self._logprobs = shared, main, logprobs
         self._read: dict[int, list[int]] = {}
-        """The prompts as tokens, as the server read them."""
+        """The token ids of the prompts by branch, as the server tokenized them."""
 
     def next_round(self) -> list[dict[str, Any]]:
-        """The bodies of its requests."""
+        """Return the request bodies of the next round, one per branch."""
         name = uuid.uuid4().hex
         return [self._body(branch, name) for branch in range(len(self.prompts))]
 
@@ -381,7 +390,7 @@ class _Text:
         return body | self._prompt(branch)
 
     def _prompt(self, branch: int) -> dict[str, Any]:
-        """What the branch reads: the prompt as it was given, then its tokens and those of the text."""
+        """Return the prompt of a branch: at first as it was passed, later as token ids followed by the tokens generated so far."""
         given, logs = self.prompts[branch], self._logprobs
         if self.progress.tokens:
             return {"prompt": [*self._read[branch], *self.progress.tokens], "logprobs": 0 if logs else None}
@@ -391,16 +400,16 @@ class _Text:
 
     @staticmethod
     def route(body: Mapping[str, Any]) -> str:
-        """Where a body belongs."""
+        """Return the route that a body is sent to."""
         return "chat/completions" if "messages" in body else "completions"
 
     def remember(self, body: Mapping[str, Any], read: list[int] | None) -> None:
-        """How the server read a prompt, for later rounds."""
+        """Keep the token ids of a prompt for later rounds."""
         if read:
             self._read.setdefault(body["vllm_xargs"][f"{PREFIX}branch"], read)
 
     def prompt_tokens(self) -> list[int]:
-        """How long the prompts are."""
+        """Return the number of tokens in the prompt of each branch."""
         return [len(self._read.get(branch, ())) for branch in range(len(self.prompts))]
 
 
@@ -414,7 +423,7 @@ def _holds_images(prompt: Any) -> bool:
 
 
 def _chunk(choice: Mapping[str, Any]) -> _Chunk:
-    """A choice of either route, whole or in part."""
+    """Return a choice of either route, whole or in part, as a piece."""
     try:
         said = choice.get("message") or choice.get("delta") or {}
         logs = choice.get("logprobs") or {}
@@ -429,12 +438,12 @@ def _chunk(choice: Mapping[str, Any]) -> _Chunk:
 
 
 def _are(values: Any, kind: Any) -> bool:
-    """Return whether these are a list of values of a type."""
+    """Return whether `values` is a list of values of type `kind`."""
     return isinstance(values, list | tuple) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 
 def _joined(chunks: Sequence[_Chunk]) -> BranchReply:
-    """What a request gave in all."""
+    """Return the pieces of one request as a reply."""
     return BranchReply(
         tokens=[token for chunk in chunks for token in chunk.tokens],
         logprobs=[value for chunk in chunks for value in chunk.logprobs],
@@ -445,14 +454,14 @@ def _joined(chunks: Sequence[_Chunk]) -> BranchReply:
 
 
 def _is_certain(said: Sequence[Sequence[_Chunk]], place: int, marker: int) -> bool:
-    """Whether all branches have what the main one has, up to and with a piece."""
+    """Return whether all branches have the tokens of the main branch up to and including a piece."""
     branches = [[token for chunk in chunks for token in chunk.tokens] for chunks in said]
     count = sum(len(chunk.tokens) for chunk in said[0][: place + 1])
     return len(agreed([before_marker(tokens, marker) for tokens in branches])) >= count
 
 
 async def _together(asked: Sequence[Any]) -> list[BranchReply]:
-    """The answers of all requests; when one fails the others are given up."""
+    """Return the replies to all requests; if one fails, cancel the others."""
     tasks = [asyncio.ensure_future(one) for one in asked]
     try:
         return list(await asyncio.gather(*tasks))
@@ -461,7 +470,7 @@ async def _together(asked: Sequence[Any]) -> list[BranchReply]:
 
 
 async def _merged(streams: Sequence[AsyncIterator[_Chunk]]) -> AsyncIterator[tuple[int, _Chunk]]:
-    """The pieces of all streams as they come, each with its place."""
+    """Yield the pieces of all streams as they arrive, each with the index of its stream."""
     queue: asyncio.Queue[tuple[int, _Chunk] | BaseException | None] = asyncio.Queue()
 
     async def read(place: int) -> None:

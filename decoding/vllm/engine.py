@@ -1,4 +1,4 @@
-"""Start vLLM so that texts whose branches are requests work: in this process, or as flags of its server."""
+"""Start vLLM for completions whose branches are requests: in this process, or by flags of its server."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,19 @@ MINE = {"scheduler_cls": SCHEDULER, "scheduling_policy": "fcfs", "long_prefill_t
 
 
 def make_llm(model: str, *, timeout: float = DEFAULT_TIMEOUT, **options: Any) -> Any:
-    """A `vllm.LLM` whose texts may have branches, for `generate_pairs`.
+    """Return a `vllm.LLM` for `generate_pairs`, with the processor and the scheduler that it needs.
 
-    It sets the processor, the scheduler and what they need, and refuses what cannot work before anything is loaded.
+    Options that cannot work raise an error before anything is loaded.
 
     Args:
         model: a folder, a hub id, or `testbed:NAME`.
-        timeout: seconds that a request waits for the other branches of its text.
-        options: further arguments of `vllm.LLM`, such as `tensor_parallel_size=2`, `enable_lora=True, max_loras=2`. A text
-            starts when its prompts fit `max_num_batched_tokens` together.
+        timeout: seconds that a request waits for the other branches of its completion.
+        options: further arguments of `vllm.LLM`, such as `tensor_parallel_size=2`, `enable_lora=True, max_loras=2`. A
+            completion starts when its prompts fit `max_num_batched_tokens` together.
 
     Raises:
         ImportError: vLLM is not installed.
-        ValueError: options that part branches: see `engine_options`.
+        ValueError: options that could schedule branches apart, see `engine_options`.
     """
     checked = engine_options(timeout=timeout, **options)
     try:
@@ -38,17 +38,21 @@ def make_llm(model: str, *, timeout: float = DEFAULT_TIMEOUT, **options: Any) ->
 
 
 def cpu_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Options for LoRA: on CPUs with a slot that stays empty, since requests without adapter are given the last slot's there."""
+    """Return options for LoRA. On CPUs a slot stays empty, since requests without an adapter use the last slot there.
+
+    Args:
+        options: from `engine_options`.
+    """
     from vllm.platforms import current_platform
 
     return {**options, "max_loras": options.get("max_loras", 1) + 1} if current_platform.is_cpu() else options
 
 
 def engine_options(*, timeout: float = DEFAULT_TIMEOUT, **options: Any) -> dict[str, Any]:
-    """The arguments of `vllm.LLM`, or of its server, for texts with branches.
+    """Return the arguments of `vllm.LLM`, or of its server, for completions whose branches are requests.
 
     Args:
-        timeout: seconds that a request waits for the other branches of its text.
+        timeout: seconds that a request waits for the other branches of its completion.
         options: further arguments.
 
     Raises:
@@ -93,7 +97,10 @@ def engine_options(*, timeout: float = DEFAULT_TIMEOUT, **options: Any) -> dict[
 
 
 def server_flags(options: Mapping[str, Any]) -> list[str]:
-    """Engine options as flags of vLLM's server.
+    """Return engine options as flags of vLLM's server.
+
+    Args:
+        options: from `engine_options`.
 
     Examples:
         >>> server_flags({"max_num_seqs": 8, "enable_lora": True, "logits_processors": ["a:B"]})
@@ -112,18 +119,18 @@ def server_flags(options: Mapping[str, Any]) -> list[str]:
 
 
 def marker_of(tokenizer: Any, *, vocabulary: int, ends: Sequence[int] = ()) -> int:
-    """A token that no text holds, to mark a branch that lost its partners.
+    """Return a token id that no completion contains, which ends branches whose partners are missing.
 
-    A row of the embedding that belongs to no token if there is one, else the token for padding, for the unknown, or for the
-    beginning of a text.
+    It is a row of the embedding without a token if there is one, else the token for padding, for unknown words, or for the
+    beginning of a sequence.
 
     Args:
-        tokenizer: the model's.
-        vocabulary: rows of the model's embedding.
-        ends: tokens that end a text, which cannot be the marker.
+        tokenizer: of the model.
+        vocabulary: number of rows of the model's embedding.
+        ends: end-of-sequence tokens, which cannot be the marker.
 
     Raises:
-        ValueError: there is none: give `marker`.
+        ValueError: there is no such token, so `marker` is required.
 
     Examples:
         >>> from contralto import testbed

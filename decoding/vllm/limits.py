@@ -20,11 +20,11 @@ class Limits:
     """Limits of requests that have not reached the engine.
 
     Args:
-        timeout: seconds that a request waits for the other branches of its text.
-        body: bytes of one request.
-        waiting: requests that wait at a time.
-        held: bytes of all requests that wait.
-        reading: seconds in which a request must have arrived.
+        timeout: seconds that a request waits for the other branches of its completion.
+        body: largest request in bytes.
+        waiting: largest number of requests that wait at a time.
+        held: largest size of all waiting requests in bytes.
+        reading: seconds within which a request must have arrived.
 
     Raises:
         ValueError: a limit that is not a positive finite number.

@@ -1,4 +1,4 @@
-"""Which requests of vLLM's batch are decoded by contrast, and where they are, for both of vLLM's model runners.
+"""Track the requests of vLLM's batch that are decoded by contrast, for both of vLLM's model runners.
 
 vLLM has two interfaces of one name: `update_state(...)` and `apply(logits)` where the V1 runner runs (CPUs; all of vLLM 0.30),
 `add_request(...)` and `apply(logits, ctx)` on Model Runner V2 (GPUs since 0.31). Read from vLLM 0.32 and 0.30; of private
@@ -17,28 +17,28 @@ except ImportError:  # vLLM 0.30 has one interface
 
 
 class Members(V1.LogitsProcessor, V2):  # type: ignore[misc]
-    """A logits processor that knows its requests; `_member` says which they are, `apply` is the subclass's."""
+    """A logits processor that tracks its requests. A subclass implements `_member`, which selects them, and `apply`."""
 
     def __init__(self, vllm_config: Any, *more: Any) -> None:
-        """V1: `(vllm_config, device, is_pin_memory)`. V2: `(vllm_config, req_states)`."""
+        """Take vLLM's arguments: `(vllm_config, device, is_pin_memory)` from V1, `(vllm_config, req_states)` from V2."""
         self._states: Any = more[0] if len(more) == 1 else None
         self._device = more[0] if self._states is None else self._states.device
         self._members: dict[int, Any] = {}
-        """By row of the batch (V1), or by slot (V2)."""
+        """States of requests by row of the batch (V1), or by slot (V2)."""
 
     def _member(self, params: Any, prompt: Sequence[int], output: Sequence[int]) -> Any:
-        """What to remember of a request, None to leave it alone; `output` is the V1 runner's own list, which grows."""
+        """Return the state to keep for a request, None to ignore it; `output` is the V1 runner's own list, which grows."""
         raise NotImplementedError
 
     def _changed(self) -> None:
-        """The batch is another."""
+        """React to another batch."""
 
     def is_argmax_invariant(self) -> bool:
-        """It decides the argmax."""
+        """Return False: the processor may change the argmax."""
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        """V1: requests that left, joined or moved, in this order."""
+        """Update the requests that left, joined or moved, in this order (V1)."""
         if batch_update is None:
             return
         for index in batch_update.removed:
@@ -56,7 +56,7 @@ class Members(V1.LogitsProcessor, V2):  # type: ignore[misc]
         self._changed()
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        """V2: a request takes a slot; whoever had it before is gone."""
+        """Put a request into a slot, in place of an earlier one (V2), and return whether it is tracked."""
         self._put(req_idx, sampling_params, (), ())
         self._changed()
         return req_idx in self._members

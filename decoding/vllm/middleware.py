@@ -1,13 +1,13 @@
-"""Before vLLM's OpenAI-compatible server: what is wrong with a text's requests is said at once, with status 400.
+"""Validate requests in front of vLLM's OpenAI-compatible server, and answer invalid ones at once with status 400.
 
     python -m vllm.entrypoints.openai.api_server ... --middleware contralto.decoding.vllm.middleware.PairMiddleware
 
-Requests of one text are let through together, when all of them are there and fit each other. So a request without its partner
-never reaches the engine. `contralto serve` sets this up; `GET /v1/contralto` tells the marker and the waiting time.
+The requests of one completion pass together, when all of them have arrived and match. So a request without its partner never
+reaches the engine. `contralto serve` sets this up; `GET /v1/contralto` returns the marker and the timeout.
 
-vLLM puts middlewares before its authentication. So the server is asked first, by a request without a body, whether it lets the client
-in; a client that it does not know leaves nothing here. Texts of different clients (API keys, or addresses where there are no keys)
-never meet, whatever ids they choose.
+vLLM runs middlewares before its authentication. So a request without a body is sent to the server first, to learn whether it
+admits the client; of other clients nothing is kept. Requests of different clients (API keys, or addresses where there are no
+keys) never form a completion, whatever ids they choose.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from typing import Any
 from contralto.decoding.vllm.limits import ENVIRONMENT, Limits
 from contralto.decoding.vllm.session import REFUSED
 from contralto.decoding.vllm.settings import PREFIX, Row
-from contralto.decoding.vllm.waiting import FullError, GoneError, Text, WaitingRoom
+from contralto.decoding.vllm.waiting import FullError, GoneError, PendingCompletion, WaitingRoom
 
 __all__ = ["PairMiddleware"]
 
@@ -61,7 +61,7 @@ class PairMiddleware:
         self._room = WaitingRoom(self._limits)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        """Pass a request on to the server; branches of a text wait for each other."""
+        """Pass a request on to the server; the branches of a completion wait for each other."""
         path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
         is_ours = path == INFO or (path in PATHS and scope["method"] == "POST")
         if not is_ours:
@@ -75,7 +75,7 @@ class PairMiddleware:
             await self._take(scope, receive, send)
 
     async def _take(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        """Read a request, and pass it on when its text is whole."""
+        """Read a request, and pass it on when all branches of its completion have arrived."""
         with suppress(GoneError):
             try:
                 body = await self._body(scope, receive)
@@ -94,7 +94,7 @@ class PairMiddleware:
     async def _meet(
         self, scope: Mapping[str, Any], receive: Receive, send: Send, asked: Mapping[str, Any], row: Row, size: int
     ) -> None:
-        """Wait for the other branches, and let the server answer."""
+        """Wait for the other branches, then pass the request on."""
         key = (_client(scope), type(row.group), row.group)
         options = {name: asked.get(name) for name in WATCHED}
         try:
@@ -141,7 +141,7 @@ class PairMiddleware:
 
 
 async def _unknown(app: Any, scope: Mapping[str, Any]) -> list[Message]:
-    """Ask the server for the same path by GET, and return its answer if it does not let the client in; else nothing."""
+    """Request the same path by GET, and return the server's answer if it does not admit the client; else an empty list."""
     said: list[Message] = []
 
     async def receive() -> Message:
@@ -155,7 +155,7 @@ async def _unknown(app: Any, scope: Mapping[str, Any]) -> list[Message]:
 
 
 def _client(scope: Mapping[str, Any]) -> Hashable:
-    """Return what tells clients apart: a hash of the API key, or else the address."""
+    """Return the identity of a client: a hash of the API key, or else the address."""
     key = dict(scope.get("headers", ())).get(b"authorization")
     return hashlib.sha256(key).hexdigest() if key else (scope.get("client") or (None,))[0]
 
@@ -167,7 +167,7 @@ async def _closed(receive: Receive) -> None:
 
 
 def _parsed(body: bytes) -> Mapping[str, Any]:
-    """Return a request's fields; what is no JSON object is left for vLLM to refuse."""
+    """Return the fields of a request; {} for a body that is no JSON object, which vLLM rejects itself."""
     try:
         asked = json.loads(body)
     except RecursionError:
@@ -178,40 +178,42 @@ def _parsed(body: bytes) -> Mapping[str, Any]:
 
 
 def _row(asked: Mapping[str, Any]) -> Row | None:
-    """Return what a request says of its text; None if it is no branch of one.
+    """Return the contrast arguments of a request; None if it has none.
 
     Raises:
-        ValueError: what it says is wrong.
+        ValueError: they are invalid.
     """
-    given = asked.get("vllm_xargs")
-    if not isinstance(given, dict | None):
-        raise ValueError(f"vllm_xargs must be an object, not {given!r:.80}")  # noqa: TRY004  status 400 like the others
-    row = Row.of(given)
+    arguments = asked.get("vllm_xargs")
+    if not isinstance(arguments, dict | None):
+        raise ValueError(f"vllm_xargs must be an object, not {arguments!r:.80}")  # noqa: TRY004  status 400 like the others
+    row = Row.of(arguments)
     if row is not None:
         _check(asked, row)
     return row
 
 
-def _renamed(asked: Mapping[str, Any], text: Text, scope: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
-    """Return a request's body with the engine's id of its text, and the scope with the length of that body."""
+def _renamed(
+    asked: Mapping[str, Any], text: PendingCompletion, scope: Mapping[str, Any]
+) -> tuple[bytes, Mapping[str, Any]]:
+    """Return the body with the engine's id of the completion, and the scope with the length of that body."""
     body = json.dumps({**asked, "vllm_xargs": {**asked["vllm_xargs"], f"{PREFIX}id": text.id}}).encode()
     headers = [(name, value) for name, value in scope.get("headers", ()) if name != b"content-length"]
     return body, {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
 
 
 def _check(asked: Mapping[str, Any], row: Row) -> None:
-    """What would part branches, and vLLM would not notice."""
+    """Raise ValueError for fields that would put branches out of step without an error of vLLM."""
     prompt = asked.get("prompt")
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         raise ValueError(f"a branch of a text has one prompt, not a list of {len(prompt)}: send a request for each")
     if "messages" in asked and asked.get("max_tokens", asked.get("max_completion_tokens")) is None:
         raise ValueError("max_tokens must be given in a branch of a text, or each would end by its own prompt's length")
     if asked.get("use_beam_search"):
-        raise ValueError("use_beam_search: texts with branches know no beams")
+        raise ValueError("use_beam_search: beam search is not supported with contrastive branches")
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """A body that was read, for the next to read."""
+    """Return a `receive` that yields a body once more."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def read() -> Message:
@@ -221,12 +223,12 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 class _Watch:
-    """Sends an answer on, unless it begins with the engine's refusal of a text: that becomes status 400.
+    """A `send` that turns the engine's rejection of a completion into status 400.
 
     Args:
-        send: to the client.
-        text_id: the engine's id of the text, which the client does not know.
-        group: the client's own.
+        send: sends messages to the client.
+        text_id: the engine's id of the completion, which the client does not know.
+        group: the client's id of it.
     """
 
     def __init__(self, send: Send, text_id: str, group: str | int) -> None:
@@ -251,8 +253,8 @@ class _Watch:
 
 
 def _refusal(body: bytes) -> str | None:
-    """The scheduler's sentence in an answer. A stream does not carry it: it has no piece at all then."""
-    event = _parsed(body.removeprefix(b"data: ").split(b"\n\n")[0])  # of our own server
+    """Return the scheduler's error message in an answer, None without one. A stream has no piece at all then."""
+    event = _parsed(body.removeprefix(b"data: ").split(b"\n\n")[0])  # from our own server
     if body.startswith(b"data: ") and not event.get("choices"):
         return UNSAID
     reason = (event.get("choices") or [{}])[0].get("stop_reason")

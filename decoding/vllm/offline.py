@@ -9,7 +9,7 @@ from contralto.decoding.vllm.session import (
     PATIENCE,
     BranchReply,
     PairOutput,
-    Progress,
+    PairProgress,
     RefusedError,
     check_prompts,
     contrast_values,
@@ -102,7 +102,7 @@ def _run(
     whole = bool(requests.shared.get("stop") or {**requests.shared, **requests.main}.get("structured_outputs"))
     patience = PATIENCE + len(prompts)  # under vLLM's own scheduler one completion may have to wait for all others
     completions = [
-        _Completion(branches, seed, tokenizer, Progress(marker, max_tokens, whole, patience))
+        _Completion(branches, seed, tokenizer, PairProgress(marker, max_tokens, whole, patience))
         for branches, seed in zip(prompts, seeds, strict=True)
     ]
     active, rejection = completions, None
@@ -125,7 +125,7 @@ def _run(
 class _Completion:
     """A completion with the tokens of its branches' prompts."""
 
-    def __init__(self, prompts: Sequence[Any], seed: int, tokenizer: Any, progress: Progress) -> None:
+    def __init__(self, prompts: Sequence[Any], seed: int, tokenizer: Any, progress: PairProgress) -> None:
         self.prompts = [_tokenized(prompt, tokenizer) for prompt in prompts]
         self.seed, self.progress = seed, progress
         self.prompt_lengths: list[int] = []

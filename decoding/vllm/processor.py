@@ -1,4 +1,4 @@
-"""The logits processor that weighs the branches of a text, for both of vLLM's model runners."""
+"""Combine the logits of the branches of a completion, for both of vLLM's model runners."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,63 +15,66 @@ from contralto.decoding.vllm.settings import Row, Rule, check_request
 __all__ = ["PairedContrast"]
 
 
-class _Member(NamedTuple):
-    """A request in the batch that is a branch of a text."""
+class _BranchRequest(NamedTuple):
+    """A request in the batch that is a branch of a completion."""
 
     row: Row
     output: Sequence[int]
     """V1 runner: vLLM's own list, which grows."""
 
 
-class _Part(NamedTuple):
-    """Texts that share a rule: where their branches are, and how their tokens are drawn."""
+class _RuleGroup(NamedTuple):
+    """Completions that share a rule: the rows of their branches, and the sampling of their tokens."""
 
     rule: Rule
     places: Tensor
-    """`(K, P)` rows of the logits, by branch."""
+    """`(K, P)` int64, rows of the logits by branch and completion."""
     markers: Tensor
     """`(P, 1)`"""
     seeds: Tensor
     """`(P,)`"""
     warp: Warp | None
-    """None: all of them take the best token."""
+    """None for greedy decoding of all of them."""
     first: np.ndarray[Any, Any]
-    """`(P,)` which members the main branches are."""
+    """`(P,)` indices of the main branches among the requests."""
     start: np.ndarray[Any, Any]
-    """`(P,)` how many tokens of the texts are part of the prompts."""
+    """`(P,)` number of tokens of each completion that its prompts contain already."""
 
 
-class _Plan(NamedTuple):
-    """What to do with the logits while the batch stays as it is."""
+class _BatchPlan(NamedTuple):
+    """The index tensors of a step, which stay valid while the batch does not change."""
 
-    parts: list[_Part]
+    parts: list[_RuleGroup]
     lone: Tensor
-    """Rows of the logits whose partners are missing or not in step."""
+    """Rows of the logits whose partners are missing or out of step."""
     markers: Tensor
 
 
 class PairedContrast(Members):
-    """Decodes texts by contrast whose branches are requests of one batch; other requests it leaves alone.
+    """Decodes completions by contrast whose branches are requests of one batch; other requests are unchanged.
 
         scores = rule(logits of branch 0, logits of branch 1, ...),    token = argmax scores, or a draw from softmax(scores)
 
-    for the rules of `contralto.decoding.rules`. All branches of a text are given the same token. Branches must be in step:
-    with equally many tokens behind them. One that is not, or whose partners are missing, is made to end with the marker
-    token; so positions that all branches have, markers excluded, were always decided together. `PairScheduler` keeps them in
-    step, `generate_pairs` and `PairClient` see to the rest.
+    for the rules of `contralto.decoding.rules`. All branches of a completion receive the same token. Branches must be in step,
+    that is, have equally many generated tokens. A branch that is out of step, or whose partners are missing, is ended by the
+    marker token; so tokens that all branches have in common, markers excluded, were always chosen together. `PairScheduler`
+    keeps branches in step; `generate_pairs` and `PairClient` resume those that are not.
 
     `LLM(logits_processors=["contralto.decoding.vllm:PairedContrast"])`; `make_llm` does that and more.
     """
 
     def __init__(self, vllm_config: Any, *more: Any) -> None:
-        """V1: `(vllm_config, device, is_pin_memory)`. V2: `(vllm_config, req_states)`."""
+        """Take vLLM's arguments: `(vllm_config, device, is_pin_memory)` from V1, `(vllm_config, req_states)` from V2."""
         super().__init__(vllm_config, *more)
         check_config(vllm_config)
         self._changed()
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Refuse a request that cannot be a branch; over HTTP this is status 400.
+        """Reject a request that cannot be a branch; over HTTP this is status 400.
+
+        Args:
+            sampling_params: vLLM's `SamplingParams`.
 
         Raises:
             ValueError: see `settings.Row.of` and `settings.check_request`.
@@ -80,18 +83,18 @@ class PairedContrast(Members):
         if row is not None:
             check_request(row, sampling_params)
 
-    def _member(self, params: Any, prompt: Sequence[int], output: Sequence[int]) -> _Member | None:
-        """V2 does not say when a request leaves: the same branch elsewhere is an earlier try of it."""
+    def _member(self, params: Any, prompt: Sequence[int], output: Sequence[int]) -> _BranchRequest | None:
+        """Return the state of a branch. V2 does not report requests that leave: the same branch elsewhere is an earlier one."""
         row = Row.of(params.extra_args)
         if row is None:
             return None
         branch = (row.group, row.branch)
         for other in [i for i, m in self._members.items() if (m.row.group, m.row.branch) == branch]:
             del self._members[other]
-        return _Member(row, output)
+        return _BranchRequest(row, output)
 
     def _changed(self) -> None:
-        """Put the members in order, those of whole texts first, by text and branch."""
+        """Sort the requests by completion and branch, those of complete completions first."""
         texts: dict[str | int, list[int]] = {}
         for index in sorted(self._members, key=lambda i: self._members[i].row.branch):
             texts.setdefault(self._members[index].row.group, []).append(index)
@@ -103,7 +106,7 @@ class PairedContrast(Members):
         self._key: tuple[bytes, ...] | None = None
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
-        """Weigh, draw, and write the same scores to all branches of a text, in place."""
+        """Combine and sample, and write the same scores to all branches of a completion, in place; return all logits."""
         if not len(self._order):
             return logits
         places, lengths = self._seen_v1() if ctx is None else self._seen_v2(ctx)
@@ -119,11 +122,11 @@ class PairedContrast(Members):
         return logits
 
     def _seen_v1(self) -> tuple[Any, Any]:
-        """Where the members are in the logits, and how many tokens each has written."""
+        """Return the rows of the requests in the logits, and the number of tokens that each has generated."""
         return self._order, np.array([len(self._members[index].output) for index in self._order.tolist()])
 
     def _seen_v2(self, ctx: Any) -> tuple[Any, Any]:
-        """The same; -1 for those that are not there or still read their prompts."""
+        """Return the same as `_seen_v1`; -1 for requests that are absent or still process their prompts."""
         at = np.full(self._states.max_num_reqs, -1)
         at[ctx.idx_mapping_np] = np.arange(len(ctx.idx_mapping_np))
         places = at[self._order]
@@ -132,15 +135,15 @@ class PairedContrast(Members):
         return places, np.where(reads, -1, seen - self._states.prompt_len.np[self._order])
 
     def _in_step(self, lengths: Any) -> Any:
-        """Of every whole text, whether its branches have equally many tokens."""
+        """Return for each complete completion whether its branches have equally many tokens."""
         if not len(self._starts):
             return np.zeros(0, dtype=bool)
         of_whole = lengths[: self._sizes.sum()]
         least = np.minimum.reduceat(of_whole, self._starts)
         return (least >= 0) & (least == np.maximum.reduceat(of_whole, self._starts))
 
-    def _make_plan(self, places: Any, lengths: Any, in_step: Any) -> _Plan:
-        """The index tensors for a batch."""
+    def _make_plan(self, places: Any, lengths: Any, in_step: Any) -> _BatchPlan:
+        """Return the index tensors for a batch."""
         rows = [self._members[index].row for index in self._order.tolist()]
         by_rule: dict[Rule, list[int]] = {}
         alone = lengths >= 0
@@ -149,11 +152,11 @@ class PairedContrast(Members):
             alone[start : start + size] = False
         parts = [self._make_part(rule, [rows[f] for f in firsts], places, firsts) for rule, firsts in by_rule.items()]
         markers = [row.marker for row, is_alone in zip(rows, alone.tolist(), strict=True) if is_alone]
-        return _Plan(parts, self._send(places[alone]), self._send(markers))
+        return _BatchPlan(parts, self._send(places[alone]), self._send(markers))
 
-    def _make_part(self, rule: Rule, rows: Sequence[Row], places: Any, firsts: Sequence[int]) -> _Part:
+    def _make_part(self, rule: Rule, rows: Sequence[Row], places: Any, firsts: Sequence[int]) -> _RuleGroup:
         first = np.array(firsts)
-        return _Part(
+        return _RuleGroup(
             rule,
             self._send([places[first + branch] for branch in range(len(rule.branches))]),
             self._send([row.marker for row in rows])[:, None],
@@ -168,10 +171,12 @@ class PairedContrast(Members):
     def _send(self, values: Any) -> Tensor:
         return torch.from_numpy(np.array(values, dtype=np.int64)).to(self._device, non_blocking=True)
 
-    def _weigh(self, logits: Tensor, part: _Part, lengths: Any) -> None:
-        """Decide the next token of the texts of one rule."""
+    def _weigh(self, logits: Tensor, part: _RuleGroup, lengths: Any) -> None:
+        """Choose the next token of the completions of one rule."""
         branches = logits[part.places].float()
-        branches.scatter_(2, part.markers.expand(len(branches), -1, -1), -torch.inf)  # before the plausible are found
+        branches.scatter_(
+            2, part.markers.expand(len(branches), -1, -1), -torch.inf
+        )  # before the plausible tokens are selected
         steps = self._send(lengths[part.first] + part.start)
         scores = part.rule(list(branches), steps)
         if part.warp is not None:

@@ -1,11 +1,11 @@
-"""Schedulers that keep the branches of a text in step: they start together, or not at all, and none is put off.
+"""Schedulers that keep the branches of a completion in step: they start together, and none of them is preempted.
 
-vLLM's scheduler starts requests as they come, reads long prompts in pieces and takes memory from running requests; each of it
-parts two branches. Here a text waits outside vLLM's queues until all its branches are there, and is handed over when the next
-step can read all its prompts whole and the cache has room for all that it may write.
+vLLM's scheduler starts requests as they arrive, processes long prompts in pieces and preempts running requests; each of these
+puts two branches out of step. Here a completion waits outside vLLM's queues until all its branches have arrived, and is handed
+over when the next step can process all its prompts whole and the cache has room for all tokens that it may generate.
 
 vLLM does not call its scheduler a public interface. What is overridden here is `add_request`, `schedule`, `update_from_output`,
-`finish_requests` and `get_num_unfinished_requests`; `tests/with_vllm/test_guard.py` says what has moved when vLLM has. Read from
+`finish_requests` and `get_num_unfinished_requests`; `tests/with_vllm/test_guard.py` reports what a new version of vLLM has moved. Read from
 0.32 and 0.30.
 """
 
@@ -27,13 +27,13 @@ ENGINE: Any = import_module("vllm.v1.engine")
 PAUSE: Any = import_module("vllm.v1.core.sched.interface").PauseState
 PLATFORM: Any = import_module("vllm.platforms").current_platform
 NAP = 0.001
-"""Seconds between two looks at the clock while nothing runs and a request waits for its partners."""
+"""Seconds between two checks of the timeout while nothing runs and a request waits for its partners."""
 WATCHED = ("max_tokens", "min_tokens", "ignore_eos", "stop_token_ids", "stop")
 """Options of `SamplingParams` that branches must share to end together."""
 
 
-class _Text:
-    """A text that has not started: its branches so far."""
+class _WaitingCompletion:
+    """A completion that has not started, with the branches that have arrived."""
 
     def __init__(self, now: float) -> None:
         self.since = now
@@ -41,19 +41,19 @@ class _Text:
 
     @property
     def requests(self) -> list[Any]:
-        """In the order of the branches."""
+        """Return the requests in the order of the branches."""
         return [self.branches[branch][1] for branch in sorted(self.branches)]
 
 
 class _Queued(NamedTuple):
-    """A whole text, or a single request that came after one."""
+    """The requests of a completion, or a single request that arrived after one."""
 
     group: str | int | None
     requests: list[Any]
 
 
 class _Pairing:
-    """What both schedulers add to vLLM's. A request that is no branch of a text goes through at once, unless texts wait."""
+    """The part that both schedulers add to vLLM's. Requests without branches pass at once, unless completions wait."""
 
     vllm_config: Any
     scheduler_config: Any
@@ -70,24 +70,28 @@ class _Pairing:
         super().__init__(*args, **kwargs)
         check_config(self.vllm_config)
         self._timeout = timeout_of(self.vllm_config)
-        self._incomplete: dict[str | int, _Text] = {}
+        self._incomplete: dict[str | int, _WaitingCompletion] = {}
         self._queue: deque[_Queued] = deque()
         self._live: dict[str, str | int] = {}
-        """Texts that have started, by the id of each unfinished request."""
+        """Completions that have started, by the id of each unfinished request."""
         self._in_flight: set[str | int] = set()
-        """Texts that are whole and not finished."""
+        """Completions whose requests have all arrived and that are not finished."""
         self._refused: list[tuple[Any, str]] = []
         self._loaded: set[int] = set()
-        """Adapters so far. On a CPU they stay in their slots, and the last slot must stay empty."""
+        """Adapters used so far. On a CPU they stay in their slots, and the last slot must stay empty."""
 
     # ------------------------------------------------------------------------------------------------ requests come
 
     def add_request(self, request: Any) -> None:
-        """Take a request, a branch of a text or any other."""
+        """Add a request.
+
+        Args:
+            request: of vLLM; its `contrast_...` arguments make it a branch.
+        """
         row = Row.of(request.sampling_params.extra_args) if request.sampling_params is not None else None
         if row is not None:
             self._add_branch(row, request)
-        elif self._queue or self._live:  # it must not take what the texts were promised
+        elif self._queue or self._live:  # it must not use what is reserved for completions
             self._queue.append(_Queued(None, [request]))
         else:
             super().add_request(request)  # type: ignore[misc]
@@ -96,7 +100,7 @@ class _Pairing:
         if row.group in self._in_flight:
             self._refuse([request], f"{PREFIX}id {row.group!r} is that of a text in flight: give every text its own")
             return
-        text = self._incomplete.setdefault(row.group, _Text(time.monotonic()))
+        text = self._incomplete.setdefault(row.group, _WaitingCompletion(time.monotonic()))
         others = [(other, _options(one)) for other, one in text.branches.values()]
         try:
             check_group([*others, (row, _options(request))])
@@ -115,11 +119,11 @@ class _Pairing:
                 self._in_flight.add(row.group)
 
     def _refuse(self, requests: Iterable[Any], why: str) -> None:
-        """These end with a reason, in the next outputs."""
+        """End requests with a reason, in the next outputs."""
         self._refused += [(request, why) for request in requests]
 
     def _never_fits(self, requests: Sequence[Any]) -> str | None:
-        """Why a text could not even start on an idle engine."""
+        """Return the reason why a completion could not start even on an idle engine; None if it can."""
         tokens = sum(request.num_prompt_tokens for request in requests)
         if len(requests) > self._slots():
             return f"max_num_seqs {self._slots()} has no room for {len(requests)} branches"
@@ -148,7 +152,7 @@ class _Pairing:
     # --------------------------------------------------------------------------------------------------- steps
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
-        """Let expired requests go, hand over the texts that can start now, and schedule as vLLM does."""
+        """Reject expired requests, hand over the completions that can start now, and schedule as vLLM does."""
         self._expire()
         if self._pause_state == PAUSE.UNPAUSED:
             self._hand_over()
@@ -173,7 +177,7 @@ class _Pairing:
                 )
 
     def _hand_over(self) -> None:
-        """Whoever is at the head of the queue goes first."""
+        """Give vLLM the completions at the head of the queue that fit this step."""
         if ended := [name for name in self._live if name not in self.requests]:
             for name in ended:
                 del self._live[name]
@@ -189,7 +193,7 @@ class _Pairing:
                     self._live[request.request_id] = group
 
     def _fits(self, requests: Sequence[Any]) -> bool:
-        """Whether a text can start in this step with all its branches, and run to its end."""
+        """Return whether a completion can start in this step with all its branches, and run to its end."""
         known = [request for request in self.requests.values() if not request.is_finished()]
         if not known and len(requests) == 1:
             return True
@@ -214,19 +218,19 @@ class _Pairing:
         return most
 
     def _blocks(self, request: Any) -> int:
-        """Blocks of the cache for all that a request may become."""
+        """Return the number of cache blocks for a request of its largest length."""
         length = min(request.num_prompt_tokens + request.max_tokens + 1, self.max_model_len)
         specs = [group.kv_cache_spec for group in self.kv_cache_config.kv_cache_groups]
         return sum(math.ceil(min(length, self._most_kept(spec)) / spec.block_size) for spec in specs)
 
     def _most_kept(self, spec: Any) -> int:
-        """Tokens of a request that layers of a kind keep at most."""
+        """Return the largest number of tokens of a request that layers of a kind keep."""
         if type(spec).__name__ != "SlidingWindowSpec":
             return self.max_model_len
         return int(spec.sliding_window + self.max_num_scheduled_tokens)
 
     def _all_blocks(self) -> int:
-        """But for the one that stands for nothing."""
+        """Return the number of cache blocks, without vLLM's null block."""
         return int(self.kv_cache_config.num_blocks) - 1
 
     @staticmethod
@@ -234,16 +238,16 @@ class _Pairing:
         return {request.lora_request.lora_int_id for request in requests if request.lora_request}
 
     def _most_adapters(self) -> int:
-        """How many adapters a step may use; on CPUs the last slot must stay empty, see `engine.cpu_options`."""
+        """Return the number of adapters that a step may use; on CPUs the last slot stays empty, see `engine.cpu_options`."""
         spare = 1 if PLATFORM.is_cpu() else 0
         return self.lora_config.max_loras - spare if self.lora_config else 0
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
-        """vLLM's outputs, and the reasons of those that were refused: `finish_reason` abort, `stop_reason` the sentence."""
+        """Return vLLM's outputs and those of rejected requests, with `finish_reason` abort and the message as `stop_reason`."""
         outputs: dict[int, Any] = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
         refused, self._refused = self._refused, []
         for request, why in refused:
-            said = ENGINE.EngineCoreOutput(
+            output = ENGINE.EngineCoreOutput(
                 request_id=request.request_id,
                 new_token_ids=[],
                 finish_reason=ENGINE.FinishReason.ABORT,
@@ -251,19 +255,19 @@ class _Pairing:
             )
             if request.client_index not in outputs:
                 outputs[request.client_index] = ENGINE.EngineCoreOutputs(outputs=[])
-            outputs[request.client_index].outputs.append(said)
+            outputs[request.client_index].outputs.append(output)
         return outputs
 
     # ------------------------------------------------------------------------------------------------ requests go
 
     def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
-        """Requests that a client gave up; the partners of one that has not started end with a reason."""
+        """Abort requests; the partners of one that has not started end with a reason."""
         wanted = None if request_ids is None else {request_ids} if isinstance(request_ids, str) else set(request_ids)
         gone = self._drop(wanted)
         return [*gone, *(super().finish_requests(wanted, finished_status) or [])]  # type: ignore[misc]
 
     def _drop(self, wanted: set[str] | None) -> list[Any]:
-        """Take requests out of what waits here."""
+        """Remove waiting requests and return them."""
         gone: list[Any] = []
         waiting = [*(_Queued(group, text.requests) for group, text in self._incomplete.items()), *self._queue]
         for group, requests in waiting:
@@ -278,7 +282,7 @@ class _Pairing:
         return gone
 
     def get_num_unfinished_requests(self) -> int:
-        """vLLM's, and those that wait here: while they do, the engine keeps looking at the clock."""
+        """Return the number of vLLM's requests and of those that wait here, so that the engine keeps checking timeouts."""
         unfinished: int = super().get_num_unfinished_requests()  # type: ignore[misc]
         if self._pause_state == PAUSE.PAUSED_ALL:
             return unfinished
@@ -288,19 +292,19 @@ class _Pairing:
 
 
 class PairScheduler(_Pairing, SCHEDULER):  # type: ignore[misc]
-    """vLLM's scheduler for texts whose branches are requests: `LLM(scheduler_cls=PairScheduler)`.
+    """vLLM's scheduler for completions whose branches are requests: `LLM(scheduler_cls=PairScheduler)`.
 
     For engines without asynchronous scheduling, which are those on CPUs; `pair_scheduler` chooses.
 
-    - A text starts when all its branches are there, a step reads all their prompts whole, and the KV cache holds all that
-      they and all others may write. So a running branch is never put off, and texts do not lose step.
-    - A text that can never start is refused at once, and so are branches whose options differ. A request whose partners do not
-      come is refused after `additional_config={"contrast_timeout": 10}` seconds. Refused requests end with `finish_reason`
-      abort and the sentence as `stop_reason`.
-    - While texts are in flight, other requests wait in the same queue, first come first served.
+    - A completion starts when all its branches have arrived, a step can process all their prompts whole, and the KV cache has
+      room for all tokens that they and all others may generate. So a running branch is never preempted, and branches stay in step.
+    - A completion that can never start is rejected at once, and so are branches whose options differ. A request whose partners
+      do not arrive is rejected after `additional_config={"contrast_timeout": 10}` seconds. Rejected requests end with
+      `finish_reason` abort and the message as `stop_reason`.
+    - While completions are running, other requests wait in the same queue, first come first served.
 
     Raises:
-        ValueError: settings that part branches, see `checks.check_config`; asynchronous scheduling.
+        ValueError: settings that schedule branches apart, see `checks.check_config`; asynchronous scheduling.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -313,7 +317,7 @@ class PairScheduler(_Pairing, SCHEDULER):  # type: ignore[misc]
 
 
 class AsyncPairScheduler(_Pairing, ASYNC_SCHEDULER):  # type: ignore[misc]
-    """The same on vLLM's asynchronous scheduler, the default on GPUs. See `PairScheduler`."""
+    """`PairScheduler` on vLLM's asynchronous scheduler, the default on GPUs."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -325,22 +329,23 @@ class AsyncPairScheduler(_Pairing, ASYNC_SCHEDULER):  # type: ignore[misc]
 
 
 def pair_scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
-    """The scheduler that fits vLLM's own choice: `scheduler_cls="contralto.decoding.vllm.pair_scheduler"`.
+    """Return the scheduler that matches vLLM's own choice: `scheduler_cls="contralto.decoding.vllm.pair_scheduler"`.
 
     Args:
-        vllm_config, args, kwargs: as vLLM calls a scheduler class.
+        vllm_config: vLLM's `VllmConfig`.
+        args: further arguments of a scheduler class.
+        kwargs: further keyword arguments of a scheduler class.
     """
     kind = AsyncPairScheduler if vllm_config.scheduler_config.async_scheduling else PairScheduler
     return kind(vllm_config, *args, **kwargs)
 
 
 def _options(request: Any) -> dict[str, Any]:
-    """What branches must share."""
-    how = request.sampling_params
-    return {name: getattr(how, name, None) for name in WATCHED}
+    """Return the options that branches must share."""
+    return {name: getattr(request.sampling_params, name, None) for name in WATCHED}
 
 
 def _has_grammar(request: Any) -> bool:
-    """Whether a request is not waiting for its grammar to be compiled."""
-    wanted = request.structured_output_request
-    return wanted is None or wanted.grammar is not None
+    """Return whether a request needs no grammar, or its grammar is compiled."""
+    output = request.structured_output_request
+    return output is None or output.grammar is not None

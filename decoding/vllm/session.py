@@ -1,6 +1,6 @@
 """The state of a completion whose branches are requests of vLLM, for every client: verify, resume, give up.
 
-A client sends one request per branch and round, and gives the replies to `Progress`. Nothing of vLLM is needed here.
+A client sends one request per branch and round, and gives the replies to `PairProgress`. Nothing of vLLM is needed here.
 """
 
 import itertools
@@ -15,7 +15,7 @@ __all__ = [
     "REFUSED",
     "BranchReply",
     "PairOutput",
-    "Progress",
+    "PairProgress",
     "RefusedError",
     "agreed",
     "before_marker",
@@ -70,7 +70,7 @@ class BranchReply:
 
 
 @dataclass
-class Progress:
+class PairProgress:
     """A completion after any number of rounds, with the tokens on which all branches agree.
 
     A token counts when all branches have it at the same position and it is not the marker: then their logits were combined.

@@ -1,4 +1,4 @@
-"""Requests of one text that wait for each other before the engine: bounded in number, size and time.
+"""Hold the requests of a completion in front of the engine until all have arrived: bounded in number, size and time.
 
 Nothing of vLLM or of HTTP is needed here.
 """
@@ -13,11 +13,11 @@ from typing import Any
 from contralto.decoding.vllm.limits import Limits
 from contralto.decoding.vllm.settings import PREFIX, Row, check_group
 
-__all__ = ["FullError", "GoneError", "Text", "WaitingRoom"]
+__all__ = ["FullError", "GoneError", "PendingCompletion", "WaitingRoom"]
 
 
 class FullError(Exception):
-    """There are too many requests that wait for their text."""
+    """Too many requests wait for the other branches of their completions."""
 
 
 class GoneError(Exception):
@@ -25,17 +25,17 @@ class GoneError(Exception):
 
 
 @dataclass
-class Text:
-    """A text whose requests are coming."""
+class PendingCompletion:
+    """A completion whose requests are arriving."""
 
     branches: list[tuple[Row, Mapping[str, Any]]] = field(default_factory=list)
     whole: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """The id by which the engine knows it. No other text has it, whatever its client called it."""
+    """The id that the engine uses; unique, whatever id the client chose."""
 
 
 class WaitingRoom:
-    """Texts whose requests have not all come yet, and those that the engine is writing.
+    """Completions whose requests have not all arrived, and those that the engine is generating.
 
     Args:
         limits: see `Limits`.
@@ -43,9 +43,9 @@ class WaitingRoom:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._coming: dict[Hashable, Text] = {}
+        self._coming: dict[Hashable, PendingCompletion] = {}
         self._live: Counter[Hashable] = Counter()
-        """Requests of each text that the engine has not finished."""
+        """Number of requests of each completion that the engine has not finished."""
         self._waiting = self._held = 0
 
     async def meet(
@@ -56,24 +56,24 @@ class WaitingRoom:
         *,
         size: int,
         gone: Callable[[], Coroutine[Any, Any, None]],
-    ) -> Text:
-        """Wait until all requests of a text are there, and return it. `leave` must follow.
+    ) -> PendingCompletion:
+        """Wait until all requests of a completion have arrived. `leave` must follow.
 
         Args:
-            key: the client and its id of the text.
-            row: what the request says of its text.
-            options: its options that must be equal in all branches.
-            size: of the request in bytes.
-            gone: what to wait for to learn that the client closed the connection.
+            key: the client and its id of the completion.
+            row: the contrast arguments of the request.
+            options: the options of the request that must be equal in all branches.
+            size: size of the request in bytes.
+            gone: a coroutine that returns when the client closes the connection.
 
         Raises:
-            ValueError: the branches do not fit each other, one does not come in time, or the id is that of a text in flight.
+            ValueError: the branches do not match, one does not arrive in time, or the id is that of a running completion.
             FullError: too many requests wait.
             GoneError: the client closed the connection.
         """
         if self._live[key]:
             raise ValueError(f"{PREFIX}id {row.group!r} is that of a text in flight: give every text its own")
-        text = self._coming.setdefault(key, Text())
+        text = self._coming.setdefault(key, PendingCompletion())
         text.branches.append((row, options))
         try:
             check_group(text.branches)
@@ -88,8 +88,8 @@ class WaitingRoom:
         return await self._wait(key, text, row, size, gone)
 
     async def _wait(
-        self, key: Hashable, text: Text, row: Row, size: int, gone: Callable[[], Coroutine[Any, Any, None]]
-    ) -> Text:
+        self, key: Hashable, text: PendingCompletion, row: Row, size: int, gone: Callable[[], Coroutine[Any, Any, None]]
+    ) -> PendingCompletion:
         limits = self._limits
         if self._waiting >= limits.waiting or self._held + size > limits.held:
             self._remove(key, text, row)
@@ -111,11 +111,11 @@ class WaitingRoom:
         return await self._of(text)
 
     @staticmethod
-    async def _of(text: Text) -> Text:
-        await asyncio.shield(text.whole)  # raises what became of it
+    async def _of(text: PendingCompletion) -> PendingCompletion:
+        await asyncio.shield(text.whole)  # raises the error of a completion that was rejected
         return text
 
-    def _missing(self, row: Row, text: Text) -> str:
+    def _missing(self, row: Row, text: PendingCompletion) -> str:
         there = {other.branch for other, _ in text.branches}
         missing = " and ".join(str(b) for b in range(len(row.rule.branches)) if b not in there)
         return (
@@ -123,20 +123,20 @@ class WaitingRoom:
             "branches of a text together"
         )
 
-    def _end(self, key: Hashable, text: Text, why: ValueError) -> None:
-        """End a text for all its requests, those that wait and those that are still to come to it."""
+    def _end(self, key: Hashable, text: PendingCompletion, why: ValueError) -> None:
+        """Reject a completion for all its requests, waiting or still to arrive."""
         self._coming.pop(key, None)
         if not text.whole.done():
             text.whole.set_exception(why)
 
-    def _remove(self, key: Hashable, text: Text, row: Row) -> None:
-        """Take a request out of its text, which goes on waiting if it has others."""
+    def _remove(self, key: Hashable, text: PendingCompletion, row: Row) -> None:
+        """Remove a request from its completion, which keeps waiting if it has others."""
         text.branches = [(other, options) for other, options in text.branches if other is not row]
         if not text.branches and self._coming.get(key) is text:
             del self._coming[key]
 
     def leave(self, key: Hashable) -> None:
-        """Say that the engine has finished a request of a text.
+        """Record that the engine has finished a request of a completion.
 
         Args:
             key: as for `meet`.

@@ -112,7 +112,7 @@ def test_branches_go_through_together():
         ([asked({"contrast_alpha": "x"})], "contrast_alpha must be a number"),
         ([asked(prompt=["a", "b"])], "one prompt, not a list of 2"),
         ([asked(messages=[], max_tokens=None)], "max_tokens must be given"),
-        ([asked(use_beam_search=True)], "texts with branches know no beams"),
+        ([asked(use_beam_search=True)], "beam search is not supported with contrastive branches"),
     ],
 )
 def test_mistakes_do_not_reach_the_engine(bodies, message):

@@ -19,7 +19,7 @@ from contralto.decoding.vllm.adapters import adapters_of, lora_options
 from contralto.decoding.vllm.engine import engine_options
 from contralto.decoding.vllm.limits import ENVIRONMENT
 from contralto.decoding.vllm.sampling import RequestSampling, Warp, draw, seeds_of
-from contralto.decoding.vllm.session import BranchReply, Progress, RefusedError
+from contralto.decoding.vllm.session import BranchReply, PairProgress, RefusedError
 from contralto.decoding.vllm.settings import Row, check_group
 
 GOOD = {"contrast_id": "x", "contrast_branch": 0, "contrast_marker": 0, "contrast_method": "cad"}
@@ -126,7 +126,7 @@ def branch(tokens, reason="length", stop=None):
 
 
 def test_a_text_in_one_round():
-    progress = Progress(marker=0, max_tokens=3)
+    progress = PairProgress(marker=0, max_tokens=3)
     assert progress.take([branch([5, 6, 7]), branch([5, 6, 7])])
     output = progress.output("t", [2, 1])
     assert output[:5] == ([5, 6, 7], "t", ([-5.0, -6.0, -7.0],) * 2, "length", None)
@@ -135,7 +135,7 @@ def test_a_text_in_one_round():
 
 def test_a_text_whose_branches_parted():
     """A marker, then other tokens than the partner's: what is common is kept, and the rest asked for again."""
-    progress = Progress(marker=0, max_tokens=6)
+    progress = PairProgress(marker=0, max_tokens=6)
     assert not progress.take([branch([5, 6, 0], "stop", 0), branch([5, 6, 7, 0], "stop", 0)])
     assert (progress.tokens, progress.remaining) == ([5, 6], 4)
     assert not progress.take([branch([7, 8, 3], "stop"), branch([7, 9, 3], "stop")])
@@ -147,26 +147,26 @@ def test_a_text_whose_branches_parted():
 
 
 def test_an_end_that_only_one_branch_has_is_none():
-    progress = Progress(marker=0, max_tokens=6)
+    progress = PairProgress(marker=0, max_tokens=6)
     assert not progress.take([branch([3], "stop"), branch([0], "stop", 0)])
     assert progress.tokens == []
 
 
 def test_markers_in_both_branches_are_no_text():
-    progress = Progress(marker=0, max_tokens=6)
+    progress = PairProgress(marker=0, max_tokens=6)
     assert not progress.take([branch([5, 0], "stop", 0), branch([5, 0], "stop", 0)])
     assert progress.tokens == [5]
 
 
 def test_the_main_branch_ends_by_a_stop_text():
     """Its partner is left behind, and lost its partner: that is no desync."""
-    progress = Progress(marker=0, max_tokens=6, whole=True)
+    progress = PairProgress(marker=0, max_tokens=6, whole=True)
     assert progress.take([branch([5, 6], "stop", "."), branch([5, 6, 0], "stop", 0)])
     assert progress.output("t", [1, 1]).stop_reason == "."
 
 
 def test_what_must_be_whole_starts_afresh():
-    progress = Progress(marker=0, max_tokens=6, whole=True)
+    progress = PairProgress(marker=0, max_tokens=6, whole=True)
     assert not progress.take([branch([5, 0], "stop", 0), branch([5, 6, 0], "stop", 0)])
     assert (progress.tokens, progress.logprobs, progress.remaining) == ([], [], 6)
     assert progress.take([branch([5, 3], "stop"), branch([5, 3], "stop")])
@@ -174,15 +174,15 @@ def test_what_must_be_whole_starts_afresh():
 
 
 def test_giving_up():
-    progress = Progress(marker=0, max_tokens=6, patience=2)
+    progress = PairProgress(marker=0, max_tokens=6, patience=2)
     apart = [branch([0], "stop", 0), branch([5, 0], "stop", 0)]
     assert not progress.take(apart)
     with pytest.raises(RuntimeError, match="out of step 2 times without progress"):
         progress.take(apart)
     with pytest.raises(RefusedError, match=r"^no room$"):
-        Progress(marker=0, max_tokens=6).take([branch([], "abort", "contralto: no room"), branch([5])])
+        PairProgress(marker=0, max_tokens=6).take([branch([], "abort", "contralto: no room"), branch([5])])
     with pytest.raises(RuntimeError, match="the engine aborted a completion"):
-        Progress(marker=0, max_tokens=6).take([branch([], "abort"), branch([5])])
+        PairProgress(marker=0, max_tokens=6).take([branch([], "abort"), branch([5])])
 
 
 # ------------------------------------------------------------------------------------------------------------ starting
@@ -255,7 +255,7 @@ def test_a_server_that_anyone_may_use_says_so(flags, key, is_open, tmp_path, mon
     (tmp_path / "key.yaml").write_text("api_key: sk-1\n")
     monkeypatch.setattr(serve, "find_spec", lambda name: True)
     monkeypatch.setenv("VLLM_API_KEY", key) if key else monkeypatch.delenv("VLLM_API_KEY", raising=False)
-    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    monkeypatch.setenv(ENVIRONMENT, "")  # so that the value that the command sets is undone
     started = []
     monkeypatch.setattr(os, "execv", lambda path, command: started.append(command))
     serve.run(["testbed:expert", "--marker", "0", *flags.split()])
@@ -267,7 +267,6 @@ def test_a_server_that_anyone_may_use_says_so(flags, key, is_open, tmp_path, mon
             "--host 127.0.0.1 --host 192.168.1.5",
         )
     )
-    monkeypatch.delenv(ENVIRONMENT)
 
 
 def test_adapters_of_branches(tmp_path):
