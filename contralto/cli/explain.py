@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from contralto.cli.arguments import add_prompt_arguments, check_placement, check_positive
 from contralto.cli.flags import errors_with_flags
-from contralto.cli.generate import add_prompt_arguments, check_placement, check_positive
 from contralto.cli.methods import add_method_arguments, config_from
 from contralto.common.outputs import check_output_file
 from contralto.decoding import inputs

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from contralto.cli import output_file
+from contralto.cli.arguments import add_prompt_arguments, check_placement, check_positive
 from contralto.cli.flags import errors_with_flags, flag
-from contralto.cli.methods import add_method_arguments, add_model_arguments, config_from
+from contralto.cli.methods import add_method_arguments, config_from
 from contralto.cli.prompts_file import read_prompts
 from contralto.common.files import decode, lines_of
 from contralto.common.hashing import content_digest, file_digest
@@ -51,23 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_search_arguments(parser)
     _add_output_arguments(parser)
-
-
-def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that name models and say how prompts reach them.
-
-    Args:
-        parser: the parser of a command.
-    """
-    parser.add_argument("--image", action="append", metavar="PATH", help="an image for every prompt; may be repeated")
-    parser.add_argument("--raw", action="store_true", help="feed prompts as they are, even if there is a chat template")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling, noise and transformations (default 0)")
-    models = parser.add_argument_group("models (a folder, a hub id, or testbed:NAME for an embedded model)")
-    models.add_argument("--model", required=True, help="the model that generates")
-    add_model_arguments(models)
-    models.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with the models")
-    models.add_argument("--dtype", default="auto", help="auto (default: as stored), float32, bfloat16 or float16")
-    models.add_argument("--device", help="where the models go: cpu, cuda, cuda:1, auto (spread); default: a GPU if any")
 
 
 def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,36 +148,6 @@ def _config(args: argparse.Namespace) -> DecodingConfig:
     check_positive(args, "max_new_tokens", "beams", "batch_size")
     check_placement(args)
     return config
-
-
-def check_positive(args: argparse.Namespace, *names: str) -> None:
-    """Raise ValueError unless numbers are at least 1.
-
-    Args:
-        args: the parsed flags.
-        names: of the numbers.
-
-    Raises:
-        ValueError: one is smaller.
-    """
-    for name in names:
-        if getattr(args, name) < 1:
-            raise ValueError(f"{flag(name)} must be at least 1, not {getattr(args, name)}")
-
-
-def check_placement(args: argparse.Namespace) -> None:
-    """Raise ValueError unless the dtype and the device exist.
-
-    Args:
-        args: the parsed flags.
-
-    Raises:
-        ValueError: torch has no such dtype, or the machine no such device.
-    """
-    from contralto.decoding.loading import check_device, check_dtype
-
-    check_dtype(args.dtype)
-    check_device(args.device)
 
 
 def _sampling(args: argparse.Namespace) -> SamplingConfig | None:
