@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contralto.cli.flags import flag
+from contralto.cli.outputs import check_output_file, check_output_folder
 from contralto.common.errors import require
-from contralto.common.outputs import check_output_file, check_output_folder
 from contralto.decoding.methods import model_options
 
 if TYPE_CHECKING:

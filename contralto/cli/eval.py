@@ -16,8 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from contralto.cli.outputs import check_output_folder
 from contralto.common.hashing import json_digest
-from contralto.common.outputs import check_output_folder
 from contralto.decoding.methods import model_options
 
 __all__ = ["run"]

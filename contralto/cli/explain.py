@@ -7,7 +7,7 @@ from typing import Any
 from contralto.cli.arguments import add_prompt_arguments, check_placement, check_positive
 from contralto.cli.flags import errors_with_flags
 from contralto.cli.methods import add_method_arguments, config_from
-from contralto.common.outputs import check_output_file
+from contralto.cli.outputs import check_output_file
 from contralto.decoding import inputs
 from contralto.decoding.inputs import Prompt
 from contralto.decoding.methods import METHODS, DecodingConfig, logits_processor

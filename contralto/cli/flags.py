@@ -7,7 +7,12 @@ from contralto.common.options import Option, OptionError
 
 __all__ = ["as_flags", "errors_with_flags", "flag"]
 
-SPELLED = {"sampling": "sample"}
+SPELLED = {
+    "sampling": "sample",
+    "timeout": "contrast_timeout",
+    "body": "contrast_max_body",
+    "waiting": "contrast_waiting",
+}
 """Flags that are not called as the option of the library."""
 
 
@@ -38,7 +43,7 @@ def as_flags(error: OptionError) -> str:
 
 
 def _spell(option: Option) -> str:
-    return flag(option.name) if option.value is None else f"{flag(option.name)} {option.value}"
+    return flag(option.name) if option.value in (None, True) else f"{flag(option.name)} {option.value}"
 
 
 @contextmanager

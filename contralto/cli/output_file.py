@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from contralto.cli.outputs import check_output_file
 from contralto.common.files import decode, lines_of, locked
-from contralto.common.outputs import check_output_file
 
 __all__ = ["OutputFile", "opened"]
 

@@ -2,8 +2,8 @@
 
     contralto serve MODEL [--marker ID] [--contrast-timeout SECONDS] [every flag of vLLM's server]
 
-It adds the processor, the scheduler and the checks, and refuses the flags that cannot go together with them. Ordinary requests
-are served as ever. Only this machine is served unless `--host` names an address to listen at.
+It adds the logits processor, the scheduler and the middleware of contrastive decoding, and rejects flags that are incompatible with
+them. Other requests are served as by vLLM. The server listens on this machine alone unless `--host` is given.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from contralto.cli.flags import errors_with_flags
 from contralto.common.hub import from_pretrained, locate, remote_code
 from contralto.decoding.vllm.checks import DEFAULT_TIMEOUT
 from contralto.decoding.vllm.engine import cpu_options, engine_options, marker_of, server_flags
@@ -48,10 +49,13 @@ SHORT = {"data-parallel-size": ("-dp",), "api-server-count": ("-asc",), "specula
 
 
 def run(argv: Sequence[str]) -> None:
-    """Check the flags, warn of an open server, and become vLLM's server.
+    """Check the flags, warn of an open server, and replace the process by vLLM's server.
+
+    Args:
+        argv: the flags of `contralto serve`.
 
     Raises:
-        ValueError: flags that part the branches of a text.
+        ValueError: flags that could schedule the branches of a completion apart.
         ImportError: vLLM is not installed.
     """
     command, settings = prepare(argv)
@@ -64,13 +68,13 @@ def run(argv: Sequence[str]) -> None:
 
 
 def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The command, and what the checks need to know.
+    """Return the command line of vLLM's server, and the settings of the middleware.
 
     Args:
         argv: the flags of `contralto serve`.
 
     Raises:
-        ValueError: flags that part the branches of a text.
+        ValueError: flags that could schedule the branches of a completion apart.
 
     Examples:
         >>> command, settings = prepare(["testbed:expert", "--port", "8001"])
@@ -89,7 +93,8 @@ def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         "body": given.pop("contrast_max_body") * MIB,
         "waiting": given.pop("contrast_waiting"),
     }
-    Limits(**limits, held=max(Limits.held, limits["body"]))  # raises for what makes no sense
+    with errors_with_flags():
+        Limits(**limits, held=max(Limits.held, limits["body"]))  # raises for values outside their range
     if any(word.startswith(("--speculative-config.", "--kv-transfer-config.")) for word in rest):
         raise ValueError("speculative decoding and KV connectors part the branches of a text: leave their flags out")
     if (given.pop("api_server_count") or 1) != 1:
@@ -116,7 +121,7 @@ def _address(rest: Sequence[str]) -> list[str]:
 
 
 def _listening(rest: Sequence[str]) -> dict[str, Any]:
-    """Return what flags, and the YAML file of vLLM's `--config`, say of where and for whom the server listens."""
+    """Return host, socket and API keys from the flags and from the YAML file of vLLM's `--config`."""
     parser = argparse.ArgumentParser(prog="contralto serve", add_help=False)  # vLLM's takes abbreviations, too
     for name in ("host", "uds", "config"):
         parser.add_argument(f"--{name}")
@@ -131,13 +136,13 @@ def _listening(rest: Sequence[str]) -> dict[str, Any]:
 
 
 def warning(argv: Sequence[str]) -> str:
-    """Return what to say of a server that anyone may use: one that listens to other machines, and has no API key.
+    """Return a warning about a server that anyone may use: it listens to other machines, and has no API key.
 
     Args:
         argv: the flags of `contralto serve`.
 
     Returns:
-        A sentence; an empty text for all other servers.
+        A sentence; an empty string for all other servers.
 
     Examples:
         >>> warning(["testbed:expert", "--host", "0.0.0.0"])
@@ -203,13 +208,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _dashed(word: str) -> str:
-    """vLLM takes flags with underscores, too."""
+    """Return a flag with dashes, since vLLM also accepts underscores."""
     flag, equals, value = word.partition("=")
     return flag.replace("_", "-") + equals + value if flag.startswith("--") else word
 
 
 def _marker(model: str) -> int:
-    """A marker for a model."""
+    """Return a token of a model's vocabulary that can serve as the marker."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     config = from_pretrained(AutoConfig, model).get_text_config()

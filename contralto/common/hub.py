@@ -1,4 +1,4 @@
-"""Models as users name them: a folder, a hub id, or `testbed:NAME` for an embedded model."""
+"""Load models by the names that users give: a folder, a hub id, or `testbed:NAME` for an embedded model."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from contralto.common.errors import during
+from contralto.common.options import Option, OptionError
 from contralto.common.registry import Registry
 
 __all__ = [
@@ -24,7 +25,7 @@ SOURCES = Registry[Callable[[str], str | os.PathLike[str]]]("source of models", 
 Packages add sources by entry points; the testbed does, so that no part of the library imports it."""
 
 _trusts = False
-"""Whether models may run code that comes with them; set by the flag `--trust-remote-code` of a command. For all threads."""
+"""Whether models may run code that comes with them, in all threads; see `remote_code`."""
 
 
 def locate(name: str) -> str:
@@ -46,10 +47,10 @@ def locate(name: str) -> str:
 
 @contextmanager
 def remote_code(*, trusted: bool) -> Iterator[None]:
-    """Let `from_pretrained` run the code that comes with models, or not, for as long as the context lasts.
+    """Allow or forbid `from_pretrained` to run the code that comes with models, within the block.
 
     Args:
-        trusted: whether the user has said so.
+        trusted: whether the user allows it.
     """
     global _trusts
     before, _trusts = _trusts, trusted
@@ -60,10 +61,10 @@ def remote_code(*, trusted: bool) -> Iterator[None]:
 
 
 def check_weights(name: str) -> None:
-    """Reject damaged files of weights in a local folder before anything is loaded: a copy that was cut short, a pointer of Git LFS.
+    """Raise if a local folder has damaged files of weights, such as an incomplete copy or a pointer of Git LFS.
 
     Args:
-        name: a model's name; those of the Hub are not looked at.
+        name: the name of a model; a hub id is not checked.
 
     Raises:
         ValueError: a file is damaged; the message names it.
@@ -76,46 +77,47 @@ def check_weights(name: str) -> None:
 
 
 def trusts_remote_code() -> bool:
-    """Return whether the user lets models run code that comes with them."""
+    """Return True if models may run code that comes with them."""
     return _trusts
 
 
-def from_pretrained(auto: Any, name: str, *, trust_remote_code: bool | None = None, **how: Any) -> Any:
-    """Load a model, a configuration, a tokenizer or a processor. All of contralto loads them here.
+def from_pretrained(auto: Any, name: str, *, trust_remote_code: bool | None = None, **options: Any) -> Any:
+    """Load a model, a configuration, a tokenizer or a processor. All parts of contralto load them with this function.
 
-    transformers asks on the terminal whether to run a model's own code, unless it is told.
+    transformers asks on the terminal whether to run a model's own code, unless `trust_remote_code` is given.
 
     Args:
         auto: a class with `from_pretrained`.
         name: a folder, a hub id, or `testbed:NAME`.
-        trust_remote_code: run the code that comes with the model; None is what the user said, by default no.
-        how: further arguments of `from_pretrained`.
+        trust_remote_code: run the code that comes with the model; None follows `remote_code`, by default no.
+        options: keyword arguments of `auto.from_pretrained`.
 
     Raises:
         OSError: there is no such model.
-        ValueError: it needs code of its own.
+        OptionError: the model needs code of its own, and it may not run.
+        ValueError: the model cannot be loaded.
     """
     trusted = _trusts if trust_remote_code is None else trust_remote_code
     with during(f"cannot load {name}"):  # errors do not always say which model
         try:
-            return auto.from_pretrained(locate(name), trust_remote_code=trusted, **how)
+            return auto.from_pretrained(locate(name), trust_remote_code=trusted, **options)
         except ValueError as error:
             if trusted or "trust_remote_code" not in str(error):
                 raise
-            raise ValueError(
-                "it needs code that comes with it, which is not run unasked: read that code, then give "
-                "--trust-remote-code, or trust_remote_code=True"
+            raise OptionError(
+                "it needs code that comes with it, which is not run by default: read that code, then give {option}",
+                option=Option("trust_remote_code", True),
             ) from error
 
 
-def with_adapter(model: Any, adapter: str, **how: Any) -> Any:
+def with_adapter(model: Any, adapter: str, **options: Any) -> Any:
     """Put a PEFT adapter onto a model.
 
     Args:
         model: the model.
         adapter: a folder or a hub id.
-        how: further arguments of `PeftModel.from_pretrained`.
+        options: keyword arguments of `PeftModel.from_pretrained`.
     """
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, locate(adapter), **how)
+    return PeftModel.from_pretrained(model, locate(adapter), **options)

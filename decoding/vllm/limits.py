@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from contralto.common.options import Option, OptionError
 from contralto.decoding.vllm.checks import DEFAULT_TIMEOUT
 
 __all__ = ["ENVIRONMENT", "MIB", "Limits"]
@@ -27,13 +28,13 @@ class Limits:
         reading: seconds within which a request must have arrived.
 
     Raises:
-        ValueError: a limit that is not a positive finite number.
+        OptionError: a limit is not a positive finite number.
 
     Examples:
         >>> Limits(timeout=0)
         Traceback (most recent call last):
             ...
-        ValueError: timeout must be above 0 and at most 3600, not 0
+        contralto.common.options.OptionError: timeout must be above 0 and at most 3600, not 0
     """
 
     timeout: float = DEFAULT_TIMEOUT
@@ -45,7 +46,12 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("timeout", "reading"):
             if not 0 < getattr(self, name) <= LONGEST_TIMEOUT:
-                raise ValueError(f"{name} must be above 0 and at most {LONGEST_TIMEOUT:g}, not {getattr(self, name)}")
+                raise OptionError(
+                    "{name} must be above 0 and at most {most:g}, not {value}",
+                    name=Option(name),
+                    most=LONGEST_TIMEOUT,
+                    value=getattr(self, name),
+                )
         for name in ("body", "waiting", "held"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+                raise OptionError("{name} must be above 0, not {value}", name=Option(name), value=getattr(self, name))

@@ -119,7 +119,7 @@ class PairMiddleware:
         """
         limits = self._limits
         too_large = StatusError(
-            413, f"a request may have {limits.body:,} bytes: contralto serve --contrast-max-body MIB allows more"
+            413, f"a request may have {limits.body:,} bytes, the limit that this server was started with"
         )
         length = dict(scope.get("headers", ())).get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > limits.body:

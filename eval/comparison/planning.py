@@ -63,13 +63,11 @@ def check_decoders(decoders: Sequence[str], logged: Mapping[str, Path], subjects
         ValueError: There is nothing to compare, a decoder is given twice or is invalid, or samples belong to no single model.
     """
     if not decoders and not logged:
-        raise ValueError(
-            "there is nothing to compare: name methods, such as --methods cd,dola or --decoder 'cd beta=1'"
-        )
+        raise ValueError("there is nothing to compare: name methods, such as cd, or decoders, such as 'cd beta=1'")
     if repeated := [text for text in decoders if list(decoders).count(text) > 1]:
         raise ValueError(f"the decoder {repeated[0]!r} is given twice")
     if logged and len(subjects) > 1:
-        raise ValueError("--samples adds rows to one model, and several are given: compare them apart")
+        raise ValueError("logged samples add rows to one model, and several are given: compare them apart")
     for subject in subjects:
         _choices(subject, decoders)
 

@@ -143,7 +143,7 @@ def chair_documents(
 def _root(data_dir: str | None) -> Path:
     if not data_dir:
         raise ValueError(
-            'POPE and CHAIR read local files: name the folder, --data_dir DIR or --metadata \'{"data_dir": "DIR"}\''
+            'POPE and CHAIR read local files: name the folder as data_dir, or in metadata as {"data_dir": "DIR"}'
         )
     return Path(data_dir)
 

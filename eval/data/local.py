@@ -50,7 +50,7 @@ def local_tasks(
         ValueError: A file that a task needs is missing or has an invalid row.
     """
     if not data_dir.is_dir():
-        raise ValueError(f"--data_dir must be a folder, and {data_dir} is none")
+        raise ValueError(f"data_dir must be a folder, and {data_dir} is none")
     data_dir, folder = data_dir.resolve(), folder.resolve()
     hub, settings = hub_tasks(), {**(options or {}), "data_dir": str(data_dir)}
     names = []

@@ -292,5 +292,5 @@ def test_limits_of_the_server_are_checked():
     for flags in ("--contrast-timeout 0", "--contrast-timeout nan", "--contrast-timeout 1e9", "--contrast-waiting 0"):
         with pytest.raises(ValueError, match="must be above 0"):
             serve.prepare(["testbed:expert", *flags.split()])
-    with pytest.raises(ValueError, match="body must be above 0"):
+    with pytest.raises(ValueError, match=r"^--contrast-max-body must be above 0, not 0$"):
         serve.prepare(["testbed:expert", "--contrast-max-body", "0"])

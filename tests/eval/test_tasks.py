@@ -427,7 +427,7 @@ def test_chair_runs_from_coco_annotations(folder, tmp_path):
 
 
 BROKEN = {
-    "no folder": ("", None, "gsm8k", "--data_dir must be a folder"),
+    "no folder": ("", None, "gsm8k", "data_dir must be a folder"),
     "no file": ("gsm8k/test.jsonl", None, "gsm8k_cot", r"there is no file .*gsm8k/test\.jsonl"),
     "shots without a file": ("gsm8k/train.jsonl", None, "gsm8k", r"there is no file .*gsm8k/train\.jsonl"),
     "no rows": ("gsm8k/test.jsonl", "\n\n", "gsm8k_cot", "test.jsonl has no rows"),

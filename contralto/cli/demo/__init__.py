@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from contralto.cli.outputs import check_output_file
 from contralto.common.errors import require
-from contralto.common.outputs import check_output_file
 
 __all__ = ["add_arguments", "run"]
 

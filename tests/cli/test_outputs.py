@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from contralto import cli
-from contralto.common.outputs import check_output_file, check_output_folder
+from contralto.cli.outputs import check_output_file, check_output_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 EVAL = ["eval", "--tasks", "testbed_arithmetic", "--model_args", "pretrained=testbed:expert"]
