@@ -48,7 +48,7 @@ REPORTED_CHARACTERS = 2000
 """Characters of a prompt or completion that are kept for the report."""
 
 
-class Measurement(NamedTuple):
+class PairMeasurement(NamedTuple):
     """Log-probabilities of all pairs, `(n,)` each, and the divergence in nats per token."""
 
     chosen: Tensor
@@ -232,7 +232,7 @@ class Monitor(TrainerCallback):
         self._warn(state)
         self._save(state)
 
-    def _add(self, state: TrainerState, now: Measurement) -> None:
+    def _add(self, state: TrainerState, now: PairMeasurement) -> None:
         assert self.record is not None
         chosen = now.chosen - torch.tensor(self.record.start_chosen)
         rejected = now.rejected - torch.tensor(self.record.start_rejected)
@@ -241,7 +241,7 @@ class Monitor(TrainerCallback):
         point = Point(state.global_step, state.epoch or 0.0, chosen.tolist(), rejected.tolist(), now.kl, length)
         self.record.points.append(point)
 
-    def _measurement(self) -> Measurement:
+    def _measurement(self) -> PairMeasurement:
         """Measure the log-probabilities of all pairs, and the divergence from the reference."""
         sums: list[Tensor] = []
         divergence, tokens = 0.0, 0
@@ -256,7 +256,7 @@ class Monitor(TrainerCallback):
         halves = [each.chunk(2) for each in sums]
         chosen, rejected = (torch.cat([half[side] for half in halves]).float() for side in (0, 1))
         kl = max(0.0, divergence / max(1, tokens)) if self._has_divergence() else None  # rounding may go below 0
-        return Measurement(chosen, rejected, kl)
+        return PairMeasurement(chosen, rejected, kl)
 
     def _has_divergence(self) -> bool:
         """Return whether there is a reference, and its head is not sharded."""

@@ -25,11 +25,11 @@ from trl import DPOConfig  # type: ignore[attr-defined]
 from contralto.align.losses.curriculum import PAPER, RELEASED, RELEASED_GRADUAL, Curriculum
 from contralto.align.trainers.config import StagedConfig, option
 
-__all__ = ["DISTILLATION_LOSSES", "DistillationConfig", "DistillationLoss"]
+__all__ = ["DISTILLATION_LOSSES", "DistillationConfig", "DivergencePair"]
 
 
-class DistillationLoss(NamedTuple):
-    """A distillation loss: its divergences, and the options that it reads. Every field is required."""
+class DivergencePair(NamedTuple):
+    """The declaration of a distillation loss: its divergences, and the options that it reads. Every field is required."""
 
     chosen: str
     """The divergence on the teacher's completion."""
@@ -68,16 +68,16 @@ TEACHER = (
 )
 SKEW, SHARED = ("alpha_0",), ("temperature", *TEACHER)
 DISTILLATION_LOSSES = {
-    "distillm2": DistillationLoss(
+    "distillm2": DivergencePair(
         "skew_kl", "skew_reverse_kl", 0.5, (*SHARED, *SCHEDULE, "curriculum", "srkl", "first_epoch", "all_epochs")
     ),
-    "skew_kl": DistillationLoss("skew_kl", "skew_kl", 0.5, (*SHARED, *SKEW, "lmbda")),
-    "skew_reverse_kl": DistillationLoss("skew_reverse_kl", "skew_reverse_kl", 0.5, (*SHARED, *SKEW, "srkl", "lmbda")),
-    "jsd": DistillationLoss("jsd", "jsd", 0.5, (*SHARED, "beta", "lmbda")),
-    "forward_kl": DistillationLoss("forward_kl", "forward_kl", 0.0, (*SHARED, "lmbda")),
-    "reverse_kl": DistillationLoss("reverse_kl", "reverse_kl", 1.0, (*SHARED, "lmbda")),
-    "tvd": DistillationLoss("tvd", "tvd", 0.5, (*SHARED, "lmbda")),
-    "sft": DistillationLoss("nll", "nll", 0.0, ()),
+    "skew_kl": DivergencePair("skew_kl", "skew_kl", 0.5, (*SHARED, *SKEW, "lmbda")),
+    "skew_reverse_kl": DivergencePair("skew_reverse_kl", "skew_reverse_kl", 0.5, (*SHARED, *SKEW, "srkl", "lmbda")),
+    "jsd": DivergencePair("jsd", "jsd", 0.5, (*SHARED, "beta", "lmbda")),
+    "forward_kl": DivergencePair("forward_kl", "forward_kl", 0.0, (*SHARED, "lmbda")),
+    "reverse_kl": DivergencePair("reverse_kl", "reverse_kl", 1.0, (*SHARED, "lmbda")),
+    "tvd": DivergencePair("tvd", "tvd", 0.5, (*SHARED, "lmbda")),
+    "sft": DivergencePair("nll", "nll", 0.0, ()),
 }
 """The losses by name; see the table above."""
 LOSS_OPTIONS = tuple(dict.fromkeys(name for kind in DISTILLATION_LOSSES.values() for name in kind.settings))

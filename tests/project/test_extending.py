@@ -1,11 +1,15 @@
 """The pages about extensions are followed to the letter, in a temporary folder and another process."""
 
+import json
+import math
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,3 +49,23 @@ def test_a_decoding_method(tmp_path):
     assert "emphasis the prompt against another prompt --contrast-prompt --strength 1.0 --floor 0.1" in shown
     refused = contralto(tmp_path, *command, "--kappa", "1")
     assert "--method emphasis has no --kappa; its own are --contrast-prompt, --strength, --floor" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_preference_loss(tmp_path, monkeypatch):
+    (code,), (pyproject,), (console,) = (blocks("preference-loss.md", name) for name in ("python", "toml", "console"))
+    install(tmp_path, "capped", code, pyproject)
+    row = {"prompt": [{"role": "user", "content": "2 + 3"}], "chosen": [{"role": "assistant", "content": "5."}]}
+    row |= {"rejected": [{"role": "assistant", "content": "6."}]}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    monkeypatch.chdir(tmp_path)
+    command = shlex.split(console)
+    assert command.pop(0) == "contralto"
+    quiet = ["--max_steps", "1", "--report_to", "none", "--use_cpu", "true", "--logging_steps", "1"]
+    done = contralto(tmp_path, *command, *quiet)
+    assert done.returncode == 0, done.stderr
+    (state,) = (tmp_path / "out").glob("checkpoint-1/trainer_state.json")
+    log = json.loads(state.read_text())["log_history"]
+    assert log[0]["loss/capped"] == pytest.approx(math.log(2), rel=1e-3)  # the policy is its reference
+    wrong = contralto(tmp_path, *command, *quiet, "--f_divergence_type", "forward_kl")
+    assert "f_divergence_type is set, and capped has no f-divergence: leave f_divergence_type out" in wrong.stderr
