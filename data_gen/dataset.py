@@ -55,8 +55,8 @@ def load_pairs(
             ...
         ValueError: pairs.csv: preference pairs are read from .jsonl, .json and .parquet files, not from .csv
     """
-    name, found = records(source, split, config)
-    rows = list(_rows(found, name, conversations=conversations))
+    name, source_rows = records(source, split, config)
+    rows = list(_rows(source_rows, name, conversations=conversations))
     if not rows:
         raise ValueError(f"{name} has no rows")
     try:
@@ -84,8 +84,8 @@ def stream_pairs(
     records(source, split, config, streaming=True)
 
     def rows() -> Iterator[dict[str, Any]]:
-        name, found = records(source, split, config, streaming=True)
-        for row in _rows(found, name, conversations=conversations):
+        name, source_rows = records(source, split, config, streaming=True)
+        for row in _rows(source_rows, name, conversations=conversations):
             shown = {
                 name: [Image().decode_example(stored(image)) for image in row[name]] for name in IMAGES if name in row
             }
@@ -94,10 +94,10 @@ def stream_pairs(
     return IterableDataset.from_generator(rows)
 
 
-def _rows(found: Any, name: str, *, conversations: bool) -> Iterator[dict[str, Any]]:
+def _rows(source_rows: Any, name: str, *, conversations: bool) -> Iterator[dict[str, Any]]:
     """Yield the rows of one data set, all of them texts or all of them messages."""
     first = None
-    for at, record in enumerate(found, 1):
+    for at, record in enumerate(source_rows, 1):
         row = as_row(record, where=f"{name}, row {at}", conversations=conversations)
         kind = "texts" if isinstance(row["prompt"], str) else "messages"
         first = first or kind

@@ -80,9 +80,9 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
     _write_lines(folder / "failed.jsonl", lost["failed"])
     unfinished = sum(result.is_pending for result in results)
     cut = sum("length" in [row.get(f"{name}_finish_reason") for name in ("chosen", "rejected")] for row in pairs)
-    found = Exported(len(pairs), len(lost["rejected"]), len(lost["failed"]), len(dropped), unfinished, cut)
+    exported = Exported(len(pairs), len(lost["rejected"]), len(lost["failed"]), len(dropped), unfinished, cut)
     card.write(folder, pairs, summary(recipe, results, rows=len(rows), pairs=len(pairs), dropped=dropped_lines))
-    return found
+    return exported
 
 
 def folder_of(recipe: Recipe) -> Path:

@@ -142,7 +142,7 @@ def load_recipe(
     """
     mapping = parse_yaml(text := read_text(path), str(path))
     _check_keys(
-        mapping, str(path), needed=["rows", "strategies", "roles"], more=["output", "seed", "checks", "filters"]
+        mapping, str(path), needed=["rows", "strategies", "roles"], optional=["output", "seed", "checks", "filters"]
     )
     if type(mapping.get("seed", 0)) is not int:
         raise ValueError(f"{path}: seed must be a whole number, not {mapping['seed']!r}")
@@ -160,7 +160,7 @@ def load_recipe(
         rows=_row_source(mapping["rows"], path),
         strategies=_strategies(mapping["strategies"], path),
         roles=roles_by_name,
-        checks=_beside(path.parent, _mapping(mapping.get("checks") or {}, f"{path}: checks")),
+        checks=_with_paths(path.parent, _mapping(mapping.get("checks") or {}, f"{path}: checks")),
         filters=_mapping(mapping.get("filters") or {}, f"{path}: filters"),
         mapping=mapping,
     )
@@ -192,49 +192,49 @@ def _with_options(mapping: dict[str, Any], roles: Mapping[str, Mapping[str, Any]
 # ------------------------------------------------------------------------------------------------------- what YAML may say
 
 
-def _mapping(given: Any, where: str) -> dict[str, Any]:
-    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
-        raise ValueError(f"{where} must be a mapping of names, not {given!r}")
-    return given
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{where} must be a mapping of names, not {value!r}")
+    return value
 
 
-def _check_keys(given: Any, where: str, *, needed: list[str], more: list[str]) -> None:
+def _check_keys(value: Any, where: str, *, needed: list[str], optional: list[str]) -> None:
     """Require a mapping with all needed keys and no unknown ones."""
-    known = [*needed, *more]
-    for name in _mapping(given, where):
+    known = [*needed, *optional]
+    for name in _mapping(value, where):
         if name not in known:
             raise ValueError(f"{where} has no {name!r}; it may have {', '.join(known)}")
-    if missing := [name for name in needed if name not in given]:
+    if missing := [name for name in needed if name not in value]:
         raise ValueError(f"{where} needs {', '.join(missing)}")
 
 
-def _at(where: str, make: Callable[..., Any], **given: Any) -> Any:
+def _call_at(where: str, make: Callable[..., Any], **arguments: Any) -> Any:
     """Call `make`; the message of an error begins with the place in the recipe."""
     try:
-        return make(**given)
+        return make(**arguments)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _role(name: str, given: Any, path: Path, engines: dict[str, Engine]) -> Role:
+def _role(name: str, options: Any, path: Path, engines: dict[str, Engine]) -> Role:
     """Return a role; roles with equal engines share one."""
     where = f"{path}: role {name!r}"
-    given = dict(_mapping(given, where))
-    if "engine" not in given:
+    options = dict(_mapping(options, where))
+    if "engine" not in options:
         raise ValueError(f"{where} needs an engine: {', '.join(ENGINES)}, or module:class")
-    sampling = {f.name: given.pop(f.name) for f in fields(Sampling) if f.name in given}
+    sampling = {f.name: options.pop(f.name) for f in fields(Sampling) if f.name in options}
     if "stop" in sampling:
         sampling["stop"] = [sampling["stop"]] if isinstance(sampling["stop"], str) else sampling["stop"]
-    price = given.pop("price", {})
-    _check_keys(price, f"{where}: price", needed=[], more=[f.name for f in fields(Price)])
-    same = json.dumps(given, sort_keys=True, default=str)
-    if same not in engines:
-        engines[same] = _engine(where, **given, folder=path.parent)
-    made = _at(where, Sampling, **sampling)
-    engine = engines[same]
+    price = options.pop("price", {})
+    _check_keys(price, f"{where}: price", needed=[], optional=[f.name for f in fields(Price)])
+    key = json.dumps(options, sort_keys=True, default=str)
+    if key not in engines:
+        engines[key] = _engine(where, **options, folder=path.parent)
+    sampled = _call_at(where, Sampling, **sampling)
+    engine = engines[key]
     if hasattr(engine, "check"):
-        _at(where, engine.check, sampling=made)
-    return Role(name=name, engine=engine, sampling=made, price=_at(where, Price, **price))
+        _call_at(where, engine.check, sampling=sampled)
+    return Role(name=name, engine=engine, sampling=sampled, price=_call_at(where, Price, **price))
 
 
 def _engine(where: str, *, engine: Any, folder: Path, **options: Any) -> Engine:
@@ -242,70 +242,70 @@ def _engine(where: str, *, engine: Any, folder: Path, **options: Any) -> Engine:
     kind = _engine_class(where, engine, folder)
     for name in getattr(kind, "function_options", ()):
         if name in options:  # the function may lie beside the recipe
-            _at(where, find_function, name=options[name], folder=folder)
+            _call_at(where, find_function, name=options[name], folder=folder)
     extra = kind.option_names() if hasattr(kind, "option_names") else ()
     hint = f"; and of sampling {', '.join(f.name for f in fields(Sampling))}"
     check_call(kind, options, f"{where}: engine {engine!r}", extra=extra, noun="", hint=hint)
-    made: Engine = _at(where, kind, **options)
-    return made
+    constructed: Engine = _call_at(where, kind, **options)
+    return constructed
 
 
 def _engine_class(where: str, engine: Any, folder: Path) -> Any:
     """Return an engine by its name, or by `module:class`."""
     if ":" in str(engine):
-        return _at(where, find_function, name=engine, folder=folder)
+        return _call_at(where, find_function, name=engine, folder=folder)
     try:
-        return ENGINES.get(engine)
+        return ENGINES.get(str(engine))
     except ValueError as error:
         raise ValueError(f"{where}: {error}, or module:class") from error
 
 
-def _row_source(given: Any, path: Path) -> RowSource:
+def _row_source(value: Any, path: Path) -> RowSource:
     where = f"{path}: rows"
-    given = {"source": given} if isinstance(given, str) else given
-    _check_keys(given, where, needed=["source"], more=[f.name for f in fields(RowSource) if f.name != "source"])
-    check_texts(given, where, "source", "prompt", "split")
-    check_texts({k: v for k, v in given.items() if v is not None}, where, "id", "images", "image_folder", "name")
-    rows = RowSource(**given)
+    value = {"source": value} if isinstance(value, str) else value
+    _check_keys(value, where, needed=["source"], optional=[f.name for f in fields(RowSource) if f.name != "source"])
+    check_texts(value, where, "source", "prompt", "split")
+    check_texts({k: v for k, v in value.items() if v is not None}, where, "id", "images", "image_folder", "name")
+    rows = RowSource(**value)
     if rows.limit is not None and (not isinstance(rows.limit, int) or isinstance(rows.limit, bool) or rows.limit < 1):
         raise ValueError(f"{where}: limit must be a whole number of at least 1, not {rows.limit!r}")
     return rows
 
 
-def _strategies(given: Any, path: Path) -> tuple[Use, ...]:
-    if not isinstance(given, list) or not given:
-        raise ValueError(f"{path}: strategies must be a list of at least one, not {given!r}")
-    uses = tuple(_use(each, f"{path}: strategy {number}", path.parent) for number, each in enumerate(given, 1))
+def _strategies(value: Any, path: Path) -> tuple[Use, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{path}: strategies must be a list of at least one, not {value!r}")
+    uses = tuple(_use(each, f"{path}: strategy {number}", path.parent) for number, each in enumerate(value, 1))
     names = [use.name for use in uses]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"{path}: two strategies are called {double!r}: give one of them another name with name: ...")
     return uses
 
 
-def _use(given: Any, where: str, folder: Path) -> Use:
-    given = dict(_mapping({"use": given} if isinstance(given, str) else given, where))
-    use = str(given.pop("use", "")) or None
+def _use(settings: Any, where: str, folder: Path) -> Use:
+    settings = dict(_mapping({"use": settings} if isinstance(settings, str) else settings, where))
+    use = str(settings.pop("use", "")) or None
     if use is None:
         raise ValueError(f"{where} needs use: the name of a strategy, or module:function")
-    name = str(given.pop("name", use.rpartition(":")[2]))
+    name = str(settings.pop("name", use.rpartition(":")[2]))
     function = _strategy(use, where, folder)
-    check_call(function, given, f"{where}: {use}", skip=1)
-    return Use(name=name, start=partial(function, **_beside(folder, given)))
+    check_call(function, settings, f"{where}: {use}", skip=1)
+    return Use(name=name, start=partial(function, **_with_paths(folder, settings)))
 
 
-def _beside(folder: Path, given: Any) -> Any:
-    """Return settings in which the names of files are relative to the recipe's folder."""
-    if isinstance(given, dict):
-        return {name: _beside(folder, value) for name, value in given.items()}
-    if isinstance(given, list):
-        return [_beside(folder, value) for value in given]
-    return str(folder / given) if isinstance(given, str) and Path(given).suffix in FILES else given
+def _with_paths(folder: Path, value: Any) -> Any:
+    """Return settings with the names of files resolved in the recipe's folder."""
+    if isinstance(value, dict):
+        return {name: _with_paths(folder, each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_with_paths(folder, each) for each in value]
+    return str(folder / value) if isinstance(value, str) and Path(value).suffix in FILES else value
 
 
 def _strategy(use: str, where: str, folder: Path) -> StrategyFunction:
     """Return a strategy by its name, or by `module:function`."""
     if ":" in use:
-        function = _at(where, find_function, name=use, folder=folder)
+        function = _call_at(where, find_function, name=use, folder=folder)
         try:
             check_strategy(function)
         except ValueError as error:

@@ -53,15 +53,15 @@ def read_rows(source: RowSource, *, folder: Path) -> list[dict[str, Any]]:
         OSError: there is no such file or data set.
         ValueError: a row has no prompt, two rows have the same id, or there are no rows; file, row and column are named.
     """
-    found: list[dict[str, Any]] = []
+    read: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
     for number, row in enumerate(_records(source, folder), 1):
         if source.limit is not None and number > source.limit:
             break
-        found.append(_row(source, row, number, seen, folder))
-    if not found:
+        read.append(_row(source, row, number, seen, folder))
+    if not read:
         raise ValueError(f"{source.source} holds no rows")
-    return found
+    return read
 
 
 def _records(source: RowSource, folder: Path) -> Iterator[dict[str, Any]]:
@@ -85,16 +85,16 @@ def _dataset(source: RowSource, file: Path, folder: Path) -> Iterator[dict[str, 
             raise FileNotFoundError(f"there is no file {file}")
         kind = file.suffix.removeprefix(".")
         with during(str(file)):
-            found = datasets.load_dataset(kind, data_files=str(file), split="train")
+            records = datasets.load_dataset(kind, data_files=str(file), split="train")
     elif (file / "dataset_info.json").exists() or (file / "dataset_dict.json").exists():
         saved = datasets.load_from_disk(str(file))
-        found = saved[source.split] if isinstance(saved, datasets.DatasetDict) else saved
+        records = saved[source.split] if isinstance(saved, datasets.DatasetDict) else saved
     else:
         name = str(file) if file.is_dir() else source.source
         with during(name):
-            found = datasets.load_dataset(name, source.name, split=source.split)
+            records = datasets.load_dataset(name, source.name, split=source.split)
         folders += [file] if file.is_dir() else [Path(datasets.config.HF_CACHE_HOME)]  # where it was downloaded to
-    yield from with_located(found, folders=folders, where=source.source)
+    yield from with_located(records, folders=folders, where=source.source)
 
 
 def _image_folder(source: RowSource, folder: Path) -> Path:

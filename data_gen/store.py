@@ -210,18 +210,18 @@ class Store:
         Args:
             keys: keys of requests; those without an outcome are left out of the result.
         """
-        found: dict[str, Answer | Failure] = {}
+        outcomes: dict[str, Answer | Failure] = {}
         for start in range(0, len(keys), 500):
             some = keys[start : start + 500]
             marks = ", ".join("?" * len(some))
-            found |= {
+            outcomes |= {
                 key: Failure(reason)
                 for key, reason in self._db.execute(f"SELECT key, reason FROM failures WHERE key IN ({marks})", some)
             }
             columns = "key, text, finish_reason, prompt_tokens, completion_tokens, logprobs"
             for key, *rest in self._db.execute(f"SELECT {columns} FROM answers WHERE key IN ({marks})", some):
-                found[key] = _answer(*rest)
-        return found
+                outcomes[key] = _answer(*rest)
+        return outcomes
 
     def failures(self) -> Iterator[Recorded]:
         """Yield the failed requests, by row."""
@@ -295,13 +295,13 @@ def _reading(path: Path) -> sqlite3.Connection:
     """
     has_log = path.with_name(f"{path.name}-wal").exists()
     if has_log or not _is_in_log_mode(path):
-        how, settings = "mode=ro", []
+        mode, settings = "mode=ro", []
     elif all(os.access(each, os.W_OK) for each in (path, path.parent)):
         # As the last to close the database, a connection that could write removes the files beside it.
-        how, settings = "mode=rw", ["PRAGMA query_only=ON"]
+        mode, settings = "mode=rw", ["PRAGMA query_only=ON"]
     else:
-        how, settings = "immutable=1", []
-    db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?{how}", uri=True, timeout=60, isolation_level=None)
+        mode, settings = "immutable=1", []
+    db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?{mode}", uri=True, timeout=60, isolation_level=None)
     for each in settings:
         db.execute(each)
     return db
@@ -342,8 +342,8 @@ def _signature(db: sqlite3.Connection) -> tuple[int, int, tuple[tuple[str, ...],
         db.execute(f"PRAGMA {name}").fetchone() for name in ("user_version", "application_id")
     )
     tables = ("answers", "failures")
-    found = [db.execute("SELECT name FROM pragma_table_info(?)", (table,)).fetchall() for table in tables]
-    return version, application, tuple(tuple(name for (name,) in columns) for columns in found)
+    names = [db.execute("SELECT name FROM pragma_table_info(?)", (table,)).fetchall() for table in tables]
+    return version, application, tuple(tuple(name for (name,) in columns) for columns in names)
 
 
 def _answer_row(tracked: TrackedRequest, answer: Answer, now: float) -> tuple[Any, ...]:

@@ -1,11 +1,11 @@
-"""The same strategy on a Ray cluster: a column of prompts through `ray.data.llm`, pairs out.
+"""Run a strategy on a Ray cluster: prompts through `ray.data.llm`, pairs out.
 
     pip install "ray[data,llm]" vllm        # on machines with GPUs
     python examples/ray_data.py prompts.jsonl pairs --target my-model --reviser my-stronger-model
 
-A strategy is a generator, and Ray Data is a chain of stages; so each stage answers the next ask of every row. `next_ask` drives
-the strategy from the answers so far, which travel with the row, until it wants to know something new: a pure function, the same
-on every machine. Strategies that ask several things at once need `contralto data run --shard i/n` instead.
+A strategy is a generator, and Ray Data is a chain of stages; so each stage answers the next request of every row. `next_ask` replays
+the strategy from the answers so far, which are a column of the row, up to its next request: a pure function, the same on every
+machine. Strategies with several requests at the same time need `contralto data run --shard i/n` instead.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from contralto.data_gen.types import Answer, Ask, Pair, Row, Strategy, drive
 
 
 def next_ask(strategy: Callable[[Row], Strategy], row: dict[str, Any]) -> Ask | Pair | None:
-    """What a strategy wants to know next, given the answers in `row["answers"]`; or its pair; or None if there is none."""
+    """Return the next request of a strategy after the answers in `row["answers"]`, its pair, or None if there is no pair."""
     columns = {name: value for name, value in row.items() if name != "answers"}
     driven = drive(strategy({"images": (), **columns, "prompt": [{"role": "user", "content": row["prompt"]}]}))
     try:
@@ -35,32 +35,32 @@ def next_ask(strategy: Callable[[Row], Strategy], row: dict[str, Any]) -> Ask | 
 
 
 def _answers(row: dict[str, Any]) -> list[str]:
-    """The answers so far; a column of lists comes back from Ray as arrays, or None."""
-    said = row.get("answers")
-    return [] if said is None else list(said)
+    """Return the answers so far; Ray returns a column of lists as arrays, or None."""
+    answers = row.get("answers")
+    return [] if answers is None else list(answers)
 
 
 def before(row: dict[str, Any], *, strategy: Callable[[Row], Strategy]) -> dict[str, Any]:
-    """A row as a stage of `ray.data.llm` reads it. A row that has ended says nothing that matters."""
+    """Return a row in the form of a stage of `ray.data.llm`; the answer to a row that has ended is not used."""
     ask = next_ask(strategy, row)
     messages = list(ask.messages or []) if isinstance(ask, Ask) else [{"role": "user", "content": "Say: done."}]
     return {**row, "messages": messages, "sampling_params": {"temperature": 0.7, "max_tokens": 1024}}
 
 
 def after(row: dict[str, Any], *, strategy: Callable[[Row], Strategy]) -> dict[str, Any]:
-    """The row with the stage's answer, if its strategy had asked."""
+    """Return the row with the answer of the stage, if its strategy has requested one."""
     kept = {name: row[name] for name in ("id", "prompt")} | {"answers": _answers(row)}
     asked = isinstance(next_ask(strategy, kept), Ask)
     return {**kept, "answers": [*kept["answers"], row["generated_text"]] if asked else kept["answers"]}
 
 
 def pairs(row: dict[str, Any], *, strategy: Callable[[Row], Strategy]) -> list[dict[str, Any]]:
-    """The pair of a row in TRL's form, or nothing."""
+    """Return the pair of a row in TRL's form, or an empty list."""
     made = next_ask(strategy, row)
     if not isinstance(made, Pair):
         return []
-    said = {name: [{"role": "assistant", "content": getattr(made, name)}] for name in ("chosen", "rejected")}
-    return [{"id": row["id"], "prompt": list(made.prompt), **said, "columns": json.dumps(dict(made.columns))}]
+    sides = {name: [{"role": "assistant", "content": getattr(made, name)}] for name in ("chosen", "rejected")}
+    return [{"id": row["id"], "prompt": list(made.prompt), **sides, "columns": json.dumps(dict(made.columns))}]
 
 
 def main() -> None:

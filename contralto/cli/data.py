@@ -164,19 +164,19 @@ def _finish(job: DataJob, args: argparse.Namespace, store: "Store") -> None:
 def _write(job: DataJob, store: "Store") -> None:
     from contralto.data_gen.export import export, folder_of
 
-    found = export(job.recipe, job.rows, store)
+    exported = export(job.recipe, job.rows, store)
     print(
-        f"{folder_of(job.recipe)}: {_count(found.pairs, 'pair')}, {found.rejected} rejected, {found.failed} failed",
+        f"{folder_of(job.recipe)}: {_count(exported.pairs, 'pair')}, {exported.rejected} rejected, {exported.failed} failed",
         end="",
     )
-    print(f", {found.dropped} dropped by filters" * bool(found.dropped), end="")
-    print(f", {found.pending} not asked for yet (run goes on)" * bool(found.pending))
-    if found.cut:
+    print(f", {exported.dropped} dropped by filters" * bool(exported.dropped), end="")
+    print(f", {exported.pending} not asked for yet (run goes on)" * bool(exported.pending))
+    if exported.cut:
         print(
-            f"{_count(found.cut, 'pair')} with an answer that was cut off at max_new_tokens: raise it, or drop them with "
+            f"{_count(exported.cut, 'pair')} with an answer that was cut off at max_new_tokens: raise it, or drop them with "
             "checks: {finish: {}} and filters: {finished: true}"
         )
-    if found.failed:
+    if exported.failed:
         print(
             f"the failed rows, with reasons: {folder_of(job.recipe) / 'failed.jsonl'}; retry-failed asks for them again"
         )
@@ -199,10 +199,10 @@ def _merge(job: DataJob, args: argparse.Namespace) -> None:
     from contralto.data_gen import pipeline
     from contralto.data_gen.store import Store
 
-    given = args.stores or sorted((job.recipe.output / "shards").glob("*"))
-    if not given:
+    stores = args.stores or sorted((job.recipe.output / "shards").glob("*"))
+    if not stores:
         raise ValueError(f"{job.recipe.output} has no shards: name the stores to merge")
-    paths = [each / "answers.sqlite" if each.is_dir() else each for each in given]
+    paths = [each / "answers.sqlite" if each.is_dir() else each for each in stores]
     for path in paths:  # all of them, before the first is merged
         with Store(path, read_only=True):
             pass
@@ -308,12 +308,12 @@ def _estimate(job: DataJob, args: argparse.Namespace) -> None:
     pipeline.check(job.recipe, job.rows)
     has_store = (job.folder / "answers.sqlite").exists()
     store = job.store(read_only=True) if has_store else None
-    found, basis = pipeline.estimate(job.recipe, job.rows, store)
+    estimates, basis = pipeline.estimate(job.recipe, job.rows, store)
     spent = {usage.role: usage for usage in store.usage()} if store else {}
     if store:
         store.close()
     table = Table("role", "model", "requests", "tokens in", "tokens out", "money", "of it recorded")
-    for each in found:
+    for each in estimates:
         known = spent[each.role].requests if each.role in spent else 0
         figures = (f"{value:,.0f}" for value in each[2:5])
         table.add_row(
@@ -323,7 +323,7 @@ def _estimate(job: DataJob, args: argparse.Namespace) -> None:
             f"{known:,} requests",
         )
     totals: Counter[str] = Counter()
-    for each in found:
+    for each in estimates:
         totals[each.currency] += each.money  # type: ignore[assignment]
     console = Console()
     console.print(table)

@@ -207,7 +207,7 @@ class _Runner:
 
 def _all_of(events: Any) -> list[Any]:
     """Wait for an event, and take all that are there."""
-    found = [events.get()]
+    taken = [events.get()]
     while not events.empty():
-        found.append(events.get())
-    return found
+        taken.append(events.get())
+    return taken

@@ -1,6 +1,9 @@
-"""Strategies, engines and checks of other packages work from a recipe by their names."""
+"""Strategies, engines and checks of other packages work from a recipe by their names; the pages of `docs/extending` are followed."""
 
+import re
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,67 +13,42 @@ from contralto.data_gen.checks import CHECKS
 from contralto.data_gen.engines import ENGINES
 from contralto.data_gen.strategies import STRATEGIES
 
-TOY = """
-from contralto.data_gen import Answer, Ask, Pair
-from contralto.data_gen.checks import answer_text, writes
+PAGES = [Path(__file__).parents[2] / "docs" / "extending" / f"{kind}.md" for kind in ("strategy", "engine", "check")]
 
 
-def shouted(row, *, target="target", mark="!"):
-    answer = yield Ask(role=target, messages=row["prompt"])
-    columns = {"strategy": "shouted"}
-    return Pair(prompt=row["prompt"], chosen=answer.text, rejected=answer.text.upper() + mark, columns=columns)
+def block(page, language):
+    """Return the first block of code of a page in a language."""
+    return re.search(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[1]
 
 
-class Echo:
-    rows_together = 1
-
-    def __init__(self, *, prefix: str):
-        self.identity = {"engine": "echo", "prefix": prefix}
-        self.prefix = prefix
-
-    def answer(self, requests):
-        for request in requests:
-            yield [(request, Answer(text=self.prefix + request.messages[-1]["content"]))]
-
-
-@writes("vowels")
-def vowels(rows, *, letters="aeiou"):
-    return {"vowels": [sum(letter in letters for letter in answer_text(row, "chosen")) for row in rows]}
-"""
-POINTS = """
-[contralto.strategies]
-shouted = toy_data:shouted
-no_strategy = toy_data:Echo
-[contralto.engines]
-echo = toy_data:Echo
-[contralto.checks]
-vowels = toy_data:vowels
-"""
-RECIPE = {
-    "rows": "rows.jsonl",
-    "output": "out",
-    "strategies": [{"use": "shouted", "mark": "?"}],
-    "roles": {"target": {"engine": "echo", "prefix": "so: "}},
-    "checks": {"vowels": {}},
-    "filters": {"vowels": [3, None]},
+MODULES = ("shouting", "echoing", "counting")
+RECIPE = {"rows": "rows.jsonl", "output": "out"} | {
+    key: value for page in PAGES for key, value in yaml.safe_load(block(page, "yaml")).items()
 }
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Install a package with a strategy, an engine and a check, beside a recipe that uses them."""
-    (tmp_path / "toy_data.py").write_text(TOY)
+    """Install the strategy, the engine and the check of the pages, and one that is broken, as a package."""
+    points = {"contralto.strategies": {"no_strategy": "echoing:Echo"}}
+    for page in PAGES:
+        module = re.search(r"`(\w+\.py)`:", page.read_text(encoding="utf-8"))[1]
+        (tmp_path / module).write_text(block(page, "python"))
+        for group, entries in tomllib.loads(block(page, "toml"))["project"]["entry-points"].items():
+            points.setdefault(group, {}).update(entries)
     info = tmp_path / "toy_data-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-data\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(POINTS)
+    lines = [line for group, entries in points.items() for line in (f"[{group}]", *map(" = ".join, entries.items()))]
+    (info / "entry_points.txt").write_text("\n".join(lines))
     (tmp_path / "rows.jsonl").write_text('{"id": "a", "prompt": "banana"}\n{"id": "b", "prompt": "nth"}\n')
     monkeypatch.syspath_prepend(str(tmp_path))
     for registry in (STRATEGIES, ENGINES, CHECKS):  # names and entries as in a process that begins
         monkeypatch.setattr(registry, "_points", None)
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     yield tmp_path
-    sys.modules.pop("toy_data", None)
+    for module in MODULES:
+        sys.modules.pop(module, None)
 
 
 def run(folder, action="run", **changed):
@@ -115,4 +93,4 @@ def test_the_help_lists_them(folder, capsys):
         cli.main(["data", "--help"])
     words = capsys.readouterr().out.replace(",", " ").split()
     assert {"shouted", "echo", "vowels", "clair", "transformers", "contrast"} <= set(words)
-    assert "toy_data" not in sys.modules
+    assert not set(MODULES) & set(sys.modules)
