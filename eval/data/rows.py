@@ -69,7 +69,7 @@ def dataset(splits: Mapping[str, Sequence[Document]]) -> Any:
     """
     from datasets import Dataset, DatasetDict
 
-    from contralto.data_gen.columns import as_dataset
+    from contralto.common.columns import as_dataset
 
     return DatasetDict({split: as_dataset(rows) if rows else Dataset.from_list([]) for split, rows in splits.items()})
 

@@ -33,8 +33,8 @@ from contralto.align.monitoring.symptoms import symptoms
 from contralto.align.trainers import reach
 from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.preference import PreferenceTrainer
+from contralto.common.columns import as_dataset
 from contralto.data_gen.checks import ches
-from contralto.data_gen.columns import as_dataset
 from contralto.testbed import worlds
 
 LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
