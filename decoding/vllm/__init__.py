@@ -2,10 +2,10 @@
 
 `settings` defines the `contrast_...` arguments that tie requests together, `processor` combines their logits, `scheduler`
 keeps them in step, `checks` rejects engine options that would schedule them apart, `engine` starts vLLM with all of it.
-`offline` generates with an engine in this process, `client` over HTTP; both keep the state of a completion in `session`.
-`middleware` validates HTTP requests, and `waiting` holds them until all branches of a completion have arrived. `amateur` is the
-alternative for contrast with another, smaller model, which reads the `sequences` of the engine. vLLM is imported only by the
-modules that need it.
+`offline` generates with an engine in this process, `client` over HTTP, whose `replies` it parses; both keep the state of a
+completion in `session`. `middleware` validates HTTP requests, and `waiting` holds them until all branches of a
+completion have arrived. `amateur` is the alternative for contrast with another, smaller model, which reads the `sequences` of
+the engine. vLLM is imported only by the modules that need it.
 """
 
 from typing import TYPE_CHECKING

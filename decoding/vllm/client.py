@@ -17,15 +17,25 @@ from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from contralto.common.texts import Secrets, clean, short
+from contralto.common.texts import Secrets, short
 from contralto.common.web import BadReplyError, address_of, decoded, read_body, read_json
+from contralto.decoding.vllm.replies import (
+    LONGEST_EVENT,
+    MOST_BYTES,
+    ReplyChunk,
+    error_message,
+    event_lines,
+    first_choice,
+    is_agreed,
+    join_chunks,
+    reply_chunk,
+    reply_field,
+)
 from contralto.decoding.vllm.session import (
     BranchReply,
     PairOutput,
     PairProgress,
     RefusedError,
-    agreed,
-    before_marker,
     check_prompts,
     contrast_values,
 )
@@ -36,10 +46,6 @@ __all__ = ["PairClient", "Piece"]
 OFF = {"temperature": 0, "top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1, "n": 1}
 OFF |= {"presence_penalty": 0, "frequency_penalty": 0}
 """Sampling options that vLLM must not apply; without them the server uses the generation configuration of the model."""
-LONGEST_EVENT = 2**24
-"""Largest event of a stream in bytes; the first event holds the tokens of the prompt."""
-MOST_BYTES = 2**26
-"""Largest reply in bytes."""
 
 
 class Piece(NamedTuple):
@@ -146,17 +152,17 @@ class PairClient:
         """
         completion = await self._completion(prompts, method=method, **options)
         while True:
-            chunks: list[list[_Chunk]] = [[] for _ in prompts]
+            chunks: list[list[ReplyChunk]] = [[] for _ in prompts]
             sent = 0
             async for branch, chunk in _merged([self._chunks(completion, body) for body in completion.next_round()]):
                 chunks[branch].append(chunk)
-                while sent < len(chunks[0]) and _is_certain(chunks, sent, completion.progress.marker):
+                while sent < len(chunks[0]) and is_agreed(chunks, sent, completion.progress.marker):
                     if chunks[0][sent].text:
                         yield Piece(chunks[0][sent].text, chunks[0][sent].tokens)
                     sent += 1
             if not all(chunks):
                 raise RefusedError("the engine refused this text; without streaming it says why")
-            branches = [_joined(pieces) for pieces in chunks]
+            branches = [join_chunks(pieces) for pieces in chunks]
             if completion.progress.take(branches):
                 rest = "".join(chunk.text for chunk in chunks[0][sent:])
                 yield Piece(
@@ -205,12 +211,12 @@ class PairClient:
             tokens = progress.tokens[: -1 if progress.ended.finish_reason == "stop" else None]
             body = {"model": completion.models[0], "tokens": tokens}
             answer = await self._json("POST", f"{self._url.removesuffix('/v1')}/detokenize", body)
-            said = _field(answer, "prompt", str)
+            said = reply_field(answer, "prompt", str)
         return progress.output(said, completion.prompt_tokens())
 
     async def _ask_marker(self) -> int:
         try:
-            self._marker = _field(await self._json("GET", f"{self._url}/contralto"), "marker", int)
+            self._marker = reply_field(await self._json("GET", f"{self._url}/contralto"), "marker", int)
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{self._url} does not tell a marker, so it is no server of contralto serve: give marker, a token that is "
@@ -222,9 +228,9 @@ class PairClient:
         """Send one request and return the whole reply."""
         async with self._response("POST", f"{self._url}/{completion.route(body)}", body) as response:
             answer = await self._read(response)
-            choice = _choice(answer)
+            choice = first_choice(answer)
             completion.remember(body, choice.get("prompt_token_ids") or answer.get("prompt_token_ids"))
-            return _joined([_chunk(choice)])
+            return join_chunks([reply_chunk(choice)])
 
     async def _json(self, method: str, url: str, body: Any = None) -> Any:
         """Send a request and return the JSON of the reply.
@@ -271,89 +277,22 @@ class PairClient:
             raise ValueError(said)
         raise RuntimeError(f"the server failed with status {response.status}: {said}")
 
-    async def _chunks(self, completion: "_ClientCompletion", body: dict[str, Any]) -> AsyncIterator["_Chunk"]:
+    async def _chunks(self, completion: "_ClientCompletion", body: dict[str, Any]) -> AsyncIterator["ReplyChunk"]:
         """Send one request and yield the reply in pieces."""
         url = f"{self._url}/{completion.route(body)}"
         async with self._response("POST", url, {**body, "stream": True}) as response:
-            async for line in _lines(response):
+            async for line in event_lines(response):
                 if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
                     continue
                 event = json.loads(decoded(line.removeprefix(b"data: ")))
                 if not isinstance(event, Mapping):
                     raise BadReplyError(f"an event that is no object: {short(event)}")
                 if "error" in event:
-                    raise RuntimeError(short(self._secrets.hide(_words(event["error"])), 1000))
+                    raise RuntimeError(short(self._secrets.hide(error_message(event["error"])), 1000))
                 if event.get("choices"):
-                    choice = _choice(event)
+                    choice = first_choice(event)
                     completion.remember(body, choice.get("prompt_token_ids") or event.get("prompt_token_ids"))
-                    yield _chunk(choice)
-
-
-async def _lines(response: Any) -> AsyncIterator[bytes]:
-    """Yield the lines of a stream.
-
-    Raises:
-        BadReplyError: the stream is compressed or too long.
-    """
-    from aiohttp.http import HttpProcessingError
-
-    coding = response.headers.get("Content-Encoding", "identity")
-    if coding != "identity":
-        raise BadReplyError(f"a stream in Content-Encoding {short(coding, 40)!r}, which was not asked for")
-    lines, size = aiter(response.content), 0
-    while size <= MOST_BYTES:
-        try:
-            line = await anext(lines)
-        except StopAsyncIteration:
-            return
-        except (ValueError, HttpProcessingError) as error:
-            raise BadReplyError(f"a line of the stream is longer than {LONGEST_EVENT:,} bytes") from error
-        size += len(line)
-        yield line
-    raise BadReplyError(f"the stream is longer than {MOST_BYTES:,} bytes")
-
-
-def _words(error: Any) -> str:
-    """Return the message of an error in a stream."""
-    said = error.get("message") if isinstance(error, Mapping) else error
-    return str(said or "the server failed")
-
-
-def _choice(answer: Any) -> Mapping[str, Any]:
-    """Return the first choice of a reply.
-
-    Raises:
-        BadReplyError: the reply has none.
-    """
-    try:
-        choice = answer["choices"][0]
-    except (KeyError, IndexError, TypeError):
-        choice = None
-    if not isinstance(choice, Mapping):
-        raise BadReplyError(f"not an answer of the OpenAI protocol: {short(answer)}")
-    return choice
-
-
-def _field(answer: Any, name: str, kind: type) -> Any:
-    """Return a field of a reply.
-
-    Raises:
-        RuntimeError: the field is missing or of another type.
-    """
-    value = answer.get(name) if isinstance(answer, Mapping) else None
-    if not isinstance(value, kind):
-        raise RuntimeError(f"the server's reply has no {name}: {short(answer)}")  # noqa: TRY004 - a server's mistake
-    return value
-
-
-class _Chunk(NamedTuple):
-    """A piece of the reply to one request."""
-
-    text: str
-    tokens: list[int]
-    logprobs: list[float]
-    finish_reason: str | None
-    stop_reason: int | str | None
+                    yield reply_chunk(choice)
 
 
 class _ClientCompletion:
@@ -422,44 +361,6 @@ def _holds_images(prompt: Any) -> bool:
     return any(isinstance(part, Mapping) and part.get("type") != "text" for part in parts)
 
 
-def _chunk(choice: Mapping[str, Any]) -> _Chunk:
-    """Return a choice of either route, whole or in part, as a piece."""
-    try:
-        said = choice.get("message") or choice.get("delta") or {}
-        logs = choice.get("logprobs") or {}
-        values = logs.get("token_logprobs") or [entry["logprob"] for entry in logs.get("content") or ()]
-        text, tokens = choice.get("text") or said.get("content") or "", choice.get("token_ids") or []
-        ends = choice.get("finish_reason"), choice.get("stop_reason")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BadReplyError(f"not an answer of the OpenAI protocol: {short(choice)}") from error
-    if not (isinstance(text, str) and _are(tokens, int) and _are(values, int | float) and _are(ends[:1], str | None)):
-        raise BadReplyError(f"not an answer of the OpenAI protocol: {short(choice)}")
-    return _Chunk(clean(text), tokens, values, *ends)
-
-
-def _are(values: Any, kind: Any) -> bool:
-    """Return whether `values` is a list of values of type `kind`."""
-    return isinstance(values, list | tuple) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
-
-
-def _joined(chunks: Sequence[_Chunk]) -> BranchReply:
-    """Return the pieces of one request as a reply."""
-    return BranchReply(
-        tokens=[token for chunk in chunks for token in chunk.tokens],
-        logprobs=[value for chunk in chunks for value in chunk.logprobs],
-        finish_reason=chunks[-1].finish_reason if chunks else None,
-        stop_reason=chunks[-1].stop_reason if chunks else None,
-        text="".join(chunk.text for chunk in chunks),
-    )
-
-
-def _is_certain(said: Sequence[Sequence[_Chunk]], place: int, marker: int) -> bool:
-    """Return whether all branches have the tokens of the main branch up to and including a piece."""
-    branches = [[token for chunk in chunks for token in chunk.tokens] for chunks in said]
-    count = sum(len(chunk.tokens) for chunk in said[0][: place + 1])
-    return len(agreed([before_marker(tokens, marker) for tokens in branches])) >= count
-
-
 async def _together(asked: Sequence[Any]) -> list[BranchReply]:
     """Return the replies to all requests; if one fails, cancel the others."""
     tasks = [asyncio.ensure_future(one) for one in asked]
@@ -469,9 +370,9 @@ async def _together(asked: Sequence[Any]) -> list[BranchReply]:
         await _stop(tasks)
 
 
-async def _merged(streams: Sequence[AsyncIterator[_Chunk]]) -> AsyncIterator[tuple[int, _Chunk]]:
+async def _merged(streams: Sequence[AsyncIterator[ReplyChunk]]) -> AsyncIterator[tuple[int, ReplyChunk]]:
     """Yield the pieces of all streams as they arrive, each with the index of its stream."""
-    queue: asyncio.Queue[tuple[int, _Chunk] | BaseException | None] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, ReplyChunk] | BaseException | None] = asyncio.Queue()
 
     async def read(place: int) -> None:
         try:

@@ -12,8 +12,7 @@ import pytest
 from aiohttp import web
 from helpers.serving import Server
 
-from contralto.decoding.vllm import PairClient
-from contralto.decoding.vllm import client as module
+from contralto.decoding.vllm import PairClient, client, replies
 
 KEY = "sk-0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -103,8 +102,9 @@ def test_a_page_instead_of_json_is_shown():
 
 
 def test_replies_have_a_limit(monkeypatch):
-    monkeypatch.setattr(module, "MOST_BYTES", 2**20)
-    monkeypatch.setattr(module, "LONGEST_EVENT", 2**18)
+    for module in (client, replies):
+        monkeypatch.setattr(module, "MOST_BYTES", 2**20)
+        monkeypatch.setattr(module, "LONGEST_EVENT", 2**18)
     bomb = respond(gzip.compress(b" " * 2**24), Content_Encoding="gzip")
     with pytest.raises(RuntimeError, match="larger than 1,048,576 bytes"):
         generate(bomb)
