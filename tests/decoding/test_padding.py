@@ -227,6 +227,17 @@ def test_a_shared_beginning_of_padding_is_no_text(family, row):
         torch.testing.assert_close(branch(ids), ModelBranch(zoo.build(family, seed=1))(ids), atol=1e-4, rtol=1e-4)
 
 
+def test_a_shared_beginning_that_was_text_may_be_padding():
+    """Pad tokens that a mask declares to be text are padding in a later call without a mask."""
+    branch, ids = ModelBranch(zoo.build("llama", seed=1)), torch.tensor([[zoo.PAD, zoo.PAD, 5, 6]])
+    branch.begin(ids, torch.ones_like(ids))
+    as_text = branch(ids)
+    branch.end()
+    later = torch.tensor([[zoo.PAD, zoo.PAD, 5, 9]])
+    torch.testing.assert_close(branch(later), ModelBranch(zoo.build("llama", seed=1))(later), atol=1e-4, rtol=1e-4)
+    assert (as_text - ModelBranch(zoo.build("llama", seed=1))(ids)).abs().max() > 0.1
+
+
 def test_another_token_before_the_beginning_of_the_text():
     """The tokenizer pads with a token that the model does not call its pad token."""
     with pytest.raises(ValueError, match="have token 9 before the beginning-of-text token 2"):
