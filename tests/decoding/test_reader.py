@@ -1,7 +1,6 @@
 """The cached reader against plain forward passes of whole rows: read, crop, reorder, replicate, peek.
 
-Seen to go red with: positions that are not cropped; a mask that grows by zeros; a fork that shares its cache; candidates at
-consecutive positions; copies taken in another order; the exempt rows of a limit counted from the end.
+The breaks that these tests must notice are in tests/mutants/declared/branches.yaml.
 """
 
 import pytest
@@ -76,7 +75,7 @@ def test_rows_in_another_order(family):
 def test_copies_with_other_tokens_and_one_of_each_row_taken(family):
     reader, rows, _ = started(family)
     candidates = torch.tensor([[5, 6], [7, 8], [9, 10]])
-    copies = reader.replicate(3, 2)
+    copies = reader.replicate(2)
     outputs = copies.peek(candidates.reshape(-1, 1))
     expected = plain(reader.model, follow([row for row in rows for _ in range(2)], candidates.reshape(-1, 1)))
     torch.testing.assert_close(outputs.logits, expected, **CLOSE)
