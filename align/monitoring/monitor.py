@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from contralto.align.trainers.batches import PairBatch
 from contralto.align.trainers.scoring import Scoring
 from contralto.align.trainers.specials import end_tokens
 from contralto.align.trl_compat import gathered
+from contralto.common.hashing import content_digest
 from contralto.common.head import head_of
 from contralto.common.placement import input_device
 from contralto.data_gen.checks.ches import ches
@@ -180,7 +180,7 @@ class Monitor(TrainerCallback):
         return [self.trainer.data_collator([dict(row) for row in batch]) for batch in batches]
 
     def _begin(self, source: str, rows: Sequence[Mapping[str, Any]], state: TrainerState) -> None:
-        key = sha256(b"".join(batch["input_ids"].numpy().tobytes() for batch in self.batches)).hexdigest()[:16]
+        key = content_digest(b"".join(batch["input_ids"].numpy().tobytes() for batch in self.batches), 16)
         if state.global_step and self._resumed(key, state):
             return
         with _evaluation_mode(self.trainer.model):

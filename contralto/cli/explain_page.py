@@ -4,12 +4,10 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any, NamedTuple
 
-import jinja2
-
 from contralto import __version__
+from contralto.common.html import render_page
 from contralto.decoding.images import ritual_transform
 from contralto.decoding.inputs import DecodingBatch, Prompt, open_images
 from contralto.decoding.methods import DecodingConfig
@@ -129,14 +127,10 @@ def render(
         pictures: titles and data addresses of images.
     """
     method = config.declaration
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(
-        resources.files("contralto.cli").joinpath("explain.html.j2").read_text(encoding="utf-8")
-    )
     options = {"form": config.form, **config.parameters}
-    return template.render(
+    return render_page(
+        "contralto.cli",
+        "explain.html.j2",
         version=__version__,
         config=config,
         model=model,

@@ -1,9 +1,9 @@
-"""The one place where errors of a command become one sentence, or stay a traceback.
+"""Turn errors of users into one sentence, and leave the traceback of bugs.
 
-A mistake of the user ends with a sentence and status 2; Ctrl-C with status 130; a fault of the program with its traceback. They are
-told apart by how the error came about, not by its text: an error that some code raised with `raise` is a refusal, and one that
-an operation of Python ran into (a missing attribute, a wrong number of arguments) is a fault. Errors of the world outside, files,
-memory, packages, and those of libraries that check files and templates, are the user's wherever they come from.
+A command that a user used wrongly ends with a sentence and status 2, Ctrl-C with status 130, a bug with its traceback. The origin of an
+error decides, not its text: an error that some code raised with `raise` is a rejected input, and one in which an operation of Python
+ended (a missing attribute, a wrong number of arguments) is a bug. Errors of files, memory and packages, and those of libraries that check
+files and templates, are the user's wherever they are raised.
 """
 
 import dis
@@ -25,9 +25,9 @@ from contralto.common.texts import printable
 __all__ = ["during", "guarded", "is_mistake", "require", "sentence"]
 
 OUTSIDE = (OSError, MemoryError, ImportError, SyntaxError, UnicodeError)
-"""Errors of the world outside, whoever raises them."""
+"""Errors of files, memory and packages, which are the user's wherever they are raised."""
 REFUSALS = (ValueError, RuntimeError, NotImplementedError)
-"""Errors that are refusals where code raised them by `raise`; those of contralto's own may be TypeErrors too."""
+"""Errors that reject an input where code raised them with `raise`; contralto also raises TypeError for it."""
 LIBRARIES = {
     "PIL.DecompressionBombError",
     "PIL.UnidentifiedImageError",
@@ -43,8 +43,7 @@ LIBRARIES = {
     "yaml.YAMLError",
     "zipfile.BadZipFile",
 }
-"""Errors of libraries that say what is wrong with a file, a template, an address or a device: package and class, so that nothing is
-imported."""
+"""Errors of libraries about a file, a template, an address or a device, by package and class, so that nothing is imported."""
 TEMPLATES = ("<template>", "<unknown>")
 """The file names of Jinja's templates in tracebacks."""
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "mauve": "mauve-text"}
@@ -54,17 +53,20 @@ DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "mauve": "mauve-text"}
 def guarded(
     command: str, run: Callable[[], object], *, extra: str = "", debug: bool = False, quiet: bool = False
 ) -> int:
-    """Run a command, and return its exit status.
+    """Run a command and return its exit status.
 
     Args:
-        command: what the sentence begins with.
-        run: the command.
-        extra: the extra of contralto that it needs, if it is not called like the command.
-        debug: let every error show its traceback.
-        quiet: say nothing of mistakes, as in all processes but the first.
+        command: the name of the command, with which the sentence begins.
+        run: the function to run.
+        extra: the extra of contralto that the command needs, by default the one of its name.
+        debug: raise every error.
+        quiet: print no sentence, as in all processes but the first.
+
+    Returns:
+        0; 2 for an error of the user, 130 for Ctrl-C, 141 for a closed pipe.
 
     Raises:
-        Exception: a fault of the program; with `debug` any error.
+        Exception: a bug; with `debug` any error.
     """
     try:
         run()
@@ -80,25 +82,25 @@ def guarded(
         if debug or not is_mistake(error):
             raise
         if not quiet:
-            said = printable(sentence(error, extra or command))  # it may repeat an endpoint, a file or a template
-            print(f"contralto {command}: {said}", file=sys.stderr)
+            text = printable(sentence(error, extra or command))  # it may quote an endpoint, a file or a template
+            print(f"contralto {command}: {text}", file=sys.stderr)
         return 2
     return 0
 
 
 @contextmanager
 def during(what: str) -> Iterator[None]:
-    """Say in the message of a mistake what was being done.
+    """Prefix the messages of errors of the user that are raised within the block.
 
     Args:
-        what: the beginning of the message, such as "cannot load MODEL".
+        what: the prefix, such as "cannot load MODEL".
 
     Raises:
-        ImportError: as it was raised within, with that beginning.
+        ImportError: raised within the block, with the prefix.
         MemoryError: likewise.
         OSError: likewise.
         OptionError: likewise.
-        ValueError: likewise, for all other mistakes.
+        ValueError: likewise, for all other errors of the user.
 
     Examples:
         >>> with during("prompts.yaml"):
@@ -119,10 +121,10 @@ def during(what: str) -> Iterator[None]:
 
 
 def require(*modules: str) -> None:
-    """Find out that packages are missing before the work that ends with them.
+    """Raise if packages that are imported later are missing, without importing them.
 
     Args:
-        modules: names of packages that are imported later; nothing is imported now.
+        modules: names of packages.
 
     Raises:
         ModuleNotFoundError: one is not installed.
@@ -134,23 +136,23 @@ def require(*modules: str) -> None:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        yield found
-        found = found.__cause__ or found.__context__
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def _interrupted(error: BaseException) -> bool:
-    """Whether Ctrl-C is behind an error: imports that it interrupts raise errors of their own."""
+    """Return True if Ctrl-C caused an error: an import that it interrupts raises an error of its own."""
     return any(isinstance(each, KeyboardInterrupt) for each in _causes(error))
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Return whether an error is one of the user's, and not a fault of the program.
+    """Return True if an error is the user's, and not a bug.
 
     Args:
-        error: as it was caught, with its traceback.
+        error: a caught error, with its traceback.
     """
     names = {f"{kind.__module__.split('.')[0]}.{kind.__qualname__}" for kind in type(error).__mro__}
     if names & LIBRARIES:
@@ -171,14 +173,14 @@ def is_mistake(error: BaseException) -> bool:
 
 
 def _origin(trace: TracebackType | None) -> TracebackType | None:
-    """The innermost frame of a traceback."""
+    """Return the innermost frame of a traceback."""
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether torch's allocator raised it, which has no class of its own on CPUs."""
+    """Return True if torch's allocator raised the error, which has no class of its own on CPUs."""
     memory = sys.modules.get("accelerate.utils.memory")
     return memory is not None and bool(memory.should_reduce_batch_size(error))
 
@@ -187,8 +189,8 @@ def sentence(error: BaseException, extra: str = "") -> str:
     """Return an error as one line.
 
     Args:
-        error: a mistake.
-        extra: the extra that is named for a missing package, if it brings it.
+        error: an error of the user.
+        extra: the extra that is named for a missing package, if it installs the package.
     """
     if isinstance(error, ModuleNotFoundError) and (error.name or "").replace(".", "").isidentifier():
         assert error.name
@@ -205,7 +207,7 @@ def sentence(error: BaseException, extra: str = "") -> str:
 
 
 def _missing(module: str, extra: str) -> str:
-    """What to install for a module that is not there."""
+    """Return a sentence that names the package to install for a missing module."""
     package = DISTRIBUTIONS.get(module, module.replace("_", "-"))
     extras = _extras(package)
     what = f"'contralto[{extra if extra in extras else extras[0]}]'" if extras else package
@@ -213,19 +215,22 @@ def _missing(module: str, extra: str) -> str:
 
 
 def _extras(package: str) -> list[str]:
-    """The extras of contralto that bring a package, those that bring it by another extra last."""
+    """Return the extras of contralto that install a package, those that install it by another extra last."""
     try:
-        found = [Requirement(line) for line in metadata.requires("contralto") or []]
+        requirements = [Requirement(line) for line in metadata.requires("contralto") or []]
     except metadata.PackageNotFoundError:
         return []
     extras = [each for each in metadata.metadata("contralto").get_all("Provides-Extra") or [] if each != "dev"]
 
     def bring(name: str) -> list[str]:
-        named = [need for need in found if canonicalize_name(need.name) == name and need.marker]
+        named = [need for need in requirements if canonicalize_name(need.name) == name and need.marker]
         return [e for e in extras for need in named if need.marker and need.marker.evaluate({"extra": e})]
 
     direct = bring(canonicalize_name(package))
     whole = [
-        e for e in bring("contralto") for need in found if need.name == "contralto" and set(need.extras) & set(direct)
+        e
+        for e in bring("contralto")
+        for need in requirements
+        if need.name == "contralto" and set(need.extras) & set(direct)
     ]
     return list(dict.fromkeys([*direct, *whole]))

@@ -11,13 +11,13 @@ keys) never form a completion, whatever ids they choose.
 """
 
 import asyncio
-import hashlib
 import json
 import os
 from collections.abc import Awaitable, Callable, Hashable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
+from contralto.common.hashing import content_digest
 from contralto.decoding.vllm.limits import ENVIRONMENT, Limits
 from contralto.decoding.vllm.session import REFUSED
 from contralto.decoding.vllm.settings import PREFIX, Row
@@ -157,7 +157,7 @@ async def _unknown(app: Any, scope: Mapping[str, Any]) -> list[Message]:
 def _client(scope: Mapping[str, Any]) -> Hashable:
     """Return the identity of a client: a hash of the API key, or else the address."""
     key = dict(scope.get("headers", ())).get(b"authorization")
-    return hashlib.sha256(key).hexdigest() if key else (scope.get("client") or (None,))[0]
+    return content_digest(key) if key else (scope.get("client") or (None,))[0]
 
 
 async def _closed(receive: Receive) -> None:
