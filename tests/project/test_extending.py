@@ -69,3 +69,22 @@ def test_a_preference_loss(tmp_path, monkeypatch):
     assert log[0]["loss/capped"] == pytest.approx(math.log(2), rel=1e-3)  # the policy is its reference
     wrong = contralto(tmp_path, *command, *quiet, "--f_divergence_type", "forward_kl")
     assert "f_divergence_type is set, and capped has no f-divergence: leave f_divergence_type out" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_a_metric(tmp_path, monkeypatch):
+    (code,), (pyproject,), (task,), (console,) = (
+        blocks("metric.md", name) for name in ("python", "toml", "yaml", "console")
+    )
+    install(tmp_path, "digits", code, pyproject)
+    (tmp_path / "counted.yaml").write_text(task)
+    rows = [{"question": f"Mia has {i} nuts. She finds 2 nuts. How many?", "answer": str(i + 2)} for i in range(2)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    command = shlex.split(console)
+    assert command.pop(0) == "contralto"
+    done = contralto(tmp_path, *command)
+    assert done.returncode == 0, done.stderr
+    (compared,) = json.loads((tmp_path / "compare" / "compare.json").read_text())["tasks"]
+    assert compared["metric"] == "digit_share"
+    assert 0 < compared["rows"][0]["cells"]["expert"]["score"]["value"] < 1
