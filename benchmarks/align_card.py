@@ -1,4 +1,4 @@
-"""What alignment does to the testbed's experts: pairs made, losses trained, held-out problems decoded.
+"""Measure the effect of alignment on the testbed's experts: make pairs, train losses, decode held-out problems.
 
     python benchmarks/align_card.py --folder out           everything; writes the tables into testbed/ALIGNMENT.md
     python benchmarks/align_card.py --experts expert-0 --pairs 64 --steps 10 --problems 40 --no-write
@@ -48,7 +48,7 @@ CARD = Path(testbed.__file__).parent.resolve() / "ALIGNMENT.md"
 RATES = ("2e-5", "5e-5", "1e-4", "2e-4")
 BATCH = 16
 SEED = 2029
-"""Of the problems."""
+"""The seed of the problems."""
 SIZES = ("pairs", "held_out", "steps", "dev", "problems")
 STRATEGIES = ("clair", "on_policy_judge", "stronger_preferred")
 
@@ -97,7 +97,7 @@ FLAGS = {
 
 
 class Change(NamedTuple):
-    """What training did to the log-probabilities of pairs, from before to after."""
+    """The change of the log-probabilities of pairs by training."""
 
     chosen: float
     """Mean change of log pi(chosen)."""
@@ -108,7 +108,7 @@ class Change(NamedTuple):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what a command prints, and show it if it fails."""
+    """Capture the output of a command, and print it if the command fails."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -119,7 +119,7 @@ def quiet() -> Iterator[None]:
 
 
 def command(*argv: str) -> None:
-    """A command of contralto, in this process."""
+    """Run a command of contralto in this process."""
     with quiet():
         status = cli.main([*argv, "--debug"] if argv[0] != "align" else list(argv))
         if status:
@@ -139,7 +139,7 @@ class Bench:
     # ------------------------------------------------------------------------------------------------------------ the pairs
 
     def pairs(self, expert: str, strategy: str, split: str = "train") -> Path:
-        """The pairs of an expert, made when first asked for: a file of JSONL."""
+        """Return the pairs of an expert, a file of JSONL, which the first call makes."""
         made = self.folder / f"{expert}-{split}"
         if not (made / "dataset").exists():
             self._generate(expert, split, made)
@@ -179,7 +179,7 @@ class Bench:
     # --------------------------------------------------------------------------------------------------------- the adapters
 
     def train(self, expert: str, pairs: Path, recipe: str, *more: str) -> Any:
-        """An aligned expert."""
+        """Return an aligned expert."""
         flags = [word for name, value in FLAGS.items() for word in (f"--{name}", value)]
         with tempfile.TemporaryDirectory(dir=self.folder) as out:
             names = ["--model_name_or_path", f"testbed:{expert}", "--dataset_name", str(pairs), "--output_dir", out]
@@ -189,16 +189,16 @@ class Bench:
     # ---------------------------------------------------------------------------------------------------------- the measures
 
     def solve(self, model: Any, split: str, amateur: bool = False) -> list[str]:
-        """Greedy solutions, with or without contrast."""
+        """Return greedy solutions, with or without contrast."""
         by = ContrastiveDecodingLogitsProcessor(testbed.load("amateur")) if amateur else None
         return decode(model, self.tokenizer, self.problems[split], processor=by)
 
     def hits(self, texts: Sequence[str], split: str = "test") -> list[bool]:
-        """Which problems the texts solve."""
+        """Return which problems the completions solve."""
         return [is_right(p, t) for p, t in zip(self.problems[split], texts, strict=True)]
 
     def change(self, model: Any, expert: str, pairs: Path) -> Change:
-        """Of log-probabilities, on the pairs of a file."""
+        """Return the change of log-probabilities on the pairs of a file."""
         rows = [json.loads(line) for line in pairs.read_text().splitlines()]
         found = {side: self._logps(model, rows, side) - self._logps(testbed.load(expert), rows, side) for side in SIDES}
         chosen, rejected = (found[side] for side in SIDES)
@@ -209,7 +209,7 @@ class Bench:
         return torch.stack([self._row_logps(model, row["prompt"], row[side][0]["content"]).sum() for row in rows])
 
     def _row_logps(self, model: Any, prompt: Any, text: str) -> Tensor:
-        """`(T,)` log-probabilities of a text's tokens and its end."""
+        """Return the log-probabilities `(T,)` of a completion's tokens and its end."""
         ids, start = self._ids(prompt, text)
         logps = model(ids[None]).logits[0, start - 1 : -1].log_softmax(-1)
         said: Tensor = logps.gather(-1, ids[start:, None]).squeeze(-1)
@@ -223,7 +223,7 @@ class Bench:
 
     @torch.inference_mode()
     def divergence(self, model: Any, expert: str, texts: Sequence[str]) -> float:
-        """KL(aligned || expert) per text on the aligned model's own greedy texts: sum over tokens, mean over texts."""
+        """Return KL(aligned || expert) on the aligned model's own greedy completions: sum over tokens, mean over completions."""
         found = []
         for problem, text in zip(self.problems["test"], texts, strict=True):
             ids, start = self._ids([{"role": "user", "content": problem.question}], text)
@@ -239,19 +239,19 @@ SIDES = ("chosen", "rejected")
 
 
 class Job(NamedTuple):
-    """A training, and what to do with it."""
+    """A training, and what is measured of it."""
 
     expert: str
     setting: Setting
     rate: str
     split: str = "test"
-    """`dev`: only what is right there counts."""
+    """`dev` measures the accuracy on dev problems alone."""
     subset: str = ""
-    """Of the training pairs: all, `low` for the half of lowest ln-CHES, `half` for any half."""
+    """The training pairs: all, `low` for the half of lowest ln-CHES, `half` for every other one."""
 
 
 class Outcome(NamedTuple):
-    """What came of it."""
+    """The measurements of a training."""
 
     texts: list[str]
     both: list[str]
@@ -262,7 +262,7 @@ class Outcome(NamedTuple):
 
 
 def work(bench: Bench, job: Job) -> Outcome:
-    """Train and measure, in a process of its own, or read what was kept of it."""
+    """Train and measure in a process of its own, or read the record of an earlier run."""
     name = hashlib.sha256(repr(job).encode()).hexdigest()[:16]
     kept = bench.folder / f"{job.expert}-{name}.json"
     if kept.exists():
@@ -305,7 +305,7 @@ def prepare(bench: Bench, expert: str) -> None:
 
 
 def tune(bench: Bench, pool: Any) -> dict[str, str]:
-    """For every setting the learning rate that is best for the first expert on dev problems, the lower of equals."""
+    """Return for every setting the learning rate that is best for the first expert on dev problems, the lower of equals."""
     jobs = [Job(bench.args.experts[0], setting, rate, "dev") for setting in SETTINGS for rate in RATES]
     right: dict[str, list[int]] = {}
     found = pool.map(work, [bench] * len(jobs), jobs)
@@ -318,7 +318,7 @@ def tune(bench: Bench, pool: Any) -> dict[str, str]:
 
 
 def main_tables(bench: Bench, rates: dict[str, str], pool: Any) -> list[str]:
-    """Every setting on every expert, then by the length of the problems."""
+    """Return the table of every setting on every expert, then by the length of the problems."""
     count = len(bench.problems["test"])
     heads = [
         "expert",
@@ -371,7 +371,7 @@ def _test(first: Sequence[bool], second: Sequence[bool]) -> str:
 
 
 def _steps_table(bench: Bench, answers: dict[str, list[list[str]]]) -> list[str]:
-    """Accuracy by the length of the problem, over all experts."""
+    """Return the accuracy by the length of the problem, over all experts."""
     problems = bench.problems["test"]
     lengths = sorted({len(problem.steps) for problem in problems})
     lines = [f"| aligned by | {' | '.join(f'{n} steps' for n in lengths)} |", "|---|" + "---|" * len(lengths)]
@@ -389,7 +389,7 @@ DISPLACING, RATE = Setting("clair", "dpo"), "2e-4"
 
 
 def displacement_table(bench: Bench, pool: Any) -> list[str]:
-    """Likelihood displacement on training pairs, and what helps."""
+    """Return the table of likelihood displacement on training pairs, and of remedies."""
     lines = [
         "| expert | loss | pairs | chosen | rejected | displaced | KL | right |",
         "|---|---|---|---|---|---|---|---|",
@@ -432,7 +432,7 @@ def main() -> None:
 
 
 def _folder(args: argparse.Namespace) -> Path:
-    """The folder that was given, if what it holds is of the same sizes."""
+    """Return the folder of the run; raise an error if it holds results of other sizes."""
     folder: Path = args.folder
     folder.mkdir(parents=True, exist_ok=True)
     sizes, about = {name: getattr(args, name) for name in SIZES}, folder / "sizes.json"
@@ -444,17 +444,17 @@ def _folder(args: argparse.Namespace) -> Path:
 
 
 def versions() -> str:
-    """Of what was used."""
+    """Return the versions of the packages."""
     return ", ".join(f"{name} {version(name)}" for name in ("contralto", "torch", "transformers", "trl", "peft"))
 
 
 def pool_of(size: int) -> ProcessPoolExecutor:
-    """Processes that say nothing."""
+    """Return processes without progress bars and warnings."""
     return ProcessPoolExecutor(size, get_context("spawn"), initializer=hush)
 
 
 def hush() -> None:
-    """Neither progress bars of loading nor warnings of libraries."""
+    """Switch off progress bars of loading and warnings of libraries."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     warnings.simplefilter("ignore")
     disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What distillation does to the testbed's student: losses tuned alike, three seeds, held-out problems.
+"""Measure the effect of distillation on the testbed's student: losses tuned alike, three seeds, held-out problems.
 
     python benchmarks/distill_card.py --runs runs.jsonl    everything; writes the figures of testbed/DISTILL.md
     python benchmarks/distill_card.py --settings skew_kl gradual    these beside SFT
@@ -56,7 +56,7 @@ class Setting(NamedTuple):
     options: dict[str, Any]
     texts: str = "sampled"
     own: bool = True
-    """Whether it learns from the student's texts, so that these have to be written anew."""
+    """True if the loss learns from the student's completions, so that these are generated every epoch."""
 
 
 LOSSES = {
@@ -85,7 +85,7 @@ class Run(NamedTuple):
     """A trained student on test problems."""
 
     dev: int
-    """How many dev problems it solves."""
+    """The number of dev problems that it solves."""
     right: list[bool]
     early: float
     """Share of the answers that stop after the second of more steps."""
@@ -112,7 +112,7 @@ class Bench:
     # ------------------------------------------------------------------------------------------------------------ the texts
 
     def pairs(self, seed: int, epoch: int, student: str, texts: str) -> Dataset:
-        """What teacher and student write on the prompts of a seed; what was written before is taken again."""
+        """Return the pairs of teacher and student on the prompts of a seed; recorded completions are used again."""
         teacher = ROLE | {"model": "testbed:expert"} | (CONTRAST if texts == "contrasted" else {})
         source = {"source": "contralto.testbed.questions:problems"}
         source |= {"arguments": {"count": self.args.prompts, "seed": SEED + 1 + seed}}  # type: ignore[dict-item]
@@ -134,7 +134,7 @@ class Bench:
     # --------------------------------------------------------------------------------------------------------- the students
 
     def train(self, setting: Setting, seed: int, rate: float) -> tuple[Any, float]:
-        """A student after all epochs, and the seconds that it took."""
+        """Return a student after all epochs, and the seconds of training and generation."""
         model, student, seconds = testbed.load(self.args.student), f"testbed:{self.args.student}", 0.0
         for epoch in range(1, self.args.epochs + 1):
             if epoch == 1 or not setting.own:
@@ -177,11 +177,11 @@ class Bench:
         trainer.train()
 
     def hits(self, texts: Sequence[str], split: str) -> list[bool]:
-        """Which problems the texts solve."""
+        """Return which problems the completions solve."""
         return [is_right(p, t) for p, t in zip(self.problems[split], texts, strict=True)]
 
     def measure(self, model: Any, seconds: float = 0.0) -> Run:
-        """A student on the problems."""
+        """Return the measurements of a student on the problems."""
         dev, texts = (decode(model, self.tokenizer, self.problems[split]) for split in ("dev", "test"))
         right = self.hits(texts, "test")
         early = [
@@ -192,7 +192,7 @@ class Bench:
         return Run(sum(self.hits(dev, "dev")), right, statistics.mean(early), seconds)
 
     def run(self, setting: Setting, seed: int, rate: float) -> Run:
-        """A student trained and measured, or what was kept of it."""
+        """Return the measurements of a trained student, from the record of an earlier run if there is one."""
         size = {name: getattr(self.args, name) for name in ("student", "prompts", "epochs", "batch", "dev", "problems")}
         key = json.dumps([setting.name, seed, rate, size])
         if key not in self.kept:
@@ -203,7 +203,7 @@ class Bench:
         return self.kept[key]
 
     def all(self) -> dict[str, list[Run]]:
-        """Every setting under every seed, at the rate that is best on dev problems with the first, the lower of equals."""
+        """Measure every setting under every seed, at the rate that is best on dev problems with the first, the lower of equals."""
         found: dict[str, list[Run]] = {}
         first, *others = self.args.seeds
         settings = [SETTINGS[key] for key in dict.fromkeys(["sft", *self.args.settings])]
@@ -225,7 +225,7 @@ class Bench:
 
 
 def main_table(bench: Bench, found: dict[str, list[Run]]) -> list[str]:
-    """Every setting: share of problems solved, and exact tests against SFT, seed by seed."""
+    """Return a table of the share of problems solved, and of exact tests against SFT, seed by seed."""
     lines = [
         f"| learned by | rate | solved of {bench.args.problems}, mean | by seed | over SFT: won / lost, p by seed | stopped early | seconds |",
         "|---|---|---|---|---|---|---|",
@@ -249,7 +249,7 @@ def main_table(bench: Bench, found: dict[str, list[Run]]) -> list[str]:
 
 
 def _conclusion(tests: Sequence[tuple[str, Any]]) -> list[str]:
-    """What holds after Holm's correction for all tests of the table."""
+    """Return the differences to SFT that remain after Holm's correction for all tests of the table."""
     adjusted = holm([test.p for _, test in tests])
     better = [name for (name, test), p in zip(tests, adjusted, strict=True) if p < 0.05 and test.won > test.lost]
     worse = [name for (name, test), p in zip(tests, adjusted, strict=True) if p < 0.05 and test.won < test.lost]
@@ -261,7 +261,7 @@ def _conclusion(tests: Sequence[tuple[str, Any]]) -> list[str]:
 
 
 def alone_table(bench: Bench) -> list[str]:
-    """Teacher and student without distillation."""
+    """Return a table of teacher and student without distillation."""
     lines = ["| model | parameters | problems solved | stopped early |", "|---|---|---|---|"]
     for name in ("expert", bench.args.student):
         model = testbed.load(name)
@@ -271,7 +271,7 @@ def alone_table(bench: Bench) -> list[str]:
 
 
 def page(bench: Bench, found: dict[str, list[Run]]) -> str:
-    """The card's figures."""
+    """Return the figures of the card."""
     args = bench.args
     steps = args.epochs * -(-args.prompts // args.batch)
     about = (

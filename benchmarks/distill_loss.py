@@ -1,4 +1,4 @@
-"""What the loss of DistiLLM-2 costs, from hidden states to their gradient: in chunks, and over whole logits.
+"""Measure the cost of the DistiLLM-2 loss, from hidden states to their gradient: in chunks, and over whole logits.
 
     python benchmarks/distill_loss.py                    all settings; writes benchmarks/results/distill_loss.md
     python benchmarks/distill_loss.py --device cuda --dtype bfloat16 --tokens 2048 8192
@@ -39,7 +39,7 @@ class Problem(NamedTuple):
 
 
 def problem(tokens: int, vocabulary: int, widths: tuple[int, int], trained: bool, device: str, dtype: str) -> Problem:
-    """Random, with logits of about the spread that language models have."""
+    """Return a random problem whose logits have about the spread of those of language models."""
     torch.manual_seed(0)
     how = {"device": device, "dtype": getattr(torch, dtype)}
     hidden, teacher_hidden = (torch.randn(tokens, width, **how) for width in widths)
@@ -48,7 +48,7 @@ def problem(tokens: int, vocabulary: int, widths: tuple[int, int], trained: bool
 
 
 def chunked(it: Problem) -> Tensor:
-    """With contralto."""
+    """Return the loss computed in chunks, by contralto."""
     half, head, teacher = len(it.hidden) // 2, Head(it.weight), Head(it.teacher_weight)
     weights = torch.full_like(it.hidden[:, 0], 1 / half, dtype=torch.float32)
     kinds = {"skew_kl": half, "skew_reverse_kl": half}
@@ -58,7 +58,7 @@ def chunked(it: Problem) -> Tensor:
 
 
 def whole(it: Problem) -> Tensor:
-    """Over whole logits."""
+    """Return the loss computed over whole logits."""
     with torch.no_grad():
         log_p = (it.teacher_hidden @ it.teacher_weight.t()).float().log_softmax(-1)
     log_q = (it.hidden @ it.weight.t()).float().log_softmax(-1)
@@ -70,7 +70,7 @@ def whole(it: Problem) -> Tensor:
 
 
 def step(loss: Callable[[Problem], Tensor], it: Problem) -> tuple[float, list[Tensor]]:
-    """One forward and backward."""
+    """Run one forward and backward; return the loss and the gradients."""
     leaves = [leaf for leaf in (it.hidden, it.weight) if leaf.requires_grad]
     value = loss(it)
     return value.item(), list(torch.autograd.grad(value, leaves))
@@ -85,7 +85,7 @@ def seconds(loss: Callable[[Problem], Tensor], it: Problem) -> float:
 
 
 def peak(loss: Callable[[Problem], Tensor], it: Problem) -> int:
-    """Bytes beyond the inputs."""
+    """Return the peak memory beyond the inputs, in bytes."""
     if it.hidden.is_cuda:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -99,7 +99,7 @@ def peak(loss: Callable[[Problem], Tensor], it: Problem) -> int:
 
 
 def check(it: Problem) -> None:
-    """Stop if the two do not compute the same."""
+    """Raise an error unless both implementations compute the same."""
     (value, mine), (expected, theirs) = step(chunked, it), step(whole, it)
     loose = it.hidden.dtype != torch.float32
     torch.testing.assert_close(value, expected, rtol=1e-2 if loose else 1e-4, atol=0)
@@ -110,7 +110,7 @@ def check(it: Problem) -> None:
 
 
 def row(args: argparse.Namespace, tokens: int, trained: bool) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     it = problem(tokens, args.vocabulary, tuple(args.widths), trained, args.device, args.dtype)
     check(it)  # and warm up
     memory = [peak(loss, it) for loss in (chunked, whole)]
@@ -125,7 +125,7 @@ def row(args: argparse.Namespace, tokens: int, trained: bool) -> str:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure all settings, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", nargs="+", type=int, default=[512, 1024])
     parser.add_argument("--vocabulary", type=int, default=151936)

@@ -1,4 +1,4 @@
-"""What a preference-training step costs, beside stock TRL: seconds, FLOPs, peak memory.
+"""Measure the cost of a preference-training step beside stock TRL: seconds, FLOPs, peak memory.
 
     python benchmarks/train_step.py                            all settings; writes benchmarks/results/train_step.md
     python benchmarks/train_step.py --device cuda --dtype bfloat16 --sizes 0.5B
@@ -60,10 +60,10 @@ LENGTHS = [(192, 64), (64, 192)]
 
 
 class Row(NamedTuple):
-    """A way to train."""
+    """A trainer with its options: a row of the table."""
 
     compact: bool = False
-    """Of stock TRL: completion tokens alone go through the head, as on a GPU."""
+    """Stock TRL sends completion tokens alone through the head, as on a GPU."""
     ours: bool = False
     kept: bool = False
     """The reference is precomputed."""
@@ -96,7 +96,7 @@ COLUMNS += ["FLOPs", "peak", "of completion tokens only: seconds"]
 
 
 class Setting(NamedTuple):
-    """What all rows share."""
+    """The model, data and device that all rows share."""
 
     size: str
     vocabulary: int
@@ -109,7 +109,7 @@ class Setting(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of one step."""
+    """The cost of one step."""
 
     loss: float
     gflop: float
@@ -118,7 +118,7 @@ class Cost(NamedTuple):
 
 
 def build(setting: Setting, row: str, folder: str) -> Any:
-    """The trainer of a row; all rows of a setting have the same weights and data."""
+    """Return the trainer of a row; all rows of a setting have the same weights and data."""
     hidden, layers, intermediate, heads, _ = SIZES[setting.size]
     torch.manual_seed(0)
     model_config = Qwen2Config(
@@ -174,7 +174,7 @@ def compaction(switched_on: bool) -> Iterator[None]:
 
 
 def _flops_in_place(_total: Any, a: Any, b: Any, **_: Any) -> int:
-    """Return the FLOPs of `total.addmm_(a, b)`, of the shapes."""
+    """Return the FLOPs of `total.addmm_(a, b)` from the shapes."""
     return int(2 * a[0] * a[1] * b[1])
 
 
@@ -185,7 +185,7 @@ IN_PLACE = {torch.ops.aten.addmm_: _flops_in_place}
 def _silently(
     trainer_class: Any, model: Any, args: Any, rows: Dataset, tokenizer: PreTrainedTokenizerFast, lora: Any
 ) -> Any:
-    """The rows are tokenised already: text is not what is measured."""
+    """Return a trainer of rows that are tokenised already."""
 
     class Trainer(trainer_class):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
@@ -206,12 +206,12 @@ def _rows(setting: Setting) -> Dataset:
 
 
 def batch_of(trainer: Any) -> Any:
-    """The first batch, on the device."""
+    """Return the first batch, on the device."""
     return trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
 
 
 def step(trainer: Any, batch: Any) -> float:
-    """Forward, reference, loss, backward."""
+    """Run forward, reference, loss and backward."""
     trainer.model.train()
     trainer.model.zero_grad()
     with trainer.accelerator.autocast(), compaction(trainer.compact):
@@ -221,7 +221,7 @@ def step(trainer: Any, batch: Any) -> float:
 
 
 def cost(setting: Setting, row: str) -> Cost:
-    """Loss, FLOPs and peak memory of a row, in this process."""
+    """Return loss, FLOPs and peak memory of a row, measured in this process."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(setting, row, folder)
         batch = batch_of(trainer)
@@ -234,7 +234,7 @@ def cost(setting: Setting, row: str) -> Cost:
 
 @contextlib.contextmanager
 def _peak(device: str) -> Iterator[list[float]]:
-    """What a step takes beyond what is there before it, in bytes."""
+    """Return the peak memory of a step beyond the memory before it, in bytes."""
     found = [0.0]
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -257,7 +257,7 @@ def _peak(device: str) -> Iterator[list[float]]:
 
 
 def cost_apart(setting: Setting, row: str) -> Cost:
-    """`cost` in a process of its own, so that no row finds memory that another one left."""
+    """Return `cost` from a process of its own, so that no row uses memory that another one has left."""
     words = [sys.executable, __file__, "--one", json.dumps([*setting, row])]
     quiet = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     out = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | quiet).stdout
@@ -265,7 +265,7 @@ def cost_apart(setting: Setting, row: str) -> Cost:
 
 
 def seconds(setting: Setting, rounds: int, steps: int) -> dict[str, list[float]]:
-    """Seconds of a step by row, a number per round."""
+    """Return the seconds of a step by row, one number per round."""
     with tempfile.TemporaryDirectory() as folder:
         trainers = {row: build(setting, row, f"{folder}/{at}") for at, row in enumerate(ROWS)}
         batches = {row: batch_of(trainer) for row, trainer in trainers.items()}
@@ -284,7 +284,7 @@ def seconds(setting: Setting, rounds: int, steps: int) -> dict[str, list[float]]
 
 
 def table(setting: Setting, costs: dict[str, Cost], times: dict[str, list[float]]) -> list[list[str]]:
-    """The lines of a setting."""
+    """Return the lines of a setting."""
     stock = costs["stock"]
     lines = []
     for row in ROWS:
@@ -325,7 +325,7 @@ def _head(device: str, *, again: bool) -> list[str]:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure all settings, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["50M"], choices=SIZES)
     parser.add_argument(
