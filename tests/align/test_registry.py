@@ -147,3 +147,17 @@ def test_the_documentation_lists_every_loss():
 def test_every_public_loss_is_declared():
     functions = {name for name in losses.__all__ if getattr(losses, name) in {loss.function for loss in BUILT_IN}}
     assert functions == {loss.name for loss in BUILT_IN}
+
+
+@pytest.mark.parametrize("loss", BUILT_IN, ids=lambda loss: loss.name)
+def test_a_length_normalised_loss_does_not_change_when_completions_are_repeated(loss):
+    """Sums and lengths that are twice as large leave it unchanged; a loss without lengths is not normalised."""
+    sums = {"logps": torch.tensor([-9.0, -14.0]), "ref_logps": torch.tensor([-7.0, -15.0])}
+    tokens = {"lengths": torch.tensor([3, 4]), "token_logps": -torch.ones(2, 4), "mask": torch.ones(2, 4).bool()}
+    values = []
+    if "lengths" in loss.needs:
+        for factor in (1, 2):
+            scaled = {name: factor * value for name, value in sums.items()}
+            pairs = Pairs.stacked(**scaled, **tokens | {"lengths": factor * tokens["lengths"]})
+            values.append(Objective([loss.name])(pairs).total.item())
+    assert loss.length_normalised == (len(values) == 2 and values[0] == pytest.approx(values[1]))
