@@ -52,6 +52,7 @@ class TransformersEngine:
         check_batch(batch_size)
         check_dtype(dtype)
         self._config = DecodingConfig.from_options(**options)
+        self._config.check_contrast_prompt()
         # options that a recipe turns off explicitly are a part of keys in existing stores
         self._off = {
             name: options[name] for name in ("adapters_off", "contrast_prompt") if options.get(name) in (False, "")

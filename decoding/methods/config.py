@@ -206,7 +206,7 @@ class DecodingConfig:
         optional = method.contrast_prompt_optional and not always
         if "prompt" in method.views and not optional and self.contrast_prompt is None:
             raise OptionError(
-                "{method} contrasts prompts: give {option}, a template with {{prompt}} or fields of the document",
+                "{method} contrasts prompts: give {option}, a template in which {{prompt}} is the prompt",
                 method=Option("method", self.method),
                 option=Option("contrast_prompt"),
             )

@@ -174,6 +174,8 @@ def test_it_has_all_controls_of_a_comparison(toy):
 
 
 def test_it_makes_data(toy):
+    with pytest.raises(ValueError, match="method='toy' contrasts prompts: give contrast_prompt"):
+        TransformersEngine(model="testbed:expert", method="toy")
     engine = TransformersEngine(model="testbed:expert", method="toy", gamma=1, contrast_prompt="Tom has 3 coins.")
     assert engine.identity["options"] == {"contrast_prompt": "Tom has 3 coins.", "gamma": 1.0, "floor": 0.05}
     messages, sampling = [{"role": "user", "content": QUESTION}], Sampling(max_new_tokens=4)
