@@ -61,8 +61,8 @@ def run(argv: Sequence[str]) -> None:
     command, settings = prepare(argv)
     if find_spec("vllm") is None:
         raise ImportError("contralto serve runs vLLM's server: pip install vllm")
-    if said := warning(argv):
-        print(f"contralto serve: {said}", file=sys.stderr, flush=True)
+    if text := warning(argv):
+        print(f"contralto serve: {text}", file=sys.stderr, flush=True)
     os.environ[ENVIRONMENT] = json.dumps(settings)
     os.execv(command[0], command)
 
@@ -127,12 +127,12 @@ def _listening(rest: Sequence[str]) -> dict[str, Any]:
         parser.add_argument(f"--{name}")
     parser.add_argument("--api-key", nargs="*")
     flags = {name.replace("_", "-"): v for name, v in vars(parser.parse_known_args(rest)[0]).items() if v is not None}
-    said = {}
+    file = {}
     if "config" in flags:
         import yaml
 
-        said = yaml.safe_load(Path(flags["config"]).read_text(encoding="utf-8"))
-    return {**({_dashed(f"--{name}")[2:]: v for name, v in said.items()} if isinstance(said, dict) else {}), **flags}
+        file = yaml.safe_load(Path(flags["config"]).read_text(encoding="utf-8"))
+    return {**({_dashed(f"--{name}")[2:]: v for name, v in file.items()} if isinstance(file, dict) else {}), **flags}
 
 
 def warning(argv: Sequence[str]) -> str:
@@ -150,12 +150,16 @@ def warning(argv: Sequence[str]) -> str:
         >>> warning(["testbed:expert", "--host", "0.0.0.0", "--api-key", "sk-1"]), warning(["testbed:expert"])
         ('', '')
     """
-    said = _listening([_dashed(word) for word in argv])
-    keys = said.get("api-key") or [os.environ.get("VLLM_API_KEY")]
-    if any([keys] if isinstance(keys, str) else keys) or said.get("uds") or _is_local(said.get("host", "localhost")):
+    options = _listening([_dashed(word) for word in argv])
+    keys = options.get("api-key") or [os.environ.get("VLLM_API_KEY")]
+    if (
+        any([keys] if isinstance(keys, str) else keys)
+        or options.get("uds")
+        or _is_local(options.get("host", "localhost"))
+    ):
         return ""
     return (
-        f"no API key is set, and {said['host'] or 'an empty --host'} is open to other machines, all of which may use the model: "
+        f"no API key is set, and {options['host'] or 'an empty --host'} is open to other machines, all of which may use the model: "
         "give --api-key KEY, or leave --host out"
     )
 

@@ -134,8 +134,8 @@ def with_images(messages: Sequence[Mapping[str, Any]], count: int, *, own: bool 
         )
     if count and not places:
         first = next((message for message in placed if message["role"] == "user"), placed[-1])
-        said = first["content"]
-        parts = said if isinstance(said, list) else [{"type": "text", "text": said or ""}]
+        content = first["content"]
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
         first["content"] = [{"type": "image"}] * count + parts
     return placed
 
@@ -170,8 +170,8 @@ def contrasted(content: Content, template: str, fields: Mapping[str, Any] | None
     at, messages = _asking(content), list(content)
     parts = messages[at]["content"]
     images = [part for part in parts if part["type"] != "text"] if isinstance(parts, list) else []
-    said: Any = [*images, {"type": "text", "text": text}] if images else text
-    messages[at] = {**messages[at], "content": said}
+    new_content: Any = [*images, {"type": "text", "text": text}] if images else text
+    messages[at] = {**messages[at], "content": new_content}
     return messages
 
 
@@ -191,12 +191,12 @@ def fill(template: str, prompt: str, fields: Mapping[str, Any] | None = None) ->
         ('Why? {x}', 'What? Why?')
     """
 
-    def value(found: re.Match[str]) -> str:
-        name = found[1]
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
         if name == "prompt":
             return prompt
         if fields is None:
-            return found[0]
+            return match[0]
         if name not in fields:
             has = ", ".join(dict.fromkeys(["prompt", *fields]))
             raise ValueError(f"contrast_prompt has {{{name}}}, and the documents have no such field: they have {has}")

@@ -47,7 +47,7 @@ def printable(text: str) -> str:
         >>> print(printable("one\x1b[2Jtwo"))
         one\x1b[2Jtwo
     """
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def has_lone_surrogate(value: Any) -> bool:

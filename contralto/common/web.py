@@ -115,11 +115,11 @@ def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> floa
         >>> retry_after({"Retry-After": "Thu, 01 Jan 1970 00:01:00 GMT"}, now=20.0)
         40.0
     """
-    said = headers.get("Retry-After", "")
+    header = headers.get("Retry-After", "")
     try:
-        seconds = float(said)
+        seconds = float(header)
     except ValueError:
-        seconds = _seconds_until(said, time.time() if now is None else now)
+        seconds = _seconds_until(header, time.time() if now is None else now)
     return seconds if seconds > 0 else 0.0  # also for NaN
 
 

@@ -64,18 +64,18 @@ def parse_yaml(text: str, name: str) -> Any:
         ValueError: recipe.yaml is not YAML: the key 'seed' is given twice, first in line 1 in "<unicode string>", line 2, column 1: seed: 2 ^
     """
     try:
-        said = yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:  # also a date that does not exist
         raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ValueError(f"{name} is nested too deeply") from error
-    _check_size(said, name)
-    return said
+    _check_size(value, name)
+    return value
 
 
-def _check_size(said: Any, name: str) -> None:
+def _check_size(document: Any, name: str) -> None:
     """Reject what aliases blow up, or what holds itself."""
-    left, count = [(said, 0)], 0
+    left, count = [(document, 0)], 0
     while left:
         value, depth = left.pop()
         count += 1
