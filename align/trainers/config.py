@@ -177,6 +177,9 @@ class PreferenceConfig(StagedConfig):
     accelerator, since few CPUs are fast at it. Invalid values, and options that the chosen losses ignore, are rejected before a model is
     loaded.
 
+    `padding_free`, which TRL ignores, puts all sequences of a batch into one row without padding. It is for flash attention: other
+    kernels take time quadratic in the length of the row.
+
     Args:
         loss_type: names of losses, which are added up by `loss_weights`.
         beta: strength of the pull towards the reference; None takes the default of the loss, such as 0.1 for `sigmoid` and 2.0 for
@@ -202,8 +205,6 @@ class PreferenceConfig(StagedConfig):
         freeze_vision_encoder: train only the language model of a vision-language model, and the projector.
         prefix_sharing: compute the common prefix of the two sequences of a pair once. It gives the same loss, gradients and metrics, see
             `contralto.align.trainers.layouts`.
-        padding_free: put all sequences of a batch into one row without padding; TRL ignores the option. It is for flash attention: other
-            kernels take time quadratic in the length of the row.
         audit: the audit of data, reference and adapter before the first step: `stop` ends the run at an error, `warn` only logs it, `off`.
         monitor_pairs: the number of pairs, held-out ones if there are any, whose log-probabilities and divergence from the reference are
             measured about twenty times in a training; 0 measures none.

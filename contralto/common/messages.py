@@ -78,7 +78,7 @@ def text_of(content: Content) -> str:
 
 
 def _asking(messages: Sequence[Mapping[str, Any]]) -> int:
-    """The index of the last message that is not the assistant's."""
+    """Return the index of the last message that is not the assistant's."""
     return next((i for i in range(len(messages) - 1, -1, -1) if messages[i]["role"] != "assistant"), 0)
 
 

@@ -155,10 +155,14 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
         """
         other = copy.copy(self)
         other.decoder = Decoder.of(**options)
-        other._others = other._load_others()
-        other._reset_counts()
+        other.load_others()
         other.set_cache_hook(type(self.cache_hook)(None))
         return other
+
+    def load_others(self) -> None:
+        """Load the other models of the decoder, once each, and count tokens from zero."""
+        self._others = self._load_others()
+        self._reset_counts()
 
     def _reset_counts(self) -> None:
         self.generated = 0
