@@ -45,6 +45,10 @@ def test_json_lines_name_the_line(tmp_path):
 def test_files_are_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.txt"
     files.replace_text(path, "before\u2028\r\n")
+    with path.open(encoding="utf-8", newline="") as reader:  # goes on reading the old file
+        files.replace_text(path, "after")
+        assert reader.read() == "before\u2028\r\n"
+    files.replace_text(path, "before\u2028\r\n")
     assert path.read_bytes() == "before\u2028\r\n".encode()
     with pytest.raises(UnicodeEncodeError):
         files.replace_text(path, "x" * 10_000 + "\ud800")
