@@ -26,9 +26,7 @@ class ColumnCollator:
         columns = {name: [example[name] for example in examples] for name in PAIR_COLUMNS if name in examples[0]}
         cached = [example[name] for name in REFERENCE_COLUMNS if name in examples[0] for example in examples]
         own = (*PAIR_COLUMNS, *REFERENCE_COLUMNS)
-        batch: dict[str, Any] = self.collator(
-            [{name: value for name, value in example.items() if name not in own} for example in examples]
-        )
+        batch: dict[str, Any] = self.collator(_without(examples, own))
         batch |= {name: torch.tensor(values, dtype=torch.float32) for name, values in columns.items()}
         if cached:
             rows = [torch.as_tensor(row, dtype=torch.float32) for row in cached]
@@ -48,8 +46,7 @@ class TeacherStatesCollator:
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         places = [example[STATES] for example in examples if STATES in example]
-        rest = [{name: value for name, value in example.items() if name != STATES} for example in examples]
-        batch: dict[str, Any] = self.collator(rest)
+        batch: dict[str, Any] = self.collator(_without(examples, (STATES,)))
         if places:
             sides = zip(*(read_states(place) for place in places), strict=True)
             batch[STATES] = torch.cat([states for side in sides for states in side])
@@ -74,6 +71,11 @@ class TwoImageCollator:
         blind = [example | {"images": [], "prompt": _without_images(example["prompt"])} for example in examples]
         batch = dict(self.collator([*(dict(example) for example in examples), *others]))
         return batch | {BLIND: dict(self.collator(blind))}
+
+
+def _without(examples: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Return examples without some of their columns."""
+    return [{name: value for name, value in example.items() if name not in columns} for example in examples]
 
 
 def _without_images(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

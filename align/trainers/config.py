@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -26,6 +26,7 @@ __all__ = [
     "StagedConfig",
     "apply_machine_defaults",
     "option",
+    "require_config",
     "with_adapter_dtype",
     "with_own_peft_config",
 ]
@@ -43,6 +44,8 @@ OPTIONS_OF_NEEDS = {
 MASKS = ("ones", "mapo", "learned")
 HEAD_METRICS = ("logged", "all", "none")
 AUDITS = ("stop", "warn", "off")
+
+Config = TypeVar("Config")
 
 
 def option(default: Any, text: str, **metadata: Any) -> Any:
@@ -83,6 +86,21 @@ def apply_machine_defaults(args: Any) -> None:
     for name in ("", "_kwargs"):  # TRL's default has the old name, which transformers warns of since 5.20
         if getattr(args, f"activation_checkpointing{name}", "unknown") is None:
             setattr(args, f"activation_checkpointing{name}", getattr(args, f"gradient_checkpointing{name}"))
+
+
+def require_config(args: Any, kind: type[Config]) -> Config:
+    """Return the argument `args` of a trainer, which must be a configuration of its own type.
+
+    Args:
+        args: the argument.
+        kind: the type of the trainer's configuration.
+
+    Raises:
+        ValueError: `args` has another type, or is None.
+    """
+    if not isinstance(args, kind):
+        raise ValueError(f"args must be a {kind.__name__}, not {type(args).__name__}")
+    return args
 
 
 def with_own_peft_config(kwargs: Mapping[str, Any]) -> dict[str, Any]:

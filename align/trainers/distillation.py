@@ -10,8 +10,6 @@ A row is that of a preference trainer: `chosen` is the teacher's completion y_t,
 A completion without a weight is not run through any model; with a curriculum, in the steps in which it has none.
 """
 
-# ruff: noqa: TRY004 (a wrong type in somebody's recipe is a ValueError like any other mistake in it)
-
 import logging
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,7 +23,7 @@ from contralto.align.losses.chunked import Head, chunked_divergence, chunked_log
 from contralto.align.trainers.base import StagedTrainer
 from contralto.align.trainers.batches import PairBatch
 from contralto.align.trainers.collators import TeacherStatesCollator
-from contralto.align.trainers.config import with_adapter_dtype
+from contralto.align.trainers.config import require_config, with_adapter_dtype
 from contralto.align.trainers.distillation_checks import check_distillation, check_vocabulary_size
 from contralto.align.trainers.distillation_config import DistillationConfig
 from contralto.align.trainers.scoring import Scoring, TokenScores, install_head
@@ -103,8 +101,7 @@ class DistillationPairTrainer(StagedTrainer):
     _paper: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, model: Any, teacher: Any = None, args: DistillationConfig | None = None, **kwargs: Any) -> None:
-        if not isinstance(args, DistillationConfig):
-            raise ValueError(f"args must be a DistillationConfig, not {type(args).__name__}")
+        args = require_config(args, DistillationConfig)
         check_distillation(model, teacher, args, kwargs)
         self.uses_teacher = args.kind.uses_teacher
         self.divergences = {

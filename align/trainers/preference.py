@@ -1,7 +1,5 @@
 """`PreferenceTrainer`: TRL's `DPOTrainer` with contralto's losses and a leaner step."""
 
-# ruff: noqa: TRY004 (a wrong type in somebody's recipe is a ValueError like any other mistake in it)
-
 import copy
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -20,7 +18,7 @@ from contralto.align.losses.preference import length_desensitized, per_token, wp
 from contralto.align.monitoring.monitor import Monitor
 from contralto.align.trainers.base import StagedTrainer
 from contralto.align.trainers.batches import PAIR_COLUMNS, PairBatch
-from contralto.align.trainers.config import PreferenceConfig, with_adapter_dtype
+from contralto.align.trainers.config import PreferenceConfig, require_config, with_adapter_dtype
 from contralto.align.trainers.layouts import LAYOUTS
 from contralto.align.trainers.preference_checks import check_preference
 from contralto.align.trainers.preference_metrics import (
@@ -100,8 +98,7 @@ class PreferenceTrainer(StagedTrainer):
     _paper: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, model: Any, ref_model: Any = None, args: PreferenceConfig | None = None, **kwargs: Any) -> None:
-        if not isinstance(args, PreferenceConfig):
-            raise ValueError(f"args must be a PreferenceConfig, not {type(args).__name__}")
+        args = require_config(args, PreferenceConfig)
         self.objective: Objective = args.objective
         self.needs = self.objective.needs
         self.uses_reference = bool({"reference", "kl"} & self.needs)

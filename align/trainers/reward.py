@@ -4,8 +4,6 @@
 checked before a model is loaded.
 """
 
-# ruff: noqa: TRY004 (a wrong type in somebody's data is a ValueError like any other mistake in it)
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
 
-from contralto.align.trainers.config import apply_machine_defaults, with_own_peft_config
+from contralto.align.trainers.config import apply_machine_defaults, require_config, with_own_peft_config
 
 __all__ = ["MarginRewardConfig", "MarginRewardTrainer", "agreement", "margin_loss"]
 
@@ -119,8 +117,7 @@ class MarginRewardTrainer(RewardTrainer):
     args: MarginRewardConfig
 
     def __init__(self, model: Any, args: MarginRewardConfig | None = None, **kwargs: Any) -> None:
-        if not isinstance(args, MarginRewardConfig):
-            raise ValueError(f"args must be a MarginRewardConfig, not {type(args).__name__}")
+        args = require_config(args, MarginRewardConfig)
         if kwargs.get("train_dataset") is None:
             raise ValueError("train_dataset is missing: give the pairs to train on")
         for name in ("train_dataset", "eval_dataset"):

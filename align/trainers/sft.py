@@ -4,8 +4,6 @@
 `SFTTrainer.compute_loss` (TRL 1.16) calling the model with `fused_lm_head` and reading `log_probs` of the result.
 """
 
-# ruff: noqa: TRY004 (a wrong type in somebody's data is a ValueError like any other mistake in it)
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
 from contralto.align.losses.chunked import Head
 from contralto.align.trainers.batches import IGNORED
-from contralto.align.trainers.config import apply_machine_defaults, option, with_own_peft_config
+from contralto.align.trainers.config import apply_machine_defaults, option, require_config, with_own_peft_config
 from contralto.align.trainers.scoring import Scoring, install_head
 from contralto.align.trl_compat import gathered, record_metrics
 from contralto.common.head import head_of
@@ -148,8 +146,7 @@ class SimCTGTrainer(SFTTrainer):
     model: Any
 
     def __init__(self, model: Any, args: SimCTGConfig | None = None, **kwargs: Any) -> None:
-        if not isinstance(args, SimCTGConfig):
-            raise ValueError(f"args must be a SimCTGConfig, not {type(args).__name__}")
+        args = require_config(args, SimCTGConfig)
         super().__init__(model, args, **with_own_peft_config(kwargs))
 
     def compute_loss(
@@ -223,8 +220,7 @@ class CALTrainer(SFTTrainer):
     model: Any
 
     def __init__(self, model: Any, args: CALConfig | None = None, **kwargs: Any) -> None:
-        if not isinstance(args, CALConfig):
-            raise ValueError(f"args must be a CALConfig, not {type(args).__name__}")
+        args = require_config(args, CALConfig)
         first: Any = next(iter(kwargs.get("train_dataset") or ()), {})
         if not {"image", "images"} & set(first):
             raise ValueError(
