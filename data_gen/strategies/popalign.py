@@ -123,9 +123,7 @@ def nparam(
         judge: a role that judges the pair in both orders; None is no judge.
         judge_template: of the judge.
     """
-    load_judge_template(judge_template)
-    answers = yield [ask_prompt(row, larger), ask_prompt(row, smaller)]
-    pair = yield from _judged(row, answers, "nparam", judge, judge_template)
+    pair = yield from _of_two_roles(row, (larger, smaller), "nparam", judge, judge_template)
     return pair
 
 
@@ -146,9 +144,7 @@ def leaderboard(
         judge: a role that judges the pair in both orders; None is no judge.
         judge_template: of the judge.
     """
-    load_judge_template(judge_template)
-    answers = yield [ask_prompt(row, higher), ask_prompt(row, lower)]
-    pair = yield from _judged(row, answers, "leaderboard", judge, judge_template)
+    pair = yield from _of_two_roles(row, (higher, lower), "leaderboard", judge, judge_template)
     return pair
 
 
@@ -260,6 +256,16 @@ def _filled(template: templates.Template, content: Any) -> Any:
     if isinstance(content, str):
         return text
     return [part for part in content if part["type"] != "text"] + [{"type": "text", "text": text}]
+
+
+def _of_two_roles(
+    row: Row, roles: tuple[str, str], strategy: str, judge: str | None, judge_template: str
+) -> Generator[list[Ask], list[Answer], Pair]:
+    """Make the pair of the answers of a better and a worse role to the same prompt."""
+    load_judge_template(judge_template)
+    answers = yield [ask_prompt(row, role) for role in roles]
+    pair = yield from _judged(row, answers, strategy, judge, judge_template)
+    return pair
 
 
 def _labels(*names: str) -> str:
