@@ -188,7 +188,7 @@ def _row(asked: Mapping[str, Any]) -> Row | None:
         raise ValueError(f"vllm_xargs must be an object, not {arguments!r:.80}")  # noqa: TRY004  status 400 like the others
     row = Row.of(arguments)
     if row is not None:
-        _check(asked, row)
+        _check(asked)
     return row
 
 
@@ -201,7 +201,7 @@ def _renamed(
     return body, {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
 
 
-def _check(asked: Mapping[str, Any], row: Row) -> None:
+def _check(asked: Mapping[str, Any]) -> None:
     """Raise ValueError for fields that would put branches out of step without an error of vLLM."""
     prompt = asked.get("prompt")
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
