@@ -8,7 +8,7 @@ from contralto.common.errors import guarded
 
 
 def main() -> int:
-    """Train, and return the exit status; only the first process prints the sentence for a mistake."""
+    """Train, and return the exit status; only the first process prints the message of a user's error."""
     argv = [word for word in sys.argv[1:] if word != "--debug"]
     is_first = os.environ.get("RANK", "0") == "0"
     return guarded("align", lambda: run(argv, launched=True), debug="--debug" in sys.argv, quiet=not is_first)

@@ -1,4 +1,4 @@
-"""The recipes and the parser of `contralto align`: from words on the command line to configurations.
+"""The recipes and the parser of `contralto align`: turn command-line arguments into configurations.
 
 A recipe is a YAML file of options, or the name of one in `contralto/align/recipes`. Options on the command line win. `TrlParser` reads
 the options themselves; what has to be known before (which trainer, which learning rate) is looked up here by `option_value`.
@@ -41,7 +41,7 @@ def recipes() -> dict[str, Path]:
 
 
 def parse(argv: Sequence[str]) -> tuple[tuple[Any, ...], list[str], list[str]]:
-    """Parse options, and return separately the words that are not options of `contralto align`.
+    """Parse options, and return separately the arguments that are not options of `contralto align`.
 
     Args:
         argv: words of the command line, with the recipe as `--config`.
@@ -80,7 +80,7 @@ def make_parser(trainer: str = "preference") -> Any:
 
 
 def launch_options(of_recipe: list[str], of_command: list[str]) -> list[str]:
-    """Return the words that are not options of `contralto align` as options of `accelerate launch`.
+    """Return the arguments that are not options of `contralto align` as options of `accelerate launch`.
 
     Args:
         of_recipe: unknown options of the recipe.
@@ -205,7 +205,7 @@ def is_true(value: Any) -> bool:
 
 
 def resolve_recipe(argv: Sequence[str]) -> list[str]:
-    """Replace a leading recipe by `--config` and its file; without any words, return `--help`.
+    """Replace a leading recipe by `--config` and its file; without arguments, return `--help`.
 
     Args:
         argv: words of the command line.
@@ -227,7 +227,7 @@ def resolve_recipe(argv: Sequence[str]) -> list[str]:
 
 
 def resolve_learning_rate(argv: Sequence[str]) -> list[str]:
-    """Append the recipe's learning rate for adapters if an adapter is trained and the command line gives no other rate.
+    """Append the recipe's learning rate for adapters if an adapter is trained and the command line sets none.
 
     Args:
         argv: words of the command line, with the recipe as `--config`.

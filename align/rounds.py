@@ -53,7 +53,7 @@ __all__ = ["make_pairs", "run"]
 
 
 def run(config: RoundsConfig) -> None:
-    """Run all rounds, or those that are not done yet.
+    """Run all rounds that are not done yet.
 
     Args:
         config: the rounds.
@@ -80,7 +80,7 @@ def run(config: RoundsConfig) -> None:
 
 
 def make_pairs(one: Round, folder: Path) -> int:
-    """Generate with the model of a round and make its pairs, as `contralto data run` with another model and another seed.
+    """Generate with the model of a round and make its pairs, like `contralto data run` with another model and seed.
 
     Args:
         one: the round.

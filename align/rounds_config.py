@@ -87,7 +87,7 @@ class RoundsConfig:
         return self.output / f"round-{number}"
 
     def round(self, number: int) -> Round:
-        """Return a round, which begins with the model that the round before has trained.
+        """Return a round, which starts from the model trained in the previous round.
 
         Args:
             number: the number of the round, from 1.
@@ -123,7 +123,7 @@ class RoundsConfig:
         return yaml.safe_dump(options, sort_keys=False)
 
     def settings(self) -> dict[str, Any]:
-        """Return what must stay the same from round to round: the content of `settings.json`."""
+        """Return the settings that must be the same in all rounds: the content of `settings.json`."""
         settings = {
             "recipe": dict(self.recipe),
             "flags": list(self.flags),
@@ -202,7 +202,7 @@ def _policy_role(data_recipe: str) -> str:
 
 
 def without_options(argv: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return the words of a command line that do not belong to some options.
+    """Return a command line without some options and their values.
 
     Args:
         argv: the words.

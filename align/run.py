@@ -100,7 +100,7 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
 
 
 def _make_trainer(data: Any, args: Any, model: Any, train: Any, evaluation: Any) -> Any:
-    """Return the trainer of `data.trainer` on the datasets, with the adapter and the quantisation that `model` asks for."""
+    """Return the trainer named by `data.trainer`, with the adapter and quantisation that `model` specifies."""
     import torch
     from trl import get_peft_config, get_quantization_config  # type: ignore[attr-defined]
 
@@ -152,7 +152,7 @@ def _check_template(name: str, train: Any, args: Any, model: Any) -> None:
 
 
 def _with_adapter(name: str, adapter: str, args: Any, quantization: Any) -> Any:
-    """Return a model with an adapter that was trained before and is trained on."""
+    """Return a model with a trained adapter whose training is continued."""
     import torch
 
     from contralto.align.trl_compat import create_model_from_path

@@ -96,7 +96,7 @@ class PairTrainer(DPOTrainer):
     # ------------------------------------------------------------------------------ what subclasses provide
 
     def install_heads(self) -> None:
-        """Prepare the policy and the reference for scoring. Called by `__init__`, and before anything is precomputed."""
+        """Prepare the policy and the reference for scoring. `__init__` calls this before anything is precomputed."""
         raise NotImplementedError
 
     def compute_step(self, model: Any, inputs: Mapping[str, Any], *, return_outputs: bool) -> Any:
@@ -124,14 +124,14 @@ class PairTrainer(DPOTrainer):
         return ()
 
     def save_extra(self, folder: Path) -> None:
-        """Save what is trained beside the model.
+        """Save the modules that are trained beside the model.
 
         Args:
             folder: where the model has been saved.
         """
 
     def load_extra(self, folder: Path) -> None:
-        """Load what `save_extra` saved.
+        """Load the modules that `save_extra` saved.
 
         Args:
             folder: a checkpoint.
@@ -260,7 +260,7 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
 
 
 def gathered(model: Any) -> AbstractContextManager[Any]:
-    """Return a context in which a process has the whole output layer, of which ZeRO 3 keeps parts.
+    """Return a context in which the output layer is gathered from ZeRO 3's shards.
 
     TRL's `maybe_gather_lm_head_ctx` leaves out weights that are whole already, such as tied embeddings in a forward pass.
 

@@ -27,7 +27,7 @@ Content = TypeVar("Content")
 
 
 def default_folder(name: str) -> Path:
-    """Return the folder of a cache for which the user has named none: it lies beside the caches of `datasets`.
+    """Return the default folder of a cache, next to the caches of `datasets`.
 
     Args:
         name: the kind of cache.
@@ -116,7 +116,7 @@ class BlockCache(ABC, Generic[Content]):
         return self.folder / f"{self.block_hash(rows)[:32]}{self.suffix}"
 
     def is_complete(self, rows: TokenRows) -> bool:
-        """Return whether the file of a block is there and has all rows; warn of one that is damaged.
+        """Return whether the file of a block exists and has all rows; warn if it is damaged.
 
         Args:
             rows: the rows.

@@ -138,7 +138,7 @@ def _counts(path: Path) -> list[list[int]]:
 
 
 def _places(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield where the states of each row of a block are."""
+    """Yield the location of each row's states in the file of a block."""
     start = 0
     for counts in _counts(path):
         yield {"file": str(path), "start": start, "counts": counts}
@@ -146,7 +146,7 @@ def _places(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_states(place: Mapping[str, Any]) -> Sequence[Tensor]:
-    """Return the states of a row's completions, each `(tokens, H)`. Only their part of the file is read.
+    """Read the states of a row's completions, each `(tokens, H)`, without reading the rest of the file.
 
     Args:
         place: a value of the column `STATES`.

@@ -216,7 +216,7 @@ def common_vocabulary(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]
 
 
 def vocabulary_size(hidden: Tensor, head: Head | None) -> int:
-    """Return the number of tokens that a head knows, or logits without a head.
+    """Return the number of rows of a head, or the width of logits without a head.
 
     Args:
         hidden: `(N, H)`, or logits `(N, V)` if there is no head.

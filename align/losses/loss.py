@@ -113,7 +113,7 @@ class Loss:
 
     @cached_property
     def needs(self) -> frozenset[str]:
-        """Return what has to be computed or given for the loss.
+        """Return the inputs that have to be computed or passed for the loss.
 
         Returns:
             Some of `reference` (summed log-probabilities under the reference), `reference_tokens` (those of its tokens), `tokens` (the

@@ -18,7 +18,7 @@ __all__ = ["Completions", "Losses", "Objective", "Pairs"]
 
 @dataclass(frozen=True, kw_only=True)
 class Completions:
-    """B completions of one side of the pairs under policy and reference. Only what the losses need has to be given."""
+    """B completions of one side of the pairs under policy and reference. Inputs that no loss needs may be None."""
 
     logps: Tensor | None = None
     """`(B,)` summed log-probabilities under the policy."""
@@ -129,7 +129,7 @@ class Pairs:
         return None if means[0] is None or means[1] is None else means[0] - means[1]
 
     def find(self, name: str) -> Tensor | None:
-        """Return an input of a loss, or None if it was not given.
+        """Return an input of a loss, or None if it was not passed.
 
         Args:
             name: a field of a side after `chosen_` or `rejected_`, or a field of the pairs.

@@ -129,7 +129,7 @@ def audit_rows(
     truncation_mode: str = "keep_start",
     progress: bool = True,
 ) -> list[Finding]:
-    """Audit every row as it will be trained on; of a stream, the first thousand.
+    """Audit every row in the form in which it is trained on; of a stream, the first thousand.
 
     Args:
         dataset: the dataset as TRL prepared it: with `prompt_ids`, `chosen_ids` and `rejected_ids`, or, with images, with strings.
@@ -223,7 +223,7 @@ class _RowAudit:
             yield "endless"
 
     def _truncated(self, completion: list[int], prompt: list[int]) -> list[int]:
-        """Return what truncation leaves of a completion."""
+        """Return the tokens of a completion that remain after truncation."""
         if self.max_length is None:
             return completion
         if self.truncation_mode == "keep_start":
@@ -239,7 +239,7 @@ class _RowAudit:
             yield "ends twice"
 
     def _boundary_faults(self, row: Mapping[str, Any]) -> Iterator[str]:
-        """Yield a fault if the end of the prompt is tokenised otherwise before a completion."""
+        """Yield a fault if the end of the prompt is tokenised differently when a completion follows."""
         if self.total % self.retokenised_step or not (rest := _lost_prompt_end(row, self.processing_class)):
             return
         step = self.retokenised_step
@@ -249,7 +249,7 @@ class _RowAudit:
 
 
 def _text_faults(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yield faults that are seen without a tokenizer."""
+    """Yield faults that can be detected without a tokenizer."""
     if "chosen" not in row or "rejected" not in row:
         return
     chosen, rejected = _content_of(row["chosen"]), _content_of(row["rejected"])
@@ -278,7 +278,7 @@ def _joined_parts(content: Any) -> str:
 
 
 def _lost_prompt_end(row: Mapping[str, Any], processing_class: Any) -> str:
-    """Return the end of the prompt that does not stand before the completion, decoded."""
+    """Return, decoded, the end of the prompt that is missing before the completion."""
     if "prompt" not in row or isinstance(processing_class, ProcessorMixin):
         return ""
     ids = _prompt_ids(row, processing_class)

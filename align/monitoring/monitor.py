@@ -200,7 +200,7 @@ class Monitor(TrainerCallback):
         self._save(state)
 
     def _resumed(self, key: str, state: TrainerState) -> bool:
-        """Continue the record of the resumed run, if it is of the same pairs, and return whether it is."""
+        """Continue the record of a resumed run if it measures the same pairs, and return whether it does."""
         folder = Path(self.trainer.args.output_dir)
         exists = state.is_world_process_zero and (folder / RECORD).is_file()
         box = [Record.load(folder) if exists else None]
@@ -278,7 +278,7 @@ class Monitor(TrainerCallback):
             return self.trainer.score_tokens(model, batch, Scoring(hidden=True)).hidden, head_of(bare, gather=gathered)
 
     def _ches(self) -> list[float | None]:
-        """Return ln-CHES of every pair, from the policy's hidden states: an expectation of displacement."""
+        """Return ln-CHES of every pair, from the policy's hidden states: a prediction of likelihood displacement."""
         scores: list[float | None] = []
         for inputs in self.batches:
             batch = PairBatch.of(self.trainer.to_device(inputs))
@@ -412,7 +412,7 @@ def _evaluation_mode(model: Any) -> Iterator[None]:
 
 
 def _spread_rows(dataset: Any, count: int) -> list[Mapping[str, Any]]:
-    """Return `count` rows from all parts of a dataset; of a stream the first ones."""
+    """Return `count` evenly spaced rows of a dataset; the first rows of a stream."""
     if isinstance(dataset, IterableDataset):
         return list(islice(dataset, count))
     size = len(dataset)
@@ -425,13 +425,13 @@ def _spread_rows(dataset: Any, count: int) -> list[Mapping[str, Any]]:
 
 
 def _prompts(batch: Mapping[str, Any]) -> list[list[int]]:
-    """Return the ids of the prompts of a batch, without padding, as they stand before the chosen completions."""
+    """Return the unpadded prompt ids of a batch, taken from the rows of the chosen completions."""
     ids, seen, completion = (batch[name].chunk(2)[0] for name in ("input_ids", "attention_mask", "completion_mask"))
     return [row[(a > 0) & (c == 0)].tolist() for row, a, c in zip(ids, seen, completion, strict=True)]
 
 
 def _total_length(completions: Tensor, ends: set[int]) -> int:
-    """Return the number of tokens of completions `(B, T)` up to their first end token, in all."""
+    """Return the total number of tokens of completions `(B, T)` up to their first end token."""
     ended = torch.isin(completions, torch.tensor(sorted(ends), device=completions.device))
     return int((ended.cumsum(-1) - ended.long() == 0).sum())
 

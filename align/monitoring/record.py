@@ -49,7 +49,7 @@ class Point:
 
 @dataclass
 class Record:
-    """Everything that a report is made from. It is kept as JSON beside the checkpoints, and written anew at every measurement."""
+    """The data of a report, kept as JSON beside the checkpoints and rewritten at every measurement."""
 
     key: str
     """A hash of the pairs: a resumed run continues its record if they are the same."""

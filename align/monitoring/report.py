@@ -180,7 +180,7 @@ def _mean_with_error(values: Sequence[float]) -> str:
 
 
 def _worst(record: "Record") -> list[dict[str, Any]]:
-    """Return the pairs whose chosen completion lost most, the worst first."""
+    """Return the pairs whose chosen completion lost the most log-probability, the worst first."""
     point = record.points[-1]
     order = sorted(range(len(point.chosen)), key=lambda i: point.chosen[i])[:WORST_PAIRS]
     return [

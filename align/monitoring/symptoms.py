@@ -1,4 +1,4 @@
-"""The symptoms of a training that goes wrong, from its measurements, in words."""
+"""Warnings about a training that goes wrong, derived from its measurements."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +62,7 @@ def symptoms(
 
 
 class _Evidence(NamedTuple):
-    """The last measurement, and the training that it is of."""
+    """The last measurement, and the facts about the training that the checks need."""
 
     record: Record
     point: Point
@@ -111,7 +111,7 @@ def _distance(evidence: _Evidence) -> str:
 
 
 def _saturation(evidence: _Evidence) -> str:
-    """Describe sigmoids of single completions that are flat; a sigmoid of a difference may be."""
+    """Describe saturated sigmoids of single completions; a sigmoid of a difference is expected to saturate."""
     saturating = sorted(loss.name for loss in evidence.losses if loss.saturates)
     flat = ((evidence.beta * torch.cat([evidence.chosen, evidence.rejected])).abs() > FLAT).float().mean()
     if flat <= 0.5 or not saturating:

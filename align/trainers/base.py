@@ -94,7 +94,7 @@ class StagedTrainer(PairTrainer):
             return (total, model(**batch.inputs)) if return_outputs else total
 
     def reference(self, batch: PairBatch) -> Any:
-        """Return what the loss needs of the reference: the first stage.
+        """Return the outputs of the reference that the loss needs: the first stage.
 
         Args:
             batch: the pairs.
@@ -112,7 +112,7 @@ class StagedTrainer(PairTrainer):
         raise NotImplementedError
 
     def loss(self, batch: PairBatch, policy: Any, reference: Any) -> Any:
-        """Return an object with the loss as `total`: the third stage.
+        """Compute the loss, the attribute `total` of the result: the third stage.
 
         Args:
             batch: the pairs.
@@ -135,7 +135,7 @@ class StagedTrainer(PairTrainer):
     # ------------------------------------------------------------------------------------------------- forward passes
 
     def score_tokens(self, model: Any, batch: PairBatch, scoring: Scoring | None = None) -> TokenScores:
-        """Run a model on a batch, and its head on the completions.
+        """Run a model on a batch, and its language-model head on the completion tokens only.
 
         Args:
             model: policy or reference, with wrappers.
@@ -152,7 +152,7 @@ class StagedTrainer(PairTrainer):
         return scores.last(batch.mask.shape[1])
 
     def _check_layout(self, model: Any, batch: PairBatch) -> None:
-        """Reject, on the first batch, a model that ignores masks or positions: it would compute other numbers without an error."""
+        """Reject a model that ignores masks or positions, on the first batch: its results would be silently wrong."""
         self._layout_is_checked, training = True, model.training
         model.eval()
         with torch.no_grad():
@@ -195,7 +195,7 @@ class StagedTrainer(PairTrainer):
         return box[0]
 
     def processes(self) -> Processes:
-        """Return the processes of this training, as a cache on disk takes them."""
+        """Return the processes of this training in the form that a cache on disk expects."""
         accelerator = self.accelerator
         return Processes(
             accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone, self.broadcast
@@ -204,7 +204,7 @@ class StagedTrainer(PairTrainer):
     # -------------------------------------------------------------------------------------------------------- metrics
 
     def is_logging_step(self) -> bool:
-        """Return whether this step is going to be logged, as far as it can be known."""
+        """Return whether this step will be logged, as far as that is known in advance."""
         step, args = self.state.global_step + 1, self.args
         if self.mode == "eval" or args.logging_strategy == "epoch":
             return True
@@ -212,7 +212,7 @@ class StagedTrainer(PairTrainer):
         return logged or (step == 1 and bool(args.logging_first_step))
 
     def sum_over_processes(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return sums over all processes, with one exchange and one wait for the device.
+        """Return sums over all processes, with one all-reduce and one device synchronisation.
 
         Args:
             sums: scalars of this process by name.

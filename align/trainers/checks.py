@@ -12,7 +12,7 @@ __all__ = ["check_adapter", "check_model", "has_images"]
 
 
 def check_model(model: Any) -> None:
-    """Reject what is neither a model nor the name of one.
+    """Reject a value that is neither a model nor the name of one.
 
     Args:
         model: the argument `model` of a trainer.

@@ -1,4 +1,4 @@
-"""Collators around those of TRL, which drop the columns that they do not know."""
+"""Collators that wrap those of TRL, which drop unknown columns."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

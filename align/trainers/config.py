@@ -142,7 +142,7 @@ class StagedConfig(DPOConfig):
 
     @property
     def head_in_shards(self) -> bool:
-        """Return whether no process has a whole language-model head: ZeRO 3, FSDP 1."""
+        """Return whether the language-model head is sharded over processes: ZeRO 3, FSDP 1."""
         zero_3 = self.deepspeed_plugin is not None and self.deepspeed_plugin.zero_stage == 3
         sharding: Any = self.fsdp_config or {}
         return zero_3 or (bool(self.fsdp) and int(sharding.get("version", 2)) == 1)

@@ -47,7 +47,7 @@ SIDES = ("chosen", "rejected")
 
 
 class TeacherOutput(NamedTuple):
-    """The teacher's distributions at the tokens that count."""
+    """The teacher's distributions at the completion tokens."""
 
     states: Tensor
     """Hidden states `(N, H)`, or logits `(N, V)` if there is no head."""
@@ -133,7 +133,7 @@ class DistillationPairTrainer(StagedTrainer):
     # ------------------------------------------------------------------------------------------------------ the stages
 
     def reference(self, batch: PairBatch) -> TeacherOutput | None:
-        """Return the teacher's hidden states at the tokens that count, from disk or by a forward; None without a teacher.
+        """Return the teacher's hidden states at the completion tokens, read or computed; None without a teacher.
 
         Args:
             batch: the pairs.
@@ -153,7 +153,7 @@ class DistillationPairTrainer(StagedTrainer):
         return TeacherOutput(states if head is None else states.to(head.weight.dtype), head)
 
     def score(self, model: Any, batch: PairBatch, reference: TeacherOutput | None) -> TokenScores:
-        """Return the result of the student's forward, within which the divergences are computed.
+        """Run the student's forward pass, which also computes the divergences, and return its result.
 
         Args:
             model: the student, with wrappers.
@@ -167,7 +167,7 @@ class DistillationPairTrainer(StagedTrainer):
         return self.score_tokens(model, batch, Scoring(function=partial(self.compare, completions, reference)))
 
     def loss(self, batch: PairBatch, policy: TokenScores, reference: TeacherOutput | None) -> DistillationLoss:
-        """Return the loss that was computed within the student's forward.
+        """Return the loss that the student's forward pass computed.
 
         Args:
             batch: the pairs.
@@ -267,7 +267,7 @@ class DistillationPairTrainer(StagedTrainer):
         head: Head | None,
         targets: Tensor,
     ) -> DistillationLoss:
-        """Return the loss of a batch. Runs within the student's forward, where its head is whole.
+        """Compute the loss of a batch within the student's forward pass, where its head is unsharded.
 
         Args:
             completions: R completions of N tokens.
@@ -380,7 +380,7 @@ class DistillationPairTrainer(StagedTrainer):
         return self._teacher
 
     def precompute(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """Return the data set with the places of the teacher's states, from disk or computed now.
+        """Return the data set with the locations of the teacher's states on disk; compute the missing ones.
 
         Args:
             dataset: a tokenised data set.

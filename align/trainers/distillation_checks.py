@@ -71,7 +71,7 @@ def _check_can_precompute(name: str, dataset: Any, first: Mapping[str, Any]) -> 
 
 
 def _check_tokenizers(model: Any, teacher: Any, args: DistillationConfig, processing_class: Any) -> None:
-    """Reject a teacher that has another id, or none, for a token of the student's. It may have more tokens.
+    """Reject a teacher that has another id, or none, for a token of the student; additional tokens are allowed.
 
     The tokenizer of a loaded teacher is looked for on this machine. If there is none, only sizes are compared, by
     `check_vocabulary_size`.

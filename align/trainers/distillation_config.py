@@ -206,7 +206,7 @@ class DistillationConfig(StagedConfig):
 
     @property
     def alpha(self) -> float:
-        """Return the skew that is used if alpha does not adapt."""
+        """Return the fixed skew, used if alpha is not adaptive."""
         return self.schedule.alpha_0
 
     @property

@@ -53,7 +53,7 @@ class Layout(NamedTuple):
         return self._replace(source=self.source.to(device), repeated=repeated)
 
     def to_padded(self, values: Tensor) -> Tensor:
-        """Return values at the tokens of this layout at the predicting positions of the padded batch.
+        """Move values from the tokens of this layout to the predicting positions of the padded batch.
 
         Args:
             values: `(rows, width, ...)`.
@@ -64,7 +64,7 @@ class Layout(NamedTuple):
         return values.to(self.source.device).flatten(0, 1)[self.source[:, :-1]]
 
     def without_copies(self, valid: Tensor) -> Tensor:
-        """Return the mask of tokens to be scored without those that a rejected row shares with a chosen one.
+        """Return the mask of tokens to score, without the tokens that a rejected row shares with its chosen row.
 
         Args:
             valid: `(2B, T - 1)`, true for tokens of completions.
@@ -175,7 +175,7 @@ _DENSE_MASKS = ("sdpa", "eager")
 
 
 def unsupported_reason(option: str, model_class: Any, config: Any, attention: str) -> str | None:
-    """Return why a model does not support a layout, as a clause; None if its configuration shows no reason.
+    """Return the reason why a model does not support a layout; None if its configuration shows none.
 
     Args:
         option: a key of `LAYOUTS`.

@@ -126,7 +126,7 @@ class PreferenceTrainer(StagedTrainer):
     # ------------------------------------------------------------------------------------------------------ the stages
 
     def reference(self, batch: PairBatch) -> ReferenceScores:
-        """Return what the losses need of the reference, without gradients.
+        """Return the outputs of the reference that the losses need, without gradients.
 
         Args:
             batch: the pairs.
@@ -153,7 +153,7 @@ class PreferenceTrainer(StagedTrainer):
         return ReferenceScores(scores.logps, states, masks, blind)
 
     def score(self, model: Any, batch: PairBatch, reference: ReferenceScores) -> TokenScores:
-        """Return the scores of the policy's forward.
+        """Run the policy's forward pass, and return its scores.
 
         Args:
             model: the policy, with wrappers.
@@ -171,7 +171,7 @@ class PreferenceTrainer(StagedTrainer):
         return scores._replace(blind=blind)
 
     def loss(self, batch: PairBatch, policy: TokenScores, reference: ReferenceScores) -> Losses:
-        """Return the losses of the batch, see `contralto.align.losses`.
+        """Compute the losses of the batch, see `contralto.align.losses`.
 
         Args:
             batch: the pairs.
@@ -181,7 +181,7 @@ class PreferenceTrainer(StagedTrainer):
         return self.objective(self.pairs(batch, policy, reference))
 
     def pairs(self, batch: PairBatch, policy: TokenScores, reference: ReferenceScores) -> Pairs:
-        """Return the batch as the losses take it.
+        """Return the batch as `Pairs`, the input of the losses.
 
         Args:
             batch: the pairs.
@@ -256,7 +256,7 @@ class PreferenceTrainer(StagedTrainer):
         return length_desensitized(token_logps, batch.mask, shared, alpha=self.args.ld_alpha)
 
     def _reward(self, side: Any) -> Tensor:
-        """Return what beta multiplies in the logged rewards of a side, `(B,)`."""
+        """Return the logged rewards of a side divided by beta, `(B,)`."""
         if self.uses_reference:
             return side.logratios  # type: ignore[no-any-return]
         if self.objective.length_normalised:
@@ -293,7 +293,7 @@ class PreferenceTrainer(StagedTrainer):
         return [{"params": list(module.parameters()), **options} for module in self.side_modules.values()]
 
     def precompute(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """Return the data set with the reference's log-probabilities of every token, from disk or computed now.
+        """Return the data set with the reference's log-probabilities of all tokens; compute those not on disk.
 
         Args:
             dataset: a tokenised data set.

@@ -120,7 +120,7 @@ def _check_margins(
 
 
 def _check_numbers(name: str, column: str, values: Sequence[Any], logarithmic: Sequence[str]) -> None:
-    """Reject what is not a finite number, and a number that is not above 0 for losses that take its logarithm."""
+    """Reject values that are not finite numbers, and values of at most 0 for losses that take the logarithm."""
     for at, value in enumerate(values, 1):
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{name}, row {at}, column {column}: {value!r} is not a finite number")

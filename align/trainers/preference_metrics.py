@@ -90,7 +90,7 @@ def reward_metrics(
 
 
 def head_sums(batch: PairBatch, policy: TokenScores) -> dict[str, Tensor]:
-    """Return sums over the tokens of a batch for `head_metrics`, an empty mapping where the statistics were not computed.
+    """Return sums over the tokens of a batch for `head_metrics`; empty if the statistics were not computed.
 
     Args:
         batch: the batch.

@@ -35,7 +35,7 @@ def total_rate(trainer: Any) -> float:
 
 
 def reach(trainer: Any) -> Iterator[tuple[float, float]]:
-    """Yield how far the log-probabilities of a pair can move, in nats per token, and `total_rate`.
+    """Yield the largest possible change of a pair's log-probabilities, in nats per token, and `total_rate`.
 
     Yields nothing where it cannot be known: before a training begins, without an adapter, with sharded weights, and with optimizers whose
     steps grow with the gradient. The weights are restored afterwards.
@@ -72,7 +72,7 @@ def reach(trainer: Any) -> Iterator[tuple[float, float]]:
 
 
 def _signs(trainer: Any, batch: PairBatch, weights: Sequence[Tensor]) -> list[Tensor]:
-    """Return the direction in which the margin of a pair grows the fastest if every weight moves by the same size at most."""
+    """Return the direction that increases a pair's margin fastest under a bound on the change of each weight."""
     training = trainer.model.training
     trainer.model.train()  # so that checkpoints save the memory that they save in training
     try:

@@ -1,4 +1,4 @@
-"""The completions of a batch that have a weight in a step; the others are not run through any model."""
+"""Select the completions of a batch that have a weight in a step; models run on these only."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Find special tokens where they do not belong: in prompts that are rendered again, or twice at the beginning or the end.
+"""Find misplaced special tokens: in prompts that will be rendered again, or repeated at the beginning or the end.
 
 Rows that hold text already rendered with a chat template are a common accident. As conversations they are rendered a second time; as
 plain text they keep their own beginning-of-sequence token, before which most tokenizers put another, and their own end-of-sequence token,
@@ -109,7 +109,7 @@ class SpecialTokens:
 
 
 def contains_none(value: Any) -> bool:
-    """Return whether a mapping in a value, at any depth, has a key whose value is None.
+    """Return whether a nested value contains a mapping with a key whose value is None.
 
     Args:
         value: tools, or tool calls.

@@ -48,7 +48,7 @@ def load_teacher(args: DistillationConfig) -> Any:
 
 
 def without_adapter(teacher: Any) -> Any:
-    """Return the model into which a model of peft has put its adapter, which stays in force.
+    """Return the model inside a PEFT model; its adapter remains active.
 
     Args:
         teacher: a model, perhaps of peft, or None.
@@ -57,7 +57,7 @@ def without_adapter(teacher: Any) -> Any:
 
 
 def teacher_digest(teacher: Any, args: DistillationConfig, precision: str, sides: Sequence[str]) -> str:
-    """Return a hash of everything that a teacher's states depend on but the rows.
+    """Return a hash of everything except the rows that a teacher's states depend on.
 
     Args:
         teacher: a loaded teacher; None takes the one that the options name.
@@ -84,7 +84,7 @@ def state_bytes(teacher: Any) -> int:
 
 
 def states_head(teacher: Any) -> Head:
-    """Return the head that makes the teacher's logits of its hidden states.
+    """Return the head that maps the teacher's hidden states to logits.
 
     Args:
         teacher: a loaded teacher.

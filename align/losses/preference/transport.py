@@ -1,4 +1,4 @@
-"""Losses that sort the batch: alignment via optimal transport."""
+"""Losses that sort the scores of the batch: alignment via optimal transport."""
 
 from torch import Tensor
 
