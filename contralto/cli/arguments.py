@@ -9,7 +9,7 @@ __all__ = ["add_prompt_arguments", "check_placement", "check_positive"]
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that name models and say how prompts reach them.
+    """Add the flags for models, dtype, device, prompts and chat templates.
 
     Args:
         parser: the parser of a command.

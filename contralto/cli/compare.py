@@ -156,7 +156,7 @@ def _conditions(args: argparse.Namespace) -> "Conditions":
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Check what the parser cannot, before anything is loaded."""
+    """Check arguments that the parser cannot check, before anything is loaded."""
     if args.seeds < 0:
         raise ValueError(f"--seeds must be at least 0, not {args.seeds}")
     if args.limit is not None and not 0 < args.limit < math.inf:

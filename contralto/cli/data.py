@@ -1,4 +1,4 @@
-"""`contralto data`: make preference pairs from a recipe; no answer is requested twice, and none is lost."""
+"""`contralto data`: make preference pairs from a recipe; interrupted runs resume without repeated requests."""
 
 import argparse
 import os
@@ -235,7 +235,7 @@ def _batch(job: DataJob, args: argparse.Namespace) -> None:
 
 
 def _read_batch(path: Path, tracked: Sequence[Any], store: "Store", engine: Any) -> None:
-    """Record the answers in a batch's output. A line that cannot be read costs its request, not the others."""
+    """Record the answers in a batch's output. An invalid line fails its own request only."""
     from contralto.data_gen.engines.batch_files import read_batch_output
     from contralto.data_gen.types import Failure
 

@@ -72,7 +72,7 @@ def _written(args: Namespace) -> set[Path] | None:
 
 
 def _take(argv: list[str], flag: str, expected: str) -> tuple[list[str], str | None]:
-    """Return the arguments without a flag of ours, and its value."""
+    """Return the arguments without one of contralto's flags, and the value of that flag."""
     for i, word in enumerate(argv):
         if word.startswith(f"{flag}="):
             return argv[:i] + argv[i + 1 :], word.removeprefix(f"{flag}=")
@@ -160,7 +160,7 @@ def _name_outputs(settings: _Settings, own: str) -> None:
 
 
 def own_name(model_args: Any) -> str:
-    """Return a name for a decoder that no other has: its method, and a hash of all model arguments.
+    """Return a unique name for a decoder: its method, and a hash of all model arguments.
 
     Args:
         model_args: See `parsed`.

@@ -1,4 +1,4 @@
-"""`contralto explain`: what a contrast did to one text, as a page that needs neither a network nor scripts."""
+"""`contralto explain`: show the effect of a contrast on one completion, as a page without scripts or network access."""
 
 import argparse
 from pathlib import Path

@@ -32,12 +32,12 @@ class Token(NamedTuple):
 
     @property
     def word(self) -> str:
-        """Return its text without leading white space; for nothing but white space, a sign for it."""
+        """Return its text without leading white space; text of white space alone is made visible."""
         return self.text.lstrip() or visible(self.text) + "\n" * self.text.count("\n")
 
     @property
     def space(self) -> str:
-        """Return the white space before its text."""
+        """Return the leading white space of its text."""
         return self.text.removesuffix(self.text.lstrip()) if self.text.strip() else ""
 
     @property
@@ -90,7 +90,7 @@ def _bars(step: Step, candidates: Sequence[Candidate], context: Sequence[int], t
 
 
 def _spell(token: int, context: Sequence[int], tokenizer: Any) -> str:
-    """Return the text that a token appends, which may be more or less than the token by itself."""
+    """Return the text that a token appends, which may differ from the token decoded alone."""
     recent = list(context[-CONTEXT:])
     head, whole = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (recent, [*recent, token]))
     head = head.rstrip("\ufffd")  # a letter begun, which the token may end
@@ -150,7 +150,7 @@ def render(
 
 
 def pictures(prompt: Prompt, batch: DecodingBatch, config: DecodingConfig, *, seed: int) -> list[tuple[str, str]]:
-    """Return titles and data addresses of the images, and of what the other branch sees of them as far as it is a picture.
+    """Return titles and data addresses of the images, and of the other branch's images if it has any.
 
     Args:
         prompt: the prompt.

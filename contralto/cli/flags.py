@@ -1,4 +1,4 @@
-"""Options as flags: the one place where names of parameters get their dashes."""
+"""Convert names of options to command-line flags."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +48,7 @@ def _spell(option: Option) -> str:
 
 @contextmanager
 def errors_with_flags() -> Iterator[None]:
-    """Raise errors of the library about options with flags in their messages, in a command whose flags are these options.
+    """Re-raise errors about options with flags in their messages, within a command that has these flags.
 
     Raises:
         ValueError: in place of an `OptionError`.

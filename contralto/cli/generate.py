@@ -106,7 +106,7 @@ def _opened(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Na
 
 
 def _run(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Namespace, output: Any) -> None:
-    """Decode what is not in the output yet."""
+    """Decode the prompts that are not in the output yet."""
     from tqdm import tqdm
 
     from contralto.decoding.loading import load_models
@@ -161,7 +161,7 @@ def _sampling(args: argparse.Namespace) -> SamplingConfig | None:
 
 
 def _settings(args: argparse.Namespace, config: DecodingConfig) -> dict[str, Any]:
-    """Return what determines the texts, but not where they go or how many are made at a time."""
+    """Return the settings that determine the completions; output path and batch size do not."""
     settled = {"method": config.method, "form": config.form, "executor": config.executor, **config.parameters}
     if config.sampling:
         settled |= {name: getattr(config.sampling, name) for name in SAMPLED}
@@ -191,7 +191,7 @@ def _read_prompts(args: argparse.Namespace) -> list[Prompt]:
 
 
 def _shown(prompt: Prompt) -> dict[str, Any]:
-    """Return a prompt as the output has it."""
+    """Return a prompt in the form in which it is written to the output."""
     images = [path if isinstance(path, str) else f"sha256:{content_digest(path, 16)}" for path in prompt.images]
     shown = {
         "image": images,
@@ -214,7 +214,7 @@ def _decode(
     first: int,
     streaming: bool,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the results of one batch: the text, and the text without contrast if asked for."""
+    """Yield the results of one batch: the completion, and the completion without contrast if requested."""
     from transformers import TextStreamer, set_seed
 
     from contralto.decoding.sampling import row_seed
@@ -252,7 +252,7 @@ def _runs(
 
 
 def _sampled(config: DecodingConfig, seed: int, rows: range, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments of `generate()` that sample, every row from a stream of its own, so that batches do not matter."""
+    """Return arguments of `generate()` that sample each row from its own random stream, independently of the batch."""
     from contralto.decoding.sampling import SeededSampling, row_seed
 
     if config.sampling is None:

@@ -48,7 +48,7 @@ def add_method_arguments(parser: argparse.ArgumentParser, names: Sequence[str]) 
 
 
 def _uses(name: str) -> Iterable[tuple[Method, MethodParameter]]:
-    """Yield the methods that have a parameter, each with its own meaning of it."""
+    """Yield the methods that have a parameter, each with its own description of it."""
     for method in METHODS.values():
         for form in method.forms:
             if name in method.parameters(form):
@@ -56,7 +56,7 @@ def _uses(name: str) -> Iterable[tuple[Method, MethodParameter]]:
 
 
 def _help(uses: Sequence[tuple[Method, MethodParameter]]) -> str:
-    """Return the meanings of a parameter with the methods that share each."""
+    """Return the descriptions of a parameter, each with the methods that share it."""
     meanings: dict[str, list[str]] = {}
     for method, parameter in uses:
         text = re.split(r"[;.:] |[;.]$|, see ", parameter.description.replace("`", ""))[0]

@@ -79,7 +79,7 @@ class OutputFile:
         self._check_digests(where, index, row)
 
     def _check_digests(self, where: str, index: int, row: Mapping[str, Any]) -> None:
-        """Reject a row made with other contents of the same files; rows of versions before there were digests have none."""
+        """Reject a row that was made with other contents of the same files; rows of early versions have no digests."""
         earlier = row.get("digests")
         if self._digests is None or not isinstance(earlier, dict):
             return
@@ -91,7 +91,7 @@ class OutputFile:
             )
 
     def _check_tail(self, tail: bytes, index: int) -> None:
-        """Reject a last line without an end, unless it is the beginning of the row that belongs there."""
+        """Reject an unterminated last line, unless it is a prefix of the row that belongs there."""
         expected = _line(self._rows[index])[:-2] if index < len(self._rows) else b""  # without "}" and the line end
         if tail and not (tail.startswith(expected or b"\n") or expected.startswith(tail)):
             raise ValueError(f"{self._path}:{index + 1}: not a row of contralto generate: name another --output file")

@@ -1,4 +1,4 @@
-"""Outputs that a command will write at its end, tried at its beginning."""
+"""Check, before a command does its work, that its outputs can be written."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ __all__ = ["check_output_file", "check_output_folder"]
 
 
 def check_output_file(path: str | os.PathLike[str], flag: str) -> None:
-    """Check that a file can be written, before the work whose result it is to hold.
+    """Check that a file can be written, before its content is computed.
 
     Args:
         path: the file; it may exist. Its folder is made if it is missing.
@@ -32,7 +32,7 @@ def check_output_file(path: str | os.PathLike[str], flag: str) -> None:
 
 
 def check_output_folder(path: str | os.PathLike[str], flag: str) -> None:
-    """Check that files can be written into a folder; it is made if it is missing.
+    """Check that files can be written into a folder; create it if it is missing.
 
     Args:
         path: the folder.

@@ -1,4 +1,4 @@
-"""`contralto serve`: vLLM's OpenAI-compatible server, set up for texts by contrast.
+"""`contralto serve`: vLLM's OpenAI-compatible server, configured for contrastive decoding.
 
     contralto serve MODEL [--marker ID] [--contrast-timeout SECONDS] [every flag of vLLM's server]
 
@@ -116,7 +116,7 @@ def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _address(rest: Sequence[str]) -> list[str]:
-    """Return the flags that keep the server to this machine, unless others say where it listens."""
+    """Return the flags that make the server listen on localhost, unless the user sets an address."""
     return [] if {"host", "uds"} & _listening(rest).keys() else ["--host", "127.0.0.1"]
 
 
@@ -136,7 +136,7 @@ def _listening(rest: Sequence[str]) -> dict[str, Any]:
 
 
 def warning(argv: Sequence[str]) -> str:
-    """Return a warning about a server that anyone may use: it listens to other machines, and has no API key.
+    """Return a warning about a server that accepts requests from other machines without an API key.
 
     Args:
         argv: the flags of `contralto serve`.

@@ -1,4 +1,4 @@
-"""Turn errors of users into one sentence, and leave the traceback of bugs.
+"""Report errors of the user in one line, and bugs with their traceback.
 
 A command that a user used wrongly ends with a sentence and status 2, Ctrl-C with status 130, a bug with its traceback. The origin of an
 error decides, not its text: an error that some code raised with `raise` is a rejected input, and one in which an operation of Python
@@ -121,7 +121,7 @@ def during(what: str) -> Iterator[None]:
 
 
 def require(*modules: str) -> None:
-    """Raise if packages that are imported later are missing, without importing them.
+    """Raise an error if packages that are imported later are missing, without importing them.
 
     Args:
         modules: names of packages.
@@ -144,7 +144,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _interrupted(error: BaseException) -> bool:
-    """Return True if Ctrl-C caused an error: an import that it interrupts raises an error of its own."""
+    """Return True if Ctrl-C caused an error, such as the error of an interrupted import."""
     return any(isinstance(each, KeyboardInterrupt) for each in _causes(error))
 
 
@@ -186,7 +186,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def sentence(error: BaseException, extra: str = "") -> str:
-    """Return an error as one line.
+    """Return the message of an error as one line.
 
     Args:
         error: an error of the user.

@@ -61,7 +61,7 @@ def decode(content: bytes, name: str) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    r"""Split a text at `\n` and `\r\n`, and at nothing else.
+    r"""Split a text at `\n` and `\r\n`, unlike `str.splitlines`, which splits at more characters.
 
     Args:
         text: any text; a last line without an end counts too.
@@ -107,7 +107,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, as UTF-8.
+    """Write a UTF-8 file atomically.
 
     Args:
         path: the file; an older one is replaced, and a missing folder is created.
@@ -157,7 +157,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(file: IO[Any], busy: str) -> Iterator[None]:
-    """Hold the lock of an open file; the operating system releases it however the process ends.
+    """Hold the lock of an open file; the operating system releases it even if the process is killed.
 
     Args:
         file: the file, open for writing. Child processes that inherit it hold the lock as well.

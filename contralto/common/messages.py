@@ -1,4 +1,4 @@
-"""Chat messages and contrast prompts: one reading of both for every command, engine and evaluation.
+"""Chat messages and contrast prompts, parsed in the same way for every command, engine and evaluation.
 
 A contrast prompt takes the place of the text of the last message that is not the assistant's. So it stands inside that turn: system
 messages, earlier turns, images, and an answer that has been begun stay as they are, and the chat template is rendered around it once.
@@ -19,7 +19,7 @@ MEDIA = ("image", "image_url")
 
 
 def check_messages(messages: Any, where: str) -> None:
-    """Reject what is not a conversation of texts and images.
+    """Reject a value that is not a conversation of texts and images.
 
     Args:
         messages: a list of messages, each with a role and a content: a text, or a list of parts of type text or image.
@@ -65,7 +65,7 @@ def _short(value: Any) -> str:
 
 
 def text_of(content: Content) -> str:
-    """Return what a prompt asks: its text, or that of the last message that is not the assistant's.
+    """Return the question of a prompt: its text, or that of the last message that is not the assistant's.
 
     Args:
         content: a text or a conversation.
@@ -141,7 +141,7 @@ def with_images(messages: Sequence[Mapping[str, Any]], count: int, *, own: bool 
 
 
 def begins_answer(content: Content) -> bool:
-    """Return whether the prompt ends with an answer that has been begun, which the model goes on with.
+    """Return whether the prompt ends with the beginning of an answer, which the model continues.
 
     Args:
         content: a text or a conversation.

@@ -55,7 +55,7 @@ class OptionError(ValueError):
         return self.template.format(**{name: _spelled(part, spell) for name, part in self.parts.items()})
 
     def within(self, place: str) -> "OptionError":
-        """Return the same error with what was being done before its message.
+        """Return the same error with the failed action before its message.
 
         Args:
             place: the beginning of the message.

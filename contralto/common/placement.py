@@ -1,4 +1,4 @@
-"""Which device a model takes its inputs on: its own, or the one that accelerate runs its offloaded weights on."""
+"""Find the device of a model's inputs: its own, or the one that accelerate runs its offloaded weights on."""
 
 from typing import Any
 

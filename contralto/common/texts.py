@@ -1,4 +1,4 @@
-"""Strings of strangers, made fit to be stored and shown: no lone surrogates, secrets, control sequences or endless lines."""
+"""Sanitise untrusted strings: remove lone surrogates, secrets, control sequences and overlong lines."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def clean(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Replace control characters by what they are written as.
+    r"""Replace control characters by their escape sequences.
 
     Args:
         text: any text.
@@ -113,7 +113,7 @@ def short(value: Any, limit: int = 300) -> str:
 
 
 class Secrets:
-    """API keys, and how to keep them out of what is stored, logged and shown.
+    """API keys, with methods that hide them in stored, logged and shown strings.
 
     Args:
         keys: the keys; empty ones are left out.
@@ -173,7 +173,7 @@ class Secrets:
 
 
 def _without_beginnings(text: str, secret: str) -> str:
-    """Replace the places where a text holds the first characters of a secret and no more of it."""
+    """Replace truncated copies of a secret."""
     head, at = secret[:SHORTEST_SECRET], 0
     while len(head) == SHORTEST_SECRET and (at := text.find(head, at)) >= 0:
         end = at + len(head)

@@ -1,4 +1,4 @@
-"""Replies of HTTP servers, read with limits: a server may send anything, for ever. aiohttp makes the connections."""
+"""Read replies of HTTP servers with limits of size and time; aiohttp makes the connections."""
 
 import json
 import time
@@ -22,7 +22,7 @@ class BadReplyError(ValueError):
 
 
 async def read_body(response: Any, *, limit: int) -> bytes:
-    """Read the body of a response, expanded if it is compressed, and no more of it than a limit.
+    """Read and decompress the body of a response, up to a limit.
 
     Args:
         response: of an `aiohttp.ClientSession` with `auto_decompress=False`, since aiohttp sets no limit to what it expands.
@@ -103,7 +103,7 @@ def read_json(text: str, kind: str | None, secrets: Secrets) -> Any:
 
 
 def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float:
-    """Return how many seconds a server asks to wait: not negative, but maybe infinite.
+    """Return the seconds that a server asks to wait: not negative, possibly infinite.
 
     Args:
         headers: of the response; `Retry-After` holds seconds or a date. What is neither counts as 0.
@@ -131,7 +131,7 @@ def _seconds_until(date: str, now: float) -> float:
 
 
 def address_of(location: str | None) -> str:
-    """Return an address without what may be secret: no user, no password, no query.
+    """Return an address without the parts that may be secret: user, password and query.
 
     Args:
         location: the header `Location`, or any address.

@@ -1,4 +1,4 @@
-"""Read YAML files of recipes: no key twice, and no more values than the file shows.
+"""Read YAML files of recipes; duplicate keys and excessive aliases are errors.
 
 YAML lets the last of two equal keys win, and lets a few lines with aliases stand for billions of values, or for themselves.
 """
@@ -18,7 +18,7 @@ DEEPEST = 50
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader of plain values that rejects a key given twice; keys of a merge (`<<`) may be given anew."""
+    """A loader of plain values that rejects duplicate keys; keys of a merge (`<<`) may be overridden."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[str, Any] = {}
@@ -35,7 +35,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """Return what a YAML file holds.
+    """Return the value of a YAML file.
 
     Args:
         path: the file, in UTF-8.
@@ -48,7 +48,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Return what a text in YAML holds.
+    """Return the value of a YAML document.
 
     Args:
         text: the text.
@@ -74,7 +74,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def _check_size(document: Any, name: str) -> None:
-    """Reject what aliases blow up, or what holds itself."""
+    """Reject values that aliases expand too far, and values that contain themselves."""
     left, count = [(document, 0)], 0
     while left:
         value, depth = left.pop()

@@ -58,7 +58,7 @@ def align(expert: str, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Run torch on one thread: so small a model is slower on two."""
+    """Run torch on one thread: for a model this small, two threads are slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -118,7 +118,7 @@ def _merge(expert: str, adapter: Path, whole: Path) -> None:
 
 
 def logged(output: Path, model: Path, task: str) -> dict[str, Path]:
-    """Copy the answers of a model from one comparison to where another comparison reads them.
+    """Copy the logged answers of a model from the folder of one comparison to that of another.
 
     Args:
         output: the folder of the comparison.

@@ -39,12 +39,12 @@ class TokenCost(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """The cost of contrastive decoding divided by that of its two models."""
+        """Return the cost of contrastive decoding divided by that of its two models."""
         return self.contrastive / (self.greedy + self.amateur)
 
 
 def word(token: int, tokenizer: Any) -> str:
-    """Return a token as it is shown, without the space before it.
+    """Return the text of a token without its leading space.
 
     Args:
         token: the token's id.

@@ -1,4 +1,4 @@
-"""Measure how a model computes its logits from hidden states, since families differ and none of it is read from names.
+"""Measure how a model computes its logits from hidden states, independently of the names of its modules.
 
 `output` measures what follows the last hidden state: the output layer with a factor or a soft cap, so that losses can compute
 logits of the scored tokens alone. `layers` measures what lies between the last layer and the output layer, so that earlier

@@ -1,4 +1,4 @@
-"""Watch the modules of a model during a forward pass, and choose tokens for a pass that only serves to measure."""
+"""Hook the modules of a model during a forward pass, and choose token ids for measuring passes."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Measure the path from a model's last layer to its logits, and let earlier layers take it.
+"""Measure the path from a model's last layer to its logits, and apply it to earlier layers.
 
 Between the last layer and the logits lie a final norm, the head's matrix, and in some families a scale or a soft cap. A forward
 pass of a few tokens shows which modules lead from the last layer to what the head reads, and which module hands it on (the
@@ -36,7 +36,7 @@ class LayerPath(NamedTuple):
 
 
 class _ModuleCall(NamedTuple):
-    """The call of a module in the forward pass that is watched."""
+    """The call of a module in the forward pass that is recorded."""
 
     name: str
     is_block: bool
@@ -71,7 +71,7 @@ def find_path(model: Any) -> LayerPath:
 
 @contextmanager
 def read_layers(model: Any, layers: Sequence[int], *, keep: int, final_norm: bool = True) -> Iterator[None]:
-    """Let the model's forward return the logits of earlier layers too, as further rows after its own.
+    """Make the model's forward pass also return the logits of earlier layers, as rows after its own.
 
     Inside the context, a forward pass of `B` rows with `output_hidden_states=True` returns logits `((1 + L) * B, keep, V)`: the
     model's own, then those of each layer. Other threads that use the model are not affected.
@@ -164,7 +164,7 @@ def _record(model: Any, ids: Tensor) -> tuple[list[_ModuleCall], Tensor]:
 
 
 def _is_backbone(model: Any, call: _ModuleCall) -> bool:
-    """Return whether a module returned the hidden states of every layer, and what the head reads."""
+    """Return whether a module returned the hidden states of every layer and the input of the head."""
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     states = getattr(call.output, "hidden_states", None)
     last = getattr(call.output, "last_hidden_state", None)
@@ -172,7 +172,7 @@ def _is_backbone(model: Any, call: _ModuleCall) -> bool:
 
 
 def _trace(calls: Sequence[_ModuleCall], last: Tensor, states: Sequence[Tensor]) -> tuple[LayerPath, Tensor] | None:
-    """Return the modules from the last layer's output to `last`, and that output; None if something else lies between."""
+    """Return the modules from the last layer's output to `last`, and that output; None if they do not connect."""
     names: list[str] = []
     for call in reversed(calls):
         if call.result is None or not _same(call.result, last):

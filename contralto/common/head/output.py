@@ -1,4 +1,4 @@
-"""Measure the output layer of a model: the states that it reads, and what the model's forward makes of its result.
+"""Measure the output layer of a model: its input, and the operations that the model's forward applies to its result.
 
 Families differ in what stands between the last hidden state and the logits: a dense layer and a norm before the output layer, a
 factor or a soft cap behind it, and wrappers of several models leave out what a text model of their own would do. In the first
@@ -142,7 +142,7 @@ def head_inputs(
 
 
 def head_of(model: Any, *, gather: Gather = nullcontext) -> Head | None:
-    """Return the language-model head of a transformers model, with what its forward does to the logits.
+    """Return the language-model head of a transformers model, with the scale and the cap of its logits.
 
     Args:
         model: a causal language model, not wrapped. One that has not been measured runs on a few tokens.
@@ -177,19 +177,19 @@ def _head(model: Any, form: HeadForm) -> Head:
 
 
 def _unsharded(weight: Tensor) -> Tensor:
-    """Return a whole weight, of which FSDP2 keeps a shard per process."""
+    """Return the full weight if FSDP2 keeps a shard of it per process."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def _with_places(rows: Tensor) -> Tensor:
-    """Return some rows, and places for known numbers after them, `(1, n + GRID, H)`."""
+    """Return some rows followed by rows for known numbers, `(1, n + GRID, H)`."""
     rows = rows[:PROBED].detach()
     return torch.cat([rows, rows.new_zeros(GRID, rows.shape[-1])])[None]
 
 
 @contextmanager
 def _watching(model: Any, watched: _WatchedPass, rows: Select | None, *, replace: bool) -> Iterator[None]:
-    """Watch the output layer and the backbone, and feed the layer the states that `rows` makes of its input.
+    """Hook the output layer and the backbone, and replace the layer's input by the result of `rows`.
 
     Args:
         model: a causal language model.
@@ -225,7 +225,7 @@ def _watching(model: Any, watched: _WatchedPass, rows: Select | None, *, replace
 
 
 def _known_numbers(like: Tensor) -> Tensor:
-    """Return numbers in place of the output layer's result `(GRID, V)`: of all sizes up to `SPAN`, in another order in each row."""
+    """Return values to replace the output layer's result `(GRID, V)`: magnitudes up to `SPAN`, permuted in each row."""
     size = like.shape[-1]
     sizes = torch.logspace(-2, torch.tensor(SPAN).log10().item(), size, dtype=like.dtype, device=like.device)
     signed = sizes * torch.tensor([1.0, -1.0], device=like.device).repeat(size)[:size]
@@ -260,7 +260,7 @@ def _measure(
 
 
 def _only_multiplies(layer: Any) -> bool:
-    """Return whether a layer has a weight and a bias and nothing else, such as an adapter or a quantised weight."""
+    """Return whether a layer has only a weight and a bias, and no adapter or quantised weight."""
     names = {name for name, _ in layer.named_parameters()}
     return names <= {"weight", "bias"} and bool(names) and layer.weight.is_floating_point()
 
@@ -275,7 +275,7 @@ def _logits(rows: Tensor, head: Head) -> Tensor:
 
 
 def _fit(numbers: Tensor, results: Tensor) -> HeadForm | None:
-    """Fit a factor, or a factor and a cap, to what became of known numbers.
+    """Fit a factor, or a factor and a cap, that maps known numbers to the observed outputs.
 
     Args:
         numbers: `(n, V)` known numbers.
