@@ -40,7 +40,7 @@ def to_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
 
 
 def _alike(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Return rows with all contents as lists of parts if one of them is, since templates expect one form."""
+    """Convert the contents of all rows to lists of parts if one of them is a list, since templates expect one form."""
     if not any(isinstance(m["content"], list) for row in rows for name in CONVERSATIONS for m in _messages(row[name])):
         return rows
     return [{**row, **{name: [_in_parts(m) for m in row[name]] for name in CONVERSATIONS}} for row in rows]

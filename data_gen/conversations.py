@@ -112,7 +112,7 @@ def _shared(chosen: list[Any], rejected: list[Any]) -> int:
 
 
 def _holds(before: list[Any], asked: list[Any], prompt: Any) -> bool:
-    """Return True if the beginning of a conversation has the prompt: as its last messages, or as the text of one."""
+    """Return True if the start of a conversation contains the prompt, as its last messages or as a text."""
     if isinstance(prompt, str):
         return any(m["content"] == prompt or str(m["content"]).strip() == prompt.strip() for m in before)
     return bool(before[-len(asked) :] == asked)

@@ -1,4 +1,4 @@
-"""Published preference data as data sets that TRL's trainers read without guessing.
+"""Convert published preference data to data sets in the explicit-prompt form of TRL.
 
 A row has `prompt`, `chosen` and `rejected`, each a list of messages, or each a text; `images` if there are any; and the columns of its
 source. The form matters: many published sets have a text as prompt and conversations as answers, and on such rows TRL 1.16 decides by

@@ -15,7 +15,7 @@ MEANT = re.compile(r"[\\`*\[\]<>&|#~$]|:(?=//)|(?<=www)\.|(?<![^\W_])_|_(?![^\W_
 
 
 class Markdown(str):
-    """A text that is Markdown already: `inline` returns it unchanged."""
+    """Text that is already Markdown: `inline` returns it unchanged."""
 
     __slots__ = ()
 

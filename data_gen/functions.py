@@ -1,4 +1,4 @@
-"""Python functions as recipes name them: `module:function`."""
+"""Import Python functions that recipes name as `module:function`."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Images in the rows of a data set: files below known folders that Pillow recognizes, and images inside the rows.
+"""Images in the rows of a data set: image files below allowed folders, and images stored in the rows.
 
 Rows come from other people. The image that a row names is read, sent to an endpoint and copied into the data set, so a row must not
 be able to name any other file of the machine, and nothing is downloaded.

@@ -1,4 +1,4 @@
-"""Records of published preference data, brought into one form."""
+"""Convert records of published preference data to rows of one form."""
 
 # ruff: noqa: TRY004 (a wrong type in somebody's data or recipe is a ValueError like any other mistake in it)
 

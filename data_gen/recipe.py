@@ -209,7 +209,7 @@ def _check_keys(value: Any, where: str, *, needed: list[str], optional: list[str
 
 
 def _call_at(where: str, make: Callable[..., Any], **arguments: Any) -> Any:
-    """Call `make`; the message of an error begins with the place in the recipe."""
+    """Call `make`, and prefix error messages with the location in the recipe."""
     try:
         return make(**arguments)
     except (ValueError, TypeError) as error:

@@ -163,7 +163,7 @@ def _as_texts(row: Mapping[str, Any]) -> list[str]:
 
 
 def _digest_of(value: Any) -> str:
-    """Return a hash of a column's value, whatever it is."""
+    """Return a hash of a column's value of any type."""
     if hasattr(value, "tobytes"):
         return digest([str(getattr(value, "size", "")), value.tobytes().hex()])
     if isinstance(value, list | tuple):

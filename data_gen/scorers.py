@@ -1,4 +1,4 @@
-"""Scorers of answers: functions, reward models and translation metrics, as recipes name them."""
+"""Scorers of answers that recipes can name: functions, reward models and translation metrics."""
 
 # ruff: noqa: TRY004 (a wrong type in a recipe is a ValueError like any other mistake in it)
 

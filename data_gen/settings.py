@@ -31,7 +31,7 @@ def check_call(
     noun: str = "setting ",
     hint: str = "",
 ) -> None:
-    """Reject settings that a function does not take, and the lack of those that it needs.
+    """Reject unknown settings of a function, and missing required ones.
 
     Args:
         function: a function or a class. One with `**` parameters takes all settings, unless `extra` is given.

@@ -1,4 +1,4 @@
-"""The store of answers: every answer is on disk before anything uses it.
+"""The store of answers: every answer is written to disk before it is used.
 
 One SQLite file. Why not an append-only file of JSON lines: both survive `kill -9`, but the file needs code for what SQLite
 does by contract. A line that a kill or a full disk cut in two must be found and taken off, also where the cut fell between two
@@ -269,7 +269,7 @@ class Store:
 
 
 class _Transaction:
-    """BEGIN IMMEDIATE, so that a second writer waits for its turn at the beginning, and COMMIT or ROLLBACK."""
+    """A transaction that begins with BEGIN IMMEDIATE, so that a second writer waits at its beginning."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -288,7 +288,7 @@ class _Transaction:
 
 
 def _reading(path: Path) -> sqlite3.Connection:
-    """Open a database so that neither it nor its folder changes.
+    """Open a database read-only, without changing its folder.
 
     SQLite creates files beside a database in write-ahead mode, also for a connection with `mode=ro`, which cannot remove them.
     They are needed only while another process has the database open, and then they are there.
@@ -313,7 +313,7 @@ def _is_in_log_mode(path: Path) -> bool:
 
 
 def _check(path: Path) -> None:
-    """Reject a file that is not a store, and leave it as it is.
+    """Reject a file that is not a store, without changing it.
 
     Raises:
         ValueError: not a store, or a store of a later version.

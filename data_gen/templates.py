@@ -42,7 +42,7 @@ class Template:
 
     @property
     def label(self) -> str:
-        """Name and version: `clair@0c1d...`."""
+        """Return name and version: `clair@0c1d...`."""
         return f"{self.name}@{self.version}"
 
     def render(self, **values: str) -> str:

@@ -148,12 +148,12 @@ class Answer:
 
     @property
     def is_whole(self) -> bool:
-        """True if the model ended the answer itself."""
+        """Return True if the model ended the answer itself."""
         return self.finish_reason == "stop"
 
     @property
     def is_cut(self) -> bool:
-        """True if the answer was cut off at its limit of tokens."""
+        """Return True if the answer was truncated at its limit of tokens."""
         return self.finish_reason == "length"
 
 
@@ -209,7 +209,7 @@ class Request:
 
 
 def make_request(ask: Ask, *, engine: Mapping[str, Any], sampling: Sampling, seed: int, row: str) -> Request:
-    """Return the request of an ask, with its sampling, its seed and the key of its answer.
+    """Convert an ask to a request with its sampling, its seed and the key of its answer.
 
         seed = 63 bits of SHA-256(recipe's seed, row's id, ask's seed)
         key  = SHA-256(engine, messages, prompt, content of the images, sampling, seed, template)
@@ -272,7 +272,7 @@ def _image_digest(image: Any) -> str:
 
 
 def drive(strategy: Strategy) -> Generator[list[Ask], list[Answer], list[Pair | Rejected]]:
-    """Drive a strategy in a uniform form: it yields lists of asks, receives lists of answers, and returns a list.
+    """Wrap a strategy in a uniform generator: it yields lists of asks, receives lists of answers, and returns a list.
 
     Args:
         strategy: the generator of a strategy function.

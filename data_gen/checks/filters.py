@@ -44,7 +44,7 @@ def select(rows: PairRows, filters: Mapping[str, Any]) -> tuple[list[dict[str, A
 
 
 def _test(rows: PairRows, column: str, condition: Any) -> Callable[[Any], str | None]:
-    """Return a function of a value that returns the reason to drop it, or None."""
+    """Return a function that maps a value to the reason to drop it, or to None."""
     check_filter(column, condition)
     if rows and not any(column in row for row in rows):
         known = ", ".join(sorted({name for row in rows for name in row}))

@@ -67,7 +67,7 @@ def _run(name: str, options: Any, rows: PairRows) -> Mapping[str, list[Any]]:
 
 
 def check_settings(checks: Mapping[str, Any], filters: Mapping[str, Any]) -> None:
-    """Check the checks and filters of a recipe before anything is spent.
+    """Validate the checks and filters of a recipe before any request is sent.
 
     Args:
         checks: settings by the name of the check.

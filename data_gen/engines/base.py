@@ -39,12 +39,12 @@ class Engine(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Everything that determines an answer, as JSON values: engine, model, decoding options. It is a part of every key."""
+        """Return all that determines an answer, as JSON values: engine, model, options. Keys include it."""
         ...
 
     @property
     def rows_together(self) -> int:
-        """Return the number of rows whose requests are handed over together.
+        """Return the number of rows whose requests are passed to `answer` together.
 
         1: each request is answered on its own, as it comes. More: the engine computes batches, and the pipeline hands it whole
         rounds of that many rows, the same ones in a resumed run.

@@ -1,4 +1,4 @@
-"""Batch files of the OpenAI protocol: open requests out, answers in."""
+"""Batch files of the OpenAI protocol: write unanswered requests, read answers."""
 
 import json
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ class BatchOutput(NamedTuple):
 
 
 def read_batch_output(content: bytes, tracked: Sequence[TrackedRequest], engine: OpenAIEngine) -> BatchOutput:
-    """Read the output of a batch. A line that cannot be read costs its request, not the others.
+    """Read the output of a batch. An invalid line fails its own request only.
 
     Args:
         content: the file.

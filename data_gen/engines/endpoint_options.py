@@ -1,4 +1,4 @@
-"""Options of endpoints: address, API key, further fields. Whatever is recorded must hold no secret."""
+"""Options of endpoints: address, API key, further fields. Recorded options must not contain secrets."""
 
 import json
 import os
@@ -16,7 +16,7 @@ OWN_FIELDS = ("messages", "prompt", "stream", "n")
 
 
 def check_address(base_url: Any) -> None:
-    """Require an address that can be recorded.
+    """Reject an address that contains secrets or is not a URL.
 
     Args:
         base_url: the option of a recipe.
@@ -41,7 +41,7 @@ def check_address(base_url: Any) -> None:
 
 
 def read_key(key_env: Any) -> tuple[str, str]:
-    """Return the API key, and the reason why it is missing; one of them is empty, or both if none is sent.
+    """Return the API key and the reason why it is missing; one is empty, or both if no key is sent.
 
     Args:
         key_env: the option of a recipe: the name of a variable, empty for the default one, None for no key.

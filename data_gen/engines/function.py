@@ -12,7 +12,7 @@ __all__ = ["FunctionEngine"]
 
 
 class FunctionEngine:
-    """Answer requests by a Python function: programs that know the truth, cheap scorers, models of other libraries.
+    """Answer requests with a Python function, such as a program, a scorer, or a model of another library.
 
     Args:
         use: the function as `module:function`. It is called with a `Request` and returns a text, an `Answer` or a `Failure`.

@@ -69,7 +69,7 @@ class Limiter:
         booking[1] = float(tokens)
 
     def hold(self, seconds: float) -> bool:
-        """Send no request for some time, as the endpoint asks.
+        """Pause all requests for the time that the endpoint asks for.
 
         Args:
             seconds: the time from now.
@@ -83,7 +83,7 @@ class Limiter:
         return is_news
 
     def _pause(self, now: float, tokens: int) -> float:
-        """Return the seconds for which a request has to wait, as far as is known now."""
+        """Return the seconds for which a request has to wait, by the present state."""
         waits = [self._not_before - now]
         if self._rpm:
             while self._left and self._left[0] <= now - 60:

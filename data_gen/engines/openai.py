@@ -109,7 +109,7 @@ class OpenAIEngine:
         self._flows: list[Flow] = []
 
     def check_ready(self) -> None:
-        """Check the API key, which only requests need.
+        """Raise an error if the API key is missing; only requests need it.
 
         Raises:
             ValueError: the variable that `key_env` names is not set, or cannot hold a key.
@@ -118,7 +118,7 @@ class OpenAIEngine:
             raise ValueError(self._no_key)
 
     def stop(self) -> None:
-        """Give up requests that wait for another attempt; those that were sent are still answered."""
+        """Fail requests that wait for another attempt; requests already sent still get their answers."""
         for flow in list(self._flows):
             flow.stop()
 

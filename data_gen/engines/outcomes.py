@@ -119,7 +119,7 @@ def kind_of(value: Any) -> str:
 
 
 def checked_outcomes(outcomes: Any, waiting: dict[str, Request]) -> list[tuple[Request, Answer | Failure]]:
-    """Validate a list that an engine yielded, and remove its requests from those that wait for an answer.
+    """Validate a list that an engine yielded, and remove its requests from the pending ones.
 
     Args:
         outcomes: pairs of a request and its outcome.

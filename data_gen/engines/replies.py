@@ -67,7 +67,7 @@ def _text(content: Any) -> str | None:
 
 
 def _instead_of_text(message: Mapping[str, Any]) -> str | None:
-    """Return what a message holds instead of text, in words; None if that is unknown."""
+    """Describe the content that a message has instead of text; None if there is no known one."""
     if message.get("refusal"):
         return f"the model refused ({short(message['refusal'], 200)})"
     if message.get("tool_calls") or message.get("function_call"):

@@ -70,7 +70,7 @@ class TransformersEngine:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Return the model, the other models of the method with their weights, and the decoding options; a part of every key."""
+        """Return the models with digests of their weights, and the decoding options; keys include them."""
         config = self._config
         names = [self._model, *config.models.values(), *([self._adapter] if self._adapter else [])]
         options = self._off | {name: value for name, value in config.describe().items() if name != "method"}
@@ -103,7 +103,7 @@ class TransformersEngine:
             raise ValueError(f"method {method.name!r} tells no log-probabilities: leave logprobs out")
 
     def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
-        """Decode batch by batch; batches whose requests are all known are left out.
+        """Decode batch by batch, without batches whose requests are all recorded.
 
         Args:
             requests: a round of requests.
@@ -151,7 +151,7 @@ class TransformersEngine:
         )
 
     def _batch(self, batch: Sequence[Request], models: Any) -> Any:
-        """Return a batch as the method's branches read it; noise and transformations have the requests' seeds."""
+        """Return a batch with the inputs of the method's branches; noise uses the requests' seeds."""
         from contralto.decoding.inputs import batch_of
 
         raw = self._raw or batch[0].prompt is not None
@@ -191,7 +191,7 @@ class TransformersEngine:
 
 
 def _too_long(branches: Sequence[Any]) -> Failure:
-    """Return the failure of a prompt after which no token fits into the context."""
+    """Return the failure of a prompt that fills the context."""
     room = min(branches, key=lambda room: room.left())
     return Failure(
         f"the {room.what} has {room.tokens:,} tokens, and {room.name} reads {room.context:,} with the answer: shorten it, or "
@@ -200,7 +200,7 @@ def _too_long(branches: Sequence[Any]) -> Failure:
 
 
 def _is_cut(answer: Answer, *, below: float) -> bool:
-    """Return True if an answer was cut off before its own limit of tokens."""
+    """Return True if an answer was truncated before its own limit of tokens."""
     return answer.finish_reason == "length" and (answer.completion_tokens or 0) < below
 
 
@@ -227,7 +227,7 @@ def _load(
 
 
 def _use_adapter(model: Any, adapter: str | None) -> None:
-    """Activate an adapter of a model, or none; adapters are loaded once."""
+    """Activate an adapter of a model, or disable adapters; each adapter is loaded once."""
     if adapter is None:
         if _loaded_adapters(model):
             model.disable_adapters()

@@ -61,7 +61,7 @@ class VLLMEngine:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Model, adapter, weights, and the options of `LLM`; a part of every key."""
+        """Return the model, adapter, weights, and the options of `LLM`; keys of answers include them."""
         folders = self._adapters if self._config is not None else [self._adapter]
         names = [self._model, *(name for name in dict.fromkeys(folders) if name)]
         identity = {

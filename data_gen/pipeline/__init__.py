@@ -1,4 +1,4 @@
-"""The pipeline: rows in, strategies driven, requests answered, answers recorded, results out.
+"""The pipeline: run strategies on rows, answer their requests, record the answers, and return the results.
 
 `run` drives thousands of strategies at the same time. Each engine works in a thread of its own; the calling thread alone uses
 the store and the strategies: it records outcomes, then sends them on. So every answer that a strategy has seen is on disk.

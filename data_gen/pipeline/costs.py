@@ -75,7 +75,7 @@ def _totals(results: Iterable[Result]) -> Totals:
 
 
 def _totals_of_stand_ins(recipe: Recipe, rows: Sequence[Row]) -> tuple[Totals, Counter[str]]:
-    """Drive the strategies with stand-in answers; return the totals and the rows of each strategy."""
+    """Run the strategies with placeholder answers; return the totals and the rows of each strategy."""
     results = []
     for row in rows:
         for use in recipe.strategies:
@@ -87,7 +87,7 @@ def _totals_of_stand_ins(recipe: Recipe, rows: Sequence[Row]) -> tuple[Totals, C
 
 
 def _stand_in(tracked: TrackedRequest, number: int) -> Answer:
-    """Return an answer of the greatest length that differs from those of other numbers."""
+    """Return a placeholder answer of the largest length, different for each number."""
     tokens = tracked.request.sampling.max_new_tokens
     text = f"{number} " + "word " * int(tokens * CHARACTERS_PER_TOKEN / 5)
     return Answer(text=text, prompt_tokens=prompt_token_guess(tracked.request), completion_tokens=tokens)

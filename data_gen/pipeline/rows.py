@@ -16,7 +16,7 @@ LONE = "the row holds a lone surrogate: half of a character can be neither sent 
 
 
 class Result(NamedTuple):
-    """The result of a strategy on a row, as far as the recorded answers go."""
+    """The result of a strategy on a row, given the recorded answers."""
 
     row: Row
     strategy: str
@@ -29,12 +29,12 @@ class Result(NamedTuple):
 
     @property
     def is_pending(self) -> bool:
-        """True if answers are missing that were not requested yet."""
+        """Return True if missing answers have not been requested yet."""
         return self.made is None and self.failed is None
 
 
 class UnknownRoleError(ValueError):
-    """A strategy requests an answer of a role that the recipe does not have."""
+    """The error of a strategy that requests an answer of a role which the recipe does not have."""
 
 
 class RowRun:
@@ -64,7 +64,7 @@ class RowRun:
 
     @property
     def is_live(self) -> bool:
-        """True until the strategy has returned or failed."""
+        """Return True until the strategy has returned or failed."""
         return self.made is None and self.failed is None
 
     def send(self, known: Mapping[str, Answer | Failure]) -> None:
@@ -101,7 +101,7 @@ class RowRun:
 
 
 def _tracked(recipe: Recipe, ask: Ask, strategy: str, row: str) -> TrackedRequest:
-    """Return the request of an ask, with its origin."""
+    """Convert an ask to a request with its origin."""
     role = recipe.roles.get(ask.role)
     if role is None:
         has = ", ".join(recipe.roles)
@@ -149,7 +149,7 @@ class RowGroup:
 
 
 def check(recipe: Recipe, rows: Sequence[Row]) -> None:
-    """Start every strategy on the first row, so that a mistake in its settings shows before the first request.
+    """Start every strategy on the first row, so that invalid settings raise an error before the first request.
 
     Args:
         recipe: the recipe.

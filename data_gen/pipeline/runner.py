@@ -91,7 +91,7 @@ class _Runner:
         self._running = len(self._workers)
 
     def go(self) -> None:
-        """Run to the end; all workers have ended when it returns or raises, unless Ctrl-C was pressed twice."""
+        """Run to the end; no worker is left when it returns or raises, unless Ctrl-C was pressed twice."""
         try:
             with signals_as_events(self._events), logging_redirect_tqdm():  # keeps the bar whole
                 self._fill()
@@ -108,7 +108,7 @@ class _Runner:
             raise self._ending
 
     def _fill(self) -> None:
-        """Begin groups of rows until enough are in progress."""
+        """Start groups of rows until enough are in progress."""
         while self._ending is None and len(self._open) < self._room + 1:
             group = next(self._groups, None)
             if group is None:
@@ -118,7 +118,7 @@ class _Runner:
             self._hand_over(group, is_new=False)
 
     def _hand_over(self, group: RowGroup, *, is_new: bool) -> None:
-        """Give the missing requests of a group to their engines; a group without any is finished."""
+        """Send the missing requests of a group to their engines; a group without any is finished."""
         if not group.missing:
             del self._open[id(group)]
             self._progress.finish(group, is_new=is_new)
@@ -140,7 +140,7 @@ class _Runner:
                 worker.put(wanted)
 
     def _take(self, events: list[Any]) -> None:
-        """Record the outcomes of events, then use them."""
+        """Record the outcomes of events, then advance the groups that wait for them."""
         for event in events:
             if isinstance(event, WorkerEnded):
                 self._running -= 1
@@ -164,7 +164,7 @@ class _Runner:
         self._go_on({id(group): group for group, _, _ in known}.values(), Counter(id(group) for group, _, _ in known))
 
     def _go_on(self, groups: Iterable[RowGroup], answered: Counter[int]) -> None:
-        """Advance the groups that wait for no further answer."""
+        """Advance the groups whose requests are all answered."""
         self._left.subtract(answered)
         for group in groups:
             if not self._left[id(group)] and self._ending is None:
@@ -199,14 +199,14 @@ class _Runner:
                 worker.put(requests)
 
     def _stop(self, why: BaseException | None) -> None:
-        """Send no further request; the first reason is raised at the end."""
+        """Stop sending requests; the first reason is raised at the end."""
         self._ending = self._ending or why
         for worker in self._workers.values():
             worker.stop()
 
 
 def _all_of(events: Any) -> list[Any]:
-    """Wait for an event, and take all that are there."""
+    """Wait for an event, and return it with all others in the queue."""
     taken = [events.get()]
     while not events.empty():
         taken.append(events.get())

@@ -1,4 +1,4 @@
-"""Engines at work in threads of their own, and the events that they and signals put into the queue of a run."""
+"""Run engines in threads; engines and signals put events into the queue of a run."""
 
 import queue
 import signal
@@ -60,7 +60,7 @@ class EngineWorker(threading.Thread):
         self._inbox.put(requests)
 
     def run(self) -> None:
-        """Let the engine answer until the worker is stopped; the events tell what came."""
+        """Run the engine until the worker is stopped, and put its outcomes into the queue as events."""
         error: BaseException | None = None
         try:
             if self.engine.rows_together > 1:
@@ -85,7 +85,7 @@ class EngineWorker(threading.Thread):
                 yield request
 
     def _answer(self, requests: Iterable[Request]) -> None:
-        """Let the engine answer. Requests that it leaves out without an error have failed, since nothing else ends the wait."""
+        """Call the engine, and record requests that it omits as failed, since the run would wait for them."""
         for outcomes in self.engine.answer(requests):
             self._events.put(Answered(checked_outcomes(outcomes, self._waiting)))
             if self._is_stopping and self.engine.rows_together > 1:
@@ -96,14 +96,14 @@ class EngineWorker(threading.Thread):
             self._waiting = {}
 
     def take_back(self) -> list[list[Request]]:
-        """Remove and return the rounds that the engine has not begun."""
+        """Remove and return the rounds that the engine has not started."""
         rounds = []
         while not self._inbox.empty():
             rounds.append(self._inbox.get())
         return [requests for requests in rounds if requests is not None]
 
     def stop(self) -> None:
-        """Begin no further request, and give up those that wait for another attempt."""
+        """Start no further request, and fail those that wait for another attempt."""
         self._is_stopping = True
         self.take_back()
         self._inbox.put(None)
@@ -112,7 +112,7 @@ class EngineWorker(threading.Thread):
 
 @contextmanager
 def signals_as_events(events: Any) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into an event, so that none comes between an answer and its record.
+    """Turn the first Ctrl-C or SIGTERM into an event, so that no answer is lost before it is recorded.
 
     The second one has its usual effect. Other threads than the main one cannot handle signals and leave them alone.
 

@@ -65,24 +65,24 @@ def con_j(
 def _hinted(
     prompt: str, right: int, *, target: str, seed: int, template: templates.Template
 ) -> Generator[list[Ask], list[Answer], tuple[list[Answer], list[Answer]]]:
-    """Return the right and the wrong judgement with a hint, each an empty list if it does not follow its hint."""
+    """Return the judgements with a hint at the right and at the wrong answer; [] for an ignored hint."""
     prompts = [template.render(judgement_prompt=prompt, better=str(better)) for better in (right, 3 - right)]
     led, misled = yield [_ask(target, hinted, seed, "hinted", template) for hinted in prompts]
     return _with_verdict([led], right), _with_verdict([misled], 3 - right)
 
 
 def _ask(role: str, prompt: str, seed: int, tag: str, template: templates.Template) -> Ask:
-    """Return the request of a judgement, without the images of the row."""
+    """Return the request for a judgement, without the images of the row."""
     messages = templates.user_messages(prompt)
     return Ask(role=role, messages=messages, seed=seed, tag=tag, template=template.label)
 
 
 def _with_verdict(judgements: Sequence[Answer], better: int) -> list[Answer]:
-    """Return the judgements that find answer `better`, 1 or 2, better."""
+    """Return the judgements that prefer answer `better`, 1 or 2."""
     return [judgement for judgement in judgements if _parse_better(judgement.text) == better]
 
 
 def _parse_better(judgement: str) -> int | None:
-    """Return the answer that a judgement finds better, 1 or 2; the last statement counts."""
+    """Return the answer that a judgement prefers, 1 or 2, by its last statement."""
     statements = _BETTER.findall(judgement)
     return int(statements[-1]) if statements else None

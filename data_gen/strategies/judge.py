@@ -1,4 +1,4 @@
-"""Strategies in which a judge decides about answers that exist already, or that other models give."""
+"""Strategies in which a judge compares existing answers, or answers of other models."""
 
 from typing import Any
 

@@ -213,7 +213,7 @@ def popalign(row: Row, *, contrasts: Sequence[str] = tuple(SIX), judge: str | No
 
 
 def _in_step(strategies: Sequence[Strategy]) -> Generator[list[Ask], list[Answer], list[Pair | Rejected]]:
-    """Drive strategies side by side, so that their requests are answered together; return their pairs in the given order."""
+    """Run strategies in parallel, so that requests are answered together; return their pairs in order."""
     driven = [drive(strategy) for strategy in strategies]
     finished: dict[int, list[Pair | Rejected]] = {}
     waiting: dict[int, list[Ask]] = {}
@@ -251,7 +251,7 @@ def _ask_both(row: Row, target: str, good: str, bad: str) -> list[Ask]:
 
 
 def _filled(template: templates.Template, content: Any) -> Any:
-    """Put a message's content into a template; images stay before the text."""
+    """Fill a template with a message's content; images stay before the text."""
     text = template.render(task=templates.content_text(content))
     if isinstance(content, str):
         return text

@@ -104,7 +104,7 @@ def pair_columns(strategy: str, chosen: Answer, rejected: Answer) -> dict[str, A
 
 
 def existing_answer(row: Row, column: str) -> str:
-    """Return an answer that the row holds already.
+    """Return an answer that the row already contains.
 
     Args:
         row: the row.

@@ -115,12 +115,12 @@ def compare_answers(
 
 
 def _verdict_of(reply: Answer) -> Verdict | None:
-    """Return the verdict of a judge's reply; a reply that was cut off amid its reasons has none."""
+    """Return the verdict of a judge's reply; None for a truncated reply, whose reasons may name either."""
     return None if reply.is_cut and len(reply.text.split()) > 3 else parse_verdict(reply.text)
 
 
 def _as_position(verdict: Verdict | None, *, a: str, b: str) -> str | None:
-    """Return the answer that `A` or `B` stood for; ties and missing verdicts stay as they are."""
+    """Return the answer that was shown as `A` or `B`; ties and missing verdicts are returned unchanged."""
     return {"A": a, "B": b}.get(verdict or "", verdict)
 
 
@@ -170,7 +170,7 @@ def judged_pair(
 
 
 def _undecided(verdicts: tuple[str | None, str | None]) -> str:
-    """Return the reason why two verdicts decide nothing."""
+    """Return the reason why two verdicts are no preference."""
     if None in verdicts:
         return "the judge's verdict could not be read"
     if verdicts == ("tie", "tie"):
