@@ -158,7 +158,7 @@ def _add_noise(
 
 
 def _signal(step: int) -> float:
-    """Return abar_t, the share of the image's variance that is left at a step."""
+    """Return abar_t, the share of the image's variance that remains at a step."""
     betas = torch.linspace(-6, 6, STEPS, dtype=torch.float64).sigmoid() * (0.5e-2 - 1e-5) + 1e-5
     return float((1 - betas[: step + 1]).prod())
 
@@ -173,7 +173,7 @@ def _rows_per_image(inputs: MutableMapping[str, Any], name: str) -> list[int]:
 
 
 def _real_pixels(inputs: MutableMapping[str, Any], pixels: Tensor) -> Tensor | None:
-    """Return a mask of the pixels that are no padding, in their shape; None without a mask.
+    """Return a mask of the pixels that are not padding, in their shape; None without a mask.
 
     The mask of the processor has no dimension for channels: (N, H, W) for pixels (N, C, H, W), or (N, patches) for
     (N, patches, C).

@@ -1,4 +1,4 @@
-"""Prompts, and what each branch of a method reads of them: one answer for every command and engine."""
+"""Prompts, and the inputs of each branch of a method, shared by all commands and engines."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class Prompt(NamedTuple):
-    """A prompt with all that its branches read."""
+    """A prompt with the inputs of all branches."""
 
     content: Content
     images: tuple[Any, ...] = ()
@@ -42,7 +42,7 @@ class Prompt(NamedTuple):
 
 
 class DecodingBatch(NamedTuple):
-    """A batch of prompts as all branches of a method read it."""
+    """A batch of prompts with the inputs of all branches of a method."""
 
     model: Any
     """The model that generates."""
@@ -55,7 +55,7 @@ class DecodingBatch(NamedTuple):
 
 
 def check_prompts(prompts: Sequence[Prompt], config: DecodingConfig) -> None:
-    """Raise an error for prompts that lack what the method reads, before anything is loaded.
+    """Raise an error for prompts that lack inputs of the method, before anything is loaded.
 
     Args:
         prompts: of one run.
@@ -218,7 +218,7 @@ def open_images(prompt: Prompt) -> Prompt:
 def batch_of(
     prompts: Sequence[Prompt], models: Any, config: DecodingConfig, *, seeds: Sequence[int], raw: bool
 ) -> DecodingBatch:
-    """Return a batch as the branches of the method read it.
+    """Return a batch with the inputs of the method's branches.
 
     Args:
         prompts: all with images, or all without.
@@ -267,14 +267,14 @@ _VIEWED: Mapping[str, Callable[[Sequence[Prompt], Sequence[int]], list[Prompt]]]
 
 
 def _noise_seeds(inputs: Mapping[str, Any], seeds: Sequence[int]) -> list[int] | int:
-    """Return a seed for every image or tile; that of the first prompt alone where prompts have unequally many."""
+    """Return a seed for every image or tile; the first prompt's alone if numbers of images differ."""
     count = len(inputs["image_grid_thw"] if "image_grid_thw" in inputs else inputs["pixel_values"])
     per_prompt, rest = divmod(count, len(seeds))
     return seeds[0] if rest else [1000 * seed + i for seed in seeds for i in range(per_prompt)]
 
 
 def prompt_length(batch: DecodingBatch) -> int:
-    """Return how many tokens of the output of `generate()` belong to the prompt.
+    """Return the number of prompt tokens in the output of `generate()`.
 
     Args:
         batch: the batch that was decoded.
@@ -283,7 +283,7 @@ def prompt_length(batch: DecodingBatch) -> int:
 
 
 def check_lengths(batch: DecodingBatch, config: DecodingConfig, max_new_tokens: int, *, first: int = 0) -> None:
-    """Raise an error for prompts after which the contexts of the models are too short for the new tokens.
+    """Raise an error for prompts that leave too little context for the new tokens.
 
     Args:
         batch: the prompts.

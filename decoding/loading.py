@@ -26,7 +26,7 @@ __all__ = ["Models", "check_device", "check_dtype", "load_models", "weights_dige
 
 
 class Models(NamedTuple):
-    """The models of a method, with what encodes prompts for them."""
+    """The models of a method, and the tokenizer or processor that encodes prompts for them."""
 
     main: Any
     others: tuple[Any, ...]
@@ -127,7 +127,7 @@ def _load(name: str, placement: dict[str, Any], *, with_images: bool, has_adapte
 
 
 def _check_memory(name: str) -> None:
-    """Raise MemoryError for local weights that cannot fit, before the machine starts to swap."""
+    """Raise MemoryError if local weights exceed the memory, before the machine starts to swap."""
     needed = sum(file.stat().st_size for file in Path(locate(name)).glob("*.safetensors"))
     free = psutil.virtual_memory().available
     if needed > free:

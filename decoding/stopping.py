@@ -1,4 +1,4 @@
-"""Stop generation at strings, with any vocabulary, and for models that write a thought before the answer."""
+"""Stop generation at strings, also for models that generate a thought before the answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,7 +115,7 @@ class StopStringsAfterThought(StopStrings):
         return _State(tail if ends and not text else [])
 
     def _answer(self, row: list[int], state: "_State", known: int) -> str:
-        """Return the answer so far, or its last tokens if they are no longer near its beginning; "" within the thought."""
+        """Return the answer so far, or only its last tokens if it is long; "" within the thought."""
         tokens, recent = state.before + row, max(len(state.before) + known - self._reach, 0)
         inside = state.answer is not None and recent >= state.answer
         start = recent if inside or state.begin is None else state.begin

@@ -1,4 +1,4 @@
-"""Trace the effect of a contrast on a completion: for each token the candidates of every branch and the excluded tokens."""
+"""Trace the effect of a contrast on a completion: the candidates and the excluded tokens at each step."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple

@@ -15,7 +15,7 @@ __all__ = ["branch_names", "check_logits"]
 
 
 def check_logits(logits: Sequence[Tensor], names: Callable[[], Sequence[str]], place: Callable[..., str]) -> None:
-    """Raise an error that names the branch and the place if some logits cannot be contrasted.
+    """Raise an error that names the branch and the row if some logits cannot be contrasted.
 
     One maximum per row suffices: it is NaN, `+inf` or `-inf` exactly where the row holds NaN, holds `+inf`, or is all `-inf`.
     There is one synchronization with the device for all branches.

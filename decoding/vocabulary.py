@@ -1,4 +1,4 @@
-"""Check that the models of a contrast share a tokenizer, since their probabilities are compared token by token.
+"""Check that contrasted models share a tokenizer, since their probabilities are compared token by token.
 
 Two models with different tokenizers run without an error, and their contrast is meaningless. So tokenizers are compared wherever
 both can be found: passed by the caller, or in the folder or local hub cache that a model was loaded from (`name_or_path`). Nothing is
@@ -38,7 +38,7 @@ _FOUND: WeakKeyDictionary[Any, WeakKeyDictionary[Any, bool]] = WeakKeyDictionary
 
 
 def fit_vocabulary(logits: Tensor, size: int) -> Tensor:
-    """Return logits `(..., size)` for the first `size` tokens, `-inf` for those that the model's head has no row for.
+    """Return logits `(..., size)` for the first `size` tokens, `-inf` for tokens without a row in the model's head.
 
     Models with the same tokenizer may pad their embeddings to different sizes. The additional rows belong to no token.
 
@@ -55,7 +55,7 @@ def fit_vocabulary(logits: Tensor, size: int) -> Tensor:
 
 
 def check_sizes(size: int, other: int, *, share_tokenizer: bool = False) -> None:
-    """Raise an error unless the sizes of two vocabularies allow that they belong to the same tokenizer.
+    """Raise an error if the sizes of two vocabularies cannot belong to the same tokenizer.
 
     The sizes must be equal, or the larger one a multiple of a block (64 to 1024) that is no smaller than the difference, or the
     difference one token, such as a pad token that was added.
@@ -306,7 +306,7 @@ class Vocabulary:
 
 
 def vocabulary_size(model: Any) -> int:
-    """Return the number of tokens that a model's head knows.
+    """Return the number of rows of a model's language-model head.
 
     Args:
         model: a transformers model.

@@ -55,7 +55,7 @@ class Branch(ABC):
         """Discard the state and the cache of the last call."""
 
     def begin(self, ids: Tensor, mask: Tensor, fills: Sequence[int] = ()) -> None:  # noqa: B027  optional
-        """Prepare for a generation whose prompts and padding are known, until `end`.
+        """Set the prompts and the padding of a generation, until `end`.
 
         Args:
             ids: `(B, T)` int64, the prompts of the main model.
@@ -64,10 +64,10 @@ class Branch(ABC):
         """
 
     def end(self) -> None:  # noqa: B027  optional
-        """Discard what `begin` was given."""
+        """Discard the prompts and the padding that `begin` set."""
 
     def limit_tokens(self, size: int) -> None:  # noqa: B027  optional
-        """Declare that generated tokens are below `size`.
+        """Declare that ids of generated tokens are below `size`.
 
         Args:
             size: the vocabulary size of the main model.
@@ -146,7 +146,7 @@ class Unwrapped(NamedTuple):
 
     @property
     def is_adapted(self) -> bool:
-        """Return whether the model runs as it is, with its adapters enabled."""
+        """Return whether the model runs unchanged, with its adapters enabled."""
         return self.context is nullcontext
 
 
@@ -174,7 +174,7 @@ def unwrap(model: Any) -> Unwrapped:
 
 
 def model_state(model: Any) -> list[Any]:
-    """Return a value that changes when a model is trained, loaded anew, or given other adapters.
+    """Return a value that changes when a model is trained, reloaded, or given other adapters.
 
     PyTorch counts in-place changes of a tensor (`Tensor._version`), except those made through `.data`; PEFT layers list their
     active and merged adapters.

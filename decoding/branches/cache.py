@@ -30,7 +30,7 @@ __all__ = [
 
 
 def find_cache(kwargs: Mapping[str, Any]) -> Any:
-    """Return the cache among keyword arguments or outputs of a model, whichever name its family uses; None without one.
+    """Return the cache in keyword arguments or outputs of a model, under any of its usual names; None without one.
 
     Args:
         kwargs: keyword arguments or outputs of a model.

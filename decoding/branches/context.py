@@ -1,4 +1,4 @@
-"""Determine and check the context length of models: beyond it logits are noise, and most families raise no error."""
+"""Determine and check the context length of models; beyond it most models return noise without an error."""
 
 import math
 from collections.abc import Mapping
@@ -216,7 +216,7 @@ def rooms(batch: "DecodingBatch", *, window: int | None = None) -> list[tuple[Ro
 
 
 def _columns(model: Any, inputs: Mapping[str, Any], window: int | None = None) -> list[list[Room]]:
-    """Return the room of each prompt in one branch: of an encoder-decoder for the source text and after the start token."""
+    """Return the room of each prompt in one branch; an encoder-decoder has one for source and target."""
     model = getattr(model, "peft_model", model)
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     mask = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"])

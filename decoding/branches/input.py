@@ -1,4 +1,4 @@
-"""Provide the branch of a model that reads other prompts or images and then the same generated tokens."""
+"""Provide the branch of a model that reads another prompt or image, followed by the same generated tokens."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ __all__ = ["InputBranch"]
 
 
 class InputBranch(Branch):
-    """The logits of a model that reads other prompts, or other images, and then the same generated tokens.
+    """The logits of a model that reads another prompt or image, followed by the same generated tokens.
 
     The contrast prompts belong to one batch of main prompts. The first call must be at the end of the main prompts; the
     tokens that follow them from then on are put after the contrast prompts.
@@ -59,7 +59,7 @@ class InputBranch(Branch):
         return self._branch.model
 
     def begin(self, ids: Tensor, mask: Tensor, fills: Sequence[int] = ()) -> None:
-        """Take the tokens that pad ended rows, until `end`; the contrast prompts have a mask of their own.
+        """Set the tokens that pad finished rows, until `end`; the contrast prompts have their own mask.
 
         Args:
             ids: `(B, T)` the main prompts.
@@ -69,11 +69,11 @@ class InputBranch(Branch):
         self._branch.set_fills(fills)
 
     def end(self) -> None:
-        """Discard the tokens that pad ended rows."""
+        """Discard the tokens that pad finished rows."""
         self._branch.end()
 
     def limit_tokens(self, size: int) -> None:
-        """Declare that generated tokens are below `size`.
+        """Declare that ids of generated tokens are below `size`.
 
         Args:
             size: the vocabulary size of the main model.
@@ -81,11 +81,11 @@ class InputBranch(Branch):
         self._branch.limit_tokens(size)
 
     def reset(self) -> None:
-        """Discard the last call and its cache, but not the main prompts that the contrast prompts belong to."""
+        """Discard the last call and its cache, but keep the main prompts."""
         self._branch.reset()
 
     def generated(self, input_ids: Tensor) -> int:
-        """Return the number of generated tokens in the rows, which follow the main prompts.
+        """Return the number of generated tokens in the rows, without the main prompts.
 
         Args:
             input_ids: `(B, T)` int64, the rows of the main model.
@@ -109,7 +109,7 @@ class InputBranch(Branch):
         return int(input_ids.shape[1]) - length
 
     def __call__(self, input_ids: Tensor) -> Tensor:
-        """Return the logits `(B, V)` of the token after each row, had it begun with the contrast prompt.
+        """Return the logits `(B, V)` of the token after each row, with the contrast prompt in place of the prompt.
 
         Args:
             input_ids: `(B, T)` int64, the rows of the main model.
@@ -117,7 +117,7 @@ class InputBranch(Branch):
         return self._branch(self._rows(input_ids, self.generated(input_ids)))
 
     def score(self, input_ids: Tensor, count: int, attention_mask: Tensor | None = None) -> Tensor:
-        """Return the logits of the last `count` tokens of each row, had it begun with the contrast prompt.
+        """Return the logits of the last `count` tokens of each row, with the contrast prompt in place of the prompt.
 
         Args:
             input_ids: `(B, T)` int64, main prompts and continuations.

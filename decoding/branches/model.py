@@ -1,4 +1,4 @@
-"""Provide the branch of another model, which follows the rows of tokens that the main model writes.
+"""Provide the branch of another model, which reads the tokens that the main model generates.
 
 A logits processor is given nothing but `input_ids` at every step. So a branch finds out by itself what they mean: rows that
 continue those of the last call (feed the new tokens), rows that a beam search reordered (reorder the cache first), rows that
@@ -32,7 +32,7 @@ __all__ = ["ModelBranch"]
 
 
 class _Continuation(NamedTuple):
-    """The part of the cached rows that the rows of a call continue."""
+    """The cached rows and length that the rows of a call continue."""
 
     kept: int
     """Number of cached tokens that still hold."""
@@ -54,7 +54,7 @@ class _MaskedPrompts(NamedTuple):
 
 
 class ModelBranch(Branch):
-    """The next-token logits of a model for rows of tokens that another model writes.
+    """The next-token logits of a model for rows of tokens that another model generates.
 
     The rows may come from greedy search, sampling or beam search, from several calls in turn, and from texts that extend
     or share a beginning with the last one. In every case the logits are those of the model on the whole row.
@@ -129,7 +129,7 @@ class ModelBranch(Branch):
         return None if self._prompt_mask is None else self._prompt_mask.mask
 
     def begin(self, ids: Tensor, mask: Tensor, fills: Sequence[int] = ()) -> None:
-        """Take the mask of the prompts of the next generation, until `end`.
+        """Set the mask of the prompts of the next generation, until `end`.
 
         Args:
             ids: `(B, T)` the prompts.
@@ -161,7 +161,7 @@ class ModelBranch(Branch):
         return not rest and torch.equal(own.repeat_interleave(repeats, 0).to(mask) != 0, mask != 0)
 
     def set_fills(self, fills: Sequence[int]) -> None:
-        """Set the token ids that pad the rows that have ended.
+        """Set the token ids that pad finished rows.
 
         Args:
             fills: token ids, besides the end-of-text and pad tokens of the model.
@@ -172,12 +172,12 @@ class ModelBranch(Branch):
         self._reader.limit = self._limit
 
     def end(self) -> None:
-        """Discard the mask and the padding tokens that `begin` was given."""
+        """Discard the mask and the padding tokens that `begin` set."""
         self._begun = None
         self.set_fills(())
 
     def limit_tokens(self, size: int) -> None:
-        """Declare that generated tokens are below `size`, so that they need no comparison with a vocabulary of that size.
+        """Declare that ids of generated tokens are below `size`, so that they need not be checked.
 
         Args:
             size: the vocabulary size of the main model.
@@ -185,7 +185,7 @@ class ModelBranch(Branch):
         self._below = size
 
     def reset(self) -> None:
-        """Discard the last call and its cache: the next one is a new prompt."""
+        """Discard the last call and its cache: the next call has new prompts."""
         self._reader.reset()
         self._seen: Tensor | None = None  # the rows of the last call
         self._hidden = 0  # number of their first tokens that the model does not see
@@ -282,7 +282,7 @@ class ModelBranch(Branch):
         return Prompts(ids, prepared.kwargs)  # the rows of a prompt have the same inputs, but not the same tokens
 
     def _reset_if_changed(self) -> None:
-        """Discard what was computed with other weights or adapters than the model has now."""
+        """Discard the cache if the model's weights or adapters have changed."""
         if (state := model_state(self._model)) != self._state:
             self.reset()
             self._encoder_outputs, self._state = None, state
@@ -310,13 +310,13 @@ class ModelBranch(Branch):
 
     @property
     def _prompts(self) -> int:
-        """Return the number of prompts that the rows belong to; 1 where rows of equal tokens are interchangeable."""
+        """Return the number of prompts of the rows; 1 if rows of equal tokens are interchangeable."""
         if self._encoder_inputs is not None:
             return len(next(iter(self._encoder_inputs.values())))
         return 1 if self._prompt_mask is None else len(self._prompt_mask.mask)
 
     def _rewind(self, ids: Tensor, continued: _Continuation) -> bool:
-        """Bring the cache to the state after the kept tokens of `ids`; return False if it cannot be brought there."""
+        """Rewind the cache to the state after the kept tokens of `ids`; return False if that is impossible."""
         assert self._seen is not None
         assert self._mask is not None
         dropped, new = self._seen.shape[1] - continued.kept, ids.shape[1] - continued.kept
@@ -345,7 +345,7 @@ class ModelBranch(Branch):
         return True
 
     def _start(self, ids: Tensor, *, scored: int = 0, mask: Tensor | None = None, unread: Tensor | int = 0) -> Tensor:
-        """Read whole prompts, and the continuations after them that are to be scored. Logits `(B, ..., V)`."""
+        """Run the model on whole prompts, and on the continuations to be scored. Logits `(B, ..., V)`."""
         self.reset()
         self._prompt_length = ids.shape[1] - scored
         self._hidden = 0 if self._window is None else max(0, self._prompt_length - self._window)
@@ -356,7 +356,7 @@ class ModelBranch(Branch):
         return self._select(logits)
 
     def _continue(self, ids: Tensor, new: int) -> Tensor:
-        """Read the last `new` columns of rows. Logits `(B, 1, V)` of the last one."""
+        """Run the model on the last `new` columns of rows. Logits `(B, 1, V)` of the last one."""
         assert self._mask is not None
         known, self._seen = self._known(ids, new, self._mask), None
         logits = self._reader.read(known[:, self._hidden :], new=new, keep=1)
@@ -368,7 +368,7 @@ class ModelBranch(Branch):
         return logits
 
     def _find_mask(self, ids: Tensor) -> Tensor:
-        """Return the mask `(B, T)` of rows, 0 for the padding before the prompts."""
+        """Return the attention mask `(B, T)` of rows, 0 for the padding before the prompts."""
         if self._prompt_mask is not None:
             return self._prompt_mask.fit(ids)
         for known in (self._begun, self._single):
@@ -382,7 +382,7 @@ class ModelBranch(Branch):
         return mask
 
     def _known(self, ids: Tensor, new: int, mask: Tensor) -> Tensor:
-        """Return rows in tokens that the model knows.
+        """Replace tokens outside the model's vocabulary.
 
         A generated token of a main model whose vocabulary is no larger needs no look at the tokens, for which the processor
         would wait for the device.
@@ -392,7 +392,7 @@ class ModelBranch(Branch):
         return ids if int(ids[:, -new:].max()) < self._tokens.size else self._replace_unknown(ids, mask)
 
     def _replace_unknown(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Put a token that the model knows in place of padding, before the prompts and after rows that have ended."""
+        """Replace padding, before the prompts and after finished rows, by a token in the model's vocabulary."""
         mask = fit_mask(mask, ids.shape[1])
         return self._tokens.replace(ids, mask, {*self._fills, *ids[mask == 0].tolist()})
 

@@ -1,4 +1,4 @@
-"""Find the padding of a batch from its tokens, and replace tokens that a model does not know."""
+"""Find the padding of a batch from its tokens, and replace tokens outside a model's vocabulary."""
 
 import warnings
 from collections.abc import Collection
@@ -52,7 +52,7 @@ def padding_of(model: Any, ids: Tensor) -> Tensor:
 
 
 def refuse_unknown_padding(ids: Tensor, name: str, bos_id: int | None = None) -> None:
-    """Raise an error for prompts that may be padded with an unknown token, where padding cannot be told from text.
+    """Raise an error for prompts that may be padded with an unknown token, which cannot be distinguished from text.
 
     Args:
         ids: `(B, T)`.
@@ -138,7 +138,7 @@ def find_padding(ids: Tensor, pad_ids: Collection[int], bos_id: int | None = Non
 
 
 def _shown(pad_ids: Collection[int]) -> str:
-    """Return pad tokens for an error message."""
+    """Format pad tokens for an error message."""
     return ", ".join(map(str, pad_ids)) or "it has none"
 
 
@@ -233,7 +233,7 @@ class PromptMask:
 
 
 class KnownTokens(NamedTuple):
-    """The tokens that a model knows. Padding may have larger ids, such as a pad token that was added for another model.
+    """The vocabulary of a model. Padding may have larger ids, such as a pad token that was added for another model.
 
     Examples:
         >>> tokens = KnownTokens(size=8, pad=0, ends=(1,), name="Amateur")
@@ -260,7 +260,7 @@ class KnownTokens(NamedTuple):
         return cls(size, pads[0] if pads else 0, tuple(_configured(model, "eos_token_id")), type(model).__name__)
 
     def replace(self, ids: Tensor, mask: Tensor, fills: Collection[int] = (), over: Tensor | None = None) -> Tensor:
-        """Put a known token in place of padding, before the prompts and after rows that have ended.
+        """Replace padding, before the prompts and after finished rows, by a known token.
 
         Args:
             ids: `(B, T)`.
@@ -285,7 +285,7 @@ class KnownTokens(NamedTuple):
         return ids.masked_fill(unseen | foreign, self.pad)
 
     def _ended(self, ids: Tensor, fills: Collection[int]) -> Tensor:
-        """Return a mask `(B, T)` of the tokens that fill the end of a row: its last token repeated, after an end token or a known fill."""
+        """Return a mask `(B, T)` of trailing padding: the last token repeated after an end or pad token."""
         fill = (ids == ids[:, -1:]).flip(-1).cumprod(-1).flip(-1).bool()
         before = (ids.shape[1] - fill.sum(-1, keepdim=True) - 1).clamp(min=0)
         after_end = torch.isin(ids.gather(-1, before), torch.tensor(self.ends, dtype=ids.dtype, device=ids.device))

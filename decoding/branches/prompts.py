@@ -46,7 +46,7 @@ class Prompts(NamedTuple):
 
 
 def is_multimodal(model: Any) -> bool:
-    """Return whether a model reads other inputs than text.
+    """Return whether a model takes inputs other than text.
 
     Args:
         model: a transformers model.
@@ -56,7 +56,7 @@ def is_multimodal(model: Any) -> bool:
 
 
 def check_images(model: Any, ids: Tensor, inputs: Mapping[str, Any]) -> None:
-    """Raise an error if prompts hold images without the inputs for them, which transformers would not notice.
+    """Raise an error if prompts have image tokens but no image inputs, which transformers does not check.
 
     Args:
         model: a transformers model.
@@ -134,7 +134,7 @@ def _to(value: Any, device: torch.device) -> Any:
 
 
 def stack(parts: Sequence[Prompts]) -> Prompts | None:
-    """Join rows of one model to one batch, left-padded to one width.
+    """Join rows of one model into one batch, left-padded to one width.
 
     Args:
         parts: `(R_i, T_i)` rows each, with their inputs.
@@ -153,7 +153,7 @@ def stack(parts: Sequence[Prompts]) -> Prompts | None:
 
 
 def _join(name: str, parts: Sequence[Prompts], width: int) -> Any:
-    """Join one input of all parts; None if that is not possible."""
+    """Concatenate one input of all parts; None if that is not possible."""
     values: list[Any] = [part.kwargs.get(name) for part in parts]
     if name == "mm_encoder_outputs":
         return _join_images([value for value in values if value is not None])

@@ -224,7 +224,7 @@ class CachedReader:
         self.advance()
 
     def advance(self) -> None:
-        """Count the next token as read, where the cache holds it already."""
+        """Advance by the next token if the cache already contains it."""
         self._lengthen(1)
         self.length += 1
 
@@ -296,7 +296,7 @@ class CachedReader:
             self.kwargs[name] = torch.cat([value, columns], dim=-1)
 
     def _check_length(self, ids: Tensor, new: int, unread: Tensor | int = 0) -> None:
-        """Raise ValueError if a row that has not ended is longer than the limit. Usually no tensor is looked at."""
+        """Raise ValueError if an unfinished row is longer than the limit, usually without a device synchronisation."""
         length = self.length + new
         if self.limit is None or length <= self.limit.tokens:
             return

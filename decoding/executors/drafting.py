@@ -1,4 +1,4 @@
-"""Draft tokens for speculative decoding: their distribution, their acceptance, and how many to draft."""
+"""Draft tokens for speculative decoding: distribution, acceptance and length of a draft."""
 
 import math
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ TOKEN_VALUE = 0.35
 
 
 def accept_or_redraw(target: Tensor, proposal: Tensor, draft: Tensor) -> Tensor:
-    """Turn draws from one distribution into draws from another, keeping as many of them as possible.
+    """Convert draws from one distribution to draws from another by speculative sampling, which keeps most of them.
 
         keep x with probability min(1, P(x) / Q(x)), else draw from norm(max(0, P - Q))
 
@@ -152,7 +152,7 @@ class DraftLength:
         self._drafted, self._reach = 0, 1.0
 
     def allows_pass(self) -> bool:
-        """Return whether the amateur should run on what it has drafted."""
+        """Return whether the amateur should run on its drafted tokens."""
         if self._fixed is not None:
             return self._drafted < self._fixed
         return self._drafted < LONGEST_DRAFT and self._reach >= self._least

@@ -60,7 +60,7 @@ class Generation:
 
     @property
     def unpadded(self) -> Tensor:
-        """Return the rows `(B,)` whose next token is the chosen one: all, or the unfinished ones if the others are padded."""
+        """Return the rows `(B,)` that take the chosen token: the unfinished ones if finished rows are padded."""
         return self.unfinished if self._pad_token is not None else torch.ones_like(self.unfinished)
 
     def would_finish(self, tokens: Tensor) -> bool:

@@ -106,7 +106,7 @@ class ContrastiveLoop(CustomGenerate):
 
 @contextmanager
 def _prompts_known(method: "ContrastiveLogitsProcessor", main: Prompts, config: Any) -> Iterator[None]:
-    """Give every branch the mask of the prompts and the tokens that pad finished rows, for the time of the call."""
+    """Give every branch the mask of the prompts and the tokens that pad finished rows during the call."""
     name = "decoder_attention_mask" if "encoder_outputs" in main.kwargs else "attention_mask"
     mask = main.kwargs.get(name)
     mask = torch.ones_like(main.ids) if mask is None else mask
@@ -126,7 +126,7 @@ def _fills(config: Any) -> list[int]:
 
 
 class _BranchForward:
-    """The forward passes of a step, few of them and without comparisons of rows.
+    """The forward passes of a step: one for all branches of a model, without comparing rows to the cache.
 
     Args:
         branches: of the method.
@@ -148,7 +148,7 @@ class _BranchForward:
         self._stack()
 
     def _stack(self) -> None:
-        """Put the rows of branches of the main model below the main rows, if their inputs can be joined."""
+        """Stack the rows of the main model's branches below the main rows, if their inputs can be joined."""
         joined = [(branch, branch.joint_prompts(self._model, self._prompts.ids)) for branch in self._branches]
         own = {branch: prompts for branch, prompts in joined if prompts is not None}
         together = stack([self._prompts, *own.values()]) if own else None
@@ -160,7 +160,7 @@ class _BranchForward:
             self._reader.limit = ContextLimit(type(self._model).__name__, length, exempt=self._rows, ends=ends)
 
     def __call__(self, generation: Generation) -> tuple[Tensor, list[Tensor]]:
-        """Return the logits `(B, V)` of the main model and of every branch for the next token."""
+        """Return the next-token logits `(B, V)` of the main model and of every branch."""
         if not generation.generated:
             logits = self._reader.prefill(self._prompts, cache=self._cache())
             self._reader.compiled = self._compiled()
@@ -175,7 +175,7 @@ class _BranchForward:
         return main, [shared[b] if b in shared else b(generation.ids) for b in self._branches]
 
     def _cache(self) -> Any:
-        """Return a static cache for all rows, if one was asked for."""
+        """Return a static cache for all rows, if one was requested."""
         if self._config.cache_implementation is None:
             return None
         length = self._prompts.ids.shape[1] + self._config.max_length
@@ -196,7 +196,7 @@ def _is_used(cache: Any) -> bool:
 
 
 def _main_prompts(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Prompts:
-    """Return the main rows as `generate()` prepared them, with the mask that it drops where there is no padding."""
+    """Return the main rows as `generate()` prepared them, with the mask that it drops without padding."""
     kwargs = {name: value for name, value in model_kwargs.items() if name not in NOT_INPUTS and value is not None}
     if model.config.is_encoder_decoder:
         kwargs.setdefault(

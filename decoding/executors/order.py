@@ -26,7 +26,7 @@ AFTER = "follows_contrast"
 
 
 class _Mark(LogitsProcessor):
-    """A marker in place of the caller's list."""
+    """A marker that takes the place of the caller's list of processors."""
 
 
 def split_processors(model: Any, processors: Any, config: Any, input_ids: Tensor) -> tuple[Any, Any]:

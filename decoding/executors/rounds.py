@@ -35,12 +35,12 @@ class Statistics:
 
     @property
     def acceptance(self) -> float:
-        """Return the paper's lambda: the mean probability that a draft token is accepted, whether one was drafted or not."""
+        """Return the paper's lambda: the mean probability that a draft token is accepted, over all positions."""
         return self.agreement / max(self.tokens, 1)
 
 
 class RowReader:
-    """A cached reader that is given whole rows, reads their new tokens, and can go back to an earlier length.
+    """A cached reader that takes whole rows, runs on their new tokens, and can return to an earlier length.
 
     Args:
         reader: of the model.
@@ -62,7 +62,7 @@ class RowReader:
 
     @property
     def length(self) -> int:
-        """Return the number of columns that were read; 0 before the prompts were."""
+        """Return the number of columns in the cache; 0 before the first call."""
         return self.reader.length and self.reader.length + self._hidden
 
     def read(self, ids: Tensor, finished: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class RowReader:
         return logits.to(device=ids.device, dtype=torch.float32)
 
     def forget(self, length: int) -> None:
-        """Keep the first `length` columns at most."""
+        """Crop the cache to at most `length` columns."""
         self.reader.crop(min(length, self.length) - self._hidden)
 
 
@@ -144,7 +144,7 @@ class SpeculativeRounds:
         self._statistics.amateur_forwards = self._amateur.forwards
 
     def _draft(self) -> tuple[list[Tensor], list[_Place]]:
-        """Return the drafted tokens `(B,)`, and the amateur's places: of each draft, and of the next if it was read."""
+        """Return the drafted tokens `(B,)`, and the amateur's distributions as far as it was run."""
         generation = self._generation
         ids, drafts = generation.ids, list[Tensor]()
         room = generation.remaining - 1 if self._expert.length else 0  # none while the prompts are read

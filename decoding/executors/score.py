@@ -133,7 +133,7 @@ class MainPrompts(NamedTuple):
 
 
 def main_prompts(model: Any, inputs: Mapping[str, Any], rows: int) -> MainPrompts:
-    """Return the main rows up to the continuation, and the branch that reads them, however long they are.
+    """Return the main rows up to the continuation, and a branch that reads them without a limit of length.
 
     Args:
         model: the main model.

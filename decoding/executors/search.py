@@ -1,4 +1,4 @@
-"""Contrastive search: of a model's k likeliest tokens, the one that is likely and yet unlike the context.
+"""Contrastive search: choose among the k likeliest tokens one that is likely and dissimilar to the context.
 
 Su et al. 2022 (arXiv 2202.06417), Su & Collier 2023 (arXiv 2210.14140). A step needs the hidden state that each of the k
 candidates would have. Two ways to compute them give the same tokens:

@@ -43,7 +43,7 @@ class CandidateReader(Protocol):
 
 
 class ReplicatedCandidates:
-    """Every candidate as a row of its own, with a copy of the cache. Slower than a tree, but possible for every cache.
+    """Every candidate as its own row, with a copy of the cache. Slower than a tree, but works with every cache.
 
     Args:
         reader: the rows.
@@ -180,7 +180,7 @@ class SearchState:
 
 
 def _choose_reader(reader: CachedReader, candidates: Tensor, path: SearchPath) -> CandidateReader:
-    """Return a tree if it is asked for or possible, else replicas."""
+    """Return a tree if it is requested or possible, else replicas."""
     obstacle = None if path == "replicate" else tree_obstacle(reader, candidates)
     if path == "tree" and obstacle is not None:
         raise ValueError(

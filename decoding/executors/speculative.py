@@ -1,4 +1,4 @@
-"""Speculative contrastive decoding: the amateur, which contrast needs anyway, also drafts tokens.
+"""Speculative contrastive decoding: the amateur of the contrast also drafts tokens.
 
     expert.generate(**inputs, custom_generate=SpeculativeContrastiveDecoding(amateur))
 
@@ -42,7 +42,7 @@ __all__ = ["SpeculativeContrastiveDecoding", "Statistics", "accept_or_redraw"]
 
 
 class SpeculativeContrastiveDecoding(CustomGenerate):
-    """Contrastive decoding as `custom_generate`, with the amateur as drafter: the same tokens in fewer forward passes.
+    """Contrastive decoding as `custom_generate` with the amateur as drafter: the same tokens in fewer forward passes.
 
     Every token is greedily chosen or drawn from `P_n = softmax(scores)`, where the scores are those of
     `ContrastiveDecodingLogitsProcessor` in its place in `generate()`'s list, after its processors and the caller's, before
@@ -184,7 +184,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         tokens, limit = KnownTokens.of(self._model), context_length(self._model)
 
         def prepare(rows: Tensor, finished: Tensor) -> Tensor:
-            """Check the length of unfinished rows, and put a token that the amateur knows in place of padding."""
+            """Check the length of unfinished rows, and replace padding by a token in the amateur's vocabulary."""
             visible = fit_mask(mask.to(rows), rows.shape[1])
             if limit is not None and rows.shape[1] - hidden > limit:
                 lengths = visible[:, hidden:].sum(-1).masked_fill(finished, 0)
@@ -196,7 +196,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         return RowReader(reader, Prompts(prompts.ids, kwargs), hidden=hidden, prepare=prepare)
 
     def _cost(self, expert: Any) -> float:
-        """Return `c`. On a fast device the layers decide on the cost, on a slow one the parameters."""
+        """Return `c`: the ratio of layers or of parameters, whichever is larger, for fast and slow devices."""
         if self._cost_ratio is not None:
             return self._cost_ratio
         layers = [m.config.get_text_config(decoder=True).num_hidden_layers for m in (self._model, expert)]

@@ -151,7 +151,7 @@ def _self_test(reader: CachedReader, candidates: Tensor) -> str | None:
 
 
 def _compare(reader: CachedReader, candidates: Tensor, visible: Tensor, tolerance: float) -> str | None:
-    """Compare the last candidate in a tree, where it is furthest from its position, with a plain forward pass of it."""
+    """Compare the last candidate of a tree, the furthest from its position, with a plain forward pass of it."""
     last = candidates[:, -1:]
     plain = CandidateOutputs.of(reader.fork().peek(last, mask=pad(visible, (0, 1), value=1)), last)
     try:

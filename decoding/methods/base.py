@@ -23,7 +23,7 @@ COST_FIELDS = ("branches", "rows", "models")
 
 
 class Unsupported(NamedTuple):
-    """A capability that a method does not have; it is false in conditions."""
+    """A capability that a method does not have, with the reason; its truth value is False."""
 
     reason: str
     """Why, as the end of a sentence whose subject is the method."""
@@ -173,7 +173,7 @@ class Method:
 
     @property
     def contrasts(self) -> bool:
-        """Return True if it changes what the model would generate."""
+        """Return True if the method changes the generated tokens."""
         return bool(self.forms)
 
     @property
@@ -190,7 +190,7 @@ class Method:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Options that say where its other branches come from."""
+        """Return the options that provide the inputs or models of the other branches."""
         adapters_off = ("adapters_off",) if self.models else ()
         return (*self.models, *adapters_off, *(("contrast_prompt",) if "prompt" in self.views else ()))
 
@@ -243,7 +243,7 @@ def _from_extra(name: str, extra: Extra) -> MethodParameter:
 
 
 def _problems(method: Method) -> Iterator[str]:
-    """Yield what is wrong with a declaration."""
+    """Yield the problems of a declaration."""
     if unknown := [view for view in method.views if view not in VIEWS]:
         yield f"there is no view {unknown[0]!r}; there are {', '.join(VIEWS)}"
     if method.models and method.views:

@@ -103,7 +103,7 @@ def _accepted(target: Reference | Unsupported) -> Mapping[str, Parameter]:
 
 
 def _shared_inputs(batch: "DecodingBatch") -> dict[str, Any]:
-    """Return what other models read besides the tokens."""
+    """Return the inputs of other models besides the tokens."""
     if batch.model.config.is_encoder_decoder:
         return {"encoder_inputs": batch.inputs}
     vision = {name: value for name, value in batch.inputs.items() if name not in ("input_ids", "attention_mask")}
@@ -130,7 +130,7 @@ def cost(config: DecodingConfig, model: Any, others: Sequence[Any]) -> str:
 
 
 def _size(name: str, model: Any, main_name: str, main: Any) -> str:
-    """Return how large another model is."""
+    """Describe the size of another model relative to the main model."""
     from contralto.decoding.branches import AdaptersOff
 
     if isinstance(model, AdaptersOff):

@@ -133,7 +133,7 @@ class DecodingConfig:
 
     @classmethod
     def from_options(cls, **options: Any) -> "DecodingConfig":
-        """Return the configuration of options that are given one beside the other.
+        """Return the configuration of a flat set of options.
 
         Args:
             options: the fields of `DecodingConfig`; models and parameters of methods by their names. None is the default.
@@ -166,7 +166,7 @@ class DecodingConfig:
 
     @property
     def contrasts(self) -> bool:
-        """Return True if the method changes what the model would generate."""
+        """Return True if the method changes the generated tokens."""
         return self.declaration.contrasts
 
     @property
@@ -212,7 +212,7 @@ class DecodingConfig:
             )
 
     def describe(self) -> dict[str, Any]:
-        """Return the options that determine a text, besides sampling and executor, as plain values."""
+        """Return the options that determine a completion, besides sampling and executor, as plain values."""
         named = {"method": self.method, **self.models, "adapters_off": self.adapters_off}
         named |= {"contrast_prompt": self.contrast_prompt, "form": self.form}
         return {name: value for name, value in named.items() if value} | dict(self.parameters)

@@ -23,7 +23,7 @@ Reference = str | Callable[..., Any]
 
 
 def load(reference: Reference) -> Callable[..., Any]:
-    """Return the callable that a reference stands for.
+    """Return the callable that a reference names.
 
     Args:
         reference: a callable, or its address.

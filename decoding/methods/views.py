@@ -1,4 +1,4 @@
-"""The views in which a model reads a prompt a second time: the branches of methods that need no other model."""
+"""Views: other inputs of the same model, for the branches of methods that need no other model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

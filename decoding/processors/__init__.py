@@ -1,4 +1,4 @@
-"""Logits processors: decoding by contrast for an unmodified `generate()`. Each joins a rule and its branches, without mathematics.
+"""Logits processors: contrastive decoding in an unmodified `generate()`. Each joins a rule and its branches.
 
 `base` holds `ContrastiveLogitsProcessor`, from which the methods derive: those that contrast `models`, `prompts`, `images` and
 `layers`. `critic` reranks candidate tokens, and so does contrastive `search`.

@@ -1,4 +1,4 @@
-"""Define the logits processor that every method of contrast is: a rule and its branches."""
+"""Define the base class of contrastive logits processors: a rule and its branches."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any

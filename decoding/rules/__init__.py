@@ -1,4 +1,4 @@
-"""Rules: pure functions of next-token logits that score tokens by contrast, in the letters of the papers.
+"""Rules: pure functions of next-token logits that score tokens by contrast, in the notation of the papers.
 
 Every rule takes the logits of its branches, `(..., V)`, main branch first, and returns scores of the same shape, dtype
 and device: unnormalised log-probabilities, `-inf` where a token is excluded. Nothing is changed in place.

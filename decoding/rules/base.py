@@ -1,4 +1,4 @@
-"""Define the plausibility constraint and the weighted sum of log-probabilities that most rules are."""
+"""Define the plausibility constraint, and the weighted sum of log-probabilities that most rules use."""
 
 import math
 from collections.abc import Sequence

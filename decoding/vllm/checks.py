@@ -1,4 +1,4 @@
-"""Reject settings of vLLM that do not work with completions whose branches are requests."""
+"""Reject engine options of vLLM that do not work with completions whose branches are requests."""
 
 from typing import Any
 

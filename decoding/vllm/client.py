@@ -136,7 +136,7 @@ class PairClient:
                 return await self._finish(completion)
 
     async def stream(self, prompts: Sequence[Any], *, method: str, **options: Any) -> AsyncIterator[Piece]:
-        """Generate one completion in pieces, each as soon as all branches agree on it.
+        """Stream one completion, each piece as soon as all branches agree on it.
 
         Args:
             prompts: as for `generate`.
@@ -329,7 +329,7 @@ class _ClientCompletion:
         return body | self._prompt(branch)
 
     def _prompt(self, branch: int) -> dict[str, Any]:
-        """Return the prompt of a branch: at first as it was passed, later as token ids followed by the tokens generated so far."""
+        """Return the prompt of a branch: in the first round as passed, later as token ids with the generated tokens."""
         given, logs = self.prompts[branch], self._logprobs
         if self.progress.tokens:
             return {"prompt": [*self._read[branch], *self.progress.tokens], "logprobs": 0 if logs else None}

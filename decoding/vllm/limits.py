@@ -1,4 +1,4 @@
-"""Limits of the requests that a server of contrastive decoding accepts. No torch here: the help of `contralto serve` shows them."""
+"""Limits of the requests of a contrastive server. No torch is imported here, for a fast `contralto serve --help`."""
 
 import math
 from dataclasses import dataclass

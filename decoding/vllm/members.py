@@ -31,7 +31,7 @@ class Members(V1.LogitsProcessor, V2):  # type: ignore[misc]
         raise NotImplementedError
 
     def _changed(self) -> None:
-        """React to another batch."""
+        """Update the state after a change of the batch."""
 
     def is_argmax_invariant(self) -> bool:
         """Return False: the processor may change the argmax."""
@@ -56,7 +56,7 @@ class Members(V1.LogitsProcessor, V2):  # type: ignore[misc]
         self._changed()
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        """Put a request into a slot, in place of an earlier one (V2), and return whether it is tracked."""
+        """Assign a request to a slot, replacing an earlier one (V2), and return whether it is tracked."""
         self._put(req_idx, sampling_params, (), ())
         self._changed()
         return req_idx in self._members

@@ -141,7 +141,7 @@ class PairMiddleware:
 
 
 async def _unknown(app: Any, scope: Mapping[str, Any]) -> list[Message]:
-    """Request the same path by GET, and return the server's answer if it does not admit the client; else an empty list."""
+    """Request the same path by GET, and return the server's answer if it rejects the client; else []."""
     said: list[Message] = []
 
     async def receive() -> Message:
@@ -213,7 +213,7 @@ def _check(asked: Mapping[str, Any]) -> None:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that yields a body once more."""
+    """Return a `receive` that yields a body again."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def read() -> Message:
@@ -253,7 +253,7 @@ class _Watch:
 
 
 def _refusal(body: bytes) -> str | None:
-    """Return the scheduler's error message in an answer, None without one. A stream has no piece at all then."""
+    """Return the scheduler's error message in a response, None without one; such a stream has no chunks."""
     event = _parsed(body.removeprefix(b"data: ").split(b"\n\n")[0])  # from our own server
     if body.startswith(b"data: ") and not event.get("choices"):
         return UNSAID
@@ -262,7 +262,7 @@ def _refusal(body: bytes) -> str | None:
 
 
 async def _refuse(send: Send, why: str, status: int = 400) -> None:
-    """Answer in the form of OpenAI's errors."""
+    """Send an error response in OpenAI's format."""
     kind = "BadRequestError" if status < 500 else "ServiceUnavailableError"
     await _answer(send, status, {"error": {"message": why, "type": kind, "param": None, "code": status}})
 

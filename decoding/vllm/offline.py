@@ -123,7 +123,7 @@ def _run(
 
 
 class _Completion:
-    """A completion with the tokens of its branches' prompts."""
+    """A completion, with the prompt tokens of its branches."""
 
     def __init__(self, prompts: Sequence[Any], seed: int, tokenizer: Any, progress: PairProgress) -> None:
         self.prompts = [_tokenized(prompt, tokenizer) for prompt in prompts]

@@ -71,7 +71,7 @@ class PairedContrast(Members):
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Reject a request that cannot be a branch; over HTTP this is status 400.
+        """Reject a request that cannot be a branch; over HTTP with status 400.
 
         Args:
             sampling_params: vLLM's `SamplingParams`.
@@ -172,7 +172,7 @@ class PairedContrast(Members):
         return torch.from_numpy(np.array(values, dtype=np.int64)).to(self._device, non_blocking=True)
 
     def _weigh(self, logits: Tensor, part: _RuleGroup, lengths: Any) -> None:
-        """Choose the next token of the completions of one rule."""
+        """Draw the next tokens of all completions that share a rule."""
         branches = logits[part.places].float()
         branches.scatter_(
             2, part.markers.expand(len(branches), -1, -1), -torch.inf

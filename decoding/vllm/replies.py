@@ -109,7 +109,7 @@ def reply_chunk(choice: Mapping[str, Any]) -> ReplyChunk:
 
 
 def _are(values: Any, kind: Any) -> bool:
-    """Return whether `values` is a list of values of type `kind`."""
+    """Return whether `values` is a list of elements of type `kind`."""
     return isinstance(values, list | tuple) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 

@@ -99,7 +99,7 @@ def draw(scores: Tensor, warp: Warp, seeds: Tensor, steps: Tensor) -> Tensor:
 
 
 def end_broken(scores: Tensor, branches: Tensor, markers: Tensor) -> Tensor:
-    """End completions with their marker if their logits cannot be contrasted: NaN, `+inf`, or no possible token in a branch.
+    """End completions whose logits cannot be contrasted with their marker token: NaN, `+inf`, or no possible token.
 
     Such a completion is reported as one that does not get on. There is no synchronisation with the device, and other completions go on.
 

@@ -53,7 +53,7 @@ class _Queued(NamedTuple):
 
 
 class _Pairing:
-    """The part that both schedulers add to vLLM's. Requests without branches pass at once, unless completions wait."""
+    """The mixin of both schedulers. Requests without branches pass at once, unless completions wait."""
 
     vllm_config: Any
     scheduler_config: Any
@@ -123,7 +123,7 @@ class _Pairing:
         self._refused += [(request, why) for request in requests]
 
     def _never_fits(self, requests: Sequence[Any]) -> str | None:
-        """Return the reason why a completion could not start even on an idle engine; None if it can."""
+        """Return the reason why a completion cannot start even on an idle engine; None if it can."""
         tokens = sum(request.num_prompt_tokens for request in requests)
         if len(requests) > self._slots():
             return f"max_num_seqs {self._slots()} has no room for {len(requests)} branches"
@@ -346,6 +346,6 @@ def _options(request: Any) -> dict[str, Any]:
 
 
 def _has_grammar(request: Any) -> bool:
-    """Return whether a request needs no grammar, or its grammar is compiled."""
+    """Return whether a request is ready: it needs no grammar, or its grammar is compiled."""
     output = request.structured_output_request
     return output is None or output.grammar is not None

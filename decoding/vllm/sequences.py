@@ -1,4 +1,4 @@
-"""Read the running sequences of an engine with another model, whatever joins, leaves or moves. Nothing of vLLM is needed here."""
+"""Run another model on the running sequences of an engine. This module does not import vLLM."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -85,13 +85,13 @@ class SequenceReader:
         return _Batch(sequences, reader, reader.prefill(prompts)[:, -1])
 
     def _known(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return tokens `(B, T)` that the model knows, on its device."""
+        """Return tokens `(B, T)` on the model's device, with ids outside its vocabulary replaced."""
         ids = ids.to(input_device(self._model))
         return self._tokens.replace(ids, torch.ones_like(ids) if mask is None else mask)
 
 
 class _Batch:
-    """Sequences that were read together, with the logits `(B, V)` after each."""
+    """Sequences that share a cache, with the next-token logits `(B, V)` of each."""
 
     def __init__(self, sequences: list[tuple[int, ...]], reader: CachedReader, logits: Tensor) -> None:
         self.sequences, self.reader, self.logits = sequences, reader, logits

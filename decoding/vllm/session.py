@@ -1,4 +1,4 @@
-"""The state of a completion whose branches are requests of vLLM, for every client: verify, resume, give up.
+"""The state of a completion whose branches are requests of vLLM: compare the branches, resume, or fail.
 
 A client sends one request per branch and round, and gives the replies to `PairProgress`. Nothing of vLLM is needed here.
 """
@@ -49,7 +49,7 @@ class PairOutput(NamedTuple):
 
 
 class RefusedError(ValueError):
-    """The engine rejected a completion; the message is the engine's.
+    """The error of a completion that the engine rejected, with the engine's message.
 
     Attributes:
         outputs: the outputs of all completions, None for each that was rejected.

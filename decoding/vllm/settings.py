@@ -1,4 +1,4 @@
-"""Parse the `contrast_...` values by which requests are tied as branches of one completion. This module does not import vLLM.
+"""Parse the `contrast_...` values that mark requests as branches of a completion. This module does not import vLLM.
 
 In this process they are `SamplingParams(extra_args=...)`, over HTTP the field `vllm_xargs`. All requests of a completion have equal
 values except `contrast_branch`:
@@ -60,7 +60,7 @@ class Rule:
         return METHODS[self.method].forms[self.form]
 
     def __call__(self, logits: Sequence[Tensor], steps: Tensor) -> Tensor:
-        """Return the scores `(P, V)` of logits `(P, V)` per branch, for texts of `steps` `(P,)` tokens."""
+        """Return the scores `(P, V)` of logits `(P, V)` per branch, for completions of `steps` `(P,)` tokens."""
         scores: Tensor = self._declared.scores(logits, step=steps[:, None], **dict(self.parameters))
         return scores
 
@@ -173,7 +173,7 @@ def _names(names: Any) -> str:
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
-    """Return a value in its type. JSON's true and false arrive as 1 and 0."""
+    """Convert a value to its declared type. JSON's true and false arrive as 1 and 0."""
     if kind is bool and value in (0, 1):
         return bool(value)
     allowed = (int, float) if kind is float else kind

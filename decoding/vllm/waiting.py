@@ -1,4 +1,4 @@
-"""Hold the requests of a completion in front of the engine until all have arrived: bounded in number, size and time.
+"""Hold the requests of a completion until all have arrived, within limits of number, size and time.
 
 Nothing of vLLM or of HTTP is needed here.
 """
@@ -17,11 +17,11 @@ __all__ = ["FullError", "GoneError", "PendingCompletion", "WaitingRoom"]
 
 
 class FullError(Exception):
-    """Too many requests wait for the other branches of their completions."""
+    """The error of too many requests that wait for the other branches of their completions."""
 
 
 class GoneError(Exception):
-    """The client closed the connection while its request waited."""
+    """The error of a client that closed the connection while its request waited."""
 
 
 @dataclass
