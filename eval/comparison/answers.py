@@ -1,4 +1,4 @@
-"""The answers of a row as counts: those of its runs, and those derived from another row without a run."""
+"""The answers of a row as counts: from its own runs, or derived from another row."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -69,7 +69,7 @@ def _field(samples: Sequence[Sample], name: str | None) -> list[str] | None:
 
 
 def collect(frame: TaskFrame, rows: Iterable[ComparisonRow], column: Column) -> dict[str, Answers]:
-    """Return the answers of all rows of a model, those without a run derived from others.
+    """Return the answers of all rows of a model; derive those of rows without a run.
 
     Args:
         frame: The task.
@@ -121,7 +121,7 @@ def _measures(frame: TaskFrame, samples: Sequence[Sample]) -> dict[str, MetricCo
 
 
 def modified_answers(pairs: Sequence[YesNoPair], likelihoods: Sequence[tuple[float, float]]) -> list[bool | None]:
-    """Apply output layer modification: replace an answer by yes where yes and no are likely enough and close enough.
+    """Apply output layer modification: answer yes where yes and no are likely and their probabilities are close.
 
     Args:
         pairs: The right answer and the greedy answer of each question.

@@ -97,7 +97,7 @@ def _add_row(
 
 
 def _other_model(lm: Any, rows: Sequence[ComparisonRow], option: str) -> Any:
-    """Return the other model that an option of some row names, to answer by itself."""
+    """Return the other model that a row's option names, to be evaluated alone."""
     options = next(row.options for row in rows if option in row.options)
     model = lm.decoding_by(**options).other_models[option]
     return type(lm)(

@@ -95,7 +95,7 @@ def _run_all(
 
 
 def _about(conditions: Conditions, model_args: Mapping[str, Any], **values: Any) -> dict[str, Any]:
-    """Return the part of the results that is common to all tasks."""
+    """Return the fields of the results that are common to all tasks."""
     settings = {**conditions.describe(), "seeds": list(conditions.seeds)}
     return {
         "contralto": __version__,
@@ -106,7 +106,7 @@ def _about(conditions: Conditions, model_args: Mapping[str, Any], **values: Any)
 
 
 class _Progress:
-    """Number the titles of runs.
+    """Print the title of each run with its number.
 
     Args:
         total: The number of runs.

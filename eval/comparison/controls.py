@@ -1,4 +1,4 @@
-"""The controls of a comparison: rows that could explain the gains of a method away.
+"""The controls of a comparison: simpler decoders that could explain the gains of a method.
 
 - *mask*: sampling from the plausible tokens alone, that is `min_p` with the method's threshold. It never changes a greedy
   choice, so that greedy decoding under the mask is greedy decoding.
@@ -88,7 +88,7 @@ def generation_rows(
 
 
 def _spurious(hint: str | None) -> dict[str, ComparisonRow]:
-    """Return the baselines of Yin et al. that only say yes more often."""
+    """Return the baselines of Yin et al. (arXiv 2504.10020), which only answer yes more often."""
     olm = ComparisonRow(
         name=f"{GREEDY}, OLM",
         role="control",
@@ -120,7 +120,7 @@ def _sampled_rows(choices: Sequence[DecoderChoice]) -> dict[str, ComparisonRow]:
 
 
 def _sampled_controls(choice: DecoderChoice) -> list[ComparisonRow]:
-    """Return the mask alone, and the temperature that the weights amount to, under the same mask."""
+    """Return the controls of sampling: the mask alone, and the mask with the equivalent temperature."""
     mask, weight, rows = choice.config.mask, choice.config.weight, []
     if mask is not None:
         rows.append(

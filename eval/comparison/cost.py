@@ -1,4 +1,4 @@
-"""The cost of answers: forward passes and floating-point operations, counted, not estimated."""
+"""Count the forward passes and floating-point operations of answers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager

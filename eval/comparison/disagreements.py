@@ -27,7 +27,7 @@ def disagreements(
     answers: Mapping[str, Answers],
     limit: int,
 ) -> list[dict[str, Any]]:
-    """Return documents on which unsampled rows get different scores, those with the largest differences first chosen.
+    """Return documents on which deterministic rows get different scores, chosen by the largest differences.
 
     Args:
         frame: The task.
@@ -80,7 +80,7 @@ def _data_address(image: Any) -> str:
 
 
 def _target(sample: Sample) -> str:
-    """Return the right answer; for tasks with options, the text of the option."""
+    """Return the correct answer; for multiple-choice tasks, the text of the option."""
     options = next((each for each in sample.doc.values() if isinstance(each, list)), [])
     is_index = sample.target.isdigit() and options and int(sample.target) < len(options)
     return str(options[int(sample.target)]).strip() if is_index else sample.target

@@ -17,7 +17,7 @@ __all__ = ["Subject", "TaskPlan", "check_decoders", "count_runs", "make_plans", 
 
 
 class Subject(NamedTuple):
-    """A model to be compared, with the sources of its other branches."""
+    """A model to compare, with the sources of its other branches."""
 
     name: str
     """A folder, a hub id, or `testbed:NAME`."""
@@ -52,7 +52,7 @@ def short_names(subjects: Sequence[Subject]) -> dict[str, str]:
 
 
 def check_decoders(decoders: Sequence[str], logged: Mapping[str, Path], subjects: Sequence[Subject]) -> None:
-    """Raise if decoders cannot be compared, before anything is loaded.
+    """Raise an error if decoders cannot be compared, before anything is loaded.
 
     Args:
         decoders: The decoders, see `parse_decoder`.
@@ -120,7 +120,7 @@ def make_plans(
 
 
 def _check_plans(plans: Sequence[TaskPlan], subjects: Sequence[Subject], decoders: Sequence[str]) -> None:
-    """Raise for models and decoders without a task."""
+    """Raise an error for models and decoders without a task."""
     used = [subject for plan in plans for subject, _ in plan.subjects]
     if idle := [subject for subject in subjects if subject not in used]:
         raise ValueError(
@@ -134,7 +134,7 @@ def _check_plans(plans: Sequence[TaskPlan], subjects: Sequence[Subject], decoder
 
 
 def _fitting(choices: Sequence[DecoderChoice], task: Task, *, is_mixed: bool) -> list[DecoderChoice]:
-    """Return the methods that a task can use: image contrasts on image tasks, other models on text tasks of mixed plans."""
+    """Return the methods that apply to a task: image contrasts to image tasks, others to text tasks."""
     fitting = []
     for choice in choices:
         method = choice.config.declaration

@@ -1,4 +1,4 @@
-"""Runs: the answers of one decoder to one task, kept and found again.
+"""Runs: the answers of one decoder to one task, stored on disk and reused.
 
 The answers of a finished run are kept in `<output>/runs/<key>/<task>.jsonl`; until then every batch is kept in
 `<output>/cache/<key>*.db`. The key is a hash of all that determines the answers, so that nothing is answered twice.
@@ -61,7 +61,7 @@ class Run:
 
 
 class Runner:
-    """Run decoders on tasks, keep their answers, and find those that were kept before.
+    """Run decoders on tasks, store their answers, and reuse stored ones.
 
     Args:
         output: The folder of the comparison.
@@ -192,7 +192,7 @@ class Runner:
         return self.output / "cache" / str(lm.key)
 
     def _logged_before(self, lm: Any, task: Task, documents: Sequence[Identity]) -> Run | None:
-        """Return answers of the same configuration that lm-eval logged, if they hold all documents."""
+        """Return the answers that lm-eval logged for the same configuration, if all documents are there."""
         for configuration, folder, suffix in self.logged:
             path = folder / f"samples_{task.name}_{suffix}.jsonl"
             if configuration == json.loads(json.dumps(lm.configuration)) and path.is_file():
@@ -203,7 +203,7 @@ class Runner:
 
 
 def _mean_length(lm: Any, task: Task, lines: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the mean tokens of answers, whether they were generated now or come from the cache."""
+    """Return the mean number of tokens of answers, generated or cached."""
     if task.is_ranking:
         return None
     lengths = [len(lm.tok_encode(first_response(line["resps"]), add_special_tokens=False)) for line in lines]
@@ -211,7 +211,7 @@ def _mean_length(lm: Any, task: Task, lines: Sequence[Mapping[str, Any]]) -> flo
 
 
 def _metered(lm: Any, requests: Sequence[Any]) -> tuple[ModelCost, int]:
-    """Return the cost of answers and their tokens, one request at a time, since rows of a batch wait for the longest."""
+    """Return cost and tokens of answers, one request at a time, since a batch pads to its longest row."""
     lm.batch_size_per_gpu, before = 1, lm.generated
     with metered(lm.models) as cost, redirect_stderr(io.StringIO()):
         getattr(lm, requests[0].request_type)(requests)

@@ -139,7 +139,7 @@ def value_digest(value: Any) -> str:
 
 
 def document_digest(doc: Any) -> str:
-    """Return the hash of a document, images by their pixels; lm-eval's own hash depends on where they lie in memory.
+    """Return the hash of a document, images by their pixels; lm-eval's own hash depends on memory addresses.
 
     Args:
         doc: The document.
@@ -148,7 +148,7 @@ def document_digest(doc: Any) -> str:
 
 
 def check_same_documents(expected: Sequence[Identity], actual: Sequence[Identity], *, task: str, source: str) -> None:
-    """Raise if two runs do not answer the same questions in the same order.
+    """Raise an error if two runs do not answer the same questions in the same order.
 
     Args:
         expected: The documents of the comparison.

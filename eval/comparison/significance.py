@@ -1,4 +1,4 @@
-"""Differences of two rows: intervals, exact tests, and the smallest difference that a test would find."""
+"""Differences of two rows: intervals, exact tests, and the smallest detectable difference."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -114,7 +114,7 @@ def _is_binary(view: ModelView, *rows: str) -> bool:
 
 
 def _detectable(view: ModelView, row: str, control: str, test: Mapping[str, Any]) -> float | None:
-    """Return the smallest difference that the test would find four times in five; None if it would find none."""
+    """Return the smallest difference that the test detects with power 0.8; None if it detects none."""
     clusters, name = view.frame.clusters, view.frame.metric
     first, second = _same_weight(view.answers[control], view.answers[row], name)
     main = view.answers[row].measures[name]
@@ -130,7 +130,7 @@ def _detectable(view: ModelView, row: str, control: str, test: Mapping[str, Any]
 
 
 def _seed_pairs(control: Answers, own: Answers) -> list[tuple[dict[str, MetricCounts], dict[str, MetricCounts]]]:
-    """Pair each seed with the control's of the same number, or with its only one."""
+    """Pair each seed with the control's same seed, or with its only run."""
     if len(control.seeds) == 1:
         return [(control.seeds[0], seed) for seed in own.seeds]
     return list(zip(control.seeds, own.seeds, strict=True))
@@ -150,7 +150,7 @@ def _difference(view: ModelView, first: str, second: str, name: str) -> dict[str
 
 
 def _same_weight(first: Answers, second: Answers, name: str) -> tuple[Array, Array]:
-    """Return the counts of two rows, each multiplied as if it had as many seeds as both have in common."""
+    """Scale the counts of two rows to a common number of seeds."""
     ones, twos = len(first.seeds), len(second.seeds)
     common = math.gcd(ones, twos)
     return first.measures[name].table * (twos // common), second.measures[name].table * (ones // common)
@@ -199,7 +199,7 @@ def auroc_of(view: ModelView, row: ComparisonRow) -> dict[str, Any]:
 
 
 def adjust(tasks: Sequence[dict[str, Any]]) -> None:
-    """Add Holm's p to every test, over the tasks of a kind and the models in which a row meets the same control.
+    """Add Holm's p to every test, adjusted over the tasks of a kind and the models with the same row and control.
 
     Args:
         tasks: Summaries of tasks; changed in place.

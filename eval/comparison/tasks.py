@@ -34,7 +34,7 @@ PREFERRED_METRICS = ("exact_match", "acc_norm", "acc")
 
 @dataclass(frozen=True)
 class Conditions:
-    """The settings of a task that are equal for all decoders."""
+    """The settings of a task that all decoders share."""
 
     limit: float | None = None
     num_fewshot: int | None = None
@@ -50,7 +50,7 @@ class Conditions:
     """Options of tasks."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the settings that determine an answer; run folders are named by their hash."""
+        """Return the settings that determine an answer; their hash names run folders."""
         return {
             "limit": self.limit,
             "num_fewshot": self.num_fewshot,
@@ -102,7 +102,7 @@ class Task:
         self.task.set_fewshot_seed(seed=FEWSHOT_SEED)
 
     def hinted(self, hint: str) -> "Task":
-        """Return the same task with a sentence after every question.
+        """Return the same task with a sentence appended to every question.
 
         Args:
             hint: The sentence, with the space before it.

@@ -1,4 +1,4 @@
-"""CHAIR: the objects that captions name and the image does not show (Rohrbach et al. 2018, arXiv 1809.02156)."""
+"""CHAIR: the rate of objects that captions name but images do not show (Rohrbach et al. 2018, arXiv 1809.02156)."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -78,7 +78,7 @@ def rates(counts: Sequence[CaptionCounts]) -> ChairRates:
 
 
 def document_metrics(caption: str, counts: CaptionCounts) -> dict[str, Any]:
-    """Return what lm-eval keeps of one caption: numbers, and counts of which `chair_i` and `recall` are aggregated.
+    """Return the values that lm-eval logs for a caption: numbers, and the counts behind `chair_i` and `recall`.
 
     Args:
         caption: The caption.

@@ -15,7 +15,7 @@ __all__ = ["coco_objects"]
 def coco_objects(
     instances: Path, captions: Path, vocabulary: ObjectVocabulary, *, n: int | None = None, seed: int = 0
 ) -> dict[str, list[str]]:
-    """Collect the objects of COCO images: those with a segmentation mask, and those that any of their human captions names.
+    """Collect the objects of COCO images: those with a segmentation mask, and those named in a human caption.
 
     Args:
         instances: COCO's `instances_*.json`.

@@ -80,7 +80,7 @@ def _check_lengths(pairs: Sequence[TokenizedPair], limit: float) -> None:
 
 
 def _mean_log_probabilities(model: Any, pairs: Sequence[TokenizedPair]) -> list[float]:
-    """Score one batch, padded on the right, where causal attention does not look."""
+    """Score one batch, padded on the right, which causal attention ignores."""
     longest = max(len(prompt) + len(continuation) for prompt, continuation in pairs)
     ids = torch.zeros(len(pairs), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)

@@ -137,7 +137,7 @@ def _table(pairs: Sequence[Pair]) -> Array:
 
 
 def document_metrics(label: bool, answer: bool | None) -> dict[str, Any]:
-    """Return what lm-eval keeps of one question: numbers, and pairs of which precision, recall and F1 are aggregated.
+    """Return the values that lm-eval logs for a question: numbers, and the counts behind precision, recall and F1.
 
     Args:
         label: The right answer, True for yes.

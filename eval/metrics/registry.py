@@ -72,7 +72,7 @@ def measure(name: str, values: Sequence[Any]) -> MetricCounts:
 
 
 def register_in_lm_eval() -> None:
-    """Make all metrics known to lm-eval, so that tasks can name them; names that lm-eval already has keep its meaning.
+    """Register all metrics in lm-eval, so that tasks can name them; lm-eval's own metrics are not replaced.
 
     A task then needs `metric: NAME` and `aggregation: NAME`, or `metric: NAME` alone if the declaration has `document`.
     Read from lm_eval 0.4.13: `register_metric`, `register_aggregation`, the call of a metric with `references` and

@@ -1,4 +1,4 @@
-"""Names of objects in captions, matched as by the code of CHAIR (Rohrbach et al. 2018, arXiv 1809.02156).
+"""Match names of objects in captions as the code of CHAIR does (Rohrbach et al. 2018, arXiv 1809.02156).
 
 The names are the user's: a synonym list such as that of the paper's code, one object per line, its own name first:
 `dog, puppy, beagle`. Matching is that of the paper's code (`utils/chair.py`) but for these points:

@@ -84,7 +84,7 @@ def _check_loaded(model: Any, arguments: Mapping[str, Any], known: set[str]) -> 
 
 
 def check_ranking(enable_thinking: bool | None) -> None:
-    """Raise if likelihoods of a thinking model are requested, as lm-eval does.
+    """Raise an error if likelihoods of a thinking model are requested, as lm-eval does.
 
     Args:
         enable_thinking: The model argument.

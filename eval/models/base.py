@@ -46,7 +46,7 @@ class ContrastiveEvalModel(Conversations):
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """Return all that determines an answer besides the request."""
+        """Return the settings that determine an answer, besides the request."""
         raise NotImplementedError
 
     @property
@@ -115,7 +115,7 @@ class ContrastiveEvalModel(Conversations):
         return seed_of(self.decoder.seed, context, images, repeat)
 
     def check_options(self, requests: Sequence[EvalRequest]) -> None:
-        """Read the generation options of all requests, so that an invalid one ends the run before anything is answered.
+        """Parse the generation options of all requests, so that invalid ones raise before the first answer.
 
         Args:
             requests: The requests.
@@ -154,7 +154,7 @@ class ContrastiveEvalModel(Conversations):
         return self.with_contrast_prompt(request, self.decoder.config.contrast_prompt or "")
 
     def keep_answer(self, request: EvalRequest, answer: Any) -> None:
-        """Add an answer to the cache; sampled answers are not kept, as in lm-eval.
+        """Add an answer to the cache, unless it is sampled, as in lm-eval.
 
         Args:
             request: The request.

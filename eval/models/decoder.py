@@ -17,7 +17,7 @@ SAMPLING = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """All that determines an answer besides the models and the request. Made by `Decoder.of`.
+    """The settings that determine an answer besides the models and the request. Made by `Decoder.of`.
 
     Examples:
         >>> decoder = Decoder.of(method="cd", amateur="testbed:amateur", beta=1, temperature=0.7)
@@ -92,7 +92,7 @@ class Decoder:
 
     @property
     def is_plain(self) -> bool:
-        """Return True if nothing is contrasted."""
+        """Return True if the decoder has no contrast."""
         return not self.config.contrasts
 
     def describe(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _check_types(values: dict[str, Any]) -> None:
 
 
 def _check_sampling(sampling: dict[str, Any]) -> None:
-    """Raise for values out of range, and for values that need a temperature."""
+    """Raise an error for values out of range, and for values that need a temperature."""
     temperature = sampling["temperature"]
     if not 0 <= temperature < math.inf:
         raise ValueError(
@@ -135,7 +135,7 @@ def _model_name(value: Any) -> Any:
 
 
 def seed_of(*parts: Any) -> int:
-    """Return a seed of 63 bits from the hash of all that makes a request.
+    """Return a seed of 63 bits from the hash of a request's content.
 
     Args:
         parts: JSON values; others count by their string.

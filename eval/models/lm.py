@@ -127,7 +127,7 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
         max_batch_size: int,
         kwargs: Mapping[str, Any],
     ) -> None:
-        """Initialize lm-eval's model, with its errors in one sentence."""
+        """Initialize lm-eval's model, and shorten its errors to one line."""
         name = pretrained if isinstance(pretrained, str) else ""
         if name:
             check_weights(name)
@@ -160,7 +160,7 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
         return other
 
     def load_others(self) -> None:
-        """Load the other models of the decoder, once each, and count tokens from zero."""
+        """Load the other models of the decoder, once each, and reset the token counts."""
         self._others = self._load_others()
         self._reset_counts()
 
@@ -206,7 +206,7 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """Return all that determines an answer besides the request."""
+        """Return the settings that determine an answer, besides the request."""
         return {
             "contralto": __version__,
             "pretrained": self._name,
@@ -231,7 +231,7 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
         title: str,
         disable_tqdm: bool,
     ) -> list[Any]:
-        """Answer requests in batches of equal options, the longest first, and keep every answer at once."""
+        """Answer requests in batches of equal options, the longest first, and store every answer at once."""
         order = sorted(
             range(len(requests)),
             key=lambda i: (repr(requests[i].gen_kwargs), -self._length(requests[i]), requests[i].context),
@@ -272,7 +272,7 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
             cache.autocommit = True
 
     def _batch(self, requests: Sequence[EvalRequest], room: int) -> DecodingBatch:
-        """Return a batch as all branches of the method read it."""
+        """Return a batch with the inputs of the method's branches."""
         config = self.decoder.config
         config.check_contrast_prompt()
         views = tuple(self._view(view, requests, room) for view in config.active_views)
@@ -392,7 +392,7 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
         return {**other, **kwargs, "do_sample": False}  # SeededSampling draws by itself
 
     def _stopping_criteria(self, stop: list[str], prompt: int) -> list[StoppingCriteria]:
-        """Return the criteria that end a row besides its end token, which `generate()` handles."""
+        """Return the stopping criteria of a row besides its end token, which `generate()` handles."""
         strings = [text for text in stop if text and text != self.tok_decode(self.eot_token_id, False)]
         if not strings:
             return []

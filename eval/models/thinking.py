@@ -84,7 +84,7 @@ def answer_text(
 
 
 def ends_thought(tokens: Sequence[int], decode: Callable[[list[int]], str], end: str | int | None) -> bool:
-    """Return True if a thought ends in an answer, or the model does not think.
+    """Return True if a thought is closed, or the model does not think.
 
     Args:
         tokens: The generated tokens.

@@ -1,4 +1,4 @@
-"""`contralto-vllm`, a model of lm-eval that answers by contrast through vLLM.
+"""`contralto-vllm`, a model of lm-eval for contrastive decoding in vLLM.
 
     contralto eval --backend vllm --model_args pretrained=MODEL,method=cad,contrast_prompt='{question}' --tasks gsm8k_cot
 
@@ -113,7 +113,7 @@ class ContraltoVLLM(ContrastiveEvalModel, TemplateLM):  # type: ignore[misc]
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """Return all that determines an answer besides the request."""
+        """Return the settings that determine an answer, besides the request."""
         return {
             "contralto": __version__,
             "backend": "vllm",
@@ -131,7 +131,7 @@ class ContraltoVLLM(ContrastiveEvalModel, TemplateLM):  # type: ignore[misc]
         return self.decoder_info()
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Tokenize a string; one that begins with BOS does not get another.
+        """Tokenize a string, without a second BOS.
 
         Args:
             string: The string.
@@ -238,7 +238,7 @@ class ContraltoVLLM(ContrastiveEvalModel, TemplateLM):  # type: ignore[misc]
         return [output.tokens for output in outputs]
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        """Decode a completion as transformers does; the caller cuts it at its stop strings."""
+        """Decode a completion as transformers does; the caller truncates it at stop strings."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def _branch_prompts(self, request: EvalRequest) -> list[list[int]]:
@@ -270,7 +270,7 @@ class ContraltoVLLM(ContrastiveEvalModel, TemplateLM):  # type: ignore[misc]
         raise ValueError(NO_LIKELIHOODS)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        """Raise: vLLM gives no likelihoods of contrastive distributions.
+        """Raise an error: vLLM has no likelihoods of contrastive distributions.
 
         Args:
             requests: lm-eval's instances.

@@ -61,7 +61,7 @@ class ContraltoVLM(ContraltoLM, HFMultimodalLM):  # type: ignore[misc]
         return dict(inputs)
 
     def tok_batch_multimodal_encode(self, strings: Sequence[str], *args: Any, **kwargs: Any) -> Any:
-        """Encode a batch as lm-eval does, without a second BOS: its processor adds one also to templates that hold one.
+        """Encode a batch as lm-eval does, without the second BOS that its processor adds to templates with one.
 
         Args:
             strings: The prompts.

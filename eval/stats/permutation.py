@@ -79,7 +79,7 @@ def sign_flip(
 
 
 def _whole(differences: Array) -> NDArray[np.int64] | None:
-    """Return the differences as multiples of their common step; None if they have none, or are too large."""
+    """Return the differences as integer multiples of a common step; None without one, or if they are too large."""
     for step in range(1, LATTICE + 1):
         scaled = differences * step
         nearest = np.rint(scaled)
@@ -91,7 +91,7 @@ def _whole(differences: Array) -> NDArray[np.int64] | None:
 
 
 def _counted(differences: NDArray[np.int64]) -> float:
-    """Return the exact p of whole differences from the distribution of the sum of those that keep a positive sign.
+    """Return the exact p of integer differences, from the distribution of the sum of those with a positive sign.
 
     The signed sum is twice that sum less the sum of all. Equal differences are one binomial.
     """
@@ -156,7 +156,7 @@ def swap(
 
 
 def _assignments(units: int, resamples: int, seed: int) -> tuple[Array, bool]:
-    """Return rows of 0 and 1, which units to exchange: all rows for few units, else random ones; and whether they are all."""
+    """Return rows of 0 and 1, the units to exchange, and whether these are all possible rows or random ones."""
     if units <= ENUMERATED:
         return ((np.arange(2**units)[:, None] >> np.arange(units)) & 1).astype(np.float64), True
     return np.random.default_rng(seed).integers(2, size=(resamples, units)).astype(np.float64), False

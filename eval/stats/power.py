@@ -1,4 +1,4 @@
-"""Smallest differences that a paired test would find at a given level and power."""
+"""Smallest detectable differences of paired tests at a given level and power."""
 
 import math
 

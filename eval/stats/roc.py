@@ -1,4 +1,4 @@
-"""Statistics of yes/no margins that no threshold changes: AUROC, and the bias-matched threshold."""
+"""Statistics of yes/no margins: AUROC, which needs no threshold, and the bias-matched threshold."""
 
 import math
 from statistics import NormalDist
@@ -91,7 +91,7 @@ def auroc_difference(
 
 
 def _placements(margins: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
-    """Return for each yes the share of no with smaller margins, and for each no the share of yes with larger ones; ties count half."""
+    """Return for each yes the share of smaller no, and for each no the share of larger yes; ties count half."""
     x, truth = np.asarray(margins, dtype=np.float64), np.asarray(labels, dtype=bool)
     if x.shape != truth.shape:
         raise ValueError(f"AUROC needs a label per question, not {truth.size} for {x.size}")

@@ -1,4 +1,4 @@
-"""A comparison shown: tables for the terminal, and one page with plots.
+"""Reports of a comparison: tables for the terminal, and an HTML page with plots.
 
 Everything here is made of the plain data that `compare` returns and `contralto compare` keeps as JSON.
 """

@@ -30,7 +30,7 @@ def images(doc: dict[str, Any]) -> list[Any]:
 
 
 def results(doc: dict[str, Any], responses: list[str]) -> dict[str, Any]:
-    """Return what lm-eval keeps of a caption.
+    """Return the values that lm-eval logs for a caption.
 
     Args:
         doc: The document.

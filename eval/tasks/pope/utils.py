@@ -31,7 +31,7 @@ def images(doc: dict[str, Any]) -> list[Any]:
 
 
 def results(doc: dict[str, Any], responses: list[str]) -> dict[str, Any]:
-    """Return what lm-eval keeps of an answer.
+    """Return the values that lm-eval logs for an answer.
 
     Args:
         doc: The document.

@@ -137,7 +137,7 @@ def told(doc: Row, responses: list[str]) -> dict[str, Any]:
 
 
 def questions(*, negatives: Negatives, split: Split, n: int, world_seed: int, **_: Any) -> Any:
-    """Return six questions on each of `n` pictures; `case` names where the object is and whether it is at home in the place.
+    """Return six questions on each of `n` pictures; `case` says whether the object is present and typical of the place.
 
     Args:
         negatives: The strategy to choose objects that are not there.
@@ -168,7 +168,7 @@ def _case(scene: Scene, name: str) -> str:
 
 
 def answered(doc: Row, responses: list[str]) -> dict[str, Any]:
-    """Return what lm-eval keeps of an answer.
+    """Return the values that lm-eval logs for an answer.
 
     Args:
         doc: The document.
@@ -202,7 +202,7 @@ def pictures(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
 
 
 def described(doc: Row, responses: list[str]) -> dict[str, Any]:
-    """Return what lm-eval keeps of a caption.
+    """Return the values that lm-eval logs for a caption.
 
     Args:
         doc: The document.
@@ -230,5 +230,5 @@ def _image(split: Split, world_seed: int, number: int) -> Any:
 
 @cache
 def _scenes(split: Split, world_seed: int) -> tuple[list[Scene], Iterator[Scene]]:
-    """Return the scenes that were drawn so far, and an iterator over further ones."""
+    """Return the scenes generated so far, and an iterator over further ones."""
     return [], pictured.scenes(world_seed, split)
