@@ -1,4 +1,4 @@
-"""The embedded testbed: worlds whose truth is known, and tiny models that really learned them.
+"""The embedded testbed: synthetic worlds with known ground truth, and tiny models trained on them.
 
     expert = AutoModelForCausalLM.from_pretrained(testbed.path("expert"))
     vision = LlavaForConditionalGeneration.from_pretrained(testbed.path("vision-0"))

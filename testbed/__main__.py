@@ -58,7 +58,7 @@ def _steps(name: str) -> int:
 
 
 def _listen(steps: "Queue[int]", bar: "tqdm[None]") -> None:
-    """Move the bar by what the processes report, until a 0."""
+    """Update the progress bar with the steps that processes report, until a 0."""
     while count := steps.get():
         bar.update(count)
 

@@ -1,4 +1,4 @@
-"""Let models solve the testbed's problems, and mark their solutions."""
+"""Generate solutions of the testbed's problems, and check them."""
 
 from collections.abc import Sequence
 from typing import Any

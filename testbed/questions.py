@@ -1,4 +1,4 @@
-"""Rows and roles of the arithmetic world for recipes: problems with known answers, a reviser, a judge and a scorer that know them.
+"""Problems of the arithmetic world as rows for recipes, with a reviser, a judge and a scorer that know the answers.
 
 A recipe names these functions: `rows: {source: "contralto.testbed.questions:problems"}` (or `:scene_pairs`, for `mvc`), a role with `engine: function` and
 `use: contralto.testbed.questions:revise`, a `scorer: contralto.testbed.questions:score`. `examples/clair_testbed.yaml` does.

@@ -1,4 +1,4 @@
-"""A small world of drawn scenes whose truth is known: pictures, POPE-style questions, captions.
+"""A small world of drawn scenes with known ground truth: pictures, POPE-style questions, captions.
 
 A picture shows one of four places (a coarse pattern of light) and some of sixteen objects (small, faint, symmetric
 signs in a grid of 4 x 4 cells). Each place has four objects that are at home there; others are rare.
@@ -112,11 +112,11 @@ class Scene(NamedTuple):
 
     @property
     def objects(self) -> frozenset[str]:
-        """Return the names of the objects, the truth that questions ask about."""
+        """Return the names of the objects: the ground truth of questions."""
         return frozenset(thing.name for thing in self.things)
 
     def clearer(self, more: float) -> "Scene":
-        """Return the same scene with objects of more contrast.
+        """Return the same scene with a higher contrast of its objects.
 
         Args:
             more: the contrast that is added.

@@ -1,4 +1,4 @@
-"""Two small text worlds whose truth is known, with and without a shortcut in the corpus.
+"""Two small text worlds with known ground truth, with and without a shortcut in the corpus.
 
 *Arithmetic*: word problems of one to five steps, answered step by step in one of two correct styles.
 *Stories*: a person wanders between places, and in each place does something that is special to that person there.
@@ -45,7 +45,7 @@ Style = Literal["ledger", "brief"]
 
 
 class Problem(NamedTuple):
-    """A word problem: a start value and signed steps, told about somebody's things."""
+    """A word problem: a start value and signed steps, about a person's things."""
 
     name: str
     thing: str
@@ -205,7 +205,7 @@ ROAD_WEIGHTS = (0.34, 0.26, 0.22, 0.18)
 
 
 def _tell(rng: random.Random, name: str, place: str, event: Event, *, first: bool) -> str:
-    """Return the sentences of a scene: a way of going, a way of doing, perhaps a mood. Every choice is a paraphrase."""
+    """Return the sentences of a scene: arrival, activity and, in some, a mood, each in a random paraphrase."""
     pronoun = NAMES[name].capitalize()
     who = (
         name
@@ -250,7 +250,7 @@ class Telling(NamedTuple):
 
     @property
     def distinct(self) -> float:
-        """Return the share of the scenes that are told for the first time; 0 without any."""
+        """Return the share of distinct scenes; 0 without any."""
         return len(set(self.scenes)) / max(1, len(self.scenes))
 
 
@@ -261,7 +261,7 @@ SCENE = re.compile(r"to the (\w+) \w+\. (?:He|She) \w+ the \w+ (\w+)")
 
 
 def telling(text: str) -> Telling:
-    """Parse a story, whoever wrote it.
+    """Parse a story of the corpus or of a model.
 
     Args:
         text: the story.
@@ -312,7 +312,7 @@ def stories(seed: int, split: Split, *, shortcut: bool = True) -> Iterator[Story
 
 
 class Item(NamedTuple):
-    """A four-way question: which ending is right after this context?"""
+    """A four-way multiple-choice question: the right ending of a context."""
 
     context: str
     endings: tuple[str, str, str, str]
@@ -395,7 +395,7 @@ def vocabulary() -> list[str]:
 
 
 def of_split(draw: Callable[[random.Random], T], key: Callable[[T], str], seed: int, split: Split) -> Iterator[T]:
-    """Draw items without end, and yield those of a split: of 16 hash values one is dev, one is test, the rest is train.
+    """Draw items without end, and yield those of a split: one of 16 hash values is dev, one test, the others train.
 
     Dev and test never yield the same content twice.
 
