@@ -47,7 +47,7 @@ def test_readme_example_prints_what_it_says(capsys, tmp_path):
 
 
 def test_readme_map_names_every_folder():
-    shown = re.findall(r"`(?:\w+/)?(\w+)/?`", README.split("## What is where")[1])
+    shown = re.findall(r"`(?:\w+/)?(\w+)/?`", README.split("## Folders")[1])
     folders = {
         path.parent for part in PARTS for path in (ROOT / part).glob("*/__init__.py") if not path.parent.is_symlink()
     }
