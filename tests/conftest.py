@@ -1,19 +1,14 @@
-"""Shared settings: one thread (tiny models), the helpers of this folder importable, GPU tests only where there is one."""
+"""Shared settings: one thread (tiny models), GPU tests only where there is one."""
 
 import os
-import sys
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 import torch
+from covering import covering
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # read when transformers is imported
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.append(str(Path(__file__).parents[1]))  # for what one test module takes from another
 torch.set_num_threads(1)
-
-from covering import covering
 
 
 def pytest_collection_modifyitems(items):

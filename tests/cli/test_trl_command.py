@@ -12,12 +12,12 @@ import torch
 import transformers
 import yaml
 from datasets import Dataset
+from helpers.preference_rows import ONE, RAGGED, SCHEMAS, TEXTS, TWO, said, user
 
 from contralto import testbed
 from contralto.align import parsing
 from contralto.cli import align as cli_align
 from contralto.data_gen.checks import ches
-from tests.data_gen.test_dataset import ONE, RAGGED, SCHEMAS, TEXTS, TWO, said, user
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of TRL's own command
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--audit", "off", "--monitor_pairs", "0"]

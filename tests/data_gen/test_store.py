@@ -16,19 +16,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from helpers.stored_answers import answer, asked
 
-from contralto.data_gen.store import APPLICATION, Store, TrackedRequest
-from contralto.data_gen.types import Answer, Ask, Failure, Sampling, make_request
+from contralto.data_gen.store import APPLICATION, Store
+from contralto.data_gen.types import Answer, Failure
 
-
-def asked(number, *, row=None, role="target"):
-    """A request of its own for every number."""
-    request = make_request(Ask(role=role, prompt=f"{number} ="), engine={"m": 1}, sampling=Sampling(), seed=0, row="r")
-    return TrackedRequest(request=request, row=row or f"row {number}", strategy="s", role=role, tag="answer", model="m")
-
-
-def answer(number, text=None):
-    return Answer(text=text or f"it is {number}", prompt_tokens=3, completion_tokens=number, logprobs=(-0.5, -1 / 3))
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def test_what_was_recorded_is_read_back(tmp_path):
@@ -329,9 +322,8 @@ def test_a_full_disk_records_nothing_of_a_list_and_breaks_nothing(tmp_path):
     """In a process of its own, whose files may not grow beyond 256 KiB."""
     code = f"""
 import resource, sqlite3, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_store import answer, asked
+from helpers.stored_answers import answer, asked
 from contralto.data_gen.store import Store
 store = Store(Path({str(tmp_path / "a")!r}))
 store.record([(asked(0), answer(0))])
@@ -345,7 +337,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM
 store.record([(asked(n), answer(n, "long " * 2000)) for n in range(1, 200)])
 print(len(store.get([asked(n).request.key for n in range(200)])))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     full, before, after = result.stdout.splitlines()
     assert full.startswith("full:"), result.stdout
     assert (before, after) == ("1", "200")
@@ -378,9 +370,8 @@ def test_killed_at_any_instant_a_writer_leaves_whole_lists(tmp_path):
     """A child records lists of five and says so on a pipe; what it said is there, and nothing is there in part."""
     code = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_store import answer, asked
+from helpers.stored_answers import answer, asked
 from contralto.data_gen.store import Store
 store = Store(Path({str(tmp_path / "a")!r}))
 start = int(sys.argv[1])
@@ -390,7 +381,9 @@ for n in range(start, start + 10000, 5):
 """
     said = 0
     for pause in (0.02, 0.11, 0.07, 0.05):
-        child = subprocess.Popen([sys.executable, "-c", code, str(said)], stdout=subprocess.PIPE, text=True)
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, str(said)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+        )
         assert child.stdout.readline()
         time.sleep(pause)
         os.kill(child.pid, signal.SIGKILL)

@@ -10,11 +10,11 @@ import math
 
 import pytest
 import torch
+from helpers.two_branch_rules import TWO_BRANCH_RULES
 from oracles import rules as oracle
 from torch.testing import assert_close
 
 from contralto.decoding import rules
-from tests.decoding import test_rules
 
 VOCAB, ROWS = 13, 7
 TWO = {
@@ -121,7 +121,7 @@ def test_every_rule_is_in_a_contract():
     public = {name for name in rules.__all__ if inspect.isfunction(getattr(rules, name))}
     others = {"plausible", "combine", "dola", "dola_jsd", "critic_guided"}
     others |= {"contrastive_search", "degeneration_penalty"}  # tests/decoding/test_search.py
-    assert public == {*TWO, *THREE, *others, *test_rules.TWO_BRANCH_RULES}
+    assert public == {*TWO, *THREE, *others, *TWO_BRANCH_RULES}
 
 
 @pytest.mark.parametrize(("name", "reference", "grid"), CASES, ids=[case[0] for case in CASES])

@@ -10,20 +10,13 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.two_branch_rules import TWO_BRANCH_RULES
 from oracles import decoding as reference
 from torch.testing import assert_close
 
 from contralto.decoding import rules
 
 INF = math.inf
-TWO_BRANCH_RULES = {
-    "contrastive_decoding": (rules.contrastive_decoding, reference.contrastive_decoding, {"beta": (0.0, 0.5, 2.0)}),
-    "contrastive_decoding_li": (
-        rules.contrastive_decoding_li,
-        reference.contrastive_decoding_li,
-        {"amateur_temperature": (0.5, 1.0, 3.0)},
-    ),
-}
 ALPHAS = (0.0, 0.05, 0.1, 0.5, 1.0)
 
 

@@ -5,12 +5,11 @@ later change of the models or of the matrix cannot blunt it unseen.
 """
 
 import pytest
-import zoo
+from helpers import families
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from contralto.decoding.branches import ModelBranch
 from contralto.decoding.processors import models
-from tests.decoding import test_families as matrix
 
 
 class CacheDropped(ModelBranch):
@@ -56,12 +55,13 @@ QUICK = {(CacheDropped, "llama"), (PositionsDropped, "gpt2"), (MaskDropped, "opt
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_the_matrix_sees_it(broken, family, monkeypatch):
-    pair = family, zoo.build(family, seed=1), zoo.build(family, hidden=16, seed=2), matrix.doubles(family)
+    pair = families.build_pair(family)
     monkeypatch.setattr(models, "ModelBranch", broken)
     with pytest.raises((AssertionError, RuntimeError, ValueError, IndexError)):
         _matrix(pair)
 
 
 def _matrix(pair):
-    for test in (matrix.test_greedy, matrix.test_sampling, matrix.test_beam_search):
-        test(pair, 4)
+    for run in (families.greedy, families.sampled, families.beams):
+        found, expected = run(pair, 4)
+        assert found == expected
