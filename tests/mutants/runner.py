@@ -90,6 +90,7 @@ def _child(path: Path, source: str, tests: Sequence[str]) -> None:
     os.chdir(ROOT)
     os._exit(
         pytest.main(
-            ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore:Module already imported", *tests]
+            ["-x", "-q", "-m", "not slow and not full and not gpu", "-p", "no:cacheprovider", "-p", "no:xdist"]
+            + ["-W", "ignore:Module already imported", *tests]
         )
     )
