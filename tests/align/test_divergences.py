@@ -1,11 +1,4 @@
-"""Chunked divergences and log-probabilities against float64 references, against autograd over whole logits, and by memory.
-
-Seen to go red with: the second part of the gradient left out; the sign of w; mixtures turned; w without 1 - alpha or 1 - beta; no
-limits at beta 0 and 1; TVD without its half; SRKL always detached; underflow not held, alpha 0 not exact; the slopes of scale,
-temperature and softcap left out, or of another block; incoming gradients ignored; wrong gradients of bias and weight; vocabularies not
-cut; parts and alphas of the wrong tokens; entropy and squares; all tokens in one chunk; of targets alone the sign of the gradient, its one at
-the target, its factors, its slope.
-"""
+"""Chunked divergences and log-probabilities against float64 references, against autograd over whole logits, and by memory."""
 
 import pytest
 import torch
@@ -82,6 +75,18 @@ def test_logits_equal_the_reference(name, temperature):
         expected = [reference.divergence(name, q, p, alpha=alpha, beta=beta) for q, p in rows]
         found = OF_LOGITS[name](student, teacher, temperature=temperature, **own)
         assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_logits_with_more_axes_are_those_of_each_row(name):
+    """`(2, TOKENS, V)` logits, of unlike vocabularies, and a skew per token."""
+    student, teacher = _random(2, TOKENS, VOCABULARY), _random(2, TOKENS, VOCABULARY + 2, seed=1)
+    alpha = torch.linspace(0, 0.9, 2 * TOKENS, dtype=torch.float64).view(2, TOKENS)
+    own = [{"alpha": alpha[i]} if "skew" in name else {} for i in range(2)]
+    expected = torch.stack([OF_LOGITS[name](student[i], teacher[i], **own[i]) for i in range(2)])
+    found = OF_LOGITS[name](student, teacher, **({"alpha": alpha} if "skew" in name else {}))
+    assert_close(found, expected)
+    assert found.shape == (2, TOKENS)
 
 
 @pytest.mark.parametrize("beta", [0, 1])

@@ -1,12 +1,4 @@
-"""The preference losses against float64 references in plain Python, against TRL's own code, and by their gradients.
-
-Seen to go red with: the pair swapped; hinge without its 1; IPO's 1 / beta; EXO's targets swapped; NCA's half left out; rDPO's
-denominator; signs of BCO, SPPO and the margin; AOT without a sort, on either side; APO's signs and its gap; `apo_auto` turned, at 0,
-its proxy turned, its scores ignored; DiscoPOP's tau; `sft` without its mask, or by text; ODPO without the logarithm; CPO without the
-likelihood; SimPO's gamma inside beta; ARPO without clamp, of sums, without its gradient through tau; the delta of TDPO1 and SparsePO
-turned; TDPO2 without its stop; SparsePO's masks swapped, a common mask not halved or split in two; S-VCO's terms swapped; two of the
-f-divergences; LD-DPO off by one; label smoothing turned; pair weights, loss weights or the mask of the KL left out.
-"""
+"""The preference losses against float64 references in plain Python, against TRL's own code, and by their gradients."""
 
 import math
 import random
@@ -219,6 +211,72 @@ def test_length_desensitized():
     for side, texts in ((found.chosen, [(p.w, p.l) for p in sample]), (found.rejected, [(p.l, p.w) for p in sample])):
         expected = torch.tensor([reference.ld(y, other, 0.3) for y, other in texts], dtype=torch.float64)
         assert_close(losses.length_desensitized(side.token_logps, side.mask, shared, alpha=0.3), expected)
+
+
+def test_wpo_weights():
+    """Completions of no token, of one and of several; the weight of an empty one is 1, whatever padding holds."""
+    sample, mask = torch.rand(3, 4, dtype=torch.float64), torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]])
+    squares = torch.rand(3, 4, dtype=torch.float64)
+    gaps = (sample - squares).tolist()
+    expected = [1.0, math.exp(gaps[1][0]), math.exp(sum(gaps[2][:3]) / 3)]
+    found = losses.wpo_weights(sample.requires_grad_(), squares, mask)
+    assert found.tolist() == pytest.approx(expected)
+    assert not found.requires_grad
+
+
+def test_empty_completions_count_as_one_token():
+    one, none = torch.tensor([[-2.0, -9.0]]), torch.tensor([[-9.0, -9.0]])
+    assert losses.sft(one, torch.tensor([[True, False]])).tolist() == [2.0]
+    assert losses.sft(none, torch.tensor([[False, False]])).tolist() == [0.0]
+    assert losses.per_token(torch.tensor([3.0, 3.0, 3.0]), torch.tensor([0, 1, 2])).tolist() == [3.0, 3.0, 1.5]
+
+
+def test_sums_over_tokens_are_over_the_last_axis():
+    """Also of values with an axis before that of the rows, where a sum over another axis gives other numbers."""
+    one, two = ([pairs.chosen, pairs.rejected] for pairs in (_pairs(_sample(seed=seed)) for seed in (1, 2)))
+
+    def stacked(name):
+        return [torch.stack([getattr(a, name), getattr(b, name)]) for a, b in zip(one, two, strict=True)]  # (2, B, T)
+
+    names = ("token_logratios", "token_kl", "reward_mask", "kl_mask")
+    inputs = [value for name in names for value in stacked(name)]
+    each = [losses.sparsepo(*(value[i] for value in inputs), lambda_u=0.2, lambda_d=0.3) for i in range(2)]
+    assert_close(losses.sparsepo(*inputs, lambda_u=0.2, lambda_d=0.3), torch.stack(each))
+    logps, mask, lengths = (stacked(name)[0] for name in ("token_logps", "mask", "lengths"))
+    shared = lengths // 2
+    each = [losses.length_desensitized(logps[i], mask[i], shared[i], alpha=0.3) for i in range(2)]
+    assert_close(losses.length_desensitized(logps, mask, shared, alpha=0.3), torch.stack(each))
+    each = [losses.wpo_weights(logps[i], logps[i] / 2, mask[i]) for i in range(2)]
+    assert_close(losses.wpo_weights(logps, logps / 2, mask), torch.stack(each))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_checks_its_settings(name):
+    """Also where it is called without an objective."""
+    loss, pairs = LOSSES[name], _pairs(_sample(2))
+    inputs = [pairs.find(each) for each in loss.inputs]
+    for letter, _ in loss.settings.values():
+        for wrong in (-1.0, math.inf):
+            with pytest.raises(ValueError, match=f"^{letter} must"):
+                loss.function(*inputs, **{letter: wrong})
+
+
+@pytest.mark.parametrize(
+    ("letters", "inside", "outside"),
+    [
+        ("beta tau scale", (1e-9, 1e9), (0.0, math.inf, math.nan)),
+        ("epsilon", (1e-9, 0.4999), (0.0, 0.5)),
+        ("label_smoothing", (0.0, 0.4999), (-1e-9, 0.5)),
+        ("alpha gamma eta lambda_u lambda_d", (0.0, 1e9), (-1e-9, math.inf, math.nan)),
+    ],
+)
+def test_ranges_of_settings(letters, inside, outside):
+    for letter in letters.split():
+        losses.check_settings(**{letter: inside[0]})
+        losses.check_settings(**{letter: inside[1]})
+        for value in outside:
+            with pytest.raises(ValueError, match=f"the option must .*, not {value}"):
+                losses.check_setting("the option", letter, value)
 
 
 def test_an_objective_is_the_weighted_sum_of_means():

@@ -78,7 +78,7 @@ def length_desensitized(token_logps: Tensor, mask: Tensor, shared_lengths: Tenso
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"ld_alpha must lie in [0, 1] (the weight of the longer text's tail), not {alpha}")
-    tail = mask.long().cumsum(-1) > shared_lengths[:, None]
+    tail = mask.long().cumsum(-1) > shared_lengths[..., None]
     return (token_logps * mask * torch.where(tail, alpha, 1.0)).sum(-1)
 
 
