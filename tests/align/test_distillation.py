@@ -1,10 +1,4 @@
-"""DistillationPairTrainer: loss and gradients from whole logits in float64, values in plain Python, its curriculum at work, a teacher on disk.
-
-Seen to go red with: texts without weight that are run; states of the wrong side; the weights of the two texts exchanged; a mean length in place of each text's; alpha adapting an epoch late; a round that forgets
-the steps of the others; states of a batch row by row in place of side by side, or read from the beginning of their file; the teacher's
-padded vocabulary in its softmax; the full gradient in place of the detached one; a temperature left out; a cache's key without sides or
-without max_length; a teacher loaded for sft; all rows run for one side; an aligned teacher without its adapter; a mean gap of one process alone.
-"""
+"""DistillationPairTrainer: loss and gradients from whole logits in float64, values in plain Python, its curriculum at work, a teacher on disk."""
 
 import copy
 import itertools

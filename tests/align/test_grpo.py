@@ -1,9 +1,4 @@
-"""Constrained and contrastive rewards for GRPO, in TRL's own trainer.
-
-Seen to go red with: a multiplier that climbs; the step without the sigmoid's slope; another rest for the task; beta weighed twice; multipliers
-lost at a resumed run; a scale that is divided out; no baseline; a linear contrast; baselines rewarded anew, with completion_ids, or with other rows' columns; a sigmoid
-that overflows.
-"""
+"""Constrained and contrastive rewards for GRPO, in TRL's own trainer."""
 
 import itertools
 import math

@@ -1,9 +1,4 @@
-"""The completion head against a model's own logits, in every causal family of transformers that can be built small.
-
-Seen to go red with: the last hidden state in place of the output layer's input; a factor or a cap that is taken for 1; an adapter on the output
-layer that is left out; a layer that adds to its product taken for one that multiplies; logits of other tokens in the fallback; a fallback
-that is not said.
-"""
+"""The completion head against a model's own logits, in every causal family of transformers that can be built small."""
 
 import copy
 import itertools

@@ -1,9 +1,4 @@
-"""Layouts of a batch of pairs: the log-probabilities and gradients of every architecture that obeys them are those of the padded rows.
-
-Seen to go red with: positions that run on, in either layout; a rejected text that sees the chosen one, or not its prompt; one token too many
-repeated; copies of tokens that the chosen text does not count; shared tokens scored twice; padding in common; windows let through; eager
-attention given a mask of truths; hidden states left in their new places.
-"""
+"""Layouts of a batch of pairs: the log-probabilities and gradients of every architecture that obeys them are those of the padded rows."""
 
 import pytest
 import torch

@@ -1,11 +1,4 @@
-"""SparsePO's masks and DistiLLM-2's curriculum against references in plain Python, and the hooks on every family.
-
-Seen to go red with: no minimum subtracted, or one from outside; places and kinds pooled; a single token at 0; the MLP's first
-projection; the vision tower; routers or the insides of adapters counted; forwards added up; flattened rows lost; hooks left behind;
-kinds or dropout ignored; a random start; a ReLU or the norm left out; padding counted; one network for two; no warning; alpha turned,
-without alpha_0, by the median, adapting in the first epoch; beta unclipped or by the epoch alone; weights swapped; another factor;
-log-probabilities in place of probabilities.
-"""
+"""SparsePO's masks and DistiLLM-2's curriculum against references in plain Python, and the hooks on every family."""
 
 import math
 import random

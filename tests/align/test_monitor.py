@@ -1,14 +1,4 @@
-"""The audit, the monitor and the report of a preference training.
-
-Seen to go red with: texts without tokens, ends or words not seen, or seen a token too far; a cut text said to lack its end; rows by number
-where they have ids; prompts tokenised without the assistant's turn; a stream read to its end; dropped rows unnamed; a reference that follows
-the adapter, an adapter without effect, weights that are not finite, a wrong start passed over; noise left in the weights, or drawn from the
-training's generator; an audit that stops where it should warn, or speaks where it is off; each threshold of the symptoms moved or
-dropped; changes not counted from the start; half the divergence; CHES of other tokens; other pairs than the held-out ones; all prompts
-written for; measurements between logs; a model left in evaluation mode; warnings repeated; a resumed run that starts over or keeps later
-points; a report's error that ends the run; half a record; Pearson for Spearman; the pairs that gained shown as those that lost; texts
-unescaped; callbacks dropped.
-"""
+"""The audit, the monitor and the report of a preference training."""
 
 import itertools
 import json

@@ -1,8 +1,4 @@
-"""Reward models with margins: the loss, the margins, the trainer.
-
-Seen to go red with: the margin's sign; votes not divided by their number; margins unscaled, or left out; an adapter for language models;
-a LoRA configuration of the caller that is changed.
-"""
+"""Reward models with margins: the loss, the margins, the trainer."""
 
 import copy
 import itertools

@@ -1,8 +1,4 @@
-"""Rounds of writing and training: who writes, from which model each round begins, what is kept; kills; mistakes.
-
-Seen to go red with: rounds that all begin with the first model, or the first adapter; a seed that stays; rounds that are all the first epoch;
-done rounds done again; a lock that two can have; the same prompts in all rounds; an engine that cannot load the second round's adapter.
-"""
+"""Rounds of writing and training: who writes, from which model each round begins, what is kept; kills; mistakes."""
 
 import itertools
 import json

@@ -1,9 +1,4 @@
-"""SimCTG's contrast between tokens and CAL's weights by the image, against the formulas in plain Python; both trainers against stock TRL.
-
-Seen to go red with: the margin without s(h_i, h_i); padding contrasted; the mean over all texts' pairs; neighbours that are not trained on;
-sums in place of means of neighbours; the contrast of accumulated steps added up; a contrast without gradient; states one token late; weights whose
-mean is not 1, or that are used in evaluation; images left in sight.
-"""
+"""SimCTG's contrast between tokens and CAL's weights by the image, against the formulas in plain Python; both trainers against stock TRL."""
 
 import math
 

@@ -1,13 +1,4 @@
-"""PreferenceTrainer against stock TRL, loss by loss, and its own losses against the same numbers made from whole logits.
-
-Seen to go red with: hidden states one token late; a precomputed reference with its sides swapped, in the order of its batches, found again under
-another max_length, asked again for another seed, or of another row of a stream; an adapter left on in the reference; a trained adapter's
-reference without it; a reference loaded for CPO; a mask whose gradients add up over the steps, or that gets none; MaPO's mask of ones;
-the other KL; a margin that does not arrive; Granite's logits undivided; an unfinished checkpoint taken for the last; rewards without beta; metrics in the
-step after the logged one; LD-DPO's shared length the longer one; WPO's weight of the chosen text alone.
-A layout that is not compared in the first step; MaPO's activations left in their new places; S-VCO's rows or sides exchanged, its second
-image or its view without one seeing the first, its blind text without reference; an encoder trained that was to be frozen.
-"""
+"""PreferenceTrainer against stock TRL, loss by loss, and its own losses against the same numbers made from whole logits."""
 
 import copy
 import itertools

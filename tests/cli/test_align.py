@@ -1,8 +1,4 @@
-"""`contralto align`: recipes, flags, mistakes; kills, two processes, resumed runs.
-
-Seen to go red with: flags of accelerate left in the training command; a recipe that wins over flags; recipes that are not found by
-name; a resume that starts over; an unfinished checkpoint resumed.
-"""
+"""`contralto align`: recipes, flags, mistakes; kills, two processes, resumed runs."""
 
 import itertools
 import json

@@ -1,10 +1,6 @@
 """The command line, in process, on the embedded models: what it prints, what it writes, how it fails.
 
 Every method's texts are compared with those of its logits processor, made by hand for each prompt alone.
-Seen to go red with: the contrast left out of `generate`; a resumed run that decodes rows again; another seed after a resume;
-a parameter that is not passed on; another branch that reads the main prompt, or sees the main image; seeds of noise or
-transformations that count within the batch; padding on the right; beams with one plausible token; a path seen from
-elsewhere than the file's folder; an amateur whose encoder reads something else.
 """
 
 import json

@@ -1,8 +1,4 @@
-"""Mistakes end in a sentence, faults of the program in a traceback, Ctrl-C in 130: one place decides.
-
-Seen to go red with: every TypeError taken for a mistake; KeyboardInterrupt behind an ImportError not looked for; imports of a command
-outside of `guarded`; library errors without the name of the model.
-"""
+"""Mistakes end in a sentence, faults of the program in a traceback, Ctrl-C in 130: one place decides."""
 
 import json
 import os

@@ -1,8 +1,4 @@
-"""`contralto eval`: lm-eval's flags pass through, several processes agree, and a kill loses nothing.
-
-Seen to go red with: answers that are kept at the end of a run; ranks left as lm-eval sets them; an output folder or a cache that
-two decoders share; tasks that are not known.
-"""
+"""`contralto eval`: lm-eval's flags pass through, several processes agree, and a kill loses nothing."""
 
 import json
 import os

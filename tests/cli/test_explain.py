@@ -1,8 +1,4 @@
-"""What a contrast did to a text: every number of `trace` against float64 forwards, and the page that shows them.
-
-Seen to go red with: M3ID's step stuck at 0; DoLa's layer that fits worst; the probability ruled out taken after the contrast;
-the log-ratio turned round; tokens spelled without what came before; the first unchanged token opened.
-"""
+"""What a contrast did to a text: every number of `trace` against float64 forwards, and the page that shows them."""
 
 import math
 import re

@@ -1,8 +1,4 @@
-"""The output of `contralto generate`: what is gone on with, what is left alone, and what a full disk or another process leaves.
-
-Seen to go red with: prompts not compared; the last line without an end cut off whatever it is; `str.splitlines` over the rows; the
-write buffered; one random stream for a batch.
-"""
+"""The output of `contralto generate`: what is gone on with, what is left alone, and what a full disk or another process leaves."""
 
 import json
 import resource

@@ -1,8 +1,4 @@
-"""Outputs that cannot be written are found before the work, in every command that writes at its end.
-
-Seen to go red with: a check that is left out of a command; a folder that is taken for a file; lm-eval's silence about results that
-it could not save.
-"""
+"""Outputs that cannot be written are found before the work, in every command that writes at its end."""
 
 import errno
 import os

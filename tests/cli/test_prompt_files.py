@@ -1,8 +1,4 @@
-"""Prompts from files: every column is read, carried or rejected; images in every form; what another branch reads.
-
-Seen to go red with: `str.splitlines` as the reader; images of parts left in the messages and not decoded; unknown columns ignored; a
-contrast prompt in place of the last message, even if that is the assistant's.
-"""
+"""Prompts from files: every column is read, carried or rejected; images in every form; what another branch reads."""
 
 import base64
 import json

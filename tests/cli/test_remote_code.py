@@ -1,7 +1,4 @@
-"""Code that comes with a model runs only if the user has said so, in every command, and pickles never run any.
-
-Seen to go red with `trust_remote_code` left to transformers, which asks on the terminal.
-"""
+"""Code that comes with a model runs only if the user has said so, in every command, and pickles never run any."""
 
 import ast
 import json

@@ -1,8 +1,4 @@
-"""A command line of `trl dpo` and the same one of `contralto align`: the token ids that reach the model are the same.
-
-Seen to go red with: texts made into conversations; an implicit prompt cut at a whole word; nulls filled into tools; the train split
-of a folder read for its test split.
-"""
+"""A command line of `trl dpo` and the same one of `contralto align`: the token ids that reach the model are the same."""
 
 import json
 import shutil

@@ -1,7 +1,4 @@
-"""Files: lines end at a line feed alone, text is UTF-8, files are replaced whole, and every reader of the tree does it so.
-
-Seen to go red with: `str.splitlines` in `lines_of`; a lock that waits; `replace_text` writing in place.
-"""
+"""Files: lines end at a line feed alone, text is UTF-8, files are replaced whole, and every reader of the tree does it so."""
 
 import ast
 import os

@@ -1,7 +1,4 @@
-"""Models whose weights accelerate keeps in memory or on disk: as experts, amateurs, critics and judges, and in lm-eval.
-
-Seen to go red with: `model.device` in place of `input_device` in any of the modules; a fingerprint of `state_dict()`.
-"""
+"""Models whose weights accelerate keeps in memory or on disk: as experts, amateurs, critics and judges, and in lm-eval."""
 
 import copy
 

@@ -1,7 +1,4 @@
-"""YAML of recipes: no key twice, and no more values than the file shows.
-
-Seen to go red with `yaml.safe_load`: the last of two keys won without a word, aliases ran for ever, depth was a traceback.
-"""
+"""YAML of recipes: no key twice, and no more values than the file shows."""
 
 from itertools import pairwise
 

@@ -1,7 +1,4 @@
-"""Every example runs, is short, and prints what its embedded models say.
-
-Seen to go red with: the contrast left out of cd.py, an import of a name that is gone.
-"""
+"""Every example runs, is short, and prints what its embedded models say."""
 
 import runpy
 from pathlib import Path

@@ -1,10 +1,4 @@
-"""The drawn scenes are what they say, and the embedded vision models are what their card says.
-
-Seen to go red with: scenes split by their noise; objects drawn in the opposite cell; a sign that is not symmetric;
-habits left in the control corpus; the upper half overlooked; adversarial negatives taken as the rarest, or as the
-popular ones; a target moved by one; a conversation that sees its neighbours; positions that run on from conversation
-to conversation; noise on every training picture; pictures shrunk bicubically; a chat template without the image.
-"""
+"""The drawn scenes are what they say, and the embedded vision models are what their card says."""
 
 import random
 import sys

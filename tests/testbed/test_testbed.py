@@ -1,8 +1,4 @@
-"""The worlds are what they say, and the embedded models are what their card says.
-
-Seen to go red with: the split hash ignored, the sign of a step turned, the shortcut left in the control corpus, the label
-moved by one, digits joined in the tokenizer, a model's weights replaced by fresh ones.
-"""
+"""The worlds are what they say, and the embedded models are what their card says."""
 
 import itertools
 import re

@@ -1,7 +1,4 @@
-"""Branches that are adapters, a grammar on the main branch, desyncs, images; and what is refused, while the engine goes on.
-
-Seen to go red with: lone rows not made to end by the marker.
-"""
+"""Branches that are adapters, a grammar on the main branch, desyncs, images; and what is refused, while the engine goes on."""
 
 import re
 import time

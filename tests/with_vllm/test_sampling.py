@@ -1,7 +1,4 @@
-"""Sampling inside the processor: the distribution, one stream per text, whatever the batch and wherever it was resumed.
-
-Seen to go red with: `start` left out of the steps (and the mutations of drawing in `tests/decoding/test_vllm_settings.py`).
-"""
+"""Sampling inside the processor: the distribution, one stream per text, whatever the batch and wherever it was resumed."""
 
 import math
 from collections import Counter

@@ -1,7 +1,4 @@
-"""Texts from a real engine, token by token those of the float64 oracle. The same tests run on both model runners.
-
-Seen to go red with: branches in the wrong order; the marker not masked; the scheduler replaced by vLLM's.
-"""
+"""Texts from a real engine, token by token those of the float64 oracle. The same tests run on both model runners."""
 
 import pytest
 from conftest import RUNNER
