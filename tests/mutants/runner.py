@@ -88,9 +88,5 @@ def _child(path: Path, source: str, tests: Sequence[str]) -> None:
     import pytest
 
     os.chdir(ROOT)
-    os._exit(
-        pytest.main(
-            ["-x", "-q", "-m", "not slow and not full and not gpu", "-p", "no:cacheprovider", "-p", "no:xdist"]
-            + ["-W", "ignore:Module already imported", *tests]
-        )
-    )
+    options = ["-x", "-q", "-m", "not slow and not full and not gpu", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    os._exit(pytest.main([*options, "-W", "ignore:Module already imported", *tests]))
