@@ -1,4 +1,4 @@
-"""What contrastive search costs beyond greedy search, in time and in memory, and what it cost before.
+"""Measure the cost of contrastive search relative to greedy search, in time and memory, now and in an earlier version.
 
     python benchmarks/contrastive_search.py             all settings; writes benchmarks/results/contrastive_search.md
     python benchmarks/contrastive_search.py --contexts 64 --ks 4 --rounds 1 --seconds 0 --tokens 4 --no-write

@@ -1,4 +1,4 @@
-"""What the engines of data generation cost beside the bare thing, in throughput.
+"""Measure the throughput of the engines of data generation relative to direct calls.
 
     python benchmarks/data_engines.py            all settings; writes benchmarks/results/data_engines.md
     python benchmarks/data_engines.py --model Qwen/Qwen3-0.6B --device cuda --batch-size 64

@@ -1,4 +1,4 @@
-"""Kills a running `contralto data run` at random instants, again and again, and compares what comes out in the end.
+"""Kill a running `contralto data run` repeatedly at random instants, and compare the final data set.
 
     python benchmarks/data_kills.py --kills 100        writes benchmarks/results/data_kills.md
 

@@ -1,4 +1,4 @@
-"""The speed of data generation as a data set grows: 2,000 to 100,000 rows, answered by a function.
+"""Measure the speed of data generation with 2,000 to 100,000 rows, answered by a function.
 
     python benchmarks/data_size.py            all sizes; writes benchmarks/results/data_size.md
 

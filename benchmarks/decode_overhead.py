@@ -1,4 +1,4 @@
-"""What contrastive decoding costs beyond its two models.
+"""Measure the cost of contrastive decoding relative to its two models.
 
     python benchmarks/decode_overhead.py                     all settings; writes benchmarks/results/decode_overhead.md
     python benchmarks/decode_overhead.py --shapes testbed --batches 1 --contexts 64 --rounds 1 --seconds 0 --tokens 8 --no-write

@@ -1,4 +1,4 @@
-"""Measure the effect of distillation on the testbed's student: losses tuned alike, three seeds, held-out problems.
+"""Measure the effect of distillation on the testbed's student: equally tuned losses, three seeds, held-out problems.
 
     python benchmarks/distill_card.py --runs runs.jsonl    everything; writes the figures of testbed/DISTILL.md
     python benchmarks/distill_card.py --settings skew_kl gradual    these beside SFT

@@ -1,4 +1,4 @@
-"""What speculative contrastive decoding gains over plain contrastive decoding, by how often its drafts are accepted.
+"""Measure the speed-up of speculative over plain contrastive decoding, by the acceptance rate of drafts.
 
     python benchmarks/speculative.py                         all settings; writes benchmarks/results/speculative.md
     python benchmarks/speculative.py --device cuda --dtype bfloat16 --sizes 1.5B 8B

@@ -1,4 +1,4 @@
-"""What a second view of the same model costs: in one forward per token (the loop), or in two (the processor).
+"""Measure the cost of a second branch of the same model: one forward pass per token (loop), or two (processor).
 
     python benchmarks/stacked_branches.py                    all settings; writes benchmarks/results/stacked_branches.md
     python benchmarks/stacked_branches.py --device cuda --dtype bfloat16 --sizes 0.5B 1.5B 8B

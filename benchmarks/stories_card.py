@@ -1,4 +1,4 @@
-"""Measure whether contrastive search repeats itself less and stays sensible, on the testbed's stories by three experts.
+"""Measure repetition and validity of contrastive search, on the testbed's stories with three experts.
 
     python benchmarks/stories_card.py                  print the tables as Markdown
     python benchmarks/stories_card.py --stories 4 --alphas 0.3 --tokens 40

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a clock for single steps of generate(), random models, and what to say of the machine."""
+"""Helpers of the benchmarks: a timer for steps of generate(), random models, a description of the machine."""
 
 import platform
 import statistics

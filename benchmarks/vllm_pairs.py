@@ -1,4 +1,4 @@
-"""What a text by contrast costs in vLLM: against plain texts, and against this package's own loop in transformers.
+"""Measure the cost of a contrastive completion in vLLM, relative to plain completions and to the loop in transformers.
 
     python benchmarks/vllm_pairs.py                          50M parameters on a CPU; writes benchmarks/results/vllm_pairs.md
     python benchmarks/vllm_pairs.py --sizes 0.5B 8B --dtype bfloat16 --samples 1 32 128 256 --tokens 256      on a GPU

@@ -1,4 +1,4 @@
-"""Context-aware decoding: what the context adds to the question. A batch of two, padded on the left.
+"""Context-aware decoding: amplify the effect of the context on the answer. A batch of two, padded on the left.
 
 python examples/cad.py                             an embedded model
 python examples/cad.py Qwen/Qwen2.5-1.5B           any model

@@ -1,4 +1,4 @@
-"""Contrastive decoding: what an expert says more readily than an amateur.
+"""Contrastive decoding: prefer tokens that are likelier under an expert than under an amateur.
 
 python examples/cd.py                                               the embedded models
 python examples/cd.py Qwen/Qwen2.5-7B-Instruct Qwen/Qwen2.5-0.5B-Instruct   any two models of one tokenizer

@@ -1,4 +1,4 @@
-"""Contrastive input decoding: what one prompt makes likely and another one does not.
+"""Contrastive input decoding: prefer tokens that one prompt makes likelier than another.
 
 python examples/cid.py                             an embedded model
 python examples/cid.py Qwen/Qwen2.5-1.5B           any model

@@ -1,4 +1,4 @@
-"""Critic-guided decoding: the likeliest tokens weighed by what a critic thinks of each.
+"""Critic-guided decoding: reweight the likeliest tokens by a critic's values.
 
 python examples/critic.py                                an embedded model and a function that is tired of three words
 python examples/critic.py Qwen/Qwen2.5-1.5B my-critic    a model and a token classifier with one label

@@ -1,4 +1,4 @@
-"""DoLa: the last layer against the earlier layer that differs from it most, in one forward per token.
+"""DoLa: contrast the last layer with the earlier layer that differs most from it, in one forward pass per token.
 
 python examples/dola.py                            an embedded model
 python examples/dola.py Qwen/Qwen2.5-7B-Instruct   any decoder-only model

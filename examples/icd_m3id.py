@@ -1,4 +1,4 @@
-"""ICD and M3ID: against a disturbed instruction, and against the prompt without its image. Models as in vcd.py."""
+"""ICD and M3ID: contrast with a disturbed instruction, and with the prompt without its image. Models as in vcd.py."""
 
 import sys
 

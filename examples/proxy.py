@@ -1,4 +1,4 @@
-"""Proxy tuning: what tuning did to a small model, applied to a large one.
+"""Proxy tuning: apply the effect of tuning a small model to a large one.
 
 python examples/proxy.py                           the embedded models: an early checkpoint is steered
 python examples/proxy.py Qwen/Qwen2.5-7B Qwen/Qwen2.5-0.5B-Instruct Qwen/Qwen2.5-0.5B      base, tuned, untuned

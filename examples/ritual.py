@@ -1,4 +1,4 @@
-"""RITUAL: a randomly transformed image as a second witness. The models and images are those of vcd.py."""
+"""RITUAL: add the logits for a randomly transformed image. The models and images are those of vcd.py."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The likelihood of given answers under a contrastive method, to rank the options of a question. Models as in cd.py."""
+"""Score given answers under a contrastive method, to rank the options of a question. Models as in cd.py."""
 
 import sys
 from itertools import islice

@@ -1,4 +1,4 @@
-"""Contrastive search: of the k likeliest tokens one that is unlike what was said; one forward per token.
+"""Contrastive search: choose among the k likeliest tokens one dissimilar to the context; one forward pass per token.
 
 python examples/search.py                          an embedded model
 python examples/search.py Qwen/Qwen2.5-1.5B        any model

@@ -1,4 +1,4 @@
-"""A tuned model against itself before tuning: its PEFT adapters on and off, with no second model in memory.
+"""Contrast a tuned model with its base model: PEFT adapters on and off, without a second model in memory.
 
 python examples/self_contrast.py                   an embedded model with random adapters, to see the call
 python examples/self_contrast.py my-lora-folder    a model that was tuned with PEFT

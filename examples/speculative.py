@@ -1,4 +1,4 @@
-"""Speculative contrastive decoding: the texts of cd.py in fewer forwards of the expert. Models as there."""
+"""Speculative contrastive decoding: the completions of cd.py in fewer forward passes of the expert."""
 
 import sys
 

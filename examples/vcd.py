@@ -1,4 +1,4 @@
-"""Visual contrastive decoding: an image against the same image with diffusion noise, two rows of one forward.
+"""Visual contrastive decoding: contrast an image with a noised copy, as two rows of one forward pass.
 
 python examples/vcd.py                                               an embedded model and a drawn scene
 python examples/vcd.py llava-hf/llava-1.5-7b-hf photo.jpg            any image-text model and image

@@ -1,4 +1,4 @@
-"""Choose, of the product of a test's parameters, a part in which every pair of values still meets."""
+"""Choose a subset of a test's parameter product that covers every pair of values."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import combinations

@@ -163,7 +163,7 @@ def chunked_logps(
     """
     _check_shapes(head, hidden, len(hidden), targets)
     if unknown := sorted(set(also) - set(STATISTICS)):
-        raise ValueError(f"also knows {', '.join(STATISTICS)}, not {', '.join(unknown)}")
+        raise ValueError(f"`also` may hold {', '.join(STATISTICS)}, not {', '.join(unknown)}")
     parts = [(len(hidden), [target_term(targets)])]
     plan = SweepPlan(LogitsSource(head, temperature), None, parts, chunk_size, targets, also)
     (logps,) = plan.run(hidden)

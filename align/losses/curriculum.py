@@ -77,7 +77,7 @@ class Curriculum:
         if not self.low <= self.alpha_0 <= self.high:
             raise ValueError(f"alpha_0 must lie between low and high, {self.low} and {self.high}, not {self.alpha_0}")
         if not 0 <= self.beta_0 <= 1:
-            raise ValueError(f"beta_0 must lie in [0, 1] (the least weight of the student's texts), not {self.beta_0}")
+            raise ValueError(f"beta_0 must lie in [0, 1] (the least weight of own completions), not {self.beta_0}")
         if not self.beta_0 <= self.beta_max <= 1:
             raise ValueError(f"beta_max must lie between beta_0, {self.beta_0}, and 1, not {self.beta_max}")
         if self.ramp is not None and not 0 < self.ramp <= 1:

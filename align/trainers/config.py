@@ -383,7 +383,7 @@ class PreferenceConfig(StagedConfig):
 
     def _check_numbers(self) -> None:
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
-            raise ValueError(f"ld_alpha must lie in [0, 1] (the weight of the longer text's tail), not {self.ld_alpha}")
+            raise ValueError(f"ld_alpha must lie in [0, 1] (the weight of the longer tail), not {self.ld_alpha}")
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(
                 f"max_length must be at least 2 tokens (one to read, one to predict), not {self.max_length}"

@@ -47,7 +47,7 @@ def _check_teacher(model: Any, teacher: Any, args: DistillationConfig) -> None:
     (name,) = args.loss_type
     if not args.kind.uses_teacher:
         if teacher is not None:
-            raise ValueError(f"{name} learns from the teacher's texts alone: leave the teacher out")
+            raise ValueError(f"{name} learns from the teacher's completions alone: leave the teacher out")
         return
     if teacher is None and args.teacher_model_name_or_path is None:
         raise ValueError(f"{name} needs a teacher: pass a loaded model, or set teacher_model_name_or_path")

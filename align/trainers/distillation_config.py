@@ -192,7 +192,7 @@ class DistillationConfig(StagedConfig):
         alone = self.per_device_train_batch_size * self.world_size == 1
         if alone and self.kind.follows_curriculum and self.schedule.adaptive_alpha:
             raise ValueError(
-                "adaptive_alpha compares the texts of a batch, and per_device_train_batch_size is 1: raise it, or set "
+                "adaptive_alpha compares completions of a batch, and per_device_train_batch_size is 1: raise it or set "
                 "adaptive_alpha to False"
             )
 

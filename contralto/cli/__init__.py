@@ -42,7 +42,7 @@ COMMANDS = {
         ),
         Command(
             "compare",
-            "run tasks under several decoders on the same documents, with the controls that a gain needs",
+            "run tasks under several decoders on the same documents, with the controls that could explain a gain",
             extra="eval",
         ),
         Command("data", "make preference pairs by contrast: preview, estimate, run, resume", extra="data"),
@@ -54,7 +54,7 @@ COMMANDS = {
         ),
         Command(
             "serve",
-            "vLLM's OpenAI-compatible server, set up for texts by contrast; every flag of it",
+            "vLLM's OpenAI-compatible server, configured for contrastive decoding; every flag of it",
             extra="vllm",
             has_parser=False,
         ),

@@ -16,13 +16,13 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("--image", action="append", metavar="PATH", help="an image for every prompt; may be repeated")
     parser.add_argument("--raw", action="store_true", help="feed prompts as they are, even if there is a chat template")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling, noise and transformations (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling, noise and transformations (default 0)")
     models = parser.add_argument_group("models (a folder, a hub id, or testbed:NAME for an embedded model)")
     models.add_argument("--model", required=True, help="the model that generates")
     add_model_arguments(models)
     models.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with the models")
     models.add_argument("--dtype", default="auto", help="auto (default: as stored), float32, bfloat16 or float16")
-    models.add_argument("--device", help="where the models go: cpu, cuda, cuda:1, auto (spread); default: a GPU if any")
+    models.add_argument("--device", help="device of models: cpu, cuda, cuda:1, auto (spread); default: a GPU if any")
 
 
 def check_positive(args: argparse.Namespace, *names: str) -> None:

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_models(parser.add_argument_group("models (a folder, a hub id, or testbed:NAME for an embedded model)"))
     _add_decoders(
-        parser.add_argument_group("what is compared (greedy decoding, sampling and every method's controls always are)")
+        parser.add_argument_group("decoders (greedy decoding, sampling and the methods' controls are always included)")
     )
     _add_documents(parser.add_argument_group("documents"))
     output = parser.add_argument_group("output")
@@ -36,13 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("compare"),
         metavar="DIR",
-        help="where answers are kept; a second run goes on there",
+        help="folder of the answers; a second run reuses them",
     )
     output.add_argument("--html", type=Path, help="the page (default DIR/compare.html)")
 
 
 def _add_models(group: Any) -> None:
-    group.add_argument("--model", nargs="+", required=True, help="the models that answer; a column each")
+    group.add_argument("--model", nargs="+", required=True, help="the models to evaluate, one column each")
     for name, methods in model_options().items():
         purpose = f"of {' and '.join(method.name for method in methods)}: {methods[0].models[name]}"
         group.add_argument(flag(name), nargs="+", help=f"{purpose}; one for all models, or one for each")
@@ -80,7 +80,7 @@ def _add_decoders(group: Any) -> None:
 
 
 def _add_documents(group: Any) -> None:
-    group.add_argument("--limit", type=float, help="at most so many documents per task; below 1, that share of them")
+    group.add_argument("--limit", type=float, help="documents per task, at most; below 1: a share of them")
     group.add_argument("--num-fewshot", type=int, help="examples in the prompt, in place of the task's number")
     group.add_argument("--apply-chat-template", action="store_true", help="prompts in the model's chat template")
     group.add_argument("--system-instruction", help="the system message")

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 ACTIONS = {
     "preview": "make pairs of the first few rows and show them side by side",
-    "estimate": "tokens and money for all rows, before they are spent",
-    "run": "ask for everything that is not recorded yet, then export; resumes what was interrupted",
-    "status": "what is done, what it cost, what failed and why",
-    "retry-failed": "ask again for the failed rows alone, then export",
-    "export": "write the data set from the recorded answers, asking nobody",
-    "merge": "take over the answers of shards, or of other stores, then export",
-    "batch": "write the open requests of a role as an OpenAI batch file, or read the file with its answers",
+    "estimate": "estimate tokens and money for all rows",
+    "run": "request all answers that are not recorded yet, then export; resumes what was interrupted",
+    "status": "print progress, cost, and failures with their reasons",
+    "retry-failed": "request the answers of failed rows again, then export",
+    "export": "write the data set from the recorded answers, without requests",
+    "merge": "copy the answers of shards or other stores, then export",
+    "batch": "write the unanswered requests of a role as an OpenAI batch file, or read the file with its answers",
 }
 
 

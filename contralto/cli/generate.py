@@ -45,10 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser)
     add_method_arguments(parser, METHODS.names())
     parser.add_argument(
-        "--executor", choices=["loop", "processor"], help="how a method runs (default: loop, the faster)"
+        "--executor", choices=["loop", "processor"], help="how to run a method (default: loop, the faster one)"
     )
     parser.add_argument(
-        "--compare", choices=["greedy", "plain"], help="also decode without contrast: greedily, or as asked otherwise"
+        "--compare", choices=["greedy", "plain"], help="also decode without contrast: greedily, or by the same options"
     )
     _add_search_arguments(parser)
     _add_output_arguments(parser)
@@ -56,11 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
     search = parser.add_argument_group("search")
-    search.add_argument("--max-new-tokens", type=int, default=256, help="at most so many tokens per text (default 256)")
+    search.add_argument("--max-new-tokens", type=int, default=256, help="largest number of new tokens (default 256)")
     search.add_argument("--sample", action="store_true", help="sample instead of taking the best token")
     search.add_argument("--temperature", type=float, help="of --sample, after the contrast (default 1.0)")
     search.add_argument("--top-p", type=float, help="of --sample, after the contrast (default 1.0)")
-    search.add_argument("--beams", type=int, default=1, help="beam search with so many beams (default 1)")
+    search.add_argument("--beams", type=int, default=1, help="number of beams of beam search (default 1)")
 
 
 def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--resume",
         action="store_true",
-        help="go on with an --output that an earlier run began; every row in it must be of the same prompt, images, options and "
+        help="continue an interrupted --output; every row in it must have the same prompt, images, options and "
         "local weights (a hub id stands for itself)",
     )
 

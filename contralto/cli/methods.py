@@ -23,7 +23,7 @@ def add_model_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--adapters-off",
         action="store_true",
-        help="the last other model is the one before it without its PEFT adapters",
+        help="use the preceding (or main) model without its PEFT adapters as the last other model",
     )
 
 
@@ -34,9 +34,9 @@ def add_method_arguments(parser: argparse.ArgumentParser, names: Sequence[str]) 
         parser: the parser of a command.
         names: the methods that the command offers.
     """
-    group = parser.add_argument_group("method (its parameters bear the letters of its paper)")
+    group = parser.add_argument_group("method (parameters are named as in the paper)")
     group.add_argument("--method", choices=names, help="see below; default: cd with an amateur, else none")
-    group.add_argument("--contrast-prompt", metavar="TEXT", help="what the other branch reads; {prompt} is the prompt")
+    group.add_argument("--contrast-prompt", metavar="TEXT", help="prompt of the other branch; {prompt} is the prompt")
     forms = (f"{name}: {' or '.join(METHODS[name].forms)}" for name in names if len(METHODS[name].forms) > 1)
     group.add_argument("--form", help=f"which formula, the first by default; {'; '.join(forms)}")
     for name in parameter_names():

@@ -4,7 +4,7 @@
 |---|---|
 | `prompt`, or `messages` | a text, or the messages of a conversation |
 | `image`, `images` | paths seen from the file's folder, `data:` addresses, or objects with one of path, url, base64 |
-| `contrast_prompt` | what the other branch reads in place of the prompt's text; `{prompt}` is that text |
+| `contrast_prompt` | the text of the other branch in place of the prompt's; `{prompt}` stands for the prompt's text |
 | `system` | a system message before the prompt |
 | `tools`, `documents`, `chat_template_kwargs` | arguments of the chat template |
 

@@ -177,7 +177,7 @@ def _is_local(host: Any) -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="contralto serve",
-        description="vLLM's OpenAI-compatible server, set up for texts by contrast.",
+        description="vLLM's OpenAI-compatible server, configured for contrastive decoding.",
         epilog="All other flags are those of vLLM's server; for several GPUs: --tensor-parallel-size N.",
         allow_abbrev=False,
     )
@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=Limits.waiting,
         metavar="N",
-        help=f"how many requests may wait for the other branches of their texts (default {Limits.waiting})",
+        help=f"how many requests may wait for the other branches of their completions (default {Limits.waiting})",
     )
     for name in (*NUMBERS, *TEXTS, *SWITCHES):
         kind: dict[str, Any] = {"action": "store_true", "default": None} if name in SWITCHES else {}

@@ -85,7 +85,7 @@ class DecodingConfig:
         form: the formula; None is the method's first.
         parameters: parameters of the method; those that are left out or None have their defaults.
         models: the other models of the method, by name: a folder, a hub id, `testbed:NAME`, or a model.
-        adapters_off: whether the last other model is the one before it (with a single other model, the main model) without its adapters.
+        adapters_off: use the preceding (or main) model without its adapters as the last other model.
         contrast_prompt: what the view `prompt` reads; `{prompt}` in it is the prompt.
         sampling: sampling parameters; None takes the best token.
         beams: number of beams.

@@ -143,7 +143,7 @@ METHODS.register(
 METHODS.register(
     Method(
         name="search",
-        description="contrastive search: of the k likeliest tokens one unlike the text so far",
+        description="contrastive search: of the k likeliest tokens one dissimilar to the context",
         papers=("2202.06417", "2210.14140"),
         processor="contralto.decoding.processors.search:ContrastiveSearchLogitsProcessor",
         loop=SEARCH,
@@ -205,7 +205,7 @@ METHODS.register(
 METHODS.register(
     Method(
         name="cid",
-        description="contrastive input decoding: what the prompt makes likely and another does not",
+        description="contrastive input decoding: prefer tokens that the prompt makes likelier than another prompt",
         papers=("2305.07378",),
         processor=f"{PROCESSORS}:ContrastiveInputDecodingLogitsProcessor",
         loop=None,

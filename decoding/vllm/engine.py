@@ -82,7 +82,7 @@ def engine_options(*, timeout: float = DEFAULT_TIMEOUT, **options: Any) -> dict[
             raise ValueError(f"{name} parts the branches of a text: leave it out")
     for name, value in MINE.items():
         if options.get(name, value) not in (None, value):
-            raise ValueError(f"{name} must be {value!r} for texts with branches, not {options[name]!r}: leave it out")
+            raise ValueError(f"{name} must be {value!r} with contrastive branches, not {options[name]!r}: leave it out")
     for name in ("max_num_seqs", "max_num_batched_tokens"):
         if options.get(name) is not None and options[name] < 2:
             raise ValueError(f"{name} must be at least 2, one for each branch of a text, not {options[name]}")

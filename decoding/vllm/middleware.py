@@ -205,9 +205,9 @@ def _check(asked: Mapping[str, Any]) -> None:
     """Raise ValueError for fields that would put branches out of step without an error of vLLM."""
     prompt = asked.get("prompt")
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        raise ValueError(f"a branch of a text has one prompt, not a list of {len(prompt)}: send a request for each")
+        raise ValueError(f"a branch of a completion has one prompt, not {len(prompt)}: send a request for each")
     if "messages" in asked and asked.get("max_tokens", asked.get("max_completion_tokens")) is None:
-        raise ValueError("max_tokens must be given in a branch of a text, or each would end by its own prompt's length")
+        raise ValueError("max_tokens must be given in a branch of a completion: its default depends on the prompt")
     if asked.get("use_beam_search"):
         raise ValueError("use_beam_search: beam search is not supported with contrastive branches")
 

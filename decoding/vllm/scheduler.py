@@ -98,7 +98,7 @@ class _Pairing:
 
     def _add_branch(self, row: Row, request: Any) -> None:
         if row.group in self._in_flight:
-            self._refuse([request], f"{PREFIX}id {row.group!r} is that of a text in flight: give every text its own")
+            self._refuse([request], f"{PREFIX}id {row.group!r} belongs to a running completion: use another one")
             return
         text = self._incomplete.setdefault(row.group, _WaitingCompletion(time.monotonic()))
         others = [(other, _options(one)) for other, one in text.branches.values()]

@@ -135,7 +135,7 @@ class Row:
             return None
         for name in ("id", "branch", "marker", "method"):
             if values.get(name) is None:
-                raise ValueError(f"a branch of a text needs {PREFIX}{name}; it has {_names(values)}")
+                raise ValueError(f"a branch of a completion needs {PREFIX}{name}; it has {_names(values)}")
         rule = _rule(values)
         own = {name for name, _ in rule.parameters}
         known = {"id", "branch", "marker", "method", "form", "seed", "start", *RequestSampling.__annotations__, *own}
@@ -242,14 +242,14 @@ def check_request(row: Row, how: Any) -> None:
         ValueError: several texts of one request, sampling or penalties by vLLM, a marker that does not end the request.
     """
     if (how.n or 1) != 1:
-        raise ValueError(f"n must be 1 in a branch of a text, not {how.n}: give each text a {PREFIX}id of its own")
+        raise ValueError(f"n must be 1 in a branch of a completion, not {how.n}: send one with its own {PREFIX}id each")
     if how.temperature:
         raise ValueError(
-            f"temperature must be 0 in a branch of a text, not {how.temperature}: both branches would draw tokens of their "
-            f"own; give {PREFIX}temperature"
+            f"temperature must be 0 in a branch of a completion, not {how.temperature}: branches would "
+            f"draw different tokens; give {PREFIX}temperature"
         )
     check_penalties(
-        how, "in a branch of a text", "counts the tokens of each branch's own prompt, and the branches would part"
+        how, "in a branch of a completion", "counts tokens of each branch's own prompt, and branches would diverge"
     )
     if row.marker not in (how.stop_token_ids or ()):
         raise ValueError(

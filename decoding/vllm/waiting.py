@@ -72,7 +72,7 @@ class WaitingRoom:
             GoneError: the client closed the connection.
         """
         if self._live[key]:
-            raise ValueError(f"{PREFIX}id {row.group!r} is that of a text in flight: give every text its own")
+            raise ValueError(f"{PREFIX}id {row.group!r} belongs to a running completion: use another one")
         text = self._coming.setdefault(key, PendingCompletion())
         text.branches.append((row, options))
         try:
@@ -93,7 +93,7 @@ class WaitingRoom:
         limits = self._limits
         if self._waiting >= limits.waiting or self._held + size > limits.held:
             self._remove(key, text, row)
-            raise FullError(f"{self._waiting} requests wait for the other branches of their texts: send all together")
+            raise FullError(f"{self._waiting} requests wait for their other branches: send all together")
         self._waiting, self._held = self._waiting + 1, self._held + size
         leaving = asyncio.create_task(gone())
         try:

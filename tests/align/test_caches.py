@@ -1,4 +1,4 @@
-"""Blocks on disk: a pass that was killed goes on, processes share the work, room is checked before it is needed."""
+"""Caches of blocks: interrupted passes resume, processes share the work, disk space is checked in advance."""
 
 import pytest
 import torch

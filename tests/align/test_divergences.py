@@ -554,7 +554,7 @@ def test_mistakes_are_told(change, message):
 
 
 def test_mistakes_elsewhere_are_told():
-    with pytest.raises(ValueError, match=r"also knows entropy, .*, not perplexity"):
+    with pytest.raises(ValueError, match=r"`also` may hold entropy, .*, not perplexity"):
         chunked_logps(_random(2, WIDTH), _head(), torch.tensor([0, 1]), also=["perplexity"])
     with pytest.raises(ValueError, match="logits differ in shape"):
         divergences.forward_kl(_random(2, 5), _random(3, 5))

@@ -1,4 +1,4 @@
-"""The command line, in process, on the embedded models: what it prints, what it writes, how it fails.
+"""The command line, in process, on the embedded models: output, files, errors.
 
 Every method's texts are compared with those of its logits processor, made by hand for each prompt alone.
 """

@@ -1,4 +1,4 @@
-"""`contralto demo`: the comparison on its page says what decoding by hand finds, and the examples are real."""
+"""`contralto demo`: the comparison on its page equals direct decoding, and the examples are real completions."""
 
 import re
 from itertools import islice

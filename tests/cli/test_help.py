@@ -1,4 +1,4 @@
-"""Help comes at once: no command imports torch to print the help of flags of its own, and every command is declared once."""
+"""Help is fast: no command imports torch to print help, and every command is declared once."""
 
 import resource
 import subprocess

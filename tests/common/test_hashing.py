@@ -1,4 +1,4 @@
-"""Hashes stay what they were: keys of answers, references, runs and outputs on disk are made of them.
+"""Hashes are stable: keys of answers, references, runs and outputs on disk depend on them.
 
 The literal values were computed by the version before these functions were gathered in one module.
 """

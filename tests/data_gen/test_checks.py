@@ -1,4 +1,4 @@
-"""Checks against references in plain Python and float64, and filters that do what they say and nothing else.
+"""Checks against references in plain Python and float64, and filters that drop exactly the pairs outside their ranges.
 
 Seen to go red with: a token too many in Jaccard; the length ratio turned; no_op without strip; padding left in the CHES sums; the
 lengths of ln-CHES taken from the padded shapes (the official code's bug); the sums begun or ended one position later; the sign

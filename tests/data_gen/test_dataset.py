@@ -1,4 +1,4 @@
-"""Published schemas come out as rows that TRL's trainers take; what is malformed is named by file, row and column.
+"""Published schemas come out as rows that TRL's trainers take; errors name file, row and column.
 
 Seen to go red with: the prompt left inside chosen and rejected; `messages` not renamed; the common turns counted up to the end;
 the shared words of an implicit prompt cut inside a word; rows counted from 0; the file's folder left out of image paths; texts

@@ -1,4 +1,4 @@
-"""The engines: what a request becomes, what comes back, and what happens when nothing does.
+"""The engines: requests, answers, and failures.
 
 The endpoint is a real HTTP server on the loopback address (`serving`) that can be told to fail.
 Seen to go red with: a random stream per batch instead of per row; batches by key instead of length; a stop text that stays in

@@ -1,4 +1,4 @@
-"""Texts of strangers in what is written or shown: pages, the card of a data set, the terminal, prompt templates.
+"""Untrusted strings in output: pages, the card of a data set, the terminal, prompt templates.
 
 A page or card of hostile texts has the tags of one of harmless texts, and shows them as they are. Seen to go red with: autoescape
 turned off; bars that are escaped without the backslash before them; a fence of three backticks; an unsandboxed template; errors

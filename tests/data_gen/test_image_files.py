@@ -1,4 +1,4 @@
-"""Images that rows name: only images, only below the recipe's folder, nothing from an address.
+"""Images named by rows: only image files, only below the recipe's folder, no URLs.
 
 Seen to go red with links that are not followed, `is_file` left out (hangs), the header not read, rejected images left as they were.
 """

@@ -1,4 +1,4 @@
-"""Odd replies: each is its request's failure, with a reason, and the others are answered and recorded.
+"""Malformed replies: each fails its own request with a reason; the others are recorded.
 
 The server is real (`serving`), and sends what a broken, a hostile or merely another endpoint sends. Seen to go red with: text
 of None taken for an empty answer; the exceptions of a reply named one by one; the counts not looked at; surrogates not replaced;

@@ -1,4 +1,4 @@
-"""The store: answers are there or they are not, once, whatever happens to the process, the disk, or beside it.
+"""The store: answers are recorded completely or not at all, despite kills, full disks and concurrent writers.
 
 Seen to go red with: answers that replace the first one; failures that outlive their answer; `record` without a transaction.
 """

@@ -1,4 +1,4 @@
-"""Strategies driven by hand: what they ask, what they make of the answers, and what they refuse.
+"""Strategies driven step by step: their requests, their pairs, and rejected settings.
 
 Seen to go red with: the verdict of the second order not turned round in `compare`; a sentence about A and B read as a verdict;
 the first verdict taken instead of the last; winner and loser exchanged; a heading's first mention taken, or an empty section;

@@ -1,4 +1,4 @@
-"""Every method, in every form, changes greedy texts at its defaults: one that does not is no default.
+"""Every method, in every form, changes greedy completions at its defaults.
 
 Seen to go red with: contrastive input decoding at `lam` 1.
 """

@@ -1,4 +1,4 @@
-"""Early layers go to their logits by the model's own way, whatever that is; models that have no such way are refused.
+"""Early layers reach their logits by the model's own path; models without such a path are rejected.
 
 Seen to go red with: earlier layers put before the last one; Mamba's states counted from the embeddings; the embeddings
 among the layers "low"; the test of the measured head left out.

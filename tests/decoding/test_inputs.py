@@ -1,4 +1,4 @@
-"""What branches read: views that are left out, and seeds of noise."""
+"""The inputs of branches: optional views, and seeds of noise."""
 
 import torch
 

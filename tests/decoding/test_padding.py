@@ -1,4 +1,4 @@
-"""Padding is never read as text: the loop hands the mask on, and a processor refuses what it cannot know.
+"""Padding is never read as text: the loop passes the mask on, and a processor rejects ambiguous padding.
 
 Reference: float64, each row alone and unpadded. Seen to go red with: the mask not handed on; the mask kept after the call; masked
 tokens counted in the vocabulary; padding of ended rows read as text; a model without a pad token trusted with several prompts.

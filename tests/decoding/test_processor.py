@@ -1,4 +1,4 @@
-"""What users do with the processor beyond one call on one batch: reuse, extension, windows, other dtypes, mistakes.
+"""The processor beyond one call on one batch: reuse, extension, windows, other dtypes, invalid arguments.
 
 Reference: see test_families.py. Seen to go red with: the crop left out, the crop one token short, rows matched without
 regard to their prompt, the window counted from the row's end at every step, positions not restarted after a window,

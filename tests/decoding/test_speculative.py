@@ -1,4 +1,4 @@
-"""Speculative contrastive decoding writes what contrastive decoding writes: the same greedy tokens, the same distribution.
+"""Speculative contrastive decoding equals contrastive decoding: the same greedy tokens, the same distribution.
 
 Greedy reference: tests/oracles/decoding.py, float64, one unpadded row at a time, no cache, no draft. Amateurs are the expert with
 noise on its weights, so that drafts are now kept and now rejected. Sampling: chi-square tests against exact probabilities,

@@ -1,4 +1,4 @@
-"""The sequences of an engine read by another model: the logits of whole forwards, whatever joins, leaves or moves."""
+"""The sequences of an engine read by another model: its logits equal those of whole forward passes."""
 
 import random
 

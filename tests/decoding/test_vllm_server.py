@@ -1,4 +1,4 @@
-"""Requests of texts before vLLM's server, without vLLM: who may send them, what they may take, which of them meet.
+"""The middleware of vLLM's server, without vLLM: authentication, limits, and pairing of requests.
 
 Seen to go red with: no comparison of branches; no question to the server first; ids as texts; halves that stay when their client
 hangs up.
@@ -110,7 +110,7 @@ def test_branches_go_through_together():
         ([asked(), asked({"contrast_branch": 1}, max_tokens=9)], r"differ in max_tokens (4 and 9)"),
         ([asked(), asked()], "two requests are branch 0"),
         ([asked({"contrast_alpha": "x"})], "contrast_alpha must be a number"),
-        ([asked(prompt=["a", "b"])], "one prompt, not a list of 2"),
+        ([asked(prompt=["a", "b"])], "one prompt, not 2"),
         ([asked(messages=[], max_tokens=None)], "max_tokens must be given"),
         ([asked(use_beam_search=True)], "beam search is not supported with contrastive branches"),
     ],

@@ -1,4 +1,4 @@
-"""Comparisons: invented answers against plain arithmetic; runs on the embedded models, interrupted and taken up again.
+"""Comparisons: made-up answers against plain arithmetic; runs on the embedded models, interrupted and resumed.
 
 Seen to go red with: RITUAL with VCD weighed without alpha; DoLa without its mask; documents that are not compared; the
 unlikeliest option shown; a threshold matched to another count; the bootstrap's p in place of the exact one; a

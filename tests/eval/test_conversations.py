@@ -1,4 +1,4 @@
-"""Contrast prompts of requests in the chat template: one turn's text is another, and nothing else is.
+"""Contrast prompts of requests in the chat template: only the text of one turn is replaced.
 
 Seen to go red with: the contrast prompt around the rendered conversation (two BOS, text outside every turn).
 """

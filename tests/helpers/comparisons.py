@@ -1,4 +1,4 @@
-"""Answers made up by rule, for tests of what is made of answers: no model runs."""
+"""Made-up answers for tests of comparisons; no model runs."""
 
 import math
 import random

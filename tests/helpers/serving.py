@@ -1,4 +1,4 @@
-"""A real HTTP server on the loopback address that speaks the OpenAI protocol, and fails as it is told.
+"""A local HTTP server that speaks the OpenAI protocol, with configurable failures.
 
     with Server(reply) as server:           # reply(body) -> text, for every request that is answered
         OpenAIEngine(base_url=server.url, ...)

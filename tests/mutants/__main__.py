@@ -1,4 +1,4 @@
-"""Change the mathematics a little, again and again, and see whether the tests notice.
+"""Mutation testing: change the mathematics slightly, and check that the tests fail.
 
     python tests/mutants                              every mutant of every module of targets.yaml
     python tests/mutants --only decoding/rules        those of one module or folder

@@ -1,4 +1,4 @@
-"""What the documentation shows is run: every docstring example, the README's example, its file map, the paper index."""
+"""Run the documentation: every docstring example, the README's example, its map of folders, the paper index."""
 
 import doctest
 import re

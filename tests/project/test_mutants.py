@@ -1,4 +1,4 @@
-"""The mutation tester itself: it changes what it says, its lists are not out of date, and a sample of changes is noticed."""
+"""The mutation tester itself: its changes, its lists, and a sample of mutants that tests detect."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""Tests with a real vLLM. Nothing of it is collected by the ordinary suite, in whose environment there is no vLLM.
+"""Tests with a real vLLM. The ordinary suite does not collect them, since its environment has no vLLM.
 
     CONTRALTO_VLLM=v1 pytest -c tests/with_vllm/pytest.ini tests/with_vllm      the V1 model runner
     CONTRALTO_VLLM=v2 pytest -c tests/with_vllm/pytest.ini tests/with_vllm      Model Runner V2, in Triton's interpreter

@@ -1,4 +1,4 @@
-"""A different amateur inside the processor: exact, whatever comes and goes."""
+"""A different amateur inside the processor: exact while requests join and leave."""
 
 import pytest
 from conftest import RUNNER

@@ -1,4 +1,4 @@
-"""What of vLLM the code builds on. When vLLM moves, this says what has moved, before anything else fails.
+"""The parts of vLLM that contralto depends on: a change in vLLM fails here first, with its name.
 
 docs/decisions/006-vllm.md says what to do then.
 """

@@ -1,4 +1,4 @@
-"""The real server process of `contralto serve`, its client, and raw requests: texts, streams, and 20 mistakes."""
+"""The real server process of `contralto serve`: its client, raw requests, streams, and 20 invalid requests."""
 
 import asyncio
 import json
@@ -233,7 +233,7 @@ MISTAKES = {
         "the branches differ in contrast_alpha (1.0 and 2.0)",
     ),
     "other methods": ([({}, {}), ({"contrast_branch": 1, "contrast_method": "cfg"}, {})], "differ in contrast_method"),
-    "several prompts": ([({}, {"prompt": ["a", "b"]})], "one prompt, not a list of 2"),
+    "several prompts": ([({}, {"prompt": ["a", "b"]})], "one prompt, not 2"),
     "prompts longer than a step": (
         [({}, {"prompt": [20] * 70}), ({"contrast_branch": 1}, {"prompt": [20] * 70})],
         "its prompts have 140 tokens, and a step reads 128: raise max_num_batched_tokens",

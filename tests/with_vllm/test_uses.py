@@ -1,4 +1,4 @@
-"""What is built on it: `contralto eval --backend vllm` and data_gen's engine give what their transformers counterparts give."""
+"""`contralto eval --backend vllm` and data_gen's vLLM engine agree with their transformers counterparts."""
 
 import json
 

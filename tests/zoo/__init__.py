@@ -1,4 +1,4 @@
-"""Tiny random models of every family, built from their configurations: nothing to download, and sharp enough to tell.
+"""Tiny random models of every family, built from their configurations: nothing to download, with peaked distributions.
 
 `initializer_range=0.4` matters: with the default 0.02 all logits are near zero, every greedy path is the same, and a
 dropped cache, mask or position goes unseen.

@@ -1,4 +1,4 @@
-"""A random LLaVA with a real processor, saved as a folder: what the command line loads to see images.
+"""A random LLaVA with a real processor, saved as a folder: a model for tests of the command line with images.
 
 The trained ones answer in a word. This one writes at length, and any pixel matters to it; as in zoo.py, wide
 initialisation makes the difference.
