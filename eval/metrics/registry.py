@@ -14,7 +14,7 @@ __all__ = ["METRICS", "MetricCounts", "measure", "register", "register_in_lm_eva
 
 def _check(metric: Any) -> None:
     if not isinstance(metric, Metric):
-        raise TypeError(f"a metric must be a contralto.eval.metrics.Metric, not {type(metric).__name__}")
+        raise ValueError(f"a metric must be a contralto.eval.metrics.Metric, not a {type(metric).__name__}")  # noqa: TRY004
 
 
 METRICS: Registry[Metric] = Registry("metric", group="contralto.metrics", check=_check)
