@@ -7,14 +7,10 @@ vLLM reads its environment when it is imported: so a process for each runner.
 """
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
+from runner import RUNNER
 
-RUNNER = os.environ.get("CONTRALTO_VLLM")
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: it starts in seconds
     "VLLM_CPU_KVCACHE_SPACE": "1",

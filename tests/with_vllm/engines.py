@@ -1,21 +1,27 @@
 """Engines, one alive at a time, and the float64 oracle."""
 
 import gc
-import os
 from functools import cache
 
 import torch
 from oracles import decoding as reference
 from oracles import rules
+from runner import RUNNER
 from transformers import AutoModelForCausalLM
+from vllm import LLM
 
 from contralto import testbed
 from contralto.decoding.vllm import make_llm
 
 SMALL = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256, "block_size": 32, "max_num_seqs": 64}
 EOS, MARKER = 3, 0
-FEW_BLOCKS = 13 if os.environ.get("CONTRALTO_VLLM") == "v1" else 12
+FEW_BLOCKS = 13 if RUNNER == "v1" else 12
 """Of the cache: growing texts are put off, or, where there is no time to grow, one branch of a text does not fit."""
+
+
+def stock(model, **how):
+    """An engine with vLLM's own scheduler."""
+    return LLM(model, logits_processors=["contralto.decoding.vllm:PairedContrast"], **how)
 
 
 class Engines:

@@ -1,8 +1,8 @@
 """A different amateur inside the processor: exact while requests join and leave."""
 
 import pytest
-from conftest import RUNNER
 from engines import EOS, FORMULAS, has_ended, model64, oracle, prompts
+from runner import RUNNER
 from vllm import LLM, SamplingParams
 from vllm.exceptions import VLLMValidationError
 

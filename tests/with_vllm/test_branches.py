@@ -4,10 +4,9 @@ import re
 import time
 
 import pytest
-from conftest import RUNNER
-from engines import EOS, FEW_BLOCKS, MARKER, has_ended, model64, oracle, prompts, scheduler_of
+from engines import EOS, FEW_BLOCKS, MARKER, has_ended, model64, oracle, prompts, scheduler_of, stock
 from models import adapted
-from test_sampling import stock
+from runner import RUNNER
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest

@@ -4,22 +4,16 @@ import math
 from collections import Counter
 
 import pytest
-from conftest import RUNNER
-from engines import FEW_BLOCKS, model64, oracle, prompts
+from engines import FEW_BLOCKS, model64, oracle, prompts, stock
 from oracles import decoding as reference
+from runner import RUNNER
 from scipy.stats import chisquare
-from vllm import LLM
 
 from contralto.decoding.vllm import generate_pairs
 
 COUNT, LENGTH, DRAWS = (20, 16, 1500) if RUNNER == "v1" else (5, 6, 300)
 HOW = {"method": "cad", "alpha": 1.0}
 MASK = 2**64 - 1
-
-
-def stock(model, **how):
-    """An engine with vLLM's own scheduler."""
-    return LLM(model, logits_processors=["contralto.decoding.vllm:PairedContrast"], **how)
 
 
 def mixed(z):

@@ -1,8 +1,8 @@
 """Texts from a real engine, token by token those of the float64 oracle. The same tests run on both model runners."""
 
 import pytest
-from conftest import RUNNER
 from engines import has_ended, model64, oracle, prompts, scheduler_of
+from runner import RUNNER
 
 from contralto import testbed
 from contralto.decoding.vllm import generate_pairs
