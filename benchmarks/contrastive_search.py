@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from timing import Clock, spread
+from timing import Clock, parse_flags, spread
 from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -196,12 +196,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8, help="generated per run")
     parser.add_argument("--rounds", type=int, default=3, help="at least so many per setting")
     parser.add_argument("--seconds", type=float, default=5, help="at least so long per setting")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--no-write", action="store_true", help="only print")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = parse_flags(parser)
     times, memory, equal, counts = [], [], [], []
     models = {heads: llama(heads, args.device, args.dtype) for heads in args.heads}
     for heads, context, k in tqdm(list(itertools.product(args.heads, args.contexts, args.ks)), unit="setting"):

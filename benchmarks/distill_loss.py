@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from timing import publish, setting_lines, spread
+from timing import parse_flags, publish, setting_lines, spread
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
@@ -132,12 +132,7 @@ def main() -> None:
     parser.add_argument("--widths", nargs=2, type=int, default=[896, 1536], help="of student and teacher")
     parser.add_argument("--heads", nargs="+", choices=["frozen", "trained"], default=["frozen", "trained"])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--no-write", action="store_true", help="only print")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = parse_flags(parser)
     lines = [
         "# What the loss of DistiLLM-2 costs",
         "",

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timing import publish, setting_lines
+from timing import llama, parse_flags, publish, setting_lines, spread
 from torch import Tensor
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from contralto import testbed
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
@@ -80,20 +79,10 @@ def pair(size: str, strength: float, device: str, dtype: torch.dtype) -> tuple[A
     hidden, layers, intermediate, vocabulary, few = SIZES[size]
     torch.manual_seed(0)
 
-    def build(depth: int) -> Any:
-        config = LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            num_hidden_layers=depth,
-            num_attention_heads=hidden // 64,
-            intermediate_size=intermediate,
-            tie_word_embeddings=False,
-        )
-        model: Any = LlamaForCausalLM(config)
-        return model.to(dtype).eval()
-
     with torch.device(device):
-        expert, amateur = build(layers), build(few)
+        expert, amateur = (
+            llama(hidden, depth, intermediate, vocabulary, tied=False).to(dtype) for depth in (layers, few)
+        )
     torch.nn.init.normal_(expert.lm_head.weight, std=HEAD_STD)
     with torch.no_grad():
         for layer in expert.model.layers[few:]:
@@ -161,18 +150,13 @@ def summary(models: str, how: str, found: list[Round]) -> Found:
     """What the rounds of a setting come to."""
     expert, plain, speculative = (statistics.median(column) for column in list(zip(*found, strict=True))[:3])
     acceptance, kept, per_forward = (statistics.mean(column) for column in list(zip(*found, strict=True))[3:])
-    against = [sorted(r.speculative / r.plain for r in found), sorted(r.speculative / r.expert for r in found)]
+    against = [[r.speculative / r.plain for r in found], [r.speculative / r.expert for r in found]]
     medians = [statistics.median(each) for each in against]
     cells = [models, how, f"{acceptance:.2f}", f"{kept:.2f}", f"{per_forward:.2f}"]
     cells += [f"{value:.1f}" for value in (expert, plain, speculative)]
-    cells += [f"{ratio:.2f} ({_half(each)})" for ratio, each in zip(medians, against, strict=True)]
+    cells += [spread(ratios) for ratios in against]
     text = f"| {' | '.join([*cells, str(len(found))])} |"
     return Found(models, how, acceptance, medians[0], medians[1], text)
-
-
-def _half(ratios: list[float]) -> str:
-    quarter = len(ratios) // 4
-    return f"{ratios[quarter]:.2f} to {ratios[-1 - quarter]:.2f}"
 
 
 def verdict(found: list[Found]) -> list[str]:
@@ -200,12 +184,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48, help="generated per run, at most")
     parser.add_argument("--rounds", type=int, default=4, help="at least so many per setting")
     parser.add_argument("--seconds", type=float, default=15, help="at least so long per setting")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--no-write", action="store_true", help="only print")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = parse_flags(parser)
     lines = [
         "# What speculative contrastive decoding gains",
         "",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timing import gaps, llama, prompts_of, publish, setting_lines, spread
+from timing import gaps, llama, parse_flags, prompts_of, publish, setting_lines, spread
 from torch import Tensor
 from tqdm import tqdm
 
@@ -83,12 +83,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="at least so many per setting")
     parser.add_argument("--seconds", type=float, default=20, help="at least so long per setting")
     parser.add_argument("--static", action="store_true", help="static caches, which generate() compiles on a GPU")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--no-write", action="store_true", help="only print")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = parse_flags(parser)
     how = {"cache_implementation": "static"} if args.static else {}
     lines = [
         "# What a second view of the same model costs",

@@ -1,5 +1,6 @@
 """Helpers of the benchmarks: a timer for steps of generate(), random models, a description of the machine."""
 
+import argparse
 import platform
 import statistics
 import time
@@ -32,8 +33,19 @@ class Clock(StoppingCriteria):
         return [1000 * (b - a) for a, b in zip(self.ticks[1:], self.ticks[2:], strict=False)]
 
 
-def llama(hidden: int, layers: int, intermediate: int, vocabulary: int = 32000) -> Any:
-    """A random Llama with tied embeddings."""
+def parse_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add the flags of the machine and of the output to those of a benchmark, parse the command line, and set the threads."""
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--no-write", action="store_true", help="only print")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    return args
+
+
+def llama(hidden: int, layers: int, intermediate: int, vocabulary: int = 32000, *, tied: bool = True) -> Any:
+    """A random Llama; its head is its embedding if `tied`."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -41,7 +53,7 @@ def llama(hidden: int, layers: int, intermediate: int, vocabulary: int = 32000) 
         num_attention_heads=hidden // 64,
         intermediate_size=intermediate,
         max_position_embeddings=4096,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
     )
     return LlamaForCausalLM(config).eval()  # type: ignore[no-untyped-call]
 
