@@ -7,8 +7,6 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 from functools import cache
 
 import pytest
@@ -16,6 +14,7 @@ import torch
 import zoo
 from datasets import Dataset
 from helpers.kills import killed_at
+from helpers.ranks import run_ranks
 from oracles import align as plain
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from PIL import Image
@@ -600,10 +599,9 @@ def test_two_processes_equal_one_with_twice_the_batch(file, tmp_path, adapter, k
     both += ["--num_train_epochs", "2", *(["--teacher_cache", str(tmp_path / "cache")] if kept else [])]
     one = _argv("distill", file, tmp_path / "one", *both, "--per_device_train_batch_size", "8", adapter=adapter)
     cli_align.run(one)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "contralto.align"]
     recipe = str(parsing.recipes()["distill"])
     argv = _argv(recipe, file, tmp_path / "two", *both, adapter=adapter)
-    subprocess.run([*torchrun, *argv], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=500)
+    run_ranks(lambda: cli_align.run(argv, launched=True))
     name = "adapter_model.safetensors" if adapter else "model.safetensors"
     first, second = (load_file(tmp_path / run / name) for run in ("one", "two"))
     assert first.keys() == second.keys()

@@ -6,13 +6,12 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
 from helpers.kills import killed_at
+from helpers.ranks import run_ranks
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -270,10 +269,9 @@ def test_two_processes_equal_one_with_twice_the_accumulation(pairs, tmp_path, lo
     if loss == "apo_zero":
         both += ["--precompute_ref_log_probs", "--reference_cache", str(tmp_path / "cache")]
     cli_align.run(_argv(recipe, pairs, tmp_path / "one", *both, "--gradient_accumulation_steps", "2", adapter=adapter))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "contralto.align"]
     recipe.write_text(recipe.read_text() + sharded)
     argv = _argv(recipe, pairs, tmp_path / "two", *both, adapter=adapter)
-    subprocess.run([*torchrun, *argv], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=500)
+    run_ranks(lambda: cli_align.run(argv, launched=True))
     file = "adapter_model.safetensors" if adapter else "model.safetensors"
     one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
     assert one.keys() == two.keys()
