@@ -13,6 +13,7 @@ import pytest
 import torch
 import zoo
 from datasets import Dataset, IterableDataset
+from helpers.ranks import run_ranks
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
@@ -869,7 +870,7 @@ TWO = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TWO)
 def test_two_processes_equal_one(name, tmp_path, monkeypatch):
-    """By gloo: images, which are unused in every second forward; shards by a file of `accelerate config`, prompts once."""
+    """By gloo: images, which are unused in every second forward; `accelerate launch` with shards by its file, prompts once."""
     monkeypatch.chdir(tmp_path)
     _files(tmp_path)
     (tmp_path / "fsdp2.yaml").write_text(FSDP2)
@@ -877,12 +878,13 @@ def test_two_processes_equal_one(name, tmp_path, monkeypatch):
     small = ["--max_steps", "2", "--per_device_train_batch_size", "1", "--learning_rate", "0.01"]
     same = [*TWO[name].split(), *quiet, *small, "--gradient_checkpointing", "false", "--monitor_pairs", "0"]
     cli_align.run([*same, "--output_dir", "one", "--gradient_accumulation_steps", "2"])
-    how = ["--config_file", "fsdp2.yaml"] if name == "fsdp2" else ["--num_processes", "2", "--multi_gpu"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *how, "-m", "contralto.align"]
-    both = [*launch, *same, "--output_dir", "two", "--gradient_accumulation_steps", "1"]
-    subprocess.run(
-        both, check=True, env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}, timeout=500
-    )
+    both = [*same, "--output_dir", "two", "--gradient_accumulation_steps", "1"]
+    if name == "fsdp2":
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "fsdp2.yaml"]
+        variables = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        subprocess.run([*launch, "-m", "contralto.align", *both], check=True, env=variables, timeout=500)
+    else:
+        run_ranks(lambda: cli_align.run(both, launched=True))
     file = "model.safetensors" if name == "fsdp2" else "adapter_model.safetensors"
     one, two = (load_file(folder + "/" + file) for folder in ("one", "two"))
     assert one.keys() == two.keys()
