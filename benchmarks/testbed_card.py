@@ -49,10 +49,12 @@ class Figure(NamedTuple):
 class Bench:
     """The models of a folder, the held-out problems and items, and every figure measured so far."""
 
-    def __init__(self, folder: Path, problems: int, items: int) -> None:
+    def __init__(self, folder: Path, problems: int, items: int, stories: int) -> None:
         self.folder, self.tokenizer = folder, testbed.tokenizer()
         self.problems = list(islice(worlds.problems(2027, "test"), problems))
         self.items = list(islice(worlds.items(2027, "test"), items))
+        self.stories = list(islice(worlds.stories(2027, "test"), stories))
+        self.solutions: dict[tuple[str, str | None, float], list[str]] = {}
         self.figures: dict[str, Figure] = {}
         self.models: dict[str, Any] = {}
 
@@ -63,9 +65,12 @@ class Bench:
         return self.models[name]
 
     def solve(self, name: str, amateur: str | None = None, beta: float = 0.5) -> list[str]:
-        """Return greedy solutions of all problems, with or without contrast."""
-        processor = ContrastiveDecodingLogitsProcessor(self.model(amateur), beta=beta) if amateur else None
-        return decode(self.model(name), self.tokenizer, self.problems, processor=processor)
+        """Return greedy solutions of all problems, with or without contrast; decoded once."""
+        if (name, amateur, beta) not in self.solutions:
+            processor = ContrastiveDecodingLogitsProcessor(self.model(amateur), beta=beta) if amateur else None
+            texts = decode(self.model(name), self.tokenizer, self.problems, processor=processor)
+            self.solutions[name, amateur, beta] = texts
+        return self.solutions[name, amateur, beta]
 
     def hits(self, texts: Sequence[str]) -> list[bool]:
         """Return whether each completion solves its problem."""
@@ -177,11 +182,10 @@ def expectation_table(bench: Bench) -> list[str]:
     return lines
 
 
-def stories_table(bench: Bench, count: int = 40, tokens: int = 120) -> list[str]:
+def stories_table(bench: Bench, tokens: int = 120) -> list[str]:
     """Return the table of repetition and validity of stories."""
     lines = ["| expert-0 writes on | 4-grams seen before | distinct scenes | valid events |", "|---|---|---|---|"]
-    stories = list(islice(worlds.stories(2027, "test"), count))
-    prompts = [bench.tokenizer(story.scenes[0].text, return_tensors="pt") for story in stories]
+    prompts = [bench.tokenizer(story.scenes[0].text, return_tensors="pt") for story in bench.stories]
     model, never_end = bench.model("expert-0"), {"suppress_tokens": [bench.tokenizer.eos_token_id]}
     torch.manual_seed(0)
     ways: dict[str, dict[str, Any]] = {
@@ -192,7 +196,9 @@ def stories_table(bench: Bench, count: int = 40, tokens: int = 120) -> list[str]
         way: [model.generate(**p, max_new_tokens=tokens, **never_end, **how)[0] for p in prompts]
         for way, how in ways.items()
     }
-    texts["(the corpus)"] = [bench.tokenizer(story.text, return_tensors="pt")["input_ids"][0] for story in stories]
+    texts["(the corpus)"] = [
+        bench.tokenizer(story.text, return_tensors="pt")["input_ids"][0] for story in bench.stories
+    ]
     for way, rows in texts.items():
         found = [_story_figures(row.tolist(), bench.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
         repeated, distinct, valid = (statistics.mean(column) for column in zip(*found, strict=True))
@@ -237,8 +243,9 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="a folder that `python -m contralto.testbed train` filled")
     parser.add_argument("--problems", type=int, default=1000)
     parser.add_argument("--items", type=int, default=500)
+    parser.add_argument("--stories", type=int, default=40)
     args = parser.parse_args()
-    bench = Bench(args.models or CARD.parent / "models", args.problems, args.items)
+    bench = Bench(args.models or CARD.parent / "models", args.problems, args.items, args.stories)
     text, card = measure(bench), CARD.read_text()
     if args.models:
         print(text)
