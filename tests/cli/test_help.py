@@ -28,6 +28,12 @@ def test_help_imports_nothing_heavy(argv):
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
 
 
+def test_importing_the_parts_imports_nothing_heavy():
+    code = "import sys, contralto.align, contralto.data_gen, contralto.decoding, contralto.eval; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not (HEAVY | {"numpy", "scipy", "lm_eval"}) & set(ran.stdout.split())
+
+
 def test_every_command_is_listed_with_its_purpose(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
