@@ -81,10 +81,10 @@ def split_messages(
             raise ValueError(
                 f"{where}, column {name}: it ends with a turn of the {answer[-1]['role']}, not of the assistant"
             )
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    prompt_messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     begin = [answer[0]["role"] == "assistant" for answer in (chosen, rejected)]
-    if all(begin) and asked:
-        return _check_last_role(asked, where), chosen, rejected
+    if all(begin) and prompt_messages:
+        return _check_last_role(prompt_messages, where), chosen, rejected
     if all(begin):
         raise ValueError(
             f"{where}, column prompt: it is missing, and chosen and rejected begin with the assistant's turn"
@@ -98,9 +98,9 @@ def split_messages(
         if (role := answer[shared]["role"]) != "assistant":
             raise ValueError(f"{where}, column {name}: it parts from the other answer at a turn of the {role}")
     before = chosen[:shared]
-    if asked and asked[-shared:] == before:
-        before = asked
-    elif asked and not _holds(before, asked, prompt):
+    if prompt_messages and prompt_messages[-shared:] == before:
+        before = prompt_messages
+    elif prompt_messages and not _holds(before, prompt_messages, prompt):
         raise ValueError(f"{where}, column prompt: it is not what chosen and rejected begin with")
     return _check_last_role(before, where), chosen[shared:], rejected[shared:]
 
@@ -111,11 +111,11 @@ def _shared(chosen: list[Any], rejected: list[Any]) -> int:
     return next((at for at in range(most) if chosen[at] != rejected[at]), most)
 
 
-def _holds(before: list[Any], asked: list[Any], prompt: Any) -> bool:
+def _holds(before: list[Any], prompt_messages: list[Any], prompt: Any) -> bool:
     """Return True if the start of a conversation contains the prompt, as its last messages or as a text."""
     if isinstance(prompt, str):
         return any(m["content"] == prompt or str(m["content"]).strip() == prompt.strip() for m in before)
-    return bool(before[-len(asked) :] == asked)
+    return bool(before[-len(prompt_messages) :] == prompt_messages)
 
 
 def _check_last_role(prompt: list[Any], where: str) -> list[Any]:

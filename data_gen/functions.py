@@ -29,11 +29,11 @@ def find_function(name: str, *, folder: Path | None = None) -> Callable[..., Any
     if folder is not None and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
-        found = getattr(import_module(module), function, None)
+        value = getattr(import_module(module), function, None)
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{name}: there is no module {error.name}; it must be installed, or lie beside the recipe"
         ) from error
-    if not callable(found):
+    if not callable(value):
         raise ValueError(f"{name}: the module {module} has no function {function}")  # noqa: TRY004 - a recipe's mistake
-    return found  # type: ignore[no-any-return]
+    return value  # type: ignore[no-any-return]

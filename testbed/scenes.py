@@ -115,13 +115,13 @@ class Scene(NamedTuple):
         """Return the names of the objects: the ground truth of questions."""
         return frozenset(thing.name for thing in self.things)
 
-    def clearer(self, more: float) -> "Scene":
+    def clearer(self, increase: float) -> "Scene":
         """Return the same scene with a higher contrast of its objects.
 
         Args:
-            more: the contrast that is added.
+            increase: the contrast that is added.
         """
-        return self._replace(things=tuple(thing._replace(contrast=thing.contrast + more) for thing in self.things))
+        return self._replace(things=tuple(thing._replace(contrast=thing.contrast + increase) for thing in self.things))
 
     def pixels(self) -> NDArray[np.uint8]:
         """Return the picture, `(32, 32, 3)`, RGB."""

@@ -87,5 +87,5 @@ def _signs(trainer: Any, batch: PairBatch, weights: Sequence[Tensor]) -> list[Te
 
 def _logps(trainer: Any, batch: PairBatch) -> Tensor:
     with torch.no_grad(), trainer.accelerator.autocast():
-        found: Tensor = trainer.score_tokens(trainer.model, batch).logps[batch.mask].float()
-    return found
+        logps: Tensor = trainer.score_tokens(trainer.model, batch).logps[batch.mask].float()
+    return logps

@@ -29,14 +29,14 @@ def show(console: Any, results: Iterable[Any]) -> None:
         console.print(Panel(Text(prompt), title=Text(title), title_align="left"))
         if result.failed is not None:
             console.print(Text(printable(f"failed: {result.failed}"), style="bold red"))
-        for made in result.made or []:
-            if not isinstance(made, Pair):
-                console.print(Text(printable(f"rejected: {made.reason}"), style="yellow"))
+        for pair in result.made or []:
+            if not isinstance(pair, Pair):
+                console.print(Text(printable(f"rejected: {pair.reason}"), style="yellow"))
                 continue
             table = Table("[green]chosen", "[red]rejected", expand=True)
-            table.add_row(*highlighted(*map(printable, (made.chosen, made.rejected))))
+            table.add_row(*highlighted(*map(printable, (pair.chosen, pair.rejected))))
             console.print(table)
-            for name, value in made.columns.items():
+            for name, value in pair.columns.items():
                 console.print(Text(printable(f"{name}: {value}"), style="dim"))
 
 

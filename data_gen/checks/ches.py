@@ -135,8 +135,8 @@ def _prompt_and_whole(tokenizer: Any, row: Mapping[str, Any], name: str) -> tupl
         end = "" if answer.endswith(tokenizer.eos_token) else tokenizer.eos_token
         return tokenizer(prompt)["input_ids"], tokenizer(prompt + answer + end)["input_ids"]
     options = {"tokenize": True, "return_dict": True, **template_options(row)}
-    asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **options)
-    return asked["input_ids"], tokenizer.apply_chat_template([*prompt, *answer], **options)["input_ids"]
+    encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **options)
+    return encoded["input_ids"], tokenizer.apply_chat_template([*prompt, *answer], **options)["input_ids"]
 
 
 def _summed(model: Any, texts: Sequence[_TokenizedAnswer]) -> Tensor:

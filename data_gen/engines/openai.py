@@ -244,11 +244,11 @@ class OpenAIEngine:
         """Return the seconds before another attempt."""
         return random.uniform(0, min(LONGEST_PAUSE, 2.0 ** min(attempt, 10) / 2))
 
-    def _hold(self, limiter: Limiter, asked: float) -> None:
+    def _hold(self, limiter: Limiter, seconds: float) -> None:
         """Hold all requests as long as the endpoint asks, at most `LONGEST_HOLD` seconds, and log it."""
-        waited = min(asked, LONGEST_HOLD)
+        waited = min(seconds, LONGEST_HOLD)
         if limiter.hold(waited) and waited >= LOGGED_HOLD:
-            logger.warning("%s asks to wait %s s: nothing is sent to it for %g s", self._url, f"{asked:,.0f}", waited)
+            logger.warning("%s asks to wait %s s: nothing is sent to it for %g s", self._url, f"{seconds:,.0f}", waited)
 
     def _refusal(self, status: int, text: str, headers: Mapping[str, str]) -> Failure:
         """Return the failure that an error of the endpoint means."""

@@ -82,7 +82,7 @@ def parse_revision(reply: str, head: str = "corrected_student_solution") -> Revi
         >>> parse_revision("{teacher_reasoning}: Too short.\\n\\n{corrected_student_solution}\\nIt is 4, since 2 + 2 = 4.")
         Revision(text='It is 4, since 2 + 2 = 4.', rationale='Too short.')
     """
-    found = templates.sections(reply, "teacher_reasoning", head)
-    if head not in found:
+    sections = templates.sections(reply, "teacher_reasoning", head)
+    if head not in sections:
         return None
-    return Revision(found[head], found.get("teacher_reasoning") or found[""])
+    return Revision(sections[head], sections.get("teacher_reasoning") or sections[""])

@@ -152,12 +152,12 @@ class DecodingConfig:
         """
         if unknown := [name for name in options if name not in (*option_names(), *_OWN)]:
             raise ValueError(f"there is no option {unknown[0]!r}; a method's options are {', '.join(option_names())}")
-        given = {name: value for name, value in options.items() if value is not None}
-        if not isinstance(given.get("adapters_off", False), bool):
-            raise TypeError(f"adapters_off must be true or false, not {given['adapters_off']!r}")
-        models = {name: given.pop(name) for name in model_options() if name in given}
-        own = {name: given.pop(name) for name in _OWN if name in given}
-        return cls(parameters=given, models=models, **own)
+        values = {name: value for name, value in options.items() if value is not None}
+        if not isinstance(values.get("adapters_off", False), bool):
+            raise TypeError(f"adapters_off must be true or false, not {values['adapters_off']!r}")
+        models = {name: values.pop(name) for name in model_options() if name in values}
+        own = {name: values.pop(name) for name in _OWN if name in values}
+        return cls(parameters=values, models=models, **own)
 
     @property
     def declaration(self) -> Method:

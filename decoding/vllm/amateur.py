@@ -140,9 +140,9 @@ def _check(branches: Sequence[Tensor]) -> None:
     check_logits([each[possible] for each in branches], lambda: names, lambda row: f"in request {row} of the step")
 
 
-def _row(given: Any) -> Row | None:
+def _row(arguments: Any) -> Row | None:
     """Return the contrast arguments of a request; None if it has none."""
-    values = {name: value for name, value in (given or {}).items() if name.startswith(PREFIX)}
+    values = {name: value for name, value in (arguments or {}).items() if name.startswith(PREFIX)}
     if not values:
         return None
     if tied := [f"{PREFIX}{name}" for name in TIED if f"{PREFIX}{name}" in values]:

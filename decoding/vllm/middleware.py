@@ -169,46 +169,46 @@ async def _closed(receive: Receive) -> None:
 def _parsed(body: bytes) -> Mapping[str, Any]:
     """Return the fields of a request; {} for a body that is no JSON object, which vLLM rejects itself."""
     try:
-        asked = json.loads(body)
+        fields = json.loads(body)
     except RecursionError:
         raise ValueError("the request is nested too deeply") from None
     except ValueError:
         return {}
-    return asked if isinstance(asked, dict) else {}
+    return fields if isinstance(fields, dict) else {}
 
 
-def _row(asked: Mapping[str, Any]) -> Row | None:
+def _row(fields: Mapping[str, Any]) -> Row | None:
     """Return the contrast arguments of a request; None if it has none.
 
     Raises:
         ValueError: they are invalid.
     """
-    arguments = asked.get("vllm_xargs")
+    arguments = fields.get("vllm_xargs")
     if not isinstance(arguments, dict | None):
         raise ValueError(f"vllm_xargs must be an object, not {arguments!r:.80}")  # noqa: TRY004  status 400 like the others
     row = Row.of(arguments)
     if row is not None:
-        _check(asked)
+        _check(fields)
     return row
 
 
 def _renamed(
-    asked: Mapping[str, Any], text: PendingCompletion, scope: Mapping[str, Any]
+    fields: Mapping[str, Any], text: PendingCompletion, scope: Mapping[str, Any]
 ) -> tuple[bytes, Mapping[str, Any]]:
     """Return the body with the engine's id of the completion, and the scope with the length of that body."""
-    body = json.dumps({**asked, "vllm_xargs": {**asked["vllm_xargs"], f"{PREFIX}id": text.id}}).encode()
+    body = json.dumps({**fields, "vllm_xargs": {**fields["vllm_xargs"], f"{PREFIX}id": text.id}}).encode()
     headers = [(name, value) for name, value in scope.get("headers", ()) if name != b"content-length"]
     return body, {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
 
 
-def _check(asked: Mapping[str, Any]) -> None:
+def _check(fields: Mapping[str, Any]) -> None:
     """Raise ValueError for fields that would put branches out of step without an error of vLLM."""
-    prompt = asked.get("prompt")
+    prompt = fields.get("prompt")
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         raise ValueError(f"a branch of a completion has one prompt, not {len(prompt)}: send a request for each")
-    if "messages" in asked and asked.get("max_tokens", asked.get("max_completion_tokens")) is None:
+    if "messages" in fields and fields.get("max_tokens", fields.get("max_completion_tokens")) is None:
         raise ValueError("max_tokens must be given in a branch of a completion: its default depends on the prompt")
-    if asked.get("use_beam_search"):
+    if fields.get("use_beam_search"):
         raise ValueError("use_beam_search: beam search is not supported with contrastive branches")
 
 

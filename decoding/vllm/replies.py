@@ -62,8 +62,8 @@ async def event_lines(response: Any) -> AsyncIterator[bytes]:
 
 def error_message(error: Any) -> str:
     """Return the message of an error in a stream."""
-    said = error.get("message") if isinstance(error, Mapping) else error
-    return str(said or "the server failed")
+    message = error.get("message") if isinstance(error, Mapping) else error
+    return str(message or "the server failed")
 
 
 def first_choice(answer: Any) -> Mapping[str, Any]:
@@ -96,10 +96,10 @@ def reply_field(answer: Any, name: str, kind: type) -> Any:
 def reply_chunk(choice: Mapping[str, Any]) -> ReplyChunk:
     """Return a choice of either route, whole or in part, as a piece."""
     try:
-        said = choice.get("message") or choice.get("delta") or {}
+        message = choice.get("message") or choice.get("delta") or {}
         logs = choice.get("logprobs") or {}
         values = logs.get("token_logprobs") or [entry["logprob"] for entry in logs.get("content") or ()]
-        text, tokens = choice.get("text") or said.get("content") or "", choice.get("token_ids") or []
+        text, tokens = choice.get("text") or message.get("content") or "", choice.get("token_ids") or []
         ends = choice.get("finish_reason"), choice.get("stop_reason")
     except (KeyError, TypeError, AttributeError) as error:
         raise BadReplyError(f"not an answer of the OpenAI protocol: {short(choice)}") from error
@@ -124,8 +124,8 @@ def join_chunks(chunks: Sequence[ReplyChunk]) -> BranchReply:
     )
 
 
-def is_agreed(said: Sequence[Sequence[ReplyChunk]], place: int, marker: int) -> bool:
+def is_agreed(streams: Sequence[Sequence[ReplyChunk]], place: int, marker: int) -> bool:
     """Return whether all branches have the tokens of the main branch up to and including a piece."""
-    branches = [[token for chunk in chunks for token in chunk.tokens] for chunks in said]
-    count = sum(len(chunk.tokens) for chunk in said[0][: place + 1])
+    branches = [[token for chunk in chunks for token in chunk.tokens] for chunks in streams]
+    count = sum(len(chunk.tokens) for chunk in streams[0][: place + 1])
     return len(agreed([before_marker(tokens, marker) for tokens in branches])) >= count

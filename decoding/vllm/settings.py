@@ -118,11 +118,11 @@ class Row:
     start: int
 
     @classmethod
-    def of(cls, given: Mapping[str, Any] | None) -> "Row | None":
+    def of(cls, arguments: Mapping[str, Any] | None) -> "Row | None":
         """Parse the `contrast_...` values of a request.
 
         Args:
-            given: the values of a request, these among others.
+            arguments: the values of a request, these among others.
 
         Returns:
             The parsed values; None if there are none.
@@ -130,7 +130,7 @@ class Row:
         Raises:
             ValueError: a value that is missing, unknown, of another type, or outside its range.
         """
-        values = {n.removeprefix(PREFIX): v for n, v in (given or {}).items() if n.startswith(PREFIX)}
+        values = {n.removeprefix(PREFIX): v for n, v in (arguments or {}).items() if n.startswith(PREFIX)}
         if not values:
             return None
         for name in ("id", "branch", "marker", "method"):
@@ -231,37 +231,39 @@ def _sampling(values: Mapping[str, Any]) -> RequestSampling:
 # ------------------------------------------------------------------------------------------------------- incompatible options
 
 
-def check_request(row: Row, how: Any) -> None:
+def check_request(row: Row, params: Any) -> None:
     """Reject sampling options of a request that would schedule its branches apart.
 
     Args:
         row: the values of the request.
-        how: `vllm.SamplingParams`, or what has its attributes.
+        params: `vllm.SamplingParams`, or what has its attributes.
 
     Raises:
         ValueError: several texts of one request, sampling or penalties by vLLM, a marker that does not end the request.
     """
-    if (how.n or 1) != 1:
-        raise ValueError(f"n must be 1 in a branch of a completion, not {how.n}: send one with its own {PREFIX}id each")
-    if how.temperature:
+    if (params.n or 1) != 1:
         raise ValueError(
-            f"temperature must be 0 in a branch of a completion, not {how.temperature}: branches would "
+            f"n must be 1 in a branch of a completion, not {params.n}: send one with its own {PREFIX}id each"
+        )
+    if params.temperature:
+        raise ValueError(
+            f"temperature must be 0 in a branch of a completion, not {params.temperature}: branches would "
             f"draw different tokens; give {PREFIX}temperature"
         )
     check_penalties(
-        how, "in a branch of a completion", "counts tokens of each branch's own prompt, and branches would diverge"
+        params, "in a branch of a completion", "counts tokens of each branch's own prompt, and branches would diverge"
     )
-    if row.marker not in (how.stop_token_ids or ()):
+    if row.marker not in (params.stop_token_ids or ()):
         raise ValueError(
             f"stop_token_ids must hold {PREFIX}marker {row.marker}, or a branch that lost its partner would run on"
         )
 
 
-def check_penalties(how: Any, where: str, why: str) -> None:
+def check_penalties(params: Any, where: str, why: str) -> None:
     """Reject vLLM's penalties, which act on the contrasted scores, unlike those of `generate()`, see `decoding.order`.
 
     Args:
-        how: `vllm.SamplingParams`, or what has its attributes.
+        params: `vllm.SamplingParams`, or what has its attributes.
         where: which requests this is about.
         why: what else vLLM does with a penalty.
 
@@ -276,9 +278,9 @@ def check_penalties(how: Any, where: str, why: str) -> None:
         ValueError: presence_penalty must be 0.0 with an amateur, not 0.5: vLLM applies it after the contrast and counts the prompt's tokens too
     """
     for name, off in (("repetition_penalty", 1.0), ("presence_penalty", 0.0), ("frequency_penalty", 0.0)):
-        if (getattr(how, name, None) or off) != off:
+        if (getattr(params, name, None) or off) != off:
             raise ValueError(
-                f"{name} must be {off} {where}, not {getattr(how, name)}: vLLM applies it after the contrast and {why}"
+                f"{name} must be {off} {where}, not {getattr(params, name)}: vLLM applies it after the contrast and {why}"
             )
 
 
