@@ -1,12 +1,8 @@
-"""Every method's rule against its float64 reference in plain Python, with impossible tokens too.
-
-Seen to go red with: the sign of alpha in VCD turned; kappa left out of the scale of RITUAL; M3ID's step from 1; probabilities
-in CID exchanged; the layers of DoLa chosen by the least divergence, by
-the other form's, or by the batch's mean, or on tokens that are ruled out; log sigmoid without the log.
-"""
+"""Every method's rule against its float64 reference in plain Python, with impossible tokens too."""
 
 import inspect
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -117,11 +113,58 @@ def test_critic_guided_equals_the_reference():
     assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
+def _examples():
+    """Each rule of the package with arguments of 6 rows."""
+    generator = torch.Generator().manual_seed(3)
+    logits = 3 * torch.randn(4, 6, VOCAB, generator=generator, dtype=torch.float64)
+    states = torch.randn(6, 9, 5, generator=generator, dtype=torch.float64)
+    candidates, layers = logits[0].topk(4).indices, logits[1:].movedim(0, 1)
+    for count, names in ((2, (*TWO, *TWO_BRANCH_RULES)), (3, THREE)):
+        for name in names:
+            settings = {"step": 30} if name == "m3id" else {}
+            yield name, partial(getattr(rules, name), **settings), logits[:count]
+    yield "combine", lambda a, b: rules.combine((a, b), (1.5, -0.5), alpha=0.1, min_tokens_to_keep=3), logits[:2]
+    yield "plausible", partial(rules.plausible, alpha=0.1, min_tokens_to_keep=3), logits[:1]
+    yield "dola", rules.dola, (logits[0], layers)
+    yield "dola_jsd", rules.dola_jsd, (logits[0], layers)
+    yield "critic_guided", rules.critic_guided, (logits[0], states[:, :4, 0], candidates)
+    yield "contrastive_search", rules.contrastive_search, (logits[0], candidates, states[:, :4, 0])
+    mask = torch.arange(6) % 6 < torch.arange(1, 7)[:, None]
+    yield "degeneration_penalty", rules.degeneration_penalty, (states[:, :3], states[:, 3:], mask)
+
+
+@pytest.mark.parametrize(
+    ("rule", "arguments"), [example[1:] for example in _examples()], ids=[e[0] for e in _examples()]
+)
+def test_every_row_is_scored_as_if_alone_in_any_shape(rule, arguments):
+    together = rule(*arguments)
+    alone = torch.stack([rule(*(argument[row] for argument in arguments)) for row in range(6)])
+    assert_close(together, alone)
+    assert_close(rule(*(argument.unflatten(0, (2, 3)) for argument in arguments)), together.unflatten(0, (2, 3)))
+
+
+def test_search_and_its_penalty_equal_their_formulas():
+    probabilities, candidates = torch.tensor([[0.5, 0.3, 0.2, 0.0]]).double(), torch.tensor([[0, 2, 3]])
+    penalty = torch.tensor([[0.9, 0.1, 0.0]]).double()
+    scores = rules.contrastive_search(probabilities.log(), candidates, penalty, alpha=0.25)
+    assert_close(
+        scores, torch.tensor([[0.75 * 0.5 - 0.25 * 0.9, -math.inf, 0.75 * 0.2 - 0.25 * 0.1, -math.inf]]).double()
+    )
+    hidden, context = torch.tensor([[3.0, 4.0], [-2.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0], [5.0, 12.0]])
+    found = rules.degeneration_penalty(hidden.bfloat16(), context.bfloat16(), torch.tensor([1, 1, 0]))
+    assert_close(found, torch.tensor([0.8, 0.0]))
+    assert_close(rules.degeneration_penalty(hidden, context), torch.tensor([63 / 65, 0.0]))
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1])
+def test_the_weight_of_the_penalty_has_a_range(alpha):
+    with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\] \(the weight of the degeneration penalty\)"):
+        rules.contrastive_search(torch.zeros(3), torch.tensor([0]), torch.zeros(1), alpha=alpha)
+
+
 def test_every_rule_is_in_a_contract():
     public = {name for name in rules.__all__ if inspect.isfunction(getattr(rules, name))}
-    others = {"plausible", "combine", "dola", "dola_jsd", "critic_guided"}
-    others |= {"contrastive_search", "degeneration_penalty"}  # tests/decoding/test_search.py
-    assert public == {*TWO, *THREE, *others, *TWO_BRANCH_RULES}
+    assert public == {name for name, *_ in _examples()}
 
 
 @pytest.mark.parametrize(("name", "reference", "grid"), CASES, ids=[case[0] for case in CASES])
