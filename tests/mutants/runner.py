@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
 def preload() -> None:
     """Import what all tests need, but nothing of contralto."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    for name in ("datasets", "peft", "pytest", "trl"):
+    for name in ("datasets", "lm_eval.models.huggingface", "peft", "pytest", "scipy.stats", "trl"):
         importlib.import_module(name)
     import torch
     import transformers
