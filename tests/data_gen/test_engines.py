@@ -1,10 +1,6 @@
 """The engines: requests, answers, and failures.
 
 The endpoint is a real HTTP server on the loopback address (`serving`) that can be told to fail.
-Seen to go red with: a random stream per batch instead of per row; batches by key instead of length; a stop text that stays in
-the answer; log-probs after the temperature; an adapter that is not switched to; batches computed although all of it is known;
-no pause after Retry-After; limits over half the window; token guesses that are never corrected; 429 that is not tried again; a
-key in a failure's reason; a template or images left out of the key.
 """
 
 import base64

@@ -1,8 +1,6 @@
 """Untrusted strings in output: pages, the card of a data set, the terminal, prompt templates.
 
-A page or card of hostile texts has the tags of one of harmless texts, and shows them as they are. Seen to go red with: autoescape
-turned off; bars that are escaped without the backslash before them; a fence of three backticks; an unsandboxed template; errors
-printed as they come.
+A page or card of hostile texts has the tags of one of harmless texts, and shows them as they are.
 """
 
 import io

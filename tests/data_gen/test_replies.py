@@ -1,8 +1,6 @@
 """Malformed replies: each fails its own request with a reason; the others are recorded.
 
-The server is real (`serving`), and sends what a broken, a hostile or merely another endpoint sends. Seen to go red with: text
-of None taken for an empty answer; the exceptions of a reply named one by one; the counts not looked at; surrogates not replaced;
-the whole address of a redirect shown; no limit of a body; a wait that cannot be interrupted, or has no bound.
+The server is real (`serving`), and sends what a broken, a hostile or merely another endpoint sends.
 """
 
 import asyncio

@@ -1,8 +1,4 @@
-"""Contrast prompts through `generate()`: beams, assisted decoding, reuse, one prompt for many rows; critics.
-
-Seen to go red with: the contrast rows of beams not reordered; the number of generated tokens counted from the contrast prompt;
-another batch of prompts taken for the first; a critic's values given to the wrong candidates.
-"""
+"""Contrast prompts through `generate()`: beams, assisted decoding, reuse, one prompt for many rows; critics."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 """Contrastive decoding through `generate()` gives the reference's tokens: every family, strategy and batch.
 
 The processor works on a left-padded batch with caches, in float32. The reference works on each row alone, unpadded,
-without a cache, in float64. test_mutations.py breaks the adapter on purpose and sees this matrix go red.
+without a cache, in float64.
 """
 
 import pytest

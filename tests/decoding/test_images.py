@@ -1,11 +1,4 @@
-"""Views of images: VCD's noise against a float64 reference, RITUAL's transformations against what torchvision computes.
-
-Seen to go red with: the product of 1 - beta one step short; the square root of 1 - abar left out; abar and 1 - abar
-swapped; one generator for all rows; padding scaled, or noised; the noise drawn in the pixels' dtype; the seeds of a
-Qwen batch counted per patch; the inputs changed in place; a hue that does not go round; a blur of variance sigma, or
-with repeated edges; a crop that is not scaled, or never small; half of the angles; a narrow jitter; the flips
-confused; the seed ignored.
-"""
+"""Views of images: VCD's noise against a float64 reference, RITUAL's transformations against what torchvision computes."""
 
 import math
 import random

@@ -2,8 +2,6 @@
 
 The executors work in float32 with caches on batches padded on both sides of the contrast; the reference works in float64 on
 each row alone, unpadded, without a cache. One text per row, contrast prompts of other lengths, in another order of length.
-Seen to go red with: the contrast rows fed the main prompt; the contrast's positions shifted by the other branch's padding;
-rows of the stack exchanged; M3ID's step stuck at 0; DoLa's candidate layers off by one.
 """
 
 import functools

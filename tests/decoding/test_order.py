@@ -1,8 +1,4 @@
-"""One order in every executor: the processors of `generate()`, the rule, the warpers. Reference: float64, rows alone.
-
-Seen to go red with: the rule before the caller's processors; the caller's list after the rule; a watermark before the rule;
-`SeededSampling` before the rule; the last warper counted as a processor.
-"""
+"""One order in every executor: the processors of `generate()`, the rule, the warpers. Reference: float64, rows alone."""
 
 import copy
 

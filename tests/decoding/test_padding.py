@@ -1,7 +1,6 @@
 """Padding is never read as text: the loop passes the mask on, and a processor rejects ambiguous padding.
 
-Reference: float64, each row alone and unpadded. Seen to go red with: the mask not handed on; the mask kept after the call; masked
-tokens counted in the vocabulary; padding of ended rows read as text; a model without a pad token trusted with several prompts.
+Reference: float64, each row alone and unpadded.
 """
 
 import copy

@@ -1,7 +1,4 @@
-"""Images of every kind as RGB: bit depths, transparency, orientation, and what cannot be known.
-
-Seen to go red with: Pillow's own `convert("RGB")` in place of `to_rgb` (16 bits clipped, transparency dropped, orientation ignored).
-"""
+"""Images of every kind as RGB: bit depths, transparency, orientation, and what cannot be known."""
 
 import io
 

@@ -1,8 +1,6 @@
 """The processor beyond one call on one batch: reuse, extension, windows, other dtypes, invalid arguments.
 
-Reference: see test_families.py. Seen to go red with: the crop left out, the crop one token short, rows matched without
-regard to their prompt, the window counted from the row's end at every step, positions not restarted after a window,
-the vocabulary cut on the wrong side, adapters left off after the call.
+Reference: see test_families.py.
 """
 
 import copy

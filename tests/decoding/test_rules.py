@@ -1,9 +1,4 @@
-"""The rules against float64 references in plain Python, their closed forms, and the contract that every rule keeps.
-
-Seen to go red with: `1 + beta` without the 1; the amateur's sign turned; `>=` turned into `>` in the mask (alpha 1); the
-mask taken from the amateur; log(alpha) left out; the temperature multiplied; the temperature after the softmax; `-inf`
-left to arithmetic; the fallback row removed.
-"""
+"""The rules against float64 references in plain Python, their closed forms, and the contract that every rule keeps."""
 
 import math
 from functools import partial

@@ -1,14 +1,8 @@
 """Contrastive search gives the reference's tokens: every family, both ways to read candidates, both executors.
 
 The code under test works on left-padded batches, in float32, with a cache. The reference is the paper's equation for
-one unpadded row at a time, in float64, without a cache, every candidate by a forward of the whole row.
-
-Seen to go red with: alpha and 1 - alpha exchanged, the mean cosine in place of the largest, the penalty of the
-generated text alone, softmax over the candidates alone, candidates chosen before the logits processors, impossible
-candidates allowed, cosines in half precision, finished rows not padded, token types dropped or set to zero, positions
-by place in the cache, positions not advanced, the padding of a sliding layer read from the wrong end, the cache grown
-by k tokens per step, candidates not dropped before another token, encoder inputs not repeated, one verdict for every
-use of a model. The breaks in this file are applied in every run.
+one unpadded row at a time, in float64, without a cache, every candidate by a forward of the whole row. The breaks in this
+file are applied in every run.
 """
 
 import copy

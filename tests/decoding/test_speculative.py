@@ -2,13 +2,8 @@
 
 Greedy reference: tests/oracles/decoding.py, float64, one unpadded row at a time, no cache, no draft. Amateurs are the expert with
 noise on its weights, so that drafts are now kept and now rejected. Sampling: chi-square tests against exact probabilities,
-on models whose next token depends on the last two alone, so that a long text is many draws.
-
-Seen to go red with the breaks that the last section applies, and with: the amateur's cache not cropped, mask or positions
-not lengthened over the draft, positions one off, the past of sliding windows not recorded, the expert's logits one place
-off, text written on after a rejected token, ended rows held to the draft, drafts past max_new_tokens or past an end token,
-the rule before or after all processors, adapters left on for the drafts, the window not hidden, padding tokens left out,
-vocabularies not fitted, a draft length that is learnt beyond the call.
+on models whose next token depends on the last two alone, so that a long text is many draws. The last section applies
+breaks that these tests notice.
 """
 
 import copy

@@ -1,7 +1,4 @@
-"""A branch keeps its cache from call to call, but not what was computed with other weights or adapters.
-
-Seen to go red with: the state not compared; without the parameters' versions; without the adapters; the encoder's output kept.
-"""
+"""A branch keeps its cache from call to call, but not what was computed with other weights or adapters."""
 
 import copy
 from functools import partial

@@ -1,8 +1,4 @@
-"""Logits that cannot be contrasted are an error that names the branch and the place, in every executor.
-
-Seen to go red with: the check left out of the processors; the amateur's drafts not checked; the maximum taken over all rows; the
-critic's values not checked.
-"""
+"""Logits that cannot be contrasted are an error that names the branch and the place, in every executor."""
 
 import re
 

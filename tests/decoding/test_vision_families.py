@@ -3,11 +3,8 @@
 The methods work on left-padded batches with images of unequal number and size, with caches, in float32, all branches on
 one model. The reference works on each row alone, unpadded, without a cache, in float64, on a model of its own.
 
-Fast: every family, greedily, in a batch, and its logits one by one. Slow: all the rest.
-
-Seen to go red with: `1 + alpha` without the 1; another threshold; the mask taken from the contrast branch; the contrast
-branch given the main image. The breaks at the end of this file are applied for good: each of them is seen by the test named
-beside it.
+Fast: every family, greedily, in a batch, and its logits one by one. Slow: all the rest. The breaks at the end of this
+file are applied in every run: each is noticed by the test named beside it.
 """
 
 import functools

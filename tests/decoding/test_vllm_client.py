@@ -1,7 +1,6 @@
 """The client of `contralto serve` against a server that fails: each is a one-line error without the API key.
 
-No vLLM: the server is `serving.Server`. Seen to go red with: redirects followed; a key shown; a body without a limit; exceptions
-of a reply let through.
+No vLLM: the server is `serving.Server`.
 """
 
 import asyncio

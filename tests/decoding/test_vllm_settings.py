@@ -1,7 +1,6 @@
 """The parts of the vLLM back-end that need no vLLM: pairing of requests, sampling, resuming, flags and checks.
 
-The tests with a real vLLM are in `with_vllm/`, which has an environment of its own. Seen to go red with: the noise's step left
-out; top-k left out; top-p before top-k; a marker counted as certain; an end that only one branch has; m3id without its step.
+The tests with a real vLLM are in `with_vllm/`, which has an environment of its own.
 """
 
 import json

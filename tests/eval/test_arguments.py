@@ -1,8 +1,4 @@
-"""Model arguments and generation options of lm-eval: every one is honoured or rejected, none is ignored.
-
-Seen to go red with: likelihoods without autocast; the precision of the softmax ignored; a parameter of lm-eval's models that no
-table names; `until: null` handed on.
-"""
+"""Model arguments and generation options of lm-eval: every one is honoured or rejected, none is ignored."""
 
 import ast
 from functools import cache, partial

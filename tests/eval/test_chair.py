@@ -1,9 +1,4 @@
-"""CHAIR's matching and measures, against examples worked out by hand and a slow count.
-
-Seen to go red with: repeated mentions counted once; CHAIR_s from two hallucinations; recall over the objects said; the shortest
-name matched first; the seat of a toilet a chair; train tracks a train; compounds left as they are; no singular; masks or captions
-left out; always the first n images.
-"""
+"""CHAIR's matching and measures, against examples worked out by hand and a slow count."""
 
 import random
 import shutil

@@ -1,12 +1,4 @@
-"""contralto's tasks and local data inside lm-eval, offline, on the embedded models and on files of the true formats.
-
-Seen to go red with: the chat template applied after all; stories between the marks of problems; solutions of other steps
-counted as stopped early, or right ones; a story judged without its first scene; stories that may end; labels, halves or
-pictures of the scenes mixed up; another seed's documents; an image per question; answers of another case than the models';
-groups that weigh accuracy alike or F1 by size; a cluster that is no field; a split of POPE that reads another; the parser, the
-prompt's suffix, the folder of GQA or the user's options ignored; a grey image left grey; lm-eval's version lost; POPE's files not
-checked; lines counted from 0; a train split without a file; patterns not matched.
-"""
+"""contralto's tasks and local data inside lm-eval, offline, on the embedded models and on files of the true formats."""
 
 import json
 import shutil
