@@ -1,9 +1,4 @@
-"""Comparisons: made-up answers against plain arithmetic; runs on the embedded models, interrupted and resumed.
-
-Seen to go red with: RITUAL with VCD weighed without alpha; DoLa without its mask; documents that are not compared; the
-unlikeliest option shown; a threshold matched to another count; the bootstrap's p in place of the exact one; a
-method without controls; yes and no taken for close where they are not; intervals without clusters; gains of a bucket over all documents.
-"""
+"""Comparisons: made-up answers against plain arithmetic; runs on the embedded models, interrupted and resumed."""
 
 import argparse
 import json
@@ -28,6 +23,7 @@ from contralto.eval.comparison.decoders import parse_decoder
 from contralto.eval.comparison.planning import Subject
 from contralto.eval.comparison.rows import ComparisonRow
 from contralto.eval.comparison.samples import Identity, check_same_documents, read_samples
+from contralto.eval.comparison.significance import adjust
 from contralto.eval.comparison.summary import summarise
 from contralto.eval.comparison.tasks import Conditions, load_tasks
 from contralto.eval.data import TASKS
@@ -360,6 +356,39 @@ def test_holm_is_over_splits_and_models_of_one_line():
     assert len(family) == 2
     assert [t["holm"] for t in family] == pytest.approx(stats.holm([t["p"] for t in family]).tolist())
     assert [t["f1"]["holm"] for t in family] == pytest.approx(stats.holm([t["f1"]["p"] for t in family]).tolist())
+
+
+def test_holm_is_over_tasks_of_a_kind():
+    def task(kind, *ps):
+        cells = {
+            str(i): {
+                "tests": [{"against": "greedy", "p": p, "f1": {"p": p / 2}}],
+                "auroc": {"difference": {"p": p / 4}},
+            }
+            for i, p in enumerate(ps)
+        }
+        return {
+            "kind": kind,
+            "rows": [
+                {"name": "cd", "cells": cells},
+                {"name": "vcd", "cells": {"0": {"tests": [{"against": "greedy", "p": 0.05}]}}},
+            ],
+        }
+
+    tasks = [task("generation", 0.01, 0.04), task("generation", 0.03), task("ranking", 0.02)]
+    adjust(tasks)
+    cells = [list(task["rows"][0]["cells"].values()) for task in tasks]
+    tests = [[cell["tests"][0] for cell in some] for some in cells]
+    expected = stats.holm([0.01, 0.04, 0.03])
+    assert [test["holm"] for test in tests[0] + tests[1]] == pytest.approx(expected.tolist())
+    assert [test["f1"]["holm"] for test in tests[0] + tests[1]] == pytest.approx(
+        stats.holm([0.005, 0.02, 0.015]).tolist()
+    )
+    differences = [cell["auroc"]["difference"]["holm"] for cell in cells[0] + cells[1]]
+    assert differences == pytest.approx(stats.holm([0.0025, 0.01, 0.0075]).tolist())
+    assert [test["holm"] for test in tests[2]] == [0.02]
+    others = [task["rows"][1]["cells"]["0"]["tests"][0]["holm"] for task in tasks]
+    assert others == pytest.approx([0.1, 0.1, 0.05])
 
 
 def test_other_metrics_are_compared_by_swapping_their_counts():
