@@ -1,9 +1,4 @@
-"""The card describes the data set: every figure is recomputed, every number of the summary is shown.
-
-Seen to go red with: the mean length ratio in place of the median; the judged pairs counted by all pairs; unescaped bars in
-tables; the reasons of one kind written for every kind; an example's Markdown left to be rendered; the card's YAML naming
-another file.
-"""
+"""The card describes the data set: every figure is recomputed, every number of the summary is shown."""
 
 import re
 import statistics

@@ -1,10 +1,4 @@
-"""Checks against references in plain Python and float64, and filters that drop exactly the pairs outside their ranges.
-
-Seen to go red with: a token too many in Jaccard; the length ratio turned; no_op without strip; padding left in the CHES sums; the
-lengths of ln-CHES taken from the padded shapes (the official code's bug); the sums begun or ended one position later; the sign
-of the norm turned; ln-CHES divided once; near-duplicates not verified; a duplicate of a duplicate reported; runs of words across
-fields; punctuation kept; a band without its ends; `lowest` from the wrong end; null passing a band.
-"""
+"""Checks against references in plain Python and float64, and filters that drop exactly the pairs outside their ranges."""
 
 import itertools
 import json

@@ -1,10 +1,4 @@
-"""Published schemas come out as rows that TRL's trainers take; errors name file, row and column.
-
-Seen to go red with: the prompt left inside chosen and rejected; `messages` not renamed; the common turns counted up to the end;
-the shared words of an implicit prompt cut inside a word; rows counted from 0; the file's folder left out of image paths; texts
-and lists of parts left side by side in a column; objects of different keys given one type; a prompt taken from what two texts
-begin with where another column holds it; columns of the prompt left out.
-"""
+"""Published schemas come out as rows that TRL's trainers take; errors name file, row and column."""
 
 import json
 import os

@@ -1,7 +1,4 @@
-"""Images named by rows: only image files, only below the recipe's folder, no URLs.
-
-Seen to go red with links that are not followed, `is_file` left out (hangs), the header not read, rejected images left as they were.
-"""
+"""Images named by rows: only image files, only below the recipe's folder, no URLs."""
 
 import base64
 import io

@@ -1,9 +1,4 @@
-"""The pipeline and its command: every row ends once, no request is repeated, no answer is lost.
-
-Seen to go red with (some hang): answers used but not recorded; known requests left out of a round, or asked again; a refusing
-endpoint recorded as the row's failure; a full disk that loses what was handed out; a second process let in; a retry of everything;
-a filter that does not filter; an estimate that leaves strategies out; engines that are not stopped when a run ends by an error.
-"""
+"""The pipeline and its command: every row ends once, no request is repeated, no answer is lost."""
 
 import importlib.util
 import json

@@ -1,7 +1,4 @@
-"""The store: answers are recorded completely or not at all, despite kills, full disks and concurrent writers.
-
-Seen to go red with: answers that replace the first one; failures that outlive their answer; `record` without a transaction.
-"""
+"""The store: answers are recorded completely or not at all, despite kills, full disks and concurrent writers."""
 
 import multiprocessing
 import os
@@ -294,7 +291,7 @@ def steps(store, act):
 
 
 def test_an_answer_costs_the_same_in_a_large_store(tmp_path):
-    """Seen to go red with failures that are compared with all answers at every commit."""
+    """Failures must not be compared with all answers at every commit."""
     with Store(tmp_path / "a") as store:
         found = []
         for size in (10, 4000):

@@ -1,12 +1,4 @@
-"""Strategies driven step by step: their requests, their pairs, and rejected settings.
-
-Seen to go red with: the verdict of the second order not turned round in `compare`; a sentence about A and B read as a verdict;
-the first verdict taken instead of the last; winner and loser exchanged; a heading's first mention taken, or an empty section;
-the roles of `worsen`, of stronger and target, of teacher and student, of larger and smaller exchanged; best and worst exchanged;
-Con-J's right answer always first, its hints exchanged, a hint left in the pair's prompt; MVC's images exchanged; an image
-compared with itself; `popalign` pooling in the order in which pairs are done; a template's version taken from its name; the
-testbed's scorer counting steps behind a wrong one.
-"""
+"""Strategies driven step by step: their requests, their pairs, and rejected settings."""
 
 import re
 

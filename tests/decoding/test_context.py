@@ -1,8 +1,4 @@
-"""Context lengths: no branch runs beyond its model's context, and commands raise before decoding.
-
-Seen to go red with: the check left out of the branches, of the stacked rows of the loop, of the amateur of speculative decoding;
-padding counted; ended rows counted; scaled rotary embeddings cut at `max_position_embeddings`.
-"""
+"""Context lengths: no branch runs beyond its model's context, and commands raise before decoding."""
 
 import pytest
 import torch

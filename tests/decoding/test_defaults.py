@@ -1,7 +1,4 @@
-"""Every method, in every form, changes greedy completions at its defaults.
-
-Seen to go red with: contrastive input decoding at `lam` 1.
-"""
+"""Every method, in every form, changes greedy completions at its defaults."""
 
 import functools
 

@@ -1,8 +1,4 @@
-"""Early layers reach their logits by the model's own path; models without such a path are rejected.
-
-Seen to go red with: earlier layers put before the last one; Mamba's states counted from the embeddings; the embeddings
-among the layers "low"; the test of the measured head left out.
-"""
+"""Early layers reach their logits by the model's own path; models without such a path are rejected."""
 
 import threading
 from types import SimpleNamespace

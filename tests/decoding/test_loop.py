@@ -1,8 +1,4 @@
-"""The loop supports the features of `generate()`: sampling, streaming, stopping, caches, outputs; or raises an error.
-
-Seen to go red with: the stack's rows exchanged; the streamer not ended; finished rows not padded; the static cache sized for the main
-prompt alone.
-"""
+"""The loop supports the features of `generate()`: sampling, streaming, stopping, caches, outputs; or raises an error."""
 
 import pytest
 import torch

@@ -1,8 +1,4 @@
-"""Sampling with a stream per row: its distribution, its independence, and its invariance to the batch.
-
-Seen to go red with: noise without the step; without the seed; without the second logarithm; temperature after the noise; a
-shift that keeps the sign; the step counted from the prompt's beginning.
-"""
+"""Sampling with a stream per row: its distribution, its independence, and its invariance to the batch."""
 
 import math
 

@@ -1,8 +1,4 @@
-"""The middleware of vLLM's server, without vLLM: authentication, limits, and pairing of requests.
-
-Seen to go red with: no comparison of branches; no question to the server first; ids as texts; halves that stay when their client
-hangs up.
-"""
+"""The middleware of vLLM's server, without vLLM: authentication, limits, and pairing of requests."""
 
 import asyncio
 import itertools
@@ -149,7 +145,7 @@ def pair(**changed):
 
 
 def test_strangers_stand_outside():
-    """Seen to go red with a middleware that does not ask the server first."""
+    """The middleware must ask the server first."""
     one, two = pair()
     app = App(key="right")
     for some in ([Sent((one,))], [Sent((one,), key="wrong")], [Sent((one,)), Sent((two,))], [Sent((b"x" * 9999,))]):

@@ -1,8 +1,4 @@
-"""Models with different tokenizers are rejected: by their tokenizers if both can be found, else by vocabulary size.
-
-Seen to go red with: the block of padding chosen without regard to the difference; tokenizers never compared; the
-given tokenizer compared with nothing; a model of no name taken for one of any tokenizer.
-"""
+"""Models with different tokenizers are rejected: by their tokenizers if both can be found, else by vocabulary size."""
 
 import json
 

@@ -1,7 +1,4 @@
-"""Contrast prompts of requests in the chat template: only the text of one turn is replaced.
-
-Seen to go red with: the contrast prompt around the rendered conversation (two BOS, text outside every turn).
-"""
+"""Contrast prompts of requests in the chat template: only the text of one turn is replaced."""
 
 from functools import cache
 

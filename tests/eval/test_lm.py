@@ -1,9 +1,4 @@
-"""lm-eval's models `contralto` and `contralto-vlm`: completions, likelihoods, and rejected arguments.
-
-Seen to go red with: a contrast that is left out; a seed that counts within the batch; the contrast prompt without the chat
-template; the prompt truncated with its continuation; likelihoods of the padding; a cache that asks for no owner; the raw score
-renormalised; an image that is not part of the seed.
-"""
+"""lm-eval's models `contralto` and `contralto-vlm`: completions, likelihoods, and rejected arguments."""
 
 import copy
 import json

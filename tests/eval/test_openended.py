@@ -1,8 +1,4 @@
-"""Measures of open-ended text against slow references; MAUVE only up to the call of its package.
-
-Seen to go red with: the last n-gram left out, as in SimCTG's code; repetition and diversity inverted; log-probabilities one token
-late, or summed; special tokens before the continuation.
-"""
+"""Measures of open-ended text against slow references; MAUVE only up to the call of its package."""
 
 import math
 import random

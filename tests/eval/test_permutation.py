@@ -1,8 +1,4 @@
-"""Exact tests of paired comparisons against brute force and closed forms; their power against simulation.
-
-Seen to go red with: a one-sided tail; ties that do not count; the correction of drawn assignments left out; clusters ignored; the
-discordance that does not grow with the difference; seeds that weigh twice.
-"""
+"""Exact tests of paired comparisons against brute force and closed forms; their power against simulation."""
 
 import itertools
 import math

@@ -1,9 +1,4 @@
-"""POPE's measures and parsers, against a slow count and against the codebases' rules on single answers.
-
-Seen to go red with: unparsed answers taken for no; precision over all questions; recall over the answers; yes-ratios of the
-labels; F1 halved; "yes or no" taken for yes; the official rule on all sentences; VCD's rule with the label swapped; RITUAL's
-without n't.
-"""
+"""POPE's measures and parsers, against a slow count and against the codebases' rules on single answers."""
 
 import random
 

@@ -1,7 +1,4 @@
-"""The page and the tables of a comparison of made-up answers.
-
-Seen to go red with: answers that are not escaped; a glance that forgets the controls; losses that count as found.
-"""
+"""The page and the tables of a comparison of made-up answers."""
 
 import io
 import json

@@ -1,8 +1,4 @@
-"""Models that think before they answer: stopping, and separating the answer from the thought.
-
-Seen to go red with: stop strings that count in the thought; the white space after a thought read as answer; a window that forgets
-where the answer began; prompts that close the thought ignored; a special token as the end looked for in a text without it.
-"""
+"""Models that think before they answer: stopping, and separating the answer from the thought."""
 
 import random
 from functools import cache
