@@ -7,6 +7,17 @@ import pytest
 import torch
 from covering import covering
 
+LONGEST = (
+    "test_two_processes_give_the_numbers_of_one",
+    "test_testbed_card_compares_with_the_card",
+    "test_demo",
+    "test_a_sample_of_changes_is_noticed",
+    "test_ten_kills_and_the_same_weights",
+    "test_kills_and_the_same_model",
+    "test_two_processes_equal_one",
+)
+"""Tests of tens of seconds, which begin first: a worker that meets one last keeps the others waiting."""
+
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # read when transformers is imported
 torch.set_num_threads(1)
 
@@ -17,6 +28,7 @@ def pytest_collection_modifyitems(items):
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     _leave_to_the_full_suite(items)
+    items.sort(key=lambda item: item.name.split("[")[0] not in LONGEST)
 
 
 def _leave_to_the_full_suite(items):
