@@ -20,7 +20,7 @@ __all__ = ["run"]
 
 
 def run(argv: Sequence[str], *, launched: bool = False) -> None:
-    """Train as the command line says.
+    """Run the training that the command line describes.
 
     Args:
         argv: the name or file of a recipe, if any, and options.

@@ -115,7 +115,7 @@ def with_own_peft_config(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_adapter_dtype(args: Any, model: Any, adapter: Any) -> Any:
-    """Return options under which a model is loaded in bfloat16 if only an adapter is trained on an accelerator.
+    """Return options that load a model in bfloat16 if only an adapter is trained on an accelerator.
 
     Args:
         args: a configuration of TRL, which stays as it was; a dtype in its `model_init_kwargs` wins.

@@ -56,7 +56,7 @@ def select_sides(batch: PairBatch, sides: Sequence[str], cached: Sequence[str]) 
 
 
 def _states_of_side(batch: PairBatch, side: str, cached: Sequence[str]) -> Tensor | None:
-    """Return the precomputed states of one side; those of chosen completions come first."""
+    """Return the precomputed states of one side of a batch, which stores those of chosen completions first."""
     states = batch.teacher_states
     if states is None or len(cached) == 1:
         return states

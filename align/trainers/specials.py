@@ -47,7 +47,7 @@ def message_texts(value: Any) -> Iterator[str]:
 
 
 class SpecialTokens:
-    """The special tokens of a tokenizer, to be found in rows.
+    """The special tokens of a tokenizer, with methods that find them in rows.
 
     Args:
         tokenizer: the tokenizer of the model.

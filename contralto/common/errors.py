@@ -149,7 +149,7 @@ def _interrupted(error: BaseException) -> bool:
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Return True if an error is the user's, and not a bug.
+    """Return True if the user caused an error, False for a bug.
 
     Args:
         error: a caught error, with its traceback.

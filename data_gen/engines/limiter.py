@@ -60,7 +60,7 @@ class Limiter:
             return booking
 
     def correct(self, booking: list[float], tokens: int) -> None:
-        """Correct the tokens of a request.
+        """Replace the estimated tokens of a request by their actual number.
 
         Args:
             booking: of the request, as `wait` returned it.

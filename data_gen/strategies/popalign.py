@@ -78,7 +78,7 @@ def elicitive(
     judge: str | None = None,
     judge_template: str = "judge",
 ) -> Strategy:
-    """Contrast thoughts about a good with thoughts about a bad answer: (t+, r+) = M(T+(q)), (t-, r-) = M(T-(q)).
+    """Contrast answers after thoughts about a good and about a bad answer: (t+, r+) = M(T+(q)), (t-, r-) = M(T-(q)).
 
     The templates ask for the headings `{thought}` and `{answer}`; the pair holds the answers, its column `rationale` the good
     thought. There is no pair if a reply has no answer under its heading.

@@ -144,7 +144,7 @@ class _Completion:
 
 
 def _tokenized(prompt: Any, tokenizer: Any) -> dict[str, Any]:
-    """Return a prompt as vLLM takes it, with its token ids."""
+    """Return a prompt in vLLM's format, with its token ids."""
     if isinstance(prompt, Mapping):
         if prompt.get("multi_modal_data") or prompt.get("multi_modal_uuids"):
             raise ValueError(IMAGES)

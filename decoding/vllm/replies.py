@@ -94,7 +94,7 @@ def reply_field(answer: Any, name: str, kind: type) -> Any:
 
 
 def reply_chunk(choice: Mapping[str, Any]) -> ReplyChunk:
-    """Return a choice of either route, whole or in part, as a piece."""
+    """Convert a choice of a reply, complete or streamed, to a chunk."""
     try:
         message = choice.get("message") or choice.get("delta") or {}
         logs = choice.get("logprobs") or {}

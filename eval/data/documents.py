@@ -1,4 +1,4 @@
-"""ImageDocuments of POPE and CHAIR from local files."""
+"""Load the documents of POPE and CHAIR from local files."""
 
 from collections.abc import Sequence
 from pathlib import Path
