@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from contralto.cli.flags import flag
@@ -70,7 +70,21 @@ def _action(name: str, parameters: Sequence[MethodParameter]) -> dict[str, Any]:
     if len(kinds) > 1:
         raise ValueError(f"the methods disagree about the type of {name!r}: rename it in one of them")
     (kind,) = kinds
-    return {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    return {"type": _type(parameters[0].convert) if parameters[0].convert else kind}
+
+
+def _type(convert: Callable[[Any], Any]) -> Callable[[str], Any]:
+    """Return a type for argparse, which would replace the message of a ValueError by the name of the function."""
+
+    def read(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def _describe(method: Method) -> str:

@@ -47,3 +47,13 @@ def test_an_unknown_command_is_rejected(capsys):
         main(["decode"])
     assert ended.value.code == 2
     assert "invalid choice: 'decode'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["foo", "1,x", ""])
+def test_a_value_that_cannot_be_converted_is_rejected_in_the_words_of_the_method(value, capsys):
+    """And not by the name of the function that converts it, as argparse does by itself."""
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "--model", "testbed:expert", "--method", "dola", "--layers", value, "x"])
+    assert ended.value.code == 2
+    expected = f"argument --layers: layers must be low, high or numbers such as 2,4,6, not {value!r}\n"
+    assert capsys.readouterr().err.endswith(expected)
