@@ -14,6 +14,7 @@ from contralto.common.lazy import exports
 
 if TYPE_CHECKING:
     from contralto.decoding.branches import AdaptersOff as AdaptersOff
+    from contralto.decoding.executors.score import score as score
     from contralto.decoding.executors.search import ContrastiveSearch as ContrastiveSearch
     from contralto.decoding.executors.speculative import (
         SpeculativeContrastiveDecoding as SpeculativeContrastiveDecoding,
@@ -72,6 +73,7 @@ __getattr__, __dir__, __all__ = exports(
         ],
         "methods": ["DecodingConfig", "Method", "SamplingConfig", "register"],
         "sampling": ["SeededSampling"],
+        "executors.score": ["score"],
         "executors.search": ["ContrastiveSearch"],
         "executors.speculative": ["SpeculativeContrastiveDecoding"],
     },

@@ -6,8 +6,7 @@ from itertools import islice
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contralto import testbed
-from contralto.decoding import ContrastiveDecodingLogitsProcessor
-from contralto.decoding.executors.score import score
+from contralto.decoding import ContrastiveDecodingLogitsProcessor, score
 from contralto.testbed import worlds
 
 names = sys.argv[1:] or [testbed.path("expert"), testbed.path("amateur")]

@@ -9,7 +9,7 @@ import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contralto import testbed
-from contralto.decoding.executors.search import ContrastiveSearch
+from contralto.decoding import ContrastiveSearch
 
 name = sys.argv[1] if sys.argv[1:] else testbed.path("expert")
 model = AutoModelForCausalLM.from_pretrained(name, device_map="auto")

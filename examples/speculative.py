@@ -5,7 +5,7 @@ import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contralto import testbed
-from contralto.decoding.executors.speculative import SpeculativeContrastiveDecoding
+from contralto.decoding import SpeculativeContrastiveDecoding
 
 names = sys.argv[1:] or [testbed.path("expert"), testbed.path("amateur")]
 expert, amateur = (AutoModelForCausalLM.from_pretrained(name, device_map="auto") for name in names)
