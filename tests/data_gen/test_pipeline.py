@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -324,6 +325,17 @@ def test_one_process_at_a_time(folder):
         pass
 
 
+@contextmanager
+def full_disk():
+    """Let no file of this process grow beyond 4 KiB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.mark.slow
 def test_a_full_disk_holds_the_answers_until_there_is_room(folder):
     """The disk is full for a second: nothing is asked in between beyond what is under way, nothing is lost or asked twice."""
@@ -337,12 +349,8 @@ def test_a_full_disk_holds_the_answers_until_there_is_room(folder):
             if full["until"] is None and len(server.seen) >= 5:
                 full["until"] = time.monotonic() + 1.2
             if full["until"] is not None and time.monotonic() < full["until"]:
-                soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-                try:
+                with full_disk():
                     return record(said)
-                finally:
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             return record(said)
 
         store.record = limited
@@ -362,12 +370,8 @@ def test_a_disk_that_stays_full_ends_the_run_with_a_sentence(folder):
             times.append(1)
             if len(times) < 3:
                 return record(said)
-            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-            try:
+            with full_disk():
                 return record(said)
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
         store.record = limited
         with pytest.raises(OSError, match="answers could not be recorded; make room and run again"):
