@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from helpers.trl_warnings import RENAMED_OPTIONS
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig
 
@@ -14,10 +15,7 @@ from contralto import testbed
 from contralto.align.trainers.grpo import ConstrainedRewards, ContrastiveReward, dual_step
 from contralto.testbed import worlds
 
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:.{name}. is deprecated:FutureWarning")  # stock TRL's, under transformers 5.23
-    for name in ("gradient_checkpointing", "gradient_checkpointing_disable", "gradient_checkpointing_enable")
-]
+pytestmark = RENAMED_OPTIONS
 
 
 KEPT = SimpleNamespace(scale_rewards="none")

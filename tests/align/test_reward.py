@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from helpers.trl_warnings import RENAMED_OPTIONS
 from peft import LoraConfig
 from trl import RewardConfig
 
@@ -14,10 +15,7 @@ from contralto import testbed
 from contralto.align.trainers.reward import MarginRewardConfig, MarginRewardTrainer, agreement, margin_loss
 from contralto.testbed import worlds
 
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:.{name}. is deprecated:FutureWarning")  # stock TRL's, under transformers 5.23
-    for name in ("gradient_checkpointing", "gradient_checkpointing_disable", "gradient_checkpointing_enable")
-]
+pytestmark = RENAMED_OPTIONS
 
 
 def pairs(margins, column="margin"):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from helpers.trl_warnings import RENAMED_OPTIONS
 from peft import LoraConfig
 from PIL import Image
 from torch.testing import assert_close
@@ -25,10 +26,7 @@ from contralto.align.trainers.sft import (
 )
 from contralto.testbed import worlds
 
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:.{name}. is deprecated:FutureWarning")  # stock TRL's, under transformers 5.23
-    for name in ("gradient_checkpointing", "gradient_checkpointing_disable", "gradient_checkpointing_enable")
-]
+pytestmark = RENAMED_OPTIONS
 
 
 def _cosine(a, b):

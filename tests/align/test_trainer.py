@@ -14,6 +14,7 @@ import torch
 import zoo
 from datasets import Dataset, IterableDataset
 from helpers.ranks import run_ranks
+from helpers.trl_warnings import RENAMED_OPTIONS
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
@@ -41,10 +42,7 @@ from contralto.align.trl_compat import last_checkpoint
 from contralto.cli import align as cli_align
 from contralto.testbed import worlds
 
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:.{name}. is deprecated:FutureWarning")  # stock TRL's, under transformers 5.23
-    for name in ("gradient_checkpointing", "gradient_checkpointing_disable", "gradient_checkpointing_enable")
-]
+pytestmark = RENAMED_OPTIONS
 
 TRL_LOSSES = [loss.name for loss in BUILT_IN if loss.from_trl]
 OWN_LOSSES = [loss.name for loss in BUILT_IN if not loss.from_trl and "alone" not in loss.requires]
