@@ -253,8 +253,9 @@ def test_density_and_its_warning():
     thin, full = torch.tensor([[0.0, 0.0, 0.3, 5.0]]), torch.tensor([[2.0, 1.0, 3.0, 0.0]])
     assert density(thin, valid) == pytest.approx((1 / 3, 0.1))
     monitor = DensityMonitor(floor=0.5)
-    with pytest.warns(UserWarning, match=r"SparsePO's mask_d is 0 on 66.7% of the tokens"):
+    with pytest.warns(UserWarning, match=r"SparsePO's mask_d is 0 on 66.7% of the tokens") as warned:
         found = monitor(Masks(full, thin), valid)
+    assert warned[0].filename == __file__
     assert found == pytest.approx({"mask_u/share": 1.0, "mask_u/mean": 2.0, "mask_d/share": 1 / 3, "mask_d/mean": 0.1})
     monitor(Masks(full, thin), valid)  # once is enough: a second warning would be an error here
 
@@ -281,18 +282,31 @@ def test_density_and_its_warning():
         (lambda: DensityMonitor(floor=2), "floor must lie"),
         (lambda: Curriculum(alpha_0=0.5), "alpha_0 must lie between low and high"),
         (lambda: Curriculum(low=0.5), "low and high must be ordered"),
+        (lambda: Curriculum(high=1.0), "low and high must be ordered"),
         (lambda: Curriculum(beta_0=2), "beta_0 must lie"),
         (lambda: Curriculum(beta_max=0.2), "beta_max must lie between beta_0, 0.5, and 1, not 0.2"),
+        (lambda: Curriculum(beta_max=1.5), "beta_max must lie between beta_0, 0.5, and 1, not 1.5"),
         (lambda: Curriculum(ramp=1.5), "ramp must lie in"),
+        (lambda: Curriculum(ramp=0.0), "ramp must lie in"),
         (lambda: Curriculum(factor=0), "factor must be above 0"),
         (lambda: PAPER.beta(epoch=0, epochs=3, step=0, steps=1), "epoch must lie in 1 to 3, not 0"),
         (lambda: PAPER.beta(epoch=1, epochs=3, step=5, steps=4), "step must lie in 0 to 4"),
+        (lambda: PAPER.beta(epoch=1, epochs=1, step=0, steps=0), "step must lie in 0 to 0"),
         (lambda: PAPER.alpha(torch.ones(2), torch.ones(3), epoch=1), "differ in shape"),
     ],
 )
 def test_mistakes_are_told(act, message):
     with pytest.raises(ValueError, match=message):
         act()
+
+
+def test_the_ends_of_ranges_are_allowed():
+    """No warning either for a mask that is as dense as the floor, which would be an error here."""
+    ones = torch.ones(1, 2)
+    for floor in (0.0, 1.0):
+        DensityMonitor(floor=floor)(Masks(ones, ones), ones)
+    assert LearnedMask(1, 1)([torch.ones(1, 2, 1)], ones).reward.tolist() == [[1.0, 1.0]]
+    Curriculum(low=0.0, alpha_0=0.0, beta_0=1.0, beta_max=1.0, ramp=1.0)
 
 
 # DistiLLM-2's curriculum
@@ -372,3 +386,7 @@ def test_the_papers_beta_leaves_the_teachers_texts_without_weight(epochs, share)
     assert PAPER.idle(epochs).skew_reverse_kl == 0
     assert Curriculum(beta_max=0.9).idle(epochs) == (0, 0)
     assert Curriculum(beta_0=0.0, beta_max=0.9, ramp=1.0).idle(epochs).skew_reverse_kl == 0.01 / epochs
+
+
+def test_the_share_without_weight_is_exact():
+    assert PAPER.idle(2).skew_kl == 0.5

@@ -48,6 +48,8 @@ NAMES = {
     "floor": "ceil",
 }
 """Functions and methods that are easily taken for each other."""
+SYMMETRIC = ("min", "max", "torch.minimum", "torch.maximum")
+"""Functions of two arguments whose order makes no difference."""
 AXES = ("dim", "axis")
 KEPT = ("annotation", "returns", "body", "orelse", "finalbody", "handlers", "decorator_list")
 """Fields of a statement that are not its own expressions."""
@@ -154,7 +156,8 @@ def _constants(value: object) -> Iterator[str]:
 
 def _calls(node: ast.Call) -> Iterator[str]:
     """Exchange two positional arguments, leave out keyword arguments, turn an axis into the first one."""
-    if len(node.args) > 1 and not any(isinstance(arg, ast.Starred) for arg in node.args[:2]):
+    is_symmetric = ast.unparse(node.func) in SYMMETRIC
+    if len(node.args) > 1 and not is_symmetric and not any(isinstance(arg, ast.Starred) for arg in node.args[:2]):
         yield _with(node, args=[node.args[1], node.args[0], *node.args[2:]])
     for i, keyword in enumerate(node.keywords):
         if keyword.arg in AXES and ast.unparse(keyword.value) != "0":
