@@ -120,6 +120,12 @@ class TransformersEngine:
 
         sampling = batch[0].sampling
         self.check(sampling)
+        if (
+            self._config.declaration.reads_images and not batch[0].images
+        ):  # the requests of a batch all have images, or none has
+            raise ValueError(
+                f"method {self._config.method!r} contrasts images, and a request has none: choose another method"
+            )
         models = self._models(with_images=bool(batch[0].images))
         _use_adapter(models.main, self._adapter)
         inputs = self._batch(batch, models)

@@ -728,3 +728,9 @@ def test_what_is_no_strategy_says_so():
         Ask(role="r")
     with pytest.raises(ValueError, match="messages of an Ask are empty"):
         Ask(role="r", messages=[])
+
+
+def test_a_method_that_contrasts_images_rejects_requests_without():
+    engine = TransformersEngine(model="testbed:expert", method="vcd")
+    with pytest.raises(ValueError, match="method 'vcd' contrasts images, and a request has none"):
+        list(engine.answer(requests_for(engine, QUESTIONS[:1])))
