@@ -57,7 +57,7 @@ def test_methods_that_vllm_cannot_run():
 
     for how, message in (
         ({"method": "dola"}, "method='dola' does not run in vLLM"),
-        ({"method": "cad"}, "method 'cad' contrasts prompts: give contrast_prompt"),
+        ({"method": "cad"}, "method='cad' contrasts prompts: give contrast_prompt"),
         ({"method": "cd", "amateur": "testbed:amateur"}, "testbed:amateur is no folder with a LoRA adapter"),
         ({"method": "cad", "lam": 1.0}, "has no lam"),
     ):
@@ -112,7 +112,7 @@ def test_wrong_evaluations(alone):
     with pytest.raises(ValueError, match="--backend vllm has a model of its own: leave --model hf out"):
         evaluate.run(["--backend", "vllm", "--model", "hf", "--tasks", "testbed_arithmetic"])
     with pytest.raises(
-        ValueError, match="method='dola' does not run in vLLM: use cad, cd, cfg, cid, icd, proxy or none"
+        ValueError, match="method='dola' does not run in vLLM, it needs .*: use cad, cd, cfg, cid, icd, proxy or none"
     ):
         ContraltoVLLM("m", method="dola")
     with pytest.raises(ValueError, match="adapters_off contrasts an adapter with the model without it: give adapter"):
