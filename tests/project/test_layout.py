@@ -97,3 +97,14 @@ def test_constraints_cover_the_dependencies():
 
 def _lines(name):
     return [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
+
+
+def test_tests_mirror_the_sources():
+    """A folder of tests has the name of the folder whose modules it tests."""
+    helpers = {"fixtures", "helpers", "mutants", "oracles", "project", "with_vllm", "zoo"}
+    tests = ROOT / "tests"
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
+    rooms = {folder for folder in folders if folder.parts[0] not in helpers}
+    assert rooms
+    for folder in rooms:
+        assert (ROOT / "contralto" / folder).is_dir(), folder

@@ -112,7 +112,7 @@ def test_wrong_evaluations(alone):
     with pytest.raises(ValueError, match="--backend vllm has a model of its own: leave --model hf out"):
         evaluate.run(["--backend", "vllm", "--model", "hf", "--tasks", "testbed_arithmetic"])
     with pytest.raises(
-        ValueError, match="method='dola' does not run in vLLM, it needs .*: use cad, cd, cfg, cid, icd, proxy or none"
+        ValueError, match=r"method='dola' does not run in vLLM, it needs .*: use cad, cd, cfg, cid, icd, proxy or none"
     ):
         ContraltoVLLM("m", method="dola")
     with pytest.raises(ValueError, match="adapters_off contrasts an adapter with the model without it: give adapter"):

@@ -35,7 +35,7 @@ from contralto.decoding.vllm import settings
 from contralto.eval.comparison.controls import generation_rows, ranking_rows
 from contralto.eval.comparison.decoders import parse_decoder
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXPERT = ["--model", "testbed:expert"]
 QUESTION = "Mia has 9 coins. She finds 4, loses 2, wins 5. How many coins does Mia have?"
 

@@ -22,7 +22,7 @@ from contralto.eval.metrics.vocabulary import read_synonyms
 from contralto.testbed import scenes, worlds
 from contralto.testbed.measure import decode, is_right
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "data"
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "data"
 TESTBED = ["testbed_arithmetic", "testbed_stories", "testbed_story_writing", "testbed_captions"]
 SCENES = [f"testbed_scenes_{kind}" for kind in scenes.NEGATIVES]
 

@@ -11,7 +11,7 @@ from contralto.eval.metrics.coco import coco_objects
 from contralto.eval.metrics.vocabulary import ObjectVocabulary, mentions, read_synonyms
 from contralto.testbed import scenes
 
-DATA = Path(__file__).parents[1] / "fixtures" / "data"
+DATA = Path(__file__).parents[2] / "fixtures" / "data"
 COCO = ObjectVocabulary.of(
     [
         ["person", "man", "woman", "child", "policeman", "People"],

@@ -424,7 +424,7 @@ def test_2000_requests_at_a_server_that_fails_a_fifth_of_the_time(folder):
 @pytest.mark.slow
 def test_killed_at_random_instants(tmp_path):
     """See benchmarks/data_kills.py, which does it a hundred times."""
-    script = Path(__file__).parents[2] / "benchmarks" / "data_kills.py"
+    script = Path(__file__).parents[3] / "benchmarks" / "data_kills.py"
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), "--kills", "4", "--no-write"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
@@ -729,7 +729,7 @@ def test_engines_are_shared_by_equal_roles(folder):
 
 def test_the_ray_example_drives_a_strategy_stage_by_stage():
     """The mapping functions, with lists in place of a cluster."""
-    path = Path(__file__).parents[2] / "examples" / "ray_data.py"
+    path = Path(__file__).parents[3] / "examples" / "ray_data.py"
     spec = importlib.util.spec_from_file_location("ray_data_example", path)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)

@@ -17,7 +17,7 @@ from contralto.align.trainers.preference import PreferenceTrainer
 from contralto.common.hub import locate
 from contralto.testbed import worlds
 
-DOCS = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[3] / "docs" / "losses.md").read_text(encoding="utf-8")
 QUIET = {
     "report_to": "none",
     "disable_tqdm": True,

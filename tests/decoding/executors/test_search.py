@@ -31,7 +31,7 @@ from contralto.decoding import ContrastiveSearch, ContrastiveSearchLogitsProcess
 from contralto.decoding.executors import search, search_state, tree
 from contralto.decoding.rules import contrastive_search, degeneration_penalty
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 STEPS = 12
 RULE = {"alpha": 0.5, "k": 4}
 NO_TREE = ("bloom", "mamba", "t5", "bart")

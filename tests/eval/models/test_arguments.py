@@ -199,10 +199,10 @@ HONOURED = {
     "device": "test_loaded_models_are_not_loaded_again",
     "softmax_dtype": test_the_softmax_has_the_precision_that_was_asked_for,
     "mixed_precision_dtype": test_mixed_precision_holds_in_every_branch,
-    "batch_size": "tests/eval/test_lm.py",
-    "max_batch_size": "tests/eval/test_lm.py",
+    "batch_size": "tests/eval/models/test_lm.py",
+    "max_batch_size": "tests/eval/models/test_lm.py",
     "prefix_token_id": test_first_tokens,
-    "think_end_token": "tests/eval/test_thinking.py",
+    "think_end_token": "tests/eval/models/test_thinking.py",
     "enable_thinking": test_thinking_is_for_answers,
     "chat_template_args": test_chat_templates_get_their_arguments,
 }
