@@ -241,5 +241,5 @@ def test_other_heads_are_no_critics():
     model.config.num_labels = 1
     critic = AutoModelForSequenceClassification.from_config(model.config)
     guided = decoding.CriticGuidedLogitsProcessor(critic)
-    with pytest.raises(TypeError, match="gives one value per text"):
+    with pytest.raises(TypeError, match="gives one value per sequence"):
         model.generate(**zoo.pad(zoo.prompts(1)), logits_processor=[guided], max_new_tokens=2)
