@@ -196,6 +196,7 @@ def test_every_method_of_texts(explain, name):
     assert not other or f"&lt;b&gt;{QUESTION}&lt;/b&gt; &amp; more" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pictures"), [("vcd", 2), ("ritual", 2), ("m3id", 1), ("icd", 1), ("dola", 1)])
 def test_every_method_of_images(explain, tmp_path, name, pictures):
     zoo_llava.save(tmp_path, pictures=1)

@@ -128,6 +128,7 @@ def test_beams_of_prompts_with_equal_tokens_and_other_masks(llama):
 # ------------------------------------------------------------------------------------------------- one object, reused
 
 
+@pytest.mark.slow
 def test_one_object_serves_many_calls(llama):
     expert, amateur = llama
     processor = ContrastiveDecodingLogitsProcessor(amateur, **RULE)

@@ -80,15 +80,21 @@ def imports(module: Module) -> dict[str, int]:
     """
     skipped = set() if module.path.name == "__init__.py" else _for_types(module.tree)
     found: dict[str, int] = {}
-    for node in ast.walk(module.tree):
+    for node in nodes(module.tree):
         for name in () if node in skipped else _imported(node):
             if name in modules() and name != module.name:
                 found.setdefault(name, getattr(node, "lineno", 0))
     return found
 
 
+@cache
+def nodes(tree: ast.Module) -> tuple[ast.AST, ...]:
+    """Return the nodes of a syntax tree; every check goes through them."""
+    return tuple(ast.walk(tree))
+
+
 def _for_types(tree: ast.Module) -> set[ast.AST]:
-    guarded = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    guarded = [n for n in nodes(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
     return {inner for node in guarded for child in node.body for inner in ast.walk(child)}
 
 
@@ -142,7 +148,7 @@ def sizes(module: Module) -> Iterator[str]:
     """Yield what is too long: the module, and functions without their docstrings."""
     if module.lines > LONGEST_MODULE:
         yield f"{module.lines} lines, more than {LONGEST_MODULE}"
-    for node in ast.walk(module.tree):
+    for node in nodes(module.tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length = (
                 (node.end_lineno or 0)
@@ -162,12 +168,13 @@ def arrows(module: Module) -> Iterator[str]:
         if part_of(other) in MAY_NOT_IMPORT.get(module.part, ()) and not worlds:
             yield f"{line}: {module.part} may not import {other}"
     if not module.name.startswith(PARSERS):
-        for node in ast.walk(module.tree):
+        for node in nodes(module.tree):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)]
             if "argparse" in names:
                 yield f"{getattr(node, 'lineno', 0)}: argparse belongs to the commands"
 
 
+@cache
 def method_names() -> frozenset[str]:
     """Return the names of all decoding methods."""
     from contralto.decoding.methods import METHODS
@@ -179,7 +186,7 @@ def names_compared(module: Module) -> Iterator[str]:
     """Yield comparisons with the name of a method, and tables by such names, outside of the declarations."""
     if module.name.startswith(DECLARATIONS) or module.name in OTHER_NAMES:
         return
-    for node in ast.walk(module.tree):
+    for node in nodes(module.tree):
         compared: list[str] = []
         if isinstance(node, ast.Compare):
             compared = [text for side in (node.left, *node.comparators) for text in _texts(side)]
@@ -203,7 +210,7 @@ def _texts(node: ast.expr) -> list[str]:
 
 def foreign_privates(module: Module) -> Iterator[str]:
     """Yield private attributes of other objects of the package that are set from outside."""
-    for node in ast.walk(module.tree):
+    for node in nodes(module.tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and re.match(r"_[a-z]", node.attr):
             owner = ast.unparse(node.value)
             if owner not in ("self", "cls") and node.attr not in LIBRARY_NAMES:
@@ -212,7 +219,7 @@ def foreign_privates(module: Module) -> Iterator[str]:
 
 def docstrings(module: Module) -> Iterator[str]:
     """Yield first lines that are no sentences, and sections that the Google style does not know."""
-    for node in ast.walk(module.tree):
+    for node in nodes(module.tree):
         if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
         doc = ast.get_docstring(node) or ""
@@ -240,7 +247,7 @@ def classes_twice() -> dict[str, list[str]]:
     """Return the names of classes that several modules define, with the modules."""
     where = defaultdict(list)
     for module in modules().values():
-        for node in ast.walk(module.tree):
+        for node in nodes(module.tree):
             if isinstance(node, ast.ClassDef):
                 where[node.name].append(f"{module.name}:{node.lineno}")
     return {name: places for name, places in where.items() if len(places) > 1}

@@ -162,6 +162,7 @@ def test_a_metric(installed, tmp_path):
     assert json.loads(found.read_text())["results"]["counted"]["digit_share,none"] == pytest.approx(share)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["strategy", "engine", "check"])
 def test_an_extension_of_data_generation(installed, capsys, tmp_path, page):
     (run,) = installed(page)

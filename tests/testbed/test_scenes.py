@@ -280,6 +280,7 @@ def _accuracy(model, processor, asked, *, alpha=0.0):
     return float((said == torch.tensor(right)).float().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vision-0", *(pytest.param(f"vision-{i}", marks=pytest.mark.slow) for i in (1, 2))])
 def test_visual_contrast_repairs_the_habit(name):
     """On adversarial dev questions: greedy assumes what is at home in the place, VCD does so less."""

@@ -173,6 +173,7 @@ def test_unknown_model():
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expert", ["expert-0", *(pytest.param(f"expert-{i}", marks=SLOW) for i in (1, 2))])
 def test_contrast_repairs_the_shortcut(expert):
     """On dev problems: greedy stops early, contrastive decoding does not."""

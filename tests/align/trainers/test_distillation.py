@@ -251,6 +251,7 @@ def test_loss_and_gradients_equal_whole_logits_in_float64(root, teacher_folder, 
             assert metrics[f"loss/{side}"] == pytest.approx(sum(part) / 3, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_curriculum_works_in_training(root, teacher_folder, tmp_path):
     """Alpha of every text and beta of every step, against plain Python, over three epochs of four steps with accumulation."""
     one = trainer(

@@ -151,6 +151,7 @@ def test_raw_prompts_have_no_template(expert):
     assert answer.text == tokenizer.decode(tokens, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

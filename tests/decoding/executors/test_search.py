@@ -451,6 +451,7 @@ def without(inputs, *names):
 # --------------------------------------------------------------------------------------------- the processor's own life
 
 
+@pytest.mark.slow
 def test_one_processor_serves_many_calls():
     model = build("llama")
     processor = processor_of(model, None)
@@ -724,6 +725,7 @@ def breaks():
         yield pytest.param(module, name, broken, family, path, id=f"{broken.__name__}-{family}", marks=marks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "name", "broken", "family", "path"), list(breaks()))
 def test_the_matrix_sees_it(module, name, broken, family, path, monkeypatch):
     monkeypatch.setattr(tree, "_self_test", lambda reader, candidates: None)

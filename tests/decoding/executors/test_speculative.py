@@ -243,6 +243,7 @@ def penalised(expert, amateur, prompt, penalty, least, eos):
     return reference.greedy(score, prompt, STEPS, eos)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3", "gpt_neox"])
 def test_processors_see_the_right_beginning(family):
     expert, amateur = build(family)
@@ -289,6 +290,7 @@ def test_processors_and_criteria_see_each_beginning_once(qwen3, sample):
     assert criterion.seen == [text[:n] for n in range(len(prompt) + 1, len(text) + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_texts_end_where_plain_ones_end(qwen3, batch):
     """At every length: by max_new_tokens, by a criterion, by an end token, each inside a draft or between two."""

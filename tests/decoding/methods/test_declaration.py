@@ -277,6 +277,7 @@ def _in_another_process(folder, code):
     return subprocess.run([sys.executable, "-c", path + code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_method_of_another_package_is_found(tmp_path):
     _install(tmp_path, "again = toys:AGAIN")
     code = "from contralto.decoding.methods import *; print(DecodingConfig(method='again', parameters={'alpha': 2}).parameters)"

@@ -41,6 +41,7 @@ def _load(sees, method):
     return load_models(name, config, with_images=sees, dtype="float32", device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_a_default_changes_texts(name, form):
     method = methods.METHODS[name]

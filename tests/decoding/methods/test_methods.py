@@ -240,16 +240,24 @@ def _check_score(name, setting, expected):
     assert found.length.tolist() == [len(text) for text in texts]
 
 
+QUICK = {
+    ("llama", "cd"),
+    ("llama", "cad"),
+    ("llama", "dola"),
+    ("llama", "cid"),
+    ("llama", "proxy"),
+    ("gpt2", "m3id"),
+    ("t5", "cad"),
+    ("granite", "cd"),
+}
+"""Some methods on Llama, one on absolute positions, one on an encoder-decoder, one on scaled logits."""
+
+
 def grid():
-    """All methods on Llama, one on absolute positions and one on an encoder-decoder; the rest is slow."""
+    """Yield every method on every family; but for a few they are slow."""
     for family in zoo.FAMILIES:
         for name in METHODS:
-            fast = family == "llama" or (family, name) in (
-                ("gpt2", "m3id"),
-                ("t5", "cad"),
-                ("granite", "dola"),
-                ("granite", "cd"),
-            )
+            fast = (family, name) in QUICK
             yield pytest.param(name, family, marks=[] if fast else [pytest.mark.slow])
 
 

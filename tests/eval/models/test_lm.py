@@ -110,6 +110,7 @@ def answers(lm, requests, batch_size=None):
 # ------------------------------------------------------------------------------------------------------------ answers
 
 
+@pytest.mark.slow
 def test_without_contrast_the_answers_are_lm_evals():
     lm, plain = text_lm(), stock(HFLM, "testbed:expert")
     assert answers(lm, asks(lm)) == answers(plain, asks(plain))

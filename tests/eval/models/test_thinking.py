@@ -139,6 +139,7 @@ def _thinking(end, method=None):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "end"),
     [

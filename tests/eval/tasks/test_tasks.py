@@ -171,6 +171,7 @@ def test_how_a_story_is_judged():
     assert nothing["valid_events"] == nothing["distinct_scenes"] == nothing["scenes"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_scenes_are_asked_about_and_described(chat):
     n = 2
@@ -349,6 +350,7 @@ def test_local_tasks_are_lm_evals_own_but_for_the_data(task, folder, tmp_path):
     assert ours["task"] == task
 
 
+@pytest.mark.slow
 def test_pope_runs_from_the_official_files(folder, tmp_path):
     local, manager = _local(["pope_coco", "pope_aokvqa_random", "pope_gqa_adversarial"], folder, tmp_path)
     assert local.tasks == ["pope_coco", "pope_aokvqa_random", "pope_gqa_adversarial"]
