@@ -42,7 +42,8 @@ def model(family, seed=SEED):
 
 @functools.cache
 def double(family, seed=SEED):
-    return zoo.build(family, seed=seed).double()
+    with torch.random.fork_rng(devices=[]):  # it may be built in the middle of the oracle's draws
+        return zoo.build(family, seed=seed).double()
 
 
 @functools.cache
