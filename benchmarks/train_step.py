@@ -55,7 +55,7 @@ SIZES = {
     "0.5B": (896, 24, 4864, 14, [151_936]),
 }
 """Hidden size, layers, intermediate size, heads, vocabularies."""
-LENGTHS = [(192, 64), (64, 192)]
+LENGTHS = ["192/64", "64/192"]
 """Prompt and completion."""
 
 
@@ -331,6 +331,7 @@ def main() -> None:
     parser.add_argument(
         "--vocabularies", nargs="+", type=int, help="of the sizes' those that are wanted (default: all)"
     )
+    parser.add_argument("--lengths", nargs="+", default=LENGTHS, choices=LENGTHS, help="tokens of prompt/completion")
     parser.add_argument("--pairs", type=int, default=4, help="per batch (default 4)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="per round and row (default 2)")
@@ -349,7 +350,7 @@ def main() -> None:
     lines: list[list[str]] = []
     for size in args.sizes:
         for vocabulary in args.vocabularies or SIZES[size][-1]:
-            for prompt, completion in LENGTHS:
+            for prompt, completion in (map(int, lengths.split("/")) for lengths in args.lengths):
                 options = (args.pairs, args.device, args.dtype, args.checkpointing)
                 setting = Setting(size, vocabulary, prompt, completion, *options)
                 costs = {row: cost_apart(setting, row) for row in ROWS}

@@ -96,6 +96,7 @@ def test_a_reader_that_has_gone():
 
 
 SLOW = pytest.mark.slow
+FULL = (pytest.mark.slow, pytest.mark.full)
 BLOCK = """
 import sys
 class Finder:
@@ -120,8 +121,8 @@ sys.exit(cli.main({argv!r}))
         ("eval --tasks a", "lm_eval", "contralto[eval]"),
         ("generate --model testbed:expert x", "psutil", "the package psutil is not installed: pip install"),
         pytest.param("compare --tasks a --model b --methods dola", "matplotlib", "contralto[eval]", marks=SLOW),
-        pytest.param("demo", "trl", "contralto[demo]", marks=SLOW),
-        pytest.param("generate --model testbed:vision-0 --image a.png x", "PIL", "contralto[vision]", marks=SLOW),
+        pytest.param("demo", "trl", "contralto[demo]", marks=FULL),
+        pytest.param("generate --model testbed:vision-0 --image a.png x", "PIL", "contralto[vision]", marks=FULL),
         pytest.param("generate --model testbed:expert --adapters-off x", "peft", "contralto[align]", marks=SLOW),
     ],
 )

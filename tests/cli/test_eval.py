@@ -13,10 +13,10 @@ from pathlib import Path
 import lm_eval
 import pytest
 import torch
+from helpers.task_index import one_index  # noqa: F401  for every test here
 from lm_eval._cli.harness import HarnessCLI
 from lm_eval.api.model import hash_args
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._index import TaskIndex
 from sqlitedict import SqliteDict
 
 from contralto import cli
@@ -32,23 +32,6 @@ KILLS = int(os.environ.get("CONTRALTO_KILLS", "8"))
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_index():
-    """lm-eval reads its thousands of task files whenever it starts; here it reads those of one folder, once."""
-    build, known = TaskIndex.build, {}
-
-    def remembered(paths, **how):
-        for path in map(Path, paths):
-            if path.name == "tasks" and path.parent == Path(lm_eval.__file__).parent:
-                known[path] = known.get(path) or build([path / "hellaswag"], **how)
-        fresh = build([path for path in paths if Path(path) not in known], **how)
-        return {name: entry for index in known.values() for name, entry in index.items()} | fresh
-
-    TaskIndex.build = staticmethod(remembered)
-    yield
-    TaskIndex.build = staticmethod(build)
 
 
 def evaluate(*argv):

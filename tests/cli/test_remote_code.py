@@ -112,9 +112,15 @@ COMMANDS = {
 OTHERWISE = ("generate, image", "align, tokenizer")
 """What transformers rejects in words of its own: it finds no processor."""
 QUICK = ("generate", "generate, amateur", "align", "serve", "data, engine")
+OFTEN = ("explain", "eval", "compare", "align rounds")
+"""One more command of each kind in `make test`."""
 
 
-@pytest.mark.parametrize("command", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in COMMANDS])
+def _marks(command):
+    return () if command in QUICK else pytest.mark.slow if command in OFTEN else (pytest.mark.slow, pytest.mark.full)
+
+
+@pytest.mark.parametrize("command", [pytest.param(c, marks=_marks(c)) for c in COMMANDS])
 def test_code_of_a_model_does_not_run(place, capfd, command):
     argv = COMMANDS[command].replace("PLACE", str(place)).split()
     (place / "one.png").write_bytes(b"")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import comparisons
+from helpers.task_index import one_index  # noqa: F401  for every test here
 from PIL import Image
 
 from contralto.cli import compare as command

@@ -203,7 +203,7 @@ def test_scenes_are_asked_about_and_described(chat):
         assert _score(results, "testbed_captions", metric) == pytest.approx(getattr(rates, metric))
 
 
-@pytest.mark.parametrize("name", ["vision-0", "vision-2"])
+@pytest.mark.parametrize("name", ["vision-0", pytest.param("vision-2", marks=pytest.mark.full)])
 @pytest.mark.slow
 def test_scenes_are_answered_as_on_the_card(name):
     """The card reads logits after a prompt of its own making; its figures are those of greedy decoding."""
