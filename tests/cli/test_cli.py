@@ -416,6 +416,7 @@ def llava(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in VISION])
 def test_every_method_of_images(run, tmp_path, llava, name):
     flags, by_hand = VISION[name]

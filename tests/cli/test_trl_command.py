@@ -231,6 +231,7 @@ def test_every_option_arrives_or_is_refused():
     assert len(moved) > 120
 
 
+@pytest.mark.slow
 def test_conversations_are_made_of_texts_when_it_is_asked(model, reaches, tmp_path):
     argv = ["--model_name_or_path", model, "--dataset_name", written(tmp_path / "data", CASES["texts"])]
     talks = [

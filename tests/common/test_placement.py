@@ -74,6 +74,7 @@ def _methods(expert, amateur):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["processor", "loop", "prompts", "layers", "search", "drafts"])
 def test_texts_are_those_of_models_in_place(offloaded, way):
     resident = testbed.load("expert"), testbed.load("amateur")

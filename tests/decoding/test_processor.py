@@ -52,6 +52,7 @@ class Spy:
 # ---------------------------------------------------------------------------------------------- forms and windows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 @pytest.mark.parametrize("window", [None, 1, 3])
 @pytest.mark.parametrize(
@@ -150,6 +151,7 @@ def test_two_calls_in_turn_with_one_object(llama):
             texts[i] = torch.cat([ids, torch.full((2, 1), 5 + i)], dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", zoo.families(without=zoo.ENCODER_DECODERS))
 def test_prompts_that_extend_the_last_text(family):
     """The next turn of a conversation reuses the amateur's cache: only new tokens are fed, and the tokens are the same."""

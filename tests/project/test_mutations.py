@@ -49,6 +49,7 @@ BREAKS = [
 QUICK = {(CacheDropped, "llama"), (PositionsDropped, "gpt2"), (MaskDropped, "opt"), (PromptFedAgain, "llama")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "family"),
     [pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow) for each in BREAKS],

@@ -362,6 +362,7 @@ def test_states_are_those_of_one_row_alone(root, teacher_folder, tmp_path):
     assert_close(batch["teacher_states"], torch.cat(expected), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_second_run_does_not_load_the_teacher(root, teacher_folder, tmp_path, monkeypatch):
     how = {"teacher_model_name_or_path": teacher_folder, "precompute_teacher": True, "dataset": pairs()}
     first = trainer(tmp_path, _folder("llama", root), **how)

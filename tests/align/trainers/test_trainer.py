@@ -402,6 +402,7 @@ def test_losses_without_reference_load_none(root, tmp_path, monkeypatch):
     assert len(loaded) == 3
 
 
+@pytest.mark.slow
 def test_head_metrics_are_computed_when_logged(root, tmp_path):
     one = trainer(tmp_path, _folder("llama", root), peft_config=lora(), max_steps=4, logging_steps=2)
     asked = []
@@ -428,6 +429,7 @@ def vision_pairs(size=4):
     return Dataset.from_list(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["apo_zero", pytest.param("tdpo1", marks=pytest.mark.slow)])
 def test_vision_language_models(tmp_path, name):
     """Stock TRL's numbers, and a whole step, on pictures."""

@@ -137,6 +137,7 @@ def test_no_engine_s_empty_answer_becomes_a_pair(folder):
     ]
 
 
+@pytest.mark.slow
 def test_pairs_with_a_cut_answer_are_counted(folder, capsys):
     """They stay, since a filter drops them where it is asked to; but not without a word."""
 

@@ -187,6 +187,7 @@ def test_sampling_never_meets_an_empty_row(pair, name):
     assert {token for row in tokens for token in row} == {45, 46, 47}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fast", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_encoder_decoders_have_the_same_order(fast):
     pair = zoo.build("t5", seed=1), zoo.build("t5", hidden=16, seed=2)

@@ -253,6 +253,7 @@ def test_the_processor_writes_the_same(family):
     assert generate(model, inputs, logits_processor=[processor_of(model, inputs)]) == expected(family)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", zoo.families())
 def test_without_a_penalty_it_is_greedy_search(family):
     without_a_choice(family, alpha=0.0, k=5)
@@ -287,6 +288,7 @@ def test_some_rows_end_before_others():
 # ------------------------------------------------------------------------------------------- what generate() offers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["tree", pytest.param("replicate", marks=pytest.mark.slow)])
 def test_processors_act_before_the_candidates_are_chosen(path):
     model, rows = build("qwen2"), zoo.prompts(3, seed=4)
@@ -410,6 +412,7 @@ def test_embeddings_as_prompt():
     assert trim(output[0].tolist()) == expected("llama")[3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("path", ["tree", "replicate"])
 def test_static_cache(family, path):
@@ -463,6 +466,7 @@ def test_one_processor_serves_many_calls():
     assert generate(model, inputs, logits_processor=[processor]) == expected("llama")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["llama", "mamba", *(pytest.param(f, marks=pytest.mark.slow) for f in ("mistral", "gemma3", "bloom"))]
 )
@@ -616,6 +620,7 @@ class Boolean(tree.CandidateTree):
         return super()._mask(layer, visible) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [Leaky, Boolean])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
 def test_a_model_that_fails_its_test_is_read_by_replicas(family, broken, monkeypatch):

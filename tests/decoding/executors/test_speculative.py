@@ -134,6 +134,7 @@ def test_a_left_padded_row_alone(qwen3):
     assert output[:, 3 + len(row) :].tolist() == plain(*qwen3, [row])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "window"), [("gpt2", 1), ("mistral", 3), ("bloom", None), *slow([("gpt2", 3), ("mistral", 1)])]
 )
@@ -144,6 +145,7 @@ def test_li_form_with_amateur_window(family, window):
     assert generate(expert, amateur, rows, settings)[0] == plain(expert, amateur, rows, settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma3", "bloom"])
 def test_amateur_of_another_architecture(llama, architecture):
     amateur, rows = zoo.build(architecture, hidden=16, seed=5), zoo.prompts(2)
@@ -548,6 +550,7 @@ def test_a_seed_gives_the_same_text_again(llama):
 # ------------------------------------------------------------------------------------------------------- draft length
 
 
+@pytest.mark.slow
 def test_drafts_grow_and_shrink_with_what_is_kept(llama):
     """A perfect amateur drafts long, a hopeless one soon nothing at all, and never more than `draft_length`."""
     how = {"max_new_tokens": 50, "eos_token_id": None}

@@ -170,6 +170,7 @@ def test_a_penalty_means_the_same_in_cd_and_scd():
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -81,6 +81,7 @@ def test_a_thought_without_end_stops_nowhere():
     assert _ends([_ids("a")], [_ids(f"one{STOP}two{STOP}")], [STOP]) == [None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [END, None])
 def test_every_step_is_as_the_whole_text_says(end):
     """Random rows of pieces that straddle tokens, ends and stop strings, in batches."""
