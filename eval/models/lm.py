@@ -116,8 +116,7 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self._loaded: dict[str, Any] = {}
         self._model_kwargs = kwargs
-        self._others = self._load_others()
-        self._reset_counts()
+        self.load_others()
 
     def _init_hf(
         self,
