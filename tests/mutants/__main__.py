@@ -15,9 +15,10 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from queue import Empty, Queue
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -25,11 +26,14 @@ import yaml
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))
+import collected
 import operators
 import runner
 
 HERE = Path(__file__).parent
 KEPT = runner.ROOT / ".cache" / "mutants.jsonl"
+PART = 60
+"""Changes per process that collects tests."""
 
 
 class Task(NamedTuple):
@@ -110,21 +114,50 @@ def outcomes(tasks: list[Task], log: Path, *, jobs: int, timeout: float) -> Iter
         return
     runner.preload()
     _check_unchanged(list(todo.values()), timeout)
+    done: Queue[tuple[str, bool]] = Queue()
     with ThreadPoolExecutor(jobs) as pool, log.open("a") as file, tqdm(total=len(todo), unit="mutant") as bar:
-        running = {pool.submit(runner.run, t.path, t.source, t.tests, timeout=timeout): t for t in todo.values()}
-        for future in as_completed(running):
-            task, outcome = running[future], future.result()
-            file.write(json.dumps([task.key, outcome.killed]) + "\n")
+        running = [pool.submit(_run, part, done, timeout) for part in _parts(todo)]
+        for _ in todo:
+            key, killed = _next(done, running)
+            file.write(json.dumps([key, killed]) + "\n")
             file.flush()
             bar.update()
-            if not outcome.killed:
-                bar.write(f"SURVIVED {task.label}")
-            yield task, outcome.killed
+            if not killed:
+                bar.write(f"SURVIVED {todo[key].label}")
+            yield todo[key], killed
+
+
+def _parts(todo: dict[str, Task]) -> Iterator[dict[str, Task]]:
+    """Yield changes that have their tests in common, a few at a time."""
+    by_tests: dict[tuple[str, ...], list[str]] = {}
+    for key, task in todo.items():
+        by_tests.setdefault(task.tests, []).append(key)
+    for keys in by_tests.values():
+        yield from ({key: todo[key] for key in keys[i : i + PART]} for i in range(0, len(keys), PART))
+
+
+def _run(part: dict[str, Task], done: "Queue[tuple[str, bool]]", timeout: float) -> None:
+    """Put into `done` whether each of some changes was noticed; what survives in place is run anew."""
+    tests = next(iter(part.values())).tests
+    found = collected.run([(t.path, t.source) for t in part.values()], tests, timeout=timeout) if len(part) > 1 else [None]
+    for (key, task), killed in zip(part.items(), found, strict=True):
+        done.put((key, killed or runner.run(task.path, task.source, tests, timeout=timeout).killed))
+
+
+def _next(done: "Queue[tuple[str, bool]]", running: list[Future[None]]) -> tuple[str, bool]:
+    """Return the next outcome, or raise what went wrong in a thread."""
+    while True:
+        try:
+            return done.get(timeout=1)
+        except Empty:
+            for future in running:
+                if future.done():
+                    future.result()
 
 
 def _check_unchanged(tasks: list[Task], timeout: float) -> None:
     """Stop unless the tests pass without any change: else every mutant would count as noticed."""
-    for path, tests in sorted({(task.path, task.tests) for task in tasks}):
+    for tests, path in sorted({task.tests: task.path for task in tasks}.items()):
         outcome = runner.run(path, path.read_text(encoding="utf-8"), tests, timeout=timeout)
         if outcome.killed:
             raise SystemExit(

@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,28 +55,47 @@ def run(path: Path, source: str, tests: Sequence[str], *, timeout: float) -> Out
     began = time.monotonic()
     child = os.fork()
     if not child:
-        _child(path, source, tests)
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            break
-        if time.monotonic() - began > timeout:
-            os.killpg(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-            break
-        time.sleep(0.01)
-    code = os.waitstatus_to_exitcode(status)
+        os.setpgid(0, 0)
+        enter(lambda: _change(path, source), tests)
+    code = wait(child, timeout)
     return Outcome(code != 0, code, time.monotonic() - began)
 
 
-def _child(path: Path, source: str, tests: Sequence[str]) -> None:
-    """Never return: exit with pytest's status."""
-    os.setpgid(0, 0)
+def wait(child: int, timeout: float) -> int:
+    """Return the exit status of a child that leads a group of processes, which is killed after `timeout` seconds."""
+    began = time.monotonic()
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() - began > timeout:
+            os.killpg(child, signal.SIGKILL)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        time.sleep(0.005)
+
+
+def enter(prepare: Callable[[], Sequence[object]], tests: Sequence[str]) -> NoReturn:
+    """Run pytest in a child, without its output, and exit with its status.
+
+    Args:
+        prepare: returns plugins; called before pytest is imported.
+        tests: pytest's arguments.
+    """
     null = os.open(os.devnull, os.O_RDWR)
     log = os.environ.get("MUTANTS_LOG")
     out = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC) if log else null
     for number, stream in enumerate((null, out, out)):
         os.dup2(stream, number)
+    plugins = prepare()
+    import pytest
+
+    os.chdir(ROOT)
+    options = ["-x", "-q", "-m", "not slow and not full and not gpu", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    os._exit(pytest.main([*options, "-W", "ignore:Module already imported", *tests], plugins=plugins))
+
+
+def _change(path: Path, source: str) -> Sequence[object]:
+    """Let Python read another text in place of a module's."""
     read = importlib.machinery.SourceFileLoader.get_code
 
     def get_code(loader: Any, name: str) -> Any:
@@ -85,8 +104,4 @@ def _child(path: Path, source: str, tests: Sequence[str]) -> None:
         return read(loader, name)
 
     importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
-    import pytest
-
-    os.chdir(ROOT)
-    options = ["-x", "-q", "-m", "not slow and not full and not gpu", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    os._exit(pytest.main([*options, "-W", "ignore:Module already imported", *tests]))
+    return ()
