@@ -66,6 +66,15 @@ def test_combine_is_the_weighted_sum_of_three_branches():
     assert_close(scores, (p * q / r).log())
 
 
+def test_a_weight_per_row_of_0_has_no_effect():
+    """Also where the branch excludes tokens; a weight of 1 stays a weight."""
+    expert, amateur = _branches(rows=3)
+    amateur[:, 3] = -INF
+    weights = torch.tensor([[0.0], [1.0], [-0.5]], dtype=torch.float64)
+    each = [rules.combine((e, a), (1, w.item())) for e, a, w in zip(expert, amateur, weights, strict=True)]
+    assert_close(rules.combine((expert, amateur), (1, weights)), torch.stack(each))
+
+
 def test_beta_0_is_the_expert(rule):
     expert, amateur = _branches()
     amateur[:, 3] = -INF

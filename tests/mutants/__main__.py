@@ -139,7 +139,9 @@ def _parts(todo: dict[str, Task]) -> Iterator[dict[str, Task]]:
 def _run(part: dict[str, Task], done: "Queue[tuple[str, bool]]", timeout: float) -> None:
     """Put into `done` whether each of some changes was noticed; what survives in place is run anew."""
     tests = next(iter(part.values())).tests
-    found = collected.run([(t.path, t.source) for t in part.values()], tests, timeout=timeout) if len(part) > 1 else [None]
+    found = (
+        collected.run([(t.path, t.source) for t in part.values()], tests, timeout=timeout) if len(part) > 1 else [None]
+    )
     for (key, task), killed in zip(part.items(), found, strict=True):
         done.put((key, killed or runner.run(task.path, task.source, tests, timeout=timeout).killed))
 

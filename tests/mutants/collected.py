@@ -99,7 +99,9 @@ def exchanges(path: Path, source: str) -> list[tuple[FunctionType, CodeType]]:
     if any((b.co_qualname, b.co_freevars) != (a.co_qualname, a.co_freevars) for b, a in changed):
         return []
     codes = {(b.co_qualname, b.co_firstlineno): a for b, a in changed}
-    return [(f, codes[key]) for f in _living(path) if (key := (f.__code__.co_qualname, f.__code__.co_firstlineno)) in codes]
+    return [
+        (f, codes[key]) for f in _living(path) if (key := (f.__code__.co_qualname, f.__code__.co_firstlineno)) in codes
+    ]
 
 
 def _living(path: Path) -> list[FunctionType]:

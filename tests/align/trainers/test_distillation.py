@@ -8,6 +8,7 @@ import os
 import random
 import signal
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from trl import DPOConfig
 
 from contralto import testbed
 from contralto.align import parsing
+from contralto.align.losses.curriculum import Curriculum
 from contralto.align.trainers import distillation
 from contralto.align.trainers.config import StagedConfig
 from contralto.align.trainers.distillation import DistillationPairTrainer
@@ -286,6 +288,21 @@ def test_the_curriculum_works_in_training(root, teacher_folder, tmp_path):
     betas = [plain.beta(step // 4 + 1, 3, step, 12, beta_max=0.9) for step in range(12)]
     for name, values in (("beta", betas), ("weight/chosen", [0.5 * (1 - b) for b in betas])):
         assert [line[name] for line in one.state.log_history if name in line] == pytest.approx(values)
+
+
+def test_alpha_reads_the_gap_of_the_author_over_the_other_model():
+    """A text that both models find equally likely, on a side whose author prefers its own, is the hardest: alpha is low."""
+    likely, unlikely = torch.tensor([0.5, 0.4, 0.3]).double().log(), torch.tensor([0.3, 0.3, 0.3]).double().log()
+    straw = SimpleNamespace(
+        args=SimpleNamespace(kind=SimpleNamespace(is_skewed=True), alpha=0.1, schedule=Curriculum(high=0.9)),
+        _adapts_alpha=lambda: True,
+        _process_mean=torch.mean,
+        curriculum_position=lambda: {"epoch": 2},
+    )
+    completions = SimpleNamespace(rows={"chosen": slice(0, 3), "rejected": slice(3, 6)})
+    student, of_teacher = torch.cat([unlikely, likely]), torch.cat([likely, unlikely])
+    found = DistillationPairTrainer._alpha(straw, completions, student, of_teacher, like=torch.zeros(6).double())
+    assert found.tolist() == pytest.approx(2 * [0.55, 0.1, 0.01])  # gaps 0.2, 0.1 and 0 of mean 0.1
 
 
 def test_rounds_are_epochs_of_one_curriculum(root, teacher_folder, tmp_path):

@@ -80,6 +80,13 @@ def test_m3id_takes_a_step_per_position():
         assert_close(together[i], rules.m3id(c, u, step=10 * i))
 
 
+def test_m3id_computes_its_weight_in_the_precision_of_the_logits():
+    conditioned, unconditioned = torch.tensor([0.75, 0.25]).double().log(), torch.tensor([0.5, 0.5]).double().log()
+    expected = math.exp(0.02 * 41) * math.log(0.75) - math.expm1(0.02 * 41) * math.log(0.5)
+    found = rules.m3id(conditioned, unconditioned, step=41)[0].item()
+    assert found == pytest.approx(expected, rel=1e-13)
+
+
 @pytest.mark.parametrize(("rule", "form"), [(rules.dola, "kl"), (rules.dola_jsd, "jsd")])
 def test_dola_chooses_a_layer_per_row(rule, form):
     final, *layers = _branches(5)
@@ -154,6 +161,13 @@ def test_search_and_its_penalty_equal_their_formulas():
     found = rules.degeneration_penalty(hidden.bfloat16(), context.bfloat16(), torch.tensor([1, 1, 0]))
     assert_close(found, torch.tensor([0.8, 0.0]))
     assert_close(rules.degeneration_penalty(hidden, context), torch.tensor([63 / 65, 0.0]))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_the_ends_of_the_penaltys_weight_are_greedy_and_the_penalty_alone(alpha):
+    logits, candidates, penalty = torch.tensor([0.6, 0.4]).log(), torch.tensor([0, 1]), torch.tensor([0.3, 0.2])
+    found = rules.contrastive_search(logits, candidates, penalty, alpha=alpha)
+    assert_close(found, -penalty if alpha else logits.exp())
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1])

@@ -212,3 +212,9 @@ def test_a_special_token_is_looked_for_by_its_id():
     tokens = tokenizer("3 + 4 <|user|> 7", add_special_tokens=False)["input_ids"]
     assert "<|user|>" not in tokenizer.decode(tokens, skip_special_tokens=True)
     assert answer_text(tokens, lambda ids: tokenizer.decode(ids, skip_special_tokens=True), [], end) == "7"
+
+
+def test_the_last_thought_is_the_one_that_counts():
+    spell = {1: "a", 2: "b", 3: "c", 9: "|"}
+    tokens = [1, 9, 2, 9, 3]
+    assert answer_text(tokens, lambda ids: "".join(spell[each] for each in ids), [], 9) == "c"
