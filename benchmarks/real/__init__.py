@@ -1,0 +1,1 @@
+"""Measure real models: the framework of `benchmarks/real_card.py`, and its lines in `lines/`."""

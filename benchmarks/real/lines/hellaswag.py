@@ -1,0 +1,273 @@
+"""Rank the endings of HellaSwag by contrast with a trained and with an untrained amateur."""
+
+import gzip
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contralto.decoding.executors.score import FLOOR
+from contralto.decoding.rules import contrastive_decoding
+from contralto.eval.stats import holm, mcnemar_exact
+from real.endings import Choice, encode, hidden_states, logits_of
+from real.line import Context, Line, Section
+from real.tables import against, share_cell, share_figure, table
+
+BETAS = (0.25, 0.5, 1.0)
+ALPHA = 0.1
+SEED = 0
+OPPONENTS = {"amateur": "trained amateur", "pruned": "untrained, pruned amateur"}
+Totals = dict[str, list[float]]
+"""The total score of each ending, by condition."""
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of the published file, gzipped.
+
+    Args:
+        path: validation.jsonl.gz.
+    """
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def choices(context: Context, count: int) -> list[Choice]:
+    """Return the first rows of a seeded shuffle, cleaned and encoded as lm-eval does.
+
+    Args:
+        context: The context of the line.
+        count: The number of rows.
+    """
+    from lm_eval.tasks.hellaswag.utils import preprocess
+
+    rows = documents(context.file("hellaswag", "validation.jsonl.gz"))
+    order = list(range(len(rows)))
+    random.Random(SEED).shuffle(order)
+    tokenizer, found = context.tokenizer(), []
+    for number in order[:count]:
+        row = rows[number]
+        query = preprocess(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+        endings = [preprocess(ending) for ending in row["endings"]]
+        found.append(encode(tokenizer, number, query, endings, int(row["label"])))
+    return found
+
+
+def run(context: Context) -> None:
+    """Compute hidden states of each model once, then every condition from them.
+
+    Args:
+        context: The context of the line.
+    """
+    rows = choices(context, context.sizes["rows"])
+    roles = ["model", *(role for role in OPPONENTS if context.has(role))]
+    for role in roles:
+        hidden_states(
+            context.model(role),
+            rows,
+            _states(context, role),
+            batch_size=context.sizes["batch"],
+            title=f"{role}, states",
+        )
+    _fill(context, rows, "model", _alone)
+    for role in roles[1:]:
+        _fill(context, rows, role, _contrasted)
+    _check(context, rows[: context.sizes["checked"]])
+
+
+def _states(context: Context, role: str) -> Path:
+    return context.scratch / f"states-{context.digest(role)}"
+
+
+def _keys(context: Context, numbers: Sequence[int], role: str) -> list[dict[str, Any]]:
+    roles = ("model",) if role == "model" else ("model", role)
+    return [context.key(*roles, row=number) for number in numbers]
+
+
+def _fill(
+    context: Context, rows: Sequence[Choice], role: str, conditions: Callable[[Tensor, Tensor, Choice], Totals]
+) -> None:
+    def totals(batch: list[int]) -> list[Totals]:
+        choice = rows[batch[0]]
+        main = logits_of(context.model(), _states(context, "model"), choice)
+        other = logits_of(context.model(role), _states(context, role), choice) if role != "model" else main
+        return [{"label": [choice.label], "length": [*map(float, choice.lengths)], **conditions(main, other, choice)}]
+
+    context.units().fill(_keys(context, [row.number for row in rows], role), totals, title=f"{role}, conditions")
+
+
+def _alone(main: Tensor, _: Tensor, choice: Choice) -> Totals:
+    """Return the totals of the model alone: plain, the mask alone, and sharpened as by an amateur that knows nothing."""
+    found = {"plain": _totals(main.log_softmax(-1), choice)}
+    masked = contrastive_decoding(main, main, beta=0, alpha=ALPHA)
+    found["mask alone, renormalised"] = _totals(masked.log_softmax(-1), choice)
+    found["mask alone, raw"] = _totals(masked, choice)
+    found["excluded"] = _excluded(masked, choice)
+    uniform = torch.zeros_like(main)
+    for beta in BETAS:
+        scores = contrastive_decoding(main, uniform, beta=beta, alpha=0)
+        found[f"uniform amateur, beta {beta:g}, renormalised"] = _totals(scores.log_softmax(-1), choice)
+    return found
+
+
+def _contrasted(main: Tensor, other: Tensor, choice: Choice) -> Totals:
+    """Return the totals of the amateur alone, and of every contrast with it."""
+    found = {"amateur alone": _totals(other.log_softmax(-1), choice)}
+    for beta in BETAS:
+        for mask, alpha in (("", 0.0), (", mask", ALPHA)):
+            scores = contrastive_decoding(main, other, beta=beta, alpha=alpha)
+            found[f"beta {beta:g}, renormalised{mask}"] = _totals(scores.log_softmax(-1), choice)
+            found[f"beta {beta:g}, raw{mask}"] = _totals(scores, choice)
+    return found
+
+
+def _totals(scores: Tensor, choice: Choice) -> list[float]:
+    """Return the sum of the scores of each ending's tokens; an excluded token has the floor of `score`."""
+    tokens = scores.gather(-1, choice.chosen[:, None]).squeeze(-1)
+    tokens = tokens.masked_fill(tokens == -torch.inf, FLOOR)
+    return [round(float(part.sum()), 6) for part in torch.split(tokens, choice.spans)]
+
+
+def _excluded(scores: Tensor, choice: Choice) -> list[float]:
+    """Return the number of excluded tokens of each ending."""
+    tokens = scores.gather(-1, choice.chosen[:, None]).squeeze(-1) == -torch.inf
+    return [float(part.sum()) for part in torch.split(tokens, choice.spans)]
+
+
+# ---------------------------------------------------------------------------------------------- equality with contralto eval
+
+
+def _check(context: Context, rows: Sequence[Choice]) -> None:
+    """Compare totals with those of `contralto eval`'s model, which encodes and reads the rows by itself."""
+    role, key = _check_key(context, [row.number for row in rows])
+    if key in context.units("checks"):
+        return
+    settings: dict[str, tuple[str, str, dict[str, Any]]] = {"plain": ("model", "plain", {})}
+    if role:
+        cd = {"method": "cd", "amateur": context.path(role), "beta": 0.5}
+        settings["renormalised"] = (role, "beta 0.5, renormalised", cd)
+        settings["raw"] = (role, "beta 0.5, raw", {**cd, "score": "raw"})
+        settings["mask"] = (role, "beta 0.5, renormalised, mask", {**cd, "masked": True})
+    apart = {name: _largest_difference(context, rows, *each) for name, each in settings.items()}
+    context.units("checks").add(key, apart)
+
+
+def _check_key(context: Context, numbers: Sequence[int]) -> tuple[str | None, dict[str, Any]]:
+    """Return the role of the amateur with which the totals are compared, if there is one, and the key of the comparison."""
+    role = next((role for role in OPPONENTS if context.has(role)), None)
+    return role, context.key("model", *([role] if role else []), check=list(numbers))
+
+
+def _largest_difference(
+    context: Context, rows: Sequence[Choice], role: str, condition: str, options: Mapping[str, Any]
+) -> float:
+    from contralto.eval.models.lm import ContraltoLM
+
+    evaluated = ContraltoLM(context.path("model"), dtype="float32", batch_size=4, device="cpu", **options)
+    requests = [request for row in rows for request in _requests(context, row)]
+    answers = [total for total, _ in evaluated.loglikelihood(requests, disable_tqdm=True)]
+    units = context.units()
+    kept = [total for key in _keys(context, [row.number for row in rows], role) for total in units[key][condition]]
+    return float(max(abs(a - b) for a, b in zip(answers, kept, strict=True)))
+
+
+def _requests(context: Context, row: Choice) -> list[Any]:
+    """Return lm-eval's requests of a row, from its text."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.tasks.hellaswag.utils import preprocess
+
+    document = documents(context.file("hellaswag", "validation.jsonl.gz"))[row.number]
+    query = preprocess(f"{document['activity_label']}: {document['ctx_a']} {document['ctx_b'].capitalize()}")
+    pairs = [(query, f" {preprocess(ending)}") for ending in document["endings"]]
+    return [Instance("loglikelihood", document, pair, i) for i, pair in enumerate(pairs)]
+
+
+# ------------------------------------------------------------------------------------------------------------------ section
+
+
+def render(context: Context) -> Section | None:
+    """Return the section.
+
+    Args:
+        context: The context of the line.
+    """
+    numbers = [choice.number for choice in choices(context, context.sizes["rows"])]
+    alone = context.units().of(_keys(context, numbers, "model"))
+    if alone is None:
+        return None
+    plain = {normed: _hits(alone, "plain", normed=normed) for normed in (False, True)}
+    systems = {f"the model, {name}" if name != "plain" else "plain": (alone, name) for name in _conditions(alone)}
+    absent = []
+    for role, title in OPPONENTS.items():
+        found = context.units().of(_keys(context, numbers, role)) if context.has(role) else None
+        if found is None:
+            absent.append(title)
+            continue
+        systems |= {
+            f"{title}: {name.replace('amateur alone', 'it alone')}": (found, name) for name in _conditions(found)
+        }
+    rows, figures, p_values = [], {}, {}
+    for title, (units, name) in systems.items():
+        hits = {normed: _hits(units, name, normed=normed) for normed in (False, True)}
+        figures[f"{title}, acc_norm"] = share_figure(hits[True])
+        tests = [against(plain[normed], hits[normed]) for normed in (False, True)] if title != "plain" else ["", ""]
+        if title != "plain":
+            p_values[title] = mcnemar_exact(plain[True], hits[True]).p
+        rows.append([title, share_cell(hits[False]), tests[0], share_cell(hits[True]), tests[1]])
+    adjusted = dict(zip(p_values, holm(list(p_values.values())).tolist(), strict=True))
+    rows = [[*row, f"{adjusted[row[0]]:.2g}" if row[0] in adjusted else ""] for row in rows]
+    head = ["condition", "acc", "against plain", "acc_norm", "against plain", "Holm's p"]
+    return Section([*_intro(context, numbers, alone, absent), "", *table(head, rows)], figures)
+
+
+def _intro(context: Context, numbers: Sequence[int], alone: Sequence[Totals], absent: Sequence[str]) -> list[str]:
+    rows, excluded = len(alone), sum(any(row["excluded"]) for row in alone)
+    right = sum(row["excluded"][int(row["label"][0])] > 0 for row in alone)
+    lines = [
+        f"n = {rows} of the 10,042 validation rows: the first of a shuffle with seed {SEED}. Zero-shot, lm-eval's prompts, scores and",
+        "metrics; acc_norm divides a total by the characters of the ending. *Renormalised* sums `log softmax` of the contrastive",
+        "scores, *raw* the scores themselves, see `contralto.decoding.score`; the papers do not say which they use. *mask* applies the",
+        f"plausibility constraint (alpha {ALPHA:g}), in which an excluded token scores {FLOOR:g}; it excludes a token in some ending of",
+        f"{excluded / rows:.0%} of the rows, in the right ending of {right / rows:.0%}. *Uniform amateur* is the control of sharpening:",
+        "the same formula without any amateur. Holm's p adjusts the tests of acc_norm over the table.",
+    ]
+    apart = context.units("checks").get(_check_key(context, numbers[: context.sizes["checked"]])[1])
+    if apart is not None:
+        told = ", ".join(f"{name} {value:.1g}" for name, value in apart.items())
+        lines.append(
+            f"Largest difference of a total from `contralto eval`'s over {context.sizes['checked']} rows: {told} nats."
+        )
+    if absent:
+        lines.append(f"Not run yet: {', '.join(absent)}.")
+    return lines
+
+
+def _conditions(units: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [name for name in units[0] if name not in ("label", "length", "excluded")]
+
+
+def _hits(units: Sequence[Totals], condition: str, *, normed: bool) -> list[bool]:
+    """Return whether the ending of the largest total, divided by its characters if `normed`, is the right one."""
+    hits = []
+    for row in units:
+        totals = [t / n if normed else t for t, n in zip(row[condition], row["length"], strict=True)]
+        hits.append(totals.index(max(totals)) == int(row["label"][0]))
+    return hits
+
+
+LINE = Line(
+    name="hellaswag",
+    title="HellaSwag",
+    question="Does contrastive decoding choose better endings, and does the amateur have to be trained for it?",
+    order=10,
+    needs=("model",),
+    full={"rows": 2000, "batch": 4, "checked": 30},
+    small={"rows": 6, "batch": 2, "checked": 3},
+    revision=1,
+    run=run,
+    render=render,
+    flags=("amateur", "pruned", "data"),
+)
