@@ -16,7 +16,6 @@ Every figure of this page is measured on pretrained models and public files by `
 to show an effect. Settings were written down before the runs and are those of the papers where they name some; nothing is tuned on
 test items. Effects that were not found are printed like those that were.
 
-    make real                                                                 fetch and convert SmolLM2-135M-Instruct
     python benchmarks/real_card.py hellaswag --model MODEL --data DIR         run a line, and write its section
     python benchmarks/real_card.py hellaswag --model MODEL --data DIR --compare   run it anew, and compare with this page
 
