@@ -28,9 +28,7 @@ CARD = ROOT / "docs" / "real_models.md"
 
 def main() -> None:
     """Run the lines that are named, and write the card."""
-    torch.set_num_threads(
-        1
-    )  # a figure does not depend on what else a machine can do, and two lines can run side by side
+    torch.set_num_threads(1)  # figures do not depend on the number of cores, and two lines can run side by side
     known = lines()
     args = _parser().parse_args()
     if unknown := [name for name in args.lines if name not in known]:

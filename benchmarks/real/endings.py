@@ -101,9 +101,8 @@ def _read(model: Any, batch: Sequence[Choice]) -> list[Tensor]:
     cache, last = first.past_key_values, first.last_hidden_state[:, -1]
     each = len(batch[0].endings)
     cache.batch_repeat_interleave(each)
-    endings = [
-        ending[:-1] or ending for choice in batch for ending in choice.endings
-    ]  # the last token predicts nothing
+    # The last token of an ending predicts nothing.
+    endings = [ending[:-1] or ending for choice in batch for ending in choice.endings]
     more, more_mask = _padded(endings, left=False)
     lengths = mask.sum(-1).repeat_interleave(each)[:, None]
     states = body(

@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,27 @@ Totals = dict[str, list[float]]
 """The total score of each ending, by condition."""
 
 
+@cache
 def documents(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of the published file, gzipped.
+    """Return the rows of the published file, gzipped, which is read once.
 
     Args:
         path: validation.jsonl.gz.
     """
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def texts(document: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Return the context and the endings of a row, cleaned as lm-eval does.
+
+    Args:
+        document: The row.
+    """
+    from lm_eval.tasks.hellaswag.utils import preprocess
+
+    query = preprocess(f"{document['activity_label']}: {document['ctx_a']} {document['ctx_b'].capitalize()}")
+    return query, [preprocess(ending) for ending in document["endings"]]
 
 
 def choices(context: Context, count: int) -> list[Choice]:
@@ -42,17 +56,12 @@ def choices(context: Context, count: int) -> list[Choice]:
         context: The context of the line.
         count: The number of rows.
     """
-    from lm_eval.tasks.hellaswag.utils import preprocess
-
     rows = documents(context.file("hellaswag", "validation.jsonl.gz"))
     order = list(range(len(rows)))
     random.Random(SEED).shuffle(order)
     tokenizer, found = context.tokenizer(), []
     for number in order[:count]:
-        row = rows[number]
-        query = preprocess(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
-        endings = [preprocess(ending) for ending in row["endings"]]
-        found.append(encode(tokenizer, number, query, endings, int(row["label"])))
+        found.append(encode(tokenizer, number, *texts(rows[number]), int(rows[number]["label"])))
     return found
 
 
@@ -177,12 +186,10 @@ def _largest_difference(
 def _requests(context: Context, row: Choice) -> list[Any]:
     """Return lm-eval's requests of a row, from its text."""
     from lm_eval.api.instance import Instance
-    from lm_eval.tasks.hellaswag.utils import preprocess
 
     document = documents(context.file("hellaswag", "validation.jsonl.gz"))[row.number]
-    query = preprocess(f"{document['activity_label']}: {document['ctx_a']} {document['ctx_b'].capitalize()}")
-    pairs = [(query, f" {preprocess(ending)}") for ending in document["endings"]]
-    return [Instance("loglikelihood", document, pair, i) for i, pair in enumerate(pairs)]
+    query, endings = texts(document)
+    return [Instance("loglikelihood", document, (query, f" {ending}"), i) for i, ending in enumerate(endings)]
 
 
 # ------------------------------------------------------------------------------------------------------------------ section
