@@ -3,8 +3,10 @@
 dataset/README.md           the card
 dataset/data/               the pairs, train.parquet and train.jsonl
 dataset/images/             their images, if there are any
-dataset/rejected.jsonl      rows without a pair, or whose pair a filter dropped, with the reasons
+dataset/rejected.jsonl      rows without a pair, with the reasons and all answers, and pairs that a filter dropped
 dataset/failed.jsonl        rows without an answer, with the reasons
+
+The last two are written even if there is no pair.
 """
 
 import io
@@ -46,6 +48,8 @@ class Exported(NamedTuple):
 def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
     """Write the data set from the recorded answers. No request is sent; unfinished rows are left out.
 
+    `rejected.jsonl` and `failed.jsonl` are written first, so that the answers can be read also where no pair came out.
+
     Args:
         recipe: the recipe; the data set is the folder `dataset` of its `output`.
         rows: as `read_rows` returns them.
@@ -58,26 +62,29 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
 
     results = list(replay(recipe, rows, store))
     pairs = [row for result in results for row in pair_rows(result)]
+    lost, folder = _lost(results), folder_of(recipe)
+    _write_lost(folder, lost, [])
     if not pairs:
         reasons = Counter(_reason(result) for result in results).most_common(3)
         raise ValueError(
             f"{recipe.output}: there are no pairs: "
             + "; ".join(f"{reason} ({count} times)" for reason, count in reasons)
+            + f"; the answers, with reasons: {folder / 'rejected.jsonl'}" * bool(lost["rejected"])
         )
     if recipe.checks:
         pairs = checks.annotate(pairs, recipe.checks)
     dropped: list[tuple[dict[str, Any], str]] = []
     if recipe.filters:
         pairs, dropped = checks.select(pairs, recipe.filters)
-        if not pairs:
-            reason, count = Counter(reason for _, reason in dropped).most_common(1)[0]
-            raise ValueError(f"{recipe.path}: the filters drop all {len(dropped)} pairs ({count} of them: {reason})")
-    lost = _lost(results)
-    folder = folder_of(recipe)
+    dropped_lines = [_dropped(row, reason) for row, reason in dropped]
+    _write_lost(folder, lost, dropped_lines)
+    if not pairs:
+        reason, count = Counter(reason for _, reason in dropped).most_common(1)[0]
+        raise ValueError(
+            f"{recipe.path}: the filters drop all {len(dropped)} pairs ({count} of them: {reason}); they are in "
+            f"{folder / 'rejected.jsonl'}"
+        )
     _save(pairs, folder)
-    dropped_lines = [{"id": row["id"], "strategy": row["strategy"], "reason": reason} for row, reason in dropped]
-    _write_lines(folder / "rejected.jsonl", [*lost["rejected"], *dropped_lines])
-    _write_lines(folder / "failed.jsonl", lost["failed"])
     unfinished = sum(result.is_pending for result in results)
     cut = sum("length" in [row.get(f"{name}_finish_reason") for name in ("chosen", "rejected")] for row in pairs)
     exported = Exported(len(pairs), len(lost["rejected"]), len(lost["failed"]), len(dropped), unfinished, cut)
@@ -169,8 +176,30 @@ def _lost(results: Iterable[Result]) -> dict[str, list[dict[str, Any]]]:
             lost["failed"].append({**where, "reason": result.failed})
         for made in result.made or []:
             if isinstance(made, Rejected):
-                lost["rejected"].append({**where, "reason": made.reason})
+                lost["rejected"].append({**where, "reason": made.reason, "answers": _answers(result)})
     return lost
+
+
+def _answers(result: Result) -> list[dict[str, str]]:
+    """Return the answers that a strategy received, in order, so that a reader sees why they make no pair."""
+    return [
+        {"role": asked.role, "tag": asked.tag, "finish_reason": answer.finish_reason, "text": answer.text}
+        for asked, answer in result.asked
+    ]
+
+
+def _dropped(row: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """Return the line of a pair that a filter dropped."""
+    return {"id": row["id"], "strategy": row["strategy"], "reason": reason} | {
+        name: row[name] for name in ("chosen", "rejected")
+    }
+
+
+def _write_lost(folder: Path, lost: Mapping[str, list[dict[str, Any]]], dropped: Sequence[Mapping[str, Any]]) -> None:
+    """Write the rows without a pair and the dropped pairs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_lines(folder / "rejected.jsonl", [*lost["rejected"], *dropped])
+    _write_lines(folder / "failed.jsonl", lost["failed"])
 
 
 def _reason(result: Result) -> str:

@@ -11,7 +11,7 @@ __all__ = ["highlighted", "show"]
 
 
 def show(console: Any, results: Iterable[Any]) -> None:
-    """Print pairs side by side, with their differences highlighted, or the reasons why there are none.
+    """Print pairs side by side, with their differences highlighted, or the reasons why there are none and the answers.
 
     Args:
         console: a console of rich.
@@ -32,6 +32,8 @@ def show(console: Any, results: Iterable[Any]) -> None:
         for pair in result.made or []:
             if not isinstance(pair, Pair):
                 console.print(Text(printable(f"rejected: {pair.reason}"), style="yellow"))
+                for asked, answer in result.asked:
+                    console.print(Text(printable(f"{asked.role}: {answer.text}"), style="dim"))
                 continue
             table = Table("[green]chosen", "[red]rejected", expand=True)
             table.add_row(*highlighted(*map(printable, (pair.chosen, pair.rejected))))

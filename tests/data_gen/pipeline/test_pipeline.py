@@ -448,7 +448,8 @@ def test_the_data_set(folder, capsys):
     assert first["models"] == ["target: my_strategies:echo", "reviser: my_strategies:echo"]
     assert len(first["requests"]) == 2
     assert first["length"] == len(first["chosen"][0]["content"])
-    assert [json.loads(line) for line in (dataset / "rejected.jsonl").read_text().splitlines()] == [
+    rejected = [json.loads(line) for line in (dataset / "rejected.jsonl").read_text().splitlines()]
+    assert [{name: line[name] for name in ("id", "strategy", "reason")} for line in rejected] == [
         {"id": f"row{i}", "strategy": "two_of_many", "reason": "the others"} for i in range(8)
     ]
     from datasets import load_dataset
@@ -536,6 +537,36 @@ def test_filters_drop_what_checks_found(folder, capsys):
     assert dropped
     assert all(line["reason"] == "length above 10" for line in dropped)
     assert all(row["length"] <= 10 < 10 + row["levenshtein"] for row in kept)
+
+
+def test_answers_that_make_no_pair_are_exported_with_their_reasons(folder, capsys):
+    """The roles echo their prompts, so the reviser's reply has no heading."""
+    path = write(folder, strategies=["clair"])
+    assert cli.main(["data", "run", str(path)]) == 2
+    rejected = folder / "out" / "dataset" / "rejected.jsonl"
+    assert f"the answers, with reasons: {rejected}" in capsys.readouterr().err
+    lines = [json.loads(line) for line in rejected.read_text().splitlines()]
+    assert [line["id"] for line in lines] == [f"row{i}" for i in range(8)]
+    assert {line["reason"] for line in lines} == {
+        "the reviser's reply has nothing under {corrected_student_solution} (it ended by stop)"
+    }
+    assert [[(a["role"], a["tag"], a["finish_reason"]) for a in line["answers"]] for line in lines] == [
+        [("target", "answer", "stop"), ("reviser", "revision", "stop")]
+    ] * 8
+    assert all(answer["text"] for line in lines for answer in line["answers"])
+    assert not (rejected.parent / "data").exists()
+
+
+def test_pairs_that_filters_drop_are_exported_even_if_all_are(folder, capsys):
+    path = write(folder, filters={"length": [0, 0]})
+    assert cli.main(["data", "run", str(path)]) == 2
+    rejected = folder / "out" / "dataset" / "rejected.jsonl"
+    assert (
+        f"the filters drop all 8 pairs (8 of them: length above 0); they are in {rejected}" in capsys.readouterr().err
+    )
+    lines = [json.loads(line) for line in rejected.read_text().splitlines()]
+    assert [line["reason"] for line in lines] == ["length above 0"] * 8
+    assert all(line[name][0]["content"] for line in lines for name in ("chosen", "rejected"))
 
 
 def test_files_of_settings_lie_beside_the_recipe(folder, monkeypatch):
