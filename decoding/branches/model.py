@@ -140,7 +140,7 @@ class ModelBranch(Branch):
             ValueError: right padding, or another mask than that of the branch.
         """
         check_mask(mask)
-        if self._prompt_mask is not None and not self._agrees(mask):
+        if self._prompt_mask is not None and not self._prompt_mask.agrees(mask):
             raise ValueError(
                 "attention_mask= of the branch is not the mask that generate() is given: leave it out, since the loop hands "
                 "the mask on"
@@ -152,13 +152,6 @@ class ModelBranch(Branch):
             length = min(self._mask.shape[1], mask.shape[1])
             if not torch.equal(self._mask[:, :length], self._begun.mask[:, :length].to(self._mask)):
                 self.reset()
-
-    def _agrees(self, mask: Tensor) -> bool:
-        """Return whether a mask of rows `(B, T)` is that of the branch's prompts."""
-        own = self.attention_mask
-        assert own is not None
-        repeats, rest = divmod(len(mask), len(own))
-        return not rest and torch.equal(own.repeat_interleave(repeats, 0).to(mask) != 0, mask != 0)
 
     def set_fills(self, fills: Sequence[int]) -> None:
         """Set the token ids that pad finished rows.

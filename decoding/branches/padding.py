@@ -231,6 +231,20 @@ class PromptMask:
             )
         return fit_mask(self.mask.to(ids).repeat_interleave(copies, dim=0), ids.shape[1])
 
+    def agrees(self, mask: Tensor) -> bool:
+        """Return whether a mask is that of the prompts, each repeated for its rows.
+
+        Args:
+            mask: `(B, T)`, 0 for padding.
+
+        Examples:
+            >>> own = PromptMask(torch.tensor([[0, 1], [1, 1]]))
+            >>> own.agrees(torch.tensor([[0, 1], [0, 1], [1, 1], [1, 1]])), own.agrees(torch.tensor([[1, 1], [1, 1]]))
+            (True, False)
+        """
+        copies, rest = divmod(len(mask), len(self.mask))
+        return not rest and torch.equal(self.mask.repeat_interleave(copies, 0).to(mask) != 0, mask != 0)
+
 
 class KnownTokens(NamedTuple):
     """The vocabulary of a model. Padding may have larger ids, such as a pad token that was added for another model.

@@ -28,7 +28,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from contralto.decoding.branches.base import unwrap
 from contralto.decoding.branches.context import check_tokens, context_length
 from contralto.decoding.branches.model import ModelBranch
-from contralto.decoding.branches.padding import KnownTokens, fit_mask
+from contralto.decoding.branches.padding import KnownTokens, PromptMask, fit_mask
 from contralto.decoding.branches.prompts import Prompts
 from contralto.decoding.branches.reader import CachedReader
 from contralto.decoding.executors.drafting import Drafter, DraftLength, accept_or_redraw
@@ -76,6 +76,8 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         draft_length: number of tokens in every round; None (default) decides as described above, at most 16.
         cost_ratio: `c`, at least 0. None (default) takes the share of the amateur in the expert's parameters or in its
             layers, whichever is larger.
+        attention_mask: `(prompts, T)`, 0 for padding, as for `ContrastiveDecodingLogitsProcessor`. The mask of `generate()` is used
+            anyway, so that this one is only compared with it. None (default) compares nothing.
         encoder_inputs: for an encoder-decoder amateur, the inputs of its encoder, usually the `inputs` of `generate()`.
         vision_inputs: for an image-text amateur, the inputs besides the tokens: `pixel_values`, ...
         tokenizer: the tokenizer that both models share, see `ContrastiveLogitsProcessor`.
@@ -85,7 +87,8 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         TypeError: the amateur cannot generate.
         ValueError: a parameter outside its range or of the other form; an amateur whose cache cannot take tokens back
             (Mamba and other recurrent models). When called: such an expert; another tokenizer; beams; a static or
-            quantized cache; a cache from an earlier call; attentions or hidden states as outputs.
+            quantized cache; a cache from an earlier call; attentions or hidden states as outputs; an `attention_mask` that is
+            not the mask of `generate()`.
 
     Examples:
         >>> from contralto import testbed
@@ -121,6 +124,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         min_tokens_to_keep: int = 1,
         draft_length: int | None = None,
         cost_ratio: float | None = None,
+        attention_mask: Tensor | None = None,
         encoder_inputs: Mapping[str, Tensor] | None = None,
         vision_inputs: Mapping[str, Any] | None = None,
         tokenizer: Any = None,
@@ -137,6 +141,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
                 f"cost_ratio must be at least 0 (time of an amateur's forward / an expert's), not {cost_ratio}"
             )
         self._draft_length, self._cost_ratio = draft_length, cost_ratio
+        self._mask = None if attention_mask is None else PromptMask(attention_mask)
         self._context = unwrap(amateur).context
         self._make_branch = partial(
             ModelBranch, amateur, window=amateur_window, encoder_inputs=encoder_inputs, vision_inputs=vision_inputs
@@ -179,6 +184,11 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         ids, copies = generation.ids, generation.config.num_return_sequences or 1
         mask = expert_kwargs.get("decoder_attention_mask" if expert.config.is_encoder_decoder else "attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask
+        if self._mask is not None and not self._mask.agrees(mask):
+            raise ValueError(
+                "attention_mask= is not the mask that generate() is given: leave it out, since the amateur reads the mask of "
+                "generate()"
+            )
         prompts = self._make_branch(attention_mask=mask[::copies]).prompts(ids)
         hidden = ids.shape[1] - prompts.ids.shape[1]
         tokens, limit = KnownTokens.of(self._model), context_length(self._model)

@@ -134,6 +134,22 @@ def test_a_left_padded_row_alone(qwen3):
     assert output[:, 3 + len(row) :].tolist() == plain(*qwen3, [row])
 
 
+def test_the_mask_of_the_processor_is_accepted_and_compared(qwen3):
+    rows = zoo.prompts(2, seed=5)
+    inputs = zoo.pad(rows)
+    mask = inputs["attention_mask"]
+    method = SpeculativeContrastiveDecoding(qwen3[1], **RULE, attention_mask=mask)
+    how = {"max_new_tokens": STEPS, "do_sample": True, "num_return_sequences": 2}  # each prompt's mask for two rows
+    torch.manual_seed(0)
+    found = qwen3[0].generate(**inputs, custom_generate=method, **how)
+    torch.manual_seed(0)
+    without = SpeculativeContrastiveDecoding(qwen3[1], **RULE)
+    assert torch.equal(found, qwen3[0].generate(**inputs, custom_generate=without, **how))
+    method = SpeculativeContrastiveDecoding(qwen3[1], **RULE, attention_mask=torch.ones_like(mask))
+    with pytest.raises(ValueError, match=r"is not the mask that generate\(\) is given: leave it out"):
+        qwen3[0].generate(**inputs, custom_generate=method, max_new_tokens=1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "window"), [("gpt2", 1), ("mistral", 3), ("bloom", None), *slow([("gpt2", 3), ("mistral", 1)])]
