@@ -3,7 +3,7 @@
 `rules` holds the mathematics: pure functions of logits, which import nothing but torch. `branches` says where a contrast
 distribution comes from. `processors` joins the two for an unmodified `generate()`, `loop` for a faster one, `score` for the
 likelihood of given texts; `order` states the order of a step, `validity` which logits are errors. `sampling` gives every row
-a random stream of its own, `stopping` ends texts at given strings. `methods` knows all methods by name. `search` is
+a random stream of its own, `stopping` ends texts at given strings, `streaming` shows those of a batch. `methods` knows all methods by name. `search` is
 contrastive search, `speculative` speculative contrastive decoding, `images` makes the contrast images, `trace` shows what a
 contrast did.
 """
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         VisualContrastiveDecodingLogitsProcessor as VisualContrastiveDecodingLogitsProcessor,
     )
     from contralto.decoding.sampling import SeededSampling as SeededSampling
+    from contralto.decoding.streaming import BatchTextStreamer as BatchTextStreamer
 
 __getattr__, __dir__, __all__ = exports(
     __name__,
@@ -73,6 +74,7 @@ __getattr__, __dir__, __all__ = exports(
         ],
         "methods": ["DecodingConfig", "Method", "SamplingConfig", "register"],
         "sampling": ["SeededSampling"],
+        "streaming": ["BatchTextStreamer"],
         "executors.score": ["score"],
         "executors.search": ["ContrastiveSearch"],
         "executors.speculative": ["SpeculativeContrastiveDecoding"],

@@ -20,7 +20,7 @@ from contralto.decoding import inputs
 from contralto.decoding.inputs import DecodingBatch, Prompt
 from contralto.decoding.methods import METHODS, DecodingConfig, SamplingConfig, cost, generate_kwargs, parameter_names
 
-SAMPLED = ("temperature", "top_p")
+SAMPLED = ("temperature", "top_k", "top_p")
 """Options of sampling."""
 SEARCH = ("max_new_tokens", "sample", *SAMPLED, "beams", "seed", "raw")
 """Options that act on the texts, besides those of the methods."""
@@ -59,6 +59,9 @@ def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
     search.add_argument("--max-new-tokens", type=int, default=256, help="largest number of new tokens (default 256)")
     search.add_argument("--sample", action="store_true", help="sample instead of taking the best token")
     search.add_argument("--temperature", type=float, help="of --sample, after the contrast (default 1.0)")
+    search.add_argument(
+        "--top-k", type=int, help="of --sample, after the contrast: likeliest tokens to keep (default all)"
+    )
     search.add_argument("--top-p", type=float, help="of --sample, after the contrast (default 1.0)")
     search.add_argument("--beams", type=int, default=1, help="number of beams of beam search (default 1)")
 
@@ -119,12 +122,14 @@ def _run(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Names
             batch = inputs.batch_of([prompt], models, config, seeds=[args.seed], raw=args.raw)
             inputs.check_lengths(batch, config, args.max_new_tokens, first=i)
     print(cost(config, models.main, models.others), file=sys.stderr)
-    streaming = len(prompts) == 1 and not output and args.beams == 1 and bool(config.declaration.streaming)
+    streams = not output and args.beams == 1 and bool(config.declaration.streaming)
+    streaming = streams and (len(prompts) == 1 or not args.compare)  # texts of one prompt are shown side by side
     size = args.batch_size if config.declaration.row_seeds or not config.sampling else 1
     starts = range(output.done if output else 0, len(prompts), size)
     for start in tqdm(starts, desc="batches", unit="batch", disable=not output):
         some = prompts[start : start + size]
-        for i, result in enumerate(_decode(some, models, config, args, first=start, streaming=streaming), start):
+        streamer = _streamer(prompts, models, start) if streaming else None
+        for i, result in enumerate(_decode(some, models, config, args, first=start, streamer=streamer), start):
             if output:
                 output.write(result)
             elif not streaming:
@@ -165,6 +170,7 @@ def _settings(args: argparse.Namespace, config: DecodingConfig) -> dict[str, Any
     settled = {"method": config.method, "form": config.form, "executor": config.executor, **config.parameters}
     if config.sampling:
         settled |= {name: getattr(config.sampling, name) for name in SAMPLED}
+        settled["top_k"] = settled["top_k"] or None  # files of earlier versions do not name it
     settings = {name: value for name, value in vars(args).items() if name not in APART} | settled
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -212,20 +218,19 @@ def _decode(
     args: argparse.Namespace,
     *,
     first: int,
-    streaming: bool,
+    streamer: Any,
 ) -> Iterator[dict[str, Any]]:
     """Yield the results of one batch: the completion, and the completion without contrast if requested."""
-    from transformers import TextStreamer, set_seed
+    from transformers import set_seed
 
     from contralto.decoding.sampling import row_seed
 
     seeds = [args.seed + first + i for i in range(len(prompts))]
     batch = inputs.batch_of(prompts, models, config, seeds=seeds, raw=args.raw)
     inputs.check_lengths(batch, config, args.max_new_tokens, first=first)
-    streamer = TextStreamer(models.tokenizer, skip_prompt=True, skip_special_tokens=True) if streaming else None
     columns: dict[str, list[str]] = {}
     for name, kwargs in _runs(batch, config, args, first=first, streamer=streamer).items():
-        if streaming and args.compare:
+        if streamer and args.compare:
             print(f"--- {config.method if name == 'text' else name}")
         set_seed(row_seed(args.seed, first) % 2**31)
         output = models.main.generate(**batch.inputs, **kwargs)
@@ -259,12 +264,33 @@ def _sampled(config: DecodingConfig, seed: int, rows: range, kwargs: Mapping[str
         return dict(kwargs)
     drawn = {name: getattr(config.sampling, name) for name in SAMPLED}
     if not config.declaration.row_seeds and "custom_generate" in kwargs:
-        return {**kwargs, "do_sample": True, "top_k": 0, **drawn}
+        return {**kwargs, "do_sample": True, **drawn}
     sampling = SeededSampling([row_seed(seed, row) for row in rows], **drawn)
     return {**kwargs, "logits_processor": [*kwargs.get("logits_processor", ()), sampling]}
 
 
+def _streamer(prompts: Sequence[Prompt], models: Any, first: int) -> Any:
+    """Return a streamer that prints the texts of a batch, whose first prompt has the number `first`, as `_show` does."""
+    from contralto.decoding.streaming import BatchTextStreamer
+
+    ends = models.main.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    titled = set[int]()
+
+    def show(row: int, text: str, is_last: bool) -> None:
+        if len(prompts) > 1 and row not in titled:
+            print(_title(first + row, prompts[first + row]))
+            titled.add(row)
+        print(text, end="\n" if is_last else "", flush=True)
+
+    return BatchTextStreamer(models.tokenizer, ends=ends, show=show, skip_special_tokens=True)
+
+
+def _title(index: int, prompt: Prompt) -> str:
+    return f"=== {index}: {text_of(prompt.content)}"
+
+
 def _show(index: int, prompt: Prompt, result: Mapping[str, str]) -> None:
-    print(f"=== {index}: {text_of(prompt.content)}")
+    print(_title(index, prompt))
     for name, text in result.items():
         print(text if len(result) == 1 else f"--- {name}\n{text}")

@@ -53,6 +53,29 @@ def test_several_prompts_are_shown_one_after_another(run):
     assert out.endswith(f"=== 1: {other}\nbuys 8: 12 + 8 = 20. #### 20\n")
 
 
+def test_several_prompts_stream_the_texts_that_are_written_to_files(run, tmp_path):
+    """Batches of two, whose rows end at different steps; sampled from the likeliest 3 tokens and to the end of the text."""
+    prompts = [QUESTION, "Tom has 12 pens. He buys 8. How many pens does Tom have?", QUESTION.replace("Mia", "Ada")]
+    how = [*CONTRAST, "--batch-size", 2, "--sample", "--temperature", 2, "--top-k", 3, *prompts]
+    target = tmp_path / "out.jsonl"
+    assert run("generate", *how, "--output", target)[0] == 0
+    rows = _rows(target)
+    assert rows[0]["settings"]["top_k"] == 3
+    status, out, _ = run("generate", *how)
+    assert (status, out) == (
+        0,
+        "".join(f"=== {i}: {p}\n{row['text']}\n" for i, (p, row) in enumerate(zip(prompts, rows, strict=True))),
+    )
+
+
+def test_the_likeliest_token_alone_is_the_greedy_one(run):
+    sampled = ["--sample", "--temperature", 5, "--top-k", 1]
+    assert run("generate", *CONTRAST, *sampled, QUESTION)[1] == run("generate", *CONTRAST, QUESTION)[1]
+    assert (
+        run("generate", *CONTRAST, "--method", "scd", *sampled, QUESTION)[1] == run("generate", *CONTRAST, QUESTION)[1]
+    )
+
+
 def test_without_an_amateur_it_is_plain(run):
     _, out, _ = run("generate", "--model", "testbed:expert", QUESTION)
     assert out.endswith("#### 11\n")
@@ -194,6 +217,8 @@ def test_adapters_off(run, tmp_path):
         ([*CONTRAST, "--sample", "--top-p", "0", "x"], "--top-p must lie in (0, 1], not 0.0"),
         ([*CONTRAST, "--sample", "--top-p", "nan", "x"], "--top-p must lie in (0, 1], not nan"),
         ([*CONTRAST, "--temperature", ".5", "x"], "--temperature is of sampling: add --sample, or leave it out"),
+        ([*CONTRAST, "--sample", "--top-k", "-1", "x"], "--top-k must be at least 0, not -1"),
+        ([*CONTRAST, "--top-k", "3", "x"], "--top-k is of sampling: add --sample, or leave it out"),
         ([*CONTRAST, "--top-p", "1", "x"], "--top-p is of sampling: add --sample, or leave it out"),
         ([*CONTRAST, "--sample", "--beams", "2", "x"], "--sample draws one text per prompt, and --beams searches"),
         ([*CONTRAST, "--max-new-tokens", "0", "x"], "--max-new-tokens must be at least 1, not 0"),
