@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 __all__ = [
+    "JOINABLE",
     "crop_cache",
     "drop_positions",
     "find_cache",
@@ -27,6 +28,10 @@ __all__ = [
     "repeat_rows",
     "split_cache",
 ]
+
+
+JOINABLE = (DynamicLayer, DynamicSlidingWindowLayer)
+"""The layers whose states can be padded on the left: the last tokens are at the end."""
 
 
 def find_cache(kwargs: Mapping[str, Any]) -> Any:
@@ -139,17 +144,20 @@ def join_caches(caches: Sequence[Any]) -> bool:
         caches: of one decoder-only model.
 
     Returns:
-        False if a layer cannot be padded, such as one with a sliding window or a recurrent state; nothing is changed then.
+        False if a layer cannot be padded, such as one with a recurrent state; nothing is changed then.
     """
     if len(caches) == 1:
         return True
-    if any(type(layer) is not DynamicLayer for cache in caches for layer in cache.layers):
+    every = [layer for cache in caches for layer in cache.layers]
+    if any(type(layer) not in JOINABLE or getattr(layer, "record_past", False) for layer in every):
         return False
-    width = max(cache.get_seq_length() for cache in caches)
     for layers in zip(*(cache.layers for cache in caches), strict=True):
         for name in ("keys", "values"):
             states = [getattr(layer, name) for layer in layers]  # (R, heads, length, head size)
+            width = max(state.shape[2] for state in states)  # of sliding windows that of the window at most
             setattr(layers[0], name, torch.cat([pad(state, (0, 0, width - state.shape[2], 0)) for state in states]))
+        if layers[0].is_sliding:
+            layers[0].cumulative_length = max(layer.cumulative_length for layer in layers)
     return True
 
 

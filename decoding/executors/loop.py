@@ -4,7 +4,7 @@
 
 A logits processor cannot take part in the forward pass of `generate()`, so that its branches need passes of their own. Here the
 branches that are other inputs of the same model (another prompt, another image) become rows of one batch: one forward pass
-per token, at the cost of a batch of two. Branches that are other models run after it, in turn.
+per token, at the cost of a batch of two. Their prompts are read in passes of their own where padding would cost more, see `prefill`. Branches that are other models run after it, in turn.
 
 Processors, rule and warpers act in the order of `order`, as they do where the method is a logits processor; then one
 token is chosen per row, which all branches continue with.
@@ -26,6 +26,7 @@ from contralto.decoding.branches.padding import check_mask
 from contralto.decoding.branches.prompts import Prompts, prepare_positions, stack, takes_positions
 from contralto.decoding.branches.reader import CachedReader
 from contralto.decoding.executors.generation import CustomGenerate, Generation
+from contralto.decoding.executors.prefill import fits_static, prefill_apart, prefill_groups
 
 if TYPE_CHECKING:
     from contralto.decoding.processors import ContrastiveLogitsProcessor
@@ -137,7 +138,7 @@ class _BranchForward:
 
     def __init__(self, branches: Sequence[Branch], model: Any, main: Prompts, config: Any) -> None:
         self._branches, self._model, self._config = branches, model, config
-        self._rows, self._prompts = len(main.ids), main
+        self._rows, self._groups = len(main.ids), [main]
         self._stacked: list[Branch] = []
         self._layered: Branch | None = None
         self._reader = CachedReader(model)
@@ -149,12 +150,15 @@ class _BranchForward:
 
     def _stack(self) -> None:
         """Stack the rows of the main model's branches below the main rows, if their inputs can be joined."""
-        joined = [(branch, branch.joint_prompts(self._model, self._prompts.ids)) for branch in self._branches]
+        main = self._groups[0]
+        joined = [(branch, branch.joint_prompts(self._model, main.ids)) for branch in self._branches]
         own = {branch: prompts for branch, prompts in joined if prompts is not None}
-        together = stack([self._prompts, *own.values()]) if own else None
+        together = stack([main, *own.values()]) if own else None
         if together is None:
             return
-        self._stacked, self._prompts = list(own), together
+        self._stacked, self._groups = list(own), prefill_groups(self._model, [main, *own.values()])
+        if (cache := self._cache()) is not None and not fits_static(cache):
+            self._groups = [together]
         if (length := context_length(self._model)) is not None:
             ends = tuple(_fills(self._config))
             self._reader.limit = ContextLimit(type(self._model).__name__, length, exempt=self._rows, ends=ends)
@@ -162,7 +166,7 @@ class _BranchForward:
     def __call__(self, generation: Generation) -> tuple[Tensor, list[Tensor]]:
         """Return the next-token logits `(B, V)` of the main model and of every branch."""
         if not generation.generated:
-            logits = self._reader.prefill(self._prompts, cache=self._cache())
+            logits = self._prefill()
             self._reader.compiled = self._compiled()
         else:
             logits = self._reader.read(generation.ids[:, -1:].repeat(1 + len(self._stacked), 1))
@@ -174,11 +178,22 @@ class _BranchForward:
             shared = dict(zip(self._stacked, others, strict=True))
         return main, [shared[b] if b in shared else b(generation.ids) for b in self._branches]
 
+    def _prefill(self) -> Tensor:
+        """Read the prompts of all rows, and return their logits `(R, 1, V)`."""
+        if len(self._groups) > 1:
+            readers = [self._reader, *(CachedReader(self._model) for _ in self._groups[1:])]
+            logits = prefill_apart(readers, self._groups, self._reader.limit, static=self._cache())
+            if logits is not None:
+                return logits
+        together = stack(self._groups) if len(self._groups) > 1 else self._groups[0]
+        assert together is not None, "groups of prompts that were joined can be joined"
+        return self._reader.prefill(together, cache=self._cache())
+
     def _cache(self) -> Any:
         """Return a static cache for all rows, if one was requested."""
         if self._config.cache_implementation is None:
             return None
-        length = self._prompts.ids.shape[1] + self._config.max_length
+        length = max(group.ids.shape[1] for group in self._groups) + self._config.max_length
         return StaticCache(config=self._model.config.get_text_config(decoder=True), max_cache_len=length)
 
     def _compiled(self) -> Callable[..., Any] | None:

@@ -21,6 +21,7 @@ from contralto import decoding
 from contralto.decoding.branches import InputBranch, prompts
 from contralto.decoding.branches import input as input_branch
 from contralto.decoding.branches import model as model_branch
+from contralto.decoding.executors import prefill
 from contralto.decoding.executors.score import score
 
 SEED, STEPS, ROWS = 6, 6, 3
@@ -176,7 +177,8 @@ def test_a_branch_has_the_logits_of_the_whole_row(family, view):
 
 @pytest.mark.parametrize("view", ["noised", "text_only"])
 @pytest.mark.parametrize("family", zoo.FAMILIES)
-def test_the_loop_makes_one_forward_per_token(family, view):
+def test_the_loop_makes_one_forward_per_token(family, view, monkeypatch):
+    monkeypatch.setattr(prefill, "pass_tokens", lambda device: 10_000)  # prompts are read together, too
     made = []
     hook = model(family).register_forward_hook(lambda *call: made.append(call))
     try:

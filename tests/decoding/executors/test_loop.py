@@ -80,10 +80,8 @@ def test_static_cache(model, monkeypatch):
     contrast = zoo.pad([torch.cat([row, row, row]) for row in zoo.prompts(3, seed=9)])  # longer than the main prompts
     expected = _run(model, inputs, _method(model, contrast), fast=True, do_sample=False)
     caches = []
-    prefill = CachedReader.prefill
-    monkeypatch.setattr(
-        CachedReader, "prefill", lambda self, p, cache: caches.append(cache) or prefill(self, p, cache=cache)
-    )
+    read = CachedReader.read
+    monkeypatch.setattr(CachedReader, "read", lambda self, ids: caches.append(self.cache) or read(self, ids))
     found = _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, cache_implementation="static")
     assert torch.equal(found, expected)
     assert isinstance(caches[0], StaticCache)
