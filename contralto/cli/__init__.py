@@ -53,6 +53,11 @@ COMMANDS = {
             has_parser=False,
         ),
         Command(
+            "amateur",
+            "make a smaller model of a model, to contrast it with: fewer layers, trained on texts that it writes",
+            extra="align",
+        ),
+        Command(
             "serve",
             "vLLM's OpenAI-compatible server, configured for contrastive decoding; every flag of it",
             extra="vllm",

@@ -1,0 +1,139 @@
+"""Choose the layers that an amateur keeps: the heuristics of published work on pruning depth.
+
+| name | layers that are kept | source |
+|---|---|---|
+| `spread` | evenly spaced, the first and the last among them | DistilBERT (Sanh et al. 2019, arXiv 1910.01108) keeps one of two, Sajjad et al. 2020 (2004.03844) compare |
+| `first` | the first ones | early exit, as LayerSkip (Elhoushi et al. 2024, 2404.16710) drafts |
+| `influence` | those that change their input most, on texts | ShortGPT (Men et al. 2024, 2403.03853) |
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from contralto.align.amateur.layers import find_layers
+from contralto.common.head.hooks import hooked, in_this_thread
+from contralto.common.registry import Registry
+
+__all__ = ["CHOICES", "LayerChoice", "block_influence", "check_keep", "choose_layers"]
+
+
+class LayerChoice(NamedTuple):
+    """A heuristic that chooses layers."""
+
+    name: str
+    description: str
+    """A noun phrase for help texts."""
+    choose: Callable[[int, int, Sequence[float]], list[int]]
+    """Returns the numbers of the layers, given the depth, the number of layers to keep, and the influence of each layer."""
+    reads_texts: bool
+    """Whether it needs the influences, which are measured on texts."""
+
+
+def _spread(depth: int, count: int, _: Sequence[float]) -> list[int]:
+    return [round(i * (depth - 1) / max(1, count - 1)) for i in range(count)]
+
+
+def _first(depth: int, count: int, _: Sequence[float]) -> list[int]:
+    return list(range(count))
+
+
+def _influence(depth: int, count: int, influences: Sequence[float]) -> list[int]:
+    return sorted(sorted(range(depth), key=lambda layer: -influences[layer])[:count])
+
+
+CHOICES: Registry[LayerChoice] = Registry("choice of layers", group="contralto.layer_choices")
+"""The heuristics by name. Packages add theirs by entry points of the group `contralto.layer_choices`."""
+for _choice in (
+    LayerChoice("spread", "evenly spaced, the first and the last among them", _spread, reads_texts=False),
+    LayerChoice("first", "the first ones", _first, reads_texts=False),
+    LayerChoice("influence", "those that change their input most", _influence, reads_texts=True),
+):
+    CHOICES.register(_choice)
+
+
+def check_keep(keep: str) -> None:
+    """Raise ValueError unless `keep` is a name in `CHOICES` or a list of numbers.
+
+    Args:
+        keep: such as spread, or 0,4,9.
+
+    Raises:
+        ValueError: anything else.
+
+    Examples:
+        >>> check_keep("0,x")
+        Traceback (most recent call last):
+            ...
+        ValueError: keep must be one of spread, first, influence, or numbers of layers such as 0,4,9, not '0,x'
+    """
+    if keep not in CHOICES and not all(part.strip().isdigit() for part in keep.split(",")):
+        raise ValueError(f"keep must be one of {', '.join(CHOICES)}, or numbers of layers such as 0,4,9, not {keep!r}")
+
+
+def choose_layers(keep: str, depth: int, count: int | None, influences: Sequence[float] = ()) -> list[int]:
+    """Return the numbers of the layers to keep, from 0.
+
+    Args:
+        keep: a name in `CHOICES`, or numbers of layers, `i,j,k`.
+        depth: number of layers of the whole model.
+        count: number of layers to keep; None with numbers of layers, else required.
+        influences: the influence of each layer, for a choice that reads texts.
+
+    Raises:
+        ValueError: a number out of range, or a count that contradicts the numbers.
+
+    Examples:
+        >>> choose_layers("spread", 30, 4), choose_layers("2,0", 4, None)
+        ([0, 10, 19, 29], [0, 2])
+    """
+    check_keep(keep)
+    if keep not in CHOICES:
+        kept = sorted({int(part) for part in keep.split(",")})
+        if kept[-1] >= depth:
+            raise ValueError(f"the model has layers 0 to {depth - 1}, and keep names {kept[-1]}")
+        if count not in (None, len(kept)):
+            raise ValueError(f"keep names {len(kept)} layers, and layers is {count}: leave layers out")
+        return kept
+    if count is None or not 1 <= count < depth:
+        raise ValueError(f"layers must be a number from 1 to {depth - 1}, of the model's {depth} layers, not {count}")
+    return CHOICES[keep].choose(depth, count, influences)
+
+
+@torch.no_grad()
+def block_influence(model: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
+    """Return how much each layer changes its input (ShortGPT, arXiv 2403.03853, equation 1).
+
+        BI_i = 1 - E_t[ x_{i,t} . x_{i+1,t} / (|x_{i,t}| |x_{i+1,t}|) ]
+
+    Args:
+        model: a decoder-only transformers model.
+        batches: ids and masks `(B, T)` of texts; the mean is over their tokens, without padding.
+
+    Returns:
+        A number for each layer: 0 for a layer that changes lengths alone.
+    """
+    layers = find_layers(model)
+    sums, tokens = torch.zeros(layers.depth, dtype=torch.float64), 0
+    current: dict[str, Tensor] = {}
+
+    def note(index: int) -> Any:
+        def add(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            similar = cosine_similarity(before.float(), after.float(), dim=-1)
+            sums[index] += float((similar * current["mask"]).sum())
+
+        return in_this_thread(add)
+
+    parts: Any = model.get_submodule(layers.name)
+    handles = [layer.register_forward_hook(note(index), with_kwargs=True) for index, layer in enumerate(parts)]
+    with hooked(handles):
+        for ids, mask in batches:
+            current["mask"] = mask.to(model.device)
+            model(input_ids=ids.to(model.device), attention_mask=current["mask"], use_cache=False)
+            tokens += int(mask.sum())
+    return [1 - value / max(1, tokens) for value in sums.tolist()]
