@@ -14,6 +14,9 @@ from contralto.common.lazy import exports
 
 if TYPE_CHECKING:
     from contralto.decoding.branches import AdaptersOff as AdaptersOff
+    from contralto.decoding.branches import Dropout as Dropout
+    from contralto.decoding.branches import EarlyExit as EarlyExit
+    from contralto.decoding.branches import quantized_copy as quantized_copy
     from contralto.decoding.executors.score import score as score
     from contralto.decoding.executors.search import ContrastiveSearch as ContrastiveSearch
     from contralto.decoding.executors.speculative import (
@@ -55,7 +58,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "branches": ["AdaptersOff"],
+        "branches": ["AdaptersOff", "Dropout", "EarlyExit", "quantized_copy"],
         "processors": [
             "ClassifierFreeGuidanceLogitsProcessor",
             "ContextAwareDecodingLogitsProcessor",

@@ -47,7 +47,7 @@ class DecodingBatch(NamedTuple):
     model: Any
     """The model that generates."""
     others: tuple[Any, ...]
-    """The models of the other branches: models, or `AdaptersOff`."""
+    """The models of the other branches: models, or variants of the main model."""
     inputs: Mapping[str, Any]
     """Keyword arguments of `generate()`."""
     views: tuple[Mapping[str, Any], ...]

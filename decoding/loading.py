@@ -20,6 +20,7 @@ from contralto.common.hub import check_weights, from_pretrained, locate, with_ad
 from contralto.common.options import Option, OptionError
 from contralto.decoding.branches import AdaptersOff
 from contralto.decoding.methods import DecodingConfig
+from contralto.decoding.methods.variants import is_variant, make_variant
 from contralto.decoding.vocabulary import check_same_tokenizer
 
 __all__ = ["Models", "check_device", "check_dtype", "load_models", "weights_digests"]
@@ -30,7 +31,7 @@ class Models(NamedTuple):
 
     main: Any
     others: tuple[Any, ...]
-    """The models of the other branches: models, or `AdaptersOff`."""
+    """The models of the other branches: models, or variants of the main model."""
     tokenizer: Any
     processor: Any = None
     """The processor of an image-text model; None if there are no images."""
@@ -93,13 +94,17 @@ def load_models(
         raise ValueError(f"{model} reads no images: leave them out, or name an image-text model")
     tokenizer = processor.tokenizer if processor else from_pretrained(AutoTokenizer, model)
     names = [config.models[name] for name in config.declaration.models if name in config.models]
-    for name in names:
+    for name in (name for name in names if not is_variant(name)):
         check_same_tokenizer(model, tokenizer, name, from_pretrained(AutoTokenizer, name))
     tuned = [model, *names][-1] if config.adapters_off else None
     placement = {"dtype": dtype, "device_map": device or ("auto" if torch.accelerator.is_available() else "cpu")}
-    main, *others = (
-        _load(name, placement, with_images=with_images, has_adapters=name == tuned) for name in (model, *names)
-    )
+    main = _load(model, placement, with_images=with_images, has_adapters=model == tuned)
+    others = [
+        make_variant(name, main)
+        if is_variant(name)
+        else _load(name, placement, with_images=with_images, has_adapters=name == tuned)
+        for name in names
+    ]
     if config.adapters_off:
         others.append(AdaptersOff(others[-1] if others else main))
     if tokenizer.pad_token is None:

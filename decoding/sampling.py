@@ -49,9 +49,15 @@ def gumbel_noise(seeds: Tensor, step: int | Tensor, size: int) -> Tensor:
     """
     steps = step if isinstance(step, Tensor) else torch.full_like(seeds, step)
     keys = _mix(_mix(seeds) + (steps + 1) * GOLDEN)
-    bits = _mix(keys[:, None] + torch.arange(1, size + 1, device=seeds.device) * GOLDEN)
-    uniform = ((bits >> 11 & (1 << 53) - 1).double() + 0.5) / 2**53
-    return -(-uniform.log()).log()
+    tokens = torch.arange(1, size + 1, device=seeds.device) * GOLDEN
+    noise = torch.empty(len(seeds), size, dtype=torch.float64, device=seeds.device)
+    together = 1 if seeds.device.type == "cpu" else max(1, len(seeds))  # a CPU's cache holds one row
+    for rows in range(0, len(seeds), together):
+        part = slice(rows, rows + together)
+        bits = _mix(keys[part, None] + tokens)
+        uniform = noise[part].copy_(_shifted(bits, 11)).add_(0.5).div_(2**53)
+        uniform.log_().neg_().log_().neg_()
+    return noise
 
 
 def row_seed(seed: int, row: int) -> int:
@@ -70,14 +76,14 @@ def row_seed(seed: int, row: int) -> int:
 
 def _mix(x: Tensor) -> Tensor:
     """Apply the finaliser of SplitMix64; integer products wrap around."""
-    x = (x ^ _shifted(x, 30)) * FIRST
-    x = (x ^ _shifted(x, 27)) * SECOND
-    return x ^ _shifted(x, 31)
+    x = _shifted(x, 30).bitwise_xor_(x).mul_(FIRST)
+    x = _shifted(x, 27).bitwise_xor_(x).mul_(SECOND)
+    return _shifted(x, 31).bitwise_xor_(x)
 
 
 def _shifted(x: Tensor, count: int) -> Tensor:
     """Shift to the right logically, without the sign."""
-    return (x >> count) & ((1 << (64 - count)) - 1)
+    return (x >> count).bitwise_and_((1 << (64 - count)) - 1)
 
 
 class SeededSampling(LogitsProcessor):

@@ -59,11 +59,14 @@ def amateur_card(config: AmateurConfig, made: "Amateur", depth: int, texts: int,
             f"{config.max_new_tokens} tokens, temperature {config.temperature:g}): {amount} of {config.batch_size} texts, learning rate "
             f"{config.learning_rate:g}{', bfloat16' if config.bf16 else ''}, seed {config.seed}."
         )
+    described = (
+        f"A model for contrastive decoding against {config.model}, of which it has {len(made.kept)} of {depth} layers "
+        f"({', '.join(map(str, made.kept))}; chosen by: {config.keep}) and {made.share:.0%} of the parameters ({made.parameters:,}). "
+    )
     parts = [
         "---\ntags: [contralto, contrastive-decoding, amateur]\n---",
         f"# An amateur of {config.model}",
-        f"A model for contrastive decoding against {config.model}, of which it has {len(made.kept)} of {depth} layers "
-        f"({', '.join(map(str, made.kept))}; chosen by: {config.keep}) and {made.share:.0%} of the parameters ({made.parameters:,}). {training}",
+        described + training,
         f"    contralto generate --model {shlex.quote(config.model)} --amateur {shlex.quote(config.output)} PROMPT",
     ]
     if made.figures:

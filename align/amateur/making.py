@@ -10,14 +10,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contralto.align.amateur.card import amateur_card
-from contralto.align.amateur.choice import block_influence, choose_layers
-from contralto.align.amateur.layers import cut_model, find_layers, probe_rows
+from contralto.align.amateur.choice import choose_layers
+from contralto.align.amateur.influence import block_influence
+from contralto.align.amateur.layers import cut_model, probe_rows
 from contralto.align.amateur.report import AmateurFigures, compare_models, token_batches
 from contralto.align.amateur.settings import AmateurConfig
 from contralto.align.amateur.texts import Text, write_texts
 from contralto.align.amateur.training import train_amateur
 from contralto.common.files import locked_folder, read_text, replace_file, replace_text
 from contralto.common.hashing import weights_digest
+from contralto.common.head import find_layers
 from contralto.common.hub import check_weights, from_pretrained
 
 __all__ = ["Amateur", "make_amateur"]

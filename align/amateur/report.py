@@ -37,7 +37,7 @@ class AmateurFigures(NamedTuple):
 
 
 def token_batches(
-    tokenizer: Any, texts: Sequence[Text], *, max_length: int, batch_size: int = 16
+    tokenizer: Any, texts: Sequence[Text], *, max_length: int, batch_size: int = 4
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield ids and masks `(B, T)` of texts, padded on the right, and the positions of completions `(B, T)`.
 
@@ -88,14 +88,8 @@ def compare_models(
     sums, tokens = torch.zeros(7, dtype=torch.float64), 0
     for ids, mask, own in tqdm(batches, total=total, desc="held-out texts", unit="batch", disable=None):
         rows = own[:, 1:].bool()
-        logits = [
-            model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
-            .logits[:, :-1]
-            .cpu()[rows]
-            .float()
-            for model in (expert, amateur)
-        ]
-        sums += _sums(*logits, ids[:, 1:][rows])
+        logits = [_logits(model, ids, mask)[rows] for model in (expert, amateur)]
+        sums += _sums(logits[0], logits[1], ids[:, 1:][rows])
         tokens += int(rows.sum())
     if not tokens:
         raise ValueError("the held-out texts have no tokens to predict: write more or longer texts")
@@ -110,6 +104,13 @@ def compare_models(
         plausible=plausible / tokens,
         changed=changed / tokens,
     )
+
+
+def _logits(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Return the float32 logits `(B, T - 1, V)` of all tokens but the first, on the CPU."""
+    output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+    logits: Tensor = output.logits[:, :-1].cpu().float()
+    return logits
 
 
 def _sums(expert: Tensor, amateur: Tensor, targets: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def train_amateur(config: AmateurConfig, student: Path, texts: Sequence[Text], o
     teacher: dict[str, Any] = {"teacher_model_init_kwargs": {"dtype": "bfloat16"}} if config.bf16 else {}
     args = DistillationConfig(
         str(output),
-        loss_type="forward_kl",
+        loss_type=["forward_kl"],
         teacher_model_name_or_path=config.model,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",

@@ -1,7 +1,7 @@
 """Branches: the distributions that a method contrasts with that of the main model.
 
 `base` defines what executors require of a branch. `ModelBranch` follows the rows with another model, `InputBranch` with other
-prompts or images, `LayerBranch` with earlier layers of the same model. `reader` runs a model with a cache; `prompts`,
+prompts or images, `LayerBranch` with earlier layers of the same model; `variants` are weaker forms of a model for `ModelBranch`. `reader` runs a model with a cache; `prompts`,
 `padding` and `context` prepare and check what it reads, `cache` changes its cache.
 """
 
@@ -10,20 +10,25 @@ from typing import TYPE_CHECKING
 from contralto.common.lazy import exports
 
 if TYPE_CHECKING:
-    from contralto.decoding.branches.base import AdaptersOff as AdaptersOff
     from contralto.decoding.branches.base import Branch as Branch
     from contralto.decoding.branches.input import InputBranch as InputBranch
     from contralto.decoding.branches.layer import LayerBranch as LayerBranch
     from contralto.decoding.branches.model import ModelBranch as ModelBranch
     from contralto.decoding.branches.reader import CachedReader as CachedReader
+    from contralto.decoding.branches.variants import AdaptersOff as AdaptersOff
+    from contralto.decoding.branches.variants import Dropout as Dropout
+    from contralto.decoding.branches.variants import EarlyExit as EarlyExit
+    from contralto.decoding.branches.variants import ModelVariant as ModelVariant
+    from contralto.decoding.branches.variants import quantized_copy as quantized_copy
 
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "base": ["AdaptersOff", "Branch"],
+        "base": ["Branch"],
         "input": ["InputBranch"],
         "layer": ["LayerBranch"],
         "model": ["ModelBranch"],
         "reader": ["CachedReader"],
+        "variants": ["AdaptersOff", "Dropout", "EarlyExit", "ModelVariant", "quantized_copy"],
     },
 )

@@ -1,4 +1,4 @@
-"""Define what the executors require of a branch, and the model wrappers that branches accept."""
+"""Define what the executors require of a branch, and unwrap the models that branches accept."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from contralto.decoding.branches.variants import ModelVariant
+
 if TYPE_CHECKING:
     from contralto.decoding.branches.prompts import Prompts
     from contralto.decoding.branches.reader import CachedReader
 
-__all__ = ["AdaptersOff", "Branch", "Unwrapped", "model_state", "unwrap"]
+__all__ = ["Branch", "Unwrapped", "model_state", "unwrap"]
 
 
 class Branch(ABC):
@@ -111,33 +113,6 @@ class Branch(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no joint reader")
 
 
-class AdaptersOff:
-    """A PEFT model seen without its adapters: its base model as a branch, with no second model in memory.
-
-    Args:
-        peft_model: a `peft.PeftModel`. Its adapters are disabled while the branch runs, and enabled again afterwards.
-
-    Raises:
-        TypeError: the model has no adapters to disable.
-
-    Examples:
-        >>> from peft import LoraConfig, get_peft_model
-        >>> from contralto import testbed
-        >>> from contralto.decoding import ContrastiveDecodingLogitsProcessor
-        >>> tuned = get_peft_model(testbed.load("expert"), LoraConfig(task_type="CAUSAL_LM"))
-        >>> processor = ContrastiveDecodingLogitsProcessor(AdaptersOff(tuned))
-        >>> prompt = testbed.tokenizer()("Ben went out to the", return_tensors="pt")
-        >>> text = tuned.generate(**prompt, logits_processor=[processor], max_new_tokens=4)
-    """
-
-    def __init__(self, peft_model: Any) -> None:
-        if not (hasattr(peft_model, "disable_adapter") and hasattr(peft_model, "get_base_model")):
-            raise TypeError(
-                f"AdaptersOff needs a peft.PeftModel, whose adapters it can turn off, not {type(peft_model).__name__}"
-            )
-        self.peft_model = peft_model
-
-
 class Unwrapped(NamedTuple):
     """A transformers model and the context manager that its forward passes run in."""
 
@@ -151,17 +126,17 @@ class Unwrapped(NamedTuple):
 
 
 def unwrap(model: Any) -> Unwrapped:
-    """Return the transformers model inside a PEFT model or `AdaptersOff`.
+    """Return the transformers model inside a PEFT model or a variant such as `AdaptersOff`.
 
     Args:
-        model: a transformers model, a PEFT model, or `AdaptersOff`.
+        model: a transformers model, a PEFT model, or a `ModelVariant`.
 
     Raises:
         TypeError: the model cannot generate, or is a PEFT model with learned prompts.
     """
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
-    if isinstance(model, AdaptersOff):
-        model, context = model.peft_model.get_base_model(), model.peft_model.disable_adapter
+    if isinstance(model, ModelVariant):
+        model, context = model.model, model.context
     elif hasattr(model, "get_base_model"):
         if any(config.is_prompt_learning for config in model.peft_config.values()):
             raise TypeError(

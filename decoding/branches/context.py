@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from contralto.common.options import Option, OptionError
+from contralto.decoding.branches.variants import ModelVariant
 
 if TYPE_CHECKING:
     from contralto.decoding.inputs import DecodingBatch
@@ -217,7 +218,7 @@ def rooms(batch: "DecodingBatch", *, window: int | None = None) -> list[tuple[Ro
 
 def _columns(model: Any, inputs: Mapping[str, Any], window: int | None = None) -> list[list[Room]]:
     """Return the room of each prompt in one branch; an encoder-decoder has one for source and target."""
-    model = getattr(model, "peft_model", model)
+    model = model.model if isinstance(model, ModelVariant) else model
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     mask = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"])
     lengths, name = mask.sum(-1).tolist(), type(model).__name__

@@ -9,8 +9,9 @@ from contralto.common.head import find_path, read_layers
 from contralto.decoding.branches.model import ModelBranch
 from contralto.decoding.branches.prompts import Prompts
 from contralto.decoding.branches.reader import CachedReader
+from contralto.decoding.branches.variants import EarlyExit
 
-__all__ = ["LayerBranch"]
+__all__ = ["EarlyExitBranch", "LayerBranch", "model_branch"]
 
 
 class _LayerReader(CachedReader):
@@ -102,3 +103,51 @@ class LayerBranch(ModelBranch):
 
     def _select(self, logits: Tensor) -> Tensor:
         return self.split_joint(logits)[1]
+
+
+class EarlyExitBranch(ModelBranch):
+    """The logits of a model's first layers; in `loop()` they are read in the forward pass of the main rows.
+
+    Args:
+        early: the model with the number of its first layers.
+        options: see `ModelBranch`.
+    """
+
+    def __init__(self, early: EarlyExit, **options: Any) -> None:
+        super().__init__(early, **options)
+        self._layer = early.layers
+
+    def joint_reader(self, model: Any) -> CachedReader | None:
+        """Return a reader of both, if `model` is the branch's model and the branch reads the main rows.
+
+        Args:
+            model: the main model.
+        """
+        if self._model is not model or self._window is not None:
+            return None
+        try:
+            find_path(model)
+        except ValueError:  # then the branch has forward passes of its own, which need no path
+            return None
+        reader = _LayerReader(model)
+        reader.layers, reader.final_norm = [self._layer], True
+        return reader
+
+    def split_joint(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Split logits `(2 * B, n, V)` into those of the model and those of its first layers.
+
+        Args:
+            logits: as the joint reader returns them.
+        """
+        main, early = logits.chunk(2)
+        return main, early
+
+
+def model_branch(model: Any, **options: Any) -> ModelBranch:
+    """Return the branch of a model or of a variant of one.
+
+    Args:
+        model: a transformers model, a PEFT model, or a `ModelVariant`.
+        options: see `ModelBranch`.
+    """
+    return EarlyExitBranch(model, **options) if isinstance(model, EarlyExit) else ModelBranch(model, **options)

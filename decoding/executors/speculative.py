@@ -31,6 +31,7 @@ from contralto.decoding.branches.model import ModelBranch
 from contralto.decoding.branches.padding import KnownTokens, PromptMask, fit_mask
 from contralto.decoding.branches.prompts import Prompts
 from contralto.decoding.branches.reader import CachedReader
+from contralto.decoding.branches.variants import ModelVariant
 from contralto.decoding.executors.drafting import Drafter, DraftLength, accept_or_redraw
 from contralto.decoding.executors.generation import CustomGenerate, Generation
 from contralto.decoding.executors.rounds import RowReader, SpeculativeRounds, Statistics
@@ -65,8 +66,8 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
     as the row that accepts least (which is exact too), so that gains shrink with the batch size.
 
     Args:
-        amateur: the weaker model, of the same tokenizer: a transformers model, or `AdaptersOff(peft_model)`. It may have
-            another dtype, device, architecture or padded vocabulary size than the expert.
+        amateur: the weaker model, of the same tokenizer: a transformers model, or a weaker variant of the expert, `AdaptersOff(peft_model)`,
+            `EarlyExit(expert, layers=8)` or `Dropout(expert, rate=0.3)`. It may have another dtype, device, architecture or padded vocabulary size than the expert.
         beta: contrast strength of `form="obrien"`, at least 0. Default 0.5.
         alpha: plausibility threshold, in [0, 1].
         form: `"obrien"` or `"li"`, see `ContrastiveDecodingLogitsProcessor`.
@@ -143,6 +144,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         self._draft_length, self._cost_ratio = draft_length, cost_ratio
         self._mask = None if attention_mask is None else PromptMask(attention_mask)
         self._context = unwrap(amateur).context
+        self._share = amateur.share if isinstance(amateur, ModelVariant) else 1.0
         self._make_branch = partial(
             ModelBranch, amateur, window=amateur_window, encoder_inputs=encoder_inputs, vision_inputs=vision_inputs
         )
@@ -210,7 +212,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         if self._cost_ratio is not None:
             return self._cost_ratio
         layers = [m.config.get_text_config(decoder=True).num_hidden_layers for m in (self._model, expert)]
-        return float(max(layers[0] / layers[1], self._model.num_parameters() / expert.num_parameters()))
+        return self._share * float(max(layers[0] / layers[1], self._model.num_parameters() / expert.num_parameters()))
 
 
 def _new_cache(model: Any) -> Any:

@@ -131,9 +131,9 @@ def cost(config: DecodingConfig, model: Any, others: Sequence[Any]) -> str:
 
 def _size(name: str, model: Any, main_name: str, main: Any) -> str:
     """Describe the size of another model relative to the main model."""
-    from contralto.decoding.branches import AdaptersOff
+    from contralto.decoding.branches import ModelVariant
 
-    if isinstance(model, AdaptersOff):
-        return f"{name} is the same model without its adapters"
+    if isinstance(model, ModelVariant):
+        return f"{name} is {model.description}"
     count = model.num_parameters()
     return f"{name} {count / 1e6:,.2f}M parameters, {count / main.num_parameters():.0%} of the {main_name}'s"

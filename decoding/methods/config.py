@@ -9,6 +9,7 @@ from contralto.common.options import Option, OptionError
 from contralto.decoding.methods.base import Method, MethodParameter, Unsupported
 from contralto.decoding.methods.reference import load
 from contralto.decoding.methods.registry import METHODS
+from contralto.decoding.methods.variants import is_variant, variant_options
 
 __all__ = ["DecodingConfig", "SamplingConfig", "model_options", "option_names", "parameter_names"]
 
@@ -84,7 +85,8 @@ class DecodingConfig:
         method: a name in `METHODS`; empty is the first method that takes the models, without models no contrast.
         form: the formula; None is the method's first.
         parameters: parameters of the method; those that are left out or None have their defaults.
-        models: the other models of the method, by name: a folder, a hub id, `testbed:NAME`, or a model.
+        models: the other models of the method, by name: a folder, a hub id, `testbed:NAME`, a model, or the model itself, weakened:
+            `self:layers=8`, `self:dropout=0.3`, `self:int8`, see `contralto.decoding.methods.variants`.
         adapters_off: use the preceding (or main) model without its adapters as the last other model.
         contrast_prompt: what the view `prompt` reads; `{prompt}` in it is the prompt.
         sampling: sampling parameters; None takes the best token.
@@ -267,6 +269,9 @@ def _check_models(config: DecodingConfig) -> None:
     names = list(config.declaration.models)
     if not names:
         return
+    weakened = [name for name, model in config.models.items() if is_variant(model)]
+    for name in weakened:
+        _check_variant(name, config)
     last, tuned = names[-1], names[-2] if len(names) > 1 else "model"
     if config.adapters_off and last in config.models:
         raise OptionError("give either {last} or {off}, not both", last=Option(last), off=Option("adapters_off"))
@@ -279,6 +284,20 @@ def _check_models(config: DecodingConfig) -> None:
             missing=Option(missing[0]),
             off=Option("adapters_off"),
             tuned=Option(tuned),
+        )
+
+
+def _check_variant(name: str, config: DecodingConfig) -> None:
+    """Raise OptionError for the model itself as an amateur, where it is misspelled or cannot be."""
+    try:
+        variant_options(config.models[name])
+    except ValueError as error:
+        raise OptionError("{name}: {why}", name=Option(name), why=str(error)) from None
+    if config.adapters_off:
+        raise OptionError(
+            "{name} and {off} are both given, and either makes the other model of the model itself: give one",
+            name=Option(name, config.models[name]),
+            off=Option("adapters_off"),
         )
 
 

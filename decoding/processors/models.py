@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 from torch import Tensor
 
 from contralto.decoding import rules
-from contralto.decoding.branches.model import ModelBranch
+from contralto.decoding.branches.layer import model_branch
 from contralto.decoding.processors.base import ContrastiveLogitsProcessor, Rule, try_rule
 
 __all__ = ["ContrastiveDecodingLogitsProcessor", "ProxyTuningLogitsProcessor", "bind_rule"]
@@ -32,8 +32,8 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
     completion reuses the amateur's cache.
 
     Args:
-        amateur: the weaker model, of the same tokenizer: a transformers model, or `AdaptersOff(peft_model)`. It may have
-            another dtype, device, architecture or padded vocabulary size than the expert.
+        amateur: the weaker model, of the same tokenizer: a transformers model, or a weaker variant of the expert, `AdaptersOff(peft_model)`,
+            `EarlyExit(expert, layers=8)` or `Dropout(expert, rate=0.3)`. It may have another dtype, device, architecture or padded vocabulary size than the expert.
         beta: contrast strength of `form="obrien"`, at least 0. Default 0.5.
         alpha: plausibility threshold, in [0, 1].
         form: the paper whose scores are used.
@@ -116,7 +116,7 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
     ) -> None:
         own = {"beta": beta, "amateur_temperature": amateur_temperature}
         rule = bind_rule(form, own, {"alpha": alpha, "min_tokens_to_keep": min_tokens_to_keep})
-        branch = ModelBranch(
+        branch = model_branch(
             amateur,
             attention_mask=attention_mask,
             window=amateur_window,
@@ -163,7 +163,7 @@ class ProxyTuningLogitsProcessor(ContrastiveLogitsProcessor):
             "encoder_inputs": encoder_inputs,
             "vision_inputs": vision_inputs,
         }
-        super().__init__(rule, [ModelBranch(model, **own) for model in (expert, antiexpert)], tokenizer=tokenizer)
+        super().__init__(rule, [model_branch(model, **own) for model in (expert, antiexpert)], tokenizer=tokenizer)
 
 
 def bind_rule(form: str, own: Mapping[str, float | None], common: Mapping[str, float]) -> Rule:

@@ -7,6 +7,7 @@ from typing import Any
 
 from contralto.common.hub import locate
 from contralto.decoding.methods import METHODS, DecodingConfig
+from contralto.decoding.methods.variants import is_variant
 from contralto.decoding.vllm.settings import supported
 
 __all__ = ["adapters_of", "lora_options", "loras"]
@@ -57,6 +58,8 @@ def _adapter(name: str | None) -> str | None:
     """Return the folder of an adapter."""
     if name is None:
         return None
+    if is_variant(name):
+        raise ValueError(f"vLLM runs a model as a whole, and {name} is a part of it: leave the vllm backend out")
     folder = locate(name)
     if not (Path(folder) / "adapter_config.json").is_file():
         raise ValueError(f"in vLLM the branches share one model, and {name} is no folder with a LoRA adapter of it")

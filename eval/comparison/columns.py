@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from contralto.decoding.branches import ModelVariant
 from contralto.eval.comparison.rows import ComparisonRow
 from contralto.eval.comparison.runs import Run, Runner, logged_samples
 from contralto.eval.comparison.tasks import Task
@@ -100,6 +101,7 @@ def _other_model(lm: Any, rows: Sequence[ComparisonRow], option: str) -> Any:
     """Return the other model that a row's option names, to be evaluated alone."""
     options = next(row.options for row in rows if option in row.options)
     model = lm.decoding_by(**options).other_models[option]
+    model = model.alone() if isinstance(model, ModelVariant) else model
     return type(lm)(
         model, tokenizer=lm.tokenizer, device=str(lm.device), batch_size=lm.batch_size, max_length=lm.max_length
     )

@@ -32,10 +32,12 @@ from contralto.common.hashing import fingerprint
 from contralto.common.hub import check_weights, from_pretrained, locate, trusts_remote_code
 from contralto.common.placement import input_device
 from contralto.decoding import AdaptersOff, SeededSampling
+from contralto.decoding.branches import ModelVariant
 from contralto.decoding.executors.score import Likelihood, score
 from contralto.decoding.inputs import DecodingBatch
 from contralto.decoding.loading import check_device
 from contralto.decoding.methods import generate_kwargs, likelihood_processor
+from contralto.decoding.methods.variants import is_variant, make_variant
 from contralto.decoding.stopping import StopStrings, StopStringsAfterThought
 from contralto.decoding.vocabulary import check_same_tokenizer
 from contralto.eval.metrics import register_in_lm_eval
@@ -183,6 +185,8 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
         return tuple(others)
 
     def _load(self, name: str) -> Any:
+        if name not in self._loaded and is_variant(name):
+            self._loaded[name] = make_variant(name, self.model)
         if name not in self._loaded:
             code = bool(self._model_kwargs.get("trust_remote_code"))
             tokenizer = from_pretrained(AutoTokenizer, name, trust_remote_code=code)
@@ -196,7 +200,7 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
     def models(self) -> dict[str, torch.nn.Module]:
         """Return the models that run, by the names of their branches; `main` generates."""
         others = zip(self.decoder.config.declaration.branches[1:], self._others, strict=False)
-        return {"main": self.model} | {name: model for name, model in others if not isinstance(model, AdaptersOff)}
+        return {"main": self.model} | {name: model for name, model in others if not isinstance(model, ModelVariant)}
 
     @property
     def other_models(self) -> dict[str, Any]:
