@@ -558,3 +558,22 @@ def test_mistakes_elsewhere_are_told():
         chunked_logps(_random(2, WIDTH), _head(), torch.tensor([0, 1]), also=["perplexity"])
     with pytest.raises(ValueError, match="logits differ in shape"):
         divergences.forward_kl(_random(2, 5), _random(3, 5))
+
+
+@pytest.mark.parametrize("name", OF_LOGITS)
+def test_divergences_of_logits_with_axes_before_the_last(name):
+    student, teacher = _random(2, 3, VOCABULARY), _random(2, 3, VOCABULARY, seed=1)
+    found = OF_LOGITS[name](student, teacher)
+    assert found.shape == (2, 3)
+    assert_close(found, torch.stack([OF_LOGITS[name](q, p) for q, p in zip(student, teacher, strict=True)]))
+
+
+@pytest.mark.parametrize("is_larger", [False, True])
+def test_logits_without_a_head(is_larger):
+    """Logits in place of hidden states, on both sides or beside a head without a bias whose vocabulary is larger."""
+    student, teacher = _random(TOKENS, VOCABULARY), _random(TOKENS, WIDTH, seed=1)
+    head = _head(VOCABULARY + 2 * is_larger)
+    expected = _naive("forward_kl", student, _logits(teacher, head)[:, :VOCABULARY])
+    assert_close(chunked_divergence("forward_kl", student, None, teacher, head).divergence, expected)
+    both = chunked_divergence("forward_kl", student, None, _logits(teacher, head), None).divergence
+    assert_close(both, expected)

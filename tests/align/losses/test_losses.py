@@ -349,7 +349,15 @@ def test_mistakes_are_told_at_construction(arguments, settings, message):
         Objective(*arguments, **settings)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_the_ends_of_the_weight_of_a_tail(alpha):
+    logps, mask = torch.tensor([[-1.0, -2.0, -4.0]]), torch.ones(1, 3)
+    assert losses.length_desensitized(logps, mask, torch.tensor([2]), alpha=alpha).tolist() == [-3 - 4 * alpha]
+
+
 def test_mistakes_in_the_data_are_told():
+    with pytest.raises(ValueError, match="margin, which must be above 0, not 0"):
+        losses.odpo(torch.zeros(2), torch.zeros(2), torch.tensor([1.0, 0.0]))
     with pytest.raises(
         ValueError, match="'sigmoid' needs chosen_scores, rejected_scores, which these pairs do not have"
     ):
