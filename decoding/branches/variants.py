@@ -28,11 +28,13 @@ class ModelVariant(ABC):
         model: the transformers model inside.
         description: what it is, for lines about the cost of a method.
         share: share of the model's layers that it runs.
+        joint: whether `loop()` reads it in the forward pass of the model itself.
     """
 
     model: Any
     description: str
     share = 1.0
+    joint = False
 
     @abstractmethod
     def context(self) -> AbstractContextManager[Any]:
@@ -103,6 +105,8 @@ class EarlyExit(ModelVariant):
         >>> torch.equal(slow, model.generate(**prompt, custom_generate=contrast.loop(), max_new_tokens=4))
         True
     """
+
+    joint = True
 
     def __init__(self, model: Any, layers: int) -> None:
         self.model, self.layers = inner_model(model), layers

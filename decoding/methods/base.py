@@ -138,8 +138,8 @@ class Method:
         streaming: streaming of tokens as they are chosen.
         encoder_decoder: encoder-decoder models.
         vllm: decoding in vLLM.
-        cost: sentence about the cost for each executor, `loop` and `processor`, with `{parameter}`, `{rows}`, `{models}` and
-            `{branches}`.
+        cost: sentence about the cost for each executor, `loop` and `processor`, with `{parameter}`, `{rows}`, `{models}`
+            ("2 models") and `{branches}`.
 
     Raises:
         TypeError: a field is left out.

@@ -121,12 +121,25 @@ def cost(config: DecodingConfig, model: Any, others: Sequence[Any]) -> str:
     method = config.declaration
     line = method.cost[str(config.executor)] if method.contrasts else "1 forward per token"
     names = ", ".join(method.branches)
-    line = line.format(branches=names, rows=len(method.branches), models=1 + len(others), **config.parameters)
+    line = line.format(branches=names, rows=len(method.branches), models=_models(config, others), **config.parameters)
     sizes = []
     if method.models:
         named = zip(method.branches[1:], others, strict=True)
         sizes = [_size(name, other, method.branches[0], model) for name, other in named]
     return f"{config.method}: {'; '.join([line, *sizes])}"
+
+
+def _models(config: DecodingConfig, others: Sequence[Any]) -> str:
+    """Return how many models run for a token, where the first layers of a model count as a part of one."""
+    from contralto.decoding.branches import ModelVariant
+
+    count = 1.0
+    for other in others:
+        variant = other if isinstance(other, ModelVariant) else None
+        joint = variant is not None and variant.joint and config.executor == "loop"
+        if not joint or config.parameters.get("amateur_window"):
+            count += variant.share if variant else 1
+    return f"{count:.3g} model{'' if count == 1 else 's'}"
 
 
 def _size(name: str, model: Any, main_name: str, main: Any) -> str:

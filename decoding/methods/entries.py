@@ -38,7 +38,7 @@ CONTRASTIVE = f"{PROCESSORS}:ContrastiveDecodingLogitsProcessor"
 SPECULATIVE = "contralto.decoding.executors.speculative:SpeculativeContrastiveDecoding"
 SEARCH = "contralto.decoding.executors.search:ContrastiveSearch"
 
-MODELS_COST = {"loop": "{models} models per token", "processor": "{models} models per token"}
+MODELS_COST = {"loop": "{models} per token", "processor": "{models} per token"}
 ROWS_COST = {
     "loop": "{rows} rows per prompt in one forward ({branches})",
     "processor": "{rows} forwards per token ({branches})",
@@ -137,7 +137,7 @@ METHODS.register(
         streaming=True,
         encoder_decoder=True,
         vllm=Unsupported("drafts several tokens per forward pass, and vLLM's requests advance one at a time: use cd"),
-        cost={"loop": "{models} models, drafts read several at a time"},
+        cost={"loop": "{models}, drafts read several at a time"},
     )
 )
 METHODS.register(

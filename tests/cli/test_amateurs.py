@@ -30,7 +30,10 @@ def test_the_first_layers_correct_the_mistake(capsys):
     assert cli.main(["generate", "--model", "testbed:expert", "--amateur", "self:layers=1", QUESTION]) == 0
     captured = capsys.readouterr()
     assert captured.out.endswith("wins 5: 11 + 5 = 16. #### 16\n")
-    assert "the first 1 of the model's 3 layers" in captured.err
+    assert captured.err.endswith("cd: 1 model per token; amateur is the first 1 of the model's 3 layers\n")
+    by_processor = ["--executor", "processor", "--amateur", "self:layers=1", QUESTION]
+    assert cli.main(["generate", "--model", "testbed:expert", *by_processor]) == 0
+    assert "cd: 1.33 models per token;" in capsys.readouterr().err
 
 
 def test_a_wrong_spelling_is_rejected_with_the_right_ones(capsys):

@@ -22,7 +22,7 @@ from contralto.decoding import (
 from contralto.decoding.branches.layer import EarlyExitBranch
 
 STEPS, RULE = 8, {"beta": 0.7, "alpha": 0.05}
-FAMILIES = [family for family in zoo.FAMILIES if family not in (*zoo.ENCODER_DECODERS, "granite")]
+FAMILIES = [family for family in zoo.FAMILIES if family not in zoo.ENCODER_DECODERS]
 FAST = ("llama",)
 MADE = {
     "layers": lambda model: EarlyExit(model, 1),

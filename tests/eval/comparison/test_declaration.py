@@ -43,7 +43,7 @@ TOY = Method(
     forms={"": FORM}, branches=("main", "helper"), models={"helper": "a weaker model"}, views=(),
     contrast_prompt_optional=False, extra={}, beams=Unsupported("has no beams"), sampling=True, row_seeds=True,
     streaming=True, encoder_decoder=Unsupported("is for decoder-only models"), vllm=Unsupported("is a toy"),
-    cost={"loop": "{models} models", "processor": "{models} models"},
+    cost={"loop": "{models}", "processor": "{models}"},
 )  # fmt: skip
 HELPER = {"helper": "testbed:amateur"}
 
