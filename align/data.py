@@ -11,7 +11,8 @@ def training_data(data: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
 
     Args:
         data: a `DataArguments`.
-        args: the configuration of the trainer, whose `eval_strategy` says whether there is an evaluation.
+        args: the configuration of the trainer: `eval_strategy` says whether there is an evaluation, and `reads_rejected`, if
+            there is one, whether rows need `rejected`.
         mixture: a `trl.DatasetMixtureConfig`.
 
     Returns:
@@ -20,24 +21,27 @@ def training_data(data: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
     Raises:
         ValueError: no dataset is named, or there is none to evaluate on.
     """
+    needs_rejected: bool = getattr(args, "reads_rejected", True)
     if mixture.datasets:
-        train, test = _mixture(data, mixture)
+        train, test = _mixture(data, mixture, needs_rejected)
     elif data.dataset_name is None:
         raise ValueError("which pairs? give --dataset_name: a JSONL, JSON or parquet file, a folder, or a hub id")
     else:
-        train, test = _pairs(data, data.dataset_name, data.dataset_train_split), None
+        train, test = _pairs(data, data.dataset_name, data.dataset_train_split, needs_rejected), None
     if args.eval_strategy == "no":
         return train, None
     if data.eval_dataset_name is not None:
-        return train, _pairs(data, data.eval_dataset_name, data.dataset_test_split)
+        return train, _pairs(data, data.eval_dataset_name, data.dataset_test_split, needs_rejected)
     if test is None and mixture.datasets:
         raise ValueError("datasets has no split to evaluate on: give --test_split_size or --eval_dataset_name")
     if test is None and Path(data.dataset_name).is_file():
         raise ValueError(f"{data.dataset_name} is one file, without a split to evaluate on: give --eval_dataset_name")
-    return train, _pairs(data, data.dataset_name, data.dataset_test_split) if test is None else test
+    if test is None:
+        test = _pairs(data, data.dataset_name, data.dataset_test_split, needs_rejected)
+    return train, test
 
 
-def _mixture(data: Any, mixture: Any) -> tuple[Any, Any]:
+def _mixture(data: Any, mixture: Any, needs_rejected: bool) -> tuple[Any, Any]:
     """Return the training and test splits of a mixture of datasets; None for a missing test split."""
     from trl import get_dataset  # type: ignore[attr-defined]
 
@@ -51,12 +55,13 @@ def _mixture(data: Any, mixture: Any) -> tuple[Any, Any]:
     test = data.dataset_test_split if data.dataset_test_split in splits else None
     data.dataset_config, data.dataset_streaming = None, mixture.streaming
     names = (data.dataset_train_split, test)
-    train, evaluation = (None if name is None else _pairs(data, splits[name], name) for name in names)
+    train, evaluation = (None if name is None else _pairs(data, splits[name], name, needs_rejected) for name in names)
     return train, evaluation
 
 
-def _pairs(data: Any, source: Any, split: str) -> Any:
+def _pairs(data: Any, source: Any, split: str, needs_rejected: bool) -> Any:
     from contralto.data_gen.dataset import load_pairs, stream_pairs
 
     load = stream_pairs if data.dataset_streaming else load_pairs
-    return load(source, split=split, config=data.dataset_config, conversations=data.conversations)
+    options = {"config": data.dataset_config, "conversations": data.conversations, "needs_rejected": needs_rejected}
+    return load(source, split=split, **options)

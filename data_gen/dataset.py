@@ -20,7 +20,12 @@ __all__ = ["load_pairs", "stream_pairs", "template_options", "to_dataset"]
 
 
 def load_pairs(
-    source: Any, *, split: str = "train", config: str | None = None, conversations: bool = False
+    source: Any,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    conversations: bool = False,
+    needs_rejected: bool = True,
 ) -> "Dataset":
     """Read preference pairs in any published form.
 
@@ -40,6 +45,8 @@ def load_pairs(
         config: the configuration of a folder or of a data set of the Hub.
         conversations: turn texts into conversations: the prompt becomes a user message, or the messages of a transcript, and
             the answers become assistant messages.
+        needs_rejected: reject rows without `rejected`; False puts the chosen answer in its place, for losses that do not read
+            it, such as `forward_kl` of `contralto align`.
 
     Returns:
         A `Dataset` with `prompt`, `chosen`, `rejected`, as lists of messages or as texts; `images` if there are any, and all
@@ -56,7 +63,7 @@ def load_pairs(
         ValueError: pairs.csv: preference pairs are read from .jsonl, .json and .parquet files, not from .csv
     """
     name, source_rows = records(source, split, config)
-    rows = list(_rows(source_rows, name, conversations=conversations))
+    rows = list(_rows(source_rows, name, conversations=conversations, needs_rejected=needs_rejected))
     if not rows:
         raise ValueError(f"{name} has no rows")
     try:
@@ -66,7 +73,12 @@ def load_pairs(
 
 
 def stream_pairs(
-    source: Any, *, split: str = "train", config: str | None = None, conversations: bool = False
+    source: Any,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    conversations: bool = False,
+    needs_rejected: bool = True,
 ) -> "IterableDataset":
     """Read the rows of `load_pairs` as a stream: each is read and checked when it is needed.
 
@@ -75,6 +87,7 @@ def stream_pairs(
         split: the split to read, if there are several.
         config: the configuration of a folder or of a data set of the Hub.
         conversations: turn texts into conversations.
+        needs_rejected: as for `load_pairs`.
 
     Raises:
         ValueError: the source does not exist, or has no such split; a mistake in a row, when it is read.
@@ -85,7 +98,7 @@ def stream_pairs(
 
     def rows() -> Iterator[dict[str, Any]]:
         name, source_rows = records(source, split, config, streaming=True)
-        for row in _rows(source_rows, name, conversations=conversations):
+        for row in _rows(source_rows, name, conversations=conversations, needs_rejected=needs_rejected):
             shown = {
                 name: [Image().decode_example(stored(image)) for image in row[name]] for name in IMAGES if name in row
             }
@@ -94,11 +107,11 @@ def stream_pairs(
     return IterableDataset.from_generator(rows)
 
 
-def _rows(source_rows: Any, name: str, *, conversations: bool) -> Iterator[dict[str, Any]]:
+def _rows(source_rows: Any, name: str, *, conversations: bool, needs_rejected: bool) -> Iterator[dict[str, Any]]:
     """Yield the rows of one data set, all of them texts or all of them messages."""
     first = None
     for at, record in enumerate(source_rows, 1):
-        row = as_row(record, where=f"{name}, row {at}", conversations=conversations)
+        row = as_row(record, where=f"{name}, row {at}", conversations=conversations, needs_rejected=needs_rejected)
         kind = "texts" if isinstance(row["prompt"], str) else "messages"
         first = first or kind
         if kind != first:

@@ -26,13 +26,16 @@ PROMPT_PARTS = (*SYSTEM, "instruction", "input", "question", "query", "history",
 """Columns that hold a part of the prompt in published data sets."""
 
 
-def as_row(record: Any, *, where: str = "the row", conversations: bool = False) -> dict[str, Any]:
+def as_row(
+    record: Any, *, where: str = "the row", conversations: bool = False, needs_rejected: bool = True
+) -> dict[str, Any]:
     """Return a record of any published form as a row; `load_pairs` lists the forms.
 
     Args:
         record: the record, as it was read.
         where: the beginning of errors.
         conversations: turn texts into conversations.
+        needs_rejected: reject a record without `rejected`; False puts the chosen answer in its place.
 
     Raises:
         ValueError: a mistake in the record; the message names the column.
@@ -48,6 +51,8 @@ def as_row(record: Any, *, where: str = "the row", conversations: bool = False) 
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"{where}: a row is a JSON object with chosen and rejected, not a {type(record).__name__}")
+    if not needs_rejected and record.get("rejected") is None:
+        record = _with_chosen_twice(record, where)
     for name in ("chosen", "rejected"):
         if record.get(name) is None:
             _missing(record, name, where)
@@ -71,6 +76,23 @@ def as_row(record: Any, *, where: str = "the row", conversations: bool = False) 
     row["prompt"] = _with_parts(row["prompt"], record, where)
     others = {f"source_{k}" if k in RESERVED else k: v for k, v in record.items() if k not in (*row, *IMAGES, "image")}
     return row | _images(record, row, where) | others
+
+
+def _with_chosen_twice(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a record with its chosen answer as the rejected one, too.
+
+    Raises:
+        ValueError: there is no answer, or it does not say where its prompt ends: the beginning of two equal texts is no prompt.
+    """
+    if record.get("chosen") is None:
+        _missing(record, "chosen", where)
+    if record.get("prompt") is None and not _begins_with_prompt(
+        parse_content(record["chosen"], f"{where}, column chosen")
+    ):
+        raise ValueError(
+            f"{where}, column prompt: it is missing; a row without rejected has a prompt, or a conversation as chosen"
+        )
+    return {**record, "rejected": record["chosen"]}
 
 
 def _missing(record: Mapping[str, Any], name: str, where: str) -> None:

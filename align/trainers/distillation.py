@@ -7,7 +7,8 @@ A row is that of a preference trainer: `chosen` is the teacher's completion y_t,
 
 `loss_type` selects the divergences and weights, see `contralto.align.trainers.distillation_config`.
 
-A completion without a weight is not run through any model; with a curriculum, in the steps in which it has none.
+A completion without a weight is not run through any model; with a curriculum, in the steps in which it has none. Where the student's
+never has one (`sft`, `forward_kl`, and others with `lmbda` 0), rows need no `rejected`.
 """
 
 import logging
@@ -24,7 +25,11 @@ from contralto.align.trainers.base import StagedTrainer
 from contralto.align.trainers.batches import PairBatch
 from contralto.align.trainers.collators import TeacherStatesCollator
 from contralto.align.trainers.config import require_config, with_adapter_dtype
-from contralto.align.trainers.distillation_checks import check_distillation, check_vocabulary_size
+from contralto.align.trainers.distillation_checks import (
+    check_distillation,
+    check_vocabulary_size,
+    with_unread_rejected,
+)
 from contralto.align.trainers.distillation_config import DistillationConfig
 from contralto.align.trainers.scoring import Scoring, TokenScores, install_head
 from contralto.align.trainers.selection import CompletionBatch, select_sides
@@ -102,6 +107,8 @@ class DistillationPairTrainer(StagedTrainer):
 
     def __init__(self, model: Any, teacher: Any = None, args: DistillationConfig | None = None, **kwargs: Any) -> None:
         args = require_config(args, DistillationConfig)
+        if not args.reads_rejected:
+            kwargs = with_unread_rejected(kwargs)
         check_distillation(model, teacher, args, kwargs)
         self.uses_teacher = args.kind.uses_teacher
         self.divergences = {

@@ -5,7 +5,7 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -14,7 +14,7 @@ from contralto.align.trainers.distillation_config import DistillationConfig
 from contralto.common.hub import from_pretrained
 from contralto.decoding.vocabulary import differing_tokens, find_tokenizer
 
-__all__ = ["check_distillation", "check_vocabulary_size"]
+__all__ = ["check_distillation", "check_vocabulary_size", "with_unread_rejected"]
 
 
 def check_distillation(model: Any, teacher: Any, args: DistillationConfig, kwargs: Mapping[str, Any]) -> None:
@@ -41,6 +41,39 @@ def check_distillation(model: Any, teacher: Any, args: DistillationConfig, kwarg
             _check_can_precompute(name, dataset, first)
     if teacher is not None or args.teacher_model_name_or_path is not None:
         _check_tokenizers(model, teacher, args, kwargs.get("processing_class"))
+
+
+def with_unread_rejected(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a trainer with a column `rejected` in datasets without one, for losses that do not read it.
+
+    TRL tokenizes and pads both columns, so the chosen completion takes its place and the padding stays what it was.
+
+    Args:
+        kwargs: keyword arguments of `DistillationPairTrainer`.
+
+    Raises:
+        ValueError: rows have neither `rejected` nor `prompt`, and `chosen` is a text, which does not say where its prompt ends.
+    """
+
+    def _completed(dataset: Any) -> Any:
+        if isinstance(dataset, dict):
+            return {name: _completed(each) for name, each in dataset.items()}
+        if not isinstance(dataset, Dataset | IterableDataset):
+            return dataset
+        first: Mapping[str, Any] = next(iter(dataset), {})
+        if "chosen" not in first or first.get("rejected") is not None:
+            return dataset
+        if "prompt" not in first and isinstance(first["chosen"], str):
+            raise ValueError(
+                "rows without rejected have a prompt, or a conversation as chosen: name the column of the prompt prompt"
+            )
+        return dataset.map(_with_chosen_twice)
+
+    return {name: _completed(each) if name.endswith("_dataset") else each for name, each in kwargs.items()}
+
+
+def _with_chosen_twice(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"rejected": row["chosen"]}
 
 
 def _check_teacher(model: Any, teacher: Any, args: DistillationConfig) -> None:

@@ -205,6 +205,11 @@ class DistillationConfig(StagedConfig):
         return 1.0 - share, share
 
     @property
+    def reads_rejected(self) -> bool:
+        """Return whether the student's completion has a weight in any step, so that rows need `rejected`."""
+        return self.kind.follows_curriculum or self.weights[1] > 0
+
+    @property
     def alpha(self) -> float:
         """Return the fixed skew, used if alpha is not adaptive."""
         return self.schedule.alpha_0

@@ -179,7 +179,9 @@ def _is_json(text: str, word: str) -> bool:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return False
-    return isinstance(value, dict) and list(value) == [word] and isinstance(value[word], str) and has_content(value[word])
+    return (
+        isinstance(value, dict) and list(value) == [word] and isinstance(value[word], str) and has_content(value[word])
+    )
 
 
 def _as_json(text: str, word: str) -> str:
@@ -297,7 +299,9 @@ _ALL = (
         wordings=("Write exactly {n} sentence(s).", "The number of sentences must be exactly {n}."),
         values={"n": (1, 2)},
         check=_is_of_sentences,
-        revise=lambda text, n: " ".join(join_sentences([finished(each) for each in items(text)], n)),
+        revise=lambda text, n: " ".join(
+            join_sentences([finished(each) for each in items(text) if has_content(each)], n)
+        ),
     ),
     Kind(
         name="lower_case",
@@ -315,14 +319,20 @@ _ALL = (
     ),
     Kind(
         name="bullets",
-        wordings=('Answer with exactly {n} bullet points, lines that begin with "- ".', "Give exactly {n} bullets (- ...)."),
+        wordings=(
+            'Answer with exactly {n} bullet points, lines that begin with "- ".',
+            "Give exactly {n} bullets (- ...).",
+        ),
         values={"n": (2, 3)},
         check=_is_bulleted,
         revise=lambda text, n: "\n".join(f"- {item}" for item in join_sentences(items(text), n)),
     ),
     Kind(
         name="numbered",
-        wordings=("Answer with a numbered list of exactly {n} lines: 1. ...", "Write a list with the numbers 1. to {n}. only."),
+        wordings=(
+            "Answer with a numbered list of exactly {n} lines: 1. ...",
+            "Write a list with the numbers 1. to {n}. only.",
+        ),
         values={"n": (2, 3)},
         check=_is_numbered,
         revise=lambda text, n: "\n".join(f"{at}. {each}" for at, each in enumerate(join_sentences(items(text), n), 1)),
@@ -339,7 +349,10 @@ _ALL = (
     ),
     Kind(
         name="quoted",
-        wordings=("Put the whole answer in double quotation marks.", "Begin and end the answer with a double quotation mark."),
+        wordings=(
+            "Put the whole answer in double quotation marks.",
+            "Begin and end the answer with a double quotation mark.",
+        ),
         values={},
         check=_is_quoted,
         revise=lambda text: '"' + text.replace('"', "'") + '"',
@@ -395,7 +408,10 @@ _ALL = (
     ),
     Kind(
         name="repeated",
-        wordings=('Use the word "{word}" exactly {n} times.', 'The word "{word}" must occur {n} times, no more and no less.'),
+        wordings=(
+            'Use the word "{word}" exactly {n} times.',
+            'The word "{word}" must occur {n} times, no more and no less.',
+        ),
         values={"n": (2, 3), "word": (TOPIC,)},
         check=lambda text, n, word: count_word(text, word) == n,
         revise=_repeat,

@@ -26,12 +26,14 @@ from trl import DPOConfig
 
 from contralto import testbed
 from contralto.align import parsing
+from contralto.align.data import training_data
 from contralto.align.losses.curriculum import Curriculum
 from contralto.align.trainers import distillation
 from contralto.align.trainers.config import StagedConfig
 from contralto.align.trainers.distillation import DistillationPairTrainer
 from contralto.align.trainers.distillation_config import DISTILLATION_LOSSES, DistillationConfig
 from contralto.cli import align as cli_align
+from contralto.data_gen.preference_rows import as_row
 from contralto.testbed import worlds
 
 TEACHER_VOCABULARY = 169
@@ -393,6 +395,56 @@ def test_a_second_run_does_not_load_the_teacher(root, teacher_folder, tmp_path, 
             trainer(tmp_path, _folder("llama", root), **how | changed)
     with pytest.raises(pytest.fail.Exception, match="was loaded"):  # states of one side are not those of both
         trainer(tmp_path, _folder("llama", root), **how, loss_type="forward_kl")
+
+
+@pytest.mark.parametrize("options", [{"loss_type": "sft"}, {"loss_type": "jsd", "lmbda": 0.0}])
+def test_rows_need_no_rejected_completion_where_it_has_no_weight(root, teacher_folder, tmp_path, options):
+    if options["loss_type"] != "sft":
+        options = options | {"teacher_model_name_or_path": teacher_folder}
+    steps = []
+    for dataset in (pairs(), pairs().remove_columns("rejected")):
+        loss, grads, _, _ = _step(trainer(tmp_path, _folder("llama", root), dataset=dataset, **options))
+        steps.append((loss.total, grads))
+    assert_close(steps[0][0], steps[1][0])
+    assert_close(steps[0][1], steps[1][1])
+
+
+@pytest.mark.parametrize("row", [{"chosen": "2 + 2 is 4"}, {"chosen": "2 + 2 is 4", "rejected": None}])
+def test_a_row_without_rejected_says_where_its_prompt_ends(root, tmp_path, row):
+    with pytest.raises(ValueError, match="rows without rejected have a prompt"):
+        trainer(tmp_path, _folder("llama", root), dataset=Dataset.from_list([row]), loss_type="sft")
+    with pytest.raises(ValueError, match="column prompt: it is missing; a row without rejected has a prompt"):
+        as_row(row, needs_rejected=False)
+    messages = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    assert as_row(row | {"chosen": messages}, needs_rejected=False)["rejected"] == messages[1:]
+
+
+def test_rows_need_a_rejected_completion_that_has_a_weight(root, teacher_folder, tmp_path):
+    with pytest.raises(ValueError, match="train_dataset has no column rejected"):
+        trainer(
+            tmp_path,
+            _folder("llama", root),
+            dataset=pairs().remove_columns("rejected"),
+            loss_type="jsd",
+            teacher_model_name_or_path=teacher_folder,
+        )
+
+
+@pytest.mark.parametrize(
+    ("loss", "is_read"), [("sft", False), ("forward_kl", False), ("jsd", True), ("distillm2", True)]
+)
+def test_the_command_reads_rows_without_rejected_where_it_is_not_read(tmp_path, loss, is_read):
+    file = tmp_path / "texts.jsonl"
+    file.write_text(json.dumps({"prompt": "2 + 2?", "chosen": "4", "rejected": None}) + "\n")
+    args = config(tmp_path, loss_type=loss)
+    assert args.reads_rejected == is_read
+    data, _, _, mixture = parsing.parse(["--trainer", "distill", "--dataset_name", str(file), "--output_dir", "out"])[0]
+    if is_read:
+        with pytest.raises(ValueError, match="column rejected"):
+            training_data(data, args, mixture)
+    else:
+        rows, _ = training_data(data, args, mixture)
+        assert rows[0] == {"prompt": "2 + 2?", "chosen": "4", "rejected": "4"}
 
 
 def test_an_aligned_teacher_keeps_its_adapter(root, teacher_folder, tmp_path):
