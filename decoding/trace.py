@@ -8,7 +8,6 @@ from torch import Tensor
 
 from contralto.common.placement import input_device
 from contralto.decoding.executors.score import main_prompts
-from contralto.decoding.vocabulary import fit_vocabulary
 
 if TYPE_CHECKING:
     from contralto.decoding.processors import ContrastiveLogitsProcessor
@@ -101,7 +100,7 @@ def trace(
     contrasts = [branch.score(rows, count, mask)[0] for branch in method.branches]
     steps = torch.arange(count, device=device)[:, None]
     scores = method.combine(main, contrasts, steps, place=lambda at, *_: f"for token {at + 1} of the text")
-    contrasts = [fit_vocabulary(contrast.to(main), main.shape[-1]) for contrast in contrasts]
+    contrasts = method.fit(main, contrasts)
     contrasts = [c if c.ndim == 2 else _chosen_layer(main, c, scores) for c in contrasts]
     return _steps(rows[0, -count:], [branch.log_softmax(-1) for branch in (main, *contrasts, scores)], top)
 

@@ -56,6 +56,23 @@ class Branch(ABC):
     def reset(self) -> None:
         """Discard the state and the cache of the last call."""
 
+    def resolve(self, main: Tensor, logits: Tensor) -> Tensor:
+        """Return this branch's logits in the vocabulary of the main model.
+
+        Args:
+            main: `(..., V)` scores of the main model.
+            logits: of this branch, as it returned them, in the dtype and on the device of `main`.
+
+        Returns:
+            `(..., V)`; by default `logits`, of a branch that shares the vocabulary.
+        """
+        return logits
+
+    @property
+    def shares_tokenizer(self) -> bool:
+        """Return whether the logits of this branch are those of the main model's tokens."""
+        return True
+
     def begin(self, ids: Tensor, mask: Tensor, fills: Sequence[int] = ()) -> None:  # noqa: B027  optional
         """Set the prompts and the padding of a generation, until `end`.
 

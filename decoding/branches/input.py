@@ -12,7 +12,38 @@ from contralto.decoding.branches.model import ModelBranch
 from contralto.decoding.branches.padding import fit_mask, padding_of
 from contralto.decoding.branches.prompts import Prompts, check_images, is_multimodal, prepare_images
 
-__all__ = ["InputBranch"]
+__all__ = ["GeneratedTokens", "InputBranch"]
+
+
+class GeneratedTokens:
+    """The main prompts of one batch, to find the number of generated tokens after them."""
+
+    def __init__(self) -> None:
+        self._prompt: Tensor | None = None  # the main rows at the first call
+
+    def count(self, input_ids: Tensor) -> int:
+        """Return the number of generated tokens in the rows, without the main prompts.
+
+        Args:
+            input_ids: `(B, T)` int64, the rows of the main model; at first call the main prompts.
+
+        Raises:
+            ValueError: the rows belong to other main prompts.
+        """
+        if self._prompt is None:
+            self._prompt = input_ids.clone()
+        length = self._prompt.shape[1]
+        prompt = input_ids[:, :length]
+        if len(prompt) != len(self._prompt):  # another number of beams
+            prompt, expected = torch.unique(prompt, dim=0), torch.unique(self._prompt, dim=0)
+        else:
+            expected = self._prompt
+        if not torch.equal(prompt, expected):
+            raise ValueError(
+                "these rows do not begin with the prompts that the contrast inputs were first used with: contrast inputs "
+                "belong to one batch of prompts, so make a new processor for each"
+            )
+        return int(input_ids.shape[1]) - length
 
 
 class InputBranch(Branch):
@@ -51,7 +82,7 @@ class InputBranch(Branch):
             attention_mask=self._mask,
             vision_inputs=self._vision if is_multimodal(transformer) else None,
         )
-        self._prompt: Tensor | None = None  # the main rows at the first call
+        self._generated = GeneratedTokens()
 
     @property
     def model(self) -> Any:
@@ -93,20 +124,7 @@ class InputBranch(Branch):
         Raises:
             ValueError: the rows belong to other main prompts.
         """
-        if self._prompt is None:
-            self._prompt = input_ids.clone()
-        length = self._prompt.shape[1]
-        prompt = input_ids[:, :length]
-        if len(prompt) != len(self._prompt):  # another number of beams
-            prompt, expected = torch.unique(prompt, dim=0), torch.unique(self._prompt, dim=0)
-        else:
-            expected = self._prompt
-        if not torch.equal(prompt, expected):
-            raise ValueError(
-                "these rows do not begin with the prompts that the contrast inputs were first used with: contrast inputs "
-                "belong to one batch of prompts, so make a new processor for each"
-            )
-        return int(input_ids.shape[1]) - length
+        return self._generated.count(input_ids)
 
     def __call__(self, input_ids: Tensor) -> Tensor:
         """Return the logits `(B, V)` of the token after each row, with the contrast prompt in place of the prompt.

@@ -52,7 +52,9 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         self.rule = rule
         self.branches = list(branches)
         self.threshold = threshold
-        self._vocabulary = Vocabulary([b.model for b in self.branches if b.model is not None], tokenizer)
+        self._vocabulary = Vocabulary(
+            [b.model for b in self.branches if b.model is not None and b.shares_tokenizer], tokenizer
+        )
 
     def check_model(self, model: Any) -> None:
         """Compare the main model's tokenizer with those of the branches' models, where they can be found.
@@ -136,7 +138,7 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         Raises:
             ValueError: NaN, `+inf` or a row of `-inf` alone in the logits of a branch or in the rule's scores.
         """
-        fitted = [self._vocabulary.fit(c.to(scores), scores.shape[-1]) for c in contrasts]
+        fitted = self.fit(scores, contrasts)
         combined = self.rule(scores, *fitted, **self.parameters(step), **changed)
         check_logits(
             [scores, *fitted, combined],
@@ -144,6 +146,23 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
             place or (lambda row=0, *_: f"in row {row}, at step {step + 1}"),
         )
         return combined
+
+    def fit(self, scores: Tensor, contrasts: Sequence[Tensor]) -> list[Tensor]:
+        """Bring the logits of the branches to the dtype, device and vocabulary of the main scores.
+
+        Args:
+            scores: `(..., V)` of the main model.
+            contrasts: the logits of each branch.
+
+        Returns:
+            The logits `(..., V)` of each branch.
+
+        Raises:
+            ValueError: the sizes of the vocabularies differ by more than padding explains.
+        """
+        pairs = zip(self.branches, contrasts, strict=True)
+        resolved = [branch.resolve(scores, contrast.to(scores)) for branch, contrast in pairs]
+        return [self._vocabulary.fit(logits, scores.shape[-1]) for logits in resolved]
 
     def loop(self, *, streamer: Any = None) -> "ContrastiveLoop":
         """Return the method as a `custom_generate` callable, in which branches of the same model share one forward pass.

@@ -7,10 +7,13 @@ from typing import Any, Literal, overload
 from torch import Tensor
 
 from contralto.decoding import rules
+from contralto.decoding.branches.aligned import AlignedBranch
+from contralto.decoding.branches.base import Branch
 from contralto.decoding.branches.layer import model_branch
 from contralto.decoding.processors.base import ContrastiveLogitsProcessor, Rule, try_rule
+from contralto.decoding.vocabulary import differing_tokens
 
-__all__ = ["ContrastiveDecodingLogitsProcessor", "ProxyTuningLogitsProcessor", "bind_rule"]
+__all__ = ["ContrastiveDecodingLogitsProcessor", "ProxyTuningLogitsProcessor", "bind_rule", "is_aligned"]
 
 
 class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
@@ -46,7 +49,14 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
             token. It belongs to one batch of prompts.
         encoder_inputs: for an encoder-decoder amateur, the inputs of its encoder, usually the `inputs` of `generate()`.
         vision_inputs: for an image-text amateur, its inputs besides the tokens: `pixel_values` and those that belong to them.
-        tokenizer: the tokenizer that both models share, see `ContrastiveLogitsProcessor`.
+        tokenizer: the tokenizer that both models share, see `ContrastiveLogitsProcessor`; with `vocabulary="aligned"` that of the
+            expert.
+        vocabulary: None for an amateur with the expert's tokenizer. "aligned": the amateur has another tokenizer, reads the same
+            text in its own tokens, and its distribution is mapped to the expert's vocabulary, see `AlignedBranch`. If the two
+            tokenizers are the same, the contrast is the ordinary one.
+        amateur_tokenizer: with `vocabulary="aligned"`, the tokenizer of the amateur.
+        amateur_inputs: with `vocabulary="aligned"`, the prompts as the amateur is to read them, such as the same messages in its
+            own chat template; None for the text of the expert's prompts. They belong to one batch of prompts.
 
     Raises:
         TypeError: the amateur cannot generate.
@@ -81,6 +91,9 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         encoder_inputs: Mapping[str, Tensor] | None = None,
         vision_inputs: Mapping[str, Any] | None = None,
         tokenizer: Any = None,
+        vocabulary: Literal["aligned"] | None = None,
+        amateur_tokenizer: Any = None,
+        amateur_inputs: Mapping[str, Tensor] | None = None,
     ) -> None: ...
 
     @overload
@@ -97,6 +110,9 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         encoder_inputs: Mapping[str, Tensor] | None = None,
         vision_inputs: Mapping[str, Any] | None = None,
         tokenizer: Any = None,
+        vocabulary: Literal["aligned"] | None = None,
+        amateur_tokenizer: Any = None,
+        amateur_inputs: Mapping[str, Tensor] | None = None,
     ) -> None: ...
 
     def __init__(
@@ -113,17 +129,38 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         encoder_inputs: Mapping[str, Tensor] | None = None,
         vision_inputs: Mapping[str, Any] | None = None,
         tokenizer: Any = None,
+        vocabulary: Literal["aligned"] | None = None,
+        amateur_tokenizer: Any = None,
+        amateur_inputs: Mapping[str, Tensor] | None = None,
     ) -> None:
         own = {"beta": beta, "amateur_temperature": amateur_temperature}
         rule = bind_rule(form, own, {"alpha": alpha, "min_tokens_to_keep": min_tokens_to_keep})
-        branch = model_branch(
-            amateur,
-            attention_mask=attention_mask,
-            window=amateur_window,
-            encoder_inputs=encoder_inputs,
-            vision_inputs=vision_inputs,
-        )
-        super().__init__(rule, [branch], threshold="alpha", tokenizer=tokenizer)
+        shared = tokenizer
+        if is_aligned(vocabulary, tokenizer, amateur_tokenizer, amateur_inputs):
+            refused = {
+                "amateur_window": amateur_window,
+                "encoder_inputs": encoder_inputs,
+                "vision_inputs": vision_inputs,
+            }
+            if given := [name for name, value in refused.items() if value is not None]:
+                raise ValueError(f"with vocabulary='aligned' the amateur reads the text alone: leave {given[0]} out")
+            branch: Branch = AlignedBranch(
+                amateur,
+                tokenizer=tokenizer,
+                amateur_tokenizer=amateur_tokenizer,
+                attention_mask=attention_mask,
+                amateur_inputs=amateur_inputs,
+            )
+            shared = None
+        else:
+            branch = model_branch(
+                amateur,
+                attention_mask=attention_mask,
+                window=amateur_window,
+                encoder_inputs=encoder_inputs,
+                vision_inputs=vision_inputs,
+            )
+        super().__init__(rule, [branch], threshold="alpha", tokenizer=shared)
 
 
 class ProxyTuningLogitsProcessor(ContrastiveLogitsProcessor):
@@ -164,6 +201,35 @@ class ProxyTuningLogitsProcessor(ContrastiveLogitsProcessor):
             "vision_inputs": vision_inputs,
         }
         super().__init__(rule, [model_branch(model, **own) for model in (expert, antiexpert)], tokenizer=tokenizer)
+
+
+def is_aligned(vocabulary: str | None, tokenizer: Any, amateur_tokenizer: Any, amateur_inputs: Any) -> bool:
+    """Return whether the amateur's distribution has to be mapped, after checks of the arguments that concern it.
+
+    Args:
+        vocabulary: None or "aligned".
+        tokenizer: the tokenizer of the expert.
+        amateur_tokenizer: the tokenizer of the amateur.
+        amateur_inputs: the prompts of the amateur.
+
+    Returns:
+        False if the two tokenizers are the same, so that the contrast is the ordinary one.
+
+    Raises:
+        ValueError: another value, a tokenizer that is missing, or arguments of the map without it.
+    """
+    if vocabulary is None:
+        if amateur_tokenizer is not None or amateur_inputs is not None:
+            name = "amateur_inputs" if amateur_tokenizer is None else "amateur_tokenizer"
+            raise ValueError(f"{name} is read with vocabulary='aligned' alone: leave it out")
+        return False
+    if vocabulary != "aligned":
+        raise ValueError(f"vocabulary must be 'aligned' or None, not {vocabulary!r}")
+    if tokenizer is None or amateur_tokenizer is None:
+        raise ValueError("vocabulary='aligned' needs both tokenizers: give tokenizer and amateur_tokenizer")
+    if amateur_inputs is not None:
+        return True
+    return bool(differing_tokens(tokenizer, amateur_tokenizer) or differing_tokens(amateur_tokenizer, tokenizer))
 
 
 def bind_rule(form: str, own: Mapping[str, float | None], common: Mapping[str, float]) -> Rule:
