@@ -1,5 +1,6 @@
 """Load the models of a decoding configuration."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +16,14 @@ from transformers import (
     AutoTokenizer,
 )
 
+from contralto.common.adapters import split_adapter
 from contralto.common.hashing import weights_digest
-from contralto.common.hub import check_weights, from_pretrained, locate, with_adapter
+from contralto.common.hub import adapter_base, check_weights, from_pretrained, has_own, locate, with_adapter
 from contralto.common.options import Option, OptionError
 from contralto.decoding.branches import AdaptersOff
 from contralto.decoding.methods import DecodingConfig
 from contralto.decoding.methods.variants import is_variant, make_variant
+from contralto.decoding.quantization import MAIN, check_bits, quantization_config
 from contralto.decoding.vocabulary import check_same_tokenizer
 
 __all__ = ["Models", "check_device", "check_dtype", "load_models", "weights_digests"]
@@ -74,9 +77,18 @@ def check_dtype(name: str) -> None:
 
 
 def load_models(
-    model: str, config: DecodingConfig, *, with_images: bool, dtype: str = "auto", device: str | None = None
+    model: str,
+    config: DecodingConfig,
+    *,
+    with_images: bool,
+    dtype: str = "auto",
+    device: str | None = None,
+    adapter: str | None = None,
+    bits: Mapping[str, int] | None = None,
 ) -> Models:
     """Load the main model, those of the other branches, and the tokenizer or processor.
+
+    Every model may be an adapter of peft, which is put onto its base.
 
     Args:
         model: a folder, a hub id, or `testbed:NAME`.
@@ -84,26 +96,37 @@ def load_models(
         with_images: whether prompts have images.
         dtype: auto (as stored), or a torch dtype.
         device: such as cuda:1, or auto to spread the models; None is a GPU if there is one.
+        adapter: an adapter of the main model, a folder or a hub id.
+        bits: 4 or 8 for models that are quantised as they are loaded, by the option that names the model, see
+            `contralto.decoding.quantization.take_bits`.
 
     Raises:
-        ValueError: the model reads no images, or another model has a different tokenizer.
+        ValueError: the model reads no images, another model has a different tokenizer, or an adapter is of another model.
         MemoryError: local weights are larger than the free memory.
+        ModuleNotFoundError: `bits` needs bitsandbytes, which is not installed.
     """
-    processor = from_pretrained(AutoProcessor, model) if with_images else None
+    bits = bits or {}
+    check_bits(bits, config.models)
+    base, adapter = split_adapter(model, adapter)
+    processor = _own(AutoProcessor, base, adapter) if with_images else None
     if processor is not None and getattr(processor, "image_processor", None) is None:
         raise ValueError(f"{model} reads no images: leave them out, or name an image-text model")
-    tokenizer = processor.tokenizer if processor else from_pretrained(AutoTokenizer, model)
-    names = [config.models[name] for name in config.declaration.models if name in config.models]
-    for name in (name for name in names if not is_variant(name)):
+    tokenizer = processor.tokenizer if processor else _own(AutoTokenizer, base, adapter)
+    names = {name: config.models[name] for name in config.declaration.models if name in config.models}
+    for name in (name for name in names.values() if not is_variant(name)):
         check_same_tokenizer(model, tokenizer, name, from_pretrained(AutoTokenizer, name))
-    tuned = [model, *names][-1] if config.adapters_off else None
+    if config.adapters_off:
+        _check_has_adapter(model, adapter, names)
     placement = {"dtype": dtype, "device_map": device or ("auto" if torch.accelerator.is_available() else "cpu")}
-    main = _load(model, placement, with_images=with_images, has_adapters=model == tuned)
+
+    def load(option: str, name: str, adapter: str | None = None) -> Any:
+        quantised = quantization_config(bits.get(option), dtype)
+        how = placement if quantised is None else placement | {"quantization_config": quantised}
+        return _load(name, how, with_images=with_images, adapter=adapter)
+
+    main = load(MAIN, base, adapter)
     others = [
-        make_variant(name, main)
-        if is_variant(name)
-        else _load(name, placement, with_images=with_images, has_adapters=name == tuned)
-        for name in names
+        make_variant(name, main) if is_variant(name) else load(option, name) for option, name in names.items()
     ]
     if config.adapters_off:
         others.append(AdaptersOff(others[-1] if others else main))
@@ -113,22 +136,43 @@ def load_models(
     return Models(main, tuple(others), tokenizer, processor)
 
 
-def _load(name: str, placement: dict[str, Any], *, with_images: bool, has_adapters: bool) -> Any:
-    check_weights(name)
-    if has_adapters:
-        from peft import AutoPeftModelForCausalLM, PeftConfig
+def _own(auto: Any, base: str, adapter: str | None) -> Any:
+    """Return the tokenizer or the processor of an adapter, which is that of the base unless the adapter has its own."""
+    return from_pretrained(auto, base if adapter is None or not has_own(auto, adapter) else adapter)
 
-        if not with_images:
-            return from_pretrained(AutoPeftModelForCausalLM, name, **placement).eval()
-        base = from_pretrained(PeftConfig, name).base_model_name_or_path
-        return with_adapter(_load(base, placement, with_images=True, has_adapters=False), name).eval()
+
+def _check_has_adapter(model: str, adapter: str | None, others: Mapping[str, str]) -> None:
+    """Raise OptionError unless the last other model, or else the main model, has an adapter to switch off."""
+    last = list(others.values())[-1] if others else model
+    if (others or adapter is None) and adapter_base(last) is None:
+        raise OptionError(
+            "{off} contrasts a model with itself without its adapter, and "
+            + f"{last} has none: give a folder with an adapter in its place"
+            + ("" if others else ", or {adapter}"),
+            off=Option("adapters_off"),
+            adapter=Option("adapter"),
+        )
+
+
+def _load(name: str, how: dict[str, Any], *, with_images: bool, adapter: str | None = None) -> Any:
+    """Load a model by name, with an adapter or as the adapter that it is."""
+    check_weights(name)
+    base = adapter_base(name)
+    if base is not None:
+        name, adapter = base, name
+        check_weights(name)
+    model = _load_whole(name, how, with_images=with_images)
+    return model if adapter is None else with_adapter(model, adapter).eval()
+
+
+def _load_whole(name: str, how: dict[str, Any], *, with_images: bool) -> Any:
     config = from_pretrained(AutoConfig, name)
-    if placement["device_map"] == "cpu":
+    if how["device_map"] == "cpu" and "quantization_config" not in how:
         _check_memory(name)
     if config.is_encoder_decoder:
-        return from_pretrained(AutoModelForSeq2SeqLM, name, **placement)
+        return from_pretrained(AutoModelForSeq2SeqLM, name, **how)
     text_alone = not with_images and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    return from_pretrained(AutoModelForCausalLM if text_alone else AutoModelForImageTextToText, name, **placement)
+    return from_pretrained(AutoModelForCausalLM if text_alone else AutoModelForImageTextToText, name, **how)
 
 
 def _check_memory(name: str) -> None:
@@ -142,13 +186,20 @@ def _check_memory(name: str) -> None:
         )
 
 
-def weights_digests(model: str, config: DecodingConfig) -> dict[str, str]:
+def weights_digests(model: str, config: DecodingConfig, adapter: str | None = None) -> dict[str, str]:
     """Return a hash of every local model by the option that names it; a hub id stands for itself.
 
     Args:
         model: the main model.
         config: the method with its other models.
+        adapter: an adapter of the main model.
+
+    Returns:
+        16 hexadecimal digits by option. The base of an adapter has an entry of its own, such as `amateur_base`.
     """
-    names = {"model": model, **config.models}
+    names = {"model": model, **config.models} | ({} if adapter is None else {"adapter": adapter})
+    for option, name in list(names.items()):
+        if option != "adapter" and (base := adapter_base(name)) is not None:
+            names[f"{option}_base"] = base
     found = {option: weights_digest(name) for option, name in names.items()}
     return {option: value[:16] for option, value in found.items() if value != names[option]}

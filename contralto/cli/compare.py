@@ -7,10 +7,12 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contralto.cli.flags import flag
+from contralto.cli.flags import errors_with_flags, flag
+from contralto.cli.methods import add_quantization_arguments
 from contralto.cli.outputs import check_output_file, check_output_folder
 from contralto.common.errors import require
 from contralto.decoding.methods import model_options
+from contralto.decoding.quantization import quantization_options
 
 if TYPE_CHECKING:
     from contralto.eval.comparison import Conditions, Subject
@@ -42,11 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_models(group: Any) -> None:
-    group.add_argument("--model", nargs="+", required=True, help="the models to evaluate, one column each")
+    group.add_argument(
+        "--model", nargs="+", required=True, help="the models to evaluate, one column each; also LoRA adapters"
+    )
+    group.add_argument("--adapter", nargs="+", help="LoRA adapters of the models; one for all models, or one for each")
     for name, methods in model_options().items():
         purpose = f"of {' and '.join(method.name for method in methods)}: {methods[0].models[name]}"
         group.add_argument(flag(name), nargs="+", help=f"{purpose}; one for all models, or one for each")
     group.add_argument("--adapters-off", action="store_true", help="the amateur is the model without its PEFT adapters")
+    add_quantization_arguments(group)
     group.add_argument(
         "--contrast-prompt", metavar="TEMPLATE", help="{prompt} is the prompt, {field} a field of the document"
     )
@@ -121,18 +127,20 @@ def run(args: argparse.Namespace) -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading; runs have their own
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     model_args = {"batch_size": args.batch_size, "device": args.device, "dtype": args.dtype}
-    comparison = compare(
-        _subjects(args),
-        args.tasks,
-        [*filter(None, (args.methods or "").split(",")), *args.decoder],
-        output=args.output,
-        conditions=_conditions(args),
-        model_args={name: value for name, value in model_args.items() if value},
-        include_path=args.include_path,
-        data_dir=args.data_dir,
-        reuse=args.reuse,
-        logged=dict(_named_folder(text) for text in args.samples),
-    )
+    model_args |= {name: getattr(args, name) for name in quantization_options()}
+    with errors_with_flags():
+        comparison = compare(
+            _subjects(args),
+            args.tasks,
+            [*filter(None, (args.methods or "").split(",")), *args.decoder],
+            output=args.output,
+            conditions=_conditions(args),
+            model_args={name: value for name, value in model_args.items() if value},
+            include_path=args.include_path,
+            data_dir=args.data_dir,
+            reuse=args.reuse,
+            logged=dict(_named_folder(text) for text in args.samples),
+        )
     page = _page(args)
     (args.output / "compare.json").write_text(json.dumps(comparison, indent=1), encoding="utf-8")
     page.write_text(report.page(comparison), encoding="utf-8")
@@ -167,7 +175,7 @@ def _check(args: argparse.Namespace) -> None:
     for folder in (*args.reuse, *(folder for _, folder in map(_named_folder, args.samples))):
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
-    for name in model_options():
+    for name in (*model_options(), "adapter"):
         models = getattr(args, name) or []
         if len(models) not in (0, 1, len(args.model)):
             raise ValueError(
@@ -197,5 +205,6 @@ def _subjects(args: argparse.Namespace) -> "list[Subject]":
         sources: dict[str, Any] = {option: names[i if len(names) > 1 else 0] for option, names in models.items()}
         sources |= {"adapters_off": True} if args.adapters_off else {}
         sources |= {"contrast_prompt": args.contrast_prompt} if args.contrast_prompt else {}
-        subjects.append(Subject(name, sources))
+        adapters = args.adapter or [None]
+        subjects.append(Subject(name, sources, adapters[i if len(adapters) > 1 else 0]))
     return subjects

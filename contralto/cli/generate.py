@@ -10,7 +10,7 @@ from typing import Any
 from contralto.cli import output_file
 from contralto.cli.arguments import add_prompt_arguments, check_placement, check_positive
 from contralto.cli.flags import errors_with_flags, flag
-from contralto.cli.methods import add_method_arguments, config_from
+from contralto.cli.methods import add_method_arguments, bits_from, config_from
 from contralto.cli.prompts_file import read_prompts
 from contralto.common.files import decode, lines_of
 from contralto.common.hashing import content_digest, file_digest
@@ -100,7 +100,7 @@ def _opened(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Na
     from contralto.decoding.loading import weights_digests
 
     rows = [{"index": i, **_shown(prompt)} for i, prompt in enumerate(prompts)]
-    weights = weights_digests(args.model, config)
+    weights = weights_digests(args.model, config, args.adapter)
 
     def digests(index: int) -> dict[str, str]:
         return weights | {path: file_digest(path) for path in prompts[index].images if isinstance(path, str)}
@@ -115,7 +115,15 @@ def _run(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Names
     from contralto.decoding.loading import load_models
 
     has_images = bool(prompts[0].images)
-    models = load_models(args.model, config, with_images=has_images, dtype=args.dtype, device=args.device)
+    models = load_models(
+        args.model,
+        config,
+        with_images=has_images,
+        dtype=args.dtype,
+        device=args.device,
+        adapter=args.adapter,
+        bits=bits_from(args, config.models),
+    )
     for i, prompt in enumerate(prompts):
         inputs.check_rendered(i, prompt, models, raw=args.raw)
         if not prompt.images:  # images are read with their batch
@@ -152,6 +160,7 @@ def _config(args: argparse.Namespace) -> DecodingConfig:
         raise ValueError("--resume goes on with an --output file: name it")
     check_positive(args, "max_new_tokens", "beams", "batch_size")
     check_placement(args)
+    bits_from(args, config.models)
     return config
 
 

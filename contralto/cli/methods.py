@@ -2,13 +2,14 @@
 
 import argparse
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from contralto.cli.flags import flag
 from contralto.decoding.methods import METHODS, DecodingConfig, Method, MethodParameter, model_options, parameter_names
+from contralto.decoding.quantization import MAIN, check_bits, quantization_options, take_bits
 
-__all__ = ["add_method_arguments", "add_model_arguments", "config_from"]
+__all__ = ["add_method_arguments", "add_model_arguments", "add_quantization_arguments", "bits_from", "config_from"]
 
 
 def add_model_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -25,6 +26,40 @@ def add_model_arguments(parser: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="use the preceding (or main) model without its PEFT adapters as the last other model",
     )
+    add_quantization_arguments(parser)
+
+
+def add_quantization_arguments(parser: argparse._ArgumentGroup) -> None:
+    """Add the flags that load models in 4 or 8 bits, also with underscores, as transformers and TRL spell them.
+
+    Args:
+        parser: a group of a command's parser.
+    """
+    for name, (model, bits) in quantization_options().items():
+        whose = "the model" if model == MAIN else f"the {model}"
+        parser.add_argument(
+            flag(name),
+            f"--{name}",
+            action="store_true",
+            default=None,
+            help=f"load {whose} in {bits} bits ({'NF4' if bits == 4 else 'LLM.int8'}, by bitsandbytes)",
+        )
+
+
+def bits_from(args: argparse.Namespace, models: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of bits of each quantised model.
+
+    Args:
+        args: of a parser with the flags of `add_quantization_arguments`.
+        models: the other models of the method, by name.
+
+    Raises:
+        OptionError: a model that is not given, or 4 and 8 bits at once.
+        ModuleNotFoundError: bitsandbytes is not installed.
+    """
+    bits = take_bits({name: getattr(args, name) for name in quantization_options()})
+    check_bits(bits, models)
+    return bits
 
 
 def add_method_arguments(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from contralto import __version__
+from contralto.decoding.quantization import BITS, MAIN, check_bits, take_bits
 from contralto.eval.comparison.columns import Column, gather
 from contralto.eval.comparison.planning import (
     Subject,
@@ -47,7 +48,7 @@ def compare(
         decoders: Decoders such as "cd beta=0.5", see `parse_decoder`; the controls of a method are added.
         output: The folder in which all answers are kept.
         conditions: The settings of all tasks; None for the defaults.
-        model_args: Arguments of `ContraltoLM` for all models: batch_size, device, dtype, ...
+        model_args: Arguments of `ContraltoLM` for all models: batch_size, device, dtype, load_in_4bit, amateur_load_in_8bit, ...
         include_path: Folders with further tasks.
         data_dir: A folder with local data, see `contralto.eval.data`.
         reuse: Folders of lm-eval's own results; runs of the same configuration are taken from there.
@@ -89,6 +90,7 @@ def _run_all(
         lm = _load(subject, own[0][0].has_images or takes_images(subject), model_args)
         name = names[subject.name]
         sizes[name] = {"name": subject.name, "parameters": int(lm.model.num_parameters()), **subject.sources}
+        sizes[name] |= {} if subject.adapter is None else {"adapter": subject.adapter}
         for task, rows in own:
             columns[task.name].append(gather(lm, name, task, rows, runner, logged=logged, progress=progress))
     return columns, sizes
@@ -124,4 +126,11 @@ def _load(subject: Subject, has_images: bool, model_args: Mapping[str, Any]) -> 
     from contralto.eval.models.lm import ContraltoLM
     from contralto.eval.models.vlm import ContraltoVLM
 
-    return (ContraltoVLM if has_images else ContraltoLM)(pretrained=subject.name, **model_args)
+    own = dict(model_args)
+    bits = take_bits(own)
+    check_bits(bits, subject.sources)
+    own |= {name: True for name, value in BITS.items() if bits.get(MAIN) == value}
+    own |= {} if subject.adapter is None else {"peft": subject.adapter}
+    lm = (ContraltoVLM if has_images else ContraltoLM)(pretrained=subject.name, **own)
+    lm.bits = bits  # the other models are loaded with the decoders that read them
+    return lm

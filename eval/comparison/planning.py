@@ -23,6 +23,8 @@ class Subject(NamedTuple):
     """A folder, a hub id, or `testbed:NAME`."""
     sources: Mapping[str, Any] = {}
     """Such as `{"amateur": "testbed:amateur"}`, for the methods that read them."""
+    adapter: str | None = None
+    """An adapter of the model, a folder or a hub id."""
 
 
 class TaskPlan(NamedTuple):

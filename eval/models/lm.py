@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, StoppingCriteria
 from contralto import __version__
 from contralto.common.errors import during
 from contralto.common.hashing import fingerprint
-from contralto.common.hub import check_weights, from_pretrained, locate, trusts_remote_code
+from contralto.common.hub import from_pretrained, trusts_remote_code
 from contralto.common.placement import input_device
 from contralto.decoding import AdaptersOff, SeededSampling
 from contralto.decoding.branches import ModelVariant
@@ -38,6 +38,7 @@ from contralto.decoding.inputs import DecodingBatch
 from contralto.decoding.loading import check_device
 from contralto.decoding.methods import generate_kwargs, likelihood_processor
 from contralto.decoding.methods.variants import is_variant, make_variant
+from contralto.decoding.quantization import check_bits, take_bits
 from contralto.decoding.stopping import StopStrings, StopStringsAfterThought
 from contralto.decoding.vocabulary import check_same_tokenizer
 from contralto.eval.metrics import register_in_lm_eval
@@ -45,6 +46,7 @@ from contralto.eval.models.arguments import check_arguments, check_ranking, para
 from contralto.eval.models.base import ContrastiveEvalModel, decoder_options, take_options
 from contralto.eval.models.decoder import Decoder
 from contralto.eval.models.generation_options import GenerationOptions, read_options
+from contralto.eval.models.loading import ModelLoading
 from contralto.eval.models.requests import EvalRequest, images_of
 from contralto.eval.models.thinking import answer_text, end_of_thought, ends_thought
 
@@ -55,7 +57,7 @@ register_in_lm_eval()
 
 
 @register_model("contralto")
-class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
+class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[misc]
     """Language models in lm-eval, decoding and scoring by a contrastive method.
 
     Answers (`generate_until`) come from the fastest executor of the method, likelihoods from
@@ -66,7 +68,7 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
     their batch is done.
 
     Args:
-        pretrained: A folder, a hub id, `testbed:NAME`, or a model.
+        pretrained: A folder, a hub id, `testbed:NAME`, or a model; also an adapter, which is put onto its base as by `peft`.
         device: Such as cuda:1; None is a GPU if there is one.
         batch_size: Rows per batch; "auto" starts with `max_batch_size` and halves it when memory runs out.
         max_batch_size: The first batch size of "auto".
@@ -74,7 +76,7 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
             `top_k`, `top_p`, `min_p`, `seed`, `score`, `masked`; and all arguments of lm-eval's `hf` model. `contrast_prompt` is
             a template in which `{name}` is a field of the document and `{prompt}` the whole prompt, or under a chat template the
             text of its last turn; there the contrast prompt takes that text's place, and examples, system message and the
-            beginning of an answer stay.
+            beginning of an answer stay. `load_in_4bit`, `amateur_load_in_8bit`, ... quantise by bitsandbytes.
 
     Raises:
         ValueError: An argument is unknown, an option is out of range or belongs to another method, another model has a different
@@ -94,6 +96,8 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         self.decoder = Decoder.of(**take_options(kwargs))
+        self.bits = take_bits(kwargs)
+        check_bits(self.bits, self.decoder.config.models)
         if trusts_remote_code():
             kwargs.setdefault("trust_remote_code", True)
         check_arguments(
@@ -130,12 +134,11 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
     ) -> None:
         """Initialize lm-eval's model, and shorten its errors to one line."""
         name = pretrained if isinstance(pretrained, str) else ""
-        if name:
-            check_weights(name)
+        source, kwargs = self._resolved(name, kwargs) if name else (pretrained, kwargs)
         try:
             with during(f"cannot load {name or type(pretrained).__name__}"):
                 super().__init__(
-                    locate(pretrained) if name else pretrained,
+                    source,
                     device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
                     batch_size=max_batch_size if self.adaptive else int(batch_size or 1),
                     max_batch_size=max_batch_size,
@@ -178,23 +181,24 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
     def _load_others(self) -> tuple[Any, ...]:
         """Return the models of the other branches, loaded once."""
         config = self.decoder.config
-        models = [config.models[name] for name in config.declaration.models if name in config.models]
-        others = [self._load(model) if isinstance(model, str) else model for model in models]
+        models = {name: config.models[name] for name in config.declaration.models if name in config.models}
+        others = [self._load(name, each) if isinstance(each, str) else each for name, each in models.items()]
         if config.adapters_off:
             others.append(AdaptersOff(others[-1] if others else self.model))
         return tuple(others)
 
-    def _load(self, name: str) -> Any:
-        if name not in self._loaded and is_variant(name):
-            self._loaded[name] = make_variant(name, self.model)
-        if name not in self._loaded:
+    def _load(self, option: str, name: str) -> Any:
+        key = f"{name} {self.bits.get(option)}"
+        if key not in self._loaded and is_variant(name):
+            self._loaded[key] = make_variant(name, self.model)
+        if key not in self._loaded:
             code = bool(self._model_kwargs.get("trust_remote_code"))
             tokenizer = from_pretrained(AutoTokenizer, name, trust_remote_code=code)
             check_same_tokenizer(self._name, self.tokenizer, name, tokenizer)
-            dtype = self.model.dtype
-            model = from_pretrained(self.AUTO_MODEL_CLASS, name, dtype=dtype, trust_remote_code=code)
-            self._loaded[name] = model.to(self.device).eval()
-        return self._loaded[name]
+            self._loaded[key] = self._load_other(
+                option, name, auto=self.AUTO_MODEL_CLASS, dtype=self.model.dtype, device=self.device, trusted=code
+            )
+        return self._loaded[key]
 
     @property
     def models(self) -> dict[str, torch.nn.Module]:
@@ -216,6 +220,7 @@ class ContraltoLM(ContrastiveEvalModel, HFLM):  # type: ignore[misc]
             "weights": {name: fingerprint(model) for name, model in self.models.items()},
             "dtype": str(self.model.dtype),
             "max_length": self.max_length,
+            **({"bits": self.bits} if self.bits else {}),
             **{name: repr(value) for name, value in sorted(self._model_kwargs.items())},
             **self.decoder.describe(),
         }

@@ -10,6 +10,7 @@ from typing import Any
 from lm_eval.api.registry import register_model
 from lm_eval.models.hf_vlms import DEFAULT_IMAGE_PLACEHOLDER, HFMultimodalLM
 from lm_eval.models.utils import resize_image
+from transformers import AutoProcessor
 
 from contralto.common.hashing import pixels_digest
 from contralto.common.texts import without_bos
@@ -43,6 +44,7 @@ class ContraltoVLM(ContraltoLM, HFMultimodalLM):  # type: ignore[misc]
         for name in ("add_bos_token", "chat_template_args", "enable_thinking", "tokenizer", "use_fast_tokenizer")
     }
     mark = DEFAULT_IMAGE_PLACEHOLDER
+    tokenizer_class = AutoProcessor
 
     def _encode(self, requests: Sequence[EvalRequest], room: int) -> Mapping[str, Any]:
         """Return the inputs of the model for a batch, its images included."""
