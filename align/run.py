@@ -1,7 +1,6 @@
 """The training run behind `contralto align` and `python -m contralto.align`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from contralto.align.parsing import (
@@ -104,8 +103,14 @@ def _make_trainer(data: Any, args: Any, model: Any, train: Any, evaluation: Any)
     import torch
     from trl import get_peft_config, get_quantization_config  # type: ignore[attr-defined]
 
-    from contralto.common.hub import check_weights, locate
+    from contralto.common.adapters import check_base
+    from contralto.common.hub import adapter_base, check_weights, locate
 
+    if (base := adapter_base(model.model_name_or_path)) is not None:
+        raise ValueError(
+            f"model_name_or_path is an adapter of {base}, and training goes on with an adapter beside its base: give "
+            f"model_name_or_path {base} and adapter {model.model_name_or_path}"
+        )
     _check_template(locate(model.model_name_or_path), train, args, model)
     quantization: Any = get_quantization_config(model)
     for name in filter(None, (model.model_name_or_path, getattr(args, "teacher_model_name_or_path", None))):
@@ -113,6 +118,7 @@ def _make_trainer(data: Any, args: Any, model: Any, train: Any, evaluation: Any)
     policy: Any = locate(model.model_name_or_path)
     adapter: dict[str, Any] = {"peft_config": get_peft_config(model), "quantization_config": quantization}
     if data.adapter is not None:
+        check_base(model.model_name_or_path, data.adapter)
         policy, adapter, args.model_init_kwargs = _with_adapter(policy, data.adapter, args, quantization), {}, None
     if getattr(args, "report", False) is None:
         args.report = bool(args.monitor_pairs)
@@ -158,8 +164,6 @@ def _with_adapter(name: str, adapter: str, args: Any, quantization: Any) -> Any:
     from contralto.align.trl_compat import create_model_from_path
     from contralto.common.hub import with_adapter
 
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise ValueError(f"{adapter} holds no adapter: there is no adapter_config.json")
     options = dict(args.model_init_kwargs)
     options.setdefault("dtype", "bfloat16" if torch.accelerator.is_available() and not args.use_cpu else "float32")
     options["device_map"] = {"": str(args.device)} if quantization is not None else None

@@ -64,7 +64,7 @@ SCHEDULE = (
 CURRICULA = {"paper": PAPER, "released": RELEASED, "released_gradual": RELEASED_GRADUAL}
 TEACHER = (
     *("teacher_model_name_or_path", "teacher_model_revision", "teacher_model_init_kwargs"),
-    *("teacher_load_in_4bit", "teacher_load_in_8bit", "precompute_teacher", "teacher_cache"),
+    *("teacher_load_in_4bit", "teacher_load_in_8bit", "precompute_teacher", "teacher_cache", "teacher_dtype"),
 )
 SKEW, SHARED = ("alpha_0",), ("temperature", *TEACHER)
 DISTILLATION_LOSSES = {
@@ -121,6 +121,7 @@ class DistillationConfig(StagedConfig):
         teacher_model_revision: the revision of a hub id.
         teacher_model_init_kwargs: keyword arguments of `from_pretrained`. Without a dtype, the teacher has that of its weights on an
             accelerator, and float32 on a CPU.
+        teacher_dtype: the dtype of the teacher's weights; bfloat16 halves its memory on a CPU.
         teacher_load_in_4bit: quantise the teacher by bitsandbytes (NF4).
         teacher_load_in_8bit: quantise the teacher by bitsandbytes (LLM.int8).
         precompute_teacher: compute the teacher's last hidden states once, keep them on disk, and train without the teacher.
@@ -168,6 +169,11 @@ class DistillationConfig(StagedConfig):
     teacher_model_revision: str | None = option(None, "The teacher's revision.")
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "For the teacher's from_pretrained."}
+    )
+    teacher_dtype: str | None = option(
+        None,
+        "The dtype of the teacher's weights (default: as stored on an accelerator, float32 on a CPU).",
+        choices=["auto", "bfloat16", "float16", "float32"],
     )
     teacher_load_in_4bit: bool = option(False, "Load the teacher in 4 bits (NF4, bitsandbytes).")
     teacher_load_in_8bit: bool = option(False, "Load the teacher in 8 bits (LLM.int8, bitsandbytes).")
@@ -241,9 +247,11 @@ class DistillationConfig(StagedConfig):
         if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
             raise ValueError("teacher_load_in_4bit and teacher_load_in_8bit are both set: set one of them")
         if self.teacher_model_name_or_path is None:
-            options = (each for each in TEACHER[1:5] if getattr(self, each))
+            options = (each for each in (*TEACHER[1:5], "teacher_dtype") if getattr(self, each))
             if option := next(options, None):
                 raise ValueError(f"{option} is set, and no teacher_model_name_or_path, to which it applies")
+        if self.teacher_dtype is not None and "dtype" in (self.teacher_model_init_kwargs or {}):
+            raise ValueError("teacher_dtype and teacher_model_init_kwargs both name a dtype: give one of them")
         if self.teacher_cache is not None and not self.precompute_teacher:
             raise ValueError("teacher_cache is set, and is only used with precompute_teacher: set both")
 

@@ -18,7 +18,7 @@ from contralto.align.trainers.selection import CompletionBatch
 from contralto.align.trl_compat import create_model_from_path, gathered
 from contralto.common.hashing import content_digest, model_digest, weights_digest
 from contralto.common.head import head_of
-from contralto.common.hub import locate
+from contralto.common.hub import adapter_base, locate, with_adapter
 
 __all__ = ["load_teacher", "state_bytes", "states_head", "teacher_digest", "teacher_states", "without_adapter"]
 
@@ -33,8 +33,9 @@ def load_teacher(args: DistillationConfig) -> Any:
         args: the options.
     """
     name = cast(str, args.teacher_model_name_or_path)
-    cpu = args.device.type == "cpu"
-    options: dict[str, Any] = {"dtype": "float32" if cpu else "auto", "trust_remote_code": args.trust_remote_code}
+    base = adapter_base(name)
+    dtype = args.teacher_dtype or ("float32" if args.device.type == "cpu" else "auto")
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": args.trust_remote_code}
     if args.teacher_model_revision is not None:
         options["revision"] = args.teacher_model_revision
     if args.teacher_load_in_4bit or args.teacher_load_in_8bit:
@@ -44,7 +45,8 @@ def load_teacher(args: DistillationConfig) -> Any:
         options["quantization_config"] = BitsAndBytesConfig(**bits)  # type: ignore[no-untyped-call]
         options["device_map"] = {"": str(args.device)}
     given = cast(dict[str, Any], args.teacher_model_init_kwargs or {})
-    return create_model_from_path(locate(name), **{"device_map": None} | options | given)
+    teacher = create_model_from_path(locate(base or name), **{"device_map": None} | options | given)
+    return teacher if base is None else without_adapter(with_adapter(teacher, name))
 
 
 def without_adapter(teacher: Any) -> Any:
@@ -70,6 +72,8 @@ def teacher_digest(teacher: Any, args: DistillationConfig, precision: str, sides
         return model_digest(teacher, frozen_only=False, extra=extra)
     name = cast(str, args.teacher_model_name_or_path)
     options = [getattr(args, option) for option in TEACHER[1:5]]
+    options += [args.teacher_dtype] if args.teacher_dtype else []
+    options += [weights_digest(base)] if (base := adapter_base(name)) else []
     return content_digest(repr((weights_digest(name), options, args.device.type, extra)))
 
 

@@ -1,9 +1,10 @@
 """`contralto serve`: vLLM's OpenAI-compatible server, configured for contrastive decoding.
 
-    contralto serve MODEL [--marker ID] [--contrast-timeout SECONDS] [every flag of vLLM's server]
+    contralto serve MODEL [--adapter ADAPTER] [--marker ID] [--contrast-timeout SECONDS] [every flag of vLLM's server]
 
 It adds the logits processor, the scheduler and the middleware of contrastive decoding, and rejects flags that are incompatible with
-them. Other requests are served as by vLLM. The server listens on this machine alone unless `--host` is given.
+them. A LoRA adapter as the model, or beside it, is served under its own name, and its base under that of the base. Other requests are
+served as by vLLM. The server listens on this machine alone unless `--host` is given.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from contralto.cli.flags import errors_with_flags
+from contralto.common.adapters import split_adapter
 from contralto.common.hub import from_pretrained, locate, remote_code
 from contralto.decoding.vllm.checks import DEFAULT_TIMEOUT
 from contralto.decoding.vllm.engine import cpu_options, engine_options, marker_of, server_flags
@@ -87,6 +89,11 @@ def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """
     args, rest = _parser().parse_known_args([_dashed(word) for word in argv])
     given = vars(args)
+    with errors_with_flags():
+        given["model"], adapter = split_adapter(given["model"], given.pop("adapter"))
+    if adapter is not None:
+        rest = [*_lora_flags(adapter, rest), *rest]
+        given["enable_lora"], given["max_loras"] = True, given["max_loras"] or 2
     model, timeout, marker = given.pop("model"), given.pop("contrast_timeout"), given.pop("marker")
     limits = {
         "timeout": timeout,
@@ -110,6 +117,28 @@ def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     command = [sys.executable, "-m", SERVER, "--model", locate(model), "--served-model-name", model]
     command += [*server_flags(options), "--middleware", MIDDLEWARE, *_address(rest), *rest]
     return command, {"marker": marker, **limits, "held": max(Limits.held, limits["body"])}
+
+
+def _lora_flags(adapter: str, rest: Sequence[str]) -> list[str]:
+    """Return the flags that serve an adapter under its own name.
+
+    Args:
+        adapter: a folder or a hub id.
+        rest: the user's flags of vLLM, which may not serve other adapters.
+
+    Raises:
+        ValueError: they do.
+    """
+    from contralto.decoding.vllm.adapters import lora_options
+
+    if any(word.startswith("--lora-modules") for word in rest):
+        raise ValueError("an adapter is given, and --lora-modules names others: list all of them in --lora-modules")
+    folder = locate(adapter)
+    if not Path(folder).is_dir():
+        raise ValueError(f"vLLM serves adapters from folders, and {adapter} is none: download it first")
+    rank = str(lora_options([folder])["max_lora_rank"])
+    name = Path(folder).resolve().name
+    return ["--lora-modules", f"{name}={folder}", *([] if "--max-lora-rank" in rest else ["--max-lora-rank", rank])]
 
 
 # -------------------------------------------------------------------------------------------------------- where it listens
@@ -181,7 +210,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="All other flags are those of vLLM's server; for several GPUs: --tensor-parallel-size N.",
         allow_abbrev=False,
     )
-    parser.add_argument("model", help="a folder, a hub id, or testbed:NAME")
+    parser.add_argument("model", help="a folder, a hub id, or testbed:NAME; also a LoRA adapter, with its base")
+    parser.add_argument("--adapter", help="a LoRA adapter of the model, served under the name of its folder")
     parser.add_argument("--marker", type=int, help="a token that no text holds (default: found in the tokenizer)")
     parser.add_argument(
         "--contrast-timeout",

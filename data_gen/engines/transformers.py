@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property
 from typing import Any
 
+from contralto.common.adapters import split_adapter
 from contralto.common.hashing import content_digest, weights_digest
+from contralto.common.hub import adapter_base, check_fit, locate
 from contralto.data_gen.engines.base import Outcome
 from contralto.data_gen.engines.batching import batches
 from contralto.data_gen.ranges import check_batch
@@ -23,15 +25,17 @@ class TransformersEngine:
     recorded whole: a resumed run computes what the interrupted one would have.
 
     Args:
-        model: a folder, a hub id, or `testbed:NAME`.
+        model: a folder, a hub id, or `testbed:NAME`; also a LoRA adapter, which is put onto its base.
         batch_size: requests decoded together.
         adapter: a LoRA adapter on top of the model, a folder or a hub id. Engines of the same model share its weights.
         raw: feed messages as they are, even if there is a chat template.
         dtype: auto (as stored), or a torch dtype such as bfloat16.
         device: such as cuda:1, or auto to spread the models; None is a GPU if there is one.
-        options: the options of `DecodingConfig`: `method` and its parameters.
+        options: the options of `DecodingConfig`: `method` and its parameters; `load_in_4bit`, `amateur_load_in_8bit`, ..., see
+            `contralto.decoding.quantization`.
 
     Raises:
+        ModuleNotFoundError: models are quantised, and bitsandbytes is not installed.
         ValueError: options contradict each other; at the first answer, a model cannot be loaded.
     """
 
@@ -48,10 +52,13 @@ class TransformersEngine:
     ) -> None:
         from contralto.decoding.loading import check_dtype
         from contralto.decoding.methods import DecodingConfig
+        from contralto.decoding.quantization import check_bits, take_bits
 
         check_batch(batch_size)
         check_dtype(dtype)
+        self._bits = take_bits(options)
         self._config = DecodingConfig.from_options(**options)
+        check_bits(self._bits, self._config.models)
         self._config.check_contrast_prompt()
         # options that a recipe turns off explicitly are a part of keys in existing stores
         self._off = {
@@ -63,16 +70,18 @@ class TransformersEngine:
 
     @staticmethod
     def option_names() -> tuple[str, ...]:
-        """Return the names of the decoding options."""
+        """Return the names of the options of decoding and of quantisation."""
         from contralto.decoding.methods import option_names
+        from contralto.decoding.quantization import quantization_options
 
-        return option_names()
+        return (*option_names(), *quantization_options())
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Return the models with digests of their weights, and the decoding options; keys include them."""
         config = self._config
         names = [self._model, *config.models.values(), *([self._adapter] if self._adapter else [])]
+        names += [base for name in names if name != self._adapter and (base := adapter_base(name)) is not None]
         options = self._off | {name: value for name, value in config.describe().items() if name != "method"}
         return {
             "engine": "transformers",
@@ -83,6 +92,7 @@ class TransformersEngine:
             "raw": self._raw,
             "method": config.method,
             "options": options,
+            **({"bits": self._bits} if self._bits else {}),
         }
 
     def check(self, sampling: Sampling) -> None:
@@ -127,7 +137,8 @@ class TransformersEngine:
                 f"method {self._config.method!r} contrasts images, and a request has none: choose another method"
             )
         models = self._models(with_images=bool(batch[0].images))
-        _use_adapter(models.main, self._adapter)
+        if self._shares_base:
+            _use_adapter(models.main, self._adapter)
         inputs = self._batch(batch, models)
         branch_rooms = rooms(inputs, window=self._config.parameters.get("amateur_window"))
         limits = [min(sampling.max_new_tokens, *(room.left() for room in branches)) for branches in branch_rooms]
@@ -142,6 +153,13 @@ class TransformersEngine:
             for request, answer, limit in zip(batch, answers, limits, strict=True)
         ]
 
+    @cached_property
+    def _shares_base(self) -> bool:
+        """Return True if other engines use the same base, with other adapters or none."""
+        if self._adapter is not None:
+            split_adapter(self._model, self._adapter)  # raises if the adapter is of another model
+        return not self._config.adapters_off and adapter_base(self._model) is None
+
     def _models(self, *, with_images: bool) -> Any:
         """Return the models; engines of equal names share them."""
         config = self._config
@@ -154,6 +172,8 @@ class TransformersEngine:
             dtype=self._dtype,
             device=self._device,
             with_images=with_images,
+            adapter=None if self._shares_base else self._adapter,
+            bits=tuple(self._bits.items()),
         )
 
     def _batch(self, batch: Sequence[Request], models: Any) -> Any:
@@ -224,12 +244,16 @@ def _load(
     dtype: str,
     device: str | None,
     with_images: bool,
+    adapter: str | None,
+    bits: tuple[tuple[str, int], ...],
 ) -> Any:
     from contralto.decoding.loading import load_models
     from contralto.decoding.methods import DecodingConfig
 
     config = DecodingConfig(method=method, models=dict(models), adapters_off=adapters_off)
-    return load_models(model, config, with_images=with_images, dtype=dtype, device=device)
+    return load_models(
+        model, config, with_images=with_images, dtype=dtype, device=device, adapter=adapter, bits=dict(bits)
+    )
 
 
 def _use_adapter(model: Any, adapter: str | None) -> None:
@@ -240,9 +264,10 @@ def _use_adapter(model: Any, adapter: str | None) -> None:
         return
     name = content_digest(adapter, 8)
     if name not in _loaded_adapters(model):
+        check_fit(model, adapter)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended
-            model.load_adapter(adapter, adapter_name=name)
+            model.load_adapter(locate(adapter), adapter_name=name)
         model.eval()
     model.enable_adapters()
     model.set_adapter(name)

@@ -5,6 +5,7 @@ from dataclasses import astuple
 from functools import cached_property
 from typing import Any
 
+from contralto.common.adapters import split_adapter
 from contralto.common.hashing import weights_digest
 from contralto.common.hub import locate, trusts_remote_code
 from contralto.data_gen.engines.base import Outcome
@@ -26,7 +27,7 @@ class VLLMEngine:
     answers do not depend on the batch except in near ties.
 
     Args:
-        model: a folder, a hub id, or `testbed:NAME`.
+        model: a folder, a hub id, or `testbed:NAME`; also a LoRA adapter, which is put onto its base.
         adapter: a LoRA adapter, a folder or a hub id; with `adapters_off` the other branch is the model without it.
         rows_together: rows whose requests are handed over together; an interrupted run loses at most their answers.
         options: further arguments of `vllm.LLM`, such as `{"tensor_parallel_size": 2}`.
@@ -47,6 +48,7 @@ class VLLMEngine:
         **decoding: Any,
     ) -> None:
         check_number("rows_together", rows_together, least=1, most=1_000_000, whole=True)
+        model, adapter = split_adapter(model, None) if adapter is None else (model, adapter)
         self._config = _config_of(decoding)
         self._adapters = _adapters(self._config, adapter)
         self._model, self._adapter, self._options = model, adapter, dict(options or {})

@@ -15,6 +15,7 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from contralto import __version__
+from contralto.common.adapters import split_adapter
 from contralto.decoding.vllm.adapters import adapters_of, lora_options, loras
 from contralto.eval.models.arguments import check_arguments
 from contralto.eval.models.base import ContrastiveEvalModel, decoder_options, take_options
@@ -47,7 +48,7 @@ class ContraltoVLLM(ContrastiveEvalModel, TemplateLM):  # type: ignore[misc]
     every 256.
 
     Args:
-        pretrained: A folder, a hub id, or `testbed:NAME`.
+        pretrained: A folder, a hub id, or `testbed:NAME`; also a LoRA adapter, which is put onto its base.
         adapter: The folder of a LoRA adapter on it; with `adapters_off=True` the other branch is the model without it.
         lora_local_path: lm-eval's name for `adapter`.
         max_gen_toks: New tokens per answer where the task does not set them.
@@ -92,8 +93,9 @@ class ContraltoVLLM(ContrastiveEvalModel, TemplateLM):  # type: ignore[misc]
         self.chat_template_args = {**(chat_template_args or {}), **thinking}
         if self.chat_template_args.get("enable_thinking") and think_end_token is None:
             raise ValueError("enable_thinking=True needs think_end_token, the end of a thought, such as '</think>'")
-        self._adapters = adapters_of(self.decoder.config, adapter or lora_local_path)
         self._engine_kwargs, self._name, self._length = kwargs, pretrained, max_gen_toks
+        pretrained, adapter = split_adapter(pretrained, adapter or lora_local_path)
+        self._adapters = adapters_of(self.decoder.config, adapter)
         from contralto.decoding.vllm.engine import make_llm
 
         self._llm = make_llm(pretrained, **{**lora_options(self._adapters), **kwargs})
