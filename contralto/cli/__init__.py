@@ -52,6 +52,7 @@ COMMANDS = {
             extra="align",
             has_parser=False,
         ),
+        Command("convert", "make a folder that every command reads from a GGUF file", extra="convert"),
         Command(
             "amateur",
             "make a smaller model of a model, to contrast it with: fewer layers, trained on texts that it writes",

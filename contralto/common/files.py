@@ -6,6 +6,7 @@ U+2028, which are ordinary characters of prompts and of JSON strings.
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ __all__ = [
     "lines_of",
     "locked",
     "locked_folder",
+    "new_folder",
     "read_json_lines",
     "read_lines",
     "read_text",
@@ -153,6 +155,41 @@ def replace_file(path: Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder, and move it to `path` when the block ends without an error.
+
+    Args:
+        path: the folder to make; an empty one is replaced, and a missing folder above it is created.
+
+    Yields:
+        A folder beside `path`, which is removed if the block raises.
+
+    Raises:
+        OSError: the folder exists and is not empty, or cannot be made.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with new_folder(Path(folder, "new")) as unfinished:
+        ...         _ = (unfinished / "a.txt").write_text("content")
+        ...     Path(folder, "new", "a.txt").read_text()
+        'content'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        for file in filter(Path.is_file, unfinished.rglob("*")):
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
+        unfinished.replace(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextmanager

@@ -90,7 +90,16 @@ def enter(prepare: Callable[[], Sequence[object]], tests: Sequence[str]) -> NoRe
     import pytest
 
     os.chdir(ROOT)
-    options = ["-x", "-q", "-m", "not slow and not full and not gpu", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    options = [
+        "-x",
+        "-q",
+        "-m",
+        "not slow and not full and not gpu and not real",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+    ]
     os._exit(pytest.main([*options, "-W", "ignore:Module already imported", *tests], plugins=plugins))
 
 
