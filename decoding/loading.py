@@ -23,7 +23,7 @@ from contralto.common.options import Option, OptionError
 from contralto.decoding.branches import AdaptersOff
 from contralto.decoding.methods import DecodingConfig
 from contralto.decoding.methods.variants import is_variant, make_variant
-from contralto.decoding.quantization import MAIN, check_bits, quantization_config
+from contralto.decoding.quantization import MAIN, check_bits, check_quantized, quantization_config
 from contralto.decoding.vocabulary import check_same_tokenizer
 
 __all__ = ["Models", "check_device", "check_dtype", "load_models", "weights_digests"]
@@ -125,9 +125,7 @@ def load_models(
         return _load(name, how, with_images=with_images, adapter=adapter)
 
     main = load(MAIN, base, adapter)
-    others = [
-        make_variant(name, main) if is_variant(name) else load(option, name) for option, name in names.items()
-    ]
+    others = [make_variant(name, main) if is_variant(name) else load(option, name) for option, name in names.items()]
     if config.adapters_off:
         others.append(AdaptersOff(others[-1] if others else main))
     if tokenizer.pad_token is None:
@@ -162,6 +160,7 @@ def _load(name: str, how: dict[str, Any], *, with_images: bool, adapter: str | N
         name, adapter = base, name
         check_weights(name)
     model = _load_whole(name, how, with_images=with_images)
+    check_quantized(model, name)
     return model if adapter is None else with_adapter(model, adapter).eval()
 
 
@@ -199,7 +198,7 @@ def weights_digests(model: str, config: DecodingConfig, adapter: str | None = No
     """
     names = {"model": model, **config.models} | ({} if adapter is None else {"adapter": adapter})
     for option, name in list(names.items()):
-        if option != "adapter" and (base := adapter_base(name)) is not None:
+        if option != "adapter" and not is_variant(name) and (base := adapter_base(name)) is not None:
             names[f"{option}_base"] = base
     found = {option: weights_digest(name) for option, name in names.items()}
     return {option: value[:16] for option, value in found.items() if value != names[option]}

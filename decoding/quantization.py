@@ -6,8 +6,9 @@ from typing import Any
 from contralto.common.errors import require
 from contralto.common.options import Option, OptionError
 from contralto.decoding.methods import model_options
+from contralto.decoding.methods.variants import is_variant
 
-__all__ = ["BITS", "MAIN", "check_bits", "quantization_config", "quantization_options", "take_bits"]
+__all__ = ["BITS", "MAIN", "check_bits", "check_quantized", "quantization_config", "quantization_options", "take_bits"]
 
 BITS = {"load_in_4bit": 4, "load_in_8bit": 8}
 """The options of the main model, spelled as in transformers and TRL; `amateur_load_in_4bit` is that of the amateur."""
@@ -64,18 +65,40 @@ def check_bits(bits: Mapping[str, int], models: Mapping[str, Any]) -> None:
         models: the other models of the method, by name.
 
     Raises:
-        OptionError: a method has no such model.
+        OptionError: no such model is given, or it is a variant of the main model.
         ModuleNotFoundError: bitsandbytes is not installed.
     """
     for model, number in bits.items():
-        if model != MAIN and model not in models:
+        if model != MAIN and (model not in models or is_variant(models[model])):
+            problem = "is the model itself: quantise that" if model in models else "is not given"
             raise OptionError(
-                "{option} is of {model}, which is not given",
+                f"{{option}} quantises {{model}}, which {problem}",
                 option=Option(f"{model}_load_in_{number}bit"),
-                model=Option(model),
+                model=Option(model, models.get(model)),
             )
     if bits:
         require("bitsandbytes")
+
+
+def check_quantized(model: Any, name: str) -> None:
+    """Raise ValueError for a model in 4 bits that bitsandbytes cannot run on a CPU, before its first forward pass fails.
+
+    Args:
+        model: the loaded model.
+        name: the name that the user gave.
+
+    Raises:
+        ValueError: on a CPU, a matrix has a number of inputs that is no multiple of the block size of its scales.
+    """
+    for path, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        state = getattr(weight, "quant_state", None)
+        if state is None or weight is None or weight.device.type != "cpu" or module.in_features % state.blocksize == 0:
+            continue
+        raise ValueError(
+            f"{name} cannot be loaded in 4 bits on a CPU: {path} has {module.in_features} inputs, and bitsandbytes needs a multiple of "
+            f"{state.blocksize} there: load it in 8 bits"
+        )
 
 
 def quantization_config(bits: int | None, dtype: Any = "auto") -> Any:

@@ -1,6 +1,7 @@
 """The command line: `contralto COMMAND ...`. A command is a module of this package; nothing else in contralto imports it."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -72,6 +73,10 @@ COMMANDS = {
     )
 }
 
+QUIET = ("bitsandbytes",)
+"""Loggers whose warnings say nothing that a user could act on: bitsandbytes names a missing kernel where no model is quantised, and the
+dtype of every product of LLM.int8."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -82,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or see `contralto.common.errors` for how errors end.
     """
+    for logger in QUIET:
+        logging.getLogger(logger).setLevel(logging.ERROR)
     argv = sys.argv[1:] if argv is None else list(argv)
     name = argv[0] if argv else ""
     extra = COMMANDS[name].extra if name in COMMANDS else ""

@@ -278,6 +278,8 @@ def check_fit(model: Any, adapter: str) -> None:
             if not mark or side is None:
                 continue
             module, (features, dimension) = modules.get(path), side
+            if module is None and _renames(model):
+                continue
             has = getattr(module, features, None)
             size = weights.get_slice(key).get_shape()[dimension]
             if module is None or (has is not None and has != size):
@@ -285,6 +287,14 @@ def check_fit(model: Any, adapter: str) -> None:
                 raise ValueError(
                     f"{adapter} is an adapter of another model: there is no {what} in {_described(model)}{_made_for(adapter)}"
                 )
+
+
+def _renames(model: Any) -> bool:
+    """Return True if transformers renames stored weights of a model, as those of adapters made with an earlier version."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    kind = getattr(model.config, "model_type", "")
+    return bool(getattr(model, "_checkpoint_conversion_mapping", None) or get_checkpoint_conversion_mapping(kind))
 
 
 def _described(model: Any) -> str:

@@ -79,9 +79,12 @@ class TransformersEngine:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Return the models with digests of their weights, and the decoding options; keys include them."""
+        from contralto.decoding.methods.variants import is_variant
+
         config = self._config
         names = [self._model, *config.models.values(), *([self._adapter] if self._adapter else [])]
-        names += [base for name in names if name != self._adapter and (base := adapter_base(name)) is not None]
+        whole = [name for name in names if name != self._adapter and not is_variant(name)]
+        names += [base for name in whole if (base := adapter_base(name)) is not None]
         options = self._off | {name: value for name, value in config.describe().items() if name != "method"}
         return {
             "engine": "transformers",

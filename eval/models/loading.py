@@ -61,6 +61,7 @@ class ModelLoading:
         """
         wanted = quantization.quantization_config(self.bits.get(quantization.MAIN), dtype) or quantization_config
         super()._create_model(pretrained, dtype=dtype, quantization_config=wanted, **kwargs)  # type: ignore[misc]
+        quantization.check_quantized(self._model, pretrained)
         if peft:
             self._model: Any = with_adapter(self._model, peft).eval()
 
@@ -78,7 +79,7 @@ class ModelLoading:
         how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trusted}
         if option in self.bits:
             quantised = quantization.quantization_config(self.bits[option], dtype)
-            return from_pretrained(
-                auto, name, device_map={"": str(device)}, quantization_config=quantised, **how
-            ).eval()
+            model = from_pretrained(auto, name, device_map={"": str(device)}, quantization_config=quantised, **how)
+            quantization.check_quantized(model, name)
+            return model.eval()
         return from_pretrained(auto, name, **how).to(device).eval()
