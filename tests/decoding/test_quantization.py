@@ -49,7 +49,7 @@ def test_matrices_that_a_cpu_cannot_read_in_4_bits():
 
     layer = nn.Linear(32, 8)
     layer.weight.quant_state = State()
-    with pytest.raises(ValueError, match="small cannot be loaded in 4 bits on a CPU: 0 has 32 inputs, and .* of 64"):
+    with pytest.raises(ValueError, match=r"small cannot be loaded in 4 bits on a CPU: 0 has 32 inputs, and .* of 64"):
         check_quantized(nn.Sequential(layer), "small")
     State.blocksize = 32
     check_quantized(nn.Sequential(layer), "small")
