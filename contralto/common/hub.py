@@ -294,7 +294,9 @@ def _renames(model: Any) -> bool:
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     kind = getattr(model.config, "model_type", "")
-    return bool(getattr(model, "_checkpoint_conversion_mapping", None) or get_checkpoint_conversion_mapping(kind))
+    if getattr(model, "_checkpoint_conversion_mapping", None):
+        return True
+    return bool(get_checkpoint_conversion_mapping(kind))  # type: ignore[no-untyped-call]
 
 
 def _described(model: Any) -> str:
