@@ -37,7 +37,7 @@ from contralto.data_gen.types import Request, Sampling
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "data_kills.md"
-ROWS = {"source": "contralto.testbed.questions:problems", "arguments": {"count": 20, "seed": 1, "split": "dev"}}
+SOURCE = "contralto.testbed.questions:problems"
 STRATEGIES = [
     {"use": "best_of_n", "n": 3, "scorer": "contralto.testbed.questions:score"},
     "clair",
@@ -62,10 +62,11 @@ class Found(NamedTuple):
     """Answers in the store of a finished run."""
 
 
-def recipe_for(engine: dict[str, Any], folder: Path) -> Path:
-    """A recipe whose target is the engine."""
+def recipe_for(engine: dict[str, Any], folder: Path, problems: int) -> Path:
+    """A recipe of so many problems whose target is the engine."""
     path = folder / "recipe.yaml"
-    said = {"rows": ROWS, "strategies": STRATEGIES, "roles": {"target": engine, **PROGRAMS}, "checks": {"contrast": {}}}
+    rows = {"source": SOURCE, "arguments": {"count": problems, "seed": 1, "split": "dev"}}
+    said = {"rows": rows, "strategies": STRATEGIES, "roles": {"target": engine, **PROGRAMS}, "checks": {"contrast": {}}}
     path.write_text(yaml.safe_dump(said))
     return path
 
@@ -122,10 +123,10 @@ def until_finished(recipe: Path, output: Path, seconds: float, kills: int, rng: 
         yield
 
 
-def try_engine(name: str, engine: dict[str, Any], kills: int, folder: Path) -> Found:
+def try_engine(name: str, engine: dict[str, Any], kills: int, folder: Path, problems: int) -> Found:
     """Kills and comparisons for one engine."""
     folder.mkdir()
-    recipe, rng = recipe_for(engine, folder), random.Random(0)
+    recipe, rng = recipe_for(engine, folder, problems), random.Random(0)
     start = time.perf_counter()
     for _ in until_finished(recipe, folder / "whole" / "pairs", 0, 0, rng):
         raise AssertionError
@@ -167,6 +168,7 @@ def table(found: list[Found]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="of each engine (default 100)")
+    parser.add_argument("--problems", type=int, default=20, help="of a run (default 20)")
     parser.add_argument("--no-write", action="store_true", help="only print the table")
     args = parser.parse_args()
     torch.set_num_threads(1)  # a forked child has no other threads
@@ -192,7 +194,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             found = [
-                try_engine(name, engine, args.kills, Path(folder) / name)
+                try_engine(name, engine, args.kills, Path(folder) / name, args.problems)
                 for name, engine in {"transformers": local, "openai": remote}.items()
             ]
     finally:

@@ -217,12 +217,12 @@ def _killed_at(argv, point):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*")
-def test_ten_kills_and_the_same_weights(pairs, tmp_path):
+def test_six_kills_and_the_same_weights(pairs, tmp_path):
     """Killed at random micro-batches and while a checkpoint is written, resumed each time."""
     rng = random.Random(0)
     options = [
         "--max_steps",
-        "30",
+        "18",
         "--gradient_accumulation_steps",
         "2",
         "--save_steps",
@@ -242,10 +242,10 @@ def test_ten_kills_and_the_same_weights(pairs, tmp_path):
     options += ["--disable_dropout", "false", "--reference_cache", str(tmp_path / "cache")]
     whole, broken = (_argv("apo_zero", pairs, tmp_path / name, *options) for name in ("whole", "broken"))
     assert _killed_at(whole, ("step", -1)) == 0
-    for kill in range(10):
+    for kill in range(6):
         point = ("save", rng.randint(0, 1)) if kill % 3 == 2 else ("step", rng.randint(1, 9))
         assert os.WTERMSIG(_killed_at(broken, point)) == signal.SIGKILL
-    assert _killed_at(broken, ("step", 59)) == 0  # a run that started over would have 60 micro-batches
+    assert _killed_at(broken, ("step", 35)) == 0  # a run that started over would have 36 micro-batches
     first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "broken"))
     assert first.keys() == second.keys()
     for name, weight in first.items():

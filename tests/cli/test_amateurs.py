@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from helpers.task_index import one_index  # noqa: F401  for every test here
 
 from contralto import cli
 from contralto.data_gen.engines import TransformersEngine

@@ -8,6 +8,7 @@ import pytest
 from contralto import cli, testbed
 from contralto.cli.demo import alignment, comparison, examples, show
 from contralto.decoding import methods
+from contralto.eval.comparison import runs
 from contralto.testbed import worlds
 from contralto.testbed.measure import decode, is_right
 
@@ -43,6 +44,7 @@ def test_demo(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(show, "PAIRS", pairs)
     monkeypatch.setattr(alignment, "PAIRS", 32)
     monkeypatch.setattr(alignment, "STEPS", 4)
+    monkeypatch.setattr(runs, "METERED", 1)
     page = tmp_path / "demo.html"
     assert cli.main(["demo", "--problems", "30", "--html", str(page)]) == 0
     out = capsys.readouterr().out

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from multiprocessing import get_context
@@ -13,6 +12,7 @@ from pathlib import Path
 import lm_eval
 import pytest
 import torch
+from helpers.ranks import run_ranks
 from helpers.task_index import one_index  # noqa: F401  for every test here
 from lm_eval._cli.harness import HarnessCLI
 from lm_eval.api.model import hash_args
@@ -189,7 +189,12 @@ def test_the_device_is_one_that_the_machine_has(model, monkeypatch):
     assert seen == [None if "hf" in model else own, "cpu"]
 
 
+def _succeed(argv):
+    assert evaluate(*argv) == 0
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*")
 def test_two_processes_give_the_numbers_of_one(tmp_path):
     """By gloo: greedy texts, likelihoods and images, and texts sampled by document."""
     runs = [
@@ -200,9 +205,6 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
             9,
         ),
     ]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
-    launch += ["-m", "contralto"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     for number, (model, tasks, limit) in enumerate(runs):
         common = [*model, "--tasks", tasks, "--limit", str(limit), "--batch_size", "2", "--log_samples"]
         common += ["--metadata", '{"n": 20}', "--use_cache", str(tmp_path / f"cache{number}"), "--output_path"]
@@ -211,9 +213,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
             if processes == 1:
                 assert evaluate(*common, folder) == 0
             else:
-                argv = [*launch, "eval", *common, folder]
-                done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
-                assert done.returncode == 0, done.stderr[-3000:]
+                run_ranks(lambda argv=(*common, folder): _succeed(argv))
             caches = list(tmp_path.glob(f"cache{number}-*"))
             assert len(caches) == (1 if folder == folders[0] else 2)  # a file per rank
             for file in caches:

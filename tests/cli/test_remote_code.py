@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.task_index import one_index  # noqa: F401  for every test here
 from transformers import dynamic_module_utils
 
 from contralto import cli, testbed

@@ -37,8 +37,7 @@ def _fork(run, rank, count, port):
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
         os.environ |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        for state in (AcceleratorState, GradientState, PartialState):  # those of runs in the test's own process
-            state._reset_state()
+        forget_ranks()
         warnings.simplefilter("default")  # as in a process of its own
         run()
         status = 0
@@ -48,3 +47,9 @@ def _fork(run, rank, count, port):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def forget_ranks():
+    """Reset what accelerate remembers of runs in the test's own process."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()

@@ -1,13 +1,11 @@
 """The benchmark scripts run, at toy size, and print their tables."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.scripts import run_script
 from torch.utils.flop_counter import FlopCounterMode
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -16,9 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def _run(name, *arguments):
-    command = [sys.executable, str(BENCHMARKS / name), *arguments]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # tests share the machine, and threads that wait spin
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
+    return run_script(BENCHMARKS / name, *arguments)
 
 
 def test_decode_overhead():
@@ -46,7 +42,7 @@ def test_testbed_card_compares_with_the_card():
 
 def test_vision_card_compares_with_the_card():
     models = BENCHMARKS.parent / "testbed" / "vision_models"
-    result = _run("vision_card.py", "--models", str(models), "--pictures", "20", "--dev", "4")
+    result = _run("vision_card.py", "--models", str(models), "--pictures", "6", "--dev", "2")
     assert result.returncode in (0, 1), result.stderr
     assert result.stdout.count("  card ") == 60
 

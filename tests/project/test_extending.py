@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from helpers.task_index import one_index  # noqa: F401  for every test here
 
 from contralto import cli
 from contralto.align.losses.registry import LOSSES

@@ -9,13 +9,12 @@ import copy
 import functools
 import math
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import zoo
+from helpers.scripts import run_script
 from transformers import (
     DynamicCache,
     GPTNeoConfig,
@@ -770,7 +769,6 @@ def test_stories_repeat_themselves_less_and_still_make_sense():
     ],
 )
 def test_benchmarks_run(name, arguments, shown):
-    command = [sys.executable, str(BENCHMARKS / name), *arguments.split()]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = run_script(BENCHMARKS / name, *arguments.split())
     assert result.returncode == 0, result.stderr
     assert shown in result.stdout

@@ -16,7 +16,7 @@ from PIL import Image
 from contralto.cli import compare as command
 from contralto.decoding import methods
 from contralto.eval import stats
-from contralto.eval.comparison import compare
+from contralto.eval.comparison import compare, runs
 from contralto.eval.comparison.answers import modified_answers
 from contralto.eval.comparison.columns import Column
 from contralto.eval.comparison.controls import generation_rows, ranking_rows
@@ -570,7 +570,14 @@ def _figures(comparison):
     return told
 
 
+@pytest.fixture
+def one_metered(monkeypatch):
+    """Costs are counted on one document."""
+    monkeypatch.setattr(runs, "METERED", 1)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_metered")
 def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch):
     whole = _compare(tmp_path / "whole", tasks=("testbed_arithmetic", "testbed_stories"))
     assert whole["reused"] == 0
@@ -610,6 +617,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_metered")
 def test_runs_that_lm_eval_logged_are_taken(tmp_path, monkeypatch):
     import lm_eval
     from lm_eval.loggers import EvaluationTracker
@@ -642,6 +650,7 @@ def test_runs_that_lm_eval_logged_are_taken(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_metered")
 def test_images_and_texts_in_one_comparison(tmp_path):
     seeing = Subject("testbed:vision-0", AMATEUR)  # which only the texts need
     conditions = Conditions(limit=12, seeds=(0,), metadata={"n": 4})
@@ -723,6 +732,7 @@ def test_an_unknown_task_is_refused(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_metered")
 def test_the_command_writes_page_and_figures(tmp_path, capsys):
     how = ["--amateur", "testbed:amateur", "--methods", "cd", "--limit", 6, "--seeds", 1, "--metadata", '{"n": 20}']
     _run("--model", "testbed:expert", "--tasks", "testbed_arithmetic", "--output", tmp_path, *how)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from helpers.task_index import one_index  # noqa: F401  for every test here
 
 from contralto import cli
 from contralto.decoding import ContrastiveLogitsProcessor, rules

@@ -208,7 +208,7 @@ def test_scenes_are_asked_about_and_described(chat):
 def test_scenes_are_answered_as_on_the_card(name):
     """The card reads logits after a prompt of its own making; its figures are those of greedy decoding."""
     card = (Path(testbed.__file__).parent / "VISION.md").read_text()
-    results = _run(["testbed_scenes_adversarial"], name, vision=True, manager=_manager(n=400), batch_size=100)
+    results = _run(["testbed_scenes_adversarial"], name, vision=True, manager=_manager(n=400), batch_size=400)
     line = next(line for line in card.splitlines() if line.startswith(f"| {name} | adversarial | greedy |"))
     cells = [cell.split()[0] for cell in line.split("|")[4:9]]
     found = [
