@@ -102,8 +102,8 @@ def noised(
     pixels = {name: inputs[name] for name in inputs if name.startswith("pixel_values") and inputs[name] is not None}
     if not pixels:
         raise ValueError(
-            f"the inputs hold no pixel_values, only {', '.join(inputs)}: "
-            "pass what the processor made of a prompt and an image"
+            f"the inputs contain no pixel_values, only {', '.join(inputs)}: pass what the processor returns for a "
+            "prompt with an image"
         )
     for name, value in pixels.items():
         _check_pixels(name, value)
@@ -129,11 +129,11 @@ def _generators(
 ) -> Iterator[Generator | None]:
     """Return one generator per image if there is one seed per image, else the same one repeatedly."""
     if seed is not None and generator is not None:
-        raise ValueError("both a seed and a generator were given: give one of them")
+        raise ValueError("seed and generator are mutually exclusive: pass one of them")
     if isinstance(seed, Sequence):
         if len(seed) != images:
             raise ValueError(
-                f"{len(seed)} seeds were given for {images} images: give one per image, or a single number"
+                f"there are {len(seed)} seeds for {images} images: pass one seed per image, or a single number"
             )
         return iter([Generator().manual_seed(each) for each in seed])
     return repeat(generator if seed is None else Generator().manual_seed(seed))
@@ -144,7 +144,7 @@ def _add_noise(
 ) -> Tensor:
     """Add noise image by image, where `real` only; the draws do not depend on the size of the padding."""
     if not 0 <= step < STEPS:
-        raise ValueError(f"step must lie in 0..{STEPS - 1} (how far the image diffuses), not {step}")
+        raise ValueError(f"step must lie in 0..{STEPS - 1} (the number of diffusion steps), not {step}")
     noise = torch.zeros(pixels.shape, device=pixels.device)
     masks: Sequence[Tensor | None] = [None] * len(sizes) if real is None else torch.split(real, sizes)
     for rows, mask, generator in zip(torch.split(noise, sizes), masks, generators, strict=False):
@@ -233,8 +233,7 @@ def ritual_transform(image: "Image", *, seed: int, transforms: Sequence[str] | N
         raise ValueError(f"transforms must be some of {', '.join(RITUAL_TRANSFORMS)}, not {', '.join(names) or 'none'}")
     if not isinstance(image, Image):
         raise TypeError(
-            f"a transformation needs a PIL image, not a {type(image).__name__}: "
-            "apply it before the processor, not after"
+            f"a transformation needs a PIL image, not a {type(image).__name__}: apply it before the processor"
         )
     rng = random.Random(seed)
     name = rng.choice(names)
@@ -284,7 +283,9 @@ def _gaussian_blur(image: "Image", rng: random.Random) -> "Image":
 
     reach, sigma = 6, rng.uniform(1.5, 2.0)
     if min(image.size) <= reach:
-        raise ValueError(f"a blur of 13 pixels needs an image of at least 7 x 7, not {image.width} x {image.height}")
+        raise ValueError(
+            f"a blur with a kernel of 13 pixels needs an image of at least 7 x 7, not {image.width} x {image.height}"
+        )
     kernel = (-(torch.arange(-reach, reach + 1) ** 2) / (2 * sigma**2)).softmax(0)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(1).float()
     pixels = torch.nn.functional.pad(pixels, (reach,) * 4, mode="reflect")

@@ -70,9 +70,11 @@ def check_prompts(prompts: Sequence[Prompt], config: DecodingConfig) -> None:
     for i, prompt in enumerate(prompts):
         _check_prompt(i, prompt, config)
         if bool(prompt.images) != bool(prompts[0].images):
-            raise ValueError(f"prompt {0 if prompt.images else i} has no image and others have: decode them apart")
+            raise ValueError(
+                f"prompt {(0 if prompt.images else i)} has no image and others have: decode them separately"
+            )
         if (prompt.contrast is None) != (prompts[0].contrast is None):
-            raise ValueError("some prompts have a contrast_prompt and others have none: decode them apart")
+            raise ValueError("some prompts have a contrast_prompt and others have none: decode them separately")
 
 
 def _check_prompt(index: int, prompt: Prompt, config: DecodingConfig) -> None:
@@ -81,14 +83,16 @@ def _check_prompt(index: int, prompt: Prompt, config: DecodingConfig) -> None:
     method, named = config.declaration, Option("method", config.method)
     if method.reads_images and not prompt.images:
         raise OptionError(
-            "{method} contrasts images, and prompt {index} has none: give {image} PATH, or image in its row",
+            "{method} contrasts images, and prompt {index} has none: set {image} to a path, or add a column "
+            "image to its row",
             method=named,
             index=index,
             image=Option("image"),
         )
     if "prompt" in method.views and not method.contrast_prompt_optional and prompt.contrast is None:
         raise OptionError(
-            "{method} contrasts prompts, and prompt {index} has no other: give {option} TEXT, or contrast_prompt in its row",
+            "{method} contrasts prompts, and prompt {index} has no contrast prompt: set {option}, or add a "
+            "column contrast_prompt to its row",
             method=named,
             index=index,
             option=Option("contrast_prompt"),
@@ -117,7 +121,7 @@ def render(prompt: Prompt, models: Any, *, raw: bool) -> str:
     if raw or reader.chat_template is None:
         if not isinstance(content, str) or prompt.template:
             raise OptionError(
-                "messages need a chat template, and this tokenizer has none, or {raw} turned it off", raw=Option("raw")
+                "messages need a chat template, but this tokenizer has none, or {raw} disables it", raw=Option("raw")
             )
         marked = not prompt.images or reader.image_token in content
         return content if marked else reader.image_token * len(prompt.images) + content
@@ -147,12 +151,10 @@ def check_rendered(index: int, prompt: Prompt, models: Any, *, raw: bool) -> Non
     for name in {"tools", "documents"} & set(prompt.template):
         if not _shows(name, prompt, text, models):
             raise ValueError(
-                f"prompt {index}: the chat template of the model does not show its {name}: drop the column"
+                f"prompt {index}: the chat template of the model ignores the column {name}: drop the column"
             )
     if not prompt.images and not models.tokenizer(text)["input_ids"]:
-        raise ValueError(
-            f"prompt {index} is empty, and the tokenizer of the model begins texts with nothing: give a prompt"
-        )
+        raise ValueError(f"prompt {index} is empty, and the tokenizer of the model adds no BOS token: pass a prompt")
 
 
 def _shows(name: str, prompt: Prompt, text: str, models: Any) -> bool:

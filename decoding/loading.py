@@ -56,7 +56,7 @@ def check_device(name: str | None) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         has = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         there = f"cpu and {has.type}:0 to {has.type}:{torch.accelerator.device_count() - 1}" if has else "cpu alone"
-        raise ValueError(f"device {name!r} is not on this machine, which has {there}") from error
+        raise ValueError(f"device {name!r} does not exist on this machine, which has {there}") from error
 
 
 def check_dtype(name: str) -> None:
@@ -110,7 +110,7 @@ def load_models(
     base, adapter = split_adapter(model, adapter)
     processor = _own(AutoProcessor, base, adapter) if with_images else None
     if processor is not None and getattr(processor, "image_processor", None) is None:
-        raise ValueError(f"{model} reads no images: leave them out, or name an image-text model")
+        raise ValueError(f"{model} does not accept images: leave them out, or use an image-text model")
     tokenizer = processor.tokenizer if processor else _own(AutoTokenizer, base, adapter)
     names = {name: config.models[name] for name in config.declaration.models if name in config.models}
     for name in (name for name in names.values() if not is_variant(name)):
@@ -180,8 +180,8 @@ def _check_memory(name: str) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise MemoryError(
-            f"{name} holds {needed / 2**30:.1f} GiB of weights, and {free / 2**30:.1f} GiB of memory are free: "
-            "use a smaller model, adapters_off, or the device auto to spread it"
+            f"{name} has {needed / 2**30:.1f} GiB of weights, and only {free / 2**30:.1f} GiB of memory are "
+            "free: use a smaller model, adapters_off, or device auto to spread it"
         )
 
 

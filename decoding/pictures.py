@@ -37,7 +37,7 @@ def open_image(source: Any) -> "Image":
     if isinstance(source, Image.Image):
         return to_rgb(source)
     if not isinstance(source, str | PathLike | bytes):
-        raise TypeError(f"an image is a path, bytes or a Pillow image, not a {type(source).__name__}")
+        raise TypeError(f"an image must be a path, bytes or a Pillow image, not a {type(source).__name__}")
     name = "an image" if isinstance(source, bytes) else fspath(source)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
@@ -45,7 +45,7 @@ def open_image(source: Any) -> "Image":
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} has too many pixels: {error}; make it smaller") from error
+        raise ValueError(f"{name} has too many pixels: {error}; reduce its size") from error
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
@@ -72,11 +72,11 @@ def to_rgb(image: "Image") -> "Image":
 
     if getattr(image, "is_animated", False) and image.format != "MPO":  # whose other frames are previews
         frames = getattr(image, "n_frames", "several")
-        raise ValueError(f"it has {frames} frames, and a model reads one: save that one")
+        raise ValueError(f"it has {frames} frames, but only a single image is supported: save one frame")
     if image.mode in ("I", "F"):
         kind = "floating-point" if image.mode == "F" else "32-bit"
         raise ValueError(
-            f"its pixels are {kind} numbers, of which nobody says what is white: save it with 8 or 16 bits"
+            f"its pixels are {kind} numbers, whose range is unknown: save it with 8 or 16 bits per channel"
         )
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):

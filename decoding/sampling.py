@@ -163,7 +163,7 @@ class SeededSampling(LogitsProcessor):
         """
         rows, length = input_ids.shape
         if rows != len(self._seeds):
-            raise ValueError(f"SeededSampling has {len(self._seeds)} seeds for {rows} rows: give each row its seed")
+            raise ValueError(f"SeededSampling has {len(self._seeds)} seeds for {rows} rows: pass one seed per row")
         if self._seen is None or not torch.equal(input_ids[:, :-1], self._seen):
             self._start = length  # another text begins
         self._seen = input_ids

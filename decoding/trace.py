@@ -91,7 +91,8 @@ def trace(
     prompts = main_prompts(model, inputs, 1)
     if len(prompts.ids) != 1 or generated.ndim != 1 or not len(generated):
         raise ValueError(
-            f"trace looks at the tokens after one prompt, not at {tuple(generated.shape)} after {len(prompts.ids)}"
+            f"trace needs a single prompt and its completion, not {len(prompts.ids)} prompts and completions of "
+            f"shape {tuple(generated.shape)}"
         )
     device, count = input_device(model), len(generated)
     rows = torch.cat([prompts.ids.to(device), generated.to(device)[None]], dim=1)

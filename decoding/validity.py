@@ -33,7 +33,7 @@ def check_logits(logits: Sequence[Tensor], names: Callable[[], Sequence[str]], p
         >>> check_logits([torch.zeros(2, 2), broken], lambda: ["logits of the expert", "logits of the amateur"], lambda row: f"in row {row}")
         Traceback (most recent call last):
             ...
-        ValueError: the logits of the amateur hold +inf in row 1: an overflow of half precision or broken weights; load the model in float32 or bfloat16, or check it
+        ValueError: the logits of the amateur contain +inf in row 1: an overflow of half precision, or damaged weights; load the model in float32 or bfloat16, or check the weights
     """
     tops = torch.cat([each.amax(-1).flatten() for each in logits])
     if tops.isfinite().all():
@@ -49,12 +49,12 @@ def _describe(name: str, row: Tensor, where: str) -> str:
     if row.isnan().any() or row.isposinf().any():
         kind = "NaN" if row.isnan().any() else "+inf"
         return (
-            f"the {name} hold {kind} {where}: an overflow of half precision or broken weights; load the model "
-            "in float32 or bfloat16, or check it"
+            f"the {name} contain {kind} {where}: an overflow of half precision, or damaged weights; load the "
+            "model in float32 or bfloat16, or check the weights"
         )
     return (
-        f"the {name} are all -inf {where}, so no token is possible: broken weights, or processors that exclude "
-        "every token"
+        f"the {name} are all -inf {where}, so no token is possible: damaged weights, or processors that "
+        "exclude every token"
     )
 
 

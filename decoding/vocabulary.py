@@ -73,15 +73,15 @@ def check_sizes(size: int, other: int, *, share_tokenizer: bool = False) -> None
         >>> check_sizes(1200, 900)
         Traceback (most recent call last):
             ...
-        ValueError: the branches' vocabularies have 1200 and 900 tokens, more apart than padding explains: all branches must share one tokenizer; if they do, pass it as tokenizer=
+        ValueError: the branches' vocabularies have 1200 and 900 tokens, a larger difference than padding explains: all branches must share one tokenizer; if they do, pass it as tokenizer=
     """
     larger, extra = max(size, other), abs(size - other)
     padded = any(larger % block == 0 and extra <= block for block in BLOCKS)
     if extra > BLOCKS[-1] or not (extra <= 1 or padded or share_tokenizer):
         way_out = "" if extra > BLOCKS[-1] else "; if they do, pass it as tokenizer="
         raise ValueError(
-            f"the branches' vocabularies have {size} and {other} tokens, more apart than padding explains: all branches "
-            f"must share one tokenizer{way_out}"
+            f"the branches' vocabularies have {size} and {other} tokens, a larger difference than padding "
+            f"explains: all branches must share one tokenizer{way_out}"
         )
 
 

@@ -50,7 +50,7 @@ def _config(args: argparse.Namespace) -> DecodingConfig:
     """Return the decoding configuration, after checks of what the parser cannot check by itself."""
     config = config_from(args, executor=None)
     if not config.contrasts:
-        raise ValueError(f"there is no contrast to explain: give --amateur MODEL, or --method {', '.join(offered())}")
+        raise ValueError(f"there is no contrast to explain: set --amateur, or --method {', '.join(offered())}")
     check_positive(args, "max_new_tokens", "top")
     check_placement(args)
     bits_from(args, config.models)

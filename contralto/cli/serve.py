@@ -85,7 +85,7 @@ def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         >>> prepare(["testbed:expert", "--data-parallel-size", "2"])
         Traceback (most recent call last):
             ...
-        ValueError: data_parallel_size must be 1, not 2: the branches of a text would not meet; start several servers, or use tensor_parallel_size
+        ValueError: data_parallel_size must be 1, not 2: the branches of a completion would be in different engines; start several servers, or use tensor_parallel_size
     """
     args, rest = _parser().parse_known_args([_dashed(word) for word in argv])
     given = vars(args)

@@ -157,7 +157,8 @@ def unwrap(model: Any) -> Unwrapped:
     elif hasattr(model, "get_base_model"):
         if any(config.is_prompt_learning for config in model.peft_config.values()):
             raise TypeError(
-                "a PEFT model with learned prompts cannot be a branch: its prompts are not in its base model"
+                "a PEFT model with a learned prompt cannot be a branch, because its base model does not contain the "
+                "prompt"
             )
         model = model.get_base_model()
     if not (hasattr(model, "can_generate") and model.can_generate()):

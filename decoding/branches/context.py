@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ContextLimit", "Room", "check_longest", "check_source", "check_tokens", "context_length", "rooms"]
 
-ADVICE = "shorten the prompt, lower max_new_tokens, or take a model of a longer context"
+ADVICE = "shorten the prompt, lower max_new_tokens, or use a model with a longer context"
 
 
 def context_length(model: Any, *, encoder: bool = False) -> int | None:
@@ -67,8 +67,8 @@ def check_tokens(name: str, context: int, lengths: Tensor) -> None:
     if len(lengths) and int(longest := lengths.max()) > context:
         row = int(lengths.argmax())
         raise ValueError(
-            f"a branch of {name} reads at most {context} tokens, and row {row} has {int(longest)}: its logits would be "
-            f"noise; {ADVICE}"
+            f"row {row} has {int(longest)} tokens, more than the context of {context} tokens of {name}, beyond "
+            f"which its logits are noise: {ADVICE}"
         )
 
 
@@ -99,7 +99,7 @@ class ContextLimit(NamedTuple):
             >>> ContextLimit("Amateur", 8).check(torch.tensor([7, 9]))
             Traceback (most recent call last):
                 ...
-            ValueError: a branch of Amateur reads at most 8 tokens, and row 1 has 9: its logits would be noise; shorten the prompt, lower max_new_tokens, or take a model of a longer context
+            ValueError: row 1 has 9 tokens, more than the context of 8 tokens of Amateur, beyond which its logits are noise: shorten the prompt, lower max_new_tokens, or use a model with a longer context
         """
         if last is not None:
             ends = torch.tensor(self.ends, dtype=last.dtype, device=last.device)
@@ -123,13 +123,13 @@ def check_longest(name: str, model: Any, longest: int) -> None:
         >>> check_longest("testbed:amateur", testbed.load("amateur"), 513)
         Traceback (most recent call last):
             ...
-        ValueError: testbed:amateur reads 512 tokens, and texts may have 513: lower max_model_len to 512, or take an amateur of a longer context
+        ValueError: testbed:amateur has a context of 512 tokens, and sequences may have 513: lower max_model_len to 512, or use an amateur with a longer context
     """
     context = context_length(model)
     if context is not None and context < longest:
         raise ValueError(
-            f"{name} reads {context:,} tokens, and texts may have {longest:,}: lower max_model_len to {context}, or take an "
-            "amateur of a longer context"
+            f"{name} has a context of {context:,} tokens, and sequences may have {longest:,}: lower max_model_len "
+            f"to {context}, or use an amateur with a longer context"
         )
 
 
@@ -180,7 +180,7 @@ class Room(NamedTuple):
             >>> Room(500, 512, "LlamaForCausalLM").check(20)
             Traceback (most recent call last):
                 ...
-            contralto.common.options.OptionError: the prompt has 500 tokens and max_new_tokens is 20, more than the 512 that LlamaForCausalLM reads: shorten it, lower max_new_tokens, or take a model of a longer context
+            contralto.common.options.OptionError: the prompt has 500 tokens and max_new_tokens is 20, more than the context of 512 tokens of LlamaForCausalLM: shorten it, lower max_new_tokens, or use a model with a longer context
         """
         if self.left() >= count:
             return
@@ -188,9 +188,9 @@ class Room(NamedTuple):
         raise OptionError(
             "the {what} has {tokens:,} tokens"
             + new
-            + ", more than the {context:,} that {name} reads: shorten it"
+            + ", more than the context of {context:,} tokens of {name}: shorten it"
             + lower
-            + " or take a model of a longer context",
+            + " or use a model with a longer context",
             **self._asdict(),
             count=count,
             option=Option("max_new_tokens"),

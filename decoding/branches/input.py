@@ -40,8 +40,8 @@ class GeneratedTokens:
             expected = self._prompt
         if not torch.equal(prompt, expected):
             raise ValueError(
-                "these rows do not begin with the prompts that the contrast inputs were first used with: contrast inputs "
-                "belong to one batch of prompts, so make a new processor for each"
+                "these rows do not start with the prompts with which the contrast inputs were first used: contrast "
+                "inputs belong to one batch of prompts, so create a new processor for each batch"
             )
         return int(input_ids.shape[1]) - length
 
@@ -64,15 +64,15 @@ class InputBranch(Branch):
 
     def __init__(self, model: Any, inputs: Mapping[str, Any]) -> None:
         if inputs.get("input_ids") is None:
-            raise ValueError(f"the contrast inputs need input_ids, and hold only {', '.join(inputs) or 'nothing'}")
+            raise ValueError(f"the contrast inputs need input_ids, and contain only {', '.join(inputs) or 'nothing'}")
         self._ids: Tensor = inputs["input_ids"]
         mask = inputs.get("attention_mask")
         transformer, _ = unwrapped = unwrap(model)
         self._is_adapted = unwrapped.is_adapted
         if transformer.config.is_encoder_decoder:
             raise ValueError(
-                f"{type(transformer).__name__} is an encoder-decoder: its other view is another source text, "
-                "ModelBranch(model, encoder_inputs=...)"
+                f"{type(transformer).__name__} is an encoder-decoder, whose contrast inputs are another source text: "
+                "use ModelBranch(model, encoder_inputs=...)"
             )
         self._mask = padding_of(transformer, self._ids) if mask is None else mask
         self._vision = {n: v for n, v in inputs.items() if n not in ("input_ids", "attention_mask") and v is not None}
@@ -176,7 +176,7 @@ class InputBranch(Branch):
         repeats, rest = divmod(len(input_ids), len(self._ids))
         if rest:
             raise ValueError(
-                f"the contrast inputs hold {len(self._ids)} prompts, which cannot make {len(input_ids)} rows"
+                f"the contrast inputs contain {len(self._ids)} prompts, which do not fit {len(input_ids)} rows"
             )
         prompts = self._ids.to(input_ids.device).repeat_interleave(repeats, dim=0)
         return torch.cat([prompts, input_ids[:, input_ids.shape[1] - generated :]], dim=1)

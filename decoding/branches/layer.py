@@ -56,7 +56,8 @@ class LayerBranch(ModelBranch):
     ) -> None:
         if getattr(model.config, "is_encoder_decoder", False):
             raise ValueError(
-                f"{type(model).__name__} is an encoder-decoder, and layers are read from decoder-only models"
+                f"{type(model).__name__} is an encoder-decoder, and layers can be contrasted only in decoder-only "
+                "models"
             )
         self._layers, self._final_norm = list(layers), final_norm
         super().__init__(model, attention_mask=attention_mask, vision_inputs=vision_inputs)

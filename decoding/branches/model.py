@@ -92,14 +92,14 @@ class ModelBranch(Branch):
         self._is_encoder_decoder = bool(self._model.config.is_encoder_decoder)
         if window is not None and window < 1:
             raise ValueError(
-                f"window must be at least 1 (the prompt's last token), or None for all of it, not {window}"
+                f"window must be at least 1 (the prompt's last token), or None for the whole prompt, not {window}"
             )
         if self._is_encoder_decoder and not encoder_inputs:
-            raise ValueError(f"{name} is an encoder-decoder: pass encoder_inputs=, what its encoder is to read")
+            raise ValueError(f"{name} is an encoder-decoder: pass encoder_inputs=, the inputs of its encoder")
         if encoder_inputs and not self._is_encoder_decoder:
             raise ValueError(f"{name} has no encoder, so it cannot use encoder_inputs")
         if vision_inputs and (self._is_encoder_decoder or not is_multimodal(self._model) or window is not None):
-            raise ValueError(f"{name} reads text alone here, so it cannot use {', '.join(vision_inputs)}")
+            raise ValueError(f"{name} is used as a text model here, so it cannot use {', '.join(vision_inputs)}")
         self._window = window
         self._tokens = KnownTokens.of(self._model)
         self._below: int | None = None  # generated tokens are below this number
@@ -142,8 +142,8 @@ class ModelBranch(Branch):
         check_mask(mask)
         if self._prompt_mask is not None and not self._prompt_mask.agrees(mask):
             raise ValueError(
-                "attention_mask= of the branch is not the mask that generate() is given: leave it out, since the loop hands "
-                "the mask on"
+                "attention_mask= of the branch differs from the mask passed to generate(): leave it out, since the "
+                "loop passes the mask on"
             )
         device = input_device(self._model)
         self._begun = _MaskedPrompts(ids.to(device, copy=True), mask.to(device))
@@ -316,8 +316,8 @@ class ModelBranch(Branch):
         if self._window is not None and (dropped or new > 1):
             if continued.kept >= self._prompt_length and dropped:
                 raise ValueError(
-                    "with a window, a branch cannot follow a text whose end was taken back, as assisted decoding does, "
-                    "or tell it from a new prompt: decode without the window or without an assistant, or call reset()"
+                    "a branch with a window cannot tell a sequence whose last tokens were removed, as in assisted "
+                    "decoding, from a new prompt: decode without the window or without an assistant, or call reset()"
                 )
             return False
         if dropped or new > 1:
@@ -393,7 +393,7 @@ class ModelBranch(Branch):
         """Return the encoder's output, computed once, and its mask, both repeated for every row of each prompt."""
         repeats, rest = divmod(rows, self._prompts)
         if rest:
-            raise ValueError(f"the encoder inputs hold {self._prompts} prompts, which cannot make {rows} rows")
+            raise ValueError(f"the encoder inputs contain {self._prompts} prompts, which do not fit {rows} rows")
         inputs = {name: value.to(input_device(self._model)) for name, value in inputs.items()}
         mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
         if mask is None and ids is not None:

@@ -71,8 +71,8 @@ def refuse_unknown_padding(ids: Tensor, name: str, bos_id: int | None = None) ->
     if several or late or twice or ends:
         what = "several prompts" if several else "a prompt whose first or last tokens look like padding"
         raise ValueError(
-            f"{name} has no pad token, so padding cannot be told from text in {what}: pass the attention_mask (a loop() is "
-            "given it by itself)"
+            f"{name} has no pad token, so padding cannot be distinguished from text in {what}: pass "
+            "attention_mask= (a loop() receives it automatically)"
         )
 
 
@@ -113,25 +113,25 @@ def find_padding(ids: Tensor, pad_ids: Collection[int], bos_id: int | None = Non
     several = ids.shape[1] > 1 and bool((is_pad[:, -2:].all(-1) & ~is_pad.all(-1)).any())
     if (ends := is_pad[:, -1]).any() and (several or not ends.all()):
         raise ValueError(
-            "some prompts end in pad tokens, so they are padded on the right: set tokenizer.padding_side = 'left', "
-            "or pass attention_mask= if these tokens are meant"
+            "some prompts end in pad tokens, so they are padded on the right: set tokenizer.padding_side = "
+            "'left', or pass attention_mask= if these tokens are part of the prompt"
         )
     is_pad[:, -1] = False
     if bos_id in pad_ids and is_pad[:, 0].all():
         raise ValueError(
-            f"every prompt begins with token {bos_id}, which is both the pad token and the beginning-of-text token, so "
-            "padding cannot be told from text: pass attention_mask="
+            f"every prompt starts with token {bos_id}, which is both the pad token and the BOS token, so padding "
+            "cannot be distinguished from text: pass attention_mask="
         )
     if bos_id is not None and (late := (_lead(ids, bos_id) > 0) & ~is_pad[:, 0]).any() and (ids[:, 0] == bos_id).any():
         raise ValueError(
-            f"some prompts have token {int(ids[late][0, 0])} before the beginning-of-text token {bos_id}, with which others "
-            f"begin, and it is no pad token of the model ({_shown(pad_ids)}): pass attention_mask="
+            f"some prompts have token {int(ids[late][0, 0])} before the BOS token {bos_id}, with which other "
+            f"prompts start, and it is not a pad token of the model ({_shown(pad_ids)}): pass attention_mask="
         )
     repeated = (ids[:, 0] == ids[:, min(1, ids.shape[1] - 1)]) & ~is_pad[:, 0]
     if ids.shape[1] > 1 and repeated.any() and not repeated.all():
         warnings.warn(
-            f"some prompts begin with token {int(ids[repeated][0, 0])} twice, which is not the amateur's pad token "
-            f"({_shown(pad_ids)}): if it is padding, pass attention_mask=",
+            f"some prompts start with token {int(ids[repeated][0, 0])} twice, which is not the amateur's pad "
+            f"token ({_shown(pad_ids)}): if it is padding, pass attention_mask=",
             stacklevel=2,
         )
     return 1 - is_pad.cumprod(-1).to(ids.dtype)
@@ -179,7 +179,9 @@ def check_mask(attention_mask: Tensor) -> None:
     if attention_mask.ndim != 2:
         raise ValueError(f"attention_mask must be of shape (prompts, length), not {tuple(attention_mask.shape)}")
     if not attention_mask[:, -1].all():
-        raise ValueError("attention_mask ends in 0, so the prompts are padded on the right: set padding_side = 'left'")
+        raise ValueError(
+            "attention_mask ends in 0, so the prompts are padded on the right: set tokenizer.padding_side = 'left'"
+        )
 
 
 def fit_mask(mask: Tensor, length: int) -> Tensor:
@@ -226,8 +228,8 @@ class PromptMask:
             self._ids = prompt_ids.clone()
         if rest or self._ids is None or not torch.equal(prompt_ids, self._ids):
             raise ValueError(
-                f"attention_mask is of shape {tuple(self.mask.shape)} and was given for other prompts than these, of "
-                f"shape {tuple(ids.shape)}: a mask belongs to one batch of prompts, so make a new processor for each"
+                f"attention_mask has shape {tuple(self.mask.shape)} and does not belong to these prompts of shape "
+                f"{tuple(ids.shape)}: a mask belongs to one batch of prompts, so create a new processor for each batch"
             )
         return fit_mask(self.mask.to(ids).repeat_interleave(copies, dim=0), ids.shape[1])
 
@@ -256,7 +258,7 @@ class KnownTokens(NamedTuple):
         >>> tokens.replace(torch.tensor([[5, 9]]), torch.tensor([[1, 1]]))
         Traceback (most recent call last):
             ...
-        ValueError: the text holds token 9, but Amateur knows only 8 tokens: all branches must share one tokenizer
+        ValueError: the sequence contains token 9, but the vocabulary of Amateur has only 8 tokens: all branches must share one tokenizer
     """
 
     size: int
@@ -293,8 +295,8 @@ class KnownTokens(NamedTuple):
             ended = self._ended(ids, fills) if over is None else over[:, None].expand_as(ids)
             if (wrong := in_text & ~ended).any():
                 raise ValueError(
-                    f"the text holds token {int(ids[wrong][0])}, but {self.name} knows only {self.size} tokens: all branches "
-                    "must share one tokenizer"
+                    f"the sequence contains token {int(ids[wrong][0])}, but the vocabulary of {self.name} has only "
+                    f"{self.size} tokens: all branches must share one tokenizer"
                 )
         return ids.masked_fill(unseen | foreign, self.pad)
 

@@ -73,13 +73,11 @@ def check_images(model: Any, ids: Tensor, inputs: Mapping[str, Any]) -> None:
     tokens = torch.tensor([token for token in named if token is not None], dtype=ids.dtype, device=ids.device)
     if torch.isin(ids, tokens).any() and not any("pixel_values" in name for name in inputs):
         raise ValueError(
-            f"the prompts of a branch hold images, and {type(model).__name__} is not given them: pass pixel_values and what "
-            "else its processor returns"
+            f"the prompts of a branch contain image tokens, and the inputs of {type(model).__name__} contain no "
+            "images: pass pixel_values and everything else that its processor returns"
         )
     if "image_grid_thw" in inputs and "mm_token_type_ids" not in inputs:
-        raise ValueError(
-            "image_grid_thw needs mm_token_type_ids beside it, or the image would be read as text positions"
-        )
+        raise ValueError("image_grid_thw needs mm_token_type_ids, or the image tokens would get text positions")
 
 
 def takes_positions(model: Any) -> bool:

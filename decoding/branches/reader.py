@@ -264,8 +264,8 @@ class CachedReader:
         except torch.OutOfMemoryError as error:
             self.reset()
             raise torch.OutOfMemoryError(
-                f"no memory is left for {self.name} ({self.model.num_parameters():,} parameters) beside the main model: "
-                "load it quantized or on another device, use AdaptersOff, or lower the batch size"
+                f"there is not enough memory for {self.name} ({self.model.num_parameters():,} parameters) in addition "
+                "to the main model: load it quantized or on another device, use AdaptersOff, or lower the batch size"
             ) from error
 
     def _commit(self, outputs: Any, new: int) -> None:

@@ -72,7 +72,7 @@ class AdaptersOff(ModelVariant):
     def __init__(self, peft_model: Any) -> None:
         if not (hasattr(peft_model, "disable_adapter") and hasattr(peft_model, "get_base_model")):
             raise TypeError(
-                f"AdaptersOff needs a peft.PeftModel, whose adapters it can turn off, not {type(peft_model).__name__}"
+                f"AdaptersOff needs a peft.PeftModel, whose adapters it can disable, not {type(peft_model).__name__}"
             )
         self.peft_model, self.model = peft_model, peft_model.get_base_model()
 

@@ -86,21 +86,24 @@ class ContrastiveLoop(CustomGenerate):
         super()._check(model, config, model_kwargs, processors)
         if config.cache_implementation not in (None, "static", "dynamic"):
             raise ValueError(
-                f"the loop supports static and dynamic caches, not cache_implementation={config.cache_implementation!r}"
+                "the loop supports only static and dynamic caches, not "
+                f"cache_implementation={config.cache_implementation!r}"
             )
         if config.cache_implementation == "static" and model.config.is_encoder_decoder:
-            raise ValueError("the loop has no static cache for encoder-decoders: leave cache_implementation out")
+            raise ValueError(
+                "the loop does not support a static cache for encoder-decoders: leave cache_implementation out"
+            )
         if not model.config.is_encoder_decoder and model_kwargs.get("attention_mask") is not None:
             check_mask(model_kwargs["attention_mask"])
         cache = find_cache(model_kwargs)
         if cache is not None and _is_used(cache):
             raise ValueError(f"the loop cannot continue from a cache: {self.alternative}")
         if model_kwargs.get("inputs_embeds") is not None:
-            raise ValueError("the loop needs input_ids, which the branches share, not inputs_embeds")
+            raise ValueError("the loop needs input_ids, which all branches read, not inputs_embeds")
         if any(processor is self._method for processor in processors):
             raise ValueError(
-                "the method is given twice, as custom_generate=method.loop() and in logits_processor: leave it out of the "
-                "list"
+                "the method is passed twice, as custom_generate=method.loop() and in logits_processor: remove it "
+                "from logits_processor"
             )
         self._method.check_model(model)
 

@@ -74,11 +74,11 @@ def check_mode(config: Any) -> None:
         >>> check_mode(GenerationConfig(prompt_lookup_num_tokens=3))
         Traceback (most recent call last):
             ...
-        ValueError: generate() is asked for assisted generation, whose place custom_generate takes: leave its options out, also of the model's generation_config
+        ValueError: the options select assisted generation, which custom_generate replaces: leave them out, also from the model's generation_config
     """
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(
-            f"generate() is asked for {mode.value.replace('_', ' ')}, whose place custom_generate takes: leave its options "
-            "out, also of the model's generation_config"
+            f"the options select {mode.value.replace('_', ' ')}, which custom_generate replaces: leave them out, "
+            "also from the model's generation_config"
         )

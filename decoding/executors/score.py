@@ -107,7 +107,9 @@ def _scores(
     method.check_model(model)
     prompts = main_prompts(model, inputs, len(continuations))
     if len(prompts.ids) != len(continuations):
-        raise ValueError(f"score needs a continuation per prompt, not {len(continuations)} for {len(prompts.ids)}")
+        raise ValueError(
+            f"score needs one continuation per prompt, not {len(continuations)} for {len(prompts.ids)} prompts"
+        )
     device, count = input_device(model), continuations.shape[1]
     rows = torch.cat([prompts.ids.to(device), continuations.to(device)], dim=1)
     mask = torch.cat([prompts.mask.to(device), continuation_mask.to(prompts.mask.dtype).to(device)], dim=1)

@@ -108,11 +108,11 @@ def check_search(config: Any, model_kwargs: Mapping[str, Any], k: int) -> None:
     if not model_kwargs.get("use_cache"):
         raise ValueError("contrastive search needs the cache: pass use_cache=True to generate()")
     if config.prefill_chunk_size is not None:
-        raise ValueError("contrastive search needs all hidden states of the prompt: leave prefill_chunk_size out")
+        raise ValueError("contrastive search needs the hidden states of the whole prompt: leave prefill_chunk_size out")
     if config.output_attentions or config.output_hidden_states:
         raise ValueError(
-            "contrastive search reads k candidates at a time, whose attentions and hidden states it does not return: "
-            "leave output_attentions and output_hidden_states out"
+            "contrastive search does not return the attentions and hidden states of its k candidates: leave "
+            "output_attentions and output_hidden_states out"
         )
     if model_kwargs.get("encoder_outputs") is None and model_kwargs.get("attention_mask") is not None:
         check_mask(model_kwargs["attention_mask"])
@@ -124,8 +124,8 @@ def _check_cache(cache: Any, *, room: int) -> None:
     """Raise ValueError for a cache that holds tokens, or from which candidates cannot be removed."""
     if not any(linear_layers(cache)) and (length := int(cache.get_seq_length())):
         raise ValueError(
-            f"the cache already holds {length} tokens, whose hidden states contrastive search needs and a cache has "
-            "not: pass the whole prompt without past_key_values"
+            f"the cache already contains {length} tokens, but not their hidden states, which contrastive search "
+            "needs: pass the whole prompt without past_key_values"
         )
     layers = split_cache(cache)[0].layers
     static = [layer for layer in layers if isinstance(layer, StaticLayer)]
@@ -136,9 +136,9 @@ def _check_cache(cache: Any, *, room: int) -> None:
         kind = "a static cache with a sliding window"
     elif static and (size := cache.get_max_length()) < room:
         raise ValueError(
-            f"a static cache holds the candidates of contrastive search besides the text, so it needs room for {room} "
+            f"contrastive search also stores its candidates in the static cache, which needs room for {room} "
             f"tokens, not {size}: pass max_cache_len={room}"
         )
     else:
         return
-    raise ValueError(f"contrastive search cannot take candidates back out of {kind}: use the dynamic cache")
+    raise ValueError(f"contrastive search cannot remove candidates from {kind}: use the dynamic cache")

@@ -26,7 +26,7 @@ def check_parameters(alpha: float, k: int) -> None:
     """Raise ValueError unless the weight of the penalty lies in [0, 1] and there is a candidate."""
     check_penalty_weight(alpha)
     if k < 1:
-        raise ValueError(f"k must be at least 1 (how many of the likeliest tokens are candidates), not {k}")
+        raise ValueError(f"k must be at least 1 (the number of candidate tokens), not {k}")
 
 
 class CandidateReader(Protocol):
@@ -96,7 +96,7 @@ class SearchState:
         logits = self.reader.prefill(Prompts(input_ids, model_kwargs | {"output_hidden_states": True}))
         self.logits = logits[:, -1].clone()  # a view would keep the logits of the whole prompt
         if not hasattr(self.reader.cache, "reorder_cache"):
-            raise ValueError(f"{type(model).__name__} returns no cache that contrastive search could continue from")
+            raise ValueError(f"{type(model).__name__} returns no cache from which contrastive search could continue")
         assert self.reader.hidden is not None
         self._context = _HiddenContext(self.reader.hidden)
         self._candidate_reader: CandidateReader | None = None
@@ -184,7 +184,7 @@ def _choose_reader(reader: CachedReader, candidates: Tensor, path: SearchPath) -
     obstacle = None if path == "replicate" else tree_obstacle(reader, candidates)
     if path == "tree" and obstacle is not None:
         raise ValueError(
-            f"{reader.name} cannot read candidates as a tree: {obstacle}; use path='auto' or path='replicate'"
+            f"{reader.name} cannot process candidates as a tree: {obstacle}; use path='auto' or path='replicate'"
         )
     return ReplicatedCandidates(reader) if path == "replicate" or obstacle is not None else CandidateTree(reader)
 

@@ -136,10 +136,11 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         rule = bind_rule(form, own, {"alpha": alpha, "min_tokens_to_keep": min_tokens_to_keep})
         self._alpha = alpha
         if draft_length is not None and draft_length < 1:
-            raise ValueError(f"draft_length must be at least 1, or None to let it adapt, not {draft_length}")
+            raise ValueError(f"draft_length must be at least 1, or None to adapt it, not {draft_length}")
         if cost_ratio is not None and not 0 <= cost_ratio < math.inf:
             raise ValueError(
-                f"cost_ratio must be at least 0 (time of an amateur's forward / an expert's), not {cost_ratio}"
+                "cost_ratio must be at least 0 (time of a forward pass of the amateur / of the expert), not "
+                f"{cost_ratio}"
             )
         self._draft_length, self._cost_ratio = draft_length, cost_ratio
         self._mask = None if attention_mask is None else PromptMask(attention_mask)
@@ -177,8 +178,8 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         _check_cache(model, model_kwargs.get("past_key_values"))
         if model_kwargs["past_key_values"].get_seq_length() > 0:
             raise ValueError(
-                f"{self.name} cannot continue from the expert's cache, since the amateur has none of that text: leave "
-                "past_key_values out"
+                f"{self.name} cannot continue from a cache of the expert, because the amateur has no cache of these "
+                "tokens: leave past_key_values out"
             )
 
     def _amateur_reader(self, generation: Generation, expert: Any, expert_kwargs: Mapping[str, Any]) -> RowReader:
@@ -227,7 +228,7 @@ def _check_cache(model: Any, cache: Any) -> None:
     inner = getattr(cache, "self_attention_cache", cache)
     if type(inner) is not DynamicCache or not inner.is_croppable:
         raise ValueError(
-            f"{type(model).__name__} with {'no cache' if cache is None else type(inner).__name__} cannot take back the "
-            "tokens of a rejected draft, for which speculative contrastive decoding needs attention layers and a dynamic "
-            "cache: use ContrastiveDecodingLogitsProcessor"
+            f"{type(model).__name__} with {('no cache' if cache is None else type(inner).__name__)} cannot remove "
+            "the tokens of a rejected draft: speculative contrastive decoding needs attention layers and a "
+            "dynamic cache; use ContrastiveDecodingLogitsProcessor"
         )

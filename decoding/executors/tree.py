@@ -120,18 +120,18 @@ def tree_obstacle(reader: CachedReader, candidates: Tensor) -> str | None:
     """
     model, config = reader.model, reader.model.config.get_text_config(decoder=True)
     if reader.kwargs.get(reader.positions_name) is None or reader.is_encoder_decoder:
-        return "it counts positions by itself and takes no position_ids"
+        return "it computes its positions itself and accepts no position_ids"
     layers = reader.cache.layers
     if (attention := config._attn_implementation) not in ("eager", "sdpa"):
-        return f"its attention is {attention!r}, and only 'eager' and 'sdpa' take a mask of one's own"
+        return f"its attention is {attention!r}, and only 'eager' and 'sdpa' accept a custom mask"
     if unknown := {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer, StaticLayer}:
-        return f"its cache has a layer of type {unknown.pop().__name__}, which cannot take candidates back"
+        return f"its cache has a layer of type {unknown.pop().__name__}, which cannot remove candidates"
     if kinds := {kind for kind in _mask_kinds(model) if kind not in (None, "full_attention", "sliding_attention")}:
-        return f"it has layers of kind {kinds.pop()!r}, whose mask is not known here"
+        return f"it has layers of type {kinds.pop()!r}, whose mask is unknown"
     if _sliding_layers(config, len(layers)) != [layer.is_sliding for layer in layers]:
-        return "its cache does not know which of its layers have a sliding window"
+        return "its cache does not tell which layers have a sliding window"
     if own := [name for name in OWN_WINDOWS if getattr(config, name, None) is not None]:
-        return f"it has a window of its own, {own[0]}, which counts places in the cache"
+        return f"it has a window of its own, {own[0]}, which counts positions in the cache"
     return _self_test(reader, candidates)
 
 
@@ -157,10 +157,10 @@ def _compare(reader: CachedReader, candidates: Tensor, visible: Tensor, toleranc
     try:
         tree = CandidateTree(reader.fork()).read(candidates, visible)
     except _MASK_ERRORS as error:
-        return f"a forward of several candidates fails with {type(error).__name__}: {error}"
+        return f"a forward pass over several candidates fails with {type(error).__name__}: {error}"
     for name, one, other in zip(CandidateOutputs._fields, plain, tree, strict=True):
         one, other = one[:, -1].float(), other[:, -1].float()
         difference = float(((one - other).square().mean(-1).sqrt() / one.std(-1)).max())
         if not difference < tolerance:
-            return f"its {name} differ from those of a plain forward by {difference:.2g} of their spread"
+            return f"its {name} differ from those of a plain forward pass by {difference:.2g} of their range"
     return None

@@ -101,14 +101,14 @@ class Form:
     def check(self, count: int) -> None:
         """Raise ValueError unless the form fits its rule and the number of branches of the method."""
         if len(self.branch_names) != count:
-            raise ValueError(f"the rule has the branches {self.branch_names}, and the method {count}")
+            raise ValueError(f"the rule has the branches {self.branch_names}, and the method has {count}")
         keywords = signature_of(self.rule).parameters
         if missing := [name for name in self.internal if name not in keywords]:
-            raise ValueError(f"internal names {missing[0]!r}, which is no parameter of the rule")
+            raise ValueError(f"internal names {missing[0]!r}, which is not a parameter of the rule")
         if self.mask is not None and self.mask not in self.parameters:
-            raise ValueError(f"mask names {self.mask!r}, which is no parameter of the rule")
+            raise ValueError(f"mask names {self.mask!r}, which is not a parameter of the rule")
         if unknown := [name for name in self.off or {} if name not in self.parameters]:
-            raise ValueError(f"off names {unknown[0]!r}, which is no parameter of the rule")
+            raise ValueError(f"off names {unknown[0]!r}, which is not a parameter of the rule")
         try:
             float(self.weight(**{name: parameter.default for name, parameter in self.parameters.items()}))
         except TypeError as error:
@@ -238,7 +238,7 @@ def _from_signature(
 def _from_extra(name: str, extra: Extra) -> MethodParameter:
     signature, own = signature_of(extra.of).parameters, extra.name or name
     if own not in signature:
-        raise ValueError(f"extra {name!r} is no parameter of {extra.of!r}")
+        raise ValueError(f"extra {name!r} is not a parameter of {extra.of!r}")
     return _from_signature(name, extra.of, signature[own], extra)
 
 
@@ -247,16 +247,16 @@ def _problems(method: Method) -> Iterator[str]:
     if unknown := [view for view in method.views if view not in VIEWS]:
         yield f"there is no view {unknown[0]!r}; there are {', '.join(VIEWS)}"
     if method.models and method.views:
-        yield "its branches are either other models or views"
+        yield "a method may have models or views, not both"
     others = len(method.models) + len(method.views)
     if others and len(method.branches) != others + 1:
-        yield f"it has {len(method.branches)} branches, and {others} models or views besides the main branch"
+        yield f"it has {len(method.branches)} branches, but {others} models or views in addition to the main branch"
     if len(method.forms) > 1 and "" in method.forms:
-        yield "every one of several forms needs a name"
+        yield "each form of a method with several forms needs a name"
     if bool(method.forms) != bool(method.processor or method.loop):
         yield "a method with a form needs a processor or a loop, and only such a method"
     if "prompt" not in method.views and method.contrast_prompt_optional:
-        yield "contrast_prompt_optional is of methods with the view 'prompt'"
+        yield "contrast_prompt_optional is only for methods with the view 'prompt'"
     for name, form in method.forms.items():
         try:
             form.check(len(method.branches))
@@ -287,4 +287,4 @@ def _cost_problems(method: Method, parameters: Mapping[str, MethodParameter]) ->
     for line in method.cost.values():
         for _, name, _, _ in string.Formatter().parse(line):
             if name is not None and name not in (*COST_FIELDS, *parameters):
-                yield f"cost names {name!r}, which is no parameter"
+                yield f"cost names {name!r}, which is not a parameter"

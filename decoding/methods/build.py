@@ -119,7 +119,7 @@ def cost(config: DecodingConfig, model: Any, others: Sequence[Any]) -> str:
         others: the models of the other branches.
     """
     method = config.declaration
-    line = method.cost[str(config.executor)] if method.contrasts else "1 forward per token"
+    line = method.cost[str(config.executor)] if method.contrasts else "1 forward pass per token"
     names = ", ".join(method.branches)
     line = line.format(branches=names, rows=len(method.branches), models=_models(config, others), **config.parameters)
     sizes = []

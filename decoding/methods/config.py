@@ -64,7 +64,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise OptionError(
-                "{name} must be a finite number above 0, not {value}: leave {sampling} out for the best token",
+                "{name} must be a finite number above 0, not {value}: leave {sampling} out for greedy decoding",
                 name=Option("temperature"),
                 sampling=Option("sampling"),
                 value=self.temperature,
@@ -208,7 +208,7 @@ class DecodingConfig:
         optional = method.contrast_prompt_optional and not always
         if "prompt" in method.views and not optional and self.contrast_prompt is None:
             raise OptionError(
-                "{method} contrasts prompts: give {option}, a template in which {{prompt}} is the prompt",
+                "{method} contrasts prompts: set {option}, a template in which {{prompt}} is the prompt",
                 method=Option("method", self.method),
                 option=Option("contrast_prompt"),
             )
@@ -274,12 +274,12 @@ def _check_models(config: DecodingConfig) -> None:
         _check_variant(name, config)
     last, tuned = names[-1], names[-2] if len(names) > 1 else "model"
     if config.adapters_off and last in config.models:
-        raise OptionError("give either {last} or {off}, not both", last=Option(last), off=Option("adapters_off"))
+        raise OptionError("set either {last} or {off}, not both", last=Option(last), off=Option("adapters_off"))
     needed = names[:-1] if config.adapters_off else names
     if missing := [name for name in needed if name not in config.models]:
         other = ", or {off} for {tuned} without its adapters" if missing[0] == last else ""
         raise OptionError(
-            "{method} weighs the model against others: give {missing} MODEL" + other,
+            "{method} needs other models: set {missing}" + other,
             method=Option("method", config.method),
             missing=Option(missing[0]),
             off=Option("adapters_off"),
@@ -353,7 +353,7 @@ def _executor_of(config: DecodingConfig) -> str:
         raise OptionError("{method} {why}", method=named, why=method.processor.reason)
     if config.beams > 1 and config.executor == "loop":
         raise OptionError(
-            "{loop} knows no beams: use {processor}",
+            "{loop} does not support beam search: use {processor}",
             loop=Option("executor", "loop"),
             processor=Option("executor", "processor"),
         )

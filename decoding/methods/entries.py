@@ -40,8 +40,8 @@ SEARCH = "contralto.decoding.executors.search:ContrastiveSearch"
 
 MODELS_COST = {"loop": "{models} per token", "processor": "{models} per token"}
 ROWS_COST = {
-    "loop": "{rows} rows per prompt in one forward ({branches})",
-    "processor": "{rows} forwards per token ({branches})",
+    "loop": "{rows} rows per prompt in one forward pass ({branches})",
+    "processor": "{rows} forward passes per token ({branches})",
 }
 EVERYWHERE: dict[str, Any] = {
     "beams": True,
@@ -55,7 +55,7 @@ EVERYWHERE: dict[str, Any] = {
 DECODER_ONLY: dict[str, Any] = {"encoder_decoder": Unsupported("is for decoder-only models")}
 DRAWS = "draws random numbers of its own"
 DETERMINISTIC = "is deterministic"
-AMATEUR = {"amateur": "a weaker model of the same tokenizer"}
+AMATEUR = {"amateur": "a weaker model with the same tokenizer"}
 WINDOW = Extra(of=CONTRASTIVE, least=1)
 
 
@@ -102,7 +102,7 @@ METHODS.register(
 METHODS.register(
     Method(
         name="cd",
-        description="contrastive decoding: a weaker model subtracted",
+        description="contrastive decoding: subtract a weaker model",
         papers=("2309.09117", "2210.15097"),
         processor=CONTRASTIVE,
         loop=None,
@@ -120,9 +120,9 @@ METHODS.register(
 METHODS.register(
     Method(
         name="scd",
-        description="the same, faster: the amateur drafts, the expert reads the drafts (speculative)",
+        description="speculative contrastive decoding: the same as cd, but the amateur also drafts tokens",
         papers=("2311.08981",),
-        processor=Unsupported("is a loop of its own: use cd for the same texts by a processor"),
+        processor=Unsupported("has only a loop: use cd, which has the same results, as a processor"),
         loop=SPECULATIVE,
         likelihoods=CONTRASTIVE,
         forms={"obrien": OBRIEN, "li": LI},
@@ -137,17 +137,17 @@ METHODS.register(
         streaming=True,
         encoder_decoder=True,
         vllm=Unsupported("drafts several tokens per forward pass, and vLLM's requests advance one at a time: use cd"),
-        cost={"loop": "{models}, drafts read several at a time"},
+        cost={"loop": "{models}; the expert verifies several draft tokens per forward pass"},
     )
 )
 METHODS.register(
     Method(
         name="search",
-        description="contrastive search: of the k likeliest tokens one dissimilar to the context",
+        description="contrastive search: penalise similarity to the context among the k most likely tokens",
         papers=("2202.06417", "2210.14140"),
         processor="contralto.decoding.processors.search:ContrastiveSearchLogitsProcessor",
         loop=SEARCH,
-        likelihoods=Unsupported("has no likelihoods: its scores are no log-probabilities"),
+        likelihoods=Unsupported("has no likelihoods: its scores are not log-probabilities"),
         forms={
             "": Form(
                 rule=SEARCH,
@@ -168,17 +168,17 @@ METHODS.register(
         row_seeds=Unsupported(DETERMINISTIC),
         streaming=True,
         encoder_decoder=True,
-        vllm=Unsupported("needs the hidden states of its candidates, which vLLM does not give"),
+        vllm=Unsupported("needs the hidden states of its candidates, which vLLM does not return"),
         cost={
-            "loop": "1 forward per token for all {k} candidates",
-            "processor": "2 forwards per token, one for all {k} candidates",
+            "loop": "1 forward pass per token for all {k} candidates",
+            "processor": "2 forward passes per token, one of them for all {k} candidates",
         },
     )
 )
 METHODS.register(
     Method(
         name="icd",
-        description="instruction contrastive decoding: a disturbed instruction subtracted",
+        description="instruction contrastive decoding: subtract a disturbed instruction",
         papers=("2403.18715",),
         processor=f"{PROCESSORS}:InstructionContrastiveDecodingLogitsProcessor",
         loop=None,
@@ -205,7 +205,7 @@ METHODS.register(
 METHODS.register(
     Method(
         name="cid",
-        description="contrastive input decoding: prefer tokens that the prompt makes likelier than another prompt",
+        description="contrastive input decoding: prefer tokens that are more likely than after another prompt",
         papers=("2305.07378",),
         processor=f"{PROCESSORS}:ContrastiveInputDecodingLogitsProcessor",
         loop=None,
@@ -240,7 +240,7 @@ METHODS.register(
 METHODS.register(
     Method(
         name="cad",
-        description="context-aware decoding: the prompt without its context subtracted",
+        description="context-aware decoding: subtract the prompt without its context",
         papers=("2305.14739",),
         processor=f"{PROCESSORS}:ContextAwareDecodingLogitsProcessor",
         loop=None,
@@ -267,7 +267,7 @@ METHODS.register(
 METHODS.register(
     Method(
         name="cfg",
-        description="classifier-free guidance: away from a negative prompt, or from the prompt's last token alone",
+        description="classifier-free guidance: subtract a negative prompt, or the prompt's last token",
         papers=("2306.17806",),
         processor=f"{PROCESSORS}:ClassifierFreeGuidanceLogitsProcessor",
         loop=None,
@@ -294,7 +294,7 @@ METHODS.register(
 METHODS.register(
     Method(
         name="dola",
-        description="an earlier layer of the same model subtracted",
+        description="DoLa: subtract an earlier layer of the same model",
         papers=("2309.03883",),
         processor=f"{PROCESSORS}:DoLaLogitsProcessor",
         loop=None,
@@ -321,18 +321,18 @@ METHODS.register(
         **(
             EVERYWHERE
             | DECODER_ONLY
-            | {"vllm": Unsupported("needs the hidden states of earlier layers, which vLLM does not give")}
+            | {"vllm": Unsupported("needs the hidden states of earlier layers, which vLLM does not return")}
         ),
         cost={
-            "loop": "1 forward per token, and its head once more for every earlier layer",
-            "processor": "2 forwards per token, and its head once more for every earlier layer",
+            "loop": "1 forward pass per token; its head runs again for every earlier layer",
+            "processor": "2 forward passes per token; the head runs again for every earlier layer",
         },
     )
 )
 METHODS.register(
     Method(
         name="proxy",
-        description="proxy tuning: a small tuned model added, the same untuned subtracted",
+        description="proxy tuning: add a small tuned model, subtract its untuned version",
         papers=("2401.08565", "2105.03023"),
         processor=f"{PROCESSORS}:ProxyTuningLogitsProcessor",
         loop=None,

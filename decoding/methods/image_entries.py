@@ -7,7 +7,7 @@ from contralto.decoding.methods.registry import METHODS
 METHODS.register(
     Method(
         name="vcd",
-        description="visual contrastive decoding: a noised image subtracted",
+        description="visual contrastive decoding: subtract a noised image",
         papers=("2311.16922",),
         processor=f"{PROCESSORS}:VisualContrastiveDecodingLogitsProcessor",
         loop=None,
@@ -34,7 +34,7 @@ METHODS.register(
 METHODS.register(
     Method(
         name="ritual",
-        description="a randomly transformed image added",
+        description="RITUAL: add a randomly transformed image",
         papers=("2405.17821",),
         processor=f"{PROCESSORS}:RitualLogitsProcessor",
         loop=None,
@@ -61,7 +61,7 @@ METHODS.register(
 METHODS.register(
     Method(
         name="ritual-vcd",
-        description="both: a transformed image added, a noised one subtracted",
+        description="RITUAL with VCD: add a transformed image, subtract a noised one",
         papers=("2405.17821",),
         processor=f"{PROCESSORS}:RitualVCDLogitsProcessor",
         loop=None,
@@ -88,7 +88,7 @@ METHODS.register(
 METHODS.register(
     Method(
         name="m3id",
-        description="the prompt without its image subtracted, more and more",
+        description="M3ID: subtract the prompt without its image, with a weight that grows with the length",
         papers=("2403.14003",),
         processor=f"{PROCESSORS}:M3IDLogitsProcessor",
         loop=None,

@@ -66,7 +66,7 @@ def signature_of(reference: Reference) -> Signature:
         return Signature(_parameters(node.args))
     constructors = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
     if not constructors:
-        raise ValueError(f"the class {reference!r} defines no __init__: its parameters are not known")
+        raise ValueError(f"the class {reference!r} defines no __init__, so its parameters are unknown")
     return Signature(_parameters(constructors[-1].args)[1:])  # the last one follows its overloads
 
 

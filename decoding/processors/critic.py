@@ -99,8 +99,8 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
             repeats, rest = divmod(len(ids), len(self._mask))
             if rest or self._mask.shape[1] > ids.shape[1]:
                 raise ValueError(
-                    f"attention_mask is of shape {tuple(self._mask.shape)}, and the rows of {tuple(ids.shape)}: a mask "
-                    "belongs to one batch of prompts"
+                    f"attention_mask has shape {tuple(self._mask.shape)}, but the rows have shape {tuple(ids.shape)}: a "
+                    "mask belongs to one batch of prompts"
                 )
             return self._mask.to(ids).repeat_interleave(repeats, dim=0)
         if self._prompts is not None and self._masks is not None:
@@ -133,7 +133,8 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
         logits: Tensor = self._critic(**inputs).logits
         if logits.ndim != 3:
             raise TypeError(
-                "the critic gives one value per sequence, and finds the end of a sequence by its padding, which a candidate "
-                "may look like: load it with AutoModelForTokenClassification and num_labels=1, or pass a function"
+                "the critic returns one value per sequence, and finds the end of a sequence by its padding, which a "
+                "candidate token may equal: load it with AutoModelForTokenClassification and num_labels=1, or pass a "
+                "function"
             )
         return logits[:, -1, 0].to(origin)

@@ -68,9 +68,9 @@ def _layers(model: Any, which: str) -> list[int]:
     wide, half = depth > 40, depth // 2
     ranges = {"low": range(2, 20 if wide else half, 2), "high": range(depth - 20 if wide else half, depth, 2)}
     if which not in ranges:
-        raise ValueError(f"layers must be 'low', 'high' or numbers of layers, not {which!r}")
+        raise ValueError(f"layers must be 'low', 'high' or a list of layer numbers, not {which!r}")
     if depth < 2:
         raise ValueError(
-            f"layers={which!r} needs a layer before the last, and {type(model).__name__} has but one layer"
+            f"layers={which!r} needs a layer before the last, but {type(model).__name__} has only one layer"
         )
     return list(ranges[which]) or [min(2, half)]

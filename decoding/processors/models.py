@@ -252,5 +252,5 @@ def bind_rule(form: str, own: Mapping[str, float | None], common: Mapping[str, f
     parameter, rule = forms[form]
     values = {name: value for name, value in own.items() if value is not None}
     if foreign := set(values) - {parameter}:
-        raise ValueError(f"form={form!r} has no {foreign.pop()}; its own parameter is {parameter}")
+        raise ValueError(f"form={form!r} has no {foreign.pop()}; its parameter is {parameter}")
     return try_rule(partial(rule, **values, **common), 2)

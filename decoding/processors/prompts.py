@@ -58,7 +58,7 @@ class ContrastiveInputDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         if form not in ("probability", "log_ratio"):
             raise ValueError(f"form must be 'probability' or 'log_ratio', not {form!r}")
         if form == "probability" and alpha is not None:
-            raise ValueError("form='probability' has no plausibility threshold alpha: its scores do not need one")
+            raise ValueError("form='probability' has no plausibility threshold: leave alpha out")
         inputs = {"input_ids": contrast_inputs} if isinstance(contrast_inputs, Tensor) else contrast_inputs
         parameters: dict[str, Any] = {n: v for n, v in {"lam": lam, "alpha": alpha}.items() if v is not None}
         if form == "probability":
@@ -120,7 +120,8 @@ class ClassifierFreeGuidanceLogitsProcessor(ContrastiveLogitsProcessor):
     ) -> None:
         if negative_inputs is not None and attention_mask is not None:
             raise ValueError(
-                "attention_mask belongs to prompts without negative_inputs, which hold a mask of their own"
+                "attention_mask and negative_inputs are mutually exclusive, because negative_inputs contain their "
+                "own mask"
             )
         rule = try_rule(partial(rules.classifier_free_guidance, guidance_scale=guidance_scale), 2)
         branch: Branch

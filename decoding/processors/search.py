@@ -178,6 +178,6 @@ def _check_no_images(model: Any, ids: Tensor) -> None:
     tokens = torch.tensor([token for token in named if token is not None], dtype=ids.dtype, device=ids.device)
     if torch.isin(ids, tokens).any():
         raise ValueError(
-            "the prompt contains images, which a logits processor is not given: pass vision_inputs=, the inputs of the model "
-            "besides the tokens"
+            "the prompt contains images, which a logits processor does not receive: pass vision_inputs=, the "
+            "model inputs other than the token ids"
         )

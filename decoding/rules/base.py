@@ -101,7 +101,7 @@ def combine(
         tensor([[0.5333, 0.4667, 0.0000]])
     """
     if not branches or len(branches) != len(weights):
-        raise ValueError(f"combine needs one weight per branch, not {len(weights)} for {len(branches)}")
+        raise ValueError(f"combine needs one weight per branch, not {len(weights)} for {len(branches)} branches")
     main = branches[0]
     if any(branch.shape != main.shape for branch in branches):
         raise ValueError(f"the branches' logits differ in shape: {[tuple(branch.shape) for branch in branches]}")
@@ -138,7 +138,7 @@ def check_threshold(name: str, value: float) -> None:
         value: of the parameter.
     """
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1] (a share of the likeliest token's probability), not {value}")
+        raise ValueError(f"{name} must lie in [0, 1] (a fraction of the highest probability), not {value}")
 
 
 def check_strength(name: str, value: float) -> None:

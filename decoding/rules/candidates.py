@@ -41,7 +41,8 @@ def critic_guided(logits: Tensor, values: Tensor, candidates: Tensor) -> Tensor:
     """
     if values.shape != candidates.shape:
         raise ValueError(
-            f"critic_guided needs a value per candidate, not {tuple(values.shape)} for {tuple(candidates.shape)}"
+            f"critic_guided needs one value per candidate, not values of shape {tuple(values.shape)} for "
+            f"candidates of shape {tuple(candidates.shape)}"
         )
     log_p = rule_out_(logits.log_softmax(-1))
     weighted = log_p.gather(-1, candidates) + torch.nn.functional.logsigmoid(values.to(log_p))

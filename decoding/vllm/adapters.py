@@ -32,7 +32,7 @@ def adapters_of(config: DecodingConfig, adapter: str | None) -> list[str | None]
         >>> adapters_of(DecodingConfig(method="dola"), None)
         Traceback (most recent call last):
             ...
-        ValueError: method='dola' does not run in vLLM, it needs the hidden states of earlier layers, which vLLM does not give: use cad, cd, cfg, cid, icd, proxy or none, or leave the vllm backend out
+        ValueError: method='dola' is not supported with vLLM, because it needs the hidden states of earlier layers, which vLLM does not return: use cad, cd, cfg, cid, icd, proxy or no method, or another backend
     """
     method = config.declaration
     if not method.contrasts:
@@ -41,16 +41,17 @@ def adapters_of(config: DecodingConfig, adapter: str | None) -> list[str | None]
         known = [name for name in supported() if not METHODS[name].reads_images]
         why = "contrasts images, which is not tested there" if method.vllm else method.vllm.reason
         raise ValueError(
-            f"method={config.method!r} does not run in vLLM, it {why}: use {', '.join(known)} or none, or leave the vllm backend out"
+            f"method={config.method!r} is not supported with vLLM, because it {why}: use {', '.join(known)} or no "
+            "method, or another backend"
         )
     if config.parameters.get("amateur_window"):
-        raise ValueError("amateur_window needs the model contralto: leave the vllm backend out")
+        raise ValueError("amateur_window is not supported with vLLM: use the transformers backend")
     if not method.models:
         return [_adapter(adapter)] * len(method.branches)
     others = [_adapter(config.models[name]) for name in method.models if name in config.models]
     off: list[str | None] = [None] * config.adapters_off
     if config.adapters_off and len(method.models) == 1 and adapter is None:
-        raise ValueError("adapters_off contrasts an adapter with the model without it: give adapter")
+        raise ValueError("adapters_off contrasts an adapter with the model without it: set adapter")
     return [_adapter(adapter), *others, *off]
 
 
@@ -62,7 +63,7 @@ def _adapter(name: str | None) -> str | None:
         raise ValueError(f"vLLM runs a model as a whole, and {name} is a part of it: leave the vllm backend out")
     folder = locate(name)
     if not (Path(folder) / "adapter_config.json").is_file():
-        raise ValueError(f"in vLLM the branches share one model, and {name} is no folder with a LoRA adapter of it")
+        raise ValueError(f"in vLLM all branches share one model, and {name} is not a folder with a LoRA adapter of it")
     return folder
 
 

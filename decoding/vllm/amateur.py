@@ -69,7 +69,7 @@ class AmateurContrast(Members):
                 f'AmateurContrast needs additional_config={{"{KEY}": {{"model": NAME}}}}, not {options!r}'
             )
         if vllm_config.speculative_config is not None:
-            raise ValueError("AmateurContrast sees one token at a time: leave speculative_config out")
+            raise ValueError("AmateurContrast processes one token at a time: leave speculative_config out")
         self._reader = SequenceReader(_load(options, self._device, vllm_config))
 
     @classmethod
@@ -85,10 +85,10 @@ class AmateurContrast(Members):
         row = _row(sampling_params.extra_args)
         if row is not None and sampling_params.temperature:
             raise ValueError(
-                f"temperature must be 0 with {PREFIX}method, not {sampling_params.temperature}: give {PREFIX}temperature"
+                f"temperature must be 0 with {PREFIX}method, not {sampling_params.temperature}: set {PREFIX}temperature"
             )
         if row is not None:
-            check_penalties(sampling_params, f"with {PREFIX}method", "might choose a token that the contrast rules out")
+            check_penalties(sampling_params, f"with {PREFIX}method", "might choose a token that the contrast excludes")
 
     def _member(self, params: Any, prompt: Sequence[int], output: Sequence[int]) -> _AmateurRequest | None:
         row = _row(params.extra_args)
@@ -147,7 +147,7 @@ def _row(arguments: Any) -> Row | None:
         return None
     if tied := [f"{PREFIX}{name}" for name in TIED if f"{PREFIX}{name}" in values]:
         raise ValueError(
-            f"{tied[0]} belongs to completions with several requests (PairedContrast): leave it out, or leave AmateurContrast"
+            f"{tied[0]} is for completions with several requests (PairedContrast): leave it out, or use PairedContrast"
         )
     own = [name for name in supported() if list(METHODS[name].models) == ["amateur"]]
     method = values.get(f"{PREFIX}method", own[0])
@@ -177,7 +177,7 @@ def _load(options: Mapping[str, Any], device: Any, vllm_config: Any) -> Any:
     needed = bytes_needed(model, longest * requests)
     if device.type == "cuda" and needed > torch.cuda.mem_get_info(device)[0]:
         raise MemoryError(
-            f"{name} and its cache may need {needed / 2**30:.1f} GiB beside vLLM: lower max_num_seqs, max_model_len or "
-            "gpu_memory_utilization"
+            f"{name} and its cache may need {needed / 2**30:.1f} GiB in addition to vLLM: lower max_num_seqs, "
+            "max_model_len or gpu_memory_utilization"
         )
     return model.to(device).eval()

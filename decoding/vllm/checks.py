@@ -21,24 +21,28 @@ def check_config(vllm_config: Any) -> None:
     parallel, schedule = vllm_config.parallel_config, vllm_config.scheduler_config
     if vllm_config.speculative_config is not None:
         raise ValueError(
-            "branches of a text cannot be weighed with speculative decoding, which checks several tokens of a request at "
-            "once: leave speculative_config out"
+            "the branches of a completion cannot be combined with speculative decoding, which verifies several "
+            "tokens of a request at once: leave speculative_config out"
         )
     if parallel.data_parallel_size > 1:
         raise ValueError(
-            f"data_parallel_size must be 1, not {parallel.data_parallel_size}: the branches of a text would be sent to "
-            "engines that do not see each other; start several servers, or use tensor_parallel_size"
+            f"data_parallel_size must be 1, not {parallel.data_parallel_size}: the branches of a completion would "
+            "be sent to different engines; start several servers, or use tensor_parallel_size"
         )
     if getattr(parallel, "enable_batch_sharded_sampling", False):
-        raise ValueError("enable_batch_sharded_sampling parts the branches of a text: leave it out")
+        raise ValueError("enable_batch_sharded_sampling separates the branches of a completion: leave it out")
     if schedule.long_prefill_token_threshold > 0:
         raise ValueError(
-            "long_prefill_token_threshold must be 0: it reads a long prompt in pieces, while its partner's is read at once"
+            "long_prefill_token_threshold must be 0: otherwise a long prompt is prefilled in chunks, out of step "
+            "with its partner"
         )
     if schedule.policy != "fcfs":
-        raise ValueError(f"scheduling_policy must be fcfs, not {schedule.policy}: priorities would part branches")
+        raise ValueError(
+            f"scheduling_policy must be fcfs, not {schedule.policy}: priorities could separate the branches of a "
+            "completion"
+        )
     if vllm_config.kv_transfer_config is not None:
-        raise ValueError("kv_transfer_config fetches the branches of a text at different times: leave it out")
+        raise ValueError("kv_transfer_config fetches the branches of a completion at different times: leave it out")
 
 
 def timeout_of(vllm_config: Any) -> float:
@@ -53,5 +57,5 @@ def timeout_of(vllm_config: Any) -> float:
     config = vllm_config.additional_config
     timeout = config.get("contrast_timeout", DEFAULT_TIMEOUT) if isinstance(config, dict) else DEFAULT_TIMEOUT
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-        raise ValueError(f"contrast_timeout must be seconds above 0, not {timeout!r}")
+        raise ValueError(f"contrast_timeout must be a number of seconds above 0, not {timeout!r}")
     return float(timeout)

@@ -161,7 +161,7 @@ class PairClient:
                         yield Piece(chunks[0][sent].text, chunks[0][sent].tokens)
                     sent += 1
             if not all(chunks):
-                raise RefusedError("the engine refused this text; without streaming it says why")
+                raise RefusedError("the engine rejected this request; send it without streaming to get the reason")
             branches = [join_chunks(pieces) for pieces in chunks]
             if completion.progress.take(branches):
                 rest = "".join(chunk.text for chunk in chunks[0][sent:])
@@ -171,7 +171,8 @@ class PairClient:
                 return
             if completion.progress.whole:
                 raise RuntimeError(
-                    "the branches of a streamed text parted, and one with a grammar or stop text cannot go on"
+                    "the branches of a streamed completion got out of step, and a completion with a grammar or stop "
+                    "string cannot be resumed"
                 )
 
     async def _completion(
@@ -194,7 +195,9 @@ class PairClient:
         check_prompts([prompts], given)
         models = [self._model] * len(prompts) if isinstance(self._model, str) else list(self._model)
         if len(models) != len(prompts):
-            raise ValueError(f"model must be one name, or one for each of {len(prompts)} branches, not {len(models)}")
+            raise ValueError(
+                f"model must be one name, or one name for each of the {len(prompts)} branches, not {len(models)} names"
+            )
         shared, own = dict(body or {}), dict(main_body or {})
         restarts = {"stop", "structured_outputs", "response_format"} & {*shared, *own}
         if any(_holds_images(prompt) for prompt in prompts):
@@ -219,8 +222,8 @@ class PairClient:
             self._marker = reply_field(await self._json("GET", f"{self._url}/contralto"), "marker", int)
         except (ValueError, RuntimeError) as error:
             raise ValueError(
-                f"{self._url} does not tell a marker, so it is no server of contralto serve: give marker, a token that is "
-                f"never to be written ({error})"
+                f"{self._url} returns no marker token, so it is not a server of contralto serve: pass marker, a token "
+                f"that never occurs in completions ({error})"
             ) from error
         return self._marker
 
@@ -258,7 +261,7 @@ class PairClient:
             raise RuntimeError(f"{self._url} did not answer in time (timeout: {self._timeout} s)") from error
         except (self._http.ClientError, BadReplyError, RecursionError, json.JSONDecodeError) as error:
             said = short(self._secrets.hide(f"{type(error).__name__}: {error}"))
-            raise RuntimeError(f"{self._url} sent no reply that can be read: {said}") from None
+            raise RuntimeError(f"{self._url} sent an unreadable reply: {said}") from None
 
     async def _check(self, response: Any) -> None:
         """Raise an error with the server's message unless the status is 200."""
@@ -267,7 +270,7 @@ class PairClient:
         text = (await read_body(response, limit=MOST_BYTES)).decode("utf-8", "replace")
         if 300 <= response.status < 400:
             target = self._secrets.hide(address_of(response.headers.get("Location")))
-            raise ValueError(f"{self._url} points to {short(target)}: give that as base_url")
+            raise ValueError(f"{self._url} redirects to {short(target)}: use that as base_url")
         try:
             said = json.loads(text)["error"]["message"]
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -286,7 +289,7 @@ class PairClient:
                     continue
                 event = json.loads(decoded(line.removeprefix(b"data: ")))
                 if not isinstance(event, Mapping):
-                    raise BadReplyError(f"an event that is no object: {short(event)}")
+                    raise BadReplyError(f"an event that is not an object: {short(event)}")
                 if "error" in event:
                     raise RuntimeError(short(self._secrets.hide(error_message(event["error"])), 1000))
                 if event.get("choices"):

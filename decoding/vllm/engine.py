@@ -65,27 +65,29 @@ def engine_options(*, timeout: float = DEFAULT_TIMEOUT, **options: Any) -> dict[
         >>> engine_options(data_parallel_size=2)
         Traceback (most recent call last):
             ...
-        ValueError: data_parallel_size must be 1, not 2: the branches of a text would not meet; start several servers, or use tensor_parallel_size
+        ValueError: data_parallel_size must be 1, not 2: the branches of a completion would be in different engines; start several servers, or use tensor_parallel_size
     """
     if not timeout > 0:
-        raise ValueError(f"timeout must be seconds above 0, not {timeout}")
+        raise ValueError(f"timeout must be a number of seconds above 0, not {timeout}")
     for name in ("speculative_config", "spec_method", "spec_model", "spec_tokens"):
         if options.get(name):
-            raise ValueError(f"{name}: branches of a text cannot be weighed with speculative decoding: leave it out")
+            raise ValueError(
+                f"{name}: the branches of a completion cannot be combined with speculative decoding: leave it out"
+            )
     if (options.get("data_parallel_size") or 1) > 1:
         raise ValueError(
-            f"data_parallel_size must be 1, not {options['data_parallel_size']}: the branches of a text would not meet; start "
-            "several servers, or use tensor_parallel_size"
+            f"data_parallel_size must be 1, not {options['data_parallel_size']}: the branches of a completion "
+            "would be in different engines; start several servers, or use tensor_parallel_size"
         )
     for name in ("enable_batch_sharded_sampling", "kv_transfer_config"):
         if options.get(name):
-            raise ValueError(f"{name} parts the branches of a text: leave it out")
+            raise ValueError(f"{name} separates the branches of a completion: leave it out")
     for name, value in MINE.items():
         if options.get(name, value) not in (None, value):
             raise ValueError(f"{name} must be {value!r} with contrastive branches, not {options[name]!r}: leave it out")
     for name in ("max_num_seqs", "max_num_batched_tokens"):
         if options.get(name) is not None and options[name] < 2:
-            raise ValueError(f"{name} must be at least 2, one for each branch of a text, not {options[name]}")
+            raise ValueError(f"{name} must be at least 2, one for each branch of a completion, not {options[name]}")
     processors = [p for p in options.pop("logits_processors", None) or () if p != PROCESSOR]
     more = dict(options.pop("additional_config", None) or {}) | {"contrast_timeout": timeout}
     return {
@@ -142,4 +144,6 @@ def marker_of(tokenizer: Any, *, vocabulary: int, ends: Sequence[int] = ()) -> i
     for token in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id):
         if token is not None and token not in (tokenizer.eos_token_id, *ends):
             return int(token)
-    raise ValueError("this tokenizer has no token that no text holds: give marker, a token that is never to be written")
+    raise ValueError(
+        "this tokenizer has no token that never occurs in text: pass marker, a token that never occurs in completions"
+    )

@@ -30,8 +30,8 @@ PATHS = ("/v1/completions", "/v1/chat/completions")
 WATCHED = ("max_tokens", "max_completion_tokens", "min_tokens", "ignore_eos", "stop", "stop_token_ids")
 """Fields that branches must share to end together."""
 UNSAID = (
-    "the engine refused this text: its prompts do not fit a step, the KV cache or max_model_len, or its contrast_id is in use; "
-    "the same request without stream says which"
+    "the engine rejected this request: its prompts do not fit a step, the KV cache or max_model_len, or "
+    "its contrast_id is in use; send it without stream to get the reason"
 )
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -118,9 +118,7 @@ class PairMiddleware:
             GoneError: the client closed the connection.
         """
         limits = self._limits
-        too_large = StatusError(
-            413, f"a request may have {limits.body:,} bytes, the limit that this server was started with"
-        )
+        too_large = StatusError(413, f"a request may have at most {limits.body:,} bytes, the limit of this server")
         length = dict(scope.get("headers", ())).get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > limits.body:
             raise too_large
@@ -205,9 +203,11 @@ def _check(fields: Mapping[str, Any]) -> None:
     """Raise ValueError for fields that would put branches out of step without an error of vLLM."""
     prompt = fields.get("prompt")
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        raise ValueError(f"a branch of a completion has one prompt, not {len(prompt)}: send a request for each")
+        raise ValueError(
+            f"a branch of a completion must have one prompt, not {len(prompt)}: send one request per prompt"
+        )
     if "messages" in fields and fields.get("max_tokens", fields.get("max_completion_tokens")) is None:
-        raise ValueError("max_tokens must be given in a branch of a completion: its default depends on the prompt")
+        raise ValueError("a branch of a completion needs max_tokens, because its default depends on the prompt")
     if fields.get("use_beam_search"):
         raise ValueError("use_beam_search: beam search is not supported with contrastive branches")
 

@@ -73,7 +73,7 @@ def _adapters(adapters: Sequence[Any] | None, branches: Sequence[str]) -> list[A
     adapters = list(adapters) if adapters is not None else [None] * len(branches)
     if len(adapters) != len(branches):
         raise ValueError(
-            f"adapters must be one for each branch ({', '.join(branches)}), None for none, not {len(adapters)}"
+            f"adapters must have one entry per branch ({', '.join(branches)}; None for no adapter), not {len(adapters)}"
         )
     return adapters
 
@@ -82,7 +82,9 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     """Return the seed of each completion."""
     seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
     if len(seeds) != count:
-        raise ValueError(f"seed must be a number or one for each of the {count} completions, not {len(seeds)}")
+        raise ValueError(
+            f"seed must be a number, or one number for each of the {count} completions, not {len(seeds)} numbers"
+        )
     return seeds
 
 

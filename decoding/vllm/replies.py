@@ -46,7 +46,7 @@ async def event_lines(response: Any) -> AsyncIterator[bytes]:
 
     coding = response.headers.get("Content-Encoding", "identity")
     if coding != "identity":
-        raise BadReplyError(f"a stream in Content-Encoding {short(coding, 40)!r}, which was not asked for")
+        raise BadReplyError(f"a stream in Content-Encoding {short(coding, 40)!r}, which was not requested")
     lines, size = aiter(response.content), 0
     while size <= MOST_BYTES:
         try:
@@ -77,7 +77,7 @@ def first_choice(answer: Any) -> Mapping[str, Any]:
     except (KeyError, IndexError, TypeError):
         choice = None
     if not isinstance(choice, Mapping):
-        raise BadReplyError(f"not an answer of the OpenAI protocol: {short(answer)}")
+        raise BadReplyError(f"not a reply of the OpenAI protocol: {short(answer)}")
     return choice
 
 

@@ -129,17 +129,17 @@ class _Pairing:
             return f"max_num_seqs {self._slots()} has no room for {len(requests)} branches"
         if tokens > self.max_num_scheduled_tokens:
             return (
-                f"its prompts have {tokens} tokens, and a step reads {self.max_num_scheduled_tokens}: raise "
-                "max_num_batched_tokens, or shorten them"
+                f"its prompts have {tokens} tokens, but a step processes at most {self.max_num_scheduled_tokens}: "
+                "raise max_num_batched_tokens, or shorten them"
             )
         longest = max(request.num_prompt_tokens + request.max_tokens for request in requests)
         if longest > self.max_model_len:
-            return f"a prompt and max_tokens make {longest} tokens, and max_model_len is {self.max_model_len}"
+            return f"a prompt and max_tokens have {longest} tokens together, but max_model_len is {self.max_model_len}"
         blocks = sum(map(self._blocks, requests))
         if blocks > self._all_blocks():
             return (
-                f"prompts and max_tokens need {blocks} blocks of the KV cache, and it has {self._all_blocks()}: give it more "
-                "memory, or lower max_tokens"
+                f"prompts and max_tokens need {blocks} blocks of the KV cache, which has {self._all_blocks()}: "
+                "increase its memory, or lower max_tokens"
             )
         if any(request.mm_features for request in requests):
             return IMAGES
@@ -172,8 +172,8 @@ class _Pairing:
                 missing = [str(branch) for branch in range(len(row.rule.branches)) if branch not in text.branches]
                 self._refuse(
                     text.requests,
-                    f"{PREFIX}id {group!r}: branch {' and '.join(missing)} did not come within {self._timeout:g} seconds: "
-                    "send all branches of a text together",
+                    f"{PREFIX}id {group!r}: branch {' and '.join(missing)} did not arrive within {self._timeout:g} "
+                    "seconds: send all branches of a completion together",
                 )
 
     def _hand_over(self) -> None:
@@ -311,8 +311,8 @@ class PairScheduler(_Pairing, SCHEDULER):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         if self.scheduler_config.async_scheduling:
             raise ValueError(
-                "async_scheduling needs scheduler_cls contralto.decoding.vllm.AsyncPairScheduler, or pair_scheduler, which "
-                "chooses"
+                "async_scheduling needs scheduler_cls contralto.decoding.vllm.AsyncPairScheduler, or pair_scheduler, "
+                "which selects the right one"
             )
 
 
@@ -324,7 +324,7 @@ class AsyncPairScheduler(_Pairing, ASYNC_SCHEDULER):  # type: ignore[misc]
         if not self.scheduler_config.async_scheduling:
             raise ValueError(
                 "this engine schedules synchronously: use scheduler_cls contralto.decoding.vllm.PairScheduler, or "
-                "pair_scheduler, which chooses"
+                "pair_scheduler, which selects the right one"
             )
 
 

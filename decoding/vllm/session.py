@@ -124,7 +124,7 @@ class PairProgress:
             if isinstance(branch.stop_reason, str) and branch.stop_reason.startswith(REFUSED):
                 raise RefusedError(branch.stop_reason.removeprefix(REFUSED))
         if any(branch.finish_reason == "abort" for branch in branches):
-            raise RuntimeError("the engine aborted a completion: it was stopped, or put to sleep")
+            raise RuntimeError("the engine aborted a completion, because it was stopped or put to sleep")
         certain = agreed([before_marker(branch.tokens, self.marker) for branch in branches])
         main, before = branches[0], self.tokens
         ended = main.finish_reason in ("stop", "length") and len(certain) == len(main.tokens)
@@ -138,9 +138,10 @@ class PairProgress:
         self.stuck = 0 if certain and not self.whole else self.stuck + 1
         if self.stuck >= self.patience:
             raise RuntimeError(
-                f"the branches of a completion got out of step {self.desyncs} times without progress: start vLLM with make_llm or "
-                "contralto serve, whose scheduler keeps them in step; if it does, the logits of a branch hold NaN or +inf (an "
-                "overflow of half precision, broken weights), or the request excludes every token"
+                f"the branches of a completion got out of step {self.desyncs} times without progress: start vLLM with "
+                "make_llm or contralto serve, whose scheduler keeps them in step; if you did, the logits of a branch "
+                "contain NaN or +inf (an overflow of half precision, damaged weights), or the request excludes every "
+                "token"
             )
         if self.whole:
             self.tokens, self.logprobs = [], []

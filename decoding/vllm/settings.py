@@ -38,7 +38,7 @@ __all__ = [
 PREFIX = "contrast_"
 LONGEST_ID = 256
 """Maximum number of characters of an id."""
-IMAGES = "prompts with images are not decoded by contrast in vLLM, where it is not tested: use contralto.decoding with transformers"
+IMAGES = "contrastive decoding in vLLM does not support prompts with images: use contralto.decoding with transformers"
 TYPES = {float: "a number", int: "a whole number", bool: "true or false"}
 
 
@@ -141,8 +141,8 @@ class Row:
         known = {"id", "branch", "marker", "method", "form", "seed", "start", *RequestSampling.__annotations__, *own}
         if foreign := sorted(set(values) - known):
             raise ValueError(
-                f"{PREFIX}method {rule.method} has no {PREFIX}{foreign[0]}; its parameters are {_names(own)}, "
-                f"and besides there are {_names(known - own)}"
+                f"{PREFIX}method {rule.method} has no {PREFIX}{foreign[0]}; its parameters are {_names(own)}; general "
+                f"fields are {_names(known - own)}"
             )
         branch, names = _typed("branch", values["branch"], int), rule.branches
         if not 0 <= branch < len(names):
@@ -150,7 +150,7 @@ class Row:
             raise ValueError(f"{PREFIX}branch must be {allowed} ({', '.join(names)}), not {branch}")
         if not isinstance(values["id"], str | int) or isinstance(values["id"], bool):
             raise ValueError(  # noqa: TRY004  all of a request is a ValueError, over HTTP status 400
-                f"{PREFIX}id must be a text or a whole number, not {values['id']!r}"
+                f"{PREFIX}id must be a string or a whole number, not {values['id']!r}"
             )
         if len(str(values["id"])) > LONGEST_ID:
             raise ValueError(f"{PREFIX}id must have at most {LONGEST_ID} characters, not {len(str(values['id']))}")
@@ -216,7 +216,7 @@ def _sampling(values: Mapping[str, Any]) -> RequestSampling:
         min_p=_typed("min_p", values.get("min_p", 0.0), float),
     )
     if not 0 <= sampling.temperature < float("inf"):
-        raise ValueError(f"{PREFIX}temperature must be at least 0 (0: the best token), not {sampling.temperature}")
+        raise ValueError(f"{PREFIX}temperature must be at least 0 (0 for greedy decoding), not {sampling.temperature}")
     if sampling.top_k < 0:
         raise ValueError(f"{PREFIX}top_k must be at least 0 (0: all tokens), not {sampling.top_k}")
     if not 0 < sampling.top_p <= 1:
@@ -224,7 +224,7 @@ def _sampling(values: Mapping[str, Any]) -> RequestSampling:
     if not 0 <= sampling.min_p <= 1:
         raise ValueError(f"{PREFIX}min_p must lie in [0, 1], not {sampling.min_p}")
     if not sampling.temperature and sampling != RequestSampling():
-        raise ValueError(f"{PREFIX}top_k, top_p and min_p are of sampling: give a {PREFIX}temperature above 0 too")
+        raise ValueError(f"{PREFIX}top_k, top_p and min_p apply only to sampling: set {PREFIX}temperature above 0 too")
     return sampling
 
 
@@ -243,19 +243,21 @@ def check_request(row: Row, params: Any) -> None:
     """
     if (params.n or 1) != 1:
         raise ValueError(
-            f"n must be 1 in a branch of a completion, not {params.n}: send one with its own {PREFIX}id each"
+            f"n must be 1 in a branch of a completion, not {params.n}: send {params.n} completions, each with its "
+            f"own {PREFIX}id"
         )
     if params.temperature:
         raise ValueError(
-            f"temperature must be 0 in a branch of a completion, not {params.temperature}: branches would "
-            f"draw different tokens; give {PREFIX}temperature"
+            f"temperature must be 0 in a branch of a completion, not {params.temperature}: branches would draw "
+            f"different tokens; set {PREFIX}temperature"
         )
     check_penalties(
         params, "in a branch of a completion", "counts tokens of each branch's own prompt, and branches would diverge"
     )
     if row.marker not in (params.stop_token_ids or ()):
         raise ValueError(
-            f"stop_token_ids must hold {PREFIX}marker {row.marker}, or a branch that lost its partner would run on"
+            f"stop_token_ids must contain {PREFIX}marker {row.marker}, or a branch without its partner would "
+            "continue alone"
         )
 
 
@@ -298,7 +300,7 @@ def check_group(requests: Sequence[tuple[Row, Mapping[str, Any]]]) -> None:
     for row, own in others:
         if row.branch in seen:
             raise ValueError(
-                f"{PREFIX}id {row.group!r}: two requests are branch {row.branch}; they need different ones"
+                f"{PREFIX}id {row.group!r}: two requests have branch {row.branch}; each needs a different one"
             )
         seen.add(row.branch)
         for name in ("rule", "sampling", "seed", "start", "marker"):

@@ -93,7 +93,9 @@ class WaitingRoom:
         limits = self._limits
         if self._waiting >= limits.waiting or self._held + size > limits.held:
             self._remove(key, text, row)
-            raise FullError(f"{self._waiting} requests wait for their other branches: send all together")
+            raise FullError(
+                f"{self._waiting} requests are waiting for their other branches: send all branches together"
+            )
         self._waiting, self._held = self._waiting + 1, self._held + size
         leaving = asyncio.create_task(gone())
         try:
@@ -119,8 +121,8 @@ class WaitingRoom:
         there = {other.branch for other, _ in text.branches}
         missing = " and ".join(str(b) for b in range(len(row.rule.branches)) if b not in there)
         return (
-            f"{PREFIX}id {row.group!r}: branch {missing} did not come within {self._limits.timeout:g} seconds: send all "
-            "branches of a text together"
+            f"{PREFIX}id {row.group!r}: branch {missing} did not arrive within {self._limits.timeout:g} seconds: "
+            "send all branches of a completion together"
         )
 
     def _end(self, key: Hashable, text: PendingCompletion, why: ValueError) -> None:

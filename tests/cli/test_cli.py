@@ -162,10 +162,10 @@ def test_adapters_off(run, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([*PLAIN, "--method", "cd", "x"], "give --amateur MODEL, or --adapters-off for --model without its adapters"),
+        ([*PLAIN, "--method", "cd", "x"], "set --amateur, or --adapters-off for --model without its adapters"),
         ([*CONTRAST, "--method", "none", "x"], "--method none has no --amateur; it decodes without contrast"),
-        ([*CONTRAST, "--adapters-off", "x"], "give either --amateur or --adapters-off, not both"),
-        ([*PLAIN, "--method", "proxy", "--antiexpert", "y", "x"], "give --expert MODEL"),
+        ([*CONTRAST, "--adapters-off", "x"], "set either --amateur or --adapters-off, not both"),
+        ([*PLAIN, "--method", "proxy", "--antiexpert", "y", "x"], "set --expert"),
         ([*PLAIN, "--method", "proxy", "--expert", "y", "x"], "or --adapters-off for --expert without its adapters"),
         (
             [*PLAIN, "--method", "vcd", "--kappa", "1", "x"],
@@ -183,8 +183,14 @@ def test_adapters_off(run, tmp_path):
             [*PLAIN, "--method", "cid", "--alpha", "1", "--contrast-prompt", "y", "x"],
             "--method cid --form probability has no --alpha; its own are --contrast-prompt, --lam",
         ),
-        ([*PLAIN, "--method", "cid", "x"], "prompt 0 has no other: give --contrast-prompt TEXT, or contrast_prompt"),
-        ([*PLAIN, "--method", "vcd", "x"], "prompt 0 has none: give --image PATH, or image in its row"),
+        (
+            [*PLAIN, "--method", "cid", "x"],
+            "prompt 0 has no contrast prompt: set --contrast-prompt, or add a column contrast_prompt",
+        ),
+        (
+            [*PLAIN, "--method", "vcd", "x"],
+            "prompt 0 has none: set --image to a path, or add a column image to its row",
+        ),
         ([*PLAIN, "--image", "no.png", "x"], "prompt 0: there is no image no.png"),
         ([*PLAIN, "--method", "vcd", "--noise-step", "1000", "x"], "step must lie in 0..999"),
         ([*PLAIN, "--method", "ritual", "--kappa", "-1", "x"], "kappa must be a finite number of at least 0"),
@@ -195,8 +201,8 @@ def test_adapters_off(run, tmp_path):
         ([*PLAIN, "--method", "search", "--sample", "x"], "--method search is deterministic: leave --sample out"),
         ([*CONTRAST, "--method", "scd", "--beams", "2", "x"], "--method scd has no beams"),
         ([*CONTRAST, "--method", "scd", "--draft-length", "0", "x"], "--draft-length must be at least 1, not 0"),
-        ([*CONTRAST, "--method", "scd", "--executor", "processor", "x"], "--method scd is a loop of its own"),
-        ([*CONTRAST, "--executor", "loop", "--beams", "2", "x"], "--executor loop knows no beams"),
+        ([*CONTRAST, "--method", "scd", "--executor", "processor", "x"], "--method scd has only a loop"),
+        ([*CONTRAST, "--executor", "loop", "--beams", "2", "x"], "--executor loop does not support beam search"),
         ([*PLAIN, "--executor", "loop", "x"], "--method none has none: leave it out"),
         ([*PLAIN, "--compare", "greedy", "x"], "--method none has no contrast"),
         (["--model", "testbed:novice", "x"], "the testbed has no model 'novice'; it has expert,"),
@@ -222,8 +228,8 @@ def test_adapters_off(run, tmp_path):
         ([*CONTRAST, "--top-p", "1", "x"], "--top-p is of sampling: add --sample, or leave it out"),
         ([*CONTRAST, "--sample", "--beams", "2", "x"], "--sample draws one text per prompt, and --beams searches"),
         ([*CONTRAST, "--max-new-tokens", "0", "x"], "--max-new-tokens must be at least 1, not 0"),
-        ([*CONTRAST, "--device", "cuda:99", "x"], "device 'cuda:99' is not on this machine, which has"),
-        ([*CONTRAST, "--device", "toaster", "x"], "device 'toaster' is not on this machine, which has"),
+        ([*CONTRAST, "--device", "cuda:99", "x"], "device 'cuda:99' does not exist on this machine, which has"),
+        ([*CONTRAST, "--device", "toaster", "x"], "device 'toaster' does not exist on this machine, which has"),
         ([*CONTRAST, "--batch-size", "0", "x"], "--batch-size must be at least 1, not 0"),
         (
             [*CONTRAST, "--dtype", "float99", "x"],
@@ -256,7 +262,7 @@ def test_an_amateur_that_does_not_fit_is_refused(run, monkeypatch):
     free = type("Memory", (), {"available": 1000})()
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     _, _, err = run("generate", *CONTRAST, "--device", "cpu", "x")
-    assert "testbed:expert holds 0.0 GiB of weights, and 0.0 GiB of memory are free" in err
+    assert "testbed:expert has 0.0 GiB of weights, and only 0.0 GiB of memory are free" in err
 
 
 def test_rows_without_a_prompt_are_named(run, tmp_path):
@@ -270,8 +276,8 @@ def test_images_and_contrast_prompts_come_for_all_or_none(run, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     source = tmp_path / "prompts.jsonl"
     for extra, message in (
-        ({"image": "a.png"}, "prompt 0 has no image and others have: decode them apart"),
-        ({"contrast_prompt": "z"}, "some prompts have a contrast_prompt and others have none: decode them apart"),
+        ({"image": "a.png"}, "prompt 0 has no image and others have: decode them separately"),
+        ({"contrast_prompt": "z"}, "some prompts have a contrast_prompt and others have none: decode them separately"),
     ):
         source.write_text(json.dumps({"prompt": "x"}) + "\n" + json.dumps({"prompt": "y", **extra}) + "\n")
         _, _, err = run("generate", *PLAIN, "--method", "cfg", "--file", source)
@@ -461,7 +467,7 @@ def test_a_folder_of_images_beams_and_a_contrast_prompt_around_the_prompt(run, l
     how = ["--method", "icd", "--contrast-prompt", "no {prompt}", "--beams", 2, "--max-new-tokens", LENGTH]
     status, out, err = run("generate", "--model", llava, "--file", file, *how)
     assert status == 0
-    assert err.endswith("icd: 2 forwards per token (instruction, disturbed instruction)\n")
+    assert err.endswith("icd: 2 forward passes per token (instruction, disturbed instruction)\n")
     user = Scene(0, llava, seed=0)
     image = Image.open(llava / "0.png")
     how = {"add_generation_prompt": True, "tokenize": True, "return_tensors": "pt", "return_dict": True}
@@ -532,17 +538,17 @@ def test_every_method_is_in_the_matrix():
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (PLAIN, "none: 1 forward per token"),
-        ([*PLAIN, "--method", "cfg"], "cfg: 2 rows per prompt in one forward (prompt, negative prompt)"),
+        (PLAIN, "none: 1 forward pass per token"),
+        ([*PLAIN, "--method", "cfg"], "cfg: 2 rows per prompt in one forward pass (prompt, negative prompt)"),
         (
             [*PLAIN, "--method", "cfg", "--executor", "processor"],
-            "cfg: 2 forwards per token (prompt, negative prompt)",
+            "cfg: 2 forward passes per token (prompt, negative prompt)",
         ),
-        ([*PLAIN, "--method", "search"], "search: 1 forward per token for all 4 candidates"),
-        ([*PLAIN, "--method", "dola"], "dola: 1 forward per token, and its head once more for every earlier layer"),
+        ([*PLAIN, "--method", "search"], "search: 1 forward pass per token for all 4 candidates"),
+        ([*PLAIN, "--method", "dola"], "dola: 1 forward pass per token; its head runs again for every earlier layer"),
         (
             [*CONTRAST, "--method", "scd"],
-            "scd: 2 models, drafts read several at a time; amateur 0.02M parameters, 11% of the expert's",
+            "scd: 2 models; the expert verifies several draft tokens per forward pass; amateur 0.02M parameters, 11% of the expert's",
         ),
         (
             [*PLAIN, "--method", "proxy", "--expert", "testbed:student", "--antiexpert", "testbed:amateur"],

@@ -198,4 +198,4 @@ def test_images_for_a_model_of_texts(tmp_path, capsys):
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     assert cli.main(["generate", "--model", "testbed:expert", "--image", str(tmp_path / "a.png"), "x"]) == 2
-    assert "testbed:expert reads no images: leave them out" in capsys.readouterr().err
+    assert "testbed:expert does not accept images: leave them out" in capsys.readouterr().err

@@ -140,7 +140,7 @@ def test_trace_looks_at_one_text():
     method = decoding.ContrastiveDecodingLogitsProcessor(case.others[0])
     for prompts, text in ((2, torch.tensor([5])), (1, torch.tensor([[5]])), (1, torch.tensor([], dtype=torch.long))):
         inputs = {name: value.expand(prompts, -1) for name, value in case.inputs.items()}
-        with pytest.raises(ValueError, match=r"trace looks at the tokens after one prompt"):
+        with pytest.raises(ValueError, match=r"trace needs a single prompt and its completion"):
             trace(method, case.model, inputs, text)
 
 
@@ -218,8 +218,11 @@ def test_encoder_decoders(explain, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--model", "testbed:expert", "x"], "there is no contrast to explain: give --amateur MODEL, or --method cd"),
-        (["--model", "testbed:expert", "--method", "cad", "x"], "prompt 0 has no other: give --contrast-prompt TEXT"),
+        (["--model", "testbed:expert", "x"], "there is no contrast to explain: set --amateur, or --method cd"),
+        (
+            ["--model", "testbed:expert", "--method", "cad", "x"],
+            "prompt 0 has no contrast prompt: set --contrast-prompt",
+        ),
         (["--model", "testbed:expert", "--method", "cfg", "--top", "0", "x"], "--top must be at least 1, not 0"),
         (["--model", "testbed:expert", "--method", "cfg", "--kappa", "1", "x"], "--method cfg has no --kappa"),
         (

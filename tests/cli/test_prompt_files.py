@@ -150,7 +150,7 @@ def test_a_bos_that_is_spelled_out_stands_once():
 
 def test_tools_that_the_template_does_not_show_are_rejected():
     models = Models(None, (), testbed.tokenizer())
-    with pytest.raises(ValueError, match="prompt 3: the chat template of the model does not show its tools"):
+    with pytest.raises(ValueError, match="prompt 3: the chat template of the model ignores the column tools"):
         check_rendered(3, Prompt("Why?", template={"tools": [{"name": "f"}]}), models, raw=False)
     models.tokenizer.chat_template = "{{ tools[0].name }}{{ messages[0].content }}"
     check_rendered(3, Prompt("Why?", template={"tools": [{"name": "f"}]}), models, raw=False)

@@ -105,8 +105,8 @@ def test_the_pixels_given_do_not_change():
     [
         ({"step": 1000}, "step must lie in 0..999 .* not 1000"),
         ({"step": -1}, "step must lie in 0..999 .* not -1"),
-        ({"seed": [1]}, "1 seeds were given for 2 images: give one per image, or a single number"),
-        ({"seed": 1, "generator": torch.Generator()}, "both a seed and a generator were given"),
+        ({"seed": [1]}, "there are 1 seeds for 2 images: pass one seed per image, or a single number"),
+        ({"seed": 1, "generator": torch.Generator()}, "seed and generator are mutually exclusive"),
     ],
 )
 def test_noise_refuses(arguments, message):
@@ -161,7 +161,7 @@ def test_patches_of_one_image_share_its_seed():
     alone = noised({"pixel_values": patches[8:], "image_grid_thw": grid[1:]}, seed=[9])["pixel_values"]
     assert torch.equal(contrast[8:], alone)
     assert_close(contrast[:8].flatten()[None], _reference(patches[:8].flatten()[None], 500, [8]))
-    with pytest.raises(ValueError, match="12 seeds were given for 2 images"):
+    with pytest.raises(ValueError, match="there are 12 seeds for 2 images"):
         noised({"pixel_values": patches, "image_grid_thw": grid}, seed=range(12))
 
 
@@ -192,7 +192,7 @@ def test_a_mask_over_patches():
 
 def test_noised_needs_pixels():
     with pytest.raises(
-        ValueError, match=r"no pixel_values, only input_ids, attention_mask: pass what the processor made"
+        ValueError, match=r"no pixel_values, only input_ids, attention_mask: pass what the processor returns"
     ):
         noised({"input_ids": 0, "attention_mask": 0})
     with pytest.raises(TypeError, match=r"pixel_values must be preprocessed pixels .* not a list"):
@@ -370,5 +370,7 @@ def test_transformations_refuse():
         ritual_transform(_photo(), seed=0, transforms=["shear"])
     with pytest.raises(ValueError, match=r"transforms must be some of hflip, .*, not none"):
         ritual_transform(_photo(), seed=0, transforms=[])
-    with pytest.raises(ValueError, match="a blur of 13 pixels needs an image of at least 7 x 7, not 8 x 6"):
+    with pytest.raises(
+        ValueError, match="a blur with a kernel of 13 pixels needs an image of at least 7 x 7, not 8 x 6"
+    ):
         _draw("gaussian_blur", 0, Image.new("RGB", (8, 6)))

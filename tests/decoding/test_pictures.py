@@ -96,7 +96,7 @@ def test_transformations_see_the_same_pixels():
 def test_several_frames_are_rejected(tmp_path):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "green")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    with pytest.raises(ValueError, match=r"a.gif: it has 3 frames, and a model reads one"):
+    with pytest.raises(ValueError, match=r"a.gif: it has 3 frames, but only a single image is supported"):
         open_image(tmp_path / "a.gif")
 
 
@@ -124,7 +124,7 @@ def test_bombs_are_named(tmp_path, monkeypatch):
 
 
 def test_what_is_no_image():
-    with pytest.raises(TypeError, match="an image is a path, bytes or a Pillow image, not a int"):
+    with pytest.raises(TypeError, match="an image must be a path, bytes or a Pillow image, not a int"):
         open_image(7)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         open_image("nowhere.png")

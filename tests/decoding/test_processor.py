@@ -87,7 +87,7 @@ def test_window_refuses_a_text_that_is_taken_back(llama):
     ids = torch.randint(3, zoo.VOCAB, (1, 9), generator=torch.Generator().manual_seed(0))
     for length in (5, 6, 7, 8):
         branch(ids[:, :length])
-    with pytest.raises(ValueError, match="cannot follow a text whose end was taken back"):
+    with pytest.raises(ValueError, match="cannot tell a sequence whose last tokens were removed"):
         branch(ids[:, :7])
     branch.reset()
     branch(ids[:, :7])
@@ -343,7 +343,7 @@ def test_given_mask_where_padding_looks_like_text(llama):
     expected = _expected(expert, amateur, rows, **RULE)
     assert _greedy(expert, inputs, processor) == expected
     assert _greedy(expert, inputs, processor) == expected
-    with pytest.raises(ValueError, match="given for other prompts than these"):
+    with pytest.raises(ValueError, match="does not belong to these prompts"):
         _greedy(expert, zoo.pad(zoo.prompts(3, seed=8)), processor)
 
 
@@ -370,7 +370,7 @@ def test_padding_that_cannot_be_told_from_text():
     amateur = zoo.build("gpt2", hidden=16, pad_token_id=None, bos_token_id=zoo.EOS)
     amateur.generation_config.pad_token_id = None
     ids = torch.tensor([[zoo.EOS, zoo.EOS, 5], [zoo.EOS, 6, 7]])
-    with pytest.raises(ValueError, match=r"both the pad token and the beginning-of-text token.*pass attention_mask="):
+    with pytest.raises(ValueError, match=r"both the pad token and the BOS token.*pass attention_mask="):
         ModelBranch(amateur)(ids)
     branch = ModelBranch(amateur, attention_mask=torch.tensor([[0, 1, 1], [1, 1, 1]]))
     torch.testing.assert_close(branch(ids)[0], amateur(ids[:1, 1:]).logits[0, -1])
@@ -386,15 +386,17 @@ def test_right_padding_is_refused(llama):
 
 def test_unknown_padding_warns(llama):
     ids = torch.tensor([[9, 9, 9, 5], [8, 7, 6, 5]])
-    with pytest.warns(UserWarning, match="begin with token 9 twice, which is not the amateur's pad token"):
+    with pytest.warns(UserWarning, match="start with token 9 twice, which is not the amateur's pad token"):
         ModelBranch(llama[1])(ids)
 
 
 def test_another_tokenizer_is_refused(llama):
     processor = ContrastiveDecodingLogitsProcessor(zoo.build("llama", hidden=16, vocab_size=16))
-    with pytest.raises(ValueError, match="holds token 40, but LlamaForCausalLM knows only 16 tokens"):
+    with pytest.raises(
+        ValueError, match="contains token 40, but the vocabulary of LlamaForCausalLM has only 16 tokens"
+    ):
         processor(torch.tensor([[40, 3]]), torch.zeros(1, zoo.VOCAB))
-    with pytest.raises(ValueError, match="have 5000 and 48 tokens, more apart than padding explains"):
+    with pytest.raises(ValueError, match="have 5000 and 48 tokens, a larger difference than padding explains"):
         ContrastiveDecodingLogitsProcessor(llama[1])(torch.tensor([[4, 3]]), torch.zeros(1, 5000))
     assert fit_vocabulary(torch.zeros(2, 7), 5).shape == (2, 5)
 
@@ -406,7 +408,7 @@ def test_encoder_inputs_are_asked_for_and_checked(llama):
     with pytest.raises(ValueError, match="LlamaForCausalLM has no encoder"):
         ContrastiveDecodingLogitsProcessor(llama[1], encoder_inputs=zoo.pad(zoo.prompts(1)))
     processor = ContrastiveDecodingLogitsProcessor(bart, encoder_inputs=zoo.pad(zoo.prompts(2), side="right"))
-    with pytest.raises(ValueError, match="hold 2 prompts, which cannot make 3 rows"):
+    with pytest.raises(ValueError, match="contain 2 prompts, which do not fit 3 rows"):
         processor(torch.full((3, 1), zoo.EOS), torch.zeros(3, zoo.VOCAB))
 
 
@@ -417,7 +419,9 @@ def test_no_memory_for_the_amateur(llama, monkeypatch):
         raise torch.OutOfMemoryError("tried to allocate")
 
     monkeypatch.setattr(amateur, "forward", forward)
-    with pytest.raises(torch.OutOfMemoryError, match=r"no memory is left for LlamaForCausalLM .* use AdaptersOff"):
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"there is not enough memory for LlamaForCausalLM .* use AdaptersOff"
+    ):
         ModelBranch(amateur)(torch.tensor([[4, 3]]))
 
 
@@ -427,8 +431,8 @@ def test_no_memory_for_the_amateur(llama, monkeypatch):
         ({"alpha": 1.5}, r"alpha must lie in \[0, 1\] .*, not 1.5"),
         ({"beta": -0.1}, "beta must be a finite number of at least 0 .*, not -0.1"),
         ({"form": "lee"}, "form must be 'obrien' or 'li', not 'lee'"),
-        ({"form": "li", "beta": 0.5}, "form='li' has no beta; its own parameter is amateur_temperature"),
-        ({"amateur_temperature": 0.5}, "form='obrien' has no amateur_temperature; its own parameter is beta"),
+        ({"form": "li", "beta": 0.5}, "form='li' has no beta; its parameter is amateur_temperature"),
+        ({"amateur_temperature": 0.5}, "form='obrien' has no amateur_temperature; its parameter is beta"),
         ({"form": "li", "amateur_temperature": 0.0}, "amateur_temperature must be a finite number above 0, not 0.0"),
         ({"min_tokens_to_keep": 0}, "min_tokens_to_keep must be at least 1, not 0"),
         ({"amateur_window": 0}, "window must be at least 1 .*, not 0"),

@@ -72,7 +72,7 @@ def run(name, pair, inputs, **how):
 def test_the_amateur(pair, inputs, name, row, forward, place, value):
     spoil(pair[1], value, row=row, forward=forward)
     kind = "NaN" if value is NAN else "+inf"
-    message = re.escape(f"the logits of the amateur (LlamaForCausalLM) hold {kind} {place}: ")
+    message = re.escape(f"the logits of the amateur (LlamaForCausalLM) contain {kind} {place}: ")
     with pytest.raises(ValueError, match=message):
         run(name, pair, inputs)
 
@@ -80,7 +80,7 @@ def test_the_amateur(pair, inputs, name, row, forward, place, value):
 @pytest.mark.parametrize("name", ["processor", "loop", "speculative", "score"])
 def test_the_expert(pair, inputs, name):
     spoil(pair[0], NAN)
-    with pytest.raises(ValueError, match="the logits of the expert hold NaN in row 1"):
+    with pytest.raises(ValueError, match="the logits of the expert contain NaN in row 1"):
         run(name, pair, inputs)
 
 
@@ -109,7 +109,9 @@ def test_a_head_that_overflows_in_half_precision(pair, inputs):
     amateur = pair[1].half()
     amateur.lm_head.weight.data *= 20000
     assert amateur(**inputs).logits.isinf().any()
-    with pytest.raises(ValueError, match=r"the logits of the amateur \(LlamaForCausalLM\) hold (NaN|\+inf) in row \d"):
+    with pytest.raises(
+        ValueError, match=r"the logits of the amateur \(LlamaForCausalLM\) contain (NaN|\+inf) in row \d"
+    ):
         run("loop", pair, inputs)
 
 
@@ -122,7 +124,9 @@ def test_a_layer_and_another_input(pair, inputs):
         output[rows:, ..., 7] = NAN  # the rows of earlier layers, which come after the model's own
 
     hook = model.get_output_embeddings().register_forward_hook(write)
-    with pytest.raises(ValueError, match=r"the logits of the layers \(LlamaForCausalLM\) hold NaN in row 0, at step 1"):
+    with pytest.raises(
+        ValueError, match=r"the logits of the layers \(LlamaForCausalLM\) contain NaN in row 0, at step 1"
+    ):
         model.generate(**inputs, custom_generate=layers.loop(), max_new_tokens=2)
     hook.remove()
     contrast = decoding.ContextAwareDecodingLogitsProcessor(model, inputs)
@@ -144,7 +148,7 @@ def test_contrastive_search(pair, inputs):
     norm = model.model.norm.register_forward_hook(lambda m, a, output: torch.where(torch.arange(32) == 3, INF, output))
     head = model.lm_head.register_forward_hook(lambda m, a, output: output.nan_to_num(0.0, 0.0, 0.0))
     for executor in executors:
-        with pytest.raises(ValueError, match="the cosines of the candidates' hidden states hold NaN in row 0"):
+        with pytest.raises(ValueError, match="the cosines of the candidates' hidden states contain NaN in row 0"):
             model.generate(**inputs, **executor(), **how)
     norm.remove()
     head.remove()
@@ -153,7 +157,7 @@ def test_contrastive_search(pair, inputs):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (NAN, "the values of the critic hold NaN in row 1, after 7 tokens"),
+        (NAN, "the values of the critic contain NaN in row 1, after 7 tokens"),
         (-INF, "the scores of the candidates are all -inf in row 1"),
         (INF, None),
     ],
@@ -178,7 +182,7 @@ def test_a_rule_that_leaves_no_number(pair, inputs):
     amateur = zoo.build("llama", hidden=16, seed=2, vocab_size=zoo.VOCAB - 1)
     method = decoding.ContrastiveLogitsProcessor(lambda main, other: main - other, [ModelBranch(amateur)])
     how = {"suppress_tokens": [zoo.VOCAB - 1], "max_new_tokens": 2}
-    with pytest.raises(ValueError, match=r"the scores of the rule hold (NaN|\+inf) in row 0"):
+    with pytest.raises(ValueError, match=r"the scores of the rule contain (NaN|\+inf) in row 0"):
         pair[0].generate(**{n: v.clamp(max=30) for n, v in inputs.items()}, custom_generate=method.loop(), **how)
 
 

@@ -416,9 +416,9 @@ def test_refuses_what_would_be_misread(family, executor):
     noised = inputs(family, "noised")
     pixels = [name for name in noised if name not in ("input_ids", "attention_mask", *zoo.TOKEN_TYPES.values())]
     bad = [
-        (without(noised, *pixels), "hold images.* pass pixel_values"),
+        (without(noised, *pixels), "contain image tokens.* pass pixel_values"),
         (noised | {"pixelvalues": noised["pixel_values"]}, "pixelvalues"),
-        (inputs(family, "noised", range(2)), "hold 2 prompts, which cannot make 3 rows"),
+        (inputs(family, "noised", range(2)), "contain 2 prompts, which do not fit 3 rows"),
     ]
     if family in MROPE:
         bad.append((without(noised, "mm_token_type_ids"), "mm_token_type_ids"))
@@ -437,7 +437,7 @@ def _contrast_with(family, given, executor):
 def test_refuses_an_amateur_that_is_not_given_the_images(family, executor):
     given = inputs(family)
     method = decoding.ContrastiveDecodingLogitsProcessor(model(family, 9), attention_mask=given["attention_mask"])
-    with pytest.raises(ValueError, match=r"hold images.* pass pixel_values"):
+    with pytest.raises(ValueError, match=r"contain image tokens.* pass pixel_values"):
         write(model(family), given, method, executor=executor)
 
 

@@ -64,7 +64,9 @@ def test_padding(one, other):
 def test_more_than_padding(one, other):
     """Some as near as padding would be, but not to a multiple of a block."""
     for sizes in ((one, other), (other, one)):
-        with pytest.raises(ValueError, match="more apart than padding explains: all branches must share one tokenizer"):
+        with pytest.raises(
+            ValueError, match="a larger difference than padding explains: all branches must share one tokenizer"
+        ):
             check_sizes(*sizes)
     check_sizes(one, other, share_tokenizer=True)
 
@@ -93,7 +95,7 @@ def test_models_of_sizes_that_are_no_padding_are_refused_everywhere():
         ),
     ]
     for run in runs:
-        with pytest.raises(ValueError, match="have 1200 and 900 tokens, more apart than padding explains"):
+        with pytest.raises(ValueError, match="have 1200 and 900 tokens, a larger difference than padding explains"):
             run()
 
 
@@ -230,7 +232,7 @@ def test_sizes_that_are_no_padding_are_told_before_any_file_is_read(monkeypatch)
     monkeypatch.setattr(vocabulary, "same_tokenizer", lambda *names: pytest.fail("read"))
     one, other = zoo.build("llama", vocab_size=4000), zoo.build("llama", vocab_size=900)
     one.name_or_path = other.name_or_path = str(testbed.path("expert"))
-    with pytest.raises(ValueError, match="have 4000 and 900 tokens, more apart than padding explains"):
+    with pytest.raises(ValueError, match="have 4000 and 900 tokens, a larger difference than padding explains"):
         share_tokenizer(one, other)
 
 

@@ -122,7 +122,7 @@ def test_a_decoding_method(installed, capsys):
     generate, _ = installed("decoding-method")
     assert cli.main([*generate, "--max-new-tokens", "4"]) == 0
     out, err = capsys.readouterr()
-    assert err == "emphasis: 2 rows per prompt in one forward\n"
+    assert err == "emphasis: 2 rows per prompt in one forward pass\n"
     assert out.strip()
     with pytest.raises(SystemExit):
         cli.main(["generate", "--help"])

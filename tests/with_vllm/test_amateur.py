@@ -69,7 +69,7 @@ def test_draws_have_streams_of_their_own(engines):
     ("values", "temperature", "message"),
     [
         ({"contrast_method": "cad"}, 0, "contrast_method must be cd with an amateur, not 'cad'"),
-        ({"contrast_method": "cd", "contrast_id": 1}, 0, "contrast_id belongs to completions with several requests"),
+        ({"contrast_method": "cd", "contrast_id": 1}, 0, "contrast_id is for completions with several requests"),
         ({"contrast_method": "cd"}, 0.5, "temperature must be 0 with contrast_method, not 0.5"),
         ({"contrast_method": "cd", "contrast_beta": -1.0}, 0, "contrast_method cd: beta must be"),
     ],

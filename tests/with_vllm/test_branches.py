@@ -136,12 +136,12 @@ WRONG = {
     "vLLM's own sampling": ({}, {"temperature": 0.5}, "temperature must be 0 in a branch of a completion, not 0.5"),
     "a repetition penalty": ({}, {"repetition_penalty": 1.2}, "repetition_penalty must be 1.0"),
     "a presence penalty": ({}, {"presence_penalty": 0.5}, "presence_penalty must be 0.0"),
-    "a marker that ends nothing": ({}, {"stop_token_ids": [EOS]}, "stop_token_ids must hold contrast_marker 0"),
+    "a marker that ends nothing": ({}, {"stop_token_ids": [EOS]}, "stop_token_ids must contain contrast_marker 0"),
 }
 """Of one request: its values, its sampling parameters, the sentence."""
 APART = {
     "unequal lengths": ({}, {"max_tokens": 3}, r"the branches differ in max_tokens \(4 and 3\)"),
-    "the same branch twice": ({"contrast_branch": 0}, {}, "two requests are branch 0"),
+    "the same branch twice": ({"contrast_branch": 0}, {}, "two requests have branch 0"),
     "other parameters": ({"contrast_alpha": 2.0}, {}, r"the branches differ in contrast_alpha \(0.5 and 2.0\)"),
     "other methods": ({"contrast_method": "cfg"}, {}, r"the branches differ in contrast_method \('cad' and 'cfg'\)"),
     "other seeds": ({"contrast_seed": 3}, {}, r"the branches differ in contrast_seed \(0 and 3\)"),
@@ -195,7 +195,7 @@ def test_a_missing_partner(engines):
     start = time.monotonic()
     output = llm.generate("Ben went", params({}, {}), use_tqdm=False)[0].outputs[0]
     assert 1.0 <= time.monotonic() - start < 60
-    assert output.stop_reason.startswith("contralto: contrast_id 'x': branch 1 did not come within 1 seconds")
+    assert output.stop_reason.startswith("contralto: contrast_id 'x': branch 1 did not arrive within 1 seconds")
     goes_on(llm)
 
 
@@ -206,9 +206,9 @@ def test_texts_that_can_never_start(engines):
         (
             [long, long],
             {"max_tokens": 4},
-            "its prompts have 80 tokens, and a step reads 64: raise max_num_batched_tokens",
+            "its prompts have 80 tokens, but a step processes at most 64: raise max_num_batched_tokens",
         ),
-        ([long[:20]] * 2, {"max_tokens": 200}, "need 14 blocks of the KV cache, and it has 12"),
+        ([long[:20]] * 2, {"max_tokens": 200}, "need 14 blocks of the KV cache, which has 12"),
     ):
         with pytest.raises(RefusedError, match=message) as error:
             generate_pairs(llm, [some, *prompts(1)], use_tqdm=False, method="cad", **how)
@@ -244,16 +244,16 @@ def test_an_abort_frees_the_partner(engines):
     [
         (
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
-            "cannot be weighed with speculative",
+            "cannot be combined with speculative",
         ),
         ({"data_parallel_size": 2}, "data_parallel_size must be 1, not 2"),
-        ({"enable_batch_sharded_sampling": True}, "enable_batch_sharded_sampling parts the branches"),
+        ({"enable_batch_sharded_sampling": True}, "enable_batch_sharded_sampling separates the branches"),
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "scheduler_cls must be 'contralto"),
         ({"scheduling_policy": "priority"}, "scheduling_policy must be 'fcfs'"),
         ({"long_prefill_token_threshold": 32}, "long_prefill_token_threshold must be 0"),
-        ({"kv_transfer_config": {"kv_connector": "x"}}, "kv_transfer_config parts the branches"),
+        ({"kv_transfer_config": {"kv_connector": "x"}}, "kv_transfer_config separates the branches"),
         ({"max_num_seqs": 1}, "max_num_seqs must be at least 2"),
-        ({"timeout": 0}, "timeout must be seconds above 0, not 0"),
+        ({"timeout": 0}, "timeout must be a number of seconds above 0, not 0"),
     ],
     ids=lambda how: next(iter(how)) if isinstance(how, dict) else "",
 )
@@ -270,15 +270,15 @@ def test_engines_that_cannot_work(how, message):
         (
             [["one", "two"]],
             {"method": "cad", "seed": [1, 2]},
-            "seed must be a number or one for each of the 1 completions, not 2",
+            "seed must be a number, or one number for each of the 1 completions, not 2",
         ),
-        ([["one", "two"]], {"method": "cad", "adapters": [None]}, "adapters must be one for each branch"),
+        ([["one", "two"]], {"method": "cad", "adapters": [None]}, "adapters must have one entry per branch"),
         ([["one", "two"]], {"method": "cad", "max_tokens": 0}, "max_tokens must be at least 1, not 0"),
         ([["one", "two"]], {"method": "cad", "lam": 1.0}, "cad has no contrast_lam"),
         (
             [[{"prompt": "one", "multi_modal_data": {"image": 1}}, "two"]],
             {"method": "vcd"},
-            "prompts with images are not decoded by contrast in vLLM",
+            "contrastive decoding in vLLM does not support prompts with images",
         ),
     ],
 )

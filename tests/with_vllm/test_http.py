@@ -194,7 +194,7 @@ def test_the_other_request_comes_late(server, expert, pause):
 
 
 MISTAKES = {
-    "no partner": ([({}, {})], "branch 1 did not come within 2 seconds"),
+    "no partner": ([({}, {})], "branch 1 did not arrive within 2 seconds"),
     "no id": ([({"contrast_id": None}, {})], "needs contrast_id"),
     "no marker": ([({"contrast_marker": None}, {})], "needs contrast_marker"),
     "an unknown branch": ([({"contrast_branch": 5}, {})], "contrast_branch must be 0 or 1"),
@@ -221,13 +221,13 @@ MISTAKES = {
     ),
     "a marker that ends nothing": (
         [({}, {"stop_token_ids": []}), ({"contrast_branch": 1}, {"stop_token_ids": []})],
-        "stop_token_ids must hold contrast_marker 0",
+        "stop_token_ids must contain contrast_marker 0",
     ),
     "unequal max_tokens": (
         [({}, {}), ({"contrast_branch": 1}, {"max_tokens": 9})],
         "the branches differ in max_tokens (4 and 9)",
     ),
-    "the same branch twice": ([({}, {}), ({}, {})], "two requests are branch 0"),
+    "the same branch twice": ([({}, {}), ({}, {})], "two requests have branch 0"),
     "other parameters": (
         [({"contrast_alpha": 1.0}, {}), ({"contrast_branch": 1, "contrast_alpha": 2.0}, {})],
         "the branches differ in contrast_alpha (1.0 and 2.0)",
@@ -236,7 +236,7 @@ MISTAKES = {
     "several prompts": ([({}, {"prompt": ["a", "b"]})], "one prompt, not 2"),
     "prompts longer than a step": (
         [({}, {"prompt": [20] * 70}), ({"contrast_branch": 1}, {"prompt": [20] * 70})],
-        "its prompts have 140 tokens, and a step reads 128: raise max_num_batched_tokens",
+        "its prompts have 140 tokens, but a step processes at most 128: raise max_num_batched_tokens",
     ),
 }
 
@@ -254,7 +254,9 @@ def test_a_mistake_is_status_400(server, expert, name):
     if name == "prompts longer than a step":  # where the answer is a stream, too
         for status, answer in post(server, *({**each, "stream": True} for each in bodies)):
             assert status == 400
-            assert answer["error"]["message"].startswith("the engine refused this text: its prompts do not fit a step")
+            assert answer["error"]["message"].startswith(
+                "the engine rejected this request: its prompts do not fit a step"
+            )
 
 
 def test_strangers_are_turned_away_before_they_wait(server, expert):

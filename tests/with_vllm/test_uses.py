@@ -56,9 +56,9 @@ def test_methods_that_vllm_cannot_run():
     from contralto.data_gen.engines.vllm import VLLMEngine
 
     for how, message in (
-        ({"method": "dola"}, "method='dola' does not run in vLLM"),
-        ({"method": "cad"}, "method='cad' contrasts prompts: give contrast_prompt"),
-        ({"method": "cd", "amateur": "testbed:amateur"}, "testbed:amateur is no folder with a LoRA adapter"),
+        ({"method": "dola"}, "method='dola' is not supported with vLLM"),
+        ({"method": "cad"}, "method='cad' contrasts prompts: set contrast_prompt"),
+        ({"method": "cd", "amateur": "testbed:amateur"}, "testbed:amateur is not a folder with a LoRA adapter"),
         ({"method": "cad", "lam": 1.0}, "has no lam"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -112,10 +112,11 @@ def test_wrong_evaluations(alone):
     with pytest.raises(ValueError, match="--backend vllm has a model of its own: leave --model hf out"):
         evaluate.run(["--backend", "vllm", "--model", "hf", "--tasks", "testbed_arithmetic"])
     with pytest.raises(
-        ValueError, match=r"method='dola' does not run in vLLM, it needs .*: use cad, cd, cfg, cid, icd, proxy or none"
+        ValueError,
+        match=r"method='dola' is not supported with vLLM, because it needs .*: use cad, cd, cfg, cid, icd, proxy or no method",
     ):
         ContraltoVLLM("m", method="dola")
-    with pytest.raises(ValueError, match="adapters_off contrasts an adapter with the model without it: give adapter"):
+    with pytest.raises(ValueError, match="adapters_off contrasts an adapter with the model without it: set adapter"):
         ContraltoVLLM("m", method="cd", adapters_off=True)
     asked = ContraltoVLLM.__new__(ContraltoVLLM)
     for ask in (lambda: asked.loglikelihood_rolling([]), lambda: asked._loglikelihood_tokens([])):

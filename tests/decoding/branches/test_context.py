@@ -77,7 +77,7 @@ def test_the_context_of_a_configuration(config, context):
 
 @pytest.mark.parametrize("executor", ["processor", "loop", "speculative"])
 def test_an_amateur_beyond_its_context(expert, amateur, executor):
-    message = "a branch of Qwen2ForCausalLM reads at most 12 tokens, and row 0 has 13: .*shorten the prompt"
+    message = "row 0 has 13 tokens, more than the context of 12 tokens of Qwen2ForCausalLM, .*shorten the prompt"
     with pytest.raises(ValueError, match=message):
         _write(expert, _inputs(9), executor, amateur)
     _write(expert, _inputs(5), executor, amateur)
@@ -114,7 +114,7 @@ def test_another_prompt_of_the_same_model(expert, executor):
         if fits:
             assert expert.generate(**_inputs(main), **by, **how).shape[1] == main + NEW
         else:
-            with pytest.raises(ValueError, match="a branch of LlamaForCausalLM reads at most 12 tokens"):
+            with pytest.raises(ValueError, match="the context of 12 tokens of LlamaForCausalLM"):
                 expert.generate(**_inputs(main), **by, **how)
 
 
@@ -133,7 +133,8 @@ def test_a_source_text_beyond_the_encoder():
     source = _inputs(20)
     made = decoding.ContrastiveDecodingLogitsProcessor(amateur, encoder_inputs=source)
     with pytest.raises(
-        ValueError, match="BartForConditionalGeneration's encoder reads at most 16 tokens, and row 0 has 20"
+        ValueError,
+        match="row 0 has 20 tokens, more than the context of 16 tokens of BartForConditionalGeneration's encoder",
     ):
         expert.generate(**source, logits_processor=[made], max_new_tokens=3)
 
@@ -163,9 +164,12 @@ def _tokens(text):
     [
         (
             ["generate", LONG],
-            f"prompt 0: the prompt has {_tokens(LONG)} tokens and --max-new-tokens is 256, more than the 512",
+            f"prompt 0: the prompt has {_tokens(LONG)} tokens and --max-new-tokens is 256, more than the context of 512",
         ),
-        (["generate", "Ben", "--max-new-tokens", "510"], "lower --max-new-tokens, or take a model of a longer context"),
+        (
+            ["generate", "Ben", "--max-new-tokens", "510"],
+            "lower --max-new-tokens, or use a model with a longer context",
+        ),
         (["generate", "Ben", LONG, "--method", "cfg"], "prompt 1: the prompt has"),
         (
             ["generate", "Ben", "--method", "icd", "--contrast-prompt", LONG],
@@ -184,7 +188,9 @@ def test_prompts_that_do_not_fit(argv, message, capsys, monkeypatch):
 def test_an_amateur_of_a_shorter_context(short, capsys):
     how = ["generate", "Ben went out to the barn", "--model", "testbed:expert", "--amateur", str(short)]
     assert cli.main([*how, "--max-new-tokens", "60"]) == 2
-    assert "and --max-new-tokens is 60, more than the 64 that LlamaForCausalLM reads" in capsys.readouterr().err
+    assert (
+        "and --max-new-tokens is 60, more than the context of 64 tokens of LlamaForCausalLM" in capsys.readouterr().err
+    )
     assert cli.main([*how, "--max-new-tokens", "60", "--form", "li", "--amateur-window", "4"]) == 0
     assert cli.main([*how, "--max-new-tokens", "9"]) == 0
 

@@ -173,7 +173,7 @@ def test_layers_by_name(monkeypatch, depth, low, high, tied):
 def test_a_model_of_one_layer_has_no_earlier_one():
     model = zoo.build("llama", num_hidden_layers=1)
     with pytest.raises(
-        ValueError, match="layers='low' needs a layer before the last, and LlamaForCausalLM has but one"
+        ValueError, match="layers='low' needs a layer before the last, but LlamaForCausalLM has only one"
     ):
         DoLaLogitsProcessor(model, layers="low")
     DoLaLogitsProcessor(model, layers=[0])

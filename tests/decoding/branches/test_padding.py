@@ -80,7 +80,9 @@ def test_an_amateur_without_a_pad_token(expert, family):
     assert run(expert, amateur, PADDED, "processor", masked=True) == wanted
     if family != "mamba":
         assert run(expert, amateur, PADDED, "speculative") == wanted
-    with pytest.raises(ValueError, match="has no pad token, so padding cannot be told from text in several prompts"):
+    with pytest.raises(
+        ValueError, match="has no pad token, so padding cannot be distinguished from text in several prompts"
+    ):
         run(expert, amateur, PADDED, "processor")
 
 
@@ -132,7 +134,7 @@ def test_the_handed_mask_is_of_one_call(expert):
         wanted = expert.generate(**inputs, custom_generate=fresh.loop(), **how)
         assert torch.equal(expert.generate(**inputs, custom_generate=method.loop(), **how), wanted)
         fresh = decoding.ContrastiveDecodingLogitsProcessor(amateur, **RULE)
-    with pytest.raises(ValueError, match="cannot be told from text"):
+    with pytest.raises(ValueError, match="cannot be distinguished from text"):
         expert.generate(**PADDED, logits_processor=[method], **how)
 
 
@@ -140,7 +142,7 @@ def test_a_branch_with_another_mask_than_generate(expert):
     method = decoding.ContrastiveDecodingLogitsProcessor(
         without_pad_token(), attention_mask=torch.ones_like(PADDED["input_ids"])
     )
-    with pytest.raises(ValueError, match="is not the mask that generate"):
+    with pytest.raises(ValueError, match="differs from the mask passed to generate"):
         expert.generate(**PADDED, custom_generate=method.loop(), max_new_tokens=2)
 
 
@@ -239,7 +241,7 @@ def test_a_shared_beginning_that_was_text_may_be_padding():
 
 def test_another_token_before_the_beginning_of_the_text():
     """The tokenizer pads with a token that the model does not call its pad token."""
-    with pytest.raises(ValueError, match="have token 9 before the beginning-of-text token 2"):
+    with pytest.raises(ValueError, match="have token 9 before the BOS token 2"):
         find_padding(torch.tensor([[2, 5, 6], [9, 2, 5]]), [0], bos_id=2)
 
 
@@ -298,7 +300,10 @@ def test_a_text_with_a_token_that_the_amateur_does_not_know():
     expert, amateur = zoo.build("llama", seed=1), zoo.build("llama", hidden=16, seed=2, vocab_size=47)
     inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
     for name in ("processor", "loop", "speculative"):
-        with pytest.raises(ValueError, match="the text holds token 47, but LlamaForCausalLM knows only 47 tokens"):
+        with pytest.raises(
+            ValueError,
+            match="the sequence contains token 47, but the vocabulary of LlamaForCausalLM has only 47 tokens",
+        ):
             run(expert, amateur, inputs, name, sequence_bias=[[[47], 90.0]])
 
 
@@ -307,10 +312,10 @@ def test_what_fills_the_end_of_a_row():
     ids = torch.tensor([[9, 5, 6, 1, 9, 9], [5, 5, 6, 7, 6, 9]])
     mask = (torch.arange(6) > torch.tensor([[0], [-1]])).long()
     assert tokens.replace(ids[:1], mask[:1]).tolist() == [[0, 5, 6, 1, 0, 0]]
-    with pytest.raises(ValueError, match="the text holds token 9"):
+    with pytest.raises(ValueError, match="the sequence contains token 9"):
         tokens.replace(ids, mask)
     assert tokens.replace(ids, mask, fills=[9]).tolist() == [[0, 5, 6, 1, 0, 0], [5, 5, 6, 7, 6, 0]]
-    with pytest.raises(ValueError, match="the text holds token 9"):
+    with pytest.raises(ValueError, match="the sequence contains token 9"):
         tokens.replace(torch.tensor([[5, 9, 6]]), torch.ones(1, 3, dtype=torch.long), fills=[9])
 
 

@@ -190,7 +190,7 @@ def test_no_earlier_cache(model):
 def test_no_static_cache_for_encoder_decoders():
     model = zoo.build("t5", seed=1)
     inputs, contrast = (zoo.pad(zoo.prompts(2, seed=s), side="right") for s in (1, 2))
-    with pytest.raises(ValueError, match="no static cache for encoder-decoders"):
+    with pytest.raises(ValueError, match="does not support a static cache for encoder-decoders"):
         _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, cache_implementation="static")
 
 

@@ -245,7 +245,7 @@ def test_a_processor_that_follows_the_contrast_splits_the_callers_list(pair):
 
 def test_a_method_that_would_act_twice_is_refused(pair):
     method = ContrastiveDecodingLogitsProcessor(pair[1], **RULE)
-    with pytest.raises(ValueError, match="the method is given twice"):
+    with pytest.raises(ValueError, match="the method is passed twice"):
         pair[0].generate(
             torch.tensor([[5, 6]]), custom_generate=method.loop(), logits_processor=[method], max_new_tokens=1
         )
@@ -261,5 +261,5 @@ def test_options_of_another_decoding_loop_are_refused(pair, loop, how):
     model, amateur = pair[:2]
     made = loop() if loop is ContrastiveSearch else loop(amateur)
     made = made.loop() if loop is ContrastiveDecodingLogitsProcessor else made
-    with pytest.raises(ValueError, match="whose place custom_generate takes"):
+    with pytest.raises(ValueError, match="which custom_generate replaces"):
         model.generate(torch.tensor([[5, 6, 7]]), custom_generate=made, max_new_tokens=2, **how)

@@ -542,14 +542,14 @@ def test_caches_are_refused():
     model, inputs = build("llama"), zoo.pad(zoo.prompts(1))
     cache = model(**inputs).past_key_values
     longer = {name: torch.cat([value, value[:, -1:]], 1) for name, value in inputs.items()}
-    with pytest.raises(ValueError, match="already holds 4 tokens"):
+    with pytest.raises(ValueError, match="already contains 4 tokens"):
         generate(model, longer, custom_generate=ContrastiveSearch(), past_key_values=cache)
     mistral = build("mistral")
     static = StaticCache(config=mistral.config, max_cache_len=64)
     with pytest.raises(ValueError, match="a static cache with a sliding window"):
         generate(mistral, inputs, custom_generate=ContrastiveSearch(), past_key_values=static)
     quantized = QuantizedCache(backend="fp8", config=model.config)
-    with pytest.raises(ValueError, match="out of a quantized cache"):
+    with pytest.raises(ValueError, match="from a quantized cache"):
         generate(model, inputs, custom_generate=ContrastiveSearch(), past_key_values=quantized)
     empty = DynamicCache(config=model.config)
     row = zoo.prompts(4, seed=4)[0]
@@ -560,7 +560,9 @@ def test_caches_are_refused():
 
 @pytest.mark.parametrize("family", NO_TREE)
 def test_a_forced_tree_says_why_not(family):
-    with pytest.raises(ValueError, match=r"cannot read candidates as a tree: .*; use path='auto' or path='replicate'"):
+    with pytest.raises(
+        ValueError, match=r"cannot process candidates as a tree: .*; use path='auto' or path='replicate'"
+    ):
         generate(build(family), inputs_of(family, zoo.prompts(1)), custom_generate=ContrastiveSearch(path="tree"))
 
 
@@ -628,7 +630,7 @@ def test_a_model_that_fails_its_test_is_read_by_replicas(family, broken, monkeyp
     model, inputs = build(family), inputs_of(family, zoo.prompts(4, seed=4))
     model.set_attn_implementation("eager")
     assert generate(model, inputs, custom_generate=ContrastiveSearch(**RULE)) == expected(family)
-    with pytest.raises(ValueError, match="differ from those of a plain forward by"):
+    with pytest.raises(ValueError, match="differ from those of a plain forward pass by"):
         generate(model, inputs, custom_generate=ContrastiveSearch(path="tree", **RULE))
 
 
@@ -652,7 +654,7 @@ def test_windows_that_the_cache_does_not_know():
     assert generate(model, disguised("mistral", rows), custom_generate=ContrastiveSearch(**RULE), **how) == expected(
         "mistral"
     )
-    with pytest.raises(ValueError, match="does not know which of its layers have a sliding window"):
+    with pytest.raises(ValueError, match="does not tell which layers have a sliding window"):
         generate(model, zoo.pad(rows), custom_generate=ContrastiveSearch(path="tree"), past_key_values=DynamicCache())
     torch.manual_seed(0)
     config = GPTNeoConfig(

@@ -233,7 +233,7 @@ def test_image_text_models(family, batch):
 def test_an_amateur_without_the_images_is_refused():
     expert = zoo_vision.build("llava", seed=1)
     inputs = zoo_vision.batch([case.original for case in zoo_vision.cases("llava", 1)])
-    with pytest.raises(ValueError, match="LlavaForConditionalGeneration is not given them: pass pixel_values"):
+    with pytest.raises(ValueError, match="LlavaForConditionalGeneration contain no images: pass pixel_values"):
         expert.generate(**inputs, custom_generate=SpeculativeContrastiveDecoding(expert), max_new_tokens=2)
 
 
@@ -596,7 +596,7 @@ def test_dear_amateurs_draft_less(qwen3):
     [
         ({"alpha": 1.5}, r"alpha must lie in \[0, 1\]"),
         ({"form": "li", "beta": 0.5}, "form='li' has no beta"),
-        ({"draft_length": 0}, "draft_length must be at least 1, or None to let it adapt, not 0"),
+        ({"draft_length": 0}, "draft_length must be at least 1, or None to adapt it, not 0"),
         ({"cost_ratio": -1.0}, "cost_ratio must be at least 0 .*, not -1.0"),
         ({"amateur_window": 0}, "window must be at least 1 .*, not 0"),
     ],
@@ -608,7 +608,7 @@ def test_bad_arguments_are_refused_at_construction(llama, arguments, message):
 
 def test_recurrent_models_are_refused(llama):
     mamba = zoo.build("mamba", hidden=16)
-    message = "MambaForCausalLM with no cache cannot take back the tokens of a rejected draft.*: use Contrastive"
+    message = "MambaForCausalLM with no cache cannot remove the tokens of a rejected draft.*; use Contrastive"
     with pytest.raises(ValueError, match=message):
         SpeculativeContrastiveDecoding(mamba)
     with pytest.raises(ValueError, match=message):
@@ -621,10 +621,10 @@ def test_an_amateur_that_cannot_generate_is_refused(llama):
 
 
 def test_another_tokenizer_is_refused(llama):
-    with pytest.raises(ValueError, match="have 48 and 5000 tokens, more apart than padding explains"):
+    with pytest.raises(ValueError, match="have 48 and 5000 tokens, a larger difference than padding explains"):
         generate(llama[0], zoo.build("llama", hidden=16, vocab_size=5000), zoo.prompts(1))
     with pytest.raises(
-        ValueError, match="but LlamaForCausalLM knows only 47 tokens: all branches must share one token"
+        ValueError, match="but the vocabulary of LlamaForCausalLM has only 47 tokens: all branches must share one token"
     ):
         generate(llama[0], zoo.build("llama", hidden=16, vocab_size=zoo.VOCAB - 1), [torch.tensor([47, 3])])
 
@@ -633,8 +633,8 @@ def test_another_tokenizer_is_refused(llama):
     ("how", "message"),
     [
         ({"num_beams": 3}, "num_beams=3\\): use ContrastiveDecodingLogitsProcessor"),
-        ({"cache_implementation": "static"}, "LlamaForCausalLM with StaticCache cannot take back"),
-        ({"use_cache": False}, "LlamaForCausalLM with no cache cannot take back"),
+        ({"cache_implementation": "static"}, "LlamaForCausalLM with StaticCache cannot remove"),
+        ({"use_cache": False}, "LlamaForCausalLM with no cache cannot remove"),
         (
             {"return_dict_in_generate": True, "output_hidden_states": True},
             "scores and logits, not attentions or hidden",
@@ -650,7 +650,7 @@ def test_a_cache_of_earlier_text_is_refused(llama):
     row = zoo.prompts(1)[0]
     cache = DynamicCache(config=llama[0].config)
     llama[0](row[None, :-1], past_key_values=cache)
-    with pytest.raises(ValueError, match=r"cannot continue from the expert's cache.*leave past_key_values out"):
+    with pytest.raises(ValueError, match=r"cannot continue from a cache of the expert.*leave past_key_values out"):
         generate(*llama, [row], past_key_values=cache)
 
 

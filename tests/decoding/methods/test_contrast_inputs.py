@@ -59,7 +59,7 @@ def test_assisted_decoding_and_reuse():
     assert torch.equal(
         model.generate(**inputs, custom_generate=method.loop(), max_new_tokens=STEPS, do_sample=False), expected
     )
-    with pytest.raises(ValueError, match="belong to one batch of prompts, so make a new processor"):
+    with pytest.raises(ValueError, match="belong to one batch of prompts, so create a new processor"):
         model.generate(**zoo.pad([prompt.flip(0)]), **how)
 
 
@@ -95,7 +95,7 @@ def test_one_contrast_prompt_for_all_rows():
 def test_the_number_of_rows_must_fit():
     model, main, other = _setting()
     method = decoding.ContextAwareDecodingLogitsProcessor(model, zoo.pad([*other, other[0]]))
-    with pytest.raises(ValueError, match="3 prompts, which cannot make 2 rows"):
+    with pytest.raises(ValueError, match="3 prompts, which do not fit 2 rows"):
         model.generate(**zoo.pad(main), logits_processor=[method], max_new_tokens=2)
 
 
@@ -104,14 +104,14 @@ def test_the_number_of_rows_must_fit():
     [
         (
             lambda m: InputBranch(m, {"attention_mask": torch.ones(1, 2)}),
-            "need input_ids, and hold only attention_mask",
+            "need input_ids, and contain only attention_mask",
         ),
         (lambda m: InputBranch(m, zoo.pad(zoo.prompts(2), side="right")), "padded on the right"),
         (lambda m: LayerBranch(m, [2]), "layers must be some of 0 to 1 of this model's 2 layers"),
         (lambda m: LayerBranch(m, []), "layers must be some of"),
         (
             lambda m: decoding.DoLaLogitsProcessor(m, layers="middle"),
-            "'low', 'high' or numbers of layers, not 'middle'",
+            "'low', 'high' or a list of layer numbers, not 'middle'",
         ),
         (lambda m: decoding.DoLaLogitsProcessor(m, relative_top=2), "relative_top must lie in"),
         (lambda m: decoding.DoLaLogitsProcessor(m, form="js"), "form must be 'kl' or 'jsd', not 'js'"),
@@ -127,13 +127,13 @@ def test_the_number_of_rows_must_fit():
         ),
         (
             lambda m: decoding.ContrastiveDecodingLogitsProcessor(m, vision_inputs={"pixel_values": torch.ones(1)}),
-            "reads text alone here, so it cannot use pixel_values",
+            "is used as a text model here, so it cannot use pixel_values",
         ),
         (
             lambda m: decoding.ClassifierFreeGuidanceLogitsProcessor(
                 m, zoo.pad(zoo.prompts(1)), attention_mask=torch.ones(1, 4)
             ),
-            "attention_mask belongs to prompts without negative_inputs",
+            "attention_mask and negative_inputs are mutually exclusive",
         ),
     ],
 )
@@ -187,7 +187,7 @@ def test_masked_scores_count_what_is_ruled_out():
 def test_score_refuses_what_does_not_fit():
     model, main, other = _setting()
     method = decoding.ContextAwareDecodingLogitsProcessor(model, zoo.pad(other))
-    with pytest.raises(ValueError, match="a continuation per prompt, not 3 for 2"):
+    with pytest.raises(ValueError, match="one continuation per prompt, not 3 for 2 prompts"):
         score(method, model, zoo.pad(main), torch.ones(3, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="with tokens"):
         score(method, model, zoo.pad(main), torch.ones(2, 0, dtype=torch.long))
@@ -241,5 +241,5 @@ def test_other_heads_are_no_critics():
     model.config.num_labels = 1
     critic = AutoModelForSequenceClassification.from_config(model.config)
     guided = decoding.CriticGuidedLogitsProcessor(critic)
-    with pytest.raises(TypeError, match="gives one value per sequence"):
+    with pytest.raises(TypeError, match="returns one value per sequence"):
         model.generate(**zoo.pad(zoo.prompts(1)), logits_processor=[guided], max_new_tokens=2)

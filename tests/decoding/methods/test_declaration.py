@@ -139,7 +139,7 @@ def test_its_flags_are_in_the_help(toy, run, capsys):
         (["--kappa", "1"], "--method toy has no --kappa; its own are --contrast-prompt, --gamma, --floor"),
         (["--gamma", "-1"], "gamma must be a finite number of at least 0"),
         (["--beams", "2"], "--method toy has no beams: leave --beams out"),
-        ([], "--method toy contrasts prompts, and prompt 0 has no other: give --contrast-prompt TEXT"),
+        ([], "--method toy contrasts prompts, and prompt 0 has no contrast prompt: set --contrast-prompt"),
     ],
 )
 def test_its_errors(toy, run, flags, message):
@@ -173,7 +173,7 @@ def test_it_has_all_controls_of_a_comparison(toy):
 
 
 def test_it_makes_data(toy):
-    with pytest.raises(ValueError, match="method='toy' contrasts prompts: give contrast_prompt"):
+    with pytest.raises(ValueError, match="method='toy' contrasts prompts: set contrast_prompt"):
         TransformersEngine(model="testbed:expert", method="toy")
     engine = TransformersEngine(model="testbed:expert", method="toy", gamma=1, contrast_prompt="Tom has 3 coins.")
     assert engine.identity["options"] == {"contrast_prompt": "Tom has 3 coins.", "gamma": 1.0, "floor": 0.05}
@@ -216,28 +216,28 @@ class DeafProcessor(ContrastiveLogitsProcessor):
 
 
 WRONG = [
-    ({"branches": ("prompt",)}, "it has 1 branches, and 1 models or views besides the main branch"),
+    ({"branches": ("prompt",)}, "it has 1 branches, but 1 models or views in addition to the main branch"),
     ({"views": ("upside down",)}, "there is no view 'upside down'; there are noised, transformed, blind, prompt"),
-    ({"models": {"amateur": "x"}}, "its branches are either other models or views"),
+    ({"models": {"amateur": "x"}}, "a method may have models or views, not both"),
     ({"forms": {}}, "a method with a form needs a processor or a loop, and only such a method"),
-    ({"forms": {"": FORM, "other": FORM}}, "every one of several forms needs a name"),
+    ({"forms": {"": FORM, "other": FORM}}, "each form of a method with several forms needs a name"),
     (
         {"views": ("blind",), "contrast_prompt_optional": True},
-        "contrast_prompt_optional is of methods with the view 'prompt'",
+        "contrast_prompt_optional is only for methods with the view 'prompt'",
     ),
     ({"processor": DeafProcessor}, "has no parameter 'floor'"),
     ({"cost": {"loop": "1"}}, "cost must have a line for each of loop, processor, not for loop"),
-    ({"cost": {"loop": "{kappa}", "processor": "1"}}, "cost names 'kappa', which is no parameter"),
-    ({"extra": {"gamma_2": METHODS["search"].extra["k"]}}, "extra 'gamma_2' is no parameter of"),
-    ({"mask": "alpha"}, "mask names 'alpha', which is no parameter of the rule"),
-    ({"off": {"alpha": 0}}, "off names 'alpha', which is no parameter of the rule"),
-    ({"internal": ("step",)}, "internal names 'step', which is no parameter of the rule"),
+    ({"cost": {"loop": "{kappa}", "processor": "1"}}, "cost names 'kappa', which is not a parameter"),
+    ({"extra": {"gamma_2": METHODS["search"].extra["k"]}}, "extra 'gamma_2' is not a parameter of"),
+    ({"mask": "alpha"}, "mask names 'alpha', which is not a parameter of the rule"),
+    ({"off": {"alpha": 0}}, "off names 'alpha', which is not a parameter of the rule"),
+    ({"internal": ("step",)}, "internal names 'step', which is not a parameter of the rule"),
     ({"weight": lambda alpha, **_: alpha}, "weight cannot be computed from the parameters of the rule"),
     ({"rule": untyped_rule, "mask": None}, "the parameter 'gamma' must be annotated as one of float, int, bool"),
     ({"rule": bare_rule, "mask": None}, "the parameter 'gamma' needs a default"),
     (
         {"rule": rules.ritual_vcd},
-        r"the rule has the branches \('original', 'transformed', 'distorted'\), and the method 2",
+        r"the rule has the branches \('original', 'transformed', 'distorted'\), and the method has 2",
     ),
     ({"rule": "contralto.decoding.rules:no_such_rule"}, "defines no function or class 'no_such_rule'"),
 ]

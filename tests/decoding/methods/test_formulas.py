@@ -216,5 +216,5 @@ def test_shapes():
         rules.contrastive_input_decoding(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"layers of shape \(..., L, V\)"):
         rules.dola(torch.zeros(2, 3), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="a value per candidate"):
+    with pytest.raises(ValueError, match="one value per candidate"):
         rules.critic_guided(torch.zeros(2, 3), torch.zeros(2, 1), torch.zeros(2, 2, dtype=torch.long))

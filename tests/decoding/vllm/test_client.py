@@ -55,7 +55,7 @@ def test_an_answer_is_read():
         (
             respond({}, status=307, Location=f"http://other/{KEY}"),
             ValueError,
-            r"points to http://other/\*\*\*: give that",
+            r"redirects to http://other/\*\*\*: use that",
         ),
         (respond({"error": {"message": "x" * 990 + KEY}}, status=400), ValueError, r"^x{990}\*\*\*$"),
         (respond(KEY.encode(), status=500), RuntimeError, r"failed with status 500: \*\*\*"),
@@ -87,11 +87,11 @@ def test_a_refusal_is_a_sentence_without_the_key(raw, error, message, stream):
     ],
 )
 def test_an_odd_reply_is_a_sentence(body):
-    with pytest.raises(RuntimeError, match="sent no reply that can be read"):
+    with pytest.raises(RuntimeError, match="sent an unreadable reply"):
         generate(respond(body))
     event = b"data: " + (body if isinstance(body, bytes) else json.dumps(body).encode()) + b"\n\n"
     if body not in (b"{}", {"choices": []}):  # events without a choice are left out
-        with pytest.raises(RuntimeError, match="sent no reply that can be read"):
+        with pytest.raises(RuntimeError, match="sent an unreadable reply"):
             generate(respond(event), stream=True)
 
 
@@ -132,5 +132,5 @@ def test_a_server_without_a_marker():
             async with PairClient(server.url, "m") as client:
                 await client.generate(["a", "b"], method="cad")
 
-        with pytest.raises(ValueError, match="does not tell a marker, so it is no server of contralto serve"):
+        with pytest.raises(ValueError, match="returns no marker token, so it is not a server of contralto serve"):
             asyncio.run(go())

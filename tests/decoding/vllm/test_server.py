@@ -101,13 +101,13 @@ def test_branches_go_through_together():
 @pytest.mark.parametrize(
     ("bodies", "message"),
     [
-        ([asked()], "branch 1 did not come within 0.2 seconds: send all branches of a text together"),
-        ([asked({"contrast_method": "proxy"})], "branch 1 and 2 did not come"),
+        ([asked()], "branch 1 did not arrive within 0.2 seconds: send all branches of a completion together"),
+        ([asked({"contrast_method": "proxy"})], "branch 1 and 2 did not arrive"),
         ([asked(), asked({"contrast_branch": 1}, max_tokens=9)], r"differ in max_tokens (4 and 9)"),
-        ([asked(), asked()], "two requests are branch 0"),
+        ([asked(), asked()], "two requests have branch 0"),
         ([asked({"contrast_alpha": "x"})], "contrast_alpha must be a number"),
         ([asked(prompt=["a", "b"])], "one prompt, not 2"),
-        ([asked(messages=[], max_tokens=None)], "max_tokens must be given"),
+        ([asked(messages=[], max_tokens=None)], "needs max_tokens"),
         ([asked(use_beam_search=True)], "beam search is not supported with contrastive branches"),
     ],
 )
@@ -128,7 +128,7 @@ def test_the_engines_refusals_are_status_400():
             assert (status, json.loads(body)["error"]["message"]) == (400, message)
     for status, body in through(App([b"data: [DONE]\n\n"]), *pair):
         assert status == 400
-        assert "without stream says which" in json.loads(body)["error"]["message"]
+        assert "without stream to get the reason" in json.loads(body)["error"]["message"]
     fine = json.dumps({"choices": [{"stop_reason": None, "text": "contralto: a text"}]}).encode()
     assert through(App([fine]), *pair)[0] == (200, fine)
 
@@ -162,7 +162,7 @@ def test_texts_of_different_clients_never_meet():
     for a, b in ({"key": "a"}, {"key": "b"}), ({"host": "1.1.1.1"}, {"host": "2.2.2.2"}), ({"key": "a"}, {}):
         for status, body in through(App(), Sent((one,), **a), Sent((two,), **b)):
             assert status == 400
-            assert "did not come" in json.loads(body)["error"]["message"]
+            assert "did not arrive" in json.loads(body)["error"]["message"]
         both = [Sent((body,), **who) for who in (a, b) for body in pair()]
         app = App()
         assert [status for status, _ in through(app, *both)] == [200] * 4
@@ -196,7 +196,7 @@ def test_requests_have_limits():
         app = App()
         [(status, body)] = through(app, one, settings=small)
         assert (status, app.seen) == (413, [])
-        assert "a request may have 1,000 bytes" in json.loads(body)["error"]["message"]
+        assert "a request may have at most 1,000 bytes" in json.loads(body)["error"]["message"]
     halves = [asked({"contrast_id": number}) for number in range(5)]
     found = through(App(), *halves, settings={"waiting": 3})
     assert sorted(status for status, _ in found) == [400, 400, 400, 503, 503]

@@ -74,7 +74,7 @@ def test_every_row_draws_as_if_alone():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"contrast_id": True}, "contrast_id must be a text or a whole number, not True"),
+        ({"contrast_id": True}, "contrast_id must be a string or a whole number, not True"),
         ({"contrast_id": None}, "needs contrast_id; it has contrast_branch, contrast_id"),
         ({"contrast_marker": -1}, "contrast_marker must be at least 0, not -1"),
         ({"contrast_start": -2}, "contrast_start must be at least 0, not -2"),
@@ -86,7 +86,7 @@ def test_every_row_draws_as_if_alone():
         ({"contrast_temperature": float("inf")}, "contrast_temperature must be at least 0"),
         ({"contrast_temperature": 1.0, "contrast_min_p": 2.0}, r"contrast_min_p must lie in \[0, 1\]"),
         ({"contrast_temperature": 1.0, "contrast_top_k": -1}, "contrast_top_k must be at least 0"),
-        ({"contrast_colour": 1}, "cad has no contrast_colour; its parameters are contrast_alpha, and besides"),
+        ({"contrast_colour": 1}, "cad has no contrast_colour; its parameters are contrast_alpha; general"),
     ],
 )
 def test_wrong_values(changed, message):
@@ -107,7 +107,7 @@ def test_branches_must_fit():
     one, two = Row.of(GOOD), Row.of({**GOOD, "contrast_branch": 1})
     check_group([(one, {"max_tokens": 4}), (two, {"max_tokens": 4})])
     for other, options, message in (
-        (one, {"max_tokens": 4}, "two requests are branch 0"),
+        (one, {"max_tokens": 4}, "two requests have branch 0"),
         (two, {"max_tokens": 5}, r"differ in max_tokens \(4 and 5\)"),
         (Row.of({**GOOD, "contrast_branch": 1, "contrast_alpha": 2}), {}, r"differ in contrast_alpha \(0.5 and 2.0\)"),
         (Row.of({**GOOD, "contrast_branch": 1, "contrast_start": 2}), {}, r"differ in contrast_start \(0 and 2\)"),
@@ -190,14 +190,14 @@ def test_giving_up():
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"speculative_config": {"method": "ngram"}}, "cannot be weighed with speculative decoding"),
-        ({"spec_model": "x"}, "spec_model: branches of a text"),
+        ({"speculative_config": {"method": "ngram"}}, "cannot be combined with speculative decoding"),
+        ({"spec_model": "x"}, "spec_model: the branches of a completion"),
         ({"data_parallel_size": 2}, "data_parallel_size must be 1, not 2"),
-        ({"enable_batch_sharded_sampling": True}, "enable_batch_sharded_sampling parts"),
+        ({"enable_batch_sharded_sampling": True}, "enable_batch_sharded_sampling separates"),
         ({"kv_transfer_config": {}, "scheduler_cls": "mine"}, "scheduler_cls must be 'contralto"),
         ({"scheduling_policy": "priority"}, "scheduling_policy must be 'fcfs'"),
         ({"max_num_batched_tokens": 1}, "max_num_batched_tokens must be at least 2"),
-        ({"timeout": -1}, "timeout must be seconds above 0, not -1"),
+        ({"timeout": -1}, "timeout must be a number of seconds above 0, not -1"),
     ],
 )
 def test_engines_that_cannot_work(how, message):
@@ -217,7 +217,7 @@ def test_the_servers_flags():
     assert prepare(["testbed:expert"])[1]["marker"] == 0
     for flags, message in (
         (["-dp", "2"], "data_parallel_size must be 1"),
-        (["--speculative-config", "{}x"], "cannot be weighed with speculative decoding"),
+        (["--speculative-config", "{}x"], "cannot be combined with speculative decoding"),
         (["--speculative_config.method", "ngram"], "leave their flags out"),
         (["--api-server-count", "2"], "api-server-count must be 1"),
         (["--scheduler-cls", "mine"], "scheduler_cls must be"),
@@ -279,10 +279,10 @@ def test_adapters_of_branches(tmp_path):
     assert lora_options([name, None]) == {"enable_lora": True, "max_loras": 1, "max_lora_rank": 16}
     assert lora_options([None, None]) == {}
     for chosen, message in (
-        (choose(method="vcd"), "method='vcd' does not run in vLLM"),
-        (choose(method="cd", adapters_off=True), "give adapter"),
-        (choose(method="cd", amateur="testbed:amateur"), "testbed:amateur is no folder with a LoRA adapter"),
-        (choose(method="cd", amateur=name, amateur_window=1), "amateur_window needs the model contralto"),
+        (choose(method="vcd"), "method='vcd' is not supported with vLLM"),
+        (choose(method="cd", adapters_off=True), "set adapter"),
+        (choose(method="cd", amateur="testbed:amateur"), "testbed:amateur is not a folder with a LoRA adapter"),
+        (choose(method="cd", amateur=name, amateur_window=1), "amateur_window is not supported with vLLM"),
     ):
         with pytest.raises(ValueError, match=message):
             adapters_of(chosen, None)

@@ -94,8 +94,8 @@ def test_every_row_can_be_decoded():
         ("cd beta=much", "beta must be a number, not 'much'"),
         ("cd kappa=1", "has no kappa"),
         ("voodoo", "there is no method 'voodoo'"),
-        ("cad", "method='cad' contrasts prompts: give contrast_prompt"),
-        ("proxy", "give expert"),
+        ("cad", "method='cad' contrasts prompts: set contrast_prompt"),
+        ("proxy", "set expert"),
     ],
 )
 def test_a_decoder_that_is_none_is_refused(text, message):
@@ -698,7 +698,7 @@ PLAIN = ["--model", "testbed:expert", "--tasks", "testbed_arithmetic", "--output
     ("more", "message"),
     [
         ([], "there is nothing to compare: name methods"),
-        (["--methods", "cd"], "give amateur"),
+        (["--methods", "cd"], "set amateur"),
         (["--methods", "voodoo"], "there is no method 'voodoo'"),
         (["--decoder", "dola relative_top=2"], "must lie in .0, 1."),
         (["--methods", "dola", "--decoder", "dola"], "the decoder 'dola' is given twice"),

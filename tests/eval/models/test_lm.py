@@ -508,7 +508,7 @@ WRONG = {
     "alpha as truth": ({**CD, "alpha": True}, "alpha must be a number, not True"),
     "negative beta": ({**CD, "beta": -1}, "beta must be a finite number of at least 0"),
     "alpha above 1": ({**CD, "alpha": 2}, "alpha must lie in"),
-    "no amateur": ({"method": "cd"}, "method='cd' weighs the model against others: give amateur MODEL"),
+    "no amateur": ({"method": "cd"}, "method='cd' needs other models: set amateur"),
     "foreign option": ({"method": "vcd", "kappa": 1}, "method='vcd' has no kappa; its own are"),
     "option of no method": ({"method": "none", "beta": 1}, "method='none' has no beta"),
     "misspelt option": ({**CD, "betta": 1}, "there is no model argument 'betta'; did you mean beta?"),
@@ -525,7 +525,7 @@ WRONG = {
     "score": ({**CD, "score": "best"}, "score must be renormalised or raw, not 'best'"),
     "masked": ({**CD, "masked": "yes"}, "masked must be true or false, not 'yes'"),
     "search sampled": ({"method": "search", "temperature": 1}, "method='search' does not sample here"),
-    "two amateurs": ({**CD, "adapters_off": True}, "give either amateur or adapters_off, not both"),
+    "two amateurs": ({**CD, "adapters_off": True}, "set either amateur or adapters_off, not both"),
     "batch size": ({"batch_size": "many"}, "batch_size must be a whole number or auto, not 'many'"),
     "no such model": ({"amateur": "testbed:novice", "method": "cd"}, "the testbed has no model 'novice'"),
     "unknown argument": ({"zoom": 3}, "neither contralto nor the model knows an argument"),
@@ -550,7 +550,7 @@ def test_requests_that_a_method_cannot_answer():
     for options_, call, message in (
         ({"method": "search"}, lambda m: m.loglikelihood(options(m)), "method='search' has no likelihoods"),
         ({"method": "vcd"}, lambda m: answers(m, asks(m, 1)), "contrasts images: use model contralto-vlm"),
-        ({"method": "cid"}, lambda m: answers(m, asks(m, 1)), "contrasts prompts: give contrast_prompt"),
+        ({"method": "cid"}, lambda m: answers(m, asks(m, 1)), "contrasts prompts: set contrast_prompt"),
         (
             {"method": "cid", "contrast_prompt": "x"},
             lambda m: m.loglikelihood_rolling([Instance("", {}, ("a",), 0)]),
