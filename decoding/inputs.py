@@ -52,6 +52,8 @@ class DecodingBatch(NamedTuple):
     """Keyword arguments of `generate()`."""
     views: tuple[Mapping[str, Any], ...]
     """The inputs of the other branches of the same model."""
+    aligned: Mapping[str, Any] = {}
+    """Keyword arguments of the processor for an amateur whose vocabulary is mapped: tokenizers, and prompts of its own."""
 
 
 def check_prompts(prompts: Sequence[Prompt], config: DecodingConfig) -> None:
@@ -242,7 +244,22 @@ def batch_of(
             return noised(inputs, step=config.parameters["noise_step"], seed=_noise_seeds(inputs, seeds))
         return encode(_VIEWED[name](prompts, seeds), models, raw=raw)
 
-    return DecodingBatch(models.main, models.others, inputs, tuple(map(view, names)))
+    aligned = {} if models.amateur_tokenizer is None else _aligned(prompts, models, raw=raw)
+    return DecodingBatch(models.main, models.others, inputs, tuple(map(view, names)), aligned)
+
+
+def _aligned(prompts: Sequence[Prompt], models: Any, *, raw: bool) -> dict[str, Any]:
+    """Return the tokenizers of a mapped amateur, and prompts in its own chat template if both models have one."""
+    from contralto.decoding.vocabulary import differing_tokens
+
+    own, other = models.tokenizer, models.amateur_tokenizer
+    named = {"tokenizer": own, "amateur_tokenizer": other}
+    is_bare = raw or own.chat_template is None or other.chat_template is None
+    if is_bare or models.processor is not None or not (differing_tokens(own, other) or differing_tokens(other, own)):
+        return named
+    with during("the chat template of the amateur does not take a prompt"):
+        reading = models._replace(main=models.others[0], tokenizer=other)
+        return named | {"amateur_inputs": dict(encode(prompts, reading, raw=False))}
 
 
 def _transformed(prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Prompt]:

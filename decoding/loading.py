@@ -20,11 +20,11 @@ from contralto.common.adapters import split_adapter
 from contralto.common.hashing import weights_digest
 from contralto.common.hub import adapter_base, check_weights, from_pretrained, has_own, locate, with_adapter
 from contralto.common.options import Option, OptionError
+from contralto.decoding.aligned import amateur_tokenizer
 from contralto.decoding.branches import AdaptersOff
 from contralto.decoding.methods import DecodingConfig
 from contralto.decoding.methods.variants import is_variant, make_variant
 from contralto.decoding.quantization import MAIN, check_bits, check_quantized, quantization_config
-from contralto.decoding.vocabulary import check_same_tokenizer
 
 __all__ = ["Models", "check_device", "check_dtype", "load_models", "weights_digests"]
 
@@ -38,6 +38,8 @@ class Models(NamedTuple):
     tokenizer: Any
     processor: Any = None
     """The processor of an image-text model; None if there are no images."""
+    amateur_tokenizer: Any = None
+    """The tokenizer of the amateur with `vocabulary="aligned"`; None if all models are known to share the first one."""
 
 
 def check_device(name: str | None) -> None:
@@ -113,8 +115,7 @@ def load_models(
         raise ValueError(f"{model} does not accept images: leave them out, or use an image-text model")
     tokenizer = processor.tokenizer if processor else _own(AutoTokenizer, base, adapter)
     names = {name: config.models[name] for name in config.declaration.models if name in config.models}
-    for name in (name for name in names.values() if not is_variant(name)):
-        check_same_tokenizer(model, tokenizer, name, from_pretrained(AutoTokenizer, name))
+    other = amateur_tokenizer(config, model, tokenizer, [name for name in names.values() if not is_variant(name)])
     if config.adapters_off:
         _check_has_adapter(model, adapter, names)
     placement = {"dtype": dtype, "device_map": device or ("auto" if torch.accelerator.is_available() else "cpu")}
@@ -131,7 +132,7 @@ def load_models(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right" if main.config.is_encoder_decoder else "left"
-    return Models(main, tuple(others), tokenizer, processor)
+    return Models(main, tuple(others), tokenizer, processor, other)
 
 
 def _own(auto: Any, base: str, adapter: str | None) -> Any:

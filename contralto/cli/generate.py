@@ -112,6 +112,7 @@ def _run(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Names
     """Decode the prompts that are not in the output yet."""
     from tqdm import tqdm
 
+    from contralto.decoding.aligned import vocabulary_note
     from contralto.decoding.loading import load_models
 
     has_images = bool(prompts[0].images)
@@ -130,6 +131,8 @@ def _run(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Names
             batch = inputs.batch_of([prompt], models, config, seeds=[args.seed], raw=args.raw)
             inputs.check_lengths(batch, config, args.max_new_tokens, first=i)
     print(cost(config, models.main, models.others), file=sys.stderr)
+    if note := vocabulary_note(models):
+        print(note, file=sys.stderr)
     streams = not output and args.beams == 1 and bool(config.declaration.streaming)
     streaming = streams and (len(prompts) == 1 or not args.compare)  # texts of one prompt are shown side by side
     size = args.batch_size if config.declaration.row_seeds or not config.sampling else 1

@@ -170,6 +170,7 @@ class TransformersEngine:
             # other methods need the model alone
             method=config.method if config.models or config.adapters_off else "",
             models=tuple(config.models.items()),
+            vocabulary=config.parameters.get("vocabulary"),
             adapters_off=config.adapters_off,
             model=self._model,
             dtype=self._dtype,
@@ -242,6 +243,7 @@ def _load(
     *,
     method: str,
     models: tuple[tuple[str, Any], ...],
+    vocabulary: str | None,
     adapters_off: bool,
     model: str,
     dtype: str,
@@ -253,7 +255,8 @@ def _load(
     from contralto.decoding.loading import load_models
     from contralto.decoding.methods import DecodingConfig
 
-    config = DecodingConfig(method=method, models=dict(models), adapters_off=adapters_off)
+    parameters = {} if vocabulary is None else {"vocabulary": vocabulary}
+    config = DecodingConfig(method=method, models=dict(models), parameters=parameters, adapters_off=adapters_off)
     return load_models(
         model, config, with_images=with_images, dtype=dtype, device=device, adapter=adapter, bits=dict(bits)
     )

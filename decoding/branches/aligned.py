@@ -16,7 +16,7 @@ from contralto.decoding.byte_tokens import ByteTokens
 from contralto.decoding.token_map import TokenMap, scatter_logsumexp
 from contralto.decoding.vocabulary import vocabulary_size
 
-__all__ = ["AlignedBranch", "token_map_of"]
+__all__ = ["AlignedBranch", "byte_tokens", "describe_map", "token_map_of"]
 
 REWOUND = 4
 """Largest number of the amateur's tokens of which a longer token may begin."""
@@ -100,7 +100,7 @@ class AlignedBranch(Branch):
         self._amateur = amateur
         self._model = ModelBranch(amateur).model
         self._tokenizer, self._amateur_tokenizer = tokenizer, amateur_tokenizer
-        self._own, self._other = _byte_tokens(tokenizer, "the expert"), _byte_tokens(amateur_tokenizer, "the amateur")
+        self._own, self._other = byte_tokens(tokenizer, "the expert"), byte_tokens(amateur_tokenizer, "the amateur")
         self._names = {at: content for content, at in self._own.special.items()}
         self._mask = attention_mask
         if attention_mask is not None:
@@ -295,12 +295,36 @@ def _rows_of(inputs: Mapping[str, Tensor]) -> list[list[int]]:
     return [row[kept.bool()].tolist() for row, kept in zip(inputs["input_ids"], mask, strict=True)]
 
 
-def _byte_tokens(tokenizer: Any, name: str) -> ByteTokens:
+def byte_tokens(tokenizer: Any, name: str) -> ByteTokens:
+    """Return the tokens of a tokenizer as bytes, read once.
+
+    Args:
+        tokenizer: a fast transformers tokenizer.
+        name: of its model, for errors.
+
+    Raises:
+        ValueError: see `ByteTokens`.
+    """
     size, tokens = _TOKENS.get(tokenizer, (0, None))
     if tokens is None or size != len(tokenizer):  # tokens were added
         tokens = ByteTokens(tokenizer, name)
         _TOKENS[tokenizer] = len(tokenizer), tokens
     return tokens
+
+
+def describe_map(made: TokenMap, tokens: int) -> str:
+    """Return one line about what a map leaves out.
+
+    Args:
+        made: the map.
+        tokens: number of tokens of the expert's tokenizer.
+    """
+    expert, amateur = made.unmapped
+    padding = len(made.mapped) - tokens
+    return (
+        f"vocabulary aligned: {tokens - max(0, expert - padding):,} of {tokens:,} tokens of the expert are mapped, the others "
+        f"are not contrasted; {amateur:,} tokens of the amateur stand for none of them"
+    )
 
 
 def token_map_of(tokenizer: Any, amateur_tokenizer: Any, amateur: Any, size: int) -> TokenMap:
@@ -315,7 +339,7 @@ def token_map_of(tokenizer: Any, amateur_tokenizer: Any, amateur: Any, size: int
     Raises:
         ValueError: see `ByteTokens`.
     """
-    own, other = _byte_tokens(tokenizer, "the expert"), _byte_tokens(amateur_tokenizer, "the amateur")
+    own, other = byte_tokens(tokenizer, "the expert"), byte_tokens(amateur_tokenizer, "the amateur")
     configured = amateur.generation_config.eos_token_id
     configured = [configured] if isinstance(configured, int) else list(configured or [])
     amateur_ends = tuple(sorted({*configured, amateur_tokenizer.eos_token_id} - {None}))

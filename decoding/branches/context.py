@@ -209,7 +209,7 @@ def rooms(batch: "DecodingBatch", *, window: int | None = None) -> list[tuple[Ro
     """
     columns = _columns(batch.model, batch.inputs)
     for other in batch.others:
-        columns += _columns(other, batch.inputs, window)
+        columns += _columns(other, batch.aligned.get("amateur_inputs") or batch.inputs, window)
     for view in batch.views:
         own = _columns(batch.model, view)
         columns += [[room._replace(what="prompt of the other branch") for room in column] for column in own]

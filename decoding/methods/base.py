@@ -46,6 +46,7 @@ class MethodParameter(NamedTuple):
     description: str
     convert: Callable[[Any], Any] | None = None
     least: int | None = None
+    is_new: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +233,8 @@ def _from_signature(
     if parameter.default is SignatureParameter.empty:
         raise ValueError(f"the parameter {name!r} needs a default")
     text = argument_docs(of).get(parameter.name, "")
-    return MethodParameter(name, parameter.default, kind, text, convert, extra.least if extra else None)
+    least, is_new = (extra.least, extra.is_new) if extra else (None, False)
+    return MethodParameter(name, parameter.default, kind, text, convert, least, is_new)
 
 
 def _from_extra(name: str, extra: Extra) -> MethodParameter:

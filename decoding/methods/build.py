@@ -88,7 +88,7 @@ def _construct(target: Reference | Unsupported, config: DecodingConfig, batch: "
     accepted = _accepted(target)
     own = {"form": config.form, **config.parameters} if config.form else dict(config.parameters)
     if not batch.views:  # else they hold masks of their own
-        own |= _shared_inputs(batch)
+        own |= _shared_inputs(batch) | dict(batch.aligned)
     own = {name: value for name, value in own.items() if name in accepted}
     models = batch.others if method.models else (batch.model, *batch.views)
     positional = [p for p in accepted.values() if p.kind is Parameter.POSITIONAL_OR_KEYWORD]

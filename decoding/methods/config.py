@@ -217,7 +217,9 @@ class DecodingConfig:
         """Return the options that determine a completion, besides sampling and executor, as plain values."""
         named = {"method": self.method, **self.models, "adapters_off": self.adapters_off}
         named |= {"contrast_prompt": self.contrast_prompt, "form": self.form}
-        return {name: value for name, value in named.items() if value} | dict(self.parameters)
+        new = {each.name for each in self.declaration.parameters(self.form).values() if each.is_new}
+        own = {name: value for name, value in self.parameters.items() if value is not None or name not in new}
+        return {name: value for name, value in named.items() if value} | own
 
 
 _OWN = tuple(each.name for each in fields(DecodingConfig) if each.name not in ("parameters", "models"))

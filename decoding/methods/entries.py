@@ -7,7 +7,16 @@ from contralto.decoding.methods.base import Form, Method, Unsupported
 from contralto.decoding.methods.registry import METHODS
 from contralto.decoding.methods.views import Extra
 
-__all__ = ["DECODER_ONLY", "EVERYWHERE", "PROCESSORS", "ROWS_COST", "RULES", "convert_layers", "keep_scale"]
+__all__ = [
+    "DECODER_ONLY",
+    "EVERYWHERE",
+    "PROCESSORS",
+    "ROWS_COST",
+    "RULES",
+    "convert_layers",
+    "convert_vocabulary",
+    "keep_scale",
+]
 
 
 def convert_layers(value: Any) -> str | list[int]:
@@ -30,6 +39,20 @@ def convert_layers(value: Any) -> str | list[int]:
         return [int(number) for number in text.strip("[]").split(",")]
     except ValueError:
         raise ValueError(f"layers must be low, high or numbers such as 2,4,6, not {value!r}") from None
+
+
+def convert_vocabulary(value: Any) -> str:
+    """Return how the amateur's vocabulary is brought to the expert's.
+
+    Args:
+        value: "aligned".
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value != "aligned":
+        raise ValueError(f"vocabulary must be aligned, or left out for models of one tokenizer, not {value!r}")
+    return str(value)
 
 
 RULES = "contralto.decoding.rules"
@@ -57,6 +80,7 @@ DRAWS = "draws random numbers of its own"
 DETERMINISTIC = "is deterministic"
 AMATEUR = {"amateur": "a weaker model with the same tokenizer"}
 WINDOW = Extra(of=CONTRASTIVE, least=1)
+VOCABULARY = Extra(of=CONTRASTIVE, convert=convert_vocabulary, is_new=True)
 
 
 def keep_scale(**parameters: Any) -> float:
@@ -112,7 +136,7 @@ METHODS.register(
         models=AMATEUR,
         views=(),
         contrast_prompt_optional=False,
-        extra={"amateur_window": WINDOW},
+        extra={"amateur_window": WINDOW, "vocabulary": VOCABULARY},
         **EVERYWHERE,
         cost=MODELS_COST,
     )

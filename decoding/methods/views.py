@@ -18,12 +18,14 @@ class Extra:
         name: its name there; None if it is the same.
         convert: makes a value of what users write; None for numbers and truth values.
         least: the smallest value that is valid; None if there is no such bound.
+        is_new: whether descriptions leave it out while it is None, so that files of earlier versions keep their keys.
     """
 
     of: Reference
     name: str | None = None
     convert: Callable[[Any], Any] | None = None
     least: int | None = None
+    is_new: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

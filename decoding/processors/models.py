@@ -51,9 +51,9 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         vision_inputs: for an image-text amateur, its inputs besides the tokens: `pixel_values` and those that belong to them.
         tokenizer: the tokenizer that both models share, see `ContrastiveLogitsProcessor`; with `vocabulary="aligned"` that of the
             expert.
-        vocabulary: None for an amateur with the expert's tokenizer. "aligned": the amateur has another tokenizer, reads the same
-            text in its own tokens, and its distribution is mapped to the expert's vocabulary, see `AlignedBranch`. If the two
-            tokenizers are the same, the contrast is the ordinary one.
+        vocabulary: "aligned" for an amateur with another tokenizer, which reads the same text in its own tokens. Its distribution
+            is mapped to the expert's vocabulary, see `AlignedBranch`. If the two tokenizers are the same, the contrast is the
+            ordinary one. None for an amateur with the expert's tokenizer.
         amateur_tokenizer: with `vocabulary="aligned"`, the tokenizer of the amateur.
         amateur_inputs: with `vocabulary="aligned"`, the prompts as the amateur is to read them, such as the same messages in its
             own chat template; None for the text of the expert's prompts. They belong to one batch of prompts.
@@ -143,7 +143,9 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
                 "vision_inputs": vision_inputs,
             }
             if given := [name for name, value in refused.items() if value is not None]:
-                raise ValueError(f"with vocabulary='aligned' the amateur reads the text alone: leave {given[0]} out")
+                raise ValueError(
+                    f"vocabulary='aligned' is for decoder-only models that read text alone: leave it or {given[0]} out"
+                )
             branch: Branch = AlignedBranch(
                 amateur,
                 tokenizer=tokenizer,

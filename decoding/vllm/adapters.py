@@ -46,6 +46,8 @@ def adapters_of(config: DecodingConfig, adapter: str | None) -> list[str | None]
         )
     if config.parameters.get("amateur_window"):
         raise ValueError("amateur_window is not supported with vLLM: use the transformers backend")
+    if config.parameters.get("vocabulary"):
+        raise ValueError("vocabulary='aligned' is not supported with vLLM: use the transformers backend")
     if not method.models:
         return [_adapter(adapter)] * len(method.branches)
     others = [_adapter(config.models[name]) for name in method.models if name in config.models]

@@ -32,6 +32,7 @@ from contralto.common.hashing import fingerprint
 from contralto.common.hub import from_pretrained, trusts_remote_code
 from contralto.common.placement import input_device
 from contralto.decoding import AdaptersOff, SeededSampling
+from contralto.decoding.aligned import aligned_tokenizers
 from contralto.decoding.branches import ModelVariant
 from contralto.decoding.executors.score import Likelihood, score
 from contralto.decoding.inputs import DecodingBatch
@@ -121,6 +122,7 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
         if hasattr(self, "accelerator") and self.world_size == 1:  # lm-eval sets both on several GPUs only
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self._loaded: dict[str, Any] = {}
+        self._tokenizers: dict[str, Any] = {}
         self._model_kwargs = kwargs
         self.load_others()
 
@@ -194,7 +196,8 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
         if key not in self._loaded:
             code = bool(self._model_kwargs.get("trust_remote_code"))
             tokenizer = from_pretrained(AutoTokenizer, name, trust_remote_code=code)
-            check_same_tokenizer(self._name, self.tokenizer, name, tokenizer)
+            if not self.decoder.config.parameters.get("vocabulary"):
+                check_same_tokenizer(self._name, self.tokenizer, name, tokenizer)
             self._loaded[key] = self._load_other(
                 option, name, auto=self.AUTO_MODEL_CLASS, dtype=self.model.dtype, device=self.device, trusted=code
             )
@@ -284,7 +287,9 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
         config = self.decoder.config
         config.check_contrast_prompt()
         views = tuple(self._view(view, requests, room) for view in config.active_views)
-        return DecodingBatch(self.model, self._others, self._encode(requests, room), views)
+        code = bool(self._model_kwargs.get("trust_remote_code"))
+        aligned = aligned_tokenizers(config, self.tokenizer, self._tokenizers, trust_remote_code=code)
+        return DecodingBatch(self.model, self._others, self._encode(requests, room), views, aligned)
 
     def _view(self, view: str, requests: Sequence[EvalRequest], room: int) -> Mapping[str, Any]:
         """Return the inputs of another branch."""

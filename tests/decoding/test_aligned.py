@@ -279,7 +279,7 @@ def test_what_cannot_be_right_is_rejected():
         ContrastiveDecodingLogitsProcessor(amateur, amateur_tokenizer=SMALL)
     with pytest.raises(ValueError, match="must be 'aligned'"):
         ContrastiveDecodingLogitsProcessor(amateur, vocabulary="bytes", tokenizer=LARGE, amateur_tokenizer=SMALL)
-    with pytest.raises(ValueError, match="leave amateur_window out"):
+    with pytest.raises(ValueError, match="leave it or amateur_window out"):
         _aligned(amateur, SMALL, amateur_window=1)
     lowered = _byte_level(270)
     lowered.backend_tokenizer.normalizer = normalizers.Lowercase()

@@ -282,6 +282,7 @@ def test_adapters_of_branches(tmp_path):
         (choose(method="vcd"), "method='vcd' is not supported with vLLM"),
         (choose(method="cd", adapters_off=True), "set adapter"),
         (choose(method="cd", amateur="testbed:amateur"), "testbed:amateur is not a folder with a LoRA adapter"),
+        (choose(method="cd", amateur=name, vocabulary="aligned"), "vocabulary='aligned' is not supported with vLLM"),
         (choose(method="cd", amateur=name, amateur_window=1), "amateur_window is not supported with vLLM"),
     ):
         with pytest.raises(ValueError, match=message):
