@@ -150,7 +150,7 @@ def data(tmp_path_factory):
     return folder
 
 
-MODELS = {"model": "expert", "amateur": "amateur", "pruned": "early", "judge": "expert-1"}
+MODELS = {"model": "expert", "amateur": "amateur", "pruned": "early", "judge": "expert-1", "embedder": "expert-1"}
 
 
 @pytest.mark.slow
