@@ -88,7 +88,7 @@ def local_task(task: str, path: Path, data_dir: Path) -> str:
     benchmark = _BENCHMARKS[config["dataset_path"]]
     files: dict[str, Path] = {}
     for role in ("test_split", "validation_split", "fewshot_split", "training_split"):
-        file = data_dir / benchmark.folder / f"{config.get(role)}.jsonl"
+        file = _split_file(data_dir / benchmark.folder, config.get(role))
         if config.get(role) and (file.is_file() or role != "training_split"):
             files[config[role]] = file
     for file in files.values():
@@ -107,6 +107,18 @@ def local_task(task: str, path: Path, data_dir: Path) -> str:
         settings["training_split"] = None
     lines = [f"{key}: {json.dumps(value)}" for key, value in settings.items()]
     return "\n".join([*lines, "custom_dataset: !function contralto.eval.data.jsonl_dataset", ""])
+
+
+def _split_file(folder: Path, split: str | None) -> Path:
+    """Return the file of a split: JSON Lines, or the same compressed by gzip where only that is there.
+
+    Raises:
+        ValueError: Both files are there.
+    """
+    plain, packed = folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz"
+    if plain.is_file() and packed.is_file():
+        raise ValueError(f"there are both {plain} and {packed.name}: remove the one that is not meant")
+    return packed if packed.is_file() else plain
 
 
 def jsonl_dataset(*, benchmark: str, files: Mapping[str, str], **_: Any) -> Any:

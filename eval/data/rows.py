@@ -1,12 +1,14 @@
 """Rows of local JSON and JSON Lines files, checked one by one, and their images."""
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from contralto.common.files import lines_of, read_text
+from contralto.common.files import decode, lines_of, read_text
 from contralto.decoding.pictures import open_image
 
 __all__ = ["Document", "check_text_fields", "dataset", "image", "rows_of"]
@@ -19,18 +21,18 @@ def rows_of(path: Path, check: Callable[[Document], str | None]) -> list[Documen
     """Read and check the rows of a file of JSON Lines, or of one JSON array.
 
     Args:
-        path: The file.
+        path: The file; one whose name ends in `.gz` is decompressed.
         check: Returns an error message for an invalid row, else None.
 
     Returns:
         The rows, in the order of the file.
 
     Raises:
-        ValueError: The file is missing, empty or not JSON, or `check` returns a message; the error names the file and the line.
+        ValueError: The file is missing, empty, not JSON or not compressed by gzip, or `check` returns a message; the error names the file and the line.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
-    text = read_text(path)
+    text = _decompressed(path) if path.suffix == ".gz" else read_text(path)
     numbered = list(_array(path, text) if text.lstrip().startswith("[") else _lines(path, text))
     if not numbered:
         raise ValueError(f"{path} has no rows")
@@ -39,6 +41,14 @@ def rows_of(path: Path, check: Callable[[Document], str | None]) -> list[Documen
         if wrong:
             raise ValueError(f"{path}, {where}: {wrong}")
     return [row for _, row in numbered]
+
+
+def _decompressed(path: Path) -> str:
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole file compressed by gzip: {error}") from error
+    return decode(content, str(path))
 
 
 def _array(path: Path, text: str) -> list[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """contralto's tasks and local data inside lm-eval, offline, on the embedded models and on files of the true formats."""
 
+import gzip
 import json
 import shutil
 from collections import Counter
@@ -508,6 +509,25 @@ def test_local_refusals(case, folder, tmp_path):
         (root / file).unlink() if text is None else (root / file).write_text(text)
     with pytest.raises(ValueError, match=message):
         data.local_tasks([task], root, tmp_path)
+
+
+def test_rows_of_a_compressed_file(folder, tmp_path):
+    """A file as it is published, compressed by gzip, gives the rows of the plain one; half a file and two files are rejected."""
+    shutil.copytree(folder / "hellaswag", tmp_path / "hellaswag")
+    plain, packed = (tmp_path / "hellaswag" / f"validation.jsonl{end}" for end in ("", ".gz"))
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(ValueError, match=r"there are both .*validation\.jsonl and validation\.jsonl\.gz"):
+        data.local_tasks(["hellaswag"], tmp_path, tmp_path)
+    files = {"validation": str(plain)}
+    whole = data.jsonl_dataset(benchmark="Rowan/hellaswag", files=files)["validation"].to_list()
+    plain.unlink()
+    made = Path(data.local_tasks(["hellaswag"], tmp_path, tmp_path).tasks[0]).read_text()
+    assert str(packed) in made
+    files = {"validation": str(packed)}
+    assert data.jsonl_dataset(benchmark="Rowan/hellaswag", files=files)["validation"].to_list() == whole
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="is not a whole file compressed by gzip"):
+        data.local_tasks(["hellaswag"], tmp_path, tmp_path)
 
 
 def test_no_images_folder(folder, tmp_path):
