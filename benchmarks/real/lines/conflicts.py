@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from contralto.decoding.inputs import DecodingBatch
 from contralto.decoding.methods import DecodingConfig, generate_kwargs
 from contralto.eval import stats
+from contralto.eval.stats.counts import mean, score_table
 from real.line import Context, Figure, Line, Section
 from real.tables import p_text, table
 
@@ -168,6 +171,7 @@ def render(context: Context) -> Section | None:
         return None
     rows: list[list[str]] = []
     figures: dict[str, Figure] = {}
+    p_values: dict[int, float] = {}
     for shown, counted in (("conflict", "context"), ("unrelated", "memory")):
         asked = _shown_items(known, shown)
         clusters = [f"{item['kind']} {item['subject']}" for item in asked]
@@ -180,9 +184,14 @@ def render(context: Context) -> Section | None:
             control = control or hits
             shares = {name: stats.proportion(each, clusters=clusters) for name, each in hits.items()}
             figures |= {f"{shown}, alpha {alpha:g}, {name}": Figure(*share[:3]) for name, share in shares.items()}
-            test = _against(control[counted], hits[counted], clusters) if alpha else ""
-            rows.append([f"{shown} ({len(texts)})", f"{alpha:g}", *map(str, shares.values()), test])
-    head = ["context (n)", "alpha", "follows the context", "its memory", "neither", "against alpha 0"]
+            cells = ["", ""]
+            if alpha:
+                p_values[len(rows)], cells = _against(control[counted], hits[counted], clusters)
+            rows.append([f"{shown} ({len(texts)})", f"{alpha:g}", *map(str, shares.values()), *cells])
+    adjusted = dict(zip(p_values, stats.holm(list(p_values.values())).tolist(), strict=True))
+    rows = [[*row, p_text(adjusted[i]) if i in adjusted else ""] for i, row in enumerate(rows)]
+    head = ["context (n)", "alpha", "follows the context", "its memory", "neither"]
+    head += ["less alpha 0", "test against alpha 0", "Holm's p"]
     return Section([*_intro(every, known), "", *table(head, rows)], figures)
 
 
@@ -193,18 +202,24 @@ def _outcomes(texts: Sequence[str], asked: Sequence[Mapping[str, str]], shown: s
     return {"context": told, "memory": memory, "neither": [not a and not b for a, b in zip(memory, told, strict=True)]}
 
 
-def _against(control: Sequence[bool], hits: Sequence[bool], clusters: Sequence[str]) -> str:
-    """Return the exact test of two conditions with whole facts as units, and the smallest detectable difference."""
-    differences = [float(b) - float(a) for a, b in zip(control, hits, strict=True)]
+def _against(control: Sequence[bool], hits: Sequence[bool], clusters: Sequence[str]) -> tuple[float, list[str]]:
+    """Compare two conditions with whole facts as units.
+
+    Returns:
+        The exact p, and the cells of the difference with its bootstrap interval and of the test with the detectable difference.
+    """
+    differences = np.asarray(hits, dtype=float) - np.asarray(control, dtype=float)
     test = stats.sign_flip(differences, clusters=clusters)
-    sums = [sum(d for d, c in zip(differences, clusters, strict=True) if c == name) for name in dict.fromkeys(clusters)]
+    drawn = stats.Bootstrap({"": score_table(differences)}, clusters=clusters).interval("", mean)
     found = None
     if test.units:
-        error = float(sum(each**2 for each in sums)) ** 0.5 / len(hits)
+        sums = stats.by_cluster(differences[:, None], clusters)
+        error = float((sums**2).sum()) ** 0.5 / len(hits)
         found = stats.detectable_by_error(error, units=len(sums), apart=test.units)
-    won, lost = differences.count(1.0), differences.count(-1.0)
+    won, lost = int((differences > 0).sum()), int((differences < 0).sum())
     told = "detectable: none" if found is None else f"detectable {found:.3f}"
-    return f"+{won} / -{lost}, p {p_text(test.p)}; {told}"
+    value, low, high = drawn
+    return test.p, [f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", f"+{won} / -{lost}, p {p_text(test.p)}; {told}"]
 
 
 def _intro(every: Sequence[Mapping[str, str]], known: Sequence[Mapping[str, str]]) -> list[str]:
@@ -217,7 +232,7 @@ def _intro(every: Sequence[Mapping[str, str]], known: Sequence[Mapping[str, str]
         "its own kind; intervals and tests take a fact as the unit. Greedy, four tokens; an answer follows the context (or the",
         "memory) if the continuation begins with it. alpha 0 is plain decoding with the context. The control is a context about",
         "something else, once per fact, after which the memory is right. Tests (sign-flip over facts): of *follows the context* in",
-        "conflicts, of *its memory* in the control, against alpha 0.",
+        "conflicts, of *its memory* in the control, against alpha 0; so are the differences. Holm's p adjusts all tests of the table.",
     ]
 
 
