@@ -107,7 +107,9 @@ def _fill(context: Context, rows: Sequence[Choice], role: str, conditions: Condi
         other = logits_of(context.model(role), _states(context, role), choice) if role != "model" else main
         chosen = choice.chosen[:, None]
         # A few positions at a time, whose logits stay in a CPU's cache: two thirds of the time.
-        parts = [conditions(*each) for each in zip(*(x.split(POSITIONS) for x in (main, other, chosen)), strict=True)]
+        parts = [
+            conditions(*each) for each in zip(*(torch.split(x, POSITIONS) for x in (main, other, chosen)), strict=True)
+        ]
         tokens = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         made = {name: _totals(values, choice) for name, values in tokens.items()}
         return [{"label": [choice.label], "length": [*map(float, choice.lengths)], **made}]
