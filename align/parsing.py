@@ -186,7 +186,7 @@ def read_recipe(path: str) -> dict[str, Any]:
 
     recipe = read_yaml(path)
     if not isinstance(recipe, dict):
-        text = f"{path} holds no options: a recipe is a YAML mapping such as `learning_rate: 1.0e-6`"
+        text = f"{path} contains no options: a recipe is a YAML mapping such as `learning_rate: 1.0e-6`"
         raise ValueError(text)  # noqa: TRY004 (a wrong recipe is a ValueError like any other mistake in it)
     return recipe
 

@@ -146,7 +146,7 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str,
         ValueError: there are no rows.
     """
     if not rows:
-        raise ValueError("a card needs at least one pair, and there is none")
+        raise ValueError("a card needs at least one pair")
     measured = _measured(rows)
     contrasts = contrastiveness(measured)
     environment = jinja2.Environment(

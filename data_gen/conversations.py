@@ -25,7 +25,7 @@ def parse_content(value: Any, where: str) -> Any:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise ValueError(f"{where}: neither a text nor a list of messages, but a {type(value).__name__}")
+        raise ValueError(f"{where}: must be a string or a list of messages, not a {type(value).__name__}")
     if not value:
         raise ValueError(f"{where}: the list of messages is empty")
     return [_message(message, f"{where}, message {at}") for at, message in enumerate(value, 1)]
@@ -46,7 +46,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     if content is None and "tool_calls" not in kept:
         raise ValueError(f"{where}: it has no content")
     if not isinstance(content, str | list | None):
-        raise ValueError(f"{where}: its content is a {type(content).__name__}, not a text or a list of parts")
+        raise ValueError(f"{where}: its content is a {type(content).__name__}, not a string or a list of parts")
     return kept | {"content": content}
 
 
@@ -54,7 +54,7 @@ def _parts(parts: list[Any], where: str) -> Any:
     """Return the parts of a content without their empty fields; parts of text alone become one text."""
     for part in parts:
         if not isinstance(part, Mapping) or part.get("type") not in ("text", "image"):
-            raise ValueError(f"{where}: a part of its content is neither of type text nor of type image: {part!r:.80}")
+            raise ValueError(f"{where}: a part of its content must have type text or image: {part!r:.80}")
         if part["type"] == "text" and not isinstance(part.get("text"), str):
             raise ValueError(f"{where}: a text part of its content has no text")
     if all(part["type"] == "text" for part in parts):
@@ -78,30 +78,30 @@ def split_messages(
     """
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if answer[-1]["role"] != "assistant":
-            raise ValueError(
-                f"{where}, column {name}: it ends with a turn of the {answer[-1]['role']}, not of the assistant"
-            )
+            raise ValueError(f"{where}, column {name}: its last message has role {answer[-1]['role']}, not assistant")
     prompt_messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     begin = [answer[0]["role"] == "assistant" for answer in (chosen, rejected)]
     if all(begin) and prompt_messages:
         return _check_last_role(prompt_messages, where), chosen, rejected
     if all(begin):
         raise ValueError(
-            f"{where}, column prompt: it is missing, and chosen and rejected begin with the assistant's turn"
+            f"{where}, column prompt: it is missing, and chosen and rejected start with an assistant message"
         )
     shared = _shared(chosen, rejected)
     if any(begin) or not shared:
         raise ValueError(
-            f"{where}, column rejected: it begins with another turn than chosen; both answer the same prompt"
+            f"{where}, column rejected: its first message differs from that of chosen; both must answer the same prompt"
         )
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if (role := answer[shared]["role"]) != "assistant":
-            raise ValueError(f"{where}, column {name}: it parts from the other answer at a turn of the {role}")
+            raise ValueError(
+                f"{where}, column {name}: it first differs from the other answer at a message with role {role}, not assistant"
+            )
     before = chosen[:shared]
     if prompt_messages and prompt_messages[-shared:] == before:
         before = prompt_messages
     elif prompt_messages and not _holds(before, prompt_messages, prompt):
-        raise ValueError(f"{where}, column prompt: it is not what chosen and rejected begin with")
+        raise ValueError(f"{where}, column prompt: chosen and rejected do not start with it")
     return _check_last_role(before, where), chosen[shared:], rejected[shared:]
 
 
@@ -121,7 +121,7 @@ def _holds(before: list[Any], prompt_messages: list[Any], prompt: Any) -> bool:
 def _check_last_role(prompt: list[Any], where: str) -> list[Any]:
     """Return a prompt that ends with a message of the user or a tool."""
     if prompt[-1]["role"] not in ("user", "tool"):
-        raise ValueError(f"{where}, column prompt: it ends with a turn of the {prompt[-1]['role']}, not of the user")
+        raise ValueError(f"{where}, column prompt: its last message has role {prompt[-1]['role']}, not user")
     return prompt
 
 
@@ -153,7 +153,7 @@ def _common_beginning(chosen: str, rejected: str, where: str) -> tuple[str, str,
     at -= at > 0 and chosen[at - 1] == " "
     if not chosen[:at].strip():
         raise ValueError(
-            f"{where}, column prompt: it is missing, and chosen and rejected do not begin with the same words"
+            f"{where}, column prompt: it is missing, and chosen and rejected do not start with the same words"
         )
     return chosen[:at], chosen[at:], rejected[at:]
 
@@ -197,7 +197,7 @@ def _implicit(chosen: str, rejected: str, where: str) -> tuple[str, str, str]:
     at = chosen.rfind(" ", 0, alike)
     if not chosen[: max(at, 0)].strip():
         raise ValueError(
-            f"{where}, column prompt: it is missing, and chosen and rejected do not begin with the same words"
+            f"{where}, column prompt: it is missing, and chosen and rejected do not start with the same words"
         )
     return chosen[:at], chosen[at + 1 :], rejected[at + 1 :]
 

@@ -69,7 +69,7 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
         raise ValueError(
             f"{recipe.output}: there are no pairs: "
             + "; ".join(f"{reason} ({count} times)" for reason, count in reasons)
-            + f"; the answers, with reasons: {folder / 'rejected.jsonl'}" * bool(lost["rejected"])
+            + f"; the answers and the reasons are in {folder / 'rejected.jsonl'}" * bool(lost["rejected"])
         )
     if recipe.checks:
         pairs = checks.annotate(pairs, recipe.checks)

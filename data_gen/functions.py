@@ -25,14 +25,14 @@ def find_function(name: str, *, folder: Path | None = None) -> Callable[..., Any
     """
     module, _, function = name.partition(":")
     if not function:
-        raise ValueError(f"a function is named module:function, not {name!r}")
+        raise ValueError(f"a function must be named as module:function, not {name!r}")
     if folder is not None and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
         value = getattr(import_module(module), function, None)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{name}: there is no module {error.name}; it must be installed, or lie beside the recipe"
+            f"{name}: there is no module {error.name}; install it, or place it next to the recipe"
         ) from error
     if not callable(value):
         raise ValueError(f"{name}: the module {module} has no function {function}")  # noqa: TRY004 - a recipe's mistake

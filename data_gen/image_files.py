@@ -31,13 +31,13 @@ def images_of(value: Any, *, folders: Sequence[Path], where: str) -> tuple[Any, 
         where: the place of the images, for errors.
 
     Raises:
-        ValueError: an address; a file that is missing, lies elsewhere or is not an image; another kind of value.
+        ValueError: a URL; a file that is missing, lies elsewhere or is not an image; another kind of value.
 
     Examples:
         >>> images_of(["../secret.txt"], folders=[Path("/recipes")], where="row 1, column 'images'")
         Traceback (most recent call last):
             ...
-        ValueError: row 1, column 'images': ../secret.txt lies outside of /recipes: move it there, or name the folder of the images in the recipe with rows: {image_folder: FOLDER}
+        ValueError: row 1, column 'images': ../secret.txt is outside of /recipes: move it there, or set the folder of the images in the recipe with rows: {image_folder: FOLDER}
     """
     images = value if isinstance(value, list | tuple) else [] if value is None else [value]
     return tuple(_image(image, folders, where) for image in images)
@@ -53,14 +53,14 @@ def _image(value: Any, folders: Sequence[Path], where: str) -> Any:
     if isinstance(value, str | PathLike):
         return str(_file(str(value), folders, where))
     if not hasattr(value, "tobytes"):
-        raise ValueError(f"{where} holds neither a path nor an image, but {type(value).__name__}: {str(value)[:80]!r}")
+        raise ValueError(f"{where} must be a path or an image, not {type(value).__name__}: {str(value)[:80]!r}")
     return value
 
 
 def _file(name: str, folders: Sequence[Path], where: str) -> Path:
     if ADDRESS.match(name):
         raise ValueError(
-            f"{where}: {name[:200]} is an address, and images are not fetched: download it, and name the file"
+            f"{where}: {name[:200]} is a URL, but images are not downloaded: download it, and use the path of the file"
         )
     try:
         path = (folders[0] / name).resolve()
@@ -68,7 +68,7 @@ def _file(name: str, folders: Sequence[Path], where: str) -> Path:
         raise ValueError(f"{where}: {name[:200]!r} is not a path: {error}") from error
     if not any(path.is_relative_to(folder.resolve()) for folder in folders):
         raise ValueError(
-            f"{where}: {name[:200]} lies outside of {folders[0]}: move it there, or name the folder of the images in the recipe with "
+            f"{where}: {name[:200]} is outside of {folders[0]}: move it there, or set the folder of the images in the recipe with "
             "rows: {image_folder: FOLDER}"
         )
     check_image(path, where)
@@ -179,7 +179,7 @@ def placed(
         kept.append({**message, "content": content})
     if images and without:
         raise ValueError(
-            f"{where}: {len(images)} image parts hold their image and {without} hold none: give all or none of them one"
+            f"{where}: {len(images)} image parts contain an image and {without} do not: use one form for all of them"
         )
     return kept, tuple(images)
 
@@ -190,11 +190,11 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if kind == "text" and isinstance(part.get("text"), str):
         return dict(part)
     if kind not in ("image", "image_url"):
-        raise ValueError(f"{where}: a part of a message is a text or an image, and this one is {str(part)[:80]!r}")
+        raise ValueError(f"{where}: a part of a message must be a text or an image, not {str(part)[:80]!r}")
     named = [part[key] for key in SOURCES if part.get(key) is not None]
     if len(named) > 1:
         raise ValueError(
-            f"{where}: an image part has one image, and this one has {', '.join(k for k in SOURCES if part.get(k))}"
+            f"{where}: an image part must have one image, but this one has {', '.join(k for k in SOURCES if part.get(k))}"
         )
     if not named:
         return {"type": "image"}

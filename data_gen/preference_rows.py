@@ -47,10 +47,12 @@ def as_row(
         >>> as_row({"question": "2 + 2?", "chosen": "It is 4", "rejected": "It is 5"})
         Traceback (most recent call last):
             ...
-        ValueError: the row, column prompt: it is missing, and question holds text: rename the column that is the prompt to prompt
+        ValueError: the row, column prompt: it is missing, and question holds text: rename the column with the prompt to prompt
     """
     if not isinstance(record, Mapping):
-        raise ValueError(f"{where}: a row is a JSON object with chosen and rejected, not a {type(record).__name__}")
+        raise ValueError(
+            f"{where}: a row must be a JSON object with chosen and rejected, not a {type(record).__name__}"
+        )
     if not needs_rejected and record.get("rejected") is None:
         record = _with_chosen_twice(record, where)
     for name in ("chosen", "rejected"):
@@ -63,7 +65,7 @@ def as_row(
     kinds = [isinstance(answer, str) for answer in answers.values()]
     if kinds[0] != kinds[1]:
         raise ValueError(
-            f"{where}, column rejected: one of chosen and rejected is a text, the other a list of messages"
+            f"{where}, column rejected: one of chosen and rejected is a string, the other a list of messages"
         )
     has_images = any(record.get(name) for name in (*IMAGES, "image"))
     if kinds[0] and not isinstance(prompt, list) and not conversations and not has_images:
@@ -90,7 +92,7 @@ def _with_chosen_twice(record: Mapping[str, Any], where: str) -> dict[str, Any]:
         parse_content(record["chosen"], f"{where}, column chosen")
     ):
         raise ValueError(
-            f"{where}, column prompt: it is missing; a row without rejected has a prompt, or a conversation as chosen"
+            f"{where}, column prompt: it is missing; a row without rejected needs a prompt, or a conversation in chosen"
         )
     return {**record, "rejected": record["chosen"]}
 
@@ -98,11 +100,11 @@ def _with_chosen_twice(record: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _missing(record: Mapping[str, Any], name: str, where: str) -> None:
     """Raise ValueError for a record without an answer."""
     if name in record:
-        what = "is empty (null): drop such rows first"
-        raise ValueError(f"{where}, column {name}: {what}; a preference row has chosen and rejected")
+        what = "it is empty (null): drop such rows first"
+        raise ValueError(f"{where}, column {name}: {what}; a preference row needs chosen and rejected")
     has = f"the row has {', '.join(map(str, record)) or 'nothing'}"
     raise ValueError(
-        f"{where}, column {name}: is missing; {has}; a preference row has chosen and rejected: rename the columns that hold them"
+        f"{where}, column {name}: it is missing; {has}; a preference row needs chosen and rejected: rename the columns that contain them"
     )
 
 
@@ -112,10 +114,10 @@ def _check_prompt_is_inside(record: Mapping[str, Any], answers: Mapping[str, Any
         return
     others = [name for name in record if name not in (*answers, "prompt", "id") and any(_texts(record[name]))]
     if others:
-        rest = "" if len(others) == 1 else ", and drop those that are no part of it"
+        rest = "" if len(others) == 1 else ", and drop those that are not part of it"
         verb = "holds" if len(others) == 1 else "hold"
         raise ValueError(
-            f"{where}, column prompt: it is missing, and {', '.join(others)} {verb} text: rename the column that is the prompt to "
+            f"{where}, column prompt: it is missing, and {', '.join(others)} {verb} text: rename the column with the prompt to "
             f"prompt{rest}"
         )
 
@@ -153,13 +155,13 @@ def _with_parts(prompt: Any, record: Mapping[str, Any], where: str) -> Any:
     if left and left == system[:1] and isinstance(prompt, list) and prompt[0]["role"] not in ("system", "developer"):
         return [{"role": "system", "content": record[left[0]]}, *prompt]
     if left:
-        advice = "put it into prompt" + (
-            ", or make conversations of texts (conversations)" if left == system[:1] else ""
+        advice = "move it into prompt" + (
+            ", or convert strings to conversations (conversations)" if left == system[:1] else ""
         )
         if isinstance(prompt, list) and left == system[:1]:
-            advice = "keep one of the two system turns"
+            advice = "keep one of the two system messages"
         raise ValueError(
-            f"{where}, column {left[0]}: it holds a part of the prompt that prompt does not hold, so it would not be trained on: "
+            f"{where}, column {left[0]}: it contains a part of the prompt that is not in the column prompt, so training would ignore it: "
             f"{advice}, or drop the column"
         )
     return prompt
@@ -172,14 +174,14 @@ def _images(record: Mapping[str, Any], row: Mapping[str, Any], where: str) -> di
         found["images"] = [record["image"]]
     for name, images in found.items():
         if not isinstance(images, list):
-            raise ValueError(f"{where}, column {name}: it holds a {type(images).__name__}, not a list of images")
+            raise ValueError(f"{where}, column {name}: it is a {type(images).__name__}, not a list of images")
         for at, image in enumerate(images, 1):
             _check_image(image, f"{where}, column {name}, image {at}")
     for name in ("chosen", "rejected"):
         places = _places(row["prompt"]) + _places(row[name])
         if places and places != len(found.get("images", ())):
             raise ValueError(
-                f"{where}, column images: {len(found.get('images', ()))} images for {places} places in prompt and {name}"
+                f"{where}, column images: {len(found.get('images', ()))} images for {places} image placeholders in prompt and {name}"
             )
     return found
 
@@ -198,5 +200,5 @@ def _check_image(image: Any, where: str) -> None:
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     if not isinstance(image, str | PathLike | bytes):
-        raise ValueError(f"{where}: neither a path nor an image, but a {type(image).__name__}")
+        raise ValueError(f"{where}: must be a path or an image, not a {type(image).__name__}")
     check_image(image, where)

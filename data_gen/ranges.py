@@ -60,22 +60,22 @@ def check_batch(batch_size: Any, max_length: Any = None) -> None:
 
 
 def check_texts(options: Mapping[str, Any], where: str, *names: str) -> None:
-    """Require texts, none of them empty.
+    """Require non-empty strings.
 
     Args:
         options: options by name.
         where: the beginning of errors.
-        names: the names of the texts; options that are missing are not checked.
+        names: the names of the options; options that are missing are not checked.
 
     Raises:
-        ValueError: one of them is no text.
+        ValueError: one of them is not a non-empty string.
 
     Examples:
         >>> check_texts({"output": None}, "recipe.yaml", "output")
         Traceback (most recent call last):
             ...
-        ValueError: recipe.yaml: output must be a text, not None
+        ValueError: recipe.yaml: output must be a string, not None
     """
     for name in names:
         if name in options and not (isinstance(options[name], str) and options[name]):
-            raise ValueError(f"{where}: {name} must be a text, not {options[name]!r:.80}")
+            raise ValueError(f"{where}: {name} must be a string, not {options[name]!r:.80}")

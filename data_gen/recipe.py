@@ -68,7 +68,7 @@ class Price:
                 check_number(name, getattr(self, name), most=1e9)
             except ValueError as error:
                 raise ValueError(
-                    f"price {name} must be money per million tokens, not {getattr(self, name)!r}: {error}"
+                    f"price {name} must be an amount of money per million tokens, not {getattr(self, name)!r}: {error}"
                 ) from error
 
     def of(self, prompt_tokens: float, completion_tokens: float) -> float:
@@ -169,14 +169,14 @@ def load_recipe(
 def _check_text(path: Path, text: str, mapping: Any, engines: Iterable[Engine]) -> None:
     """Reject a recipe that cannot be recorded, since its text becomes a part of the data set's card."""
     if has_lone_surrogate(mapping):
-        raise ValueError(f"{path} holds a lone surrogate, which cannot be written to the data set")
+        raise ValueError(f"{path} contains a lone surrogate, which cannot be written to the data set")
     if name := secret_name(mapping):
         raise ValueError(
-            f"{path} holds {name}, and the whole recipe is written to the data set: keep secrets in environment variables"
+            f"{path} contains {name}, and the whole recipe is written to the data set: keep secrets in environment variables"
         )
     if any(engine.secrets.occur_in(text) for engine in engines if hasattr(engine, "secrets")):
         raise ValueError(
-            f"{path} holds an API key, which would be written to the data set: name its environment variable in key_env"
+            f"{path} contains an API key, which would be written to the data set: name its environment variable in key_env"
         )
 
 
@@ -274,11 +274,13 @@ def _row_source(value: Any, path: Path) -> RowSource:
 
 def _strategies(value: Any, path: Path) -> tuple[Use, ...]:
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{path}: strategies must be a list of at least one, not {value!r}")
+        raise ValueError(f"{path}: strategies must be a non-empty list, not {value!r}")
     uses = tuple(_use(each, f"{path}: strategy {number}", path.parent) for number, each in enumerate(value, 1))
     names = [use.name for use in uses]
     if double := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"{path}: two strategies are called {double!r}: give one of them another name with name: ...")
+        raise ValueError(
+            f"{path}: two strategies have the name {double!r}: set another name for one of them with name: ..."
+        )
     return uses
 
 

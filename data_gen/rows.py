@@ -60,7 +60,7 @@ def read_rows(source: RowSource, *, folder: Path) -> list[dict[str, Any]]:
             break
         read.append(_row(source, row, number, seen, folder))
     if not read:
-        raise ValueError(f"{source.source} holds no rows")
+        raise ValueError(f"{source.source} contains no rows")
     return read
 
 
@@ -104,7 +104,7 @@ def _image_folder(source: RowSource, folder: Path) -> Path:
 def _row(source: RowSource, row: Any, number: int, seen: dict[str, int], folder: Path) -> dict[str, Any]:
     where = f"{source.source}, row {number}"
     if type(row) is not dict:
-        raise ValueError(f"{where} is no mapping of columns: {str(row)[:80]!r}")
+        raise ValueError(f"{where} is not a mapping of columns: {str(row)[:80]!r}")
     prompt = _prompt(row.get(source.prompt), f"{where}, column {source.prompt!r}", row)
     prompt, pictures = _pictures(source, row, prompt, where, [_image_folder(source, folder)])
     named = source.id or ("id" if row.get("id") is not None else None)
@@ -114,7 +114,7 @@ def _row(source: RowSource, row: Any, number: int, seen: dict[str, int], folder:
     seen[name] = seen.get(name, 0) + 1
     if seen[name] > 1:
         if named:
-            raise ValueError(f"{where}: the id {name!r} was there before, and ids must be unique")
+            raise ValueError(f"{where}: the id {name!r} occurs twice, but ids must be unique")
         name = f"{name}-{seen[name]}"  # the same row again
     kept = {key: value for key, value in row.items() if key not in (source.prompt, _image_column(source, row), named)}
     return {**kept, **pictures, "id": name, "prompt": prompt}
@@ -137,7 +137,7 @@ def _pictures(
         name: images_of(row[of], folders=folders, where=f"{where}, column {of!r}") for name, of in read.items() if of
     }
     if images and columns.get("images"):
-        raise ValueError(f"{where} names images in its messages and in column {column!r}: leave one of them out")
+        raise ValueError(f"{where} has images in its messages and in column {column!r}: leave one of them out")
     return kept, {"images": (), **columns, **({"images": images} if images else {})}
 
 
@@ -148,10 +148,10 @@ def _prompt(value: Any, where: str, row: Mapping[str, Any]) -> list[dict[str, An
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{where} must be a text or a list of messages, not {str(value)[:80]!r}")
+        raise ValueError(f"{where} must be a string or a list of messages, not {str(value)[:80]!r}")
     for message in value:
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-            raise ValueError(f"{where}: a message has a role and a content, and this one is {str(message)[:80]!r}")
+            raise ValueError(f"{where}: a message must have a role and a content, not {str(message)[:80]!r}")
     if not any(str(message["content"]).strip() for message in value):
         raise ValueError(f"{where} is empty")
     return [dict(message) for message in value]

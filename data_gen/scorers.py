@@ -39,7 +39,9 @@ def resolve_scorer(scorer: Any) -> Scorer:
     if isinstance(scorer, Mapping) and "reward_model" in scorer:
         return _reward_model(scorer["reward_model"], *(item for item in scorer.items() if item[0] != "reward_model"))
     if not isinstance(scorer, str):
-        raise ValueError(f"a scorer is a function, its name as module:function, or reward_model: NAME, not {scorer!r}")
+        raise ValueError(
+            f"a scorer must be a function, its name as module:function, or reward_model: NAME, not {scorer!r}"
+        )
     return find_function(scorer)
 
 
@@ -70,9 +72,9 @@ def finite_scores(scores: Sequence[Any], count: int) -> list[float]:
     try:
         numbers = [float(score) for score in scores]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"a scorer gives numbers, not {scores!r:.80}") from error
+        raise ValueError(f"a scorer must return numbers, not {scores!r:.80}") from error
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"a scorer gives one finite number for each of the {count} answers, not {numbers}")
+        raise ValueError(f"a scorer must return one finite number for each of the {count} answers, not {numbers}")
     return numbers
 
 
@@ -105,7 +107,7 @@ class RewardModel:
         self.model: Any = from_pretrained(AutoModelForSequenceClassification, name, dtype="auto").eval()
         self.max_length = max_length
         if self.model.config.num_labels != 1:
-            raise ValueError(f"{name} has {self.model.config.num_labels} outputs: a reward model has one")
+            raise ValueError(f"{name} has {self.model.config.num_labels} outputs, but a reward model must have one")
         if not self.tokenizer.chat_template or self.tokenizer.pad_token_id is None:
             raise ValueError(
                 f"the tokenizer of {name} has no chat template or no padding token: a reward model needs both"
@@ -159,6 +161,6 @@ def chrf(row: Row, answers: Sequence[str]) -> list[float]:
     from sacrebleu.metrics import CHRF  # type: ignore[attr-defined]
 
     if not isinstance(row.get("reference"), str):
-        raise ValueError(f"chrf compares with the column reference, which row {row.get('id')} does not have")
+        raise ValueError(f"chrf needs the column reference, which row {row.get('id')} does not have")
     metric = CHRF()
     return [metric.sentence_score(answer, [row["reference"]]).score for answer in answers]

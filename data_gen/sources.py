@@ -63,14 +63,14 @@ def _jsonl(path: Path) -> Iterator[Any]:
             try:
                 at, line = next(lines, (0, ""))
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path}: not a text in UTF-8: {error}") from error
+                raise ValueError(f"{path}: not UTF-8 text: {error}") from error
             if not at:
                 return
             try:
                 yield _in_folder(json.loads(line.rstrip("\n")), path.parent)
             except json.JSONDecodeError as error:
                 what = "an empty line" if not line.strip() else f"not JSON, column {error.colno}: {error.msg}"
-                raise ValueError(f"{path}, row {at}: {what}; each line holds one JSON object") from error
+                raise ValueError(f"{path}, row {at}: {what}; each line must contain one JSON object") from error
 
 
 def _json(path: Path) -> Iterable[Any]:
@@ -79,13 +79,13 @@ def _json(path: Path) -> Iterable[Any]:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text in UTF-8: {error}") from error
+        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
     except json.JSONDecodeError as error:
         if text.lstrip().startswith("{") and error.msg == "Extra data":
             return _jsonl(path)
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, list):
-        raise ValueError(f"{path}: holds a JSON {type(content).__name__}, not a list of rows")
+        raise ValueError(f"{path}: contains a JSON {type(content).__name__}, not a list of rows")
     return (_in_folder(record, path.parent) for record in content)
 
 
@@ -125,9 +125,9 @@ def _folder(path: Path, split: str, config: str | None) -> Iterable[Any]:
     try:
         builder = load_dataset_builder(str(path), config)
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a script, which `datasets` runs no more
-        raise ValueError(f"{path}: the folder holds no .parquet, .jsonl or .json file: {_line(error)}") from error
+        raise ValueError(f"{path}: the folder contains no .parquet, .jsonl or .json file: {_line(error)}") from error
     if type(builder).__module__.split(".")[-1] not in BUILDERS:
-        raise ValueError(f"{path}: the folder holds no .parquet, .jsonl or .json file")
+        raise ValueError(f"{path}: the folder contains no .parquet, .jsonl or .json file")
     files = [Path(file) for file in _of_split(builder.config.data_files, split, str(path))]
     if all(file.suffix in READERS for file in files):
         return chain.from_iterable(_file(file) for file in files)
@@ -149,7 +149,7 @@ def _hub(name: str, split: str, config: str | None, *, streaming: bool) -> Itera
     try:
         return _undecoded(load_dataset(name, config, split=split, streaming=streaming))
     except (OSError, ValueError, RuntimeError) as error:
-        text = f"{name}: neither a file or folder here nor a data set of the Hub: {_line(error)}"
+        text = f"{name}: neither a local file or folder nor a data set on the Hub: {_line(error)}"
         raise ValueError(text) from error
 
 

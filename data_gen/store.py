@@ -116,7 +116,7 @@ class Store:
         self.path, self._is_read_only, self._is_logging = path, read_only, False
         is_new = not path.exists() or (not read_only and path.is_file() and path.stat().st_size == 0)
         if read_only and is_new:
-            raise FileNotFoundError(f"there is no store {path} yet: nothing was asked")
+            raise FileNotFoundError(f"there is no store {path} yet: no request was recorded")
         if not is_new:
             _check(path)
         if read_only:

@@ -6,7 +6,7 @@ receives the `Answer`, or the list of them in the same order, and returns a pair
     def stronger(row: Row) -> Strategy:
         weak, strong = yield [Ask(role="target", messages=row["prompt"]), Ask(role="stronger", messages=row["prompt"])]
         if not strong.is_whole:
-            return Rejected(f"the stronger model's answer ended by {strong.finish_reason}")
+            return Rejected(f"the stronger model's answer has finish_reason {strong.finish_reason}")
         return Pair(prompt=row["prompt"], chosen=strong.text, rejected=weak.text)
 
 It is a pure function of the row, its settings and the answers: it opens no connection, reads no clock and draws no random
@@ -93,9 +93,9 @@ class Sampling:
             raise ValueError(f"logprobs must be true or false, not {self.logprobs!r}")  # noqa: TRY004
         stops = self.stop if isinstance(self.stop, list | tuple) else ()
         if self.stop != stops or not all(isinstance(text, str) and text for text in stops):
-            raise ValueError(f"stop must be a list of texts, none of them empty, not {self.stop!r}")
+            raise ValueError(f"stop must be a list of non-empty strings, not {self.stop!r}")
         if has_lone_surrogate(stops):
-            raise ValueError(f"stop must be a list of texts, and {self.stop!a} holds a lone surrogate")
+            raise ValueError(f"stop must be a list of strings, but {self.stop!a} contains a lone surrogate")
         object.__setattr__(self, "stop", tuple(self.stop))
 
 
@@ -129,9 +129,9 @@ class Ask:
 
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.prompt is None):
-            raise ValueError("an Ask has either messages or a prompt, not both and not neither")
+            raise ValueError("an Ask needs exactly one of messages and prompt")
         if self.messages is not None and not self.messages:
-            raise ValueError("the messages of an Ask are empty: it needs at least one")
+            raise ValueError("an Ask needs at least one message")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +299,7 @@ def drive(strategy: Strategy) -> Generator[list[Ask], list[Answer], list[Pair | 
             yielded = strategy.send(answers)
             asks = yielded if isinstance(yielded, list) else [yielded]
             if stranger := next((ask for ask in asks if not isinstance(ask, Ask)), None):
-                raise TypeError(f"a strategy yields an Ask or a list of them, not {stranger!r}")
+                raise TypeError(f"a strategy must yield an Ask or a list of them, not {stranger!r}")
             received = yield asks
             answers = received if isinstance(yielded, list) else received[0]
     except StopIteration as end:
@@ -310,6 +310,6 @@ def _checked_pairs(value: Any) -> Iterator[Pair | Rejected]:
     """Yield the pairs that a strategy returned; one with an empty answer is rejected."""
     for item in value if isinstance(value, list | tuple) else [value]:
         if not isinstance(item, Pair | Rejected):
-            raise TypeError(f"a strategy returns a Pair, a Rejected or a list of them, not {item!r}")
+            raise TypeError(f"a strategy must return a Pair, a Rejected or a list of them, not {item!r}")
         empty = [name for name in ("chosen", "rejected") if isinstance(item, Pair) and not getattr(item, name).strip()]
         yield Rejected(f"the {' and the '.join(empty)} answer of the pair is empty") if empty else item

@@ -53,13 +53,13 @@ def decode(content: bytes, name: str) -> str:
         >>> decode(b"one\\ntw\\xff", "notes.txt")
         Traceback (most recent call last):
             ...
-        ValueError: notes.txt:2: not a text in UTF-8: byte 0xff; save the file as UTF-8
+        ValueError: notes.txt:2: not UTF-8 text: byte 0xff; save the file as UTF-8
     """
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
-        raise ValueError(f"{name}:{line}: not a text in UTF-8: byte {byte:#04x}; save the file as UTF-8") from error
+        raise ValueError(f"{name}:{line}: not UTF-8 text: byte {byte:#04x}; save the file as UTF-8") from error
 
 
 def lines_of(text: str) -> list[str]:

@@ -59,7 +59,9 @@ def ches(chosen: Tensor, rejected: Tensor, chosen_mask: Tensor, rejected_mask: T
     sums, lengths = [], []
     for name, states, mask in (("chosen", chosen, chosen_mask), ("rejected", rejected, rejected_mask)):
         if mask.shape != states.shape[:2]:
-            raise ValueError(f"the {name} mask has shape {tuple(mask.shape)}, its hidden states {tuple(states.shape)}")
+            raise ValueError(
+                f"the {name} mask has shape {tuple(mask.shape)}, but its hidden states have shape {tuple(states.shape)}"
+            )
         kept = mask.bool()
         if not kept.any(-1).all():
             raise ValueError(f"a {name} answer has no token, and CHES needs at least one")
@@ -119,7 +121,7 @@ class _TokenizedAnswer(NamedTuple):
 
 def _tokens(tokenizer: Any, row: Mapping[str, Any], at: int, name: str, max_length: int | None) -> _TokenizedAnswer:
     if row.get("images"):
-        raise ValueError(f"row {row.get('id', at)} has images, and CHES is computed from text alone")
+        raise ValueError(f"row {row.get('id', at)} has images, but CHES supports only text")
     prompt, ids = _prompt_and_whole(tokenizer, row, name)
     shared = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
     ids = ids[:max_length]

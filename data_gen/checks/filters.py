@@ -48,7 +48,7 @@ def _test(rows: PairRows, column: str, condition: Any) -> Callable[[Any], str | 
     check_filter(column, condition)
     if rows and not any(column in row for row in rows):
         known = ", ".join(sorted({name for row in rows for name in row}))
-        raise ValueError(f"filter {column}: no row has such a column; there are {known}")
+        raise ValueError(f"filter {column}: no row has this column; the columns are {known}")
     if isinstance(condition, Mapping):
         ((which, share),) = condition.items()
         numbers = sorted((row[column] for row in rows if row.get(column) is not None), reverse=which == "highest")
@@ -70,7 +70,7 @@ def _band(column: str, low: float | None, high: float | None, outside: str = "")
         if value is None:
             return f"{column} is not known"
         if not isinstance(value, int | float):
-            raise ValueError(f"filter {column}: a band of numbers, and a row has {value!r} there")
+            raise ValueError(f"filter {column}: a band needs numbers, but a row has {value!r}")
         if low is not None and value < low:
             return outside or f"{column} below {low:g}"
         return outside or f"{column} above {high:g}" if high is not None and value > high else None
@@ -101,11 +101,13 @@ def check_filter(column: str, condition: Any) -> None:
             raise ValueError(f"filter {column} must be {allowed}, not {dict(condition)!r}")
         ((which, share),) = condition.items()
         if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
-            raise ValueError(f"filter {column}: {which} is a share in (0, 1], not {share!r}")
+            raise ValueError(f"filter {column}: {which} must be a fraction in (0, 1], not {share!r}")
     elif isinstance(condition, list):
         if not condition or condition == [None, None]:
-            raise ValueError(f"filter {column} must be {allowed}, not {condition!r}: it would keep nothing, or all")
+            raise ValueError(f"filter {column} must be {allowed}, not {condition!r}: it would keep no row, or all rows")
         if _is_band(condition) and None not in condition and condition[0] > condition[1]:
-            raise ValueError(f"filter {column}: the band {condition!r} is empty, its low end lies above its high end")
+            raise ValueError(
+                f"filter {column}: the band {condition!r} is empty, because its low end is above its high end"
+            )
     elif not isinstance(condition, str | int | float | bool | None):
         raise ValueError(f"filter {column} must be {allowed}, not {condition!r}")

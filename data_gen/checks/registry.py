@@ -61,7 +61,7 @@ def _run(name: str, options: Any, rows: PairRows) -> Mapping[str, list[Any]]:
     """
     check = CHECKS.get(name)
     if options is not None and not isinstance(options, Mapping):
-        raise ValueError(f"check {name}: its settings are a mapping, such as {{}}, not {options!r}")
+        raise ValueError(f"check {name}: its settings must be a mapping, such as {{}}, not {options!r}")
     check_call(check, options or {}, f"check {name}", skip=1)
     return check(rows, **(options or {}))
 
@@ -81,14 +81,14 @@ def check_settings(checks: Mapping[str, Any], filters: Mapping[str, Any]) -> Non
         >>> check_settings({"contrast": {}}, {"ln_ches": [None, 0]})
         Traceback (most recent call last):
             ...
-        ValueError: filter ln_ches reads what the check ches writes: name that check too
+        ValueError: filter ln_ches needs the output of the check ches: add that check
     """
     for name, options in checks.items():
         _run(name, options, [])
     for column, condition in filters.items():
         check_filter(column, condition)
         if not any(column in columns_of(CHECKS[name]) for name in checks) and (needed := _writer_of(column)):
-            raise ValueError(f"filter {column} reads what the check {needed} writes: name that check too")
+            raise ValueError(f"filter {column} needs the output of the check {needed}: add that check")
 
 
 def _writer_of(column: str) -> str | None:

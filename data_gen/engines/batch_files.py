@@ -43,7 +43,7 @@ def read_batch_line(line: str) -> tuple[str, Any]:
         output = json.loads(line)
         key, response, error = output["custom_id"], output.get("response"), output.get("error")
         if not isinstance(key, str):
-            raise TypeError("custom_id is no string")
+            raise TypeError("custom_id is not a string")
         if error or not response:
             return key, Failure(short(error or "no response"))
         if response.get("status_code", 200) != 200:

@@ -55,7 +55,7 @@ def raw_prompt(request: Request) -> str:
         ValueError: it comes with images, for which a text has no place.
     """
     if request.images:
-        raise ValueError("a prompt without chat template cannot be sent with images: ask with messages")
+        raise ValueError("a prompt without chat template cannot be sent with images: use messages")
     return request.prompt or ""
 
 

@@ -34,7 +34,7 @@ def check_address(base_url: Any) -> None:
         return
     if not is_plain:
         raise ValueError(
-            "base_url holds a user, a password or a query, which would be written to the store: "
+            "base_url contains a user, a password or a query, which would be written to the store: "
             "put the key into an environment variable and name it in key_env"
         )
     raise ValueError(f"base_url must be an address such as http://localhost:8000/v1, not {short(repr(base_url))}")
@@ -55,13 +55,13 @@ def read_key(key_env: Any) -> tuple[str, str]:
     key = os.environ.get(name, "").strip() if isinstance(name, str) and "\0" not in name else ""
     is_name = isinstance(name, str) and bool(re.fullmatch(r"[A-Z][A-Z]*(_[A-Z0-9]+)+", name))
     if key and not (key.isascii() and key.isprintable()):
-        return "", "the API key holds characters that cannot be sent in a header: set it anew"
+        return "", "the API key contains characters that cannot be sent in a header: set it again"
     if key or not key_env:
         return key, ""
     if is_name:
         return (
             "",
-            f"key_env names {name}, and that environment variable is not set: set it, or say key_env: null to send no key",
+            f"key_env names {name}, but that environment variable is not set: set it, or use key_env: null to send no key",
         )
     raise ValueError(
         "key_env must be the name of an environment variable that is set, such as OPENAI_API_KEY, never the key itself; "
@@ -84,11 +84,11 @@ def check_extra_body(extra_body: Any) -> dict[str, Any]:
     try:
         json.dumps(dict(extra), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"extra_body must hold JSON values: {error}") from error
+        raise ValueError(f"extra_body must contain only JSON values: {error}") from error
     if own := [name for name in OWN_FIELDS if name in extra]:
-        raise ValueError(f"extra_body must not set {own[0]}: the engine does")
+        raise ValueError(f"extra_body must not set {own[0]}, which the engine sets")
     if name := secret_name(extra):
         raise ValueError(
-            f"extra_body holds {name}, which would be recorded: put the key into an environment variable and name it in key_env"
+            f"extra_body contains {name}, which would be recorded: put the key into an environment variable and name it in key_env"
         )
     return dict(extra)

@@ -37,7 +37,7 @@ class FunctionEngine:
         self._function = find_function(use)
         deferred = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
         if any(is_kind(self._function) for is_kind in deferred):
-            raise ValueError(f"{use} must return a text: it is a coroutine or a generator function")
+            raise ValueError(f"{use} must return a string, but it is a coroutine or a generator function")
         self.identity = {"engine": "function", "model": use}
 
     def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
@@ -58,5 +58,5 @@ class FunctionEngine:
         if isinstance(result, Answer | Failure):
             return result
         if not isinstance(result, str):
-            return Failure(f"{name} returned {kind_of(result)}: it must return a text, an Answer or a Failure")
+            return Failure(f"{name} returned {kind_of(result)}: it must return a string, an Answer or a Failure")
         return Answer(text=result)

@@ -104,7 +104,7 @@ class OpenAIEngine:
         }
         if self.secrets.occur_in(json.dumps(self.identity)):
             raise ValueError(
-                "an option holds the API key itself, which would be recorded: name its variable in key_env"
+                "an option contains the API key itself, which would be recorded: name its variable in key_env"
             )
         self._flows: list[Flow] = []
 
@@ -248,17 +248,19 @@ class OpenAIEngine:
         """Hold all requests as long as the endpoint asks, at most `LONGEST_HOLD` seconds, and log it."""
         waited = min(seconds, LONGEST_HOLD)
         if limiter.hold(waited) and waited >= LOGGED_HOLD:
-            logger.warning("%s asks to wait %s s: nothing is sent to it for %g s", self._url, f"{seconds:,.0f}", waited)
+            logger.warning(
+                "%s asks to wait %s s: no requests are sent to it for %g s", self._url, f"{seconds:,.0f}", waited
+            )
 
     def _refusal(self, status: int, text: str, headers: Mapping[str, str]) -> Failure:
         """Return the failure that an error of the endpoint means."""
         message = refused(status, text, self.secrets)
         if status in FATAL or "insufficient_quota" in text:
             hint = "" if self._key or status not in (401, 403) else " (no key was sent: name its variable in key_env)"
-            return Failure(f"{self._url} refuses model {self._model!r}: {message}{hint}", stops=True)
+            return Failure(f"{self._url} rejects model {self._model!r}: {message}{hint}", stops=True)
         if 300 <= status < 400:
             target = short(self.secrets.hide(address_of(headers.get("Location"))))
-            return Failure(f"{self._url} points to {target}: give that as base_url", stops=True)
+            return Failure(f"{self._url} redirects to {target}: use that as base_url", stops=True)
         return Failure(message)
 
     def _described(self, error: BaseException) -> str:

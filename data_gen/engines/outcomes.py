@@ -32,23 +32,23 @@ def checked(outcome: Any) -> Answer | Failure:
 
     Examples:
         >>> checked(Answer(text=" ", finish_reason="length", completion_tokens=512)).reason
-        'no text (the answer ended by length after 512 tokens)'
+        'no text (finish_reason length after 512 tokens)'
         >>> checked(None).reason
-        'the engine gave None, not an Answer or a Failure'
+        'the engine returned None, not an Answer or a Failure'
     """
     if isinstance(outcome, Failure):
         reason = Secrets.of_environment().hide(str(outcome.reason or "no reason given"))
         return Failure(short(reason, 1000), stops=bool(outcome.stops))
     if not isinstance(outcome, Answer):
-        return Failure(f"the engine gave {kind_of(outcome)}, not an Answer or a Failure")
+        return Failure(f"the engine returned {kind_of(outcome)}, not an Answer or a Failure")
     try:
         answer = _checked_answer(outcome)
     except (TypeError, ValueError, OverflowError) as error:
         return Failure(f"not a valid answer: {short(str(error))}")
     if answer.finish_reason.lower() in BROKEN_OFF:
-        return Failure(f"the answer was broken off by {answer.finish_reason} after {answer.completion_tokens} tokens")
+        return Failure(f"the answer was cut off by {answer.finish_reason} after {answer.completion_tokens} tokens")
     if not answer.text.strip():
-        return Failure(f"no text (the answer ended by {answer.finish_reason} after {answer.completion_tokens} tokens)")
+        return Failure(f"no text (finish_reason {answer.finish_reason} after {answer.completion_tokens} tokens)")
     return answer
 
 
@@ -78,7 +78,7 @@ def _count(name: str, value: Any) -> int:
         raise TypeError(f"{name} is {short(repr(value), 40)}, not a whole number")
     count = operator.index(value)
     if not 0 <= count <= MOST_TOKENS:
-        raise ValueError(f"{name} is {short(repr(count), 40)}, which is no number of tokens")
+        raise ValueError(f"{name} is {short(repr(count), 40)}, which is not a number of tokens")
     return count
 
 
@@ -130,13 +130,13 @@ def checked_outcomes(outcomes: Any, waiting: dict[str, Request]) -> list[tuple[R
         ValueError: a request that was not handed to the engine, or that was answered before.
     """
     if not isinstance(outcomes, Iterable):
-        raise TypeError(f"an engine yields lists of (request, answer), not {kind_of(outcomes)}")
+        raise TypeError(f"an engine must yield lists of (request, answer), not {kind_of(outcomes)}")
     validated = []
     for outcome in outcomes:
         if not isinstance(outcome, Sequence) or len(outcome) != 2 or not isinstance(outcome[0], Request):
-            raise TypeError(f"an engine yields lists of (request, answer), and one holds {kind_of(outcome)}")
+            raise TypeError(f"an engine must yield lists of (request, answer), but one contains {kind_of(outcome)}")
         request, value = outcome
         if waiting.pop(request.key, None) is None:
-            raise ValueError(f"the engine answered a request that was not asked, or twice: {request.key}")
+            raise ValueError(f"the engine answered an unknown request, or one request twice: {request.key}")
         validated.append((request, checked(value)))
     return validated

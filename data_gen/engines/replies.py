@@ -31,7 +31,7 @@ def read_answer(body: Any, request: Request) -> Answer | Failure:
         >>> request = Request(key="k", messages=[], prompt=None, images=(), sampling=Sampling(), seed=0)
         >>> choice = {"message": {"content": None}, "finish_reason": "length"}
         >>> read_answer({"choices": [choice], "usage": {"completion_tokens": 512}}, request).reason
-        'no text (the answer ended by length after 512 tokens)'
+        'no text (finish_reason length after 512 tokens)'
     """
     try:
         choice, usage = body["choices"][0], body.get("usage") or {}
@@ -46,7 +46,7 @@ def read_answer(body: Any, request: Request) -> Answer | Failure:
         )
         instead = None if answer.text.strip() else _instead_of_text(message)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise BadReplyError(f"not an answer of the OpenAI protocol: {short(body)}") from error
+        raise BadReplyError(f"not a reply of the OpenAI protocol: {short(body)}") from error
     if text is None and answer.finish_reason == "stop" and instead is None:
         raise BadReplyError(f"an answer without text: {short(body)}")
     outcome = checked(answer)
@@ -73,7 +73,7 @@ def _instead_of_text(message: Mapping[str, Any]) -> str | None:
     if message.get("tool_calls") or message.get("function_call"):
         return "the model called tools instead of answering"
     if message.get("reasoning_content") or message.get("reasoning"):
-        return "the reply holds reasoning alone, so raise max_new_tokens or ask for less reasoning"
+        return "the reply contains only reasoning: raise max_new_tokens or request less reasoning"
     return None
 
 
@@ -96,10 +96,10 @@ def refused(status: Any, text: str, secrets: Secrets) -> str:
 
     Examples:
         >>> refused(429, '{"error": "slower"}', Secrets()), refused(204, "", Secrets())
-        ('status 429: slower', 'status 204, and the reply is empty')
+        ('status 429: slower', 'status 204, with an empty reply')
     """
     message = error_message(text, secrets)
-    return f"status {status}: {message}" if message else f"status {status}, and the reply is empty"
+    return f"status {status}: {message}" if message else f"status {status}, with an empty reply"
 
 
 def error_message(text: str, secrets: Secrets) -> str:

@@ -113,7 +113,7 @@ class TransformersEngine:
             why = method.row_seeds.reason
             raise ValueError(f"method {method.name!r} {why}: set temperature to 0, or choose another method")
         if sampling.logprobs and not method.likelihoods:
-            raise ValueError(f"method {method.name!r} tells no log-probabilities: leave logprobs out")
+            raise ValueError(f"method {method.name!r} returns no log-probabilities: leave logprobs out")
 
     def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
         """Decode batch by batch, without batches whose requests are all recorded.
@@ -137,7 +137,7 @@ class TransformersEngine:
             self._config.declaration.reads_images and not batch[0].images
         ):  # the requests of a batch all have images, or none has
             raise ValueError(
-                f"method {self._config.method!r} contrasts images, and a request has none: choose another method"
+                f"method {self._config.method!r} contrasts images, but a request has none: choose another method"
             )
         models = self._models(with_images=bool(batch[0].images))
         if self._shares_base:
@@ -224,8 +224,8 @@ def _too_long(branches: Sequence[Any]) -> Failure:
     """Return the failure of a prompt that fills the context."""
     room = min(branches, key=lambda room: room.left())
     return Failure(
-        f"the {room.what} has {room.tokens:,} tokens, and {room.name} reads {room.context:,} with the answer: shorten it, or "
-        "take a model of a longer context"
+        f"the {room.what} has {room.tokens:,} tokens, but prompt and answer together may have {room.context:,} with {room.name}: shorten it, or "
+        "use a model with a longer context"
     )
 
 

@@ -170,7 +170,7 @@ def _branches(request: Request, config: Any) -> list[Any]:
     from contralto.common.messages import contrasted
 
     if request.images:
-        raise ValueError("engine vllm contrasts texts: for prompts with images use engine transformers")
+        raise ValueError("engine vllm does not support prompts with images: use engine transformers")
     first: Any = request.prompt if request.prompt is not None else [dict(message) for message in request.messages or ()]
     if not config.declaration.views:
         return [first] * len(config.declaration.branches)

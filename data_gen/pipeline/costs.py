@@ -51,7 +51,7 @@ def estimate(recipe: Recipe, rows: Sequence[Row], store: Store | None) -> tuple[
         totals, units = _totals_of_stand_ins(recipe, rows[:50])
         basis = (
             f"{min(50, len(rows))} rows with stand-in answers of the greatest length, prompts at {CHARACTERS_PER_TOKEN} "
-            "characters per token: an upper bound for answers; roles that are asked about answers may lack: preview measures"
+            "characters per token: an upper bound for answers; requests that contain other answers may be missing: preview measures them"
         )
     estimates = []
     for name, role in recipe.roles.items():

@@ -11,7 +11,7 @@ from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, Row, 
 
 __all__ = ["Result", "RowGroup", "RowRun", "UnknownRoleError", "check", "pending", "replay", "shard_of"]
 
-LONE = "the row holds a lone surrogate: half of a character can be neither sent nor recorded"
+LONE = "the row contains a lone surrogate (half of a character), which can be neither sent nor recorded"
 """The reason why a row fails before its strategy starts."""
 
 
@@ -105,7 +105,7 @@ def _tracked(recipe: Recipe, ask: Ask, strategy: str, row: str) -> TrackedReques
     role = recipe.roles.get(ask.role)
     if role is None:
         has = ", ".join(recipe.roles)
-        raise UnknownRoleError(f"{recipe.path}: strategy {strategy!r} asks the role {ask.role!r}; the recipe has {has}")
+        raise UnknownRoleError(f"{recipe.path}: strategy {strategy!r} uses the role {ask.role!r}; the recipe has {has}")
     request = make_request(ask, engine=role.engine.identity, sampling=role.sampling, seed=recipe.seed, row=row)
     model = str(role.engine.identity.get("model", ""))
     return TrackedRequest(

@@ -125,7 +125,7 @@ class _Runner:
             return
         if lost := next((a for a in group.missing if a.request.key in group.recorded), None):
             raise OSError(
-                f"{self._store.path} does not hold the answer to request {lost.request.key}, which was recorded"
+                f"{self._store.path} does not contain the answer to request {lost.request.key}, although it was recorded"
             )
         self._left[id(group)] = len(group.missing)
         new = {tracked.request.key for tracked in group.missing}
@@ -147,7 +147,7 @@ class _Runner:
                 if event.error is not None:
                     self._stop(event.error)
             elif isinstance(event, Interrupted):
-                self._progress.write("stopping: waiting for the answers under way (Ctrl-C again to leave at once)")
+                self._progress.write("stopping: waiting for pending answers (Ctrl-C again to stop at once)")
                 self._stop(KeyboardInterrupt())
         outcomes = [outcome for event in events if isinstance(event, Answered) for outcome in event.outcomes]
         known = [(*self._waiting.pop(request.key), answer) for request, answer in outcomes]
@@ -185,13 +185,13 @@ class _Runner:
                 if held is None:
                     held = {worker: worker.take_back() for worker in self._workers.values()}
                     self._progress.write(
-                        f"cannot write {self._store.path} ({error}): make room; {len(kept)} answers wait"
+                        f"cannot write {self._store.path} ({error}): free disk space; {len(kept)} answers are kept in memory"
                     )
                 if time.monotonic() > end:
                     lost = sum(isinstance(a, Answer) for _, a in kept)
                     raise OSError(
                         f"cannot write {self._store.path} ({error}): {lost} answers could not be recorded; "
-                        "make room and run again: all others are there"
+                        "free disk space and run again: all other answers are recorded"
                     ) from error
                 time.sleep(0.5)
         for worker, rounds in (held or {}).items():

@@ -70,7 +70,7 @@ class EngineWorker(threading.Thread):
             else:
                 self._answer(self._one_by_one())
                 if not self._is_stopping:
-                    raise ValueError("the engine ended before its requests did: its answer() must take them all")
+                    raise ValueError("the engine ended before its requests: its answer() must process all of them")
         except BaseException as caught:  # noqa: BLE001 - the main thread raises it
             error = caught
         self._events.put(WorkerEnded(error))

@@ -58,7 +58,7 @@ def clair(
     reply = yield ask_template(row, reviser, revising, tag="revision", task=task, student_solution=answer.text)
     revision = parse_revision(reply.text, head)
     if revision is None:
-        return Rejected(f"the reviser's reply has nothing under {{{head}}} (it ended by {reply.finish_reason})")
+        return Rejected(f"the reviser's reply has nothing under {{{head}}} (finish_reason {reply.finish_reason})")
     revised = Answer(text=revision.text, finish_reason=reply.finish_reason)
     chosen, rejected = (answer, revised) if worsen else (revised, answer)
     columns = {"template": revising.label, "rationale": revision.rationale}

@@ -50,12 +50,14 @@ def mvc(
     described = yield ask_template(row, rewriter, first, tag=first.name, **captions)
     texts = templates.sections(described.text, "question", "answer")
     if not {"question", "answer"} <= texts.keys():
-        return Rejected(f"the first stage has no {{question}} or no {{answer}} (it ended by {described.finish_reason})")
+        return Rejected(
+            f"the first stage has no {{question}} or no {{answer}} (finish_reason {described.finish_reason})"
+        )
     question, answer = texts["question"], texts["answer"]
     other = yield ask_template(row, rewriter, second, tag=second.name, **captions, question=question, answer=answer)
     other_answer = templates.sections(other.text, "answer").get("answer")
     if other_answer is None:
-        return Rejected(f"the second stage has no {{answer}} (it ended by {other.finish_reason})")
+        return Rejected(f"the second stage has no {{answer}} (finish_reason {other.finish_reason})")
     written = ((answer, described), (other_answer, other))
     answers = [Answer(text=text, finish_reason=reply.finish_reason) for text, reply in written]
     prompt, labels = templates.user_messages(question), f"{first.label} {second.label}"
@@ -70,7 +72,7 @@ def _captions(row: Row, caption: str, contrast_caption: str) -> dict[str, str]:
     """
     captions: dict[str, Any] = {"caption": row.get(caption), "contrast_caption": row.get(contrast_caption)}
     if len(row["images"]) != 2:
-        raise ValueError(f"mvc contrasts two images, and row {row['id']} has {len(row['images'])}")
+        raise ValueError(f"mvc needs two images, but row {row['id']} has {len(row['images'])}")
     if not all(isinstance(text, str) and text for text in captions.values()):
         raise ValueError(f"row {row['id']} needs a caption in each of its columns {caption} and {contrast_caption}")
     return captions

@@ -60,7 +60,7 @@ def off_policy_judge(
         ValueError: the row lacks a column, or the column is no list of at least two values.
     """
     if scores and not responses:
-        raise ValueError("off_policy_judge: scores are of responses: name the column of the responses too")
+        raise ValueError("off_policy_judge: scores needs responses: set the column of the responses too")
     load_judge_template(template)
     if not responses:
         answers = yield [ask_prompt(row, first), ask_prompt(row, second)]

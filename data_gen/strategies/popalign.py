@@ -96,7 +96,7 @@ def elicitive(
     parsed = [templates.sections(reply.text, "thought", "answer") for reply in replies]
     for parts, reply, kind in zip(parsed, replies, ("good", "bad"), strict=True):
         if "answer" not in parts:
-            return Rejected(f"the {kind} reply has nothing under {{answer}} (it ended by {reply.finish_reason})")
+            return Rejected(f"the {kind} reply has nothing under {{answer}} (finish_reason {reply.finish_reason})")
     answers = [
         Answer(text=parts["answer"], finish_reason=reply.finish_reason)
         for parts, reply in zip(parsed, replies, strict=True)

@@ -31,7 +31,7 @@ def check_strategy(function: Any) -> None:
         ValueError: it is not a generator function, or takes no row.
     """
     if not inspect.isgeneratorfunction(function):
-        raise ValueError("is no strategy: a strategy is a generator function, which yields what it asks")
+        raise ValueError("is not a strategy: a strategy must be a generator function that yields requests")
     if not inspect.signature(function).parameters:
         raise ValueError("takes no row")
 

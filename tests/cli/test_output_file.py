@@ -52,7 +52,7 @@ def test_cut_at_every_byte(path):
         ("[]\n\n", "out.jsonl:1: not a row of contralto generate"),
         ('{"index": 0, "prompt": "Ben went elsewhere', "out.jsonl:1: not a row of contralto generate"),
         ("{ROW}my notes", "out.jsonl:2: not a row of contralto generate"),
-        (b"\xff\xfe\n", "out.jsonl:1: not a text in UTF-8"),
+        (b"\xff\xfe\n", "out.jsonl:1: not UTF-8 text"),
     ],
 )
 def test_files_of_others_are_left_alone(path, content, message):

@@ -35,7 +35,7 @@ def test_json_lines_name_the_line(tmp_path):
     with pytest.raises(ValueError, match=r"a.jsonl:1: not JSON"):
         list(files.read_json_lines(path))
     path.write_bytes('{"a": "é"}\n'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a.jsonl:1: not a text in UTF-8: byte 0xe9"):
+    with pytest.raises(ValueError, match=r"a.jsonl:1: not UTF-8 text: byte 0xe9"):
         list(files.read_json_lines(path))
 
 

@@ -200,11 +200,11 @@ def test_an_implicit_prompt_where_one_text_begins_the_other():
     [
         (
             {"question": "Name a fruit that is red."},
-            "question holds text: rename the column that is the prompt to prompt",
+            "question holds text: rename the column with the prompt to prompt",
         ),
         (
             {"instruction": "Name", "input": "red"},
-            "instruction, input hold text: .*, and drop those that are no part of it",
+            "instruction, input hold text: .*, and drop those that are not part of it",
         ),
         ({"word": "apple"}, "word holds text"),
         ({"conversations": [{"from": "human", "value": "Name a fruit."}]}, "conversations holds text"),
@@ -232,10 +232,10 @@ def test_the_system_column_is_the_systems_turn():
     again = as_row({**TALK, "system": "Be brief."})
     assert as_row(again) == again
     with pytest.raises(
-        ValueError, match=r"column system: it holds a part of the prompt .* or make conversations of texts"
+        ValueError, match=r"column system: it contains a part of the prompt .* or convert strings to conversations"
     ):
         as_row({**PLAIN, "system": "Be brief."})
-    with pytest.raises(ValueError, match=r"column system: .* keep one of the two system turns"):
+    with pytest.raises(ValueError, match=r"column system: .* keep one of the two system messages"):
         as_row({**PLAIN, "prompt": [brief, *ASKED], "system": "Be long."})
 
 
@@ -247,7 +247,7 @@ def test_a_part_of_the_prompt_is_in_it_or_refused(name):
     for row in (PLAIN, TALK, SCHEMAS["transcripts"]):
         for value in ("Use words.", [["Hi", "Hello"]], {"text": "Use words."}):
             with pytest.raises(
-                ValueError, match=f"column {name}: it holds a part of the prompt that prompt does not hold"
+                ValueError, match=f"column {name}: it contains a part of the prompt that is not in the column prompt"
             ):
                 as_row({**row, name: value})
 
@@ -304,13 +304,13 @@ def test_a_stream_names_a_row_when_it_is_read(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- malformed
 
 WRONG_ROWS = {
-    "not an object": ([1], "row 2: a row is a JSON object with chosen and rejected, not a list"),
-    "no chosen": ({"prompt": Q, "rejected": BAD}, "row 2, column chosen: is missing"),
-    "no rejected": ({"prompt": Q, "chosen": GOOD}, "row 2, column rejected: is missing"),
-    "null chosen": ({**PLAIN, "chosen": None}, r"row 2, column chosen: is empty \(null\): drop such rows first"),
-    "number": ({**PLAIN, "rejected": 5}, "row 2, column rejected: neither a text nor a list of messages, but a int"),
-    "object": ({**PLAIN, "chosen": {"content": "x"}}, "row 2, column chosen: neither a text nor a list of messages"),
-    "number as prompt": ({**PLAIN, "prompt": 1}, "row 2, column prompt: neither a text nor a list"),
+    "not an object": ([1], "row 2: a row must be a JSON object with chosen and rejected, not a list"),
+    "no chosen": ({"prompt": Q, "rejected": BAD}, "row 2, column chosen: it is missing"),
+    "no rejected": ({"prompt": Q, "chosen": GOOD}, "row 2, column rejected: it is missing"),
+    "null chosen": ({**PLAIN, "chosen": None}, r"row 2, column chosen: it is empty \(null\): drop such rows first"),
+    "number": ({**PLAIN, "rejected": 5}, "row 2, column rejected: must be a string or a list of messages, not a int"),
+    "object": ({**PLAIN, "chosen": {"content": "x"}}, "row 2, column chosen: must be a string or a list of messages"),
+    "number as prompt": ({**PLAIN, "prompt": 1}, "row 2, column prompt: must be a string or a list"),
     "empty prompt": ({**PLAIN, "prompt": ""}, "row 2, column prompt: it is empty"),
     "no messages": ({**TALK, "chosen": []}, "row 2, column chosen: the list of messages is empty"),
     "no prompt messages": ({**TALK, "prompt": []}, "row 2, column prompt: the list of messages is empty"),
@@ -325,60 +325,60 @@ WRONG_ROWS = {
     ),
     "unknown role": ({**TALK, "rejected": [*ASKED, {"role": "bot", "content": "x"}]}, "message 2: its role is 'bot'"),
     "no content": ({**TALK, "chosen": [*ASKED, {"role": "assistant"}]}, "message 2: it has no content"),
-    "content a number": ({**TALK, "chosen": [*ASKED, said(4)]}, "message 2: its content is a int, not a text"),
-    "unknown part": ({**TALK, "chosen": [*ASKED, said([{"type": "audio"}])]}, "neither of type text nor of type image"),
+    "content a number": ({**TALK, "chosen": [*ASKED, said(4)]}, "message 2: its content is a int, not a string"),
+    "unknown part": ({**TALK, "chosen": [*ASKED, said([{"type": "audio"}])]}, "must have type text or image"),
     "part without text": (
         {**TALK, "chosen": [*ASKED, said([{"type": "text"}])]},
         "a text part of its content has no text",
     ),
     "mixed answers": (
         {**PLAIN, "chosen": CHOSEN},
-        "one of chosen and rejected is a text, the other a list of messages",
+        "one of chosen and rejected is a string, the other a list of messages",
     ),
     "ends with the user": (
         {"chosen": ASKED + CHOSEN + ASKED, "rejected": ASKED + REJECTED},
-        "column chosen: it ends with a turn of the user, not of the assistant",
+        "column chosen: its last message has role user, not assistant",
     ),
     "no prompt at all": ({"chosen": CHOSEN, "rejected": REJECTED}, "column prompt: it is missing"),
     "different questions": (
         {"prompt": Q, "chosen": [user("a"), *CHOSEN], "rejected": [user("b"), *REJECTED]},
-        "column rejected: it begins with another turn than chosen",
+        "column rejected: its first message differs from that of chosen",
     ),
     "one with, one without": (
         {"prompt": Q, "chosen": ASKED + CHOSEN, "rejected": REJECTED},
-        "column rejected: it begins with another turn than chosen",
+        "column rejected: its first message differs from that of chosen",
     ),
     "parting at a question": (
         {
             "chosen": [user("a"), said("b"), user("c"), said("d")],
             "rejected": [user("a"), said("b"), user("e"), said("f")],
         },
-        "column chosen: it parts from the other answer at a turn of the user",
+        "column chosen: it first differs from the other answer at a message with role user",
     ),
     "another prompt": (
         {**TALK, "prompt": "Who?"},
-        "column prompt: it is not what chosen and rejected begin with",
+        "column prompt: chosen and rejected do not start with it",
     ),
     "prompt ends answering": (
         {"prompt": ASKED + CHOSEN, "chosen": GOOD, "rejected": BAD},
-        "column prompt: it ends with a turn of the assistant",
+        "column prompt: its last message has role assistant",
     ),
     "nothing in common": ({"chosen": "Yes.", "rejected": "No."}, "column prompt: it is missing"),
     "other transcript": (
         {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"},
         "column rejected: its transcript differs",
     ),
-    "images no list": ({**PLAIN, "images": "a.png"}, "column images: it holds a str, not a list of images"),
+    "images no list": ({**PLAIN, "images": "a.png"}, "column images: it is a str, not a list of images"),
     "no such image": ({**PLAIN, "images": ["no.png"]}, "column images, image 1: .*no.png: there is no such file"),
     "not an image": ({**PLAIN, "images": ["pairs.jsonl"]}, "column images, image 1: .*pairs.jsonl is not an image"),
-    "image a number": ({**PLAIN, "images": [3]}, "column images, image 1: neither a path nor an image, but a int"),
+    "image a number": ({**PLAIN, "images": [3]}, "column images, image 1: must be a path or an image, not a int"),
     "places without images": (
         {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": GOOD, "rejected": BAD},
-        "column images: 0 images for 1 places in prompt and chosen",
+        "column images: 0 images for 1 image placeholders in prompt and chosen",
     ),
     "places in an answer": (
         {"prompt": ASKED, "chosen": [{"role": "assistant", "content": [{"type": "image"}]}], "rejected": REJECTED},
-        "column images: 0 images for 1 places in prompt and chosen",
+        "column images: 0 images for 1 image placeholders in prompt and chosen",
     ),
     "a folder": ({**PLAIN, "images": ["."]}, "column images, image 1: .*: there is no such file"),
     "no name": ({**PLAIN, "images": [""]}, "column images, image 1: .*: there is no such file"),
@@ -420,9 +420,9 @@ WRONG_FILES = {
     "empty line": ("pairs.jsonl", json.dumps(PLAIN) + "\n\n", "pairs.jsonl, row 2: an empty line"),
     "empty file": ("pairs.jsonl", "", "pairs.jsonl has no rows"),
     "empty list": ("pairs.json", "[]", "pairs.json has no rows"),
-    "not UTF-8": ("pairs.jsonl", b"\xff\xfe\x00", "pairs.jsonl: not a text in UTF-8"),
+    "not UTF-8": ("pairs.jsonl", b"\xff\xfe\x00", "pairs.jsonl: not UTF-8 text"),
     "broken JSON": ("pairs.json", "[{]", "pairs.json: not JSON"),
-    "JSON object": ("pairs.json", "{}", "pairs.json: holds a JSON dict, not a list of rows"),
+    "JSON object": ("pairs.json", "{}", "pairs.json: contains a JSON dict, not a list of rows"),
     "broken parquet": ("pairs.parquet", "PAR?", "pairs.parquet: not a parquet file"),
     "no such file": ("gone.jsonl", None, "gone.jsonl: there is no such file"),
     "another suffix": ("pairs.csv", "a,b", "read from .jsonl, .json and .parquet files, not from .csv"),
@@ -430,9 +430,9 @@ WRONG_FILES = {
     "folder with a script": (
         "sub/sub.py",
         "x = 1",
-        "the folder holds no .parquet, .jsonl or .json file: Dataset scripts",
+        "the folder contains no .parquet, .jsonl or .json file: Dataset scripts",
     ),
-    "empty folder": ("sub/notes.md", "a", "the folder holds no .parquet, .jsonl or .json file"),
+    "empty folder": ("sub/notes.md", "a", "the folder contains no .parquet, .jsonl or .json file"),
 }
 
 
@@ -481,7 +481,7 @@ def test_data_sets_of_the_hub(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     assert load_pairs("somebody/pairs", conversations=True)[0]["prompt"] == ASKED
     with pytest.raises(
-        ValueError, match="nobody/pairs: neither a file or folder here nor a data set of the Hub: no nobody"
+        ValueError, match="nobody/pairs: neither a local file or folder nor a data set on the Hub: no nobody"
     ):
         load_pairs("nobody/pairs")
 

@@ -57,14 +57,14 @@ def read(folder, *rows, **of_rows):
 
 
 STRANGE = {
-    "../secret.txt": "lies outside of",
-    "../outside.png": "lies outside of",
-    "pictures/../../outside.png": "lies outside of",
-    "/etc/passwd": "lies outside of",
-    "/dev/zero": "lies outside of",
-    "link.png": "lies outside of",
-    "leak.png": "lies outside of",
-    "away/outside.png": "lies outside of",
+    "../secret.txt": "is outside of",
+    "../outside.png": "is outside of",
+    "pictures/../../outside.png": "is outside of",
+    "/etc/passwd": "is outside of",
+    "/dev/zero": "is outside of",
+    "link.png": "is outside of",
+    "leak.png": "is outside of",
+    "away/outside.png": "is outside of",
     "circle.png": "circle.png",
     "pictures": "there is no such file",
     "": "there is no such file",
@@ -73,9 +73,9 @@ STRANGE = {
     "notes.txt": "is not an image",
     "notes.png": "is not an image",
     "page.png": "is not an image",
-    "http://localhost/a.png": "is an address",
-    "file:///etc/passwd": "is an address",
-    "zip://a.png::http://localhost/a.zip": "is an address",
+    "http://localhost/a.png": "is a URL",
+    "file:///etc/passwd": "is a URL",
+    "zip://a.png::http://localhost/a.zip": "is a URL",
     "file:../secret.txt": "there is no such file",
     "a\0b.png": "is not a path",
     "data:image/png;base64,AAAA": "is not an image",
@@ -123,19 +123,19 @@ def test_the_recipe_names_another_folder(folder):
     assert row["images"] == (str((folder / "../outside.png").resolve()),)
     with pytest.raises(ValueError, match="is not an image"):
         read(folder, {"images": ["secret.txt"]}, image_folder="..")
-    with pytest.raises(ValueError, match=r"lies outside of .*pictures: .*rows: \{image_folder: FOLDER\}"):
+    with pytest.raises(ValueError, match=r"is outside of .*pictures: .*rows: \{image_folder: FOLDER\}"):
         read(folder, {"images": ["../link.png"]}, image_folder="pictures")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}], "is a text or an image"),
-        ([{"type": "file", "file": {"path": "/etc/passwd"}}], "is a text or an image"),
-        (["text"], "is a text or an image"),
-        ([{"type": "text", "text": {"path": "/etc/passwd"}}], "is a text or an image"),
+        ([{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}], "must be a text or an image"),
+        ([{"type": "file", "file": {"path": "/etc/passwd"}}], "must be a text or an image"),
+        (["text"], "must be a text or an image"),
+        ([{"type": "text", "text": {"path": "/etc/passwd"}}], "must be a text or an image"),
         ([{"type": "image", "path": "pictures/in.png", "url": "pictures/in.png"}], "has path, url"),
-        ([{"type": "image", "path": "pictures/in.png"}, {"type": "image"}], "hold their image and 1 hold none"),
+        ([{"type": "image", "path": "pictures/in.png"}, {"type": "image"}], "contain an image and 1 do not"),
     ],
 )
 def test_parts_that_are_not_understood(folder, content, message):
@@ -161,10 +161,10 @@ def test_stored_data_sets_do_not_open_what_they_name(folder):
     for number, (first, second) in enumerate(
         [(outside, inside), (inside, outside), (inside, "http://localhost:1/a.png")]
     ):
-        with pytest.raises(ValueError, match=r"parquet, row 1, column .*(lies outside|is an address)"):
+        with pytest.raises(ValueError, match=r"parquet, row 1, column .*(is outside|is a URL)"):
             stored(f"{number}.parquet", first, second)
     Dataset.from_dict({"prompt": ["?"], "images": [[outside]]}).to_parquet(folder / "texts.parquet")
-    with pytest.raises(ValueError, match="lies outside"):
+    with pytest.raises(ValueError, match="is outside"):
         read_rows(RowSource(source="texts.parquet"), folder=folder)
 
 
@@ -187,6 +187,6 @@ def test_nothing_is_sent_and_nothing_is_written(folder, capsys):
             )
         )
         assert cli.main(["data", "run", str(path)]) == 2
-        assert "../secret.txt lies outside of" in capsys.readouterr().err
+        assert "../secret.txt is outside of" in capsys.readouterr().err
         assert server.seen == []
     assert not (folder / "out").exists()

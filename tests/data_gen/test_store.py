@@ -78,7 +78,7 @@ def test_a_file_that_is_no_store_is_refused(tmp_path):
     (tmp_path / "text").write_text("hello " * 100)
     with pytest.raises(ValueError, match="text is not a store of answers"):
         Store(tmp_path / "text")
-    with pytest.raises(FileNotFoundError, match="nothing was asked"):
+    with pytest.raises(FileNotFoundError, match="no request was recorded"):
         Store(tmp_path / "none", read_only=True)
     with Store(tmp_path / "later") as store:
         store._db.execute("PRAGMA user_version=99")

@@ -413,7 +413,7 @@ def test_rows_need_no_rejected_completion_where_it_has_no_weight(root, teacher_f
 def test_a_row_without_rejected_says_where_its_prompt_ends(root, tmp_path, row):
     with pytest.raises(ValueError, match="rows without rejected have a prompt"):
         trainer(tmp_path, _folder("llama", root), dataset=Dataset.from_list([row]), loss_type="sft")
-    with pytest.raises(ValueError, match="column prompt: it is missing; a row without rejected has a prompt"):
+    with pytest.raises(ValueError, match="column prompt: it is missing; a row without rejected needs a prompt"):
         as_row(row, needs_rejected=False)
     messages = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
     assert as_row(row | {"chosen": messages}, needs_rejected=False)["rejected"] == messages[1:]

@@ -365,7 +365,7 @@ def test_what_is_dropped_has_the_first_reason():
 WRONG = [
     ({"contrasts": {}}, {}, "there is no check 'contrasts'; there are contrast, finish"),
     ({"contrast": {"tokeniser": "x"}}, {}, "check contrast has no setting 'tokeniser'; it has tokenizer"),
-    ({"contrast": [1]}, {}, "check contrast: its settings are a mapping"),
+    ({"contrast": [1]}, {}, "check contrast: its settings must be a mapping"),
     ({"ches": {}}, {}, "check ches needs model"),
     ({"ches": {"model": "testbed:nobody"}}, {}, "the testbed has no model 'nobody'"),
     ({"duplicates": {"threshold": 2}}, {}, "threshold must lie between 0 and 1, not 2"),
@@ -375,13 +375,13 @@ WRONG = [
     ({"contamination": {"against": ["gsm9k"]}}, {}, "there is no file gsm9k; known by name are gsm8k, hellaswag"),
     ({"contamination": {"against": ["gsm8k"], "n": 0}}, {}, "n must be at least 1, not 0"),
     ({"reward": {"scorer": "no_such_module:f"}}, {}, "no_such_module"),
-    ({}, {"jaccard": [0, 1]}, "filter jaccard reads what the check contrast writes"),
-    ({"contrast": {}}, {"near_duplicate_of": None}, "reads what the check duplicates writes"),
+    ({}, {"jaccard": [0, 1]}, "filter jaccard needs the output of the check contrast"),
+    ({"contrast": {}}, {"near_duplicate_of": None}, "needs the output of the check duplicates"),
     ({"contrast": {}}, {"jaccard": [1, 0]}, r"the band \[1, 0\] is empty"),
-    ({"contrast": {}}, {"jaccard": [None, None]}, "it would keep nothing, or all"),
-    ({"contrast": {}}, {"jaccard": []}, "it would keep nothing, or all"),
+    ({"contrast": {}}, {"jaccard": [None, None]}, "it would keep no row, or all rows"),
+    ({"contrast": {}}, {"jaccard": []}, "it would keep no row, or all rows"),
     ({"contrast": {}}, {"jaccard": {"least": 0.5}}, r"filter jaccard must be a value, a list of values, a band"),
-    ({"contrast": {}}, {"jaccard": {"lowest": 50}}, r"lowest is a share in \(0, 1\], not 50"),
+    ({"contrast": {}}, {"jaccard": {"lowest": 50}}, r"lowest must be a fraction in \(0, 1\], not 50"),
 ]
 
 
@@ -409,8 +409,8 @@ def test_settings_that_are_right_pass_in_silence(capfd):
 
 
 def test_filters_that_no_row_can_answer():
-    with pytest.raises(ValueError, match="filter y: no row has such a column; there are d, f, id, s, x"):
+    with pytest.raises(ValueError, match="filter y: no row has this column; the columns are d, f, id, s, x"):
         select(MANY, {"y": 1})
-    with pytest.raises(ValueError, match="filter s: a band of numbers, and a row has 'a' there"):
+    with pytest.raises(ValueError, match="filter s: a band needs numbers, but a row has 'a'"):
         select(MANY, {"s": [1, 2]})
     assert select([], {"y": 1}) == ([], [])

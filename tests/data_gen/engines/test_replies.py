@@ -84,17 +84,17 @@ def choice(content=None, finish_reason="stop", usage=None, **message):
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        (choice(None, "length"), r"^no text \(the answer ended by length after 16 tokens\)$"),
-        (choice(""), "no text .*ended by stop"),
+        (choice(None, "length"), r"^no text \(finish_reason length after 16 tokens\)$"),
+        (choice(""), "no text .*finish_reason stop"),
         (choice(" \n\t"), "no text"),
         (choice("\u200b\u2003 ".strip("\u200b")), "no text"),
         (choice(None, refusal="I will not."), r"the model refused \(I will not.\): no text"),
         (choice(None, "tool_calls", tool_calls=[{"id": "1"}]), "called tools instead of answering"),
-        (choice("", "length", reasoning_content="Let me think"), "reasoning alone, so raise max_new_tokens"),
-        (choice(None, reasoning="Hm"), "reasoning alone"),
-        (choice("As I was say", "content_filter"), "broken off by content_filter after 16 tokens"),
-        (choice("As I was say", "abort"), "broken off by abort"),
-        (choice("As I was say", "ERROR"), "broken off by ERROR"),
+        (choice("", "length", reasoning_content="Let me think"), "only reasoning: raise max_new_tokens"),
+        (choice(None, reasoning="Hm"), "contains only reasoning"),
+        (choice("As I was say", "content_filter"), "cut off by content_filter after 16 tokens"),
+        (choice("As I was say", "abort"), "cut off by abort"),
+        (choice("As I was say", "ERROR"), "cut off by ERROR"),
         (choice([], "length"), "no text"),
     ],
 )
@@ -121,7 +121,7 @@ def test_no_engine_s_empty_answer_becomes_a_pair(folder):
     """Local engines, functions and endpoints alike; and a strategy that makes an empty answer itself has no pair."""
     (folder / "strategies.py").write_text(STRATEGY + "def silent(request):\n    return ' '\n")
     results = run(folder, {"engine": "function", "use": "strategies:silent"})
-    assert {result.failed for result in results} == {"target: no text (the answer ended by stop after 0 tokens)"}
+    assert {result.failed for result in results} == {"target: no text (finish_reason stop after 0 tokens)"}
 
     def emptied(row):
         yield Ask(role="r", prompt="?")
@@ -184,10 +184,13 @@ def test_a_judge_that_was_cut_off_has_no_verdict():
             respond('{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 1e999}}'),
             "inf, not a whole",
         ),
-        (respond(choice("x", usage={"completion_tokens": 10**20})), "completion_tokens is 1000.*no number of tokens"),
-        (respond(choice("x", usage={"completion_tokens": -1})), "no number of tokens"),
+        (
+            respond(choice("x", usage={"completion_tokens": 10**20})),
+            "completion_tokens is 1000.*not a number of tokens",
+        ),
+        (respond(choice("x", usage={"completion_tokens": -1})), "not a number of tokens"),
         (respond(choice("x", usage={"completion_tokens": True})), "True, not a whole number"),
-        (respond(choice("x", usage=[1])), "not an answer of the OpenAI protocol"),
+        (respond(choice("x", usage=[1])), "not a reply of the OpenAI protocol"),
         (respond(choice("x", {"type": "stop"})), "finish_reason is a value of type dict"),
         (respond({"choices": [choice("x")["choices"][0] | {"logprobs": {"content": [{"logprob": "low"}]}}]}), "'low'"),
         (respond({"choices": [choice("x")["choices"][0] | {"logprobs": {"content": 5}}]}), "OpenAI protocol"),
@@ -198,7 +201,7 @@ def test_a_judge_that_was_cut_off_has_no_verdict():
         (respond(choice("x"), Content_Encoding="br"), "'br', which was not asked for"),
         (respond(choice("x"), Content_Encoding="gzip"), "not compressed as its Content-Encoding says"),
         (respond(gzip.compress(b"{}" * 99)[:20], Content_Encoding="gzip"), "the gzip of the reply is cut off"),
-        (respond(b"", status=204), "^status 204, and the reply is empty$"),
+        (respond(b"", status=204), "^status 204, with an empty reply$"),
         (respond(b" ", Content_Type="text/html"), "the reply is empty, not JSON: text/html"),
         (respond("<html>Sign in</html>", Content_Type="text/html"), "not JSON: text/html, '<html>Sign in</html>'"),
         (respond(f"data: {json.dumps(GOOD)}\n\n", Content_Type="text/event-stream"), "text/event-stream, 'data: {"),
@@ -242,7 +245,7 @@ def test_the_status_of_a_failure_stays_visible(folder, capsys):
         assert cli.main(["data", "status", str(path)]) == 0
     out = capsys.readouterr().out
     assert "2 times: target: status 429: limit of … (after 1 attempts)" in out
-    assert "2 times: target: status 204, and the reply is empty" in out
+    assert "2 times: target: status 204, with an empty reply" in out
 
 
 def test_every_string_can_be_recorded(folder):
@@ -427,7 +430,7 @@ def test_an_endpoint_cannot_ask_to_wait_for_ever(asked, monkeypatch, caplog):
         [(_, said)] = within(4, engine, [request_for()])
         assert isinstance(said, Answer)
         assert time.monotonic() - start > 0.15
-    assert caplog.text.count("nothing is sent to it for 0.2 s") <= 1
+    assert caplog.text.count("no requests are sent to it for 0.2 s") <= 1
 
 
 def test_a_long_wait_is_said(caplog):
@@ -436,7 +439,7 @@ def test_a_long_wait_is_said(caplog):
     for asked in (float("inf"), 1e9):
         engine._hold(limiter, asked)
     [record] = caplog.records
-    assert record.getMessage() == "http://host/v1 asks to wait inf s: nothing is sent to it for 300 s"
+    assert record.getMessage() == "http://host/v1 asks to wait inf s: no requests are sent to it for 300 s"
 
 
 def test_stopping_gives_up_what_waits_and_keeps_what_is_under_way():
@@ -474,7 +477,7 @@ def test_one_ctrl_c_ends_a_run_that_waits(folder, asked):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
     assert process.returncode == 130, err
-    assert "nothing is sent to it for 300 s" in out + err
+    assert "no requests are sent to it for 300 s" in out + err
     with Store(folder / "recipe/answers.sqlite") as store:
         assert list(store.failures()) == [], "the rows have not failed: they were not answered"
 
@@ -546,7 +549,7 @@ def test_a_placeholder_is_a_word_in_answers(monkeypatch):
 def test_what_is_secret_in_a_redirect_is_not_shown(key):
     location = "https://me:swordfish@elsewhere.example/v1/chat?signature=sesame#mellon"
     said, _ = asked_odd_or_all(respond({}, status=302, Location=location), key=key)
-    assert "points to https://elsewhere.example/v1/chat:" in said.reason
+    assert "redirects to https://elsewhere.example/v1/chat:" in said.reason
     assert not any(word in said.reason for word in ("me:", "swordfish", "sesame", "mellon"))
 
 
@@ -583,7 +586,7 @@ def test_a_key_that_is_not_set_is_refused_before_anybody_is_asked(folder, monkey
             if value is not None:
                 monkeypatch.setenv("NO_SUCH_KEY", value)
             assert cli.main(["data", "run", str(path)]) == 2
-            assert "key_env names NO_SUCH_KEY, and that environment variable is not set" in capsys.readouterr().err
+            assert "key_env names NO_SUCH_KEY, but that environment variable is not set" in capsys.readouterr().err
         monkeypatch.setenv("NO_SUCH_KEY", "two\nlines")
         assert cli.main(["data", "run", str(path)]) == 2
         assert "cannot be sent in a header" in capsys.readouterr().err
@@ -600,7 +603,7 @@ def test_a_key_that_is_not_set_is_refused_before_anybody_is_asked(folder, monkey
     ],
 )
 def test_a_key_in_an_option_is_refused_and_not_repeated(key, how):
-    with pytest.raises(ValueError, match="holds the API key itself") as error:
+    with pytest.raises(ValueError, match="contains the API key itself") as error:
         OpenAIEngine(**{"base_url": "https://host/v1", "model": "m", "key_env": key} | how)
     assert parts_of_key(str(error.value)) == []
 
@@ -617,7 +620,7 @@ def test_a_recipe_with_a_key_in_it_is_refused(folder, key, capsys):
     path.write_text(path.read_text() + f"# {KEY}\n")
     assert cli.main(["data", "run", str(path)]) == 2
     err = capsys.readouterr().err
-    assert "holds an API key" in err
+    assert "contains an API key" in err
     assert parts_of_key(err) == []
 
 
@@ -717,14 +720,14 @@ def test_many_and_long_headers_are_a_failure():
         ({"top_p": "0.9"}, r"top_p must lie in \(0, 1\], not '0.9'"),
         ({"top_k": 10**20}, "top_k must be at most 2,147,483,647"),
         ({"max_new_tokens": 10**12}, "max_new_tokens must be at most 1,048,576"),
-        ({"stop": 3}, "stop must be a list of texts"),
+        ({"stop": 3}, "stop must be a list of"),
         ({"logprobs": 1}, "logprobs must be true or false, not 1"),
         ({"price": {"input": float("nan")}}, "input must be a number, not nan"),
         ({"price": {"output": True}}, "output must be a number, not True"),
         ({"extra_body": {"stream": True}}, "extra_body must not set stream"),
         ({"extra_body": {"n": 5}}, "extra_body must not set n"),
-        ({"extra_body": {"x": float("nan")}}, "extra_body must hold JSON values"),
-        ({"extra_body": {"a": {"api_key": "z"}}}, "extra_body holds api_key, which would be recorded"),
+        ({"extra_body": {"x": float("nan")}}, "extra_body must contain only JSON values"),
+        ({"extra_body": {"a": {"api_key": "z"}}}, "extra_body contains api_key, which would be recorded"),
         ({"extra_body": [1]}, "extra_body must be a mapping"),
         ({"base_url": "http://h:99999/v1"}, "base_url must be an address"),
         ({"base_url": 5}, "base_url must be an address"),
@@ -823,7 +826,7 @@ def run(folder, target):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("return None", "returned None: it must return a text, an Answer or a Failure"),
+        ("return None", "returned None: it must return a string, an Answer or a Failure"),
         ("return 42", "returned a value of type int"),
         ("return ['a', 'b']", "returned a value of type list"),
         ("return (word for word in 'ab')", "returned a value of type generator"),
@@ -869,17 +872,17 @@ def test_errors_of_functions_and_strategies_do_not_show_keys(folder, key, pad):
 @pytest.mark.parametrize("head", ["async def odd(request): return 'x'", "def odd(request): yield 'x'", "odd = 3"])
 def test_what_is_no_plain_function_is_refused(folder, head):
     (folder / "strategies.py").write_text(STRATEGY + head)
-    with pytest.raises(ValueError, match=r"must return a text|has no function odd"):
+    with pytest.raises(ValueError, match=r"must return a string|has no function odd"):
         FunctionEngine(use="strategies:odd")
 
 
 ODD_ENGINES = {
-    "nothing at all": ("return iter(())", "without an answer to this request|ended before its requests did"),
+    "nothing at all": ("return iter(())", "without an answer to this request|ended before its requests"),
     "one too few": ("yield [(r, Answer(text='x')) for r in list(requests)[1:]]", "without an answer to this request"),
-    "an answer alone": ("yield Answer(text='x')", "an engine yields lists of"),
-    "no pairs": ("yield [3]", "an engine yields lists of"),
-    "one twice": ("yield [(r, Answer(text='x')) for r in list(requests) * 2]", "not asked, or twice"),
-    "a string": ("yield [(r, 'x') for r in requests]", "gave a value of type str, not an Answer"),
+    "an answer alone": ("yield Answer(text='x')", "an engine must yield lists of"),
+    "no pairs": ("yield [3]", "an engine must yield lists of"),
+    "one twice": ("yield [(r, Answer(text='x')) for r in list(requests) * 2]", "unknown request, or one request twice"),
+    "a string": ("yield [(r, 'x') for r in requests]", "returned a value of type str, not an Answer"),
 }
 
 
@@ -895,7 +898,7 @@ def test_an_engine_that_breaks_the_protocol_does_not_hang_the_run(folder, name, 
     )
     (folder / "strategies.py").write_text(STRATEGY + engine)
     if together == 1 or name in ("an answer alone", "no pairs", "one twice"):
-        with pytest.raises((TypeError, ValueError), match=f"{reason}|ended before its requests did"):
+        with pytest.raises((TypeError, ValueError), match=f"{reason}|ended before its requests"):
             run(folder, {"engine": "strategies:Odd"})
         return
     results = run(folder, {"engine": "strategies:Odd"})
@@ -905,7 +908,7 @@ def test_an_engine_that_breaks_the_protocol_does_not_hang_the_run(folder, name, 
 def test_what_was_recorded_is_not_asked_again(folder, monkeypatch):
     """A store that loses what it was given ends the run with a sentence, not with asking for ever."""
     monkeypatch.setattr(Store, "record", lambda self, said: None)
-    with pytest.raises(OSError, match="does not hold the answer to request"):
+    with pytest.raises(OSError, match="does not contain the answer to request"):
         run(folder, {"engine": "function", "use": "strategies:echo"})
 
 

@@ -204,7 +204,7 @@ def test_a_refusing_endpoint_ends_the_run_and_what_came_stays(folder):
         roles = {"target": endpoint(server, concurrency=1), "reviser": ECHO}
         recipe, rows = loaded(folder, roles=roles)
         store = Store(recipe.output / "answers.sqlite")
-        with pytest.raises(OSError, match="refuses model 'm': status 401: no"):
+        with pytest.raises(OSError, match="rejects model 'm': status 401: no"):
             pipeline.run(recipe, rows, store, is_shown=False)
     assert list(store.failures()) == [], "the rows did not fail: they were not asked"
     assert {u.role: u.requests for u in store.usage()}["target"] == 6
@@ -375,7 +375,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_a_sentence(folder):
                 return record(said)
 
         store.record = limited
-        with pytest.raises(OSError, match="answers could not be recorded; make room and run again"):
+        with pytest.raises(OSError, match="answers could not be recorded; free disk space and run again"):
             pipeline.run(recipe, rows, store, is_shown=False, patience=0.5)
         end = time.monotonic() + 10
         while threading.active_count() > before:
@@ -543,11 +543,11 @@ def test_answers_that_make_no_pair_are_exported_with_their_reasons(folder, capsy
     path = write(folder, strategies=["clair"])
     assert cli.main(["data", "run", str(path)]) == 2
     rejected = folder / "out" / "dataset" / "rejected.jsonl"
-    assert f"the answers, with reasons: {rejected}" in capsys.readouterr().err
+    assert f"the answers and the reasons are in {rejected}" in capsys.readouterr().err
     lines = [json.loads(line) for line in rejected.read_text().splitlines()]
     assert [line["id"] for line in lines] == [f"row{i}" for i in range(8)]
     assert {line["reason"] for line in lines} == {
-        "the reviser's reply has nothing under {corrected_student_solution} (it ended by stop)"
+        "the reviser's reply has nothing under {corrected_student_solution} (finish_reason stop)"
     }
     assert [[(a["role"], a["tag"], a["finish_reason"]) for a in line["answers"]] for line in lines] == [
         [("target", "answer", "stop"), ("reviser", "revision", "stop")]
@@ -660,18 +660,18 @@ def test_differences_are_marked():
         ({"roles": {"target": {**ECHO, "price": {"in": 3}}}}, "price has no 'in'; it may have input, output, currency"),
         (
             {"roles": {"target": {**ECHO, "price": {"input": -3}}}},
-            "price input must be money per million tokens, not -3",
+            "price input must be an amount of money per million tokens, not -3",
         ),
         ({"roles": {"target": {"engine": "function", "use": "my_strategies:nothing"}}}, "has no function nothing"),
         ({"roles": {"target": {"engine": "openai", "model": "m"}}}, "engine 'openai' needs base_url"),
         (
             {"roles": {"target": {"engine": "openai", "model": 3, "base_url": "http://a/v1"}}},
-            "model must be a text, not 3",
+            "model must be a string, not 3",
         ),
-        ({"output": 3}, "output must be a text, not 3"),
-        ({"rows": {"source": None}}, "rows: source must be a text, not None"),
-        ({"rows": {"source": "p.jsonl", "prompt": ["a"]}}, "rows: prompt must be a text, not ['a']"),
-        ({"rows": {"source": "p.jsonl", "image_folder": 3}}, "rows: image_folder must be a text, not 3"),
+        ({"output": 3}, "output must be a string, not 3"),
+        ({"rows": {"source": None}}, "rows: source must be a string, not None"),
+        ({"rows": {"source": "p.jsonl", "prompt": ["a"]}}, "rows: prompt must be a string, not ['a']"),
+        ({"rows": {"source": "p.jsonl", "image_folder": 3}}, "rows: image_folder must be a string, not 3"),
         ({"roles": {"target": {"engine": "openai", "model": "m", "base_url": "x"}}}, "base_url must be an address"),
         (
             {"roles": {"target": {"engine": "transformers", "model": "m", "method": "magic"}}},
@@ -681,15 +681,15 @@ def test_differences_are_marked():
             {"roles": {"target": {"engine": "transformers", "model": "m", "method": "search"}}},
             "role 'target': method 'search' is deterministic",
         ),
-        ({"strategies": []}, "strategies must be a list of at least one"),
+        ({"strategies": []}, "strategies must be a non-empty list"),
         ({"strategies": ["no_such"]}, "strategy 1: there is no strategy 'no_such'; there are clair,"),
-        ({"strategies": ["my_strategies:no_strategy"]}, "is no strategy: a strategy is a generator function"),
+        ({"strategies": ["my_strategies:no_strategy"]}, "is not a strategy: a strategy must be a generator function"),
         ({"strategies": [{"use": "my_strategies:refined", "time": 3}]}, "has no setting 'time'; it has times"),
         ({"strategies": [{"name": "x"}]}, "strategy 1 needs use"),
-        ({"strategies": ["my_strategies:refined"] * 2}, "two strategies are called 'refined'"),
+        ({"strategies": ["my_strategies:refined"] * 2}, "two strategies have the name 'refined'"),
         (
             {"strategies": ["my_strategies:stranger"]},
-            "strategy 'stranger' asks the role 'nobody'; the recipe has reviser",
+            "strategy 'stranger' uses the role 'nobody'; the recipe has reviser",
         ),
         ({"seed": "x"}, "seed must be a whole number, not 'x'"),
         ({"rowz": 3}, "has no 'rowz'; it may have rows, strategies, roles, output, seed, checks, filters"),
@@ -718,12 +718,12 @@ def test_a_mistake_in_a_recipe_is_one_sentence_before_anybody_is_asked(folder, c
     ("lines", "message"),
     [
         (["nonsense"], r"rows.jsonl:1: not JSON"),
-        (["3"], r"row 1 is no mapping of columns: '3'"),
+        (["3"], r"row 1 is not a mapping of columns: '3'"),
         (['{"prompt": ""}'], r"row 1, column 'prompt' is empty"),
-        (['{"prompt": 3}'], r"must be a text or a list of messages, not '3'"),
-        (['{"prompt": [{"role": "user"}]}'], r"a message has a role and a content"),
-        (['{"id": 1, "prompt": "a"}', '{"id": 1, "prompt": "b"}'], r"row 2: the id '1' was there before"),
-        ([""], r"holds no rows"),
+        (['{"prompt": 3}'], r"must be a string or a list of messages, not '3'"),
+        (['{"prompt": [{"role": "user"}]}'], r"a message must have a role and a content"),
+        (['{"id": 1, "prompt": "a"}', '{"id": 1, "prompt": "b"}'], r"row 2: the id '1' occurs twice"),
+        ([""], r"contains no rows"),
     ],
 )
 def test_a_mistake_in_the_rows_says_where(folder, lines, message):
@@ -783,5 +783,5 @@ def test_the_ray_example_drives_a_strategy_stage_by_stage():
 
 def test_failures_of_requests_are_failures():
     assert Failure("x") != Failure("x", stops=True)
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="exactly one of messages and prompt"):
         Ask(role="r", prompt="a", messages=[{}])

@@ -151,7 +151,9 @@ def test_revisions_are_found_as_reviewers_write_them(reply, text):
 def test_a_reply_without_revision_gives_no_pair(reply):
     assert parse_revision(reply) is None
     made, _ = run(clair(ROW), by_role(target="Green.", reviser=Answer(text=reply, finish_reason="length")))
-    assert made == [Rejected("the reviser's reply has nothing under {corrected_student_solution} (it ended by length)")]
+    assert made == [
+        Rejected("the reviser's reply has nothing under {corrected_student_solution} (finish_reason length)")
+    ]
 
 
 def test_the_rationale_is_kept():
@@ -287,7 +289,7 @@ def test_off_policy_answers_and_scores_of_the_row():
         ({"texts": ["one", None]}, {"responses": "texts"}, "not a list of at least two"),
         ({"texts": ["a", "b"], "s": [1]}, {"responses": "texts", "scores": "s"}, "column s of row r1"),
         ({"texts": ["a", "b"], "s": [1, 2, 3]}, {"responses": "texts", "scores": "s"}, "2 answers have 3 scores"),
-        ({}, {"scores": "s"}, "name the column of the responses too"),
+        ({}, {"scores": "s"}, "set the column of the responses too"),
     ],
 )
 def test_off_policy_columns_are_checked(given, settings, message):
@@ -341,10 +343,10 @@ def test_a_role_can_score():
     [
         (lambda row, answers: [1.0], "one finite number for each of the 2 answers"),
         (lambda row, answers: [1.0, float("nan")], "one finite number"),
-        (lambda row, answers: ["good", "bad"], "a scorer gives numbers"),
+        (lambda row, answers: ["good", "bad"], "a scorer must return numbers"),
         ("no_such_module:score", "no_such_module"),
         ("math:no_such_function", "no_such_function"),
-        (3, "a scorer is a function"),
+        (3, "a scorer must be a function"),
     ],
 )
 def test_scorers_are_checked(scorer, message):
@@ -506,7 +508,7 @@ def test_elicitive_answers_are_under_their_heading():
     )
     assert made[0].columns["rationale"] == "hm elicitive_good"
     made, _ = run(popalign.elicitive(ROW), lambda ask: "{answer}: x" if "good" in ask.tag else "no heading")
-    assert made == [Rejected("the bad reply has nothing under {answer} (it ended by stop)")]
+    assert made == [Rejected("the bad reply has nothing under {answer} (finish_reason stop)")]
 
 
 def test_contrasts_by_model_and_by_pipeline():
@@ -623,14 +625,14 @@ def test_mvc_on_drawn_scenes():
 
 
 def test_mvc_refuses():
-    with pytest.raises(ValueError, match="two images, and row v has 1"):
+    with pytest.raises(ValueError, match="two images, but row v has 1"):
         run(mvc({**IMAGES_ROW, "images": ("one.png",)}), by_role())
     with pytest.raises(ValueError, match="needs a caption in each of its columns caption and contrast_caption"):
         run(mvc({**IMAGES_ROW, "contrast_caption": ""}), by_role())
     made, _ = run(mvc(IMAGES_ROW), by_role(rewriter="nothing"))
-    assert made == [Rejected("the first stage has no {question} or no {answer} (it ended by stop)")]
+    assert made == [Rejected("the first stage has no {question} or no {answer} (finish_reason stop)")]
     made, _ = run(mvc(IMAGES_ROW), lambda ask: _rewriter(ask) if ask.tag == "mvc_describe" else "nothing")
-    assert made == [Rejected("the second stage has no {answer} (it ended by stop)")]
+    assert made == [Rejected("the second stage has no {answer} (finish_reason stop)")]
 
 
 def test_image_similarity_is_the_cosine_of_pooled_embeddings(tmp_path):
@@ -702,7 +704,7 @@ def test_a_user_replaces_a_template(tmp_path):
 def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path):
     path = tmp_path / "t.txt"
     path.write_bytes(b"\xef\xbb\xbf{{ task }}\xff")
-    with pytest.raises(ValueError, match=r"t.txt:1: not a text in UTF-8"):
+    with pytest.raises(ValueError, match=r"t.txt:1: not UTF-8 text"):
         templates.load(str(path), "task")
     path.write_bytes(b"\xef\xbb\xbf{{ task }}\r\nNow.\r\n")
     assert templates.load(str(path), "task").render(task="Go.") == "Go.\nNow."
