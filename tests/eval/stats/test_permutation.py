@@ -155,7 +155,7 @@ def test_many_swaps_are_drawn():
 # ---------------------------------------------------------------------------------------------------------- what is found
 
 
-def _power_by_hand(items, discordance, difference):
+def _power_by_hand(items, discordance, difference, level=0.05):
     """The double sum of the formula, slowly."""
     share = max(discordance, difference)
     total = 0.0
@@ -168,7 +168,7 @@ def _power_by_hand(items, discordance, difference):
                 if apart
                 else 1
             )
-            if p <= 0.05:
+            if p <= level:
                 total += chance * math.comb(apart, won) * better**won * (1 - better) ** (apart - won)
     return total
 
@@ -239,6 +239,32 @@ def test_nothing_is_not_compared():
         sign_flip([])
     with pytest.raises(ValueError, match="one cluster per item"):
         sign_flip([1, 2], clusters=[1])
+
+
+def test_what_is_exact_and_what_is_drawn():
+    """Up to 14 units of any differences, and any number on a lattice of at most 60 steps."""
+    any_values = np.random.default_rng(0).normal(size=15)
+    assert [sign_flip(any_values[:size]).exact for size in (14, 15)] == [True, False]
+    assert [sign_flip(np.arange(1, 41) / step).exact for step in (1, 59, 60, 61)] == [True, True, True, False]
+    table = stats.score_table(any_values)
+    assert [swap(table[:size], 0 * table[:size], stats.mean).units for size in (14, 15)] == [14, 15]
+    swapped = swap(table[:14] * [1, 1], table[:14] * [0, 1], stats.mean)  # a difference of scores, so signs that flip
+    assert swapped == pytest.approx(sign_flip(-any_values[:14]))
+
+
+def test_draws_depend_on_the_seed():
+    values = np.random.default_rng(1).normal(0.1, size=40)
+    assert len({sign_flip(values, resamples=2000, seed=seed).p for seed in range(3)}) > 1
+    tables = stats.score_table(values), stats.score_table(0 * values)
+    assert len({swap(*tables, stats.mean, resamples=2000, seed=seed).p for seed in range(3)}) > 1
+
+
+@pytest.mark.parametrize(("level", "power"), [(0.01, 0.8), (0.05, 0.9), (0.2, 0.5)])
+def test_level_and_power_are_those_asked_for(level, power):
+    found = detectable(25, 0.3, level=level, power=power)
+    assert _power_by_hand(25, 0.3, found, level) == pytest.approx(power, abs=0.005)
+    scaled = detectable_by_error(math.sqrt(12) / 40, units=40, apart=12, level=level, power=power)
+    assert scaled == pytest.approx(detectable(40, 0.3, level=level, power=power))
 
 
 def test_sums_that_are_too_long_are_drawn():

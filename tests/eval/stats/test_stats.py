@@ -93,6 +93,13 @@ def test_the_clustered_proportion_equals_its_formula():
     assert found == (pytest.approx(p), pytest.approx(centre - half), pytest.approx(centre + half), n)
 
 
+def test_one_cluster_is_one_document():
+    """Wilson's interval for half a hit of one."""
+    z = 1.959963984540054
+    half = z * math.sqrt(0.25 + z * z / 4) / (1 + z * z)
+    assert proportion([True, False] * 5, clusters=["one"] * 10) == pytest.approx((0.5, 0.5 - half, 0.5 + half, 10))
+
+
 def test_seeds_of_one_document_are_not_more_documents():
     hits = [True, False, True, True, False] * 8
     once, thrice = proportion(hits), proportion(hits * 3, clusters=[*range(40)] * 3)
@@ -172,6 +179,9 @@ def test_the_bootstrap_of_one_system_is_its_half_of_the_pair():
     never = stats.yes_no_table(labels, [None] * 60)  # an F1 of 0
     drawn = stats.Bootstrap({"table": table, "never": never}, clusters=groups, resamples=300)
     assert drawn.interval("table", stats.f1) == pytest.approx(drawn.difference("never", "table", stats.f1)[:3])
+    narrow = drawn.interval("table", stats.f1, confidence=0.5)
+    assert narrow == pytest.approx(drawn.difference("never", "table", stats.f1, confidence=0.5)[:3])
+    assert narrow != drawn.interval("table", stats.f1)
 
 
 def test_equal_systems_do_not_differ():
