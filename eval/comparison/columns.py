@@ -55,8 +55,10 @@ def gather(
         progress: Receives the title of each run, returns the line under which its progress is shown.
 
     Raises:
-        ValueError: Kept or logged answers are answers to other questions.
+        ValueError: Kept or logged answers are answers to other questions, or the words of yes and no are the same tokens for the
+            model.
     """
+    _check_words(lm, task)
     requests, column = task.requests(lm), Column(name)
     if task.has_images:
         column.images = [request.args[2]["visual"] for request in requests]
@@ -67,6 +69,18 @@ def gather(
     for label, folder in (logged or {}).items():
         column.runs[label] = [logged_samples(folder, task, task.identities(requests))]
     return column
+
+
+def _check_words(lm: Any, task: Task) -> None:
+    """Raise an error if the tokenizer does not distinguish the words of yes and no, whose margins would all be zero."""
+    if task.yes_no is None:
+        return
+    yes, no = task.yes_no
+    if list(lm.tok_encode(yes, add_special_tokens=False)) == list(lm.tok_encode(no, add_special_tokens=False)):
+        raise ValueError(
+            f"the answers {yes!r} and {no!r} of {task.name} are the same tokens for this model, whose tokenizer may not know "
+            'them: name the words with which it answers in the task\'s metadata, such as {"yes_no": ["yes", "no"]}'
+        )
 
 
 def _add_row(

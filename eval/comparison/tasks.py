@@ -194,7 +194,7 @@ def load_tasks(
     if data_dir:
         folder = output / "tasks"
         folder.mkdir(parents=True, exist_ok=True)
-        names, data_options = local_tasks(names, data_dir, folder)
+        names, data_options = local_tasks(names, data_dir, folder, metadata)
         metadata |= data_options
     places = [str(TASKS), *include_path]
     manager = TaskManager(include_path=places, include_defaults=False, metadata=metadata)

@@ -5,6 +5,7 @@ import json
 import math
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from contralto.decoding import methods
 from contralto.eval import stats
 from contralto.eval.comparison import compare, runs
 from contralto.eval.comparison.answers import modified_answers
-from contralto.eval.comparison.columns import Column
+from contralto.eval.comparison.columns import Column, gather
 from contralto.eval.comparison.controls import generation_rows, ranking_rows
 from contralto.eval.comparison.decoders import parse_decoder
 from contralto.eval.comparison.planning import Subject
@@ -542,6 +543,29 @@ def test_a_metric_that_is_not_there_is_refused():
     docs, rows = comparisons.documents(8), comparisons.rows(sampled=False)
     with pytest.raises(ValueError, match="invented has no metric 'bleu': its samples have acc, f1"):
         summarise(comparisons.task(metric="bleu"), rows, [comparisons.column("one", rows, docs)])
+
+
+def test_words_that_a_tokenizer_does_not_distinguish_are_refused():
+    """A word-level tokenizer that does not know "Yes" and "No" reads both as the unknown token: every margin would be zero."""
+    lm = SimpleNamespace(tok_encode=lambda word, **_: [{"yes": 5, "no": 6}.get(word, 1)])
+    task = SimpleNamespace(name="pope", yes_no=["Yes", "No"], has_images=False, requests=lambda lm: [])
+    with pytest.raises(ValueError, match="'Yes' and 'No' of pope are the same tokens"):
+        gather(lm, "one", task, [], None)
+    task.yes_no = ["yes", "no"]
+    assert gather(lm, "one", task, [], None).runs == {}
+
+
+def test_images_of_pope_may_lie_outside_the_data_folder(tmp_path):
+    """The option `coco_images` reaches the checks of the data folder, as in `contralto eval`."""
+    (tmp_path / "pope").mkdir()
+    row = {"question_id": 1, "image": "1.png", "text": "Is there a dog in the image?", "label": "yes"}
+    (tmp_path / "pope" / "coco_pope_random.json").write_text(json.dumps(row))
+    images = tmp_path / "elsewhere"
+    images.mkdir()
+    Image.new("RGB", (8, 8)).save(images / "1.png")
+    conditions = Conditions(metadata={"coco_images": str(images)})
+    (task,) = load_tasks(["pope_coco_random"], conditions, [], tmp_path, tmp_path / "out")
+    assert task.task.test_docs()[0]["image"] == "1.png"
 
 
 # ------------------------------------------------------------------------------------------------------------ real runs
