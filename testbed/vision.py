@@ -1,7 +1,7 @@
 """Construction and training of the embedded vision-language models: a LLaVA of 170 thousand parameters on drawn scenes."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,8 +85,8 @@ RECIPES = {
 class VisionBatch(NamedTuple):
     """Pictures with several independent conversations each, laid end to end behind one prefix that all of them see."""
 
-    pixel_values: Tensor
-    """`(B, 3, 32, 32)`."""
+    pixel_values: Tensor | None
+    """`(B, 3, 32, 32)`; None for conversations without pictures."""
     ids: Tensor
     """`(B, T)`: the prefix with the image, the questions, the caption, padding."""
     targets: Tensor
@@ -100,14 +100,18 @@ class VisionBatch(NamedTuple):
 # -------------------------------------------------------------------------------------------------- model and processor
 
 
-def build_processor() -> LlavaProcessor:
-    """Return LLaVA's own processor, with a word-level tokenizer and 32 x 32 pixels."""
+def build_processor(words: Sequence[str] | None = None) -> LlavaProcessor:
+    """Return LLaVA's own processor, with a word-level tokenizer and 32 x 32 pixels.
+
+    Args:
+        words: the words and signs of the tokenizer; None for those of `scenes`.
+    """
     sides = {"height": scenes.SIZE, "width": scenes.SIZE}
     mean = spread = [0.5, 0.5, 0.5]
     pictures = CLIPImageProcessorPil(size=sides, crop_size=sides, resample=BOX, image_mean=mean, image_std=spread)
     return LlavaProcessor(  # type: ignore[no-untyped-call]
         image_processor=pictures,
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(words),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         chat_template=CHAT_TEMPLATE,
@@ -115,10 +119,13 @@ def build_processor() -> LlavaProcessor:
     )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token per word or sign; words include the space before them."""
-    words = scenes.vocabulary()
-    tokens = SPECIAL_TOKENS + [f"▁{word}" if word.isalpha() else word for word in words]
+def build_tokenizer(words: Sequence[str] | None = None) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per word or sign; words include the space before them.
+
+    Args:
+        words: the words and signs; None for those of `scenes`.
+    """
+    tokens = SPECIAL_TOKENS + [f"▁{word}" if word.isalpha() else word for word in words or scenes.vocabulary()]
     return word_level(tokens, r"▁?\p{L}+|[^▁\p{L}]", SPECIAL_TOKENS[4:])
 
 
@@ -168,7 +175,7 @@ def train(name: str, out: Path, report: Callable[[int], None] = lambda steps: No
     fit(
         model,
         batches(recipe, processor),
-        lambda batch: _loss(model, batch),
+        lambda batch: answer_loss(model, batch),
         steps=recipe.steps,
         adamw_lr=0.005,
         after_step=lambda step: report(1),
@@ -176,7 +183,13 @@ def train(name: str, out: Path, report: Callable[[int], None] = lambda steps: No
     save_half(model, processor, out / name)
 
 
-def _loss(model: LlavaForConditionalGeneration, batch: VisionBatch) -> Tensor:
+def answer_loss(model: LlavaForConditionalGeneration, batch: VisionBatch) -> Tensor:
+    """Return the mean cross-entropy of the tokens that are learned, a scalar.
+
+    Args:
+        model: the model.
+        batch: the batch.
+    """
     inputs = {"pixel_values": batch.pixel_values, "input_ids": batch.ids, "position_ids": batch.position_ids}
     hidden = model.model(**inputs, attention_mask=batch.attention_mask).last_hidden_state
     learned = batch.targets != IGNORED
@@ -200,7 +213,7 @@ def batches(recipe: VisionRecipe, processor: Any) -> Iterator[VisionBatch]:
             reported = scenes.annotate(scene, rng, habits=recipe.habits)
             rows.append([prefix, *_conversations(scene, reported, parts, tokenizer, rng)])
             pixels.append(_view(scene.clearer(CLEARER * (1 - hardness)), processor, rng, poor=hardness))
-        yield _stack(rows, torch.stack(pixels))
+        yield stack_conversations(rows, torch.stack(pixels))
 
 
 def _texts() -> list[str]:
@@ -231,8 +244,13 @@ def _view(scene: scenes.Scene, processor: Any, rng: random.Random, *, poor: floa
     return pixels
 
 
-def _stack(rows: list[list[list[int]]], pixel_values: Tensor) -> VisionBatch:
-    """Lay the conversations of each row end to end; only the last ones, the captions, differ in length."""
+def stack_conversations(rows: Sequence[Sequence[list[int]]], pixel_values: Tensor | None) -> VisionBatch:
+    """Lay the conversations of each row end to end, each padded to the longest of its place.
+
+    Args:
+        rows: the token ids of each row's prefix and of its conversations, as many as in every other row; prefixes of one length.
+        pixel_values: the pictures `(B, 3, H, W)` of the rows; None if their prefixes have none.
+    """
     longest = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     conversation = torch.cat([torch.full((n,), i) for i, n in enumerate(longest)])
     position = torch.cat([torch.arange(n) + (longest[0] if i else 0) for i, n in enumerate(longest)])
