@@ -5,9 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from contralto.eval import stats
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LINES = sorted(
@@ -22,9 +26,10 @@ LINES = sorted(
 def real(monkeypatch):
     """Import the framework as the script does."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from real import line, report, units
+    from real import easy_vqa_data, line, report, tables, units
 
-    return type("Real", (), {"line": line, "report": report, "units": units})
+    parts = {"line": line, "report": report, "units": units, "tables": tables, "easy_vqa": easy_vqa_data}
+    return type("Real", (), parts)
 
 
 def make_line(real, name="counts", revision=1):
@@ -110,6 +115,32 @@ def test_another_run_is_compared_with_the_intervals_of_the_card(real, tmp_path, 
     assert capsys.readouterr().out.count("card 1 [0, 2]") == 2
 
 
+def test_answers_of_several_models_are_compared_picture_by_picture(real):
+    """One model and one question per picture give McNemar's test; two models that agree are no further evidence."""
+    control, hits = np.zeros((1, 12), dtype=bool), np.zeros((1, 12), dtype=bool)
+    control[0, 0], hits[0, 1:8] = True, True
+    found = real.tables.against_clustered(control, hits, range(12))
+    assert (found.won, found.lost, found.value) == (7, 1, 0.5)
+    assert found.p == pytest.approx(stats.mcnemar_exact(control[0], hits[0]).p)
+    assert found.detectable == pytest.approx(stats.detectable(12, 8 / 12), abs=1e-3)
+    twice = real.tables.against_clustered(control.repeat(2, 0), hits.repeat(2, 0), range(12))
+    assert (twice.won, twice.value, twice.p, twice.detectable) == (14, 0.5, found.p, found.detectable)
+    together = real.tables.against_clustered(control, hits, [0] * 6 + [1] * 6)  # 5 - 1 and 2: p of two units
+    assert together.p == pytest.approx(0.5)
+
+
+def test_drawn_questions_are_balanced_within_both_wordings(real):
+    asked = [real.easy_vqa.Asked(f"is there {'not ' * negated}a red shape?", answer, number)
+             for number in range(30) for negated in (0, 1) for answer in ("yes", "no")
+             if not (negated == 0 and answer == "yes" and number > 6)]  # fmt: skip
+    asked.append(real.easy_vqa.Asked("what color is the shape?", "red", 1))
+    drawn = real.easy_vqa.balanced(asked * 2, 20, seed=0)
+    assert len(drawn) == len(set(drawn)) == 4 * 7
+    assert Counter((q.is_negated, q.answer) for q in drawn) == dict.fromkeys(
+        [(False, "yes"), (False, "no"), (True, "yes"), (True, "no")], 7
+    )
+
+
 @pytest.mark.slow
 def test_every_line_is_found(real):
     found = real.line.lines()
@@ -147,7 +178,26 @@ def data(tmp_path_factory):
     articles = [f" = Tale {i} = \n \n {story} {story} {story} \n" for i, story in enumerate(stories)]
     for part in ("test", "valid"):
         (folder / "wikitext" / f"wikitext2_{part}.txt").write_text("\n".join(articles), encoding="utf-8")
+    _draw_easy_vqa(folder / "easy_vqa")
     return folder
+
+
+def _draw_easy_vqa(folder):
+    """Draw pictures of one rectangle and write questions about them, in easy-VQA's format."""
+    from PIL import Image
+
+    for half in ("train", "test"):
+        (folder / half / "images").mkdir(parents=True)
+        asked = []
+        for number in range(4):
+            picture = Image.new("RGB", (64, 64), (240, 240, 250))
+            picture.paste((255, 0, 0) if number % 2 else (0, 0, 255), (10 + number, 20, 30, 40))
+            picture.save(folder / half / "images" / f"{number}.png")
+            for colour, is_there in (("red", number % 2 == 1), ("blue", number % 2 == 0)):
+                asked.append([f"is there a {colour} shape?", "yes" if is_there else "no", number])
+                asked.append([f"is there not a {colour} shape?", "no" if is_there else "yes", number])
+            asked.append(["what shape is in the image?", "rectangle", number])
+        (folder / half / "questions.json").write_text(json.dumps(asked), encoding="utf-8")
 
 
 MODELS = {"model": "expert", "amateur": "amateur", "pruned": "early", "judge": "expert-1", "embedder": "expert-1"}
