@@ -159,6 +159,9 @@ def _next(done: "Queue[tuple[str, bool]]", running: list[Future[None]]) -> tuple
 
 def _check_unchanged(tasks: list[Task], timeout: float) -> None:
     """Stop unless the tests pass without any change: else every mutant would count as noticed."""
+    path, every = tasks[0].path, sorted({test for task in tasks for test in task.tests})
+    if not runner.run(path, path.read_text(encoding="utf-8"), every, timeout=timeout * len(every)).killed:
+        return
     for tests, path in sorted({task.tests: task.path for task in tasks}.items()):
         outcome = runner.run(path, path.read_text(encoding="utf-8"), tests, timeout=timeout)
         if outcome.killed:
