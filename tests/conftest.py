@@ -70,6 +70,12 @@ def _values(item):
 
 
 @pytest.fixture
+def one_metered(monkeypatch):
+    """Count the costs of a comparison on one document; most of its time goes there."""
+    monkeypatch.setattr("contralto.eval.comparison.runs.METERED", 1)
+
+
+@pytest.fixture
 def registered():
     """Register decoding methods for one test."""
     from contralto.decoding.methods import METHODS, register

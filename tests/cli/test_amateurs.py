@@ -56,9 +56,10 @@ def test_explain_and_data_take_the_model_itself(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_metered")
 def test_eval_and_compare_take_the_model_itself(tmp_path):
     argv = ["compare", "--tasks", "testbed_arithmetic", "--model", "testbed:expert-0", "--amateur", "self:layers=1"]
-    argv += ["--methods", "cd", "--limit", "20", "--seeds", "1", "--output", str(tmp_path / "compare")]
+    argv += ["--methods", "cd", "--limit", "6", "--seeds", "1", "--output", str(tmp_path / "compare")]
     assert cli.main(argv) == 0
     rows = json.loads((tmp_path / "compare" / "compare.json").read_text())
     assert "amateur alone" in json.dumps(rows)

@@ -8,7 +8,6 @@ import pytest
 from contralto import cli, testbed
 from contralto.cli.demo import alignment, comparison, examples, show
 from contralto.decoding import methods
-from contralto.eval.comparison import runs
 from contralto.testbed import worlds
 from contralto.testbed.measure import decode, is_right
 
@@ -37,6 +36,7 @@ def test_the_examples_are_the_first_problems_with_two_texts():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_metered")
 def test_demo(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 1)  # tests share the machine, and threads that wait spin
     pairs = [comparison.PAIRS[0], comparison.PAIRS[3]]
@@ -44,7 +44,6 @@ def test_demo(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(show, "PAIRS", pairs)
     monkeypatch.setattr(alignment, "PAIRS", 32)
     monkeypatch.setattr(alignment, "STEPS", 4)
-    monkeypatch.setattr(runs, "METERED", 1)
     page = tmp_path / "demo.html"
     assert cli.main(["demo", "--problems", "30", "--html", str(page)]) == 0
     out = capsys.readouterr().out

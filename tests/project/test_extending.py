@@ -131,6 +131,7 @@ def test_a_decoding_method(installed, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_metered")
 def test_a_decoding_method_is_compared_with_its_controls(installed, tmp_path):
     _, compare = installed("decoding-method")
     assert cli.main(compare) == 0

@@ -17,7 +17,7 @@ from PIL import Image
 from contralto.cli import compare as command
 from contralto.decoding import methods
 from contralto.eval import stats
-from contralto.eval.comparison import compare, runs
+from contralto.eval.comparison import compare
 from contralto.eval.comparison.answers import modified_answers
 from contralto.eval.comparison.columns import Column, gather
 from contralto.eval.comparison.controls import generation_rows, ranking_rows
@@ -594,12 +594,6 @@ def _figures(comparison):
     return told
 
 
-@pytest.fixture
-def one_metered(monkeypatch):
-    """Costs are counted on one document."""
-    monkeypatch.setattr(runs, "METERED", 1)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_metered")
 def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -674,7 +668,6 @@ def test_runs_that_lm_eval_logged_are_taken(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_metered")
 def test_images_and_texts_in_one_comparison(tmp_path):
     seeing = Subject("testbed:vision-0", AMATEUR)  # which only the texts need
     conditions = Conditions(limit=12, seeds=(0,), metadata={"n": 4})

@@ -50,6 +50,7 @@ HELPER = {"helper": "testbed:amateur"}
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_metered")
 def test_a_new_method_is_compared_with_all_its_controls(registered, tmp_path):
     registered(TOY)
     result = compare(
