@@ -4,7 +4,6 @@
 completions. Here each row has a seed, and its noise is a function of the seed, the step and the token, the same on every device.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers import (
 )
 
 from contralto.common.hashing import seed_from
+from contralto.common.ranges import check_positive
 
 __all__ = ["SeededSampling", "gumbel_noise", "row_seed"]
 
@@ -130,10 +130,7 @@ class SeededSampling(LogitsProcessor):
         top_p: float = 1.0,
         min_p: float = 0.0,
     ) -> None:
-        if not (temperature > 0 and math.isfinite(temperature)):
-            raise ValueError(
-                f"temperature must be a finite number above 0, not {temperature}: leave SeededSampling out for greedy search"
-            )
+        check_positive("temperature", temperature, "leave SeededSampling out for greedy search")
         self._seeds = torch.tensor([wrapped_seed(seed) for seed in seeds])
         warpers: Any = LogitsProcessorList()
         if temperature != 1.0:

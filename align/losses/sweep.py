@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from contralto.align.losses.formulas import Distributions, TokenTerm, statistic
 from contralto.common.head import Head
+from contralto.common.ranges import check_positive
 
 __all__ = ["Head", "LogitsSource", "SweepPlan"]
 
@@ -40,8 +41,7 @@ class LogitsSource:
     """
 
     def __init__(self, head: Head | None, temperature: float, hidden: Tensor | None = None) -> None:
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be a finite number above 0, not {temperature}")
+        check_positive("temperature", temperature)
         self.head, self.temperature, self.hidden = head, temperature, hidden
 
     def with_tensors(self, hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> "LogitsSource":

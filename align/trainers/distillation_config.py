@@ -16,7 +16,6 @@ D_t and D_s are the divergences on the completions of the teacher and of the stu
 
 import dataclasses
 import inspect
-import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
@@ -24,6 +23,7 @@ from trl import DPOConfig  # type: ignore[attr-defined]
 
 from contralto.align.losses.curriculum import PAPER, RELEASED, RELEASED_GRADUAL, Curriculum
 from contralto.align.trainers.config import StagedConfig, option
+from contralto.common.ranges import check_positive
 
 __all__ = ["DISTILLATION_LOSSES", "DistillationConfig", "DivergencePair"]
 
@@ -260,8 +260,7 @@ class DistillationConfig(StagedConfig):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {value}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be a finite number above 0, not {self.temperature}")
+        check_positive("temperature", self.temperature)
         if self.srkl not in (None, "full", "detached"):
             raise ValueError(f"srkl must be full or detached, not {self.srkl!r}")
         if self.max_length is not None and self.max_length < 2:

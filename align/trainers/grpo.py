@@ -20,6 +20,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.utils import get_callable_name
 
+from contralto.common.ranges import check_positive
+
 __all__ = ["ConstrainedRewards", "ContrastiveReward", "check_scale", "dual_step"]
 
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -244,8 +246,7 @@ class ContrastiveReward:
                 " (a plain difference cancels where advantages are centred per prompt)" if shape == "linear" else ""
             )
             raise ValueError(f"shape must be one of {', '.join(SHAPES)}, not {shape!r}{linear}")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be a finite number above 0, not {temperature}")
+        check_positive("temperature", temperature)
         if not callable(reward):
             raise ValueError(f"reward must be a function, not a {type(reward).__name__}")
         if args is None:

@@ -16,6 +16,7 @@ from contralto.decoding.methods.build import cost, generate_kwargs, likelihood_p
 from contralto.decoding.methods.config import (
     DecodingConfig,
     SamplingConfig,
+    check_sampling,
     model_options,
     option_names,
     parameter_names,
@@ -35,6 +36,7 @@ __all__ = [
     "Support",
     "Unsupported",
     "View",
+    "check_sampling",
     "cost",
     "generate_kwargs",
     "likelihood_processor",

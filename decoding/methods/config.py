@@ -11,7 +11,7 @@ from contralto.decoding.methods.reference import load
 from contralto.decoding.methods.registry import METHODS
 from contralto.decoding.methods.variants import is_variant, variant_options
 
-__all__ = ["DecodingConfig", "SamplingConfig", "model_options", "option_names", "parameter_names"]
+__all__ = ["DecodingConfig", "SamplingConfig", "check_sampling", "model_options", "option_names", "parameter_names"]
 
 TYPES = {float: "a number", int: "a whole number", bool: "true or false"}
 
@@ -75,6 +75,42 @@ class SamplingConfig:
             raise OptionError("{name} must lie in [0, 1], not {value}", name=Option("min_p"), value=self.min_p)
         if self.top_k < 0:
             raise OptionError("{name} must be at least 0, not {value}", name=Option("top_k"), value=self.top_k)
+
+
+def check_sampling(
+    temperature: float, *, top_k: int, top_p: float, min_p: float, greedy: str, prefix: str = ""
+) -> None:
+    """Check sampling parameters of which temperature 0 selects greedy decoding.
+
+    Args:
+        temperature: 0, or a temperature of `SamplingConfig`.
+        top_k: see `SamplingConfig`.
+        top_p: see `SamplingConfig`.
+        min_p: see `SamplingConfig`.
+        greedy: the meaning of temperature 0, for the error.
+        prefix: the prefix of the parameters' names, for the errors.
+
+    Raises:
+        ValueError: a value is outside its range, or truncation is set without a temperature.
+
+    Examples:
+        >>> check_sampling(0.0, top_k=0, top_p=0.9, min_p=0.0, greedy="greedy decoding")
+        Traceback (most recent call last):
+            ...
+        ValueError: top_k, top_p and min_p apply only to sampling: set temperature above 0 too
+    """
+    if not 0 <= temperature < math.inf:
+        raise ValueError(
+            f"{prefix}temperature must be a finite number of at least 0 (0 for {greedy}), not {temperature}"
+        )
+    try:
+        sampling = SamplingConfig(top_k=top_k, top_p=top_p, min_p=min_p)
+    except OptionError as error:
+        if not prefix:
+            raise
+        raise ValueError(f"{prefix}{error}") from None
+    if not temperature and sampling != SamplingConfig():
+        raise ValueError(f"{prefix}top_k, top_p and min_p apply only to sampling: set {prefix}temperature above 0 too")
 
 
 @dataclass(frozen=True, kw_only=True)

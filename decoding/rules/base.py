@@ -9,7 +9,6 @@ from torch.nn.functional import threshold
 
 __all__ = [
     "check_strength",
-    "check_temperature",
     "check_threshold",
     "combine",
     "plausibility_margin",
@@ -150,13 +149,3 @@ def check_strength(name: str, value: float) -> None:
     """
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number of at least 0 (the contrast strength), not {value}")
-
-
-def check_temperature(temperature: float) -> None:
-    """Raise ValueError unless a temperature is a finite positive number.
-
-    Args:
-        temperature: of the amateur.
-    """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"amateur_temperature must be a finite number above 0, not {temperature}")

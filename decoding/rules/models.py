@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from contralto.decoding.rules.base import check_strength, check_temperature, combine
+from contralto.common.ranges import check_positive
+from contralto.decoding.rules.base import check_strength, combine
 
 __all__ = ["contrastive_decoding", "contrastive_decoding_li", "proxy_tuning"]
 
@@ -70,7 +71,7 @@ def contrastive_decoding_li(
         >>> contrastive_decoding_li(expert, amateur, alpha=0.25).exp()  # 0.6 / 0.75, 0.3 / 0.15, implausible
         tensor([[0.8000, 2.0000, 0.0000]])
     """
-    check_temperature(amateur_temperature)
+    check_positive("amateur_temperature", amateur_temperature)
     branches = (expert, amateur / amateur_temperature)
     return combine(branches, (1, -1), alpha=alpha, min_tokens_to_keep=min_tokens_to_keep)
 

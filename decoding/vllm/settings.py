@@ -13,14 +13,14 @@ values except `contrast_branch`:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from contralto.decoding.methods import METHODS, Form
+from contralto.decoding.methods import METHODS, Form, check_sampling
 from contralto.decoding.vllm.sampling import RequestSampling
 
 __all__ = [
@@ -215,16 +215,7 @@ def _sampling(values: Mapping[str, Any]) -> RequestSampling:
         top_p=_typed("top_p", values.get("top_p", 1.0), float),
         min_p=_typed("min_p", values.get("min_p", 0.0), float),
     )
-    if not 0 <= sampling.temperature < float("inf"):
-        raise ValueError(f"{PREFIX}temperature must be at least 0 (0 for greedy decoding), not {sampling.temperature}")
-    if sampling.top_k < 0:
-        raise ValueError(f"{PREFIX}top_k must be at least 0 (0: all tokens), not {sampling.top_k}")
-    if not 0 < sampling.top_p <= 1:
-        raise ValueError(f"{PREFIX}top_p must lie in (0, 1], not {sampling.top_p}")
-    if not 0 <= sampling.min_p <= 1:
-        raise ValueError(f"{PREFIX}min_p must lie in [0, 1], not {sampling.min_p}")
-    if not sampling.temperature and sampling != RequestSampling():
-        raise ValueError(f"{PREFIX}top_k, top_p and min_p apply only to sampling: set {PREFIX}temperature above 0 too")
+    check_sampling(**asdict(sampling), greedy="greedy decoding", prefix=PREFIX)
     return sampling
 
 

@@ -14,13 +14,13 @@ __all__ = ["METRICS", "CaptionCounts", "ChairRates", "chair_i", "count", "docume
 class CaptionCounts(NamedTuple):
     """The objects that one caption names."""
 
-    said: int
+    named: int
     """Objects named, with repetitions."""
     wrong: int
-    """Those of `said` that are not in the image."""
-    found: int
+    """Those of `named` that are not in the image."""
+    recalled: int
     """Distinct objects of the image that are named."""
-    there: int
+    present: int
     """Distinct objects of the image."""
 
 
@@ -45,7 +45,7 @@ def count(caption: str, objects: Collection[str], vocabulary: ObjectVocabulary) 
 
     Examples:
         >>> count("A cat, a cat and a dog.", {"dog", "bed"}, ObjectVocabulary.of([["cat"], ["dog"], ["bed"]]))
-        CaptionCounts(said=3, wrong=2, found=1, there=2)
+        CaptionCounts(named=3, wrong=2, recalled=1, present=2)
     """
     named, present = mentions(caption, vocabulary), set(objects)
     wrong = sum(name not in present for name in named)
@@ -55,7 +55,7 @@ def count(caption: str, objects: Collection[str], vocabulary: ObjectVocabulary) 
 def rates(counts: Sequence[CaptionCounts]) -> ChairRates:
     """Return CHAIR over captions (Rohrbach et al. 2018, arXiv 1809.02156), and the recall that a low CHAIR may cost.
 
-        CHAIR_i = sum wrong / sum said    CHAIR_s = captions with wrong > 0 / captions    recall = sum found / sum there
+        CHAIR_i = sum wrong / sum named    CHAIR_s = captions with wrong > 0 / captions    recall = sum recalled / sum present
 
     A quotient 0 / 0 is 0.
 
@@ -69,7 +69,7 @@ def rates(counts: Sequence[CaptionCounts]) -> ChairRates:
         ValueError: There are no captions.
 
     Examples:
-        >>> rates([CaptionCounts(said=3, wrong=2, found=1, there=2), CaptionCounts(said=1, wrong=0, found=1, there=2)])
+        >>> rates([CaptionCounts(named=3, wrong=2, recalled=1, present=2), CaptionCounts(named=1, wrong=0, recalled=1, present=2)])
         ChairRates(chair_i=0.5, chair_s=0.5, recall=0.5)
     """
     if not counts:
@@ -88,7 +88,7 @@ def document_metrics(caption: str, counts: CaptionCounts) -> dict[str, Any]:
         "chair_i": tuple(counts),
         "chair_s": float(counts.wrong > 0),
         "recall": tuple(counts),
-        "objects": float(counts.said),
+        "objects": float(counts.named),
         "length": float(len(caption.split())),
     }
 

@@ -1,12 +1,11 @@
 """The decoder of an evaluated model: a method, its sampling, and the kind of likelihood."""
 
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from contralto.common.hashing import seed_from
-from contralto.decoding.methods import DecodingConfig, SamplingConfig
+from contralto.decoding.methods import DecodingConfig, check_sampling
 
 __all__ = ["SAMPLING", "Decoder", "seed_of"]
 
@@ -68,9 +67,9 @@ class Decoder:
             TypeError: A value has another type.
             ValueError: A value is out of range, or options exclude each other.
         """
-        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         _check_types({**sampling, "seed": seed})
-        _check_sampling(sampling)
+        check_sampling(**sampling, greedy="the decoding of the task")
         if score not in SCORES:
             raise ValueError(f"score must be {' or '.join(SCORES)}, not {score!r}")
         if not isinstance(masked, bool):
@@ -113,18 +112,6 @@ def _check_types(values: dict[str, Any]) -> None:
         is_whole = name in ("top_k", "seed")
         if isinstance(value, bool) or not isinstance(value, int if is_whole else (int, float)):
             raise TypeError(f"{name} must be {'a whole number' if is_whole else 'a number'}, not {value!r}")
-
-
-def _check_sampling(sampling: dict[str, Any]) -> None:
-    """Raise an error for values out of range, and for values that need a temperature."""
-    temperature = sampling["temperature"]
-    if not 0 <= temperature < math.inf:
-        raise ValueError(
-            f"temperature must be a finite number of at least 0 (0: decode as the task says), not {temperature}"
-        )
-    SamplingConfig(**{**sampling, "temperature": temperature or 1.0})
-    if not temperature and sampling != SAMPLING:
-        raise ValueError("top_k, top_p and min_p are of sampling: give a temperature above 0 too")
 
 
 def _model_name(value: Any) -> Any:

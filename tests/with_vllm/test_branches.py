@@ -131,7 +131,11 @@ WRONG = {
         r"contrast_top_p must lie in \(0, 1\]",
     ),
     "a top-k without temperature": ({"contrast_top_k": 3}, {}, "give a contrast_temperature above 0 too"),
-    "a negative temperature": ({"contrast_temperature": -1.0}, {}, "contrast_temperature must be at least 0"),
+    "a negative temperature": (
+        {"contrast_temperature": -1.0},
+        {},
+        "contrast_temperature must be a finite number of at least 0",
+    ),
     "several texts of one request": ({}, {"n": 2, "temperature": 1.0, "seed": 1}, "n must be 1"),
     "vLLM's own sampling": ({}, {"temperature": 0.5}, "temperature must be 0 in a branch of a completion, not 0.5"),
     "a repetition penalty": ({}, {"repetition_penalty": 1.2}, "repetition_penalty must be 1.0"),

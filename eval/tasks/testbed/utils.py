@@ -115,7 +115,7 @@ def openings(*, split: Split, n: int, world_seed: int, **_: Any) -> Any:
     return data.dataset({"test": rows})
 
 
-def told(doc: Row, responses: list[str]) -> dict[str, Any]:
+def story_results(doc: Row, responses: list[str]) -> dict[str, Any]:
     """Return the repetition of a continuation, and the validity of the story that it completes.
 
     Args:

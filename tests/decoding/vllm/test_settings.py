@@ -83,7 +83,7 @@ def test_every_row_draws_as_if_alone():
         ({"contrast_method": "cd", "contrast_form": "x"}, "contrast_form of cd must be obrien or li, not 'x'"),
         ({"contrast_method": "ritual", "contrast_normalize": 2}, "contrast_normalize must be true or false, not 2"),
         ({"contrast_alpha": float("nan")}, "contrast_method cad: alpha must be"),
-        ({"contrast_temperature": float("inf")}, "contrast_temperature must be at least 0"),
+        ({"contrast_temperature": float("inf")}, "contrast_temperature must be a finite number of at least 0"),
         ({"contrast_temperature": 1.0, "contrast_min_p": 2.0}, r"contrast_min_p must lie in \[0, 1\]"),
         ({"contrast_temperature": 1.0, "contrast_top_k": -1}, "contrast_top_k must be at least 0"),
         ({"contrast_colour": 1}, "cad has no contrast_colour; its parameters are contrast_alpha; general"),

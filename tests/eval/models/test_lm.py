@@ -520,7 +520,7 @@ WRONG = {
     "temperature": ({"temperature": -1}, "temperature must be a finite number of at least 0"),
     "temperature as text": ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
     "top_p": ({"temperature": 1, "top_p": 0}, r"top_p must lie in \(0, 1\]"),
-    "top_p of nothing": ({"top_p": 0.9}, "top_k, top_p and min_p are of sampling"),
+    "top_p of nothing": ({"top_p": 0.9}, "top_k, top_p and min_p apply only to sampling"),
     "seed": ({"seed": "today"}, "seed must be a whole number, not 'today'"),
     "score": ({**CD, "score": "best"}, "score must be renormalised or raw, not 'best'"),
     "masked": ({**CD, "masked": "yes"}, "masked must be true or false, not 'yes'"),
