@@ -39,9 +39,10 @@ def test_makefile_links_the_same_parts():
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        (
+        pytest.param(
             "contralto.align.losses.objective, contralto.align.losses.divergences, contralto.align.losses.masks, contralto.decoding.rules",
             {"transformers", "peft", "datasets"},
+            marks=pytest.mark.slow,  # a process that imports torch
         ),
         (
             "contralto.eval.stats, contralto.testbed.worlds, contralto.decoding, contralto.align, contralto.cli",
