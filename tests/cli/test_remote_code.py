@@ -198,10 +198,11 @@ def calls():
 
 
 def test_models_are_loaded_in_one_place(calls):
-    found = [(str(path), call.func.attr) for path, call in calls if call.func.attr in LOADERS]
-    assert (
-        found == [("contralto/common/hub.py", "from_pretrained")] * 2
-    )  # of a model; of an adapter, which brings no code
+    """Of a model, and of an adapter, which brings no code. What reads GGUF files forbids the code of files beside them."""
+    gguf = [call for path, call in calls if path.name == "gguf.py" and call.func.attr in LOADERS]
+    assert [[k.value.value for k in call.keywords if k.arg == "trust_remote_code"] for call in gguf] == [[False]] * 3
+    found = [(str(path), call.func.attr) for path, call in calls if call.func.attr in LOADERS and call not in gguf]
+    assert found == [("contralto/common/hub.py", "from_pretrained")] * 2
 
 
 def test_nothing_is_unpickled(calls):
