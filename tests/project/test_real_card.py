@@ -154,6 +154,28 @@ def test_the_card_in_the_docs_has_a_section_for_every_line(real):
     assert [f"<!-- line: {name} -->" in card for name in real.line.lines()] == [True] * len(LINES)
 
 
+@pytest.mark.slow
+def test_excerpts_are_detokenized_and_show_no_mark_of_rare_words(real, tmp_path):
+    """A mark in the prefix rules a paragraph out, one behind it is left out; articles are counted, headings are not read."""
+    from real.excerpts import excerpts
+
+    from contralto import testbed
+
+    good = "Ben went out to the barn door , and Mia went home . He saw the <unk> red cat in the half @-@ open yard ."
+    bad = "Ben <unk> went out to the barn door , and Mia went home . He saw the red cat in the yard ."
+    path = tmp_path / "wiki.txt"
+    path.write_text(f" = One = \n \n = = Part = = \n \n {bad} \n \n = Two = \n \n {good} \n", encoding="utf-8")
+    tokenizer = testbed.tokenizer()
+    (found,) = excerpts(path, tokenizer, prefix=6, rest=12, count=1)
+    whole = tokenizer("Ben went out to the barn door, and Mia went home. He saw the red cat in the half-open yard.")[
+        "input_ids"
+    ]
+    assert found.article == 1
+    assert [*found.prefix, *found.rest] == whole[:18]
+    with pytest.raises(ValueError, match="has 1 paragraphs of 18 tokens or more, fewer than 2"):
+        excerpts(path, tokenizer, prefix=6, rest=12, count=2)
+
+
 # ---------------------------------------------------------------------------------------------------------- lines at toy size
 
 

@@ -158,7 +158,8 @@ def _totals(tokens: Tensor, choice: Choice) -> list[float]:
 
 def _check(context: Context, rows: Sequence[Choice]) -> None:
     """Compare totals with those of `contralto eval`'s model, which encodes and reads the rows by itself."""
-    role, key = _check_key(context, [row.number for row in rows])
+    role = next((role for role in OPPONENTS if context.has(role)), None)
+    key = _check_key(context, [row.number for row in rows], role)
     if key in context.units("checks"):
         return
     settings: dict[str, tuple[str, str, dict[str, Any]]] = {"plain": ("model", "plain", {})}
@@ -171,10 +172,22 @@ def _check(context: Context, rows: Sequence[Choice]) -> None:
     context.units("checks").add(key, apart)
 
 
-def _check_key(context: Context, numbers: Sequence[int]) -> tuple[str | None, dict[str, Any]]:
-    """Return the role of the amateur with which the totals are compared, if there is one, and the key of the comparison."""
-    role = next((role for role in OPPONENTS if context.has(role)), None)
-    return role, context.key("model", *([role] if role else []), check=list(numbers))
+def _check_key(context: Context, numbers: Sequence[int], role: str | None) -> dict[str, Any]:
+    """Return the key of a comparison with a certain amateur, or with none."""
+    return context.key("model", *([role] if role else []), check=list(numbers))
+
+
+def _check_line(context: Context, numbers: Sequence[int]) -> list[str]:
+    """Return what the first comparison that was made found."""
+    for role in [*(role for role in OPPONENTS if context.has(role)), None]:
+        apart = context.units("checks").get(_check_key(context, numbers, role))
+        if apart is not None:
+            told = ", ".join(f"{name} {value:.1g}" for name, value in apart.items())
+            amateur = f", with the {OPPONENTS[role]}" if role else ""
+            return [
+                f"Largest difference of a total from `contralto eval`'s over {len(numbers)} rows{amateur}: {told} nats."
+            ]
+    return []
 
 
 def _largest_difference(
@@ -248,12 +261,7 @@ def _intro(context: Context, numbers: Sequence[int], alone: Sequence[Totals], ab
         f"{excluded / rows:.0%} of the rows, in the right ending of {right / rows:.0%}. *Uniform amateur* is the control of sharpening:",
         "the same formula without any amateur. Holm's p adjusts the tests of acc_norm over the table.",
     ]
-    apart = context.units("checks").get(_check_key(context, numbers[: context.sizes["checked"]])[1])
-    if apart is not None:
-        told = ", ".join(f"{name} {value:.1g}" for name, value in apart.items())
-        lines.append(
-            f"Largest difference of a total from `contralto eval`'s over {context.sizes['checked']} rows: {told} nats."
-        )
+    lines += _check_line(context, numbers[: context.sizes["checked"]])
     if absent:
         lines.append(f"Not run yet: {', '.join(absent)}.")
     return lines
