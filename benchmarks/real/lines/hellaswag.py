@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -221,10 +222,12 @@ def render(context: Context) -> Section | None:
     Args:
         context: The context of the line.
     """
-    numbers = [choice.number for choice in choices(context, context.sizes["rows"])]
+    rows_of = choices(context, context.sizes["rows"])
+    numbers = [choice.number for choice in rows_of]
     alone = context.units().of(_keys(context, numbers, "model"))
     if alone is None:
         return None
+    alone = _with_uniform_raw(context, rows_of, alone)
     plain = {normed: _hits(alone, "plain", normed=normed) for normed in (False, True)}
     systems = {f"the model, {name}" if name != "plain" else "plain": (alone, name) for name in _conditions(alone)}
     absent = []
@@ -250,6 +253,24 @@ def render(context: Context) -> Section | None:
     return Section([*_intro(context, numbers, alone, absent), "", *table(head, rows)], figures)
 
 
+def _with_uniform_raw(context: Context, rows: Sequence[Choice], alone: Sequence[Totals]) -> list[Totals]:
+    """Add the raw scores with a uniform amateur, which follow from the plain totals and the numbers of tokens.
+
+    A uniform amateur of V tokens adds `beta log V` for each token, so that raw scores prefer endings of many tokens.
+    """
+    size = math.log(context.model().get_output_embeddings().weight.shape[0])
+    found = []
+    for choice, row in zip(rows, alone, strict=True):
+        raw = {
+            f"uniform amateur, beta {beta:g}, raw": [
+                (1 + beta) * total + beta * size * span for total, span in zip(row["plain"], choice.spans, strict=True)
+            ]
+            for beta in BETAS
+        }
+        found.append({**row, **raw})
+    return found
+
+
 def _intro(context: Context, numbers: Sequence[int], alone: Sequence[Totals], absent: Sequence[str]) -> list[str]:
     rows, excluded = len(alone), sum(any(row["excluded"]) for row in alone)
     right = sum(row["excluded"][int(row["label"][0])] > 0 for row in alone)
@@ -259,7 +280,7 @@ def _intro(context: Context, numbers: Sequence[int], alone: Sequence[Totals], ab
         "scores, *raw* the scores themselves, see `contralto.decoding.score`; the papers do not say which they use. *mask* applies the",
         f"plausibility constraint (alpha {ALPHA:g}), in which an excluded token scores {FLOOR:g}; it excludes a token in some ending of",
         f"{excluded / rows:.0%} of the rows, in the right ending of {right / rows:.0%}. *Uniform amateur* is the control of sharpening:",
-        "the same formula without any amateur. Holm's p adjusts the tests of acc_norm over the table.",
+        "the same formula without any amateur; raw, it prefers endings of many tokens. Holm's p adjusts the tests of acc_norm over the table.",
     ]
     lines += _check_line(context, numbers[: context.sizes["checked"]])
     if absent:
