@@ -25,7 +25,7 @@ def training_data(data: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
     if mixture.datasets:
         train, test = _mixture(data, mixture, needs_rejected)
     elif data.dataset_name is None:
-        raise ValueError("which pairs? give --dataset_name: a JSONL, JSON or parquet file, a folder, or a hub id")
+        raise ValueError("no dataset: set --dataset_name to a JSONL, JSON or parquet file, a folder, or a hub id")
     else:
         train, test = _pairs(data, data.dataset_name, data.dataset_train_split, needs_rejected), None
     if args.eval_strategy == "no":
@@ -33,9 +33,9 @@ def training_data(data: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
     if data.eval_dataset_name is not None:
         return train, _pairs(data, data.eval_dataset_name, data.dataset_test_split, needs_rejected)
     if test is None and mixture.datasets:
-        raise ValueError("datasets has no split to evaluate on: give --test_split_size or --eval_dataset_name")
+        raise ValueError("datasets has no split to evaluate on: set --test_split_size or --eval_dataset_name")
     if test is None and Path(data.dataset_name).is_file():
-        raise ValueError(f"{data.dataset_name} is one file, without a split to evaluate on: give --eval_dataset_name")
+        raise ValueError(f"{data.dataset_name} is one file, without a split to evaluate on: set --eval_dataset_name")
     if test is None:
         test = _pairs(data, data.dataset_name, data.dataset_test_split, needs_rejected)
     return train, test

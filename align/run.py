@@ -33,9 +33,7 @@ def run(argv: Sequence[str], *, launched: bool = False) -> None:
         _run_rounds(argv, launched=launched)
         return
     if alone := [name for name in ("rounds", "policy_role", "fresh_prompts") if option_value(argv, name) is not None]:
-        raise ValueError(
-            f"{alone[0]} is for data_recipe, by which the model writes its pairs: give --data_recipe as well"
-        )
+        raise ValueError(f"{alone[0]} is for data_recipe, by which the model writes its pairs: set --data_recipe too")
     if launched:
         _train(*make_parser(trainer_name(argv)).parse_args_and_config(resolve_learning_rate(argv)))
         return
@@ -84,7 +82,7 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
     from contralto.align.data import training_data
 
     if model.model_name_or_path is None:
-        raise ValueError("which model? give --model_name_or_path: a folder, a hub id, or testbed:NAME")
+        raise ValueError("no model: set --model_name_or_path to a folder, a hub id, or testbed:NAME")
     if model.load_in_4bit and model.dtype is None:
         model.dtype = "bfloat16"  # the dtype of products of 4-bit weights
     args.model_init_kwargs = _model_init_kwargs(args, model)

@@ -46,7 +46,7 @@ class Loss:
         requires: conditions that the signature does not show: `alone` if no other loss can be computed on the same batch,
             `positive_margin` if margins must be above 0.
         forbids: options of `PreferenceConfig` that have no meaning with this loss, and the reason, which completes
-            "OPTION is set, and NAME ...".
+            "OPTION is set, but NAME ...".
         length_normalised: the loss compares means per token and not sums.
         lowers_chosen: the loss is meant to lower the likelihood of chosen completions, of all or of some.
         saturates: the loss is a sum of sigmoids of single completions, so that its gradient vanishes where `beta |r|` is large.

@@ -71,7 +71,7 @@ def loss_option(name: str, text: str) -> Any:
     """
     losses = [loss for loss in BUILT_IN if name in loss.settings]
     (default,) = {loss.settings[name][1] for loss in losses}
-    return option(default, f"{text} Read by {', '.join(loss.name for loss in losses)}.")
+    return option(default, f"{text} Used by {', '.join(loss.name for loss in losses)}.")
 
 
 def apply_machine_defaults(args: Any) -> None:
@@ -241,16 +241,16 @@ class PreferenceConfig(StagedConfig):
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid"],
         metadata={
-            "help": f"Losses, one or several, of: {', '.join(LOSSES.names())}. Several are added up by loss_weights."
+            "help": f"One or several losses: {', '.join(LOSSES.names())}. Several losses are summed with loss_weights."
         },
     )
     beta: float | None = option(  # type: ignore[assignment]
-        None, "Strength of the pull towards the reference. Defaults to the default of the loss, mostly 0.1."
+        None, "Strength of the regularization towards the reference (default: that of the loss, mostly 0.1)."
     )
     loss_settings: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Settings of losses from other packages, such as {"gamma": 0.5}.'}
     )
-    cpo_alpha: float = loss_option("cpo_alpha", "Weight of the likelihood of chosen completions.")
+    cpo_alpha: float = loss_option("cpo_alpha", "Weight of the negative log-likelihood of chosen completions.")
     simpo_gamma: float = loss_option("simpo_gamma", "Reward margin.")
     odpo_alpha: float = loss_option("odpo_alpha", "Weight of the offset.")
     arpo_eta: float = loss_option("arpo_eta", "Growth of the penalty with the gap between the two completions.")
@@ -260,28 +260,32 @@ class PreferenceConfig(StagedConfig):
     lambda_d: float = loss_option("lambda_d", "Weight of the L1 norm of the learned mask on the divergence.")
     mask: str = option("ones", "Token masks of sparsepo.", choices=list(MASKS))
     mask_kinds: list[str] = field(
-        default_factory=lambda: list(KINDS), metadata={"help": f"Activations that mapo reads, of: {', '.join(KINDS)}."}
+        default_factory=lambda: list(KINDS), metadata={"help": f"Activations that mapo uses: {', '.join(KINDS)}."}
     )
-    mask_independent: bool = option(False, "Learn two masks, for log-ratios and divergence, instead of a common one.")
+    mask_independent: bool = option(False, "Learn two masks, for log-ratios and divergence, instead of a shared one.")
     mask_dropout: float = option(0.0, "Dropout of the learned mask.")
     mask_learning_rate: float | None = option(None, "Learning rate of the learned mask (default: learning_rate).")
     mask_weight_decay: float = option(0.01, "Weight decay of the learned mask.")
     head_metrics: str = option(
         "logged",
-        "Steps in which entropy, mean logits and token accuracy are computed: those that are logged, all (as TRL), none.",
+        "Steps in which entropy, mean logits and token accuracy are computed: logged steps, all (as in TRL) or none.",
         choices=list(HEAD_METRICS),
     )
-    reference_cache: str | None = option(None, "Folder of precomputed references (default: beside datasets' caches).")
+    reference_cache: str | None = option(
+        None, "Folder of precomputed references (default: next to the caches of datasets)."
+    )
     freeze_vision_encoder: bool = option(False, "Train the language model and the projector, not the vision encoder.")
     prefix_sharing: bool = option(False, "Compute the common prefix of the two sequences of a pair once.")
     audit: str = option(
         "stop",
-        "Audit of data, reference and adapter before the first step: errors end the run (stop), are logged (warn), or off.",
+        "Audit of data, reference and adapter before the first step: errors stop the run (stop) or are logged (warn); off disables it.",
         choices=list(AUDITS),
     )
-    monitor_pairs: int = option(32, "Pairs that are measured about twenty times in a training; 0 measures none.")
+    monitor_pairs: int = option(
+        32, "Number of pairs that are measured about twenty times during training; 0 disables the monitor."
+    )
     monitor_generate: int = option(
-        0, "Prompts of these pairs for which the policy generates greedily, to measure the length."
+        0, "Number of prompts of these pairs for which the policy generates greedily to measure the length."
     )
     report: bool | None = option(
         None,
@@ -329,18 +333,18 @@ class PreferenceConfig(StagedConfig):
         for option in LOSS_OPTIONS:
             if option not in read and self._is_set(option):
                 users = ", ".join(loss.name for loss in BUILT_IN if option in loss.settings)
-                raise ValueError(f"{option} is set, and {names} does not read it; it belongs to {users}")
+                raise ValueError(f"{option} is set, but {names} does not use it; it is an option of {users}")
         for need, (options, reason) in OPTIONS_OF_NEEDS.items():
             unread = () if need in needs or (need == "reference" and "kl" in needs) else options
             if ignored := [option for option in unread if self._is_set(option)]:
-                raise ValueError(f"{ignored[0]} is set, and {names} {reason}: leave {ignored[0]} out")
+                raise ValueError(f"{ignored[0]} is set, but {names} {reason}: leave {ignored[0]} out")
 
     def _check_forbidden(self) -> None:
         """Reject options that have no meaning with one of the losses."""
         for loss in self.objective.losses:
             for option, reason in loss.forbids.items():
                 if self._is_set(option):
-                    raise ValueError(f"{option} is set, and {loss.name} {reason}: leave {option} out")
+                    raise ValueError(f"{option} is set, but {loss.name} {reason}: leave {option} out")
 
     def _check_divergence(self) -> None:
         if self.f_divergence_type not in F_DIVERGENCES:
@@ -349,7 +353,7 @@ class PreferenceConfig(StagedConfig):
             )
         if self._is_set("f_alpha_divergence_coef") and self.f_divergence_type != "alpha_divergence":
             raise ValueError(
-                f"f_alpha_divergence_coef is set, and f_divergence_type {self.f_divergence_type!r} does not read it: leave it out"
+                f"f_alpha_divergence_coef is set, but f_divergence_type {self.f_divergence_type!r} does not use it: leave it out"
             )
 
     def _check_reference(self) -> None:
@@ -360,7 +364,7 @@ class PreferenceConfig(StagedConfig):
         if self.prefix_sharing and self.padding_free:
             raise ValueError("prefix_sharing and padding_free are two layouts of a batch: set one of them")
         if self.reference_cache is not None and not self.precompute_ref_log_probs:
-            raise ValueError("reference_cache is set, and is only used with precompute_ref_log_probs: set both")
+            raise ValueError("reference_cache is set, but is only used with precompute_ref_log_probs: set both")
 
     def _check_masks(self) -> None:
         for option, allowed in (("mask", MASKS), ("head_metrics", HEAD_METRICS)):

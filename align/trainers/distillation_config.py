@@ -136,7 +136,7 @@ class DistillationConfig(StagedConfig):
         >>> DistillationConfig("out", loss_type="sft", beta=0.1, report_to="none")
         Traceback (most recent call last):
             ...
-        ValueError: beta is set, and sft does not read it; it belongs to jsd
+        ValueError: beta is set, but sft does not use it; it is an option of jsd
     """
 
     default_loss: ClassVar[str] = "distillm2"
@@ -149,13 +149,13 @@ class DistillationConfig(StagedConfig):
     )
     lmbda: float | None = option(None, "Weight of the student's completions (default: that of the loss).")
     beta: float = option(0.5, "The teacher's share of the mixture in jsd.")
-    temperature: float = option(1.0, "Both models' logits are divided by it in the divergence.")
+    temperature: float = option(1.0, "Temperature by which both models' logits are divided in the divergence.")
     curriculum: str = option("paper", "The schedules of alpha and beta in distillm2.", choices=list(CURRICULA))
-    alpha_0: float | None = option(None, "The skew if it does not adapt.")
-    alpha_low: float | None = option(None, "The least alpha.")
-    alpha_high: float | None = option(None, "The greatest alpha.")
-    beta_0: float | None = option(None, "The least weight of the student's completions in the curriculum.")
-    beta_max: float | None = option(None, "The greatest weight of the student's completions in the curriculum.")
+    alpha_0: float | None = option(None, "The skew alpha without adaptive_alpha.")
+    alpha_low: float | None = option(None, "Lower bound of alpha.")
+    alpha_high: float | None = option(None, "Upper bound of alpha.")
+    beta_0: float | None = option(None, "Smallest weight of the student's completions in the curriculum.")
+    beta_max: float | None = option(None, "Largest weight of the student's completions in the curriculum.")
     beta_ramp: float | None = option(
         None, "Share of the steps over which that weight grows linearly (default of paper: e / E + tau / T)."
     )
@@ -163,12 +163,12 @@ class DistillationConfig(StagedConfig):
     gradual_beta: bool | None = option(None, "Increase the weight of the student's completions during training.")
     loss_factor: float | None = option(None, "Factor of the loss of distillm2: 0.5 in the paper.")
     srkl: str | None = option(None, "Gradient of the skew reverse KL.", choices=["full", "detached"])
-    first_epoch: int = option(1, "The curriculum's epoch that this run begins with.")
-    all_epochs: int | None = option(None, "The curriculum's number of epochs (default: that of this run).")
+    first_epoch: int = option(1, "Epoch of the curriculum at which this run starts.")
+    all_epochs: int | None = option(None, "Number of epochs of the curriculum (default: that of this run).")
     teacher_model_name_or_path: str | None = option(None, "The teacher: a folder, a hub id, or testbed:NAME.")
     teacher_model_revision: str | None = option(None, "The teacher's revision.")
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "For the teacher's from_pretrained."}
+        default=None, metadata={"help": "Keyword arguments of the teacher's from_pretrained."}
     )
     teacher_dtype: str | None = option(
         None,
@@ -178,7 +178,9 @@ class DistillationConfig(StagedConfig):
     teacher_load_in_4bit: bool = option(False, "Load the teacher in 4 bits (NF4, bitsandbytes).")
     teacher_load_in_8bit: bool = option(False, "Load the teacher in 8 bits (LLM.int8, bitsandbytes).")
     precompute_teacher: bool = option(False, "Keep the teacher's hidden states on disk, and train without the teacher.")
-    teacher_cache: str | None = option(None, "Folder of precomputed teachers (default: beside datasets' caches).")
+    teacher_cache: str | None = option(
+        None, "Folder of precomputed teachers (default: next to the caches of datasets)."
+    )
 
     _VALID_DICT_FIELDS = [*StagedConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012
 
@@ -233,12 +235,12 @@ class DistillationConfig(StagedConfig):
             each for each in LOSS_OPTIONS if each not in self.kind.settings and getattr(self, each) != defaults[each]
         ]:
             users = [other for other, kind in DISTILLATION_LOSSES.items() if unread[0] in kind.settings]
-            raise ValueError(f"{unread[0]} is set, and {name} does not read it; it belongs to {', '.join(users)}")
+            raise ValueError(f"{unread[0]} is set, but {name} does not use it; it is an option of {', '.join(users)}")
         own = (*inspect.get_annotations(DistillationConfig), *FROM_DPO)
         of_preferences = [each for each in inspect.get_annotations(DPOConfig) if each not in own]
         if ignored := [each for each in of_preferences if getattr(self, each) != defaults[each]]:
             raise ValueError(
-                f"{ignored[0]} is set, and belongs to preference losses, not to distillation: leave it out"
+                f"{ignored[0]} is set, but is an option of preference losses, not of distillation: leave it out"
             )
         if self.precompute_ref_log_probs and not self.precompute_teacher:
             raise ValueError("precompute_ref_log_probs is for preference losses; for a teacher set precompute_teacher")
@@ -249,11 +251,11 @@ class DistillationConfig(StagedConfig):
         if self.teacher_model_name_or_path is None:
             options = (each for each in (*TEACHER[1:5], "teacher_dtype") if getattr(self, each))
             if option := next(options, None):
-                raise ValueError(f"{option} is set, and no teacher_model_name_or_path, to which it applies")
+                raise ValueError(f"{option} is set, but teacher_model_name_or_path, to which it applies, is not")
         if self.teacher_dtype is not None and "dtype" in (self.teacher_model_init_kwargs or {}):
             raise ValueError("teacher_dtype and teacher_model_init_kwargs both name a dtype: give one of them")
         if self.teacher_cache is not None and not self.precompute_teacher:
-            raise ValueError("teacher_cache is set, and is only used with precompute_teacher: set both")
+            raise ValueError("teacher_cache is set, but is only used with precompute_teacher: set both")
 
     def _check_numbers(self) -> None:
         for name in ("lmbda", "beta"):
@@ -287,7 +289,7 @@ class DistillationConfig(StagedConfig):
         ):
             if not getattr(moves, switch) and (unread := [name for name in readers if name in overrides]):
                 raise ValueError(
-                    f"{unread[0]} is set, and is only read with {switch}, which is False: set {switch} to True"
+                    f"{unread[0]} is set, but is only used with {switch}, which is False: set {switch} to True"
                 )
         if (not self.kind.follows_curriculum or not moves.adaptive_alpha) and (
             alpha := overrides.get("alpha_0")

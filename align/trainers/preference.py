@@ -267,7 +267,7 @@ class PreferenceTrainer(StagedTrainer):
         encoder = self.policy.get_encoder(modality="image")
         if encoder is self.policy or encoder is self.policy.base_model:  # what get_encoder returns if there is none
             name = type(self.policy).__name__
-            raise ValueError(f"freeze_vision_encoder is set, and {name} has no vision encoder: leave it out")
+            raise ValueError(f"freeze_vision_encoder is set, but {name} has no vision encoder: leave it out")
         encoder.requires_grad_(False)
 
     def _make_mask(self) -> None:

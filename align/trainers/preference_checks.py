@@ -83,7 +83,7 @@ def _check_layout(model: Any, args: PreferenceConfig, adapter: Any) -> None:
     if model_class is None:
         return  # code of a model's own repository: the first step compares the log-probabilities
     if reason := unsupported_reason(option, model_class, config, attention):
-        raise ValueError(f"{option} is set, and {reason}: leave {option} out")
+        raise ValueError(f"{option} is set, but {reason}: leave {option} out")
     text: Any = config.get_text_config()
     given = args.router_aux_loss_coef
     balance = getattr(text, "router_aux_loss_coef", 0.0) if given is None else given

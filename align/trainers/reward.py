@@ -92,7 +92,7 @@ class MarginRewardConfig(RewardConfig):
     margin_column: str = field(
         default="margin", metadata={"help": "Column of votes or numbers from which margins are computed."}
     )
-    margin_scale: float = field(default=1.0, metadata={"help": "Factor of the votes or numbers."})
+    margin_scale: float = field(default=1.0, metadata={"help": "Factor by which the votes or numbers are multiplied."})
 
     def __post_init__(self) -> None:
         if not 0 < self.margin_scale < math.inf:

@@ -183,8 +183,8 @@ class CALConfig(SFTConfig):
         ValueError: the bounds are not ordered, or the loss of tokens is another one.
     """
 
-    cal_low: float = option(1.0, "The weight of a token that owes nothing to the image.")
-    cal_high: float = option(5.0, "The greatest weight of a token.")
+    cal_low: float = option(1.0, "Weight of a token that does not depend on the image.")
+    cal_high: float = option(5.0, "Largest weight of a token.")
 
     def __post_init__(self) -> None:
         if not 0 <= self.cal_low <= self.cal_high or not self.cal_high > 0:

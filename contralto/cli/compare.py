@@ -38,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("compare"),
         metavar="DIR",
-        help="folder of the answers; a second run reuses them",
+        help="folder of the answers, which later runs reuse",
     )
-    output.add_argument("--html", type=Path, help="the page (default DIR/compare.html)")
+    output.add_argument("--html", type=Path, help="path of the HTML page (default DIR/compare.html)")
 
 
 def _add_models(group: Any) -> None:
@@ -49,17 +49,19 @@ def _add_models(group: Any) -> None:
     )
     group.add_argument("--adapter", nargs="+", help="LoRA adapters of the models; one for all models, or one for each")
     for name, methods in model_options().items():
-        purpose = f"of {' and '.join(method.name for method in methods)}: {methods[0].models[name]}"
+        purpose = f"for {' and '.join(method.name for method in methods)}: {methods[0].models[name]}"
         group.add_argument(flag(name), nargs="+", help=f"{purpose}; one for all models, or one for each")
     group.add_argument("--adapters-off", action="store_true", help="the amateur is the model without its PEFT adapters")
     add_quantization_arguments(group)
     group.add_argument(
-        "--contrast-prompt", metavar="TEMPLATE", help="{prompt} is the prompt, {field} a field of the document"
+        "--contrast-prompt",
+        metavar="TEMPLATE",
+        help="template of the contrast prompt; {prompt} is the prompt, {field} a field of the document",
     )
     group.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with the models")
     group.add_argument("--dtype", help="float32, bfloat16 or float16; default: as stored")
     group.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if any")
-    group.add_argument("--batch-size", default="16", help="a number, or auto (default 16)")
+    group.add_argument("--batch-size", default="16", help="batch size, or auto (default 16)")
 
 
 def _add_decoders(group: Any) -> None:
@@ -71,27 +73,41 @@ def _add_decoders(group: Any) -> None:
         metavar="'METHOD NAME=VALUE ...'",
         help="a method with options; repeatable",
     )
-    group.add_argument("--seeds", type=int, default=3, help="seeds of sampled rows (default 3); 0: no sampled rows")
-    group.add_argument("--metric", help="in place of the tasks' own: a metric, or METRIC,FILTER as lm-eval writes it")
+    group.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="number of seeds of rows with sampling (default 3); 0 leaves these rows out",
+    )
+    group.add_argument("--metric", help="a metric, or METRIC,FILTER as in lm-eval (default: that of each task)")
     group.add_argument(
         "--samples",
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help="a row from samples that lm-eval logged; repeatable",
+        help="add a row from samples logged by lm-eval; repeatable",
     )
     group.add_argument(
-        "--reuse", action="append", default=[], type=Path, metavar="DIR", help="results of contralto eval --log_samples"
+        "--reuse",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="results of contralto eval --log_samples to reuse; repeatable",
     )
 
 
 def _add_documents(group: Any) -> None:
-    group.add_argument("--limit", type=float, help="documents per task, at most; below 1: a share of them")
-    group.add_argument("--num-fewshot", type=int, help="examples in the prompt, in place of the task's number")
-    group.add_argument("--apply-chat-template", action="store_true", help="prompts in the model's chat template")
+    group.add_argument("--limit", type=float, help="maximum number of documents per task; below 1: a fraction of them")
+    group.add_argument("--num-fewshot", type=int, help="number of few-shot examples (default: that of each task)")
+    group.add_argument(
+        "--apply-chat-template", action="store_true", help="format prompts with the model's chat template"
+    )
     group.add_argument("--system-instruction", help="the system message")
-    group.add_argument("--include-path", action="append", default=[], metavar="DIR", help="a folder with more tasks")
-    group.add_argument("--data-dir", type=Path, metavar="DIR", help="local data in place of the hub's")
+    group.add_argument(
+        "--include-path", action="append", default=[], metavar="DIR", help="folder with further tasks; repeatable"
+    )
+    group.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of local data to use instead of the hub")
     group.add_argument(
         "--metadata", type=_json, default={}, metavar="JSON", help="options of tasks, such as '{\"n\": 100}'"
     )

@@ -56,9 +56,7 @@ def run(argv: Sequence[str]) -> None:
         before = _written(args)
         command.execute(args)
     if before is not None and os.environ.get("RANK", "0") == "0" and _written(args) == before:
-        raise OSError(
-            f"the results could not be written to {args.output_path}: lm-eval's warning above says so, not why"
-        )
+        raise OSError(f"the results could not be written to {args.output_path}: see lm-eval's warning above")
 
 
 def _written(args: Namespace) -> set[Path] | None:
@@ -116,7 +114,7 @@ def _complete(settings: _Settings, data_dir: str | None, folder: Path, backend: 
     _select_model(settings, backend)
     own = own_name(settings.get("model_args")) if settings.args.model in MODELS else ""
     if own and "pretrained" not in parsed(settings.get("model_args")):
-        raise ValueError("which model? give --model_args pretrained=MODEL: a folder, a hub id, or testbed:NAME")
+        raise ValueError("no model: set --model_args pretrained=MODEL, a folder, a hub id, or testbed:NAME")
     if settings.get("wandb_args") and find_spec("wandb") is None:
         raise ImportError("--wandb_args needs the package wandb: pip install wandb")
     _name_outputs(settings, own)
@@ -140,7 +138,7 @@ def _select_model(settings: _Settings, backend: str | None) -> None:
     args = settings.args
     args.model = settings.get("model") or BACKENDS[backend or "transformers"]
     if backend is not None and args.model != BACKENDS[backend]:
-        raise ValueError(f"--backend {backend} has a model of its own: leave --model {args.model} out")
+        raise ValueError(f"--backend {backend} sets --model itself: leave --model {args.model} out")
     if args.model == BACKENDS["vllm"]:
         import_module("contralto.eval.models.vllm")
     if args.model in MODELS and not settings.get("device"):  # lm-eval's own default is cuda:0 on any machine

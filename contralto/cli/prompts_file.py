@@ -134,7 +134,9 @@ def _check_others(others: Mapping[str, Any], where: str, options: Sequence[str])
     for name, value in others.items():
         last = name.lower().replace("-", "_").split("_")
         if value is not None and name in options:
-            raise ValueError(f"{where}: column {name} is not read: give --{name.replace('_', '-')} for all rows")
+            raise ValueError(
+                f"{where}: column {name} is not supported here: set --{name.replace('_', '-')} for all rows"
+            )
         medium = {"image", "images", "video", "videos", "audio", "audios"} & set(last)
         source = last[-1] in (*SOURCES, *(f"{each}s" for each in SOURCES), "file", "files", "bytes", "data")
         if value is not None and (last[-1].removesuffix("s") in REJECTED_WORDS or (medium and source)):

@@ -175,7 +175,7 @@ def warning(argv: Sequence[str]) -> str:
 
     Examples:
         >>> warning(["testbed:expert", "--host", "0.0.0.0"])
-        'no API key is set, and 0.0.0.0 is open to other machines, all of which may use the model: give --api-key KEY, or leave --host out'
+        'no API key is set, and 0.0.0.0 is open to other machines, all of which may use the model: set --api-key, or leave --host out'
         >>> warning(["testbed:expert", "--host", "0.0.0.0", "--api-key", "sk-1"]), warning(["testbed:expert"])
         ('', '')
     """
@@ -189,7 +189,7 @@ def warning(argv: Sequence[str]) -> str:
         return ""
     return (
         f"no API key is set, and {options['host'] or 'an empty --host'} is open to other machines, all of which may use the model: "
-        "give --api-key KEY, or leave --host out"
+        "set --api-key, or leave --host out"
     )
 
 

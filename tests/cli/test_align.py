@@ -163,8 +163,8 @@ MISTAKES = [
     (["cpo", "--no_such_flag", "1"], "--no_such_flag is no flag of contralto align or of accelerate launch"),
     (["cpo", "--beta", "-1"], "beta must be a finite number above 0"),
     (["cpo", "--loss_type", "nothing"], "there is no loss 'nothing'"),
-    (["cpo"], "which model"),
-    (["cpo", "--model_name_or_path", "testbed:expert"], "which pairs"),
+    (["cpo"], "no model: set --model_name_or_path"),
+    (["cpo", "--model_name_or_path", "testbed:expert"], "no dataset: set --dataset_name"),
     (["cpo", "--model_name_or_path", "testbed:expert", "--dataset_name", "pairs.csv"], "pairs.csv"),
     (["cpo", "--model_name_or_path", "testbed:nobody", "--dataset_name", "PAIRS"], "the testbed has no model 'nobody'"),
     (

@@ -89,7 +89,7 @@ def test_a_row_of_its_own(tmp_path):
         ({"prompt": "x", "contrast": "y"}, "column contrast is not read: there are prompt,"),
         ({"prompt": "x", "videos": ["a.mp4"]}, "column videos is not read"),
         ({"prompt": "x", "system_prompt": "y"}, "column system_prompt is not read: rename it to"),
-        ({"prompt": "x", "seed": 3}, "column seed is not read: give --seed for all rows"),
+        ({"prompt": "x", "seed": 3}, "column seed is not supported here: set --seed for all rows"),
         ({"prompt": "x", "image": "a", "images": ["b"]}, "a row has the column image or images, and this one has both"),
         ({"prompt": "x", "images": [{"bytes": "?"}]}, "an image has one of path, url, base64, image, not none"),
         ({"prompt": "x", "image": "https://a.example/b.png"}, "images are read from files, not from https"),

@@ -109,7 +109,7 @@ def test_wrong_evaluations(alone):
 
     with pytest.raises(ValueError, match="--backend must be transformers or vllm, not 'x'"):
         evaluate.run(["--backend", "x"])
-    with pytest.raises(ValueError, match="--backend vllm has a model of its own: leave --model hf out"):
+    with pytest.raises(ValueError, match="--backend vllm sets --model itself: leave --model hf out"):
         evaluate.run(["--backend", "vllm", "--model", "hf", "--tasks", "testbed_arithmetic"])
     with pytest.raises(
         ValueError,

@@ -123,9 +123,9 @@ def test_a_registered_loss_is_a_loss_type(toy, tmp_path):
     trainer.train()
     squares = [(0.5 * len(ids)) ** 2 for ids in trainer.train_dataset["chosen_ids"]]  # the policy is its reference
     assert trainer.state.log_history[0]["loss"] == pytest.approx(sum(squares) / 3, rel=1e-3)
-    with pytest.raises(ValueError, match="ld_alpha is set, and square counts tokens itself: leave ld_alpha out"):
+    with pytest.raises(ValueError, match="ld_alpha is set, but square counts tokens itself: leave ld_alpha out"):
         PreferenceConfig(str(tmp_path), loss_type="square", ld_alpha=0.5, **QUIET)
-    with pytest.raises(ValueError, match="label_smoothing is set, and square does not read it"):
+    with pytest.raises(ValueError, match="label_smoothing is set, but square does not use it"):
         PreferenceConfig(str(tmp_path), loss_type="square", label_smoothing=0.1, **QUIET)
 
 

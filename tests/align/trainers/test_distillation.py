@@ -685,14 +685,17 @@ def test_two_processes_equal_one_with_twice_the_batch(file, tmp_path, adapter, k
 WRONG_CONFIGS = [
     ({"loss_type": "distilm"}, "loss_type must be one of distillm2, skew_kl"),
     ({"loss_type": ["jsd", "sft"]}, "loss_type must be one of .* not jsd, sft"),
-    ({"loss_type": "sft", "temperature": 2.0}, "temperature is set, and sft does not read it; it belongs to distillm2"),
-    ({"lmbda": 0.5}, "lmbda is set, and distillm2 does not read it; it belongs to skew_kl"),
-    ({"loss_type": "jsd", "curriculum": "released"}, "curriculum is set, and jsd does not read it"),
+    (
+        {"loss_type": "sft", "temperature": 2.0},
+        "temperature is set, but sft does not use it; it is an option of distillm2",
+    ),
+    ({"lmbda": 0.5}, "lmbda is set, but distillm2 does not use it; it is an option of skew_kl"),
+    ({"loss_type": "jsd", "curriculum": "released"}, "curriculum is set, but jsd does not use it"),
     ({"loss_type": "jsd", "beta": 1.5}, r"beta must lie in \[0, 1\], not 1.5"),
     ({"loss_type": "jsd", "lmbda": -0.1}, r"lmbda must lie in \[0, 1\]"),
     ({"temperature": 0.0}, "temperature must be a finite number above 0"),
-    ({"label_smoothing": 0.1}, "label_smoothing is set, and belongs to preference losses"),
-    ({"padding_free": True}, "padding_free is set, and belongs to preference losses"),
+    ({"label_smoothing": 0.1}, "label_smoothing is set, but is an option of preference losses"),
+    ({"padding_free": True}, "padding_free is set, but is an option of preference losses"),
     ({"precompute_ref_log_probs": True}, "for a teacher set precompute_teacher"),
     ({"curriculum": "mine"}, "curriculum must be one of paper, released, released_gradual, not 'mine'"),
     ({"srkl": "half"}, "srkl must be full or detached"),
@@ -702,17 +705,17 @@ WRONG_CONFIGS = [
     ({"beta_ramp": 0.0}, r"ramp must lie in \(0, 1\]"),
     (
         {"curriculum": "released", "beta_max": 0.8},
-        "beta_max is set, and is only read with gradual_beta, which is False",
+        "beta_max is set, but is only used with gradual_beta, which is False",
     ),
-    ({"gradual_beta": False, "beta_ramp": 0.8}, "beta_ramp is set, and is only read with gradual_beta"),
-    ({"curriculum": "released", "alpha_high": 0.8}, "alpha_high is set, and is only read with adaptive_alpha"),
-    ({"loss_type": "jsd", "beta_max": 0.8}, "beta_max is set, and jsd does not read it; it belongs to distillm2"),
+    ({"gradual_beta": False, "beta_ramp": 0.8}, "beta_ramp is set, but is only used with gradual_beta"),
+    ({"curriculum": "released", "alpha_high": 0.8}, "alpha_high is set, but is only used with adaptive_alpha"),
+    ({"loss_type": "jsd", "beta_max": 0.8}, "beta_max is set, but jsd does not use it; it is an option of distillm2"),
     ({"num_train_epochs": 1}, "adaptive_alpha needs several epochs"),
     ({"num_train_epochs": 1, "adaptive_alpha": False}, "gradual_beta needs several epochs"),
     ({"per_device_train_batch_size": 1}, "adaptive_alpha compares completions of a batch"),
     ({"first_epoch": 3, "all_epochs": 2}, "at most all_epochs, not 3 of 2"),
     ({"teacher_cache": "x"}, "only used with precompute_teacher"),
-    ({"teacher_load_in_4bit": True}, "teacher_load_in_4bit is set, and no teacher_model_name_or_path"),
+    ({"teacher_load_in_4bit": True}, "teacher_load_in_4bit is set, but teacher_model_name_or_path"),
     (
         {"teacher_model_name_or_path": "t", "teacher_load_in_4bit": True, "teacher_load_in_8bit": True},
         "are both set: set one",
@@ -736,7 +739,7 @@ def test_options_that_trl_has_for_preferences_are_rejected(tmp_path, monkeypatch
     if name == "of_a_new_version":
         monkeypatch.setattr(DPOConfig, "__annotations__", DPOConfig.__annotations__ | {"logging_first_step": bool})
         name = "logging_first_step"
-    with pytest.raises(ValueError, match=f"{name} is set, and belongs to preference losses, not to distillation"):
+    with pytest.raises(ValueError, match=f"{name} is set, but is an option of preference losses, not of distillation"):
         config(tmp_path, **{name: 0.25 if name == "discopop_tau" else True})
 
 

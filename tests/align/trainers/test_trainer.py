@@ -622,44 +622,47 @@ WRONG_CONFIGS = [
     ({"loss_type": ["sigmoid", "simpo"], "beta": None}, "defaults of beta differ"),
     ({"loss_type": ["exo_pair"]}, "label_smoothing must lie in"),
     ({"loss_type": ["robust"], "label_smoothing": 0.5}, "label_smoothing must lie in"),
-    ({"simpo_gamma": 1.0}, "simpo_gamma is set, and sigmoid does not read it; it belongs to simpo, cpo_simpo"),
+    ({"simpo_gamma": 1.0}, "simpo_gamma is set, but sigmoid does not use it; it is an option of simpo, cpo_simpo"),
     ({"loss_type": ["cpo"], "cpo_alpha": -1.0}, "cpo_alpha must be a finite number of at least 0"),
-    ({"label_smoothing": 0.1}, "label_smoothing is set, and sigmoid does not read it; it belongs to exo_pair, robust"),
+    (
+        {"label_smoothing": 0.1},
+        "label_smoothing is set, but sigmoid does not use it; it is an option of exo_pair, robust",
+    ),
     (
         {"loss_type": ["sigmoid", "hinge"], "discopop_tau": 0.1},
-        "sigmoid, hinge does not read it; it belongs to discopop",
+        "sigmoid, hinge does not use it; it is an option of discopop",
     ),
-    ({"f_alpha_divergence_coef": 0.3}, "f_divergence_type 'reverse_kl' does not read it"),
+    ({"f_alpha_divergence_coef": 0.3}, "f_divergence_type 'reverse_kl' does not use it"),
     ({"loss_settings": {"beta": 0.3}}, "loss_settings holds beta, which is an option of its own"),
     ({"loss_settings": '{"kappa": 0.3}'}, "sigmoid do not read kappa; they read beta"),
-    ({"mask_weight_decay": 0.1}, "mask_weight_decay is set, and sigmoid uses no token masks"),
+    ({"mask_weight_decay": 0.1}, "mask_weight_decay is set, but sigmoid uses no token masks"),
     ({"f_divergence_type": "tvd"}, "f_divergence_type must be one of"),
     (
         {"loss_type": ["apo_zero"], "f_divergence_type": "forward_kl"},
-        "f_divergence_type is set, and apo_zero has no f-divergence",
+        "f_divergence_type is set, but apo_zero has no f-divergence",
     ),
     (
         {"loss_type": ["aot"], "use_weighting": True},
-        "use_weighting is set, and aot sorts chosen and rejected completions apart",
+        "use_weighting is set, but aot sorts chosen and rejected completions apart",
     ),
     ({"loss_type": ["svco", "sigmoid"]}, "svco cannot be combined with other losses"),
-    ({"loss_type": ["svco"], "report": True}, "report is set, and svco compares images"),
-    ({"loss_type": ["svco"], "use_weighting": True}, "use_weighting is set, and svco compares images"),
-    ({"loss_type": ["svco"], "ld_alpha": 0.5}, "ld_alpha is set, and svco compares a completion with itself"),
+    ({"loss_type": ["svco"], "report": True}, "report is set, but svco compares images"),
+    ({"loss_type": ["svco"], "use_weighting": True}, "use_weighting is set, but svco compares images"),
+    ({"loss_type": ["svco"], "ld_alpha": 0.5}, "ld_alpha is set, but svco compares a completion with itself"),
     ({"prefix_sharing": True, "padding_free": True}, "two layouts of a batch: set one of them"),
     ({"loss_type": ["cpo"], "precompute_ref_log_probs": True}, "cpo uses no reference"),
     ({"loss_type": ["simpo"], "sync_ref_model": True}, "simpo uses no reference"),
     ({"loss_type": ["tdpo2"], "precompute_ref_log_probs": True}, "tdpo2 needs the whole distribution of the reference"),
     ({"sync_ref_model": True, "precompute_ref_log_probs": True}, "set one of them"),
     ({"reference_cache": "x"}, "only used with precompute_ref_log_probs"),
-    ({"mask": "learned"}, "mask is set, and sigmoid uses no token masks: leave mask out"),
+    ({"mask": "learned"}, "mask is set, but sigmoid uses no token masks: leave mask out"),
     ({"loss_type": ["sparsepo"], "mask": "random"}, "mask must be one of ones, mapo, learned"),
     ({"loss_type": ["sparsepo"], "mask": "mapo", "mask_kinds": ["heads"]}, "mask_kinds must name some of"),
     ({"loss_type": ["sparsepo"], "mask_kinds": ["mlp"]}, "mask_kinds is read with mask mapo alone"),
     ({"loss_type": ["sparsepo"], "mask": "mapo", "lambda_u": 0.1}, "lambda_u acts on learned masks alone"),
     ({"loss_type": ["sparsepo"], "mask": "learned", "mask_dropout": 1.0}, "mask_dropout must lie in"),
     ({"ld_alpha": 1.5}, "ld_alpha must lie in"),
-    ({"loss_type": ["tdpo1"], "ld_alpha": 0.5}, "ld_alpha is set, and tdpo1 sums a divergence"),
+    ({"loss_type": ["tdpo1"], "ld_alpha": 0.5}, "ld_alpha is set, but tdpo1 sums a divergence"),
     ({"max_length": 1}, "max_length must be at least 2"),
     ({"head_metrics": "some"}, "head_metrics must be one of"),
 ]
@@ -749,7 +752,7 @@ def test_a_layout_that_a_model_cannot_have_is_refused(tmp_path, family, option, 
     model.save_pretrained(tmp_path)
     args = config(PreferenceConfig, tmp_path / "out", **{option: True})
     with pytest.raises(
-        ValueError, match=f"{option} is set, and {type(model).__name__} .*: leave {option} out"
+        ValueError, match=f"{option} is set, but {type(model).__name__} .*: leave {option} out"
     ) as error:
         PreferenceTrainer(model if loaded else str(tmp_path), args=args, train_dataset=pairs(2))
     assert "\n" not in str(error.value)

@@ -226,7 +226,9 @@ def test_the_servers_flags():
             prepare(["testbed:expert", *flags])
 
 
-OPEN = r"contralto serve: no API key is set, and \S.* is open to other machines, .*: give --api-key KEY, or leave --host out\n"
+OPEN = (
+    r"contralto serve: no API key is set, and \S.* is open to other machines, .*: set --api-key, or leave --host out\n"
+)
 
 
 @pytest.mark.parametrize(
