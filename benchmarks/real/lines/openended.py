@@ -337,7 +337,7 @@ def _intro(context: Context, found: Sequence[Excerpt], absent: Sequence[str]) ->
         "seed per text. rep-n in percent and diversity over all texts; *coherence* is the mean log-likelihood of a continuation after its",
         f"prefix in nats per token, by {judge}; repetition raises it. MAUVE (mauve-text, its defaults) compares continuations without",
         f"prefixes with the true ones: mean of {SEEDS} seeds of the clustering, 1.96 standard errors over {RESAMPLES} resamples; with n = {len(found)} it is coarse,",
-        "and biased: read it beside the row of human texts of other articles, its ceiling here. Intervals, resamples and tests (sign-flip)",
+        "and biased: greedy texts show whether it sees repetition, human texts of other articles what another subject does. Intervals and tests (sign-flip)",
         "take an article as the unit. CPU time is that of one process on a machine with other load, so it ranks no closer than that.",
     ]
     if not can_compare():
