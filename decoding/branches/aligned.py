@@ -108,6 +108,7 @@ class AlignedBranch(Branch):
         self._begun: _Prompts | None = None
         self._inputs = None if amateur_inputs is None else _rows_of(amateur_inputs)
         self._generated = GeneratedTokens()
+        self._fills = _ends_of(tokenizer)
         self._size = len(tokenizer)
         self._state: list[Any] = []
         self.reset()
@@ -133,10 +134,11 @@ class AlignedBranch(Branch):
         Args:
             ids: `(B, T)` the prompts of the expert.
             mask: `(B, T)`, 0 for padding.
-            fills: not needed.
+            fills: token ids that pad the rows that have ended, which are not read.
         """
         check_mask(mask)
         self._begun = _Prompts(ids.clone(), mask)
+        self._fills = {*fills, *_ends_of(self._tokenizer)}
 
     def end(self) -> None:
         """Discard the padding that `begin` set."""
@@ -257,6 +259,9 @@ class AlignedBranch(Branch):
         found = []
         for i, (row, kept) in enumerate(zip(input_ids, texts, strict=True)):
             tokens = row[kept].tolist()
+            if len(tokens) > 2 and {*tokens[-2:]} <= self._fills:  # the row has ended
+                found.append(torch.zeros(vocabulary_size(self._model) + self._size))
+                continue
             if self._inputs is None:
                 ids, own = self.encode(tokens), tokens
             else:
@@ -285,6 +290,11 @@ class AlignedBranch(Branch):
                 direct = torch.logaddexp(direct, scatter_logsumexp(weights, extended.next, self._size))
         whole = torch.logaddexp(torch.zeros(()), direct.logsumexp(-1))
         return torch.cat([logs[-1].cpu(), direct]) - whole
+
+
+def _ends_of(tokenizer: Any) -> set[int]:
+    """Return the tokens that end or pad a row."""
+    return {tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
 
 
 def _rows_of(inputs: Mapping[str, Tensor]) -> list[list[int]]:

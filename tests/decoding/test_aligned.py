@@ -269,6 +269,19 @@ def test_special_tokens_padding_and_spaces_of_a_row():
     torch.testing.assert_close(branch(padded)[:1], branch(torch.tensor([the])))
 
 
+def test_rows_that_have_ended_are_not_read(monkeypatch):
+    branch = AlignedBranch(_model(len(SMALL), 2), tokenizer=LARGE, amateur_tokenizer=SMALL)
+    the = LARGE("the cat")["input_ids"]
+    ids = torch.tensor([[*the, 1, 0], [*the, *the[:2]]])
+    read = []
+    monkeypatch.setattr(
+        branch, "_predict", lambda _row, ids, _own: read.append(ids) or torch.zeros(len(SMALL) + len(LARGE))
+    )
+    branch.begin(ids[:, : len(the)], torch.ones(2, len(the)))
+    branch(ids)
+    assert read == [branch.encode(ids[1].tolist())]
+
+
 def test_what_cannot_be_right_is_rejected():
     amateur = _model(len(SMALL), 2)
     with pytest.raises(ValueError, match="neither"):
