@@ -122,8 +122,8 @@ def load_models(
 
     def load(option: str, name: str, adapter: str | None = None) -> Any:
         quantised = quantization_config(bits.get(option), dtype)
-        how = placement if quantised is None else placement | {"quantization_config": quantised}
-        return _load(name, how, with_images=with_images, adapter=adapter)
+        load_kwargs = placement if quantised is None else placement | {"quantization_config": quantised}
+        return _load(name, load_kwargs, with_images=with_images, adapter=adapter)
 
     main = load(MAIN, base, adapter)
     others = [make_variant(name, main) if is_variant(name) else load(option, name) for option, name in names.items()]
@@ -153,26 +153,26 @@ def _check_has_adapter(model: str, adapter: str | None, others: Mapping[str, str
         )
 
 
-def _load(name: str, how: dict[str, Any], *, with_images: bool, adapter: str | None = None) -> Any:
+def _load(name: str, load_kwargs: dict[str, Any], *, with_images: bool, adapter: str | None = None) -> Any:
     """Load a model by name, with an adapter or as the adapter that it is."""
     check_weights(name)
     base = adapter_base(name)
     if base is not None:
         name, adapter = base, name
         check_weights(name)
-    model = _load_whole(name, how, with_images=with_images)
+    model = _load_whole(name, load_kwargs, with_images=with_images)
     check_quantized(model, name)
     return model if adapter is None else with_adapter(model, adapter).eval()
 
 
-def _load_whole(name: str, how: dict[str, Any], *, with_images: bool) -> Any:
+def _load_whole(name: str, load_kwargs: dict[str, Any], *, with_images: bool) -> Any:
     config = from_pretrained(AutoConfig, name)
-    if how["device_map"] == "cpu" and "quantization_config" not in how:
+    if load_kwargs["device_map"] == "cpu" and "quantization_config" not in load_kwargs:
         _check_memory(name)
     if config.is_encoder_decoder:
-        return from_pretrained(AutoModelForSeq2SeqLM, name, **how)
+        return from_pretrained(AutoModelForSeq2SeqLM, name, **load_kwargs)
     text_alone = not with_images and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    return from_pretrained(AutoModelForCausalLM if text_alone else AutoModelForImageTextToText, name, **how)
+    return from_pretrained(AutoModelForCausalLM if text_alone else AutoModelForImageTextToText, name, **load_kwargs)
 
 
 def _check_memory(name: str) -> None:

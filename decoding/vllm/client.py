@@ -209,13 +209,13 @@ class PairClient:
         """Return the output of a completion that has ended; the server decodes it if it took several rounds."""
         progress = completion.progress
         assert progress.ended is not None
-        said = progress.ended.text
+        text = progress.ended.text
         if not progress.is_one_round:
             tokens = progress.tokens[: -1 if progress.ended.finish_reason == "stop" else None]
             body = {"model": completion.models[0], "tokens": tokens}
             answer = await self._json("POST", f"{self._url.removesuffix('/v1')}/detokenize", body)
-            said = reply_field(answer, "prompt", str)
-        return progress.output(said, completion.prompt_tokens())
+            text = reply_field(answer, "prompt", str)
+        return progress.output(text, completion.prompt_tokens())
 
     async def _ask_marker(self) -> int:
         try:
@@ -260,8 +260,8 @@ class PairClient:
         except TimeoutError as error:
             raise RuntimeError(f"{self._url} did not answer in time (timeout: {self._timeout} s)") from error
         except (self._http.ClientError, BadReplyError, RecursionError, json.JSONDecodeError) as error:
-            said = short(self._secrets.hide(f"{type(error).__name__}: {error}"))
-            raise RuntimeError(f"{self._url} sent an unreadable reply: {said}") from None
+            message = short(self._secrets.hide(f"{type(error).__name__}: {error}"))
+            raise RuntimeError(f"{self._url} sent an unreadable reply: {message}") from None
 
     async def _check(self, response: Any) -> None:
         """Raise an error with the server's message unless the status is 200."""
@@ -272,13 +272,13 @@ class PairClient:
             target = self._secrets.hide(address_of(response.headers.get("Location")))
             raise ValueError(f"{self._url} redirects to {short(target)}: use that as base_url")
         try:
-            said = json.loads(text)["error"]["message"]
+            message = json.loads(text)["error"]["message"]
         except (ValueError, KeyError, TypeError, RecursionError):
-            said = text.strip() or response.reason
-        said = short(self._secrets.hide(str(said)), 1000)
+            message = text.strip() or response.reason
+        message = short(self._secrets.hide(str(message)), 1000)
         if 400 <= response.status < 500:
-            raise ValueError(said)
-        raise RuntimeError(f"the server failed with status {response.status}: {said}")
+            raise ValueError(message)
+        raise RuntimeError(f"the server failed with status {response.status}: {message}")
 
     async def _chunks(self, completion: "_ClientCompletion", body: dict[str, Any]) -> AsyncIterator["ReplyChunk"]:
         """Send one request and yield the reply in pieces."""

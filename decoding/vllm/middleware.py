@@ -140,16 +140,16 @@ class PairMiddleware:
 
 async def _unknown(app: Any, scope: Mapping[str, Any]) -> list[Message]:
     """Request the same path by GET, and return the server's answer if it rejects the client; else []."""
-    said: list[Message] = []
+    messages: list[Message] = []
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Message) -> None:
-        said.append(message)
+        messages.append(message)
 
     await app({**scope, "method": "GET"}, receive, send)
-    return said if said and said[0].get("status") in (401, 403) else []
+    return messages if messages and messages[0].get("status") in (401, 403) else []
 
 
 def _client(scope: Mapping[str, Any]) -> Hashable:

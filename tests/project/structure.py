@@ -36,7 +36,18 @@ EVALUATED_WORLDS = "contralto.eval.tasks.testbed"
 OTHER_NAMES = {"contralto.eval.metrics.pope"}
 """Modules in which a method's name names something else: the published code whose parser of answers it is."""
 NO_SENTENCE = re.compile(r"(What|How|Whether|Of|Where|Why|When|Who|But|That|So|If)\b")
+_NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.arg)
 NO_VERB = re.compile(r"(The|A|An|All|Every|Each|One|No|Nothing|Everything)\b")
+
+RETIRED = {
+    "found": "result",
+    "how": "options",
+    "said": "text, message",
+    "settle": "resolve, check",
+    "there": "present",
+    "told": "arguments",
+}
+"""Names that no function, class, parameter or field has any more, with what to write in their place."""
 
 
 class Module(NamedTuple):
@@ -243,6 +254,19 @@ def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
 
 
+def retired_names(module: Module) -> Iterator[str]:
+    """Yield functions, classes, parameters and fields whose name is retired."""
+    for node in nodes(module.tree):
+        name = getattr(node, "arg", getattr(node, "name", None)) if isinstance(node, _NAMED) else None
+        if isinstance(node, ast.ClassDef):
+            fields = [field.target for field in node.body if isinstance(field, ast.AnnAssign)]
+            for field in fields:
+                if isinstance(field, ast.Name) and field.id in RETIRED:
+                    yield f"{field.lineno}: {field.id} is retired: {RETIRED[field.id]}"
+        if name in RETIRED:
+            yield f"{getattr(node, 'lineno', 1)}: {name} is retired: {RETIRED[name]}"
+
+
 def classes_twice() -> dict[str, list[str]]:
     """Return the names of classes that several modules define, with the modules."""
     where = defaultdict(list)
@@ -259,6 +283,7 @@ CHECKS: dict[str, Callable[[Module], Iterator[str]]] = {
     "names": names_compared,
     "privates": foreign_privates,
     "docstrings": docstrings,
+    "retired": retired_names,
 }
 
 

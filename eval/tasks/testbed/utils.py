@@ -30,8 +30,8 @@ class AsTrained(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
-    def fewshot_context(self, doc: Any, num_fewshot: int, **how: Any) -> Any:
-        return super().fewshot_context(doc, num_fewshot, **{**how, "apply_chat_template": False})
+    def fewshot_context(self, doc: Any, num_fewshot: int, **kwargs: Any) -> Any:
+        return super().fewshot_context(doc, num_fewshot, **{**kwargs, "apply_chat_template": False})
 
 
 def _drawn(draw: Callable[[int, Split], Iterator[Any]], split: Split, n: int, world_seed: int) -> list[Any]:
