@@ -45,7 +45,7 @@ ADAPTER = {
     "lora_target_modules": "all-linear",
     "num_train_epochs": "1",
     "monitor_pairs": "0",
-    "audit": "warn",
+    "audit": "off",
     "head_metrics": "none",
     "prefix_sharing": "true",
 }
