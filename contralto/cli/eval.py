@@ -9,7 +9,8 @@ them.
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,9 +55,24 @@ def run(argv: Sequence[str]) -> None:
             config = EvaluatorConfig.load_yaml_config(args.config) if getattr(args, "config", None) else {}
             _complete(_Settings(args, config), data_dir, Path(folder), backend)
         before = _written(args)
-        command.execute(args)
+        with _no_git_message():
+            command.execute(args)
     if before is not None and os.environ.get("RANK", "0") == "0" and _written(args) == before:
         raise OSError(f"the results could not be written to {args.output_path}: see lm-eval's warning above")
+
+
+@contextmanager
+def _no_git_message() -> Iterator[None]:
+    """Keep lm-eval from asking git for a commit outside of a repository, where git prints "fatal: not a git repository"."""
+    from lm_eval import evaluator
+
+    ask, here = evaluator.get_git_commit_hash, Path.cwd()
+    if not any((folder / ".git").exists() for folder in (here, *here.parents)):
+        evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = ask
 
 
 def _written(args: Namespace) -> set[Path] | None:

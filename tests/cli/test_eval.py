@@ -293,3 +293,18 @@ def test_a_kill_at_any_time_loses_no_finished_document(kind, tmp_path):
     assert json.loads(Path(f"{path}.json").read_text()) == json.loads((tmp_path / "whole.json").read_text())
     done = log.read_text().split()
     assert len(set(done)) == len(done)  # nothing was done twice
+
+
+def test_outside_of_a_repository_git_says_nothing(tmp_path, monkeypatch, capfd):
+    from lm_eval import evaluator
+
+    from contralto.cli.eval import _no_git_message
+
+    monkeypatch.chdir(tmp_path)
+    ask = evaluator.get_git_commit_hash
+    with _no_git_message():
+        assert evaluator.get_git_commit_hash() is None
+    assert capfd.readouterr().err == ""
+    assert evaluator.get_git_commit_hash is ask
+    assert ask() is None
+    assert "not a git repository" in capfd.readouterr().err
