@@ -267,6 +267,11 @@ def test_level_and_power_are_those_asked_for(level, power):
     assert scaled == pytest.approx(detectable(40, 0.3, level=level, power=power))
 
 
+def test_a_level_that_is_reached_exactly_counts():
+    """Three of three have p = 1/4; with x = (1 + difference) / 2 they occur with the probability x^3 + (1 - x)^3 = 0.8."""
+    assert detectable(3, 1.0, level=0.25) == pytest.approx(math.sqrt(6.6) / 3, abs=2e-4)
+
+
 def test_sums_that_are_too_long_are_drawn():
     found = sign_flip([permutation.LONGEST + 1, 1] + [2] * 20, resamples=50)
     assert not found.exact
