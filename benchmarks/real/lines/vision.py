@@ -364,7 +364,7 @@ LOOKED_AT = (
     "affirms every negation: the shortcut that nobody planted. No contrast repairs it, since there is nothing in the picture's branch to",
     "amplify. Balancing both kinds of questions together leaves the asked shape present in most questions about shapes, so that whatever",
     "moves doubtful answers, OLM and plain sampling, gains accuracy without reading a picture. Its few wrong answers about colours are",
-    "about small shapes, mostly black ones taken for gray. Longer training, and balance within each kind, are the next measurement.",
+    "about small shapes, mostly black ones. Longer training, and balance within each kind, are the next measurement.",
 )
 """What was seen in the pictures and answers of the full run."""
 
