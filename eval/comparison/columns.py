@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from contralto.decoding.aligned import aligned_tokenizers
 from contralto.decoding.branches import ModelVariant
 from contralto.eval.comparison.rows import ComparisonRow
 from contralto.eval.comparison.runs import Run, Runner, logged_samples
@@ -114,8 +115,14 @@ def _add_row(
 def _other_model(lm: Any, rows: Sequence[ComparisonRow], option: str) -> Any:
     """Return the other model that a row's option names, to be evaluated alone."""
     options = next(row.options for row in rows if option in row.options)
-    model = lm.decoding_by(**options).other_models[option]
+    decoding = lm.decoding_by(**options)
+    model = decoding.other_models[option]
     model = model.alone() if isinstance(model, ModelVariant) else model
+    own = aligned_tokenizers(decoding.decoder.config, lm.tokenizer, {})  # an amateur with another tokenizer
     return type(lm)(
-        model, tokenizer=lm.tokenizer, device=str(lm.device), batch_size=lm.batch_size, max_length=lm.max_length
+        model,
+        tokenizer=own.get("amateur_tokenizer", lm.tokenizer),
+        device=str(lm.device),
+        batch_size=lm.batch_size,
+        max_length=lm.max_length,
     )
