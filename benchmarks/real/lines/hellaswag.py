@@ -22,7 +22,13 @@ from real.tables import against, share_cell, share_figure, table
 BETAS = (0.25, 0.5, 1.0)
 ALPHA = 0.1
 SEED = 0
-OPPONENTS = {"amateur": "trained amateur", "pruned": "untrained, pruned amateur"}
+NO_CONTEXT = "no context"
+OPPONENTS = {
+    "amateur": "trained amateur",
+    "pruned": "untrained, pruned amateur",
+    NO_CONTEXT: "the model without the context",
+}
+"""What is subtracted: other models by role, and the control that needs none, the pointwise mutual information of `acc_mutual_info`."""
 POSITIONS = 8
 """Positions whose conditions are computed at a time."""
 Conditions = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
@@ -77,11 +83,11 @@ def run(context: Context) -> None:
         context: The context of the line.
     """
     rows = choices(context, context.sizes["rows"])
-    roles = ["model", *(role for role in OPPONENTS if context.has(role))]
+    roles = ["model", *_opponents(context)]
     for role in roles:
         hidden_states(
-            context.model(role),
-            rows,
+            context.model(_model(role)),
+            _without_context(context, rows) if role == NO_CONTEXT else rows,
             _states(context, role),
             batch_size=context.sizes["batch"],
             title=f"{role}, states",
@@ -92,20 +98,36 @@ def run(context: Context) -> None:
     _check(context, rows[: context.sizes["checked"]])
 
 
+def _opponents(context: Context) -> list[str]:
+    return [role for role in OPPONENTS if role == NO_CONTEXT or context.has(role)]
+
+
+def _model(role: str) -> str:
+    return "model" if role == NO_CONTEXT else role
+
+
+def _without_context(context: Context, rows: Sequence[Choice]) -> list[Choice]:
+    """Return the rows with lm-eval's empty context, the token that begins a text."""
+    tokenizer = context.tokenizer()
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return [row._replace(context=[first]) for row in rows]
+
+
 def _states(context: Context, role: str) -> Path:
-    return context.scratch / f"states-{context.digest(role)}"
+    return context.scratch / (f"states-{context.digest(_model(role))}" + ("-alone" if role == NO_CONTEXT else ""))
 
 
 def _keys(context: Context, numbers: Sequence[int], role: str) -> list[dict[str, Any]]:
-    roles = ("model",) if role == "model" else ("model", role)
-    return [context.key(*roles, row=number) for number in numbers]
+    roles = ("model",) if _model(role) == "model" else ("model", role)
+    what = {"subtracted": role} if role == NO_CONTEXT else {}
+    return [context.key(*roles, row=number, **what) for number in numbers]
 
 
 def _fill(context: Context, rows: Sequence[Choice], role: str, conditions: Conditions) -> None:
     def totals(batch: list[int]) -> list[Totals]:
         choice = rows[batch[0]]
         main = logits_of(context.model(), _states(context, "model"), choice)
-        other = logits_of(context.model(role), _states(context, role), choice) if role != "model" else main
+        other = logits_of(context.model(_model(role)), _states(context, role), choice) if role != "model" else main
         chosen = choice.chosen[:, None]
         # A few positions at a time, whose logits stay in a CPU's cache: two thirds of the time.
         parts = [
@@ -159,7 +181,7 @@ def _totals(tokens: Tensor, choice: Choice) -> list[float]:
 
 def _check(context: Context, rows: Sequence[Choice]) -> None:
     """Compare totals with those of `contralto eval`'s model, which encodes and reads the rows by itself."""
-    role = next((role for role in OPPONENTS if context.has(role)), None)
+    role = next((role for role in ("amateur", "pruned") if context.has(role)), None)
     key = _check_key(context, [row.number for row in rows], role)
     if key in context.units("checks"):
         return
@@ -180,7 +202,7 @@ def _check_key(context: Context, numbers: Sequence[int], role: str | None) -> di
 
 def _check_line(context: Context, numbers: Sequence[int]) -> list[str]:
     """Return what the first comparison that was made found."""
-    for role in [*(role for role in OPPONENTS if context.has(role)), None]:
+    for role in [*(role for role in ("amateur", "pruned") if context.has(role)), None]:
         apart = context.units("checks").get(_check_key(context, numbers, role))
         if apart is not None:
             told = ", ".join(f"{name} {value:.1g}" for name, value in apart.items())
@@ -232,7 +254,7 @@ def render(context: Context) -> Section | None:
     systems = {f"the model, {name}" if name != "plain" else "plain": (alone, name) for name in _conditions(alone)}
     absent = []
     for role, title in OPPONENTS.items():
-        found = context.units().of(_keys(context, numbers, role)) if context.has(role) else None
+        found = context.units().of(_keys(context, numbers, role)) if role in _opponents(context) else None
         if found is None:
             absent.append(title)
             continue
@@ -280,7 +302,9 @@ def _intro(context: Context, numbers: Sequence[int], alone: Sequence[Totals], ab
         "scores, *raw* the scores themselves, see `contralto.decoding.score`; the papers do not say which they use. *mask* applies the",
         f"plausibility constraint (alpha {ALPHA:g}), in which an excluded token scores {FLOOR:g}; it excludes a token in some ending of",
         f"{excluded / rows:.0%} of the rows, in the right ending of {right / rows:.0%}. *Uniform amateur* is the control of sharpening:",
-        "the same formula without any amateur; raw, it prefers endings of many tokens. Holm's p adjusts the tests of acc_norm over the table.",
+        "the same formula without any amateur; raw, it prefers endings of many tokens. *The model without the context* in place",
+        "of an amateur is the pointwise mutual information of an ending and its context (lm-eval's acc_mutual_info at beta 1, raw, but for",
+        "the weight of the model); it needs no amateur. Holm's p adjusts the tests of acc_norm over the table.",
     ]
     lines += _check_line(context, numbers[: context.sizes["checked"]])
     if absent:
