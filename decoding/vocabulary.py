@@ -86,7 +86,7 @@ def check_sizes(size: int, other: int, *, share_tokenizer: bool = False) -> None
 
 
 def check_same_tokenizer(model: str, tokenizer: Any, other_model: str, other: Any) -> None:
-    """Raise an error if the tokens of two tokenizers differ. A pad token that one of them adds at the end may.
+    """Raise an error if the tokens of two tokenizers differ; a pad token that only one has at the end is allowed.
 
     Args:
         model: the name of the first model.

@@ -128,7 +128,7 @@ def _check_rebuild(model: Any, layers: LayerList) -> None:
 
 
 def _compare(smaller: Any, model: Any, kept: Sequence[int]) -> None:
-    """Raise ValueError unless the smaller model computes what the whole model does without the other layers."""
+    """Raise ValueError if the smaller model's logits differ from those of the whole model with the other layers skipped."""
     ids = _probe(model)
     with running_layers(model, kept):
         expected = _logits(model, ids)

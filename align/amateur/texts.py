@@ -79,7 +79,7 @@ def write_texts(
     seed: int = 0,
     rows: Sequence[Row] = (),
 ) -> list[Text]:
-    """Return texts of the expert's, those that are recorded and those that are written now.
+    """Let the expert write texts, except those that the store already holds, and return all of them.
 
     Args:
         engine: the expert.

@@ -108,7 +108,7 @@ class BlockCache(ABC, Generic[Content]):
         """
 
     def path(self, rows: TokenRows) -> Path:
-        """Return the file of a block.
+        """Return the path of the file that holds a block of rows.
 
         Args:
             rows: the rows.

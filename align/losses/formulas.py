@@ -128,7 +128,7 @@ def divergence_term(
     beta: float = 0.5,
     gradient: SkewGradient = "full",
 ) -> TokenTerm:
-    """Return the term of a divergence.
+    """Return the sum over the vocabulary that makes a divergence, for every token, with its parameters.
 
     Args:
         divergence: a key of `DIVERGENCES`.

@@ -216,7 +216,7 @@ class LearnedMask(nn.Module):
         self.networks = nn.ModuleList(_MaskNetwork(layers, hidden_size, dropout) for _ in range(1 + independent))
 
     def forward(self, hidden_states: Sequence[Tensor], valid: Tensor) -> Masks:
-        """Return the masks of a batch.
+        """Compute the weight of every token from the hidden states of the reference.
 
         Args:
             hidden_states: L tensors `(B, T, H)` of the reference, without the embeddings: `outputs.hidden_states[1:]`. They are

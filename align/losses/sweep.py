@@ -315,7 +315,7 @@ def _sweep_block(
 def _sweep_targets(
     term: TokenTerm, rows: slice, z: Tensor, result: _SweepResult, factors: Sequence[Tensor] | None
 ) -> list[Tensor]:
-    """Do the same as `_sweep_block` for log-probabilities of targets alone, in fewer passes over the logits."""
+    """Compute log-probabilities of the targets and their gradients for a block, in fewer passes than `_sweep_block`."""
     assert term.per_token is not None
     log_q, targets = z.log_softmax(-1), term.per_token[rows, None]
     result.values[0][rows] = log_q.gather(-1, targets).squeeze(-1)

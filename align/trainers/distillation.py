@@ -132,7 +132,7 @@ class DistillationPairTrainer(StagedTrainer):
         self._has_warned_of_idle = not args.kind.follows_curriculum
 
     def _initial_reference(self, args: DistillationConfig) -> Any:
-        """Return the argument `ref_model` of `DPOTrainer.__init__`."""
+        """Return what `DPOTrainer.__init__` gets as `ref_model`: the teacher, or a placeholder if none is loaded."""
         if not self.uses_teacher or args.precompute_teacher:
             return NoReference() if args.deepspeed_plugin is None else None
         return self._loaded(args)

@@ -140,7 +140,7 @@ class _Runner:
                 worker.put(wanted)
 
     def _take(self, events: list[Any]) -> None:
-        """Record the outcomes of events, then advance the groups that wait for them."""
+        """Record what the workers returned, then advance the groups that wait for it."""
         for event in events:
             if isinstance(event, WorkerEnded):
                 self._running -= 1

@@ -390,7 +390,7 @@ class ModelBranch(Branch):
         return self._tokens.replace(ids, mask, {*self._fills, *ids[mask == 0].tolist()})
 
     def _encode(self, inputs: Mapping[str, Tensor], *, rows: int) -> dict[str, Any]:
-        """Return the encoder's output, computed once, and its mask, both repeated for every row of each prompt."""
+        """Run the encoder once, and repeat its output and its mask for every row of each prompt."""
         repeats, rest = divmod(rows, self._prompts)
         if rest:
             raise ValueError(f"the encoder inputs contain {self._prompts} prompts, which do not fit {rows} rows")

@@ -117,7 +117,7 @@ class CachedReader:
 
     @torch.no_grad()
     def read(self, ids: Tensor, *, new: int = 1, keep: int | None = None) -> Tensor:
-        """Read further tokens.
+        """Feed the last columns of `ids` to the model, and extend its cache.
 
         Args:
             ids: `(R, T)` token ids, of which the last `new` columns are fed.
@@ -229,7 +229,7 @@ class CachedReader:
         self.length += 1
 
     def peek(self, ids: Tensor, *, mask: Tensor | None = None, layer_masks: Any = None) -> Any:
-        """Run alternatives of the next token, all at its position. The cache takes them; `length` does not count them.
+        """Run several candidates for the next token at its position; they enter the cache, but `length` does not count them.
 
         Args:
             ids: `(R, k)` token ids.

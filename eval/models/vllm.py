@@ -188,7 +188,7 @@ class ContraltoVLLM(ContrastiveEvalModel, TemplateLM):  # type: ignore[misc]
         return answers
 
     def _generate_batch(self, requests: Sequence[EvalRequest]) -> list[str]:
-        """Generate the completions of requests of equal options."""
+        """Generate the completions of requests that have the same options."""
         options = self.options_of(requests[0])
         kwargs = {"max_tokens": options.length, **self.sampling_of(options)}
         eos = self.tokenizer.decode([self.eot_token_id])

@@ -129,7 +129,7 @@ def running_layers(model: Any, kept: Collection[int]) -> Iterator[None]:
 
 
 def _identity(forward: Callable[..., Any], layers: LayerList) -> Callable[..., Any]:
-    """Return a forward that hands on the hidden states in this thread, and is `forward` in others."""
+    """Return a forward pass of a layer that returns its input unchanged in this thread, and runs the layer in others."""
     thread = threading.get_ident()
 
     def identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
