@@ -92,10 +92,11 @@ def cut_model(model: Any, kept: Sequence[int]) -> Any:
 def _build(model: Any, layers: LayerList, kept: Sequence[int]) -> Any:
     """Return a model of the kept layers, built from a configuration and given the weights of the whole model."""
     with during(f"{type(model).__name__} cannot be built with layers {', '.join(map(str, kept))}"):
-        smaller = type(model)(cut_config(model.config, kept)).to(dtype=model.dtype, device=model.device)
+        smaller = type(model)(cut_config(model.config, kept)).to(device=model.device)
     places = {f"{layers.name}.{old}.": f"{layers.name}.{new}." for new, old in enumerate(kept)}
-    weights = dict(_renamed(model.state_dict(), f"{layers.name}.", places))
-    problems = smaller.load_state_dict(weights, strict=False)
+    weights = {name: value.clone() for name, value in _renamed(model.state_dict(), f"{layers.name}.", places)}
+    # Assigned, not copied: each weight keeps its dtype, and buffers that are not stored (rotary frequencies) keep their precision.
+    problems = smaller.load_state_dict(weights, strict=False, assign=True)
     if problems.missing_keys or problems.unexpected_keys:
         name = (problems.missing_keys or problems.unexpected_keys)[0]
         raise ValueError(

@@ -65,6 +65,17 @@ def test_a_cut_model_computes_the_other_layers_alone_also_when_saved(family, tmp
     assert torch.equal(text, again)
 
 
+@torch.no_grad()
+def test_a_loaded_bfloat16_model_keeps_the_precision_of_its_rotary_frequencies(tmp_path):
+    zoo.build("llama", seed=2).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    smaller = cut_model(model, [1])
+    ids = torch.stack(zoo.prompts(1, seed=3))
+    assert smaller.dtype == torch.bfloat16
+    assert smaller.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.equal(smaller(ids).logits, _without(model, 0)(ids).logits)
+
+
 @pytest.mark.parametrize("config", [Gemma3TextConfig, Gemma2Config, Cohere2Config], ids=lambda kind: kind.__name__)
 @torch.no_grad()
 def test_kinds_of_attention_stay_with_their_layers_past_the_window(config):
