@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -78,6 +79,10 @@ QUIET = ("bitsandbytes",)
 dtype of every product of LLM.int8."""
 
 
+RENAMED = ".is_gradient_checkpointing. is deprecated"
+"""The message of transformers about a property that TRL 1.16 and peft 0.21 read by its old name."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -89,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     for logger in QUIET:
         logging.getLogger(logger).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", RENAMED, FutureWarning)
     argv = sys.argv[1:] if argv is None else list(argv)
     name = argv[0] if argv else ""
     extra = COMMANDS[name].extra if name in COMMANDS else ""
