@@ -123,13 +123,15 @@ sys.exit(cli.main({argv!r}))
         pytest.param("compare --tasks a --model b --methods dola", "matplotlib", "contralto[eval]", marks=SLOW),
         pytest.param("demo", "trl", "contralto[demo]", marks=FULL),
         pytest.param("generate --model testbed:vision-0 --image a.png x", "PIL", "contralto[vision]", marks=FULL),
-        pytest.param("generate --model testbed:expert --adapters-off x", "peft", "contralto[align]", marks=SLOW),
+        pytest.param("generate --model adapter --adapters-off x", "peft", "contralto[align]", marks=SLOW),
     ],
 )
 def test_missing_extras_are_named(command, missing, said, tmp_path):
     """Found before any work is done."""
     (tmp_path / "a.png").write_bytes(b"an image")
     (tmp_path / "r.yaml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "testbed:expert"}')
     code = BLOCK.format(missing=missing, argv=command.split())
     where = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run(

@@ -8,8 +8,7 @@ import pytest
 from helpers import families
 from transformers.generation.utils import ALL_CACHE_NAMES
 
-from contralto.decoding.branches import ModelBranch
-from contralto.decoding.processors import models
+from contralto.decoding.branches import ModelBranch, layer
 
 
 class CacheDropped(ModelBranch):
@@ -57,7 +56,7 @@ QUICK = {(CacheDropped, "llama"), (PositionsDropped, "gpt2"), (MaskDropped, "opt
 )
 def test_the_matrix_sees_it(broken, family, monkeypatch):
     pair = families.build_pair(family)
-    monkeypatch.setattr(models, "ModelBranch", broken)
+    monkeypatch.setattr(layer, "ModelBranch", broken)
     with pytest.raises((AssertionError, RuntimeError, ValueError, IndexError)):
         _matrix(pair)
 

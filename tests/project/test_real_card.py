@@ -2,14 +2,12 @@
 
 import gzip
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.scripts import run_script
 
 from contralto.eval import stats
 
@@ -225,8 +223,14 @@ def _draw_easy_vqa(folder):
 MODELS = {"model": "expert", "amateur": "amateur", "pruned": "early", "judge": "expert-1", "embedder": "expert-1"}
 
 
+OFTEN = ("hellaswag", "conflicts", "inputs")
+"""The lines whose toy run is short; those that train or write long texts run in `make test-all`."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("module", LINES)
+@pytest.mark.parametrize(
+    "module", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.full) for name in LINES]
+)
 def test_a_line_runs_at_toy_size_and_is_reported_again(module, data, tmp_path):
     """The figures of tiny models mean nothing; every step must run, and a second command must find the results."""
     source = (BENCHMARKS / "real" / "lines" / f"{module}.py").read_text(encoding="utf-8")
@@ -245,7 +249,4 @@ def test_a_line_runs_at_toy_size_and_is_reported_again(module, data, tmp_path):
 
 
 def run_card(*arguments):
-    command = [sys.executable, str(BENCHMARKS / "real_card.py"), *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    return run_script(BENCHMARKS / "real_card.py", *arguments)
