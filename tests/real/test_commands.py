@@ -1,6 +1,7 @@
 """Every command with SmolLM2-135M-Instruct, as a user types it, each in a process of its own; what is printed is read, too."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -43,7 +44,8 @@ def run(folder):
 
     def call(*argv):
         command = [sys.executable, "-m", "contralto", *map(str, argv)]
-        done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True, timeout=400)
+        where = {**os.environ, "OMP_NUM_THREADS": "1"}  # a worker of pytest for each core
+        done = subprocess.run(command, check=False, cwd=folder, env=where, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr[-3000:]
         lines = [line for line in re.split(r"[\r\n]+", done.stdout + "\n" + done.stderr) if ODD.search(line)]
         assert [line for line in lines if not any(known in line for known in EXPECTED)] == []
