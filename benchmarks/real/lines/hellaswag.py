@@ -272,7 +272,25 @@ def render(context: Context) -> Section | None:
     adjusted = dict(zip(p_values, holm(list(p_values.values())).tolist(), strict=True))
     rows = [[*row, f"{adjusted[row[0]]:.2g}" if row[0] in adjusted else ""] for row in rows]
     head = ["condition", "acc", "against plain", "acc_norm", "against plain", "Holm's p"]
-    return Section([*_intro(context, numbers, alone, absent), "", *table(head, rows)], figures)
+    lines = [*_intro(context, numbers, alone, absent), "", *table(head, rows), *_against_no_context(systems)]
+    return Section(lines, figures)
+
+
+def _against_no_context(systems: Mapping[str, tuple[Sequence[Totals], str]]) -> list[str]:
+    """Return tests of the trained amateur against the control that needs no amateur, both raw, by acc_norm."""
+    pairs = {}
+    for beta in BETAS:
+        titles = [f"{OPPONENTS[role]}: beta {beta:g}, raw" for role in (NO_CONTEXT, "amateur")]
+        if all(title in systems for title in titles):
+            pairs[beta] = [_hits(*systems[title], normed=True) for title in titles]
+    if not pairs:
+        return []
+    adjusted = holm([mcnemar_exact(*hits).p for hits in pairs.values()])
+    tests = [
+        f"beta {beta:g}: {against(*hits)}, Holm's p {p:.2g}"
+        for (beta, hits), p in zip(pairs.items(), adjusted, strict=True)
+    ]
+    return ["", f"The trained amateur against the model without the context, raw, acc_norm: {'; '.join(tests)}."]
 
 
 def _with_uniform_raw(context: Context, rows: Sequence[Choice], alone: Sequence[Totals]) -> list[Totals]:
