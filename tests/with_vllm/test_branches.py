@@ -130,7 +130,7 @@ WRONG = {
         {},
         r"contrast_top_p must lie in \(0, 1\]",
     ),
-    "a top-k without temperature": ({"contrast_top_k": 3}, {}, "give a contrast_temperature above 0 too"),
+    "a top-k without temperature": ({"contrast_top_k": 3}, {}, "set contrast_temperature above 0 too"),
     "a negative temperature": (
         {"contrast_temperature": -1.0},
         {},

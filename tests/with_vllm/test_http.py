@@ -205,7 +205,7 @@ MISTAKES = {
     "a negative strength": ([({"contrast_alpha": -1.0}, {})], "alpha must be"),
     "a word for a number": ([({"contrast_alpha": "much"}, {})], "contrast_alpha must be a number"),
     "a top-p above 1": ([({"contrast_temperature": 1.0, "contrast_top_p": 2.0}, {})], "contrast_top_p must lie in"),
-    "top-k without temperature": ([({"contrast_top_k": 3}, {})], "give a contrast_temperature above 0"),
+    "top-k without temperature": ([({"contrast_top_k": 3}, {})], "set contrast_temperature above 0"),
     "n=2": ([({}, {"n": 2}), ({"contrast_branch": 1}, {"n": 2})], "n must be 1"),
     "vLLM's sampling": (
         [({}, {"temperature": 1}), ({"contrast_branch": 1}, {"temperature": 1})],
