@@ -93,7 +93,7 @@ def test_tokens_that_only_one_text_counts_are_scored():
 
 REFUSED = {
     "mamba": ("padding_free", "carries a state from token to token"),
-    "bloom": ("padding_free", "accepts no position_ids"),
+    "bloom": ("padding_free", "takes no position_ids"),
     "mistral": ("prefix_sharing", "has layers of sliding_attention"),
     "gemma3": ("prefix_sharing", "has layers of sliding_attention"),
 }

@@ -209,7 +209,7 @@ def test_data_engines(short):
     together = ask(texts)
     assert together == [answer for text in texts for answer in ask([text])]
     assert isinstance(together[2], Failure)
-    assert "tokens, and LlamaForCausalLM reads 64 with the answer" in together[2].reason
+    assert "tokens, but prompt and answer together may have 64 with LlamaForCausalLM" in together[2].reason
     for answer in together[:2]:
         assert answer.finish_reason == "length"
         assert answer.prompt_tokens + answer.completion_tokens == 64
