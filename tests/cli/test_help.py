@@ -20,12 +20,16 @@ def test_help_imports_nothing_heavy(argv):
         "try:\n    main([*sys.argv[1:], '--help'])\nexcept SystemExit as error:\n    assert error.code in (0, None)\n"
         "print('loaded:', *sys.modules)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    ran = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+    for _ in range(3):  # a busy machine makes a process slow, but not three times
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        ran = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+        seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+        if seconds < 1:
+            break
     shown, _, loaded = ran.stdout.rpartition("loaded:")
     assert "usage: " in shown
     assert not HEAVY & set(loaded.split())
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
+    assert seconds < 1
 
 
 def test_importing_the_parts_imports_nothing_heavy():

@@ -20,7 +20,7 @@ def draw(logits, seeds, step=0, **how):
     return found.argmax(-1)
 
 
-@pytest.mark.parametrize("step", [0, 3])
+@pytest.mark.parametrize("step", [0, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_draws_have_the_distribution(temperature, step):
     logits = [1.0, 0.0, -1.0, 2.0, -math.inf]
