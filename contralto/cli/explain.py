@@ -6,7 +6,7 @@ from typing import Any
 
 from contralto.cli.arguments import add_prompt_arguments, check_placement, check_positive
 from contralto.cli.flags import errors_with_flags
-from contralto.cli.methods import add_method_arguments, bits_from, config_from
+from contralto.cli.methods import add_method_arguments, bits_from, config_from, models_from
 from contralto.cli.outputs import check_output_file
 from contralto.decoding import inputs
 from contralto.decoding.inputs import Prompt
@@ -60,19 +60,9 @@ def _config(args: argparse.Namespace) -> DecodingConfig:
 
 def _explain(prompt: Prompt, config: DecodingConfig, args: argparse.Namespace) -> None:
     from contralto.cli import explain_page
-    from contralto.decoding.loading import load_models
     from contralto.decoding.trace import trace
 
-    has_images = bool(prompt.images)
-    models = load_models(
-        args.model,
-        config,
-        with_images=has_images,
-        dtype=args.dtype,
-        device=args.device,
-        adapter=args.adapter,
-        bits=bits_from(args, config.models),
-    )
+    models = models_from(args, config, with_images=bool(prompt.images))
     batch = inputs.batch_of([prompt], models, config, seeds=[args.seed], raw=args.raw)
     inputs.check_lengths(batch, config, args.max_new_tokens)
     method = logits_processor(config, batch)

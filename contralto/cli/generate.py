@@ -10,7 +10,7 @@ from typing import Any
 from contralto.cli import output_file
 from contralto.cli.arguments import add_prompt_arguments, check_placement, check_positive
 from contralto.cli.flags import errors_with_flags, flag
-from contralto.cli.methods import add_method_arguments, bits_from, config_from
+from contralto.cli.methods import add_method_arguments, bits_from, config_from, models_from
 from contralto.cli.prompts_file import read_prompts
 from contralto.common.files import decode, lines_of
 from contralto.common.hashing import content_digest, file_digest
@@ -113,18 +113,8 @@ def _run(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Names
     from tqdm import tqdm
 
     from contralto.decoding.aligned import vocabulary_note
-    from contralto.decoding.loading import load_models
 
-    has_images = bool(prompts[0].images)
-    models = load_models(
-        args.model,
-        config,
-        with_images=has_images,
-        dtype=args.dtype,
-        device=args.device,
-        adapter=args.adapter,
-        bits=bits_from(args, config.models),
-    )
+    models = models_from(args, config, with_images=bool(prompts[0].images))
     for i, prompt in enumerate(prompts):
         inputs.check_rendered(i, prompt, models, raw=args.raw)
         if not prompt.images:  # images are read with their batch

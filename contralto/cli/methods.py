@@ -3,13 +3,23 @@
 import argparse
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contralto.cli.flags import flag
 from contralto.decoding.methods import METHODS, DecodingConfig, Method, MethodParameter, model_options, parameter_names
 from contralto.decoding.quantization import MAIN, check_bits, quantization_options, take_bits
 
-__all__ = ["add_method_arguments", "add_model_arguments", "add_quantization_arguments", "bits_from", "config_from"]
+if TYPE_CHECKING:
+    from contralto.decoding.loading import Models
+
+__all__ = [
+    "add_method_arguments",
+    "add_model_arguments",
+    "add_quantization_arguments",
+    "bits_from",
+    "config_from",
+    "models_from",
+]
 
 
 def add_model_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -60,6 +70,30 @@ def bits_from(args: argparse.Namespace, models: Mapping[str, Any]) -> dict[str, 
     bits = take_bits({name: getattr(args, name) for name in quantization_options()})
     check_bits(bits, models)
     return bits
+
+
+def models_from(args: argparse.Namespace, config: DecodingConfig, *, with_images: bool) -> "Models":
+    """Load the models of a command that decodes.
+
+    Args:
+        args: its flags.
+        config: the method with the names of its other models.
+        with_images: whether the prompts have images.
+
+    Raises:
+        ValueError: see `contralto.decoding.loading.load_models`.
+    """
+    from contralto.decoding.loading import load_models  # imports torch
+
+    return load_models(
+        args.model,
+        config,
+        with_images=with_images,
+        dtype=args.dtype,
+        device=args.device,
+        adapter=args.adapter,
+        bits=bits_from(args, config.models),
+    )
 
 
 def add_method_arguments(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
