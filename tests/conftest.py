@@ -22,6 +22,7 @@ LONGEST = (
 REAL = Path(__file__).parents[1] / ".cache" / "real"
 """The folder of real models."""
 
+gc.disable()  # while everything is imported: nothing of it is garbage; `pytest_collection_finish` enables it
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # read when transformers is imported
 torch.set_num_threads(1)
 
@@ -43,6 +44,7 @@ def pytest_collection_finish():
     """Let garbage collections, which lm-eval asks for at every batch, pass over the million objects of the libraries."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _leave_to_the_full_suite(items):

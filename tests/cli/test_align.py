@@ -42,6 +42,7 @@ def _argv(recipe, pairs, out, *more, adapter=LORA):
     return [str(word) for word in (recipe, *data, *QUIET, *adapter, *SMALL, *more)]
 
 
+@pytest.mark.slow
 def test_a_recipe_and_flags_train_an_adapter(pairs, tmp_path):
     evaluation = ["--eval_strategy", "steps", "--eval_steps", "3", "--eval_dataset_name", pairs]
     cli_align.run(

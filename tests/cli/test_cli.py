@@ -53,6 +53,7 @@ def test_several_prompts_are_shown_one_after_another(run):
     assert out.endswith(f"=== 1: {other}\nbuys 8: 12 + 8 = 20. #### 20\n")
 
 
+@pytest.mark.slow
 def test_several_prompts_stream_the_texts_that_are_written_to_files(run, tmp_path):
     """Batches of two, whose rows end at different steps; sampled from the likeliest 3 tokens and to the end of the text."""
     prompts = [QUESTION, "Tom has 12 pens. He buys 8. How many pens does Tom have?", QUESTION.replace("Mia", "Ada")]
@@ -96,6 +97,7 @@ def test_raw_text_and_li_form_with_beams(run):
     assert out == f"=== 0: Ben went out to the barn door.\n{text}\n"
 
 
+@pytest.mark.slow
 def test_jsonl_from_a_file_with_comparison_and_resume(run, tmp_path, monkeypatch):
     problems = [f"Tom has {n} pens. He buys 3, sells 2. How many pens does Tom have?" for n in range(4, 9)]
     rows = [{"messages": [{"role": "user", "content": problems[0]}]}, *({"prompt": p} for p in problems[1:])]

@@ -117,7 +117,7 @@ sys.exit(cli.main({argv!r}))
     ("command", "missing", "said"),
     [
         ("data run r.yaml", "yaml", "the package pyyaml is not installed: pip install 'contralto[data]'"),
-        ("align dpo", "trl", "contralto[align]"),
+        pytest.param("align dpo", "trl", "contralto[align]", marks=SLOW),
         ("eval --tasks a", "lm_eval", "contralto[eval]"),
         ("generate --model testbed:expert x", "psutil", "the package psutil is not installed: pip install"),
         pytest.param("compare --tasks a --model b --methods dola", "matplotlib", "contralto[eval]", marks=SLOW),

@@ -13,7 +13,17 @@ OTHERS = {"align"}
 HEAVY = {"torch", "transformers", "trl", "datasets", "lm_eval.evaluator", "vllm"}
 
 
-@pytest.mark.parametrize("argv", [[], *([name] for name in COMMANDS if name not in OTHERS)], ids=str)
+QUICK = {"generate", "compare"}
+"""Commands that the fast tests look at."""
+
+
+def commands():
+    yield []
+    for name in sorted(set(COMMANDS) - OTHERS):
+        yield pytest.param([name], marks=[] if name in QUICK else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("argv", commands(), ids=str)
 def test_help_imports_nothing_heavy(argv):
     code = (
         "import sys\nfrom contralto.cli import main\n"

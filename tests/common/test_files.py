@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -97,8 +98,10 @@ with Path({str(path)!r}).open("a+") as file, locked(file, "{{pid}} has it"):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@cache
 def _calls():
-    """Every call in the sources: its file, its line, and the node."""
+    """Every call in the sources: its file, and the node."""
+    found = []
     for part in PARTS:
         for path in sorted((ROOT / part).rglob("*.py")):
             inside = path.relative_to(ROOT).parts
@@ -106,7 +109,8 @@ def _calls():
                 continue
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call):
-                    yield "/".join(inside), node
+                    found.append(("/".join(inside), node))
+    return found
 
 
 def _wrong(node):

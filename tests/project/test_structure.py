@@ -56,6 +56,7 @@ def test_modules_that_import_each_other_are_found(monkeypatch):
     assert structure.circles() == [["contralto.a", "contralto.b", "contralto.c"]]
 
 
+@pytest.mark.slow
 def test_griffe_reads_every_docstring(caplog):
     """As mkdocstrings does: an entry for each parameter, no parameter that is not there."""
     read = 0

@@ -182,6 +182,7 @@ def test_any_method_decodes(options, capsys):
     assert capsys.readouterr().out == shown
 
 
+@pytest.mark.slow
 def test_a_method_samples_with_a_stream_per_row():
     how = {"model": "testbed:expert", "method": "cd", "amateur": "testbed:amateur"}
     engine = TransformersEngine(batch_size=8, **how)

@@ -143,6 +143,7 @@ def test_prompts_with_images_begin_once():
     assert (other == lm.tokenizer.bos_token_id).sum() == 1
 
 
+@pytest.mark.slow
 def test_contrastive_answers_are_the_processors():
     lm = text_lm().decoding_by(**CD, beta=0.7)
     expert, amateur, tokenizer = testbed.load("expert"), testbed.load("amateur"), testbed.tokenizer()
