@@ -164,6 +164,7 @@ def explain(capsys, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_the_page_of_a_changed_answer(explain):
     """Greedily the expert stops after two steps; the contrast has it go on."""
     out, page = explain("--model", "testbed:expert", "--amateur", "testbed:amateur", QUESTION)

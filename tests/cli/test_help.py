@@ -23,7 +23,7 @@ def commands():
         yield pytest.param([name], marks=[] if name in QUICK else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("argv", commands(), ids=str)
+@pytest.mark.parametrize("argv", list(commands()), ids=str)
 def test_help_imports_nothing_heavy(argv):
     code = (
         "import sys\nfrom contralto.cli import main\n"

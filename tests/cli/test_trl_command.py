@@ -123,7 +123,7 @@ def slow(names, fast):
     return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("case", slow(CASES, ("texts", "tools")))
+@pytest.mark.parametrize("case", slow(CASES, ("texts",)))
 def test_the_same_rows(model, reaches, tmp_path, case):
     compare(reaches, "--model_name_or_path", model, "--dataset_name", written(tmp_path / "data", CASES[case]))
 

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,17 @@ def written(path, *records):
 # ------------------------------------------------------------------------------------------------------------- published
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
-@pytest.mark.parametrize("form", ["jsonl", "json", "parquet", "folder", "saved", "dataset", "splits"])
+FORMS = ("jsonl", "json", "parquet", "folder", "saved", "dataset", "splits")
+
+
+def schemas():
+    """Every schema as JSON lines and one in every form; the other pairs are slow."""
+    for name, form in product(SCHEMAS, FORMS):
+        fast = form == "jsonl" or name == next(iter(SCHEMAS))
+        yield pytest.param(name, form, marks=[] if fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "form"), list(schemas()))
 def test_published_schemas(tmp_path, name, form):
     records = [SCHEMAS[name]] * 2
     match form:

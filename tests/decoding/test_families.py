@@ -21,14 +21,16 @@ def test_greedy(pair, batch):
 
 
 @pytest.mark.covering
-@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 4])
 def test_sampling(pair, batch):
     found, expected = families.sampled(pair, batch)
     assert found == expected
 
 
 @pytest.mark.covering
-@pytest.mark.parametrize("batch", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 4])
 def test_beam_search(pair, batch):
     found, expected = families.beams(pair, batch)
     assert found == expected

@@ -26,7 +26,14 @@ def schedule(seed):
             yield running
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "mistral", "gemma3", "mamba"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        "mamba",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "bloom", "mistral", "gemma3")),
+    ],
+)
 def test_logits_are_those_of_whole_forwards(family):
     model = zoo.build(family, seed=1).eval()
     reader = SequenceReader(model)
