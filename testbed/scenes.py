@@ -100,6 +100,7 @@ class Thing(NamedTuple):
 
     @property
     def is_low(self) -> bool:
+        """Return whether the object is in the lower half of the picture."""
         return self.cell >= GRID * GRID // 2
 
 
@@ -241,6 +242,8 @@ PER_KIND = 3
 
 
 class Question(NamedTuple):
+    """A yes-or-no question about an object in a picture."""
+
     scene: Scene
     name: str
     """The object asked about."""
@@ -248,6 +251,7 @@ class Question(NamedTuple):
 
     @property
     def text(self) -> str:
+        """Return the question in words."""
         return ask(self.name)
 
 

@@ -65,6 +65,7 @@ class Problem(NamedTuple):
 
     @property
     def question(self) -> str:
+        """Return the problem in words."""
         pronoun = NAMES[self.name].capitalize()
         told = ", ".join(f"{verb} {operand}" for verb, operand in self.steps)
         ask = f"How many {self.thing} does {self.name} have?"
@@ -174,6 +175,8 @@ CHANCE = 0.1
 
 
 class Event(NamedTuple):
+    """An action and the object that it is about."""
+
     action: str
     object: str
 
@@ -270,11 +273,14 @@ def telling(text: str) -> Telling:
 
 
 class Story(NamedTuple):
+    """A person's events in several places."""
+
     name: str
     scenes: tuple[StoryScene, ...]
 
     @property
     def text(self) -> str:
+        """Return the sentences of all scenes."""
         return " ".join(scene.text for scene in self.scenes)
 
 

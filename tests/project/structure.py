@@ -250,6 +250,22 @@ def docstrings(module: Module) -> Iterator[str]:
                     yield f"{where}: {section}: is no section"
 
 
+def undocumented(module: Module) -> Iterator[str]:
+    """Yield public modules, classes, functions and methods without a docstring."""
+    if any(word.startswith("_") for word in module.name.split(".")):
+        return
+    inner: list[ast.Module | ast.ClassDef] = [module.tree]
+    if not ast.get_docstring(module.tree):
+        yield "1: the module has no docstring"
+    while inner:
+        for node in inner.pop().body:
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node.name[0] != "_":
+                if not ast.get_docstring(node):
+                    yield f"{node.lineno}: {node.name} has no docstring"
+                if isinstance(node, ast.ClassDef):
+                    inner.append(node)
+
+
 def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
 
@@ -283,6 +299,7 @@ CHECKS: dict[str, Callable[[Module], Iterator[str]]] = {
     "names": names_compared,
     "privates": foreign_privates,
     "docstrings": docstrings,
+    "undocumented": undocumented,
     "retired": retired_names,
 }
 

@@ -31,6 +31,7 @@ class AsTrained(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
     def fewshot_context(self, doc: Any, num_fewshot: int, **kwargs: Any) -> Any:
+        """Return the prompt of a document in the training data's format, whatever lm-eval asks for."""
         return super().fewshot_context(doc, num_fewshot, **{**kwargs, "apply_chat_template": False})
 
 
