@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 import zoo
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from contralto import testbed
@@ -14,6 +14,7 @@ from contralto.decoding import ContrastiveDecodingLogitsProcessor
 from contralto.decoding.branches.aligned import AlignedBranch
 from contralto.decoding.byte_tokens import ByteTokens
 from contralto.decoding.executors.score import score
+from contralto.decoding.token_extensions import TokenExtensions
 from contralto.decoding.token_map import TokenMap
 from contralto.decoding.trace import trace
 
@@ -82,7 +83,7 @@ def test_bytes_without_a_token_are_left_out_as_the_tokenizer_does():
 def _by_hand(expert, amateur, main, logits):
     """Return the mapped distribution in float64, by sums over dictionaries."""
     p_e, p_a = (each.double().softmax(-1).tolist() for each in (main, logits))
-    pairs = {(a, t) for a, t in ((1, 1), (0, 0))}  # <eos> and <pad> of both
+    pairs = {(1, 1), (0, 0), (0, 1)}  # <eos> and <pad> of both; <pad> of the amateur ends texts, too
     for t, text in expert.texts.items():
         equal = [a for a, other in amateur.texts.items() if other == text]
         pairs |= {(a, t) for a in equal} or {(amateur.encode(text)[0], t)}
@@ -104,7 +105,7 @@ def test_map_equals_sums_by_hand(one, other):
     size, noise = len(one) + 3, torch.Generator().manual_seed(0)
     main = 3 * torch.randn(2, size, generator=noise, dtype=torch.float64)
     logits = 3 * torch.randn(2, len(other), generator=noise, dtype=torch.float64)
-    made = TokenMap(expert, amateur, (size, len(other)), ([1], [1]))
+    made = TokenMap(expert, amateur, (size, len(other)), ([1], [0, 1]))
     mapped = made.resolve(main, logits.log_softmax(-1)).exp()
     for row in range(2):
         torch.testing.assert_close(mapped[row], _by_hand(expert, amateur, main[row], logits[row]), rtol=1e-9, atol=0)
@@ -174,14 +175,14 @@ MERGES = [
 ]
 
 
-def _distances(expert, amateur, rewound, monkeypatch):
-    """Return the distances in total variation between the map and sums over all texts, for every short beginning."""
+def _distances(expert, amateur, rewound, monkeypatch, counts=(1, 2)):
+    """Return the distances in total variation between the map and sums over all texts, for all beginnings of `counts` tokens."""
     monkeypatch.setattr("contralto.decoding.branches.aligned.REWOUND", rewound)
     table = _Table(amateur, 6)
     branch = AlignedBranch(_model(len(amateur), 0), tokenizer=expert, amateur_tokenizer=amateur)
     branch.limit_tokens(len(expert))
     rows, found = table.encoded(expert), []
-    for begun in sorted({tuple(ids[:count]) for ids, _ in rows for count in (1, 2) if len(ids) > count}):
+    for begun in sorted({tuple(ids[:count]) for ids, _ in rows for count in counts if len(ids) > count}):
         exact = table.next(rows, begun, len(expert))
         ids = branch.encode(list(begun))
         if len(ids) == 1 or not any(own[: len(ids)] == ids for own, _ in table.rows):
@@ -198,6 +199,21 @@ def test_map_is_exact_where_tokens_of_one_vocabulary_are_joined_in_the_other(cas
     assert max(_distances(expert, amateur, 4, monkeypatch)) < 1e-12
     if case < 2:  # the amateur joins tokens of the expert
         assert max(_distances(expert, amateur, 0, monkeypatch)) > 0.5
+
+
+def test_map_is_exact_within_a_token_of_the_last_two_tokens(monkeypatch):
+    expert, amateur = _merging(), _merging(("b", "c"), ("a", "bc"))  # "ab" is two tokens, "abc" is one
+    assert max(_distances(expert, amateur, 4, monkeypatch, counts=(3,))) < 1e-12
+    assert max(_distances(expert, amateur, 1, monkeypatch, counts=(3,))) > 0.5
+
+
+def test_longer_tokens_that_the_expert_splits_elsewhere_are_left_out():
+    expert = ByteTokens(_merging(("a", "b")), "it")
+    b, c, ab = (expert.encode(text)[0] for text in (b"b", b"c", b"ab"))
+    extensions = TokenExtensions([(9, b"abc", [ab, c])], expert)
+    found = extensions.find(b"ab", ab)
+    assert (found.tokens.tolist(), found.next.tolist()) == ([9], [c])
+    assert extensions.find(b"ab", b) is None  # a text of "a" and "b" is not inside of it
 
 
 @pytest.mark.slow
@@ -267,6 +283,15 @@ def test_special_tokens_padding_and_spaces_of_a_row():
     assert written.encode(spaced("the")["input_ids"]) == the
     padded = _inputs("the", "the cat thought")["input_ids"]
     torch.testing.assert_close(branch(padded)[:1], branch(torch.tensor([the])))
+
+
+def test_rows_may_lack_the_token_that_the_tokenizer_begins_texts_with():
+    begun = _byte_level(290)
+    begun.backend_tokenizer.post_processor = processors.TemplateProcessing("<pad> $A", special_tokens=[("<pad>", 0)])
+    branch = AlignedBranch(_model(len(SMALL), 2), tokenizer=begun, amateur_tokenizer=SMALL)
+    assert begun("the cat")["input_ids"] == [0, *LARGE("the cat")["input_ids"]]
+    expected = SMALL("the cat")["input_ids"]
+    assert branch.encode(begun("the cat")["input_ids"]) == branch.encode(LARGE("the cat")["input_ids"]) == expected
 
 
 def test_rows_that_have_ended_are_not_read(monkeypatch):
