@@ -3,6 +3,7 @@
 from importlib import resources
 
 import jinja2
+from markupsafe import Markup
 
 __all__ = ["read_template", "render_page"]
 
@@ -12,6 +13,9 @@ _PAGES = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, t
 def render_page(package: str, template: str, **values: object) -> str:
     """Return an HTML page; strings in it are escaped unless they are `markupsafe.Markup`.
 
+    The variable `base_style` is the style sheet that all pages share, `page.css`: colours for light and dark paper, tables whose first
+    column stays in view, plots.
+
     Args:
         package: the package that holds the template.
         template: the name of its file.
@@ -20,7 +24,8 @@ def render_page(package: str, template: str, **values: object) -> str:
     Raises:
         jinja2.UndefinedError: the template uses a variable that is not given.
     """
-    return _PAGES.from_string(read_template(package, template)).render(values)
+    style = Markup(read_template("contralto.common", "page.css"))  # our own file
+    return _PAGES.from_string(read_template(package, template)).render(base_style=style, **values)
 
 
 def read_template(package: str, template: str) -> str:
