@@ -4,7 +4,10 @@
     contralto align distill --teacher_model_name_or_path Qwen/Qwen3-8B --model_name_or_path ... --dataset_name ... --output_dir out
     contralto align on_policy --data_recipe judged.yaml --rounds 3 --model_name_or_path ... --output_dir out
     contralto align my_recipe.yaml --learning_rate 1e-5
+    contralto align report out-dpo out-apo
     accelerate launch -m contralto.align my_recipe.yaml
+
+`report` writes one page about several trainings, see `contralto.cli.align_report`.
 
 A recipe is a YAML file of options, or the name of one that comes with contralto (`contralto.align.parsing.recipes`). Options on the
 command line win. The option `trainer` chooses the trainer, each with options of its own: `preference` (default, `PreferenceTrainer`),
@@ -23,6 +26,21 @@ Beyond `trl dpo`:
 Options of `accelerate launch`, such as `--num_processes`, are passed on to it, as `trl dpo` does.
 """
 
-from contralto.align.run import run
+from collections.abc import Sequence
+
+from contralto.align.run import run as train
+from contralto.cli import align_report
 
 __all__ = ["run"]
+
+
+def run(argv: Sequence[str]) -> None:
+    """Train as the command line describes, or write the report of trainings.
+
+    Args:
+        argv: the words after `contralto align`.
+    """
+    if argv[:1] == ["report"]:
+        align_report.run(argv[1:])
+    else:
+        train(argv)

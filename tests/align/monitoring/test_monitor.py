@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from helpers.records import full
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from contralto import testbed
 from contralto.align.monitoring import data_audit, monitor, report
 from contralto.align.monitoring.data_audit import audit_rows
-from contralto.align.monitoring.findings import Finding
 from contralto.align.monitoring.model_audit import audit_model, policy_logps, reference_logps
 from contralto.align.monitoring.monitor import Monitor
 from contralto.align.monitoring.record import RECORD, Point, Record
@@ -532,43 +532,6 @@ def test_a_resumed_run_counts_from_the_start(tmp_path, caplog):
 
 
 # ------------------------------------------------------------------------------------------------------------ the report
-
-
-def full(count=12):
-    """A record of everything."""
-    chosen, rejected = [-0.5 * i for i in range(count)], [-1.0 - i for i in range(count)]
-    half = [change / 2 for change in chosen]
-    first = Point(0, 0.0, [0.0] * count, [0.0] * count, 0.0, 20.0)
-    said = [
-        {"name": f"<r{i}>", "chosen_tokens": 5, "rejected_tokens": 6, "prompt": "p", "chosen": "<b>", "rejected": ""}
-        for i in range(count)
-    ]
-    about = {"model": "tiny", "parameters": 2000, "trained": 100, "adapter": True, "device": "cpu", "processes": 1}
-    about |= {"datasets": {"train_dataset": 40, "eval_dataset": None}, "losses": ["apo_zero"], "beta": 0.1, "batch": 8}
-    about |= {
-        "learning_rate": 1e-4,
-        "settings": {"seed": 3},
-        "versions": report.versions(),
-        "seconds": 61.2,
-        "steps": 16,
-    }
-    return Record(
-        "k",
-        "eval_dataset",
-        said,
-        [-9.0] * count,
-        [-9.0] * count,
-        [float(i) for i in range(count - 1)] + [None],
-        [first, Point(8, 0.5, half, rejected, 0.02, 21.0), Point(16, 1.0, chosen, rejected, 0.05, 22.0)],
-        [Finding("warning", "Found <this>.", "Do that.", ("a", "b"), 3)],
-        [{"step": 8, "kind": "displacement", "text": "chosen texts lose likelihood"}],
-        about,
-        [
-            {"step": 8, "loss": 0.6, "grad_norm": 1.0, "rewards/accuracies": 0.7},
-            {"step": 8, "eval_loss": 0.65},
-            {"step": 16, "loss": 0.5},
-        ],
-    )
 
 
 @pytest.mark.slow
