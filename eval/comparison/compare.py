@@ -20,6 +20,7 @@ from contralto.eval.comparison.runs import Runner
 from contralto.eval.comparison.significance import adjust
 from contralto.eval.comparison.summary import summarise
 from contralto.eval.comparison.tasks import Conditions, load_tasks
+from contralto.eval.comparison.verdict import conclude
 
 __all__ = ["compare"]
 
@@ -56,7 +57,7 @@ def compare(
         quiet: Show no progress of single runs.
 
     Returns:
-        Plain data: `models`, `decoders`, `conditions`, and `tasks`, each from `summarise`, with Holm's p.
+        Plain data: `models`, `decoders`, `conditions`, `tasks`, each from `summarise` with Holm's p, and verdicts, see `conclude`.
 
     Raises:
         ValueError: A task, method or option is unknown, a model or task has no partner, or kept answers are to other questions.
@@ -70,7 +71,9 @@ def compare(
     summaries = [summarise(plan.task, plan.rows, columns[plan.task.name]) for plan in plans]
     adjust(summaries)
     about = {"models": sizes, "decoders": list(decoders), "reused": runner.reused}
-    return _about(conditions, model_args or {}, **about) | {"tasks": summaries}
+    comparison = _about(conditions, model_args or {}, **about) | {"tasks": summaries}
+    conclude(comparison)
+    return comparison
 
 
 def _run_all(

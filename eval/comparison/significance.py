@@ -1,7 +1,7 @@
 """Differences of two rows: intervals, exact tests, and the smallest detectable difference."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,18 @@ from contralto.eval.comparison.rows import ComparisonRow
 from contralto.eval.metrics import MetricCounts
 from contralto.eval.stats.counts import Array
 
-__all__ = ["ModelView", "adjust", "auroc_of", "bucket_of", "interval_of", "resample", "score_of", "test_against"]
+__all__ = [
+    "ModelView",
+    "adjust",
+    "auroc_of",
+    "bucket_of",
+    "interval_of",
+    "resample",
+    "rival_of",
+    "score_of",
+    "smallest_difference",
+    "test_against",
+]
 
 YES_NO_METRICS = ("f1", "yes_ratio")
 """The metrics of yes/no tasks whose differences are tested besides the main metric."""
@@ -91,7 +102,7 @@ def test_against(view: ModelView, row: str, control: str) -> dict[str, Any]:
         control: The name of the control.
 
     Returns:
-        `against`; `value`, `low`, `high` and `p` of the difference of the main metric; `detectable`; for right and wrong answers
+        `against`; `value`, `low`, `high` and `p` of the difference of the main metric; `power` and `detectable`; for right and wrong answers
         `won`, `lost`, `seeds` and `per_seed`; for yes/no tasks the same differences of `f1` and `yes_ratio`.
     """
     name = view.frame.metric
@@ -103,7 +114,8 @@ def test_against(view: ModelView, row: str, control: str) -> dict[str, Any]:
         ]
         test |= {"won": sum(t.won for t in by_seed), "lost": sum(t.lost for t in by_seed), "seeds": len(by_seed)}
         test["per_seed"] = [t._asdict() for t in by_seed]
-    test["detectable"] = _detectable(view, row, control, test)
+    test["power"] = _power(view, row, control, test)
+    test["detectable"] = smallest_difference(test["power"])
     if view.frame.task.yes_no:
         test |= {name: _difference(view, control, row, name) for name in YES_NO_METRICS}
     return test
@@ -113,26 +125,73 @@ def _is_binary(view: ModelView, *rows: str) -> bool:
     return all(view.answers[row].measures[view.frame.metric].is_binary for row in rows)
 
 
-def _detectable(view: ModelView, row: str, control: str, test: Mapping[str, Any]) -> float | None:
-    """Return the smallest difference that the test detects with power 0.8; None if it detects none."""
+def _power(view: ModelView, row: str, control: str, test: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the inputs of `smallest_difference`; None if the power of the test is unknown."""
     clusters, name = view.frame.clusters, view.frame.metric
     first, second = _same_weight(view.answers[control], view.answers[row], name)
     main = view.answers[row].measures[name]
     units = len(first) if clusters is None else len(set(clusters))
     if not test["units"]:  # no unit differs: the power of a test of whole answers is known, of other metrics it is not
-        return stats.detectable(units, 0.0) if _is_binary(view, row, control) else None
+        return {"units": units, "apart": 0, "error": 0.0} if _is_binary(view, row, control) else None
     if main.numerators is not None:
         sums = stats.by_cluster((second - first)[:, main.numerators].sum(-1, keepdims=True), clusters)
         error = math.sqrt(float((sums**2).sum())) / float(first[:, -1].sum())
     else:
         error = view.draws.error((control, name), (row, name), main.metric)
-    return stats.detectable_by_error(error, units=units, apart=test["units"])
+    return {"units": units, "apart": test["units"], "error": error}
+
+
+def smallest_difference(power: Mapping[str, Any] | None, *, level: float = 0.05) -> float | None:
+    """Return the smallest difference that a test finds with power 0.8.
+
+    Args:
+        power: The value `power` of a test: `units`, `apart` (the units that differ) and `error`, the standard error under the null.
+        level: The level of the test.
+
+    Returns:
+        The difference; None if the test finds none, or its power is unknown.
+
+    Examples:
+        >>> round(smallest_difference({"units": 1000, "apart": 100, "error": 0.01}), 3)
+        0.029
+    """
+    if power is None:
+        return None
+    if not power["apart"]:
+        return stats.detectable(power["units"], 0.0, level=level)
+    return stats.detectable_by_error(power["error"], units=power["units"], apart=power["apart"], level=level)
+
+
+def rival_of(view: ModelView, row: ComparisonRow, rows: Iterable[ComparisonRow]) -> dict[str, Any] | None:
+    """Test a method against the best of the rows without a contrast that are not among its controls.
+
+    Args:
+        view: The model.
+        row: The method.
+        rows: The rows of the comparison.
+
+    Returns:
+        The test of the main metric, see `test_against`; None if there is no such row.
+    """
+    sign = 1 if view.frame.task.higher_is_better else -1
+    others = [
+        each.name
+        for each in rows
+        if each.role != "method" and not each.same_as and each.name in view.answers and each.name not in row.against
+    ]
+    if row.role != "method" or not row.against or not others:
+        return None
+    best = max(others, key=lambda name: sign * score_of(view, name)["value"])
+    test = test_against(view, row.name, best)
+    return {name: value for name, value in test.items() if name not in YES_NO_METRICS}
 
 
 def _seed_pairs(control: Answers, own: Answers) -> list[tuple[dict[str, MetricCounts], dict[str, MetricCounts]]]:
-    """Pair each seed with the control's same seed, or with its only run."""
+    """Pair each seed with the control's same seed; a row with one run pairs it with every seed of the other."""
     if len(control.seeds) == 1:
         return [(control.seeds[0], seed) for seed in own.seeds]
+    if len(own.seeds) == 1:
+        return [(seed, own.seeds[0]) for seed in control.seeds]
     return list(zip(control.seeds, own.seeds, strict=True))
 
 
@@ -214,6 +273,8 @@ def adjust(tasks: Sequence[dict[str, Any]]) -> None:
                     for name in YES_NO_METRICS:
                         if name in test:
                             families.setdefault((*key, name), []).append(test[name])
+                if cell.get("rival"):
+                    families.setdefault((task["kind"], row["name"], "rival"), []).append(cell["rival"])
                 if "difference" in cell.get("auroc", {}):
                     families.setdefault((task["kind"], row["name"], "auroc"), []).append(cell["auroc"]["difference"])
     for family in families.values():

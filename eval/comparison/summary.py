@@ -1,7 +1,7 @@
 """The comparison of one task as plain data."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from contralto.eval.comparison.answers import TaskFrame, collect, frame_of
@@ -15,6 +15,7 @@ from contralto.eval.comparison.significance import (
     bucket_of,
     interval_of,
     resample,
+    rival_of,
     score_of,
     test_against,
 )
@@ -60,7 +61,7 @@ def summarise(
         view = resample(frame, column, answers)
         for name, row in named.items():
             if name in answers:
-                cells[name][column.model] = _cell(view, row)
+                cells[name][column.model] = _cell(view, row, named.values())
         documents[column.model] = disagreements(frame, named.values(), column, answers, shown)
     return {
         **_heading(frame, columns),
@@ -95,7 +96,7 @@ def _natural(text: str) -> tuple[Any, ...]:
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text))
 
 
-def _cell(view: ModelView, row: ComparisonRow) -> dict[str, Any]:
+def _cell(view: ModelView, row: ComparisonRow, rows: Iterable[ComparisonRow]) -> dict[str, Any]:
     """Return all figures of one row and model."""
     frame, column, own = view.frame, view.column, view.answers[row.name]
     runs = column.runs.get(row.same_as or row.name, [])
@@ -108,6 +109,7 @@ def _cell(view: ModelView, row: ComparisonRow) -> dict[str, Any]:
             name: interval_of(view, row.name, name) for name in own.measures if name not in (frame.metric, "unparsed")
         },
         "tests": [test_against(view, row.name, control) for control in row.against if control in view.answers],
+        "rival": rival_of(view, row, rows),
         "unparsed": sum(invalid) / len(invalid) if invalid else None,
         "ruled_out": sum(run.ruled_out for run in runs) / scored if scored and row.options.get("masked") else None,
         "cost": _cost(runs, column.costs.get(row.same_as or row.name, {})),

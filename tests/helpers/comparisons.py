@@ -11,6 +11,7 @@ from contralto.eval.comparison.samples import Identity, Sample
 from contralto.eval.comparison.significance import adjust
 from contralto.eval.comparison.summary import summarise
 from contralto.eval.comparison.tasks import Conditions, Task
+from contralto.eval.comparison.verdict import conclude
 
 METHODS = ["cd beta=0.5", "dola"]
 SOURCES = {"amateur": "testbed:amateur"}
@@ -106,7 +107,7 @@ def comparison(**how):
         columns = [column(model, own, docs, seeds=2, skill=skill, leans=yes_no) for model in ("one", "two")]
         summaries.append(summarise(made, own, columns, resamples=200, **how))
     adjust(summaries)
-    return {
+    made = {
         "contralto": "0",
         "models": {name: {"name": f"testbed:{name}", "parameters": 1000} for name in ("one", "two")},
         "decoders": METHODS,
@@ -115,3 +116,5 @@ def comparison(**how):
         "reused": 0,
         "tasks": summaries,
     }
+    conclude(made)
+    return made

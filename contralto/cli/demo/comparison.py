@@ -8,6 +8,7 @@ from contralto.cli.demo import alignment
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
 from contralto.eval.comparison import Conditions, Subject
 from contralto.eval.comparison.compare import compare
+from contralto.eval.comparison.verdict import conclude
 
 __all__ = ["ALPHA", "BETA", "PAIRS", "PROBLEM_SEED", "ModelPair", "compare_models", "contrast_with"]
 
@@ -65,4 +66,5 @@ def compare_models(n: int, folder: Path, aligned: Path) -> dict[str, Any]:
     greedy = compare([first], [TASK], decoders, conditions=replace(conditions, seeds=()), logged=logged, **options)
     (section,) = greedy["tasks"]
     comparison["tasks"].append({**section, "name": f"{TASK}, before and after alignment"})
+    conclude(comparison)
     return comparison

@@ -5,14 +5,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from contralto.common.plots import BLUE, GREEN, GREY, ORANGE, style_axes, svg_style, to_svg
-from contralto.eval.comparison.report.tabulate import relative_cost
+from contralto.common.plots import GREY, PALETTE, TEXT, style_axes, svg_style, to_svg
+from contralto.eval.comparison.verdict import relative_cost
 
 __all__ = ["plots"]
 
-COLOURS = (ORANGE, BLUE, GREEN, "#8a5fc0", "#b8457f", "#8f7a1e")
-"""The colours of the methods, in their order; controls are grey."""
-SIZE = (6, 4.2)
+SIZE = (5.4, 4.2)
 """The size of each plot, in inches."""
 SUFFIXES = (", sampling", ", raw", ", mask")
 """The variants of a method, which have its colour."""
@@ -46,10 +44,10 @@ def _render(draw: Callable[[Any, Mapping[str, Any]], None], task: Mapping[str, A
         axes = figure.subplots()
         draw(axes, task)
         style_axes(axes, size=11)
-        axes.title.set(color=GREY, size=12)
-        axes.xaxis.label.set(color=GREY, size=11)
+        axes.title.set(color=TEXT, size=12, wrap=True)
+        axes.xaxis.label.set(color=TEXT, size=11)
         if len(axes.get_legend_handles_labels()[1]) > 1:
-            figure.legend(loc="outside lower left", frameon=False, fontsize=10, labelcolor=GREY, ncols=2)
+            figure.legend(loc="outside lower left", frameon=False, fontsize=10, labelcolor=TEXT, ncols=2)
         return to_svg(figure)
 
 
@@ -57,7 +55,7 @@ def _colour(task: Mapping[str, Any], name: str) -> str:
     """Return the colour of a row: methods in colour, their variants in the same one."""
     methods = [row["name"] for row in task["rows"] if row["role"] == "method"]
     bases = list(dict.fromkeys(map(_base_name, methods)))
-    return COLOURS[bases.index(_base_name(name)) % len(COLOURS)] if name in methods else GREY
+    return PALETTE[bases.index(_base_name(name)) % len(PALETTE)] if name in methods else GREY
 
 
 def _base_name(name: str) -> str:
@@ -81,7 +79,8 @@ def _cost_plot(axes: Any, task: Mapping[str, Any]) -> None:
         cells = [cell for cell in row["cells"].values() if cell["cost"]["flops"]]
         if not cells or row["note"].startswith("the same"):
             continue
-        x = _mean([relative_cost(task, row, model) for model in row["cells"]])
+        ratios = [relative_cost(task, row, model) for model in row["cells"]]
+        x = _mean([ratio for ratio in ratios if ratio is not None])
         y, low, high = (_mean([cell["score"][end] for cell in cells]) for end in ("value", "low", "high"))
         error = None if len(cells) > 1 else ([y - low], [high - y])
         axes.errorbar([x], [y], error, label=row["name"], **_style(task, row))

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Cell", "Table", "glance", "relative_cost", "tables"]
+from contralto.eval.comparison.verdict import LEVEL, relative_cost
 
-LEVEL = 0.05
-"""The level of significance, after Holm's adjustment."""
+__all__ = ["Cell", "Table", "glance", "tables"]
 
 
 class Cell(NamedTuple):
@@ -215,17 +214,6 @@ def _cost_cells(task: Mapping[str, Any], row: Mapping[str, Any], model: str) -> 
         return [*counted, _optional(cell["ruled_out"], ".3f")]
     values = (cost["ms"], ".3g"), (cost["tokens"], ".1f"), (cell["unparsed"], ".3f")
     return counted + [_optional(value, form) for value, form in values]
-
-
-def relative_cost(task: Mapping[str, Any], row: Mapping[str, Any], model: str) -> float:
-    """Return the operations of a row divided by those of the baseline.
-
-    Args:
-        task: A summary of the task.
-        row: One of its rows.
-        model: The name of the model.
-    """
-    return float(row["cells"][model]["cost"]["flops"] / task["rows"][0]["cells"][model]["cost"]["flops"])
 
 
 def _optional(value: float | None, form: str) -> Cell:

@@ -30,6 +30,17 @@ def show(comparison: Mapping[str, Any], console: Console | None = None) -> None:
             if not table.is_detail:
                 out.print(_rich_table(table))
     out.print(_rich_table(glance(comparison)))
+    out.print(f"\n[bold]{escape(comparison['verdict']['sentence'])}[/bold]", highlight=False)
+    for task in comparison["tasks"]:
+        if task["verdict"]:
+            out.print(Text(_controls(task), style="dim"))
+
+
+def _controls(task: Mapping[str, Any]) -> str:
+    """Return the scores of the best method of a task and of its controls in one line."""
+    verdict = task["verdict"]
+    others = ", ".join(f"{each['name']} {each['score']:.3f} (p {each['p']:.1g})" for each in verdict["controls"])
+    return f"{task['name']}: {verdict['row']} {verdict['scores'][1]:.3f}, against {others}"
 
 
 def _rich_table(table: Table) -> Group:

@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from helpers import comparisons
+from helpers import comparisons, pages
 from rich.console import Console
 
 from contralto.eval.comparison import report
@@ -98,3 +98,26 @@ def test_the_cost_plot_speaks_of_the_baseline(comparison, html):
 def test_disagreements_unfold(comparison, html):
     shown = sum(len(documents) for task in comparison["tasks"] for documents in task["documents"].values())
     assert html.count('<div class="said">') == shown > 0
+
+
+def test_page_terminal_and_json_have_the_same_sentences(comparison, html):
+    console = Console(width=1000, record=True, file=io.StringIO())
+    report.show(comparison, console)
+    text = console.export_text()
+    for verdict in (comparison["verdict"], *(task["verdict"] for task in comparison["tasks"])):
+        assert f'<p class="verdict">{verdict["sentence"]}</p>' in html
+    assert comparison["verdict"]["sentence"] in text
+
+
+def test_the_rival_is_the_best_of_the_other_rows_without_a_contrast(comparison):
+    rows = comparison["tasks"][1]["rows"]
+    scores = {row["name"]: row["cells"] for row in rows if row["role"] != "method"}
+    for model, cell in _cells(comparison, 1, "cd beta=0.5").items():
+        others = [scores[name][model]["score"]["value"] for name in scores if name != "greedy"]
+        assert scores[cell["rival"]["against"]][model]["score"]["value"] == max(others)
+        assert cell["rival"]["holm"] >= cell["rival"]["p"]
+
+
+def test_no_text_of_a_plot_is_cut(html):
+    assert [pages.cut_texts(plot) for plot in pages.plots(html)] == [[]] * 5
+    assert "fill: var(--soft)" in html
