@@ -66,6 +66,7 @@ COMMANDS = {
             extra="vllm",
             has_parser=False,
         ),
+        Command("hub", "list, write and upload the repositories for generate(custom_generate=...)", extra="vision"),
         Command(
             "demo",
             "see contrastive decoding work on the embedded models: three problems, a table, demo.html",

@@ -16,7 +16,7 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Reference", "argument_docs", "load", "signature_of"]
+__all__ = ["Reference", "argument_docs", "description_of", "load", "signature_of"]
 
 Reference = str | Callable[..., Any]
 """A callable, or its address `"module:name"`."""
@@ -81,10 +81,29 @@ def argument_docs(reference: Reference) -> Mapping[str, str]:
         >>> argument_docs("contralto.decoding.rules:ritual")["normalize"]
         'divide by `1 + kappa`.'
     """
-    doc = ast.get_docstring(_definition(reference)) if isinstance(reference, str) else inspect.getdoc(reference)
-    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", doc or "", re.MULTILINE | re.DOTALL)
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", _docstring(reference), re.MULTILINE | re.DOTALL)
     entries = re.findall(r"^    (\w+): (.*?)(?=^    \w|\Z)", section[1] if section else "", re.MULTILINE | re.DOTALL)
     return {name: " ".join(text.split()) for name, text in entries}
+
+
+def description_of(reference: Reference) -> str:
+    """Return the docstring of a callable up to its first section, with the formula.
+
+    Args:
+        reference: a callable, or its address, whose module is not imported.
+
+    Examples:
+        >>> print(description_of("contralto.decoding.rules:context_aware_decoding").splitlines()[-1])
+        There is no plausibility constraint, as in the paper.
+    """
+    return re.split(r"^(?:Args|Returns|Raises|Examples):$", _docstring(reference), maxsplit=1, flags=re.MULTILINE)[
+        0
+    ].strip()
+
+
+def _docstring(reference: Reference) -> str:
+    doc = ast.get_docstring(_definition(reference)) if isinstance(reference, str) else inspect.getdoc(reference)
+    return doc or ""
 
 
 @cache
