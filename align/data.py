@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from contralto.common.suggestions import did_you_mean
+
 __all__ = ["training_data"]
 
 
@@ -51,7 +53,9 @@ def _mixture(data: Any, mixture: Any, needs_rejected: bool) -> tuple[Any, Any]:
         )
     splits = get_dataset(mixture)
     if data.dataset_train_split not in splits:
-        raise ValueError(f"datasets has no split {data.dataset_train_split!r}; it has {', '.join(splits)}")
+        raise ValueError(
+            f"datasets has no split {data.dataset_train_split!r}{did_you_mean(data.dataset_train_split, splits)}; it has {', '.join(splits)}"
+        )
     test = data.dataset_test_split if data.dataset_test_split in splits else None
     data.dataset_config, data.dataset_streaming = None, mixture.streaming
     names = (data.dataset_train_split, test)

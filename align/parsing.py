@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from contralto.align.trainers import TRAINERS
+from contralto.common.suggestions import did_you_mean
 
 __all__ = [
     "config_class",
@@ -139,7 +140,7 @@ def trainer_name(argv: Sequence[str]) -> str:
 
 def _checked_trainer(name: str) -> str:
     if name not in TRAINERS:
-        raise ValueError(f"there is no trainer {name!r}; there are {', '.join(TRAINERS)}")
+        raise ValueError(f"there is no trainer {name!r}{did_you_mean(name, TRAINERS)}; there are {', '.join(TRAINERS)}")
     return name
 
 
@@ -222,7 +223,9 @@ def resolve_recipe(argv: Sequence[str]) -> list[str]:
         raise ValueError(f"there are two recipes, {first} and that of --config: give one")
     path = recipes().get(first, Path(first))
     if not path.is_file():
-        raise ValueError(f"there is no recipe {first}: give a YAML file, or one of {', '.join(recipes())}")
+        raise ValueError(
+            f"there is no recipe {first}{did_you_mean(first, recipes())}: give a YAML file, or one of {', '.join(recipes())}"
+        )
     return ["--config", str(path), *others]
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from contralto.common.files import read_text
+from contralto.common.suggestions import did_you_mean
 from contralto.common.texts import has_lone_surrogate, secret_name
 from contralto.common.yaml_file import parse_yaml
 from contralto.data_gen.engines.base import Engine
@@ -183,7 +184,9 @@ def _check_text(path: Path, text: str, mapping: Any, engines: Iterable[Engine]) 
 def _with_options(mapping: dict[str, Any], roles: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, Any]:
     """Return the roles with replaced options."""
     if unknown := [name for name in roles if name not in mapping]:
-        raise ValueError(f"{path}: there is no role {unknown[0]!r}; the recipe has {', '.join(mapping)}")
+        raise ValueError(
+            f"{path}: there is no role {unknown[0]!r}{did_you_mean(unknown[0], mapping)}; the recipe has {', '.join(mapping)}"
+        )
     return mapping | {
         name: dict(_mapping(mapping[name], f"{path}: role {name!r}")) | dict(roles[name]) for name in roles
     }
@@ -203,7 +206,7 @@ def _check_keys(value: Any, where: str, *, needed: list[str], optional: list[str
     known = [*needed, *optional]
     for name in _mapping(value, where):
         if name not in known:
-            raise ValueError(f"{where} has no {name!r}; it may have {', '.join(known)}")
+            raise ValueError(f"{where} has no {name!r}{did_you_mean(name, known)}; it may have {', '.join(known)}")
     if missing := [name for name in needed if name not in value]:
         raise ValueError(f"{where} needs {', '.join(missing)}")
 

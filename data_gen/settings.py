@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from contralto.common.suggestions import did_you_mean
+
 __all__ = ["check_call", "setting_names"]
 
 
@@ -55,7 +57,9 @@ def check_call(
     known = [*setting_names(function, skip=skip), *(extra or ())]
     takes_all = extra is None and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     if not takes_all and (unknown := next((name for name in settings if name not in known), None)):
-        raise ValueError(f"{where} has no {noun}{unknown!r}; it has {', '.join(known) or 'none'}{hint}")
+        raise ValueError(
+            f"{where} has no {noun}{unknown!r}{did_you_mean(unknown, known)}; it has {', '.join(known) or 'none'}{hint}"
+        )
     required = [parameter.name for parameter in _settings(function, skip) if parameter.default is parameter.empty]
     if missing := [name for name in required if name not in settings]:
         raise ValueError(f"{where} needs {', '.join(missing)}")

@@ -8,6 +8,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from contralto.common.suggestions import did_you_mean
+
 __all__ = ["IMAGES", "records"]
 
 IMAGES = ("images", "rejected_images")
@@ -139,7 +141,9 @@ def _folder(path: Path, split: str, config: str | None) -> Iterable[Any]:
 
 def _of_split(stored: Mapping[str, Any], split: str, name: str) -> Any:
     if split not in stored:
-        raise ValueError(f"{name}: there is no split {split!r}; it has {', '.join(map(str, stored))}")
+        raise ValueError(
+            f"{name}: there is no split {split!r}{did_you_mean(split, stored)}; it has {', '.join(map(str, stored))}"
+        )
     return stored[split]
 
 

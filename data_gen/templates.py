@@ -18,6 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from contralto.common.files import read_text
 from contralto.common.hashing import content_digest
+from contralto.common.suggestions import did_you_mean
 
 __all__ = ["Template", "as_text", "content_text", "load", "sections", "user_messages"]
 
@@ -103,7 +104,7 @@ def _read(name: str) -> str:
     packaged = sorted(file.name.removesuffix(".txt") for file in folder.iterdir() if file.name.endswith(".txt"))
     if name not in packaged:
         raise ValueError(
-            f"there is no template {name!r}: give a path that ends in .txt, or one of {', '.join(packaged)}"
+            f"there is no template {name!r}{did_you_mean(name, packaged)}: give a path that ends in .txt, or one of {', '.join(packaged)}"
         )
     return (folder / f"{name}.txt").read_text(encoding="utf-8")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from contralto.common.hub import from_pretrained
+from contralto.common.suggestions import did_you_mean
 
 __all__ = ["MODELS", "VISION_MODELS", "load", "path", "tokenizer"]
 
@@ -49,7 +50,8 @@ def path(name: str) -> Path:
     """
     name = ALIASES.get(name, name)
     if name not in MODELS | VISION_MODELS:
-        raise ValueError(f"the testbed has no model {name!r}; it has {', '.join([*ALIASES, *MODELS, *VISION_MODELS])}")
+        known = [*ALIASES, *MODELS, *VISION_MODELS]
+        raise ValueError(f"the testbed has no model {name!r}{did_you_mean(name, known)}; it has {', '.join(known)}")
     return Path(__file__).parent / ("models" if name in MODELS else "vision_models") / name
 
 

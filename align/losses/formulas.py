@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from contralto.common.suggestions import did_you_mean
+
 __all__ = [
     "DIVERGENCES",
     "STATISTICS",
@@ -141,7 +143,9 @@ def divergence_term(
         ValueError: the divergence is unknown, or a parameter is out of range.
     """
     if divergence not in DIVERGENCES:
-        raise ValueError(f"there is no divergence {divergence!r}; there are {', '.join(DIVERGENCES)}")
+        raise ValueError(
+            f"there is no divergence {divergence!r}{did_you_mean(divergence, DIVERGENCES)}; there are {', '.join(DIVERGENCES)}"
+        )
     function = DIVERGENCES[divergence]
     if function is _jensen_shannon:
         return _jensen_shannon_term(beta)

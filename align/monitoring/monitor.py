@@ -34,6 +34,7 @@ from contralto.align.trl_compat import gathered
 from contralto.common.hashing import content_digest
 from contralto.common.head import head_of
 from contralto.common.placement import input_device
+from contralto.common.versions import versions
 from contralto.data_gen.checks.ches import ches
 
 __all__ = ["Monitor"]
@@ -367,8 +368,6 @@ class Monitor(TrainerCallback):
         ]
 
     def _about(self, source: str) -> dict[str, Any]:
-        from contralto.align.monitoring.report import versions
-
         trainer, args = self.trainer, self.trainer.args
         defaults = {each.name: _default(each) for each in dataclasses.fields(args)}
         changed = {

@@ -5,9 +5,7 @@ was killed.
 """
 
 import os
-import platform
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +15,7 @@ from contralto.align.monitoring.record import Record
 from contralto.common.files import replace_text
 from contralto.common.html import render_page
 
-__all__ = ["PAGE", "PICTURE", "ches_correlation", "mean_with_error", "verdict", "versions", "write_report"]
+__all__ = ["PAGE", "PICTURE", "ches_correlation", "mean_with_error", "verdict", "write_report"]
 
 PAGE, PICTURE = "training_report.html", "training_report.png"
 WORST_PAIRS = 6
@@ -68,14 +66,6 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     )
     replace_text(output / PAGE, page)
     return output / PAGE
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that determine a training."""
-    names = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
-    return {"contralto": __version__, "python": platform.python_version()} | {
-        name: metadata.version(name) for name in names
-    }
 
 
 # ---------------------------------------------------------------------------------------------------------------- words

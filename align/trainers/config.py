@@ -20,6 +20,7 @@ from contralto.align.losses.masks import KINDS
 from contralto.align.losses.objective import Objective
 from contralto.align.losses.preference import F_DIVERGENCES
 from contralto.align.losses.registry import BUILT_IN, LOSSES
+from contralto.common.suggestions import did_you_mean
 
 __all__ = [
     "PreferenceConfig",
@@ -350,6 +351,7 @@ class PreferenceConfig(StagedConfig):
         if self.f_divergence_type not in F_DIVERGENCES:
             raise ValueError(
                 f"f_divergence_type must be one of {', '.join(F_DIVERGENCES)}, not {self.f_divergence_type!r}"
+                f"{did_you_mean(self.f_divergence_type, F_DIVERGENCES)}"
             )
         if self._is_set("f_alpha_divergence_coef") and self.f_divergence_type != "alpha_divergence":
             raise ValueError(
@@ -369,7 +371,10 @@ class PreferenceConfig(StagedConfig):
     def _check_masks(self) -> None:
         for option, allowed in (("mask", MASKS), ("head_metrics", HEAD_METRICS)):
             if getattr(self, option) not in allowed:
-                raise ValueError(f"{option} must be one of {', '.join(allowed)}, not {getattr(self, option)!r}")
+                value = getattr(self, option)
+                raise ValueError(
+                    f"{option} must be one of {', '.join(allowed)}, not {value!r}{did_you_mean(value, allowed)}"
+                )
         if not self.mask_kinds or not set(self.mask_kinds) <= set(KINDS):
             raise ValueError(f"mask_kinds must name some of {', '.join(KINDS)}, not {self.mask_kinds}")
         if set(self.mask_kinds) != set(KINDS) and self.mask != "mapo":
@@ -397,7 +402,9 @@ class PreferenceConfig(StagedConfig):
 
     def _check_monitoring(self) -> None:
         if self.audit not in AUDITS:
-            raise ValueError(f"audit must be one of {', '.join(AUDITS)}, not {self.audit!r}")
+            raise ValueError(
+                f"audit must be one of {', '.join(AUDITS)}, not {self.audit!r}{did_you_mean(self.audit, AUDITS)}"
+            )
         if self.report and not self.monitor_pairs:
             raise ValueError(
                 "report is made of what was measured, and monitor_pairs is 0: set it to 32, or report to False"

@@ -24,6 +24,7 @@ from trl import DPOConfig  # type: ignore[attr-defined]
 from contralto.align.losses.curriculum import PAPER, RELEASED, RELEASED_GRADUAL, Curriculum
 from contralto.align.trainers.config import StagedConfig, option
 from contralto.common.ranges import check_positive
+from contralto.common.suggestions import did_you_mean
 
 __all__ = ["DISTILLATION_LOSSES", "DistillationConfig", "DivergencePair"]
 
@@ -189,6 +190,7 @@ class DistillationConfig(StagedConfig):
         if len(names) != 1 or names[0] not in DISTILLATION_LOSSES:
             raise ValueError(
                 f"loss_type must be one of {', '.join(DISTILLATION_LOSSES)}, not {', '.join(map(str, names)) or 'none'}"
+                + did_you_mean(names[0] if names else "", DISTILLATION_LOSSES)
             )
         self.loss_type, self.kind = names, DISTILLATION_LOSSES[names[0]]
         self._check_read(names[0])
@@ -303,7 +305,9 @@ class DistillationConfig(StagedConfig):
 
     def _check_curriculum(self) -> None:
         if self.curriculum not in CURRICULA:
-            raise ValueError(f"curriculum must be one of {', '.join(CURRICULA)}, not {self.curriculum!r}")
+            raise ValueError(
+                f"curriculum must be one of {', '.join(CURRICULA)}, not {self.curriculum!r}{did_you_mean(self.curriculum, CURRICULA)}"
+            )
         self.schedule: Curriculum = self._schedule(CURRICULA[self.curriculum])
         if self.first_epoch < 1 or (self.all_epochs is not None and self.all_epochs < self.first_epoch):
             raise ValueError(

@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl.trainer.utils import get_callable_name
 
 from contralto.common.ranges import check_positive
+from contralto.common.suggestions import did_you_mean
 
 __all__ = ["ConstrainedRewards", "ContrastiveReward", "check_scale", "dual_step"]
 
@@ -119,7 +120,9 @@ class ConstrainedRewards(TrainerCallback):
     ) -> None:
         names = list(trainer.reward_func_names)
         if strange := [name for name in (*thresholds, *([task] if task else [])) if name not in names]:
-            raise ValueError(f"there is no reward {strange[0]!r}; the trainer has {', '.join(names)}")
+            raise ValueError(
+                f"there is no reward {strange[0]!r}{did_you_mean(strange[0], names)}; the trainer has {', '.join(names)}"
+            )
         if not thresholds or task in thresholds:
             raise ValueError("thresholds must name one reward or more, and not the task, which has none")
         if task is None and not trainer.beta:

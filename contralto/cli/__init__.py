@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from contralto import __version__
+from contralto.cli.parser import Parser
 from contralto.common.errors import guarded
 from contralto.common.hub import remote_code
 
-__all__ = ["COMMANDS", "Command", "main"]
+__all__ = ["COMMANDS", "Command", "main", "parser_of"]
 
 
 class Command(NamedTuple):
@@ -114,14 +114,29 @@ def _run(argv: Sequence[str]) -> None:
         args.run(args)
 
 
-def _parser(chosen: Command | None) -> argparse.ArgumentParser:
+class _Versions(argparse.Action):
+    """Print the versions of contralto, Python and the installed libraries that matter."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> None:
+        from contralto.common.versions import versions
+
+        print("\n".join(f"{name} {version}" for name, version in versions().items()))
+        parser.exit()
+
+
+def _parser(chosen: Command | None) -> Parser:
     """Return a parser that lists all commands, with the flags of the chosen one."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="contralto",
         description="Align language models by contrast, and decode from them by contrast.",
         epilog="contralto COMMAND --help says more",
     )
-    parser.add_argument("--version", action="version", version=f"contralto {__version__}")
+    parser.add_argument(
+        "--version",
+        action=_Versions,
+        nargs=0,
+        help="show the versions of contralto, Python and the libraries, and exit",
+    )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS.values():
         purpose = command.purpose
@@ -132,6 +147,19 @@ def _parser(chosen: Command | None) -> argparse.ArgumentParser:
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     return parser
+
+
+def parser_of(command: Command) -> Any:
+    """Return the parser of a command; for `align` and `eval`, whose parsers are those of other libraries, one without options.
+
+    Args:
+        command: one of `COMMANDS`.
+    """
+    if not command.has_parser:
+        module = _module(command)
+        return module.make_parser() if hasattr(module, "make_parser") else Parser(prog=f"contralto {command.name}")
+    (subparsers,) = (each for each in _parser(command)._actions if isinstance(each, argparse._SubParsersAction))
+    return subparsers.choices[command.name]
 
 
 def _module(command: Command) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contralto.cli.pairs_view import show
+from contralto.common.suggestions import did_you_mean
 from contralto.common.texts import printable
 
 if TYPE_CHECKING:
@@ -219,7 +220,9 @@ def _batch(job: DataJob, args: argparse.Namespace) -> None:
 
     role = job.recipe.roles.get(args.role)
     if role is None:
-        raise ValueError(f"the recipe has no role {args.role!r}; it has {', '.join(job.recipe.roles)}")
+        raise ValueError(
+            f"the recipe has no role {args.role!r}{did_you_mean(args.role, job.recipe.roles)}; it has {', '.join(job.recipe.roles)}"
+        )
     engine = role.engine if isinstance(role.engine, OpenAIEngine) else None
     if engine is None:
         raise ValueError(f"batch files are for roles of the engine openai, and {args.role!r} has another")

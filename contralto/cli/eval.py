@@ -17,13 +17,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from contralto.cli.eval_help import FLAGS, MODELS, argument_names, help_text
 from contralto.cli.outputs import check_output_folder
+from contralto.cli.spellings import options_of, respelled
 from contralto.common.hashing import json_digest
+from contralto.common.suggestions import closest, did_you_mean
 from contralto.decoding.methods import model_options
 
 __all__ = ["run"]
 
-MODELS = ("contralto", "contralto-vlm", "contralto-vllm")
 BACKENDS = {"transformers": "contralto", "vllm": "contralto-vllm"}
 
 
@@ -43,12 +45,13 @@ def run(argv: Sequence[str]) -> None:
         from lm_eval.config.evaluate_config import EvaluatorConfig
     except ImportError as error:
         raise ImportError("contralto eval runs lm-eval: pip install 'contralto[eval]'") from error
-    argv, data_dir = _take(list(argv), "--data_dir", "a folder")
+    command = HarnessCLI()
+    argv = _checked_words(command, argv)
+    argv, data_dir = _take(argv, "--data_dir", "a folder")
     argv, backend = _take(argv, "--backend", " or ".join(BACKENDS))
     if backend not in (None, *BACKENDS):
-        raise ValueError(f"--backend must be {' or '.join(BACKENDS)}, not {backend!r}")
-    sys.argv = ["contralto eval", *(argv or ["--help"])]  # lm-eval's parser reads no other
-    command = HarnessCLI()
+        raise ValueError(f"--backend must be {' or '.join(BACKENDS)}, not {backend!r}{did_you_mean(backend, BACKENDS)}")
+    sys.argv = ["contralto eval", *argv]  # lm-eval's parser reads no other
     args = command.parse_args()
     with TemporaryDirectory() as folder:
         if getattr(args, "command", None) == "run":
@@ -59,6 +62,43 @@ def run(argv: Sequence[str]) -> None:
             command.execute(args)
     if before is not None and os.environ.get("RANK", "0") == "0" and _written(args) == before:
         raise OSError(f"the results could not be written to {args.output_path}: see lm-eval's warning above")
+
+
+def _checked_words(command: Any, argv: Sequence[str]) -> list[str]:
+    """Return the command line in lm-eval's spelling; print the help and exit if it asks for it.
+
+    Args:
+        command: lm-eval's command line.
+        argv: the flags.
+
+    Raises:
+        ValueError: a flag is unknown.
+    """
+    parsers = command._subparsers.choices
+    if not argv or ({*argv} & {"-h", "--help"} and argv[0] not in parsers.keys() - {"run"}):
+        print(help_text(parsers["run"], [name for name in parsers if name != "run"]))
+        raise SystemExit(0)
+    known = [
+        *(flag.split()[0] for flag in FLAGS),
+        *(flag for parser in parsers.values() for flag in options_of(parser)),
+    ]
+    words = respelled(argv, known)
+    for word in words[: words.index("--") if "--" in words else None]:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and not any(each.startswith(flag) for each in known):
+            _reject(flag, known)
+    return words
+
+
+def _reject(flag: str, known: Sequence[str]) -> None:
+    """Raise ValueError for an unknown flag, which may be an argument of the model."""
+    name = flag[2:].replace("-", "_")
+    name = {"model_name_or_path": "pretrained"}.get(name, name)
+    if name in argument_names():
+        raise ValueError(f"{flag} is an argument of the model here: --model_args {name}=VALUE, beside the others")
+    meant = closest(flag, known)
+    hint = f" (did you mean {meant}?)" if meant else ""
+    raise ValueError(f"there is no flag {flag}{hint}; contralto eval --help lists them")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ __all__ = [
     "bits_from",
     "config_from",
     "models_from",
+    "parameter_help",
 ]
 
 
@@ -40,7 +41,7 @@ def add_model_arguments(parser: argparse._ArgumentGroup) -> None:
 
 
 def add_quantization_arguments(parser: argparse._ArgumentGroup) -> None:
-    """Add the flags that load models in 4 or 8 bits, also with underscores, as transformers and TRL spell them.
+    """Add the flags that load models in 4 or 8 bits.
 
     Args:
         parser: a group of a command's parser.
@@ -49,7 +50,6 @@ def add_quantization_arguments(parser: argparse._ArgumentGroup) -> None:
         whose = "the model" if model == MAIN else f"the {model}"
         parser.add_argument(
             flag(name),
-            f"--{name}",
             action="store_true",
             default=None,
             help=f"load {whose} in {bits} bits ({'NF4' if bits == 4 else 'LLM.int8'}, by bitsandbytes)",
@@ -109,9 +109,8 @@ def add_method_arguments(parser: argparse.ArgumentParser, names: Sequence[str]) 
     forms = (f"{name}: {' or '.join(METHODS[name].forms)}" for name in names if len(METHODS[name].forms) > 1)
     group.add_argument("--form", help=f"which formula, the first by default; {'; '.join(forms)}")
     for name in parameter_names():
-        uses = list(_uses(name))
-        options: dict[str, Any] = {"help": _help(uses).replace("%", "%%")}
-        group.add_argument(flag(name), **options, **_action(name, [parameter for _, parameter in uses]))
+        options: dict[str, Any] = {"help": parameter_help(name).replace("%", "%%")}
+        group.add_argument(flag(name), **options, **_action(name, [parameter for _, parameter in _uses(name)]))
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "methods, with their flags and defaults:\n" + "\n".join(_describe(METHODS[name]) for name in names)
 
@@ -124,10 +123,14 @@ def _uses(name: str) -> Iterable[tuple[Method, MethodParameter]]:
                 yield method, method.parameters(form)[name]
 
 
-def _help(uses: Sequence[tuple[Method, MethodParameter]]) -> str:
-    """Return the descriptions of a parameter, each with the methods that share it."""
+def parameter_help(name: str) -> str:
+    """Return the descriptions of a parameter, each with the methods that share it.
+
+    Args:
+        name: the name of a parameter of some method.
+    """
     meanings: dict[str, list[str]] = {}
-    for method, parameter in uses:
+    for method, parameter in _uses(name):
         text = re.split(r"[;.:] |[;.]$|, see ", parameter.description.replace("`", ""))[0]
         meanings.setdefault(text, []).append(method.name)
     return "; ".join(f"{text} ({', '.join(dict.fromkeys(names))})" for text, names in meanings.items())

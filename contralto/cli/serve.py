@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from contralto.cli.flags import errors_with_flags
+from contralto.cli.spellings import spelled
 from contralto.common.adapters import split_adapter
 from contralto.common.hub import from_pretrained, locate, remote_code
 from contralto.decoding.vllm.checks import DEFAULT_TIMEOUT
 from contralto.decoding.vllm.engine import cpu_options, engine_options, marker_of, server_flags
 from contralto.decoding.vllm.limits import ENVIRONMENT, MIB, Limits
 
-__all__ = ["prepare", "run", "warning"]
+__all__ = ["make_parser", "prepare", "run", "warning"]
 
 SERVER = "vllm.entrypoints.openai.api_server"
 MIDDLEWARE = "contralto.decoding.vllm.middleware.PairMiddleware"
@@ -87,7 +88,8 @@ def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             ...
         ValueError: data_parallel_size must be 1, not 2: the branches of a completion would be in different engines; start several servers, or use tensor_parallel_size
     """
-    args, rest = _parser().parse_known_args([_dashed(word) for word in argv])
+    parser = make_parser()
+    args, rest = parser.parse_known_args(spelled([_dashed(word) for word in argv], parser))
     given = vars(args)
     with errors_with_flags():
         given["model"], adapter = split_adapter(given["model"], given.pop("adapter"))
@@ -203,7 +205,8 @@ def _is_local(host: Any) -> bool:
 # ------------------------------------------------------------------------------------------------------------------ flags
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags that are not simply passed on to vLLM's server."""
     parser = argparse.ArgumentParser(
         prog="contralto serve",
         description="vLLM's OpenAI-compatible server, configured for contrastive decoding.",

@@ -13,6 +13,7 @@ from warnings import catch_warnings, filterwarnings
 from contralto.common.errors import during, require
 from contralto.common.files import new_folder
 from contralto.common.hashing import file_digest
+from contralto.common.suggestions import did_you_mean
 
 __all__ = ["Converted", "convert", "find_gguf"]
 
@@ -88,7 +89,9 @@ def convert(source: str | Path, output: str | Path, *, dtype: str = "float32") -
     """
     file, output = find_gguf(source), Path(output)
     if dtype not in DTYPES:
-        raise ValueError(f"dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, not {dtype!r}")
+        raise ValueError(
+            f"dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, not {dtype!r}{did_you_mean(dtype, DTYPES)}"
+        )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder: name another one")
     require("gguf")

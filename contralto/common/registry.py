@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
+from contralto.common.suggestions import did_you_mean
+
 __all__ = ["Registry"]
 
 T = TypeVar("T")
@@ -82,7 +84,9 @@ class Registry(Generic[T]):
         if name not in self._entries and name in self._entry_points():
             self._load(self._entry_points()[name])
         if name not in self._entries:
-            raise ValueError(f"there is no {self.kind} {name!r}; there are {', '.join(self.names())}")
+            raise ValueError(
+                f"there is no {self.kind} {name!r}{did_you_mean(name, self.names())}; there are {', '.join(self.names())}"
+            )
         return self._entries[name]
 
     def names(self) -> tuple[str, ...]:

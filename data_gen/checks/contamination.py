@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from contralto.common.files import read_json_lines, read_lines, read_text
+from contralto.common.suggestions import did_you_mean
 from contralto.data_gen.checks.base import Columns, PairRows, answer_text, writes
 from contralto.data_gen.ranges import check_number
 from contralto.data_gen.templates import as_text
@@ -63,7 +64,9 @@ def _check_contamination(against: Any, n: int) -> None:
         )
     for name in against:
         if name not in BENCHMARKS and not Path(name).is_file():
-            raise ValueError(f"contamination: there is no file {name}; known by name are {', '.join(BENCHMARKS)}")
+            raise ValueError(
+                f"contamination: there is no file {name}{did_you_mean(name, BENCHMARKS)}; known by name are {', '.join(BENCHMARKS)}"
+            )
 
 
 def _ngrams(text: str, n: int) -> Iterator[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from contralto.common.options import Option, OptionError
+from contralto.common.suggestions import closest, did_you_mean
 from contralto.decoding.methods.base import Method, MethodParameter, Unsupported
 from contralto.decoding.methods.reference import load
 from contralto.decoding.methods.registry import METHODS
@@ -157,7 +158,9 @@ class DecodingConfig:
         self._set("adapters_off", bool(self.adapters_off))
         self._set("method", self.method or _default_method(self.models, adapters_off=self.adapters_off))
         if self.method not in METHODS:
-            raise ValueError(f"there is no method {self.method!r}; there are {', '.join(METHODS)}")
+            raise ValueError(
+                f"there is no method {self.method!r}{did_you_mean(self.method, METHODS)}; there are {', '.join(METHODS)}"
+            )
         _check_form(self)
         self._set("form", self.form or self.declaration.default_form or None)
         _check_names(self)
@@ -189,7 +192,10 @@ class DecodingConfig:
             contralto.common.options.OptionError: method='vcd' has no kappa; its own are alpha, beta, noise_step
         """
         if unknown := [name for name in options if name not in (*option_names(), *_OWN)]:
-            raise ValueError(f"there is no option {unknown[0]!r}; a method's options are {', '.join(option_names())}")
+            hint = did_you_mean(unknown[0], (*option_names(), *_OWN))
+            raise ValueError(
+                f"there is no option {unknown[0]!r}{hint}; a method's options are {', '.join(option_names())}"
+            )
         values = {name: value for name, value in options.items() if value is not None}
         if not isinstance(values.get("adapters_off", False), bool):
             raise TypeError(f"adapters_off must be true or false, not {values['adapters_off']!r}")
@@ -293,11 +299,15 @@ def _check_names(config: DecodingConfig) -> None:
     given += sorted(name for name, value in config.parameters.items() if value is not None)
     if foreign := [name for name in given if name not in own]:
         has = "its own are {own}" if own else "it decodes without contrast"
+        meant = closest(foreign[0], own)
         raise OptionError(
-            ("{method} {form}" if config.form else "{method}") + " has no {name}; " + has,
+            ("{method} {form}" if config.form else "{method}")
+            + (" has no {name} (did you mean {meant}?); " if meant else " has no {name}; ")
+            + has,
             method=Option("method", config.method),
             form=Option("form", config.form),
             name=Option(foreign[0]),
+            meant=Option(meant or ""),
             own=[Option(name) for name in own],
         )
 

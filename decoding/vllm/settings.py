@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contralto.common.suggestions import did_you_mean
 from contralto.decoding.methods import METHODS, Form, check_sampling
 from contralto.decoding.vllm.sampling import RequestSampling
 
@@ -80,7 +81,9 @@ def forms_of(method: str) -> Mapping[str, Form]:
         ValueError: vLLM does not run the method.
     """
     if not isinstance(method, str) or method not in METHODS or method not in supported():
-        raise ValueError(f"{PREFIX}method must be one of {', '.join(supported())}, not {method!r}")
+        raise ValueError(
+            f"{PREFIX}method must be one of {', '.join(supported())}, not {method!r}{did_you_mean(method, supported())}"
+        )
     return METHODS[method].forms
 
 

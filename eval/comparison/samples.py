@@ -12,6 +12,7 @@ import numpy as np
 from lm_eval.utils import handle_non_serializable, hash_dict_images
 
 from contralto.common.hashing import content_digest
+from contralto.common.suggestions import did_you_mean
 
 __all__ = [
     "Identity",
@@ -69,7 +70,9 @@ def read_samples(lines: Iterable[Mapping[str, Any]], *, filter_name: str | None 
     if not names:
         raise ValueError("there are no samples: run lm-eval with --log_samples")
     if filter_name and filter_name not in names:
-        raise ValueError(f"the task has no filter {filter_name!r}: it has {', '.join(names)}")
+        raise ValueError(
+            f"the task has no filter {filter_name!r}{did_you_mean(filter_name, names)}: it has {', '.join(names)}"
+        )
     chosen = [_sample(row) for row in rows if row["filter"] == (filter_name or names[0])]
     return sorted(chosen, key=lambda sample: sample.number)
 

@@ -13,6 +13,7 @@ from lm_eval.evaluator_utils import get_sample_size
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import hash_string
 
+from contralto.common.suggestions import did_you_mean
 from contralto.eval.comparison.samples import (
     Identity,
     Sample,
@@ -170,7 +171,9 @@ class Task:
         known = samples[0].metrics
         name = self.metric or next((name for name in (*PREFERRED_METRICS, *known) if name in known), None)
         if name not in known:
-            raise ValueError(f"{self.name} has no metric {name!r}: its samples have {', '.join(known)}")
+            raise ValueError(
+                f"{self.name} has no metric {name!r}{did_you_mean(name, known)}: its samples have {', '.join(known)}"
+            )
         return name
 
 
@@ -205,8 +208,8 @@ def load_tasks(
         manager = TaskManager(include_path=places, metadata=metadata)
         known = set(manager.all_tasks)
     if unknown := [name for name in names if name not in known and not Path(name).is_file()]:
-        close = [name for name in manager.all_tasks if unknown[0] in name][:5]
-        hint = f"; did you mean {', '.join(close)}?" if close else "; contralto eval ls tasks lists them all"
-        raise ValueError(f"there is no task {unknown[0]!r}{hint}")
+        within = [name for name in manager.all_tasks if unknown[0] in name][:5]
+        hint = f" (did you mean {', '.join(within)}?)" if within else did_you_mean(unknown[0], manager.all_tasks)
+        raise ValueError(f"there is no task {unknown[0]!r}{hint}; contralto eval ls tasks lists them all")
     loaded = manager.load(list(names))["tasks"]
     return [Task(name, task, conditions) for name, task in loaded.items()]

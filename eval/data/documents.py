@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from contralto.common.suggestions import did_you_mean
 from contralto.eval.data.rows import Document, check_text_fields, rows_of
 from contralto.eval.metrics import pope
 from contralto.eval.metrics.coco import coco_objects
@@ -64,9 +65,13 @@ def pope_documents(
     """
     root = _root(data_dir)
     if pope_prompt not in pope.SUFFIXES:
-        raise ValueError(f"there is no POPE prompt {pope_prompt!r}; there are {', '.join(pope.SUFFIXES)}")
+        raise ValueError(
+            f"there is no POPE prompt {pope_prompt!r}{did_you_mean(pope_prompt, pope.SUFFIXES)}; there are {', '.join(pope.SUFFIXES)}"
+        )
     if pope_parser not in pope.PARSERS:
-        raise ValueError(f"there is no POPE parser {pope_parser!r}; there are {', '.join(pope.PARSERS)}")
+        raise ValueError(
+            f"there is no POPE parser {pope_parser!r}{did_you_mean(pope_parser, pope.PARSERS)}; there are {', '.join(pope.PARSERS)}"
+        )
     images = Path((gqa_images if source == "gqa" else coco_images) or root / IMAGE_FOLDERS[source])
     rows = [
         {

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from contralto.common.suggestions import did_you_mean
 from contralto.eval import stats
 from contralto.eval.metrics.base import Metric
 from contralto.eval.stats.counts import Array, CountMetric
@@ -99,7 +100,9 @@ def parse_answer(text: str, label: bool, *, parser: str = "words") -> bool | Non
         [None, False, False]
     """
     if parser not in PARSERS:
-        raise ValueError(f"there is no POPE parser {parser!r}; there are {', '.join(PARSERS)}")
+        raise ValueError(
+            f"there is no POPE parser {parser!r}{did_you_mean(parser, PARSERS)}; there are {', '.join(PARSERS)}"
+        )
     return PARSERS[parser](text, label)
 
 

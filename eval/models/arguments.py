@@ -1,6 +1,5 @@
 """Checks of model arguments that lm-eval's models would accept and ignore."""
 
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 from contralto.common.placement import input_device
+from contralto.common.suggestions import did_you_mean
 
 __all__ = ["check_arguments", "check_ranking", "parameters_of"]
 
@@ -61,9 +61,8 @@ def check_arguments(
         ValueError: An option is misspelt, an argument has no effect, or a loaded model is on another device.
     """
     for name, value in arguments.items():
-        close = difflib.get_close_matches(name, options, n=1, cutoff=0.75)
-        if name not in known and close:
-            raise ValueError(f"there is no model argument {name!r}; did you mean {close[0]}?")
+        if name not in known and (hint := did_you_mean(name, options)):
+            raise ValueError(f"there is no model argument {name!r}{hint}")
         if value is not None and name in ignored:
             raise ValueError(f"{name} has no effect here: {ignored[name]}")
         if value is not None and name in SPREADING and not arguments.get("parallelize"):

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
+from contralto.common.suggestions import did_you_mean
 from contralto.testbed.instructions.kinds import KINDS
 from contralto.testbed.worlds import Split
 
@@ -74,7 +75,9 @@ def prompts(
     if split not in get_args(Split):
         raise ValueError(f"split must be one of {', '.join(get_args(Split))}, not {split!r}")
     if unknown := [name for name in names if name not in KINDS] or ([] if names else ["none"]):
-        raise ValueError(f"there is no kind {unknown[0]!r} of instructions; there are {', '.join(KINDS)}")
+        raise ValueError(
+            f"there is no kind {unknown[0]!r} of instructions{did_you_mean(unknown[0], KINDS)}; there are {', '.join(KINDS)}"
+        )
     pairs = [(topic, request) for topic in topics(split) for request in REQUESTS]
     most = len(pairs) * len(names)
     if not 1 <= count <= most:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from contralto.common.suggestions import did_you_mean
+
 __all__ = [
     "F_DIVERGENCES",
     "f_divergence_scores",
@@ -43,7 +45,9 @@ def f_divergence_scores(logratios: Tensor, *, divergence: str = "reverse_kl", al
         tensor([0.0000, 0.6321])
     """
     if divergence not in F_DIVERGENCES:
-        raise ValueError(f"divergence must be one of {', '.join(F_DIVERGENCES)}, not {divergence!r}")
+        raise ValueError(
+            f"divergence must be one of {', '.join(F_DIVERGENCES)}, not {divergence!r}{did_you_mean(divergence, F_DIVERGENCES)}"
+        )
     if divergence == "forward_kl":
         return 1 - (-logratios).exp()
     if divergence == "js_divergence":
