@@ -19,7 +19,7 @@ def full(count=12, **about_more):
     about |= {
         "learning_rate": 1e-4,
         "settings": {"seed": 3},
-        "versions": report.versions(),
+        "versions": versions(),
         "seconds": 61.2,
         "steps": 16,
     } | about_more
