@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from contralto.align.trainers import TRAINERS
-from contralto.common.suggestions import did_you_mean
+from contralto.common.suggestions import closest, did_you_mean
 
 __all__ = [
     "config_class",
@@ -28,6 +28,7 @@ __all__ = [
     "resolve_recipe",
     "trainer_class",
     "trainer_name",
+    "with_underscores",
 ]
 
 
@@ -77,15 +78,17 @@ def make_parser(trainer: str = "preference") -> Any:
         prog="contralto align",
         usage="contralto align [RECIPE] [options]",
         epilog=f"Recipes: {', '.join(recipes())}.",
+        allow_abbrev=False,  # `option_value` reads whole names
     )
 
 
-def launch_options(of_recipe: list[str], of_command: list[str]) -> list[str]:
+def launch_options(of_recipe: list[str], of_command: list[str], names: Iterable[str] = ()) -> list[str]:
     """Return the arguments that are not options of `contralto align` as options of `accelerate launch`.
 
     Args:
         of_recipe: unknown options of the recipe.
         of_command: unknown words of the command line.
+        names: the options of `contralto align`, for a suggestion.
 
     Raises:
         ValueError: one of them is no option of `accelerate launch` either.
@@ -95,9 +98,29 @@ def launch_options(of_recipe: list[str], of_command: list[str]) -> list[str]:
 
     words: list[str] = resolve_accelerate_config_argument(of_recipe + of_command)
     known = {option for action in launch_command_parser()._actions for option in action.option_strings}
-    if unknown := [word for word in words if word.startswith("--") and word.split("=")[0] not in known]:
-        raise ValueError(f"{unknown[0]} is no flag of contralto align or of accelerate launch; --help lists them")
+    unknown = next((word for word in words if word.startswith("--") and word.split("=")[0] not in known), None)
+    if unknown is not None:
+        meant = closest(unknown, [*names, *known])
+        hint = f" (did you mean {meant}?)" if meant else ""
+        raise ValueError(f"{unknown} is no flag of contralto align or of accelerate launch{hint}; --help lists them")
     return words
+
+
+def with_underscores(argv: Sequence[str]) -> list[str]:
+    """Return a command line whose options have underscores, as TRL and accelerate declare them, in place of dashes.
+
+    Args:
+        argv: words of the command line.
+
+    Examples:
+        >>> with_underscores(["apo_zero", "--use-peft", "--output-dir=a-b", "--beta", "-1"])
+        ['apo_zero', '--use_peft', '--output_dir=a-b', '--beta', '-1']
+    """
+    made = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        made.append("--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word)
+    return made
 
 
 def config_class(name: str) -> Any:

@@ -148,9 +148,10 @@ def parse_rounds(argv: Sequence[str]) -> RoundsConfig:
         ValueError: an option is missing or wrong.
     """
     options = option_values(argv, READ_OPTIONS)
-    for name, question in (("model_name_or_path", "which model"), ("output_dir", "where to")):
-        if options[name] is None:
-            raise ValueError(f"{question}? give --{name}")
+    if options["model_name_or_path"] is None:
+        raise ValueError("no model: set --model_name_or_path to a folder, a hub id, or testbed:NAME")
+    if options["output_dir"] is None:
+        raise ValueError("no output folder: set --output_dir to the folder of the rounds")
     if options["dataset_name"] is not None:
         raise ValueError("dataset_name is given, and data_recipe, which makes the data: give one of them")
     recipe = {} if options["config"] is None else read_recipe(options["config"])

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from contralto.align.help import cached_help
 from contralto.align.parsing import (
     is_true,
     launch_options,
@@ -13,6 +14,7 @@ from contralto.align.parsing import (
     resolve_recipe,
     trainer_class,
     trainer_name,
+    with_underscores,
 )
 
 __all__ = ["run"]
@@ -28,7 +30,10 @@ def run(argv: Sequence[str], *, launched: bool = False) -> None:
     Raises:
         ValueError: an option is wrong; before a model is loaded where that can be.
     """
-    argv = resolve_recipe(argv)
+    argv = resolve_recipe(with_underscores(argv))
+    if {*argv} & {"-h", "--help"}:
+        print(cached_help(trainer_name(argv)), end="")
+        return
     if option_value(argv, "data_recipe") is not None:
         _run_rounds(argv, launched=launched)
         return
@@ -66,7 +71,8 @@ def _launch(argv: list[str], of_recipe: list[str], of_command: list[str]) -> Non
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
 
-    options = launch_options(of_recipe, of_command)
+    names = (option for action in make_parser(trainer_name(argv))._actions for option in action.option_strings)
+    options = launch_options(of_recipe, of_command, names)
     unknown, known_words = iter(of_command), []
     pending = next(unknown, None)
     for word in argv:  # the unknown words are a subsequence of all words
@@ -88,12 +94,23 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
     args.model_init_kwargs = _model_init_kwargs(args, model)
     train, evaluation = training_data(data, args, mixture)
     trainer = _make_trainer(data, args, model, train, evaluation)
+    trainer.accelerator.print(_batch_line(trainer))
     trainer.train(resume_from_checkpoint=_checkpoint(trainer))
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"saved to {args.output_dir}")
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=data.dataset_name)
     trainer.end()
+
+
+def _batch_line(trainer: Any) -> str:
+    """Return the number of pairs per step and its factors, which may come from the recipe, the command line and the launcher."""
+    args, processes = trainer.args, trainer.accelerator.num_processes
+    size, accumulation = args.train_batch_size, args.gradient_accumulation_steps
+    return (
+        f"batch: {size * accumulation * processes} pairs per step = {size} per device (per_device_train_batch_size) "
+        f"x {accumulation} (gradient_accumulation_steps) x {processes} process{'es' * (processes != 1)}"
+    )
 
 
 def _make_trainer(data: Any, args: Any, model: Any, train: Any, evaluation: Any) -> Any:

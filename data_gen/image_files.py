@@ -190,7 +190,9 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if kind == "text" and isinstance(part.get("text"), str):
         return dict(part)
     if kind not in ("image", "image_url"):
-        raise ValueError(f"{where}: a part of a message must be a text or an image, not {str(part)[:80]!r}")
+        raise ValueError(
+            f"{where}: a part of a message must be an object of type text or image, not {str(part)[:80]!r}"
+        )
     named = [part[key] for key in SOURCES if part.get(key) is not None]
     if len(named) > 1:
         raise ValueError(

@@ -79,8 +79,11 @@ def apply_machine_defaults(args: Any) -> None:
     """Replace defaults of TRL 1.16 that do not suit the machine or transformers 5.23, before they are checked.
 
     Args:
-        args: a configuration of TRL; `bf16` becomes False where there is no accelerator, unless it was given.
+        args: a configuration of TRL; `bf16` becomes False where there is no accelerator, unless it was given. If it was, `use_cpu` becomes
+            True there, without which transformers rejects it.
     """
+    if args.bf16 and not torch.accelerator.is_available():
+        args.use_cpu = True
     if args.use_cpu or not torch.accelerator.is_available():
         args.bf16 = bool(args.bf16)
         args.dataloader_pin_memory = False  # torch warns where there is nothing to pin for

@@ -174,7 +174,7 @@ class Context:
             ValueError: No model is given for it.
         """
         if role not in self.models:
-            raise ValueError(f"line {self.line.name!r} needs {ROLES[role]}: give --{role} MODEL")
+            raise ValueError(f"line {self.line.name!r} needs {ROLES[role]}: set --{role} to a folder or a hub id")
         return self.models[role]
 
     def digest(self, role: str) -> str:
@@ -211,7 +211,7 @@ class Context:
             ValueError: No data folder is given, or the file is missing.
         """
         if self.data is None:
-            raise ValueError(f"line {self.line.name!r} reads {'/'.join(parts)}: give --data DIR")
+            raise ValueError(f"line {self.line.name!r} reads {'/'.join(parts)}: set --data to the folder that holds it")
         path = self.data.joinpath(*parts)
         if not path.is_file():
             raise ValueError(f"line {self.line.name!r} reads {path}, which does not exist")

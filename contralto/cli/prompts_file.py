@@ -118,7 +118,7 @@ def prompt_of(row: Any, default: Prompt, where: str, folder: Path, options: Sequ
     _check_places(content, images, where)
     contrast = row.get("contrast_prompt")
     if contrast is not None and not isinstance(contrast, str):
-        raise ValueError(f"{where}: column contrast_prompt must be a text, not a {type(contrast).__name__}")
+        raise ValueError(f"{where}: column contrast_prompt must be a string, not a {type(contrast).__name__}")
     own = contrast is not None
     return Prompt(
         content,
@@ -157,13 +157,17 @@ def _content(row: Mapping[str, Any], where: str) -> Content:
     if name == "messages" or isinstance(content, list):
         check_messages(content, where)
     elif not isinstance(content, str):
-        raise ValueError(f"{where}: column prompt must be a text or messages, not a {type(content).__name__}")
+        raise ValueError(
+            f"{where}: column prompt must be a string or a list of messages, not a {type(content).__name__}"
+        )
     system = row.get("system")
     if system is None:
         return content  # type: ignore[no-any-return]
     messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
     if not isinstance(system, str) or any(message["role"] == "system" for message in messages):
-        raise ValueError(f"{where}: column system must be a text, for messages without a system message")
+        raise ValueError(
+            f"{where}: column system must be a string, and the messages may not have a system message of their own"
+        )
     return [{"role": "system", "content": system}, *messages]
 
 

@@ -45,7 +45,7 @@ def check_messages(messages: Any, where: str) -> None:
                 _check_part(part, f"{where}, message {number}")
         elif not isinstance(content, str) and not (content is None and message.get("tool_calls")):
             raise ValueError(
-                f"{where}, message {number}: content must be a text or a list of parts, not {_short(content)}"
+                f"{where}, message {number}: content must be a string or a list of parts such as {{'type': 'text', 'text': '...'}}, not {_short(content)}"
             )
 
 

@@ -23,7 +23,9 @@ def closest(name: object, names: Iterable[object]) -> str | None:
         >>> closest("apo-zeor", ["apo_zero", "apo_down", "dpo"]), closest("nothing", ["apo_zero", "dpo"])
         ('apo_zero', None)
     """
-    known = {_normal(each): str(each) for each in names}
+    known = dict[str, str]()
+    for each in names:
+        known.setdefault(_normal(each), str(each))
     found = difflib.get_close_matches(_normal(name), known, n=1, cutoff=SIMILAR)
     return known[found[0]] if found else None
 

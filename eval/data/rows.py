@@ -109,5 +109,5 @@ def check_text_fields(row: Document, *fields: str) -> str | None:
     """
     for field in fields:
         if not isinstance(row.get(field), str):
-            return f"the field {field} must be a text, not {row.get(field)!r}"
+            return f"the field {field} must be a string, not {row.get(field)!r}"
     return None

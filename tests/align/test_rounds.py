@@ -169,7 +169,7 @@ def test_a_failure_is_told_and_the_round_is_not_done(recipes, capfd):
 
 
 MISTAKES = [
-    (["on_policy", "--data_recipe", "judged.yaml"], "which model"),
+    (["on_policy", "--data_recipe", "judged.yaml"], "no model: set --model_name_or_path"),
     (["on_policy", "--data_recipe", "judged.yaml", "--model_name_or_path", "testbed:student"], "where to"),
     (["HERE", "--rounds", "0"], "rounds must be a whole number of at least 1, not 0"),
     (["HERE", "--dataset_name", "x"], "dataset_name is given, and data_recipe, which makes the data"),

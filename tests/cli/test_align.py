@@ -130,6 +130,82 @@ def test_flags_win_over_the_recipe(tmp_path):
     assert model.dtype is None
 
 
+def test_options_may_be_written_with_dashes(pairs, tmp_path, monkeypatch):
+    """Also those that are read before TRL's parser, such as the recipe's learning rate for adapters."""
+    import accelerate.commands.launch
+
+    from contralto.align import run
+
+    trained, launched = [], []
+    monkeypatch.setattr(run, "_train", lambda *arguments: trained.append(arguments))
+    monkeypatch.setattr(accelerate.commands.launch, "launch_command", launched.append)
+    cli_align.run(
+        ["apo_zero", "--output-dir", str(tmp_path / "a-b"), "--report-to", "none", "--use-peft", "--lora-r=3"]
+    )
+    ((_, args, model, _),) = trained
+    assert args.learning_rate == yaml.safe_load(parsing.recipes()["apo_zero"].read_text())["lora_learning_rate"]
+    assert (args.output_dir, model.use_peft, model.lora_r) == (str(tmp_path / "a-b"), True, 3)
+    cli_align.run(["cpo", "--num-processes", "2", "--output-dir", str(tmp_path)])
+    assert launched[0].num_processes == 2
+
+
+def test_every_option_has_a_spelling_with_underscores():
+    from accelerate.commands.launch import launch_command_parser
+
+    for parser in (parsing.make_parser(), launch_command_parser()):
+        for action in parser._actions:
+            long = [option for option in action.option_strings if option.startswith("--")]
+            assert not long or any("-" not in option[2:] for option in long)
+
+
+def test_help_shows_options_of_contralto_first_and_is_kept(tmp_path, monkeypatch, capsys):
+    from contralto.align import help as align_help
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cli_align.run(["dpo", "--help"])
+    text = capsys.readouterr().out
+    places = [
+        text.index(word) for word in ("--data_recipe", "--loss_type", "--audit", "data (TRL)", "--learning_rate ")
+    ]
+    assert places == sorted(places)
+    assert "--lora-r" not in text
+    assert all(
+        text.count(f"\n  {option} ") == 1 for option in ("--beta", "--loss_weights", "--output_dir", "--adapter")
+    )
+    monkeypatch.setattr(align_help, "make_parser", lambda trainer: 1 / 0)
+    cli_align.run(["--help"])
+    assert capsys.readouterr().out == text
+    monkeypatch.setattr(align_help, "versions", lambda: {"trl": "9"})
+    with pytest.raises(ZeroDivisionError):  # another version of TRL
+        cli_align.run(["--help"])
+
+
+@pytest.mark.parametrize("trainer", ["distill", "reward"])
+def test_help_of_the_other_trainers(trainer):
+    from contralto.align.help import help_text
+
+    assert f"{trainer} training (contralto):" in help_text(trainer) or trainer == "reward"
+
+
+def test_the_number_of_pairs_per_step_is_said():
+    from types import SimpleNamespace
+
+    from contralto.align.run import _batch_line
+
+    args = SimpleNamespace(train_batch_size=4, gradient_accumulation_steps=8)
+    line = _batch_line(SimpleNamespace(args=args, accelerator=SimpleNamespace(num_processes=2)))
+    assert line.startswith("batch: 64 pairs per step = 4 per device (per_device_train_batch_size) x 8")
+    assert line.endswith("x 2 processes")
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="of machines without an accelerator")
+def test_bfloat16_on_a_cpu_needs_no_further_option():
+    argv = parsing.resolve_recipe(["dpo", "--bf16", "true", "--output_dir", "out", "--report_to", "none"])
+    (_, args, _, _), *_ = parsing.parse(argv)
+    assert args.use_cpu
+    assert args.bf16
+
+
 def test_every_flag_of_trl_dpo_is_taken():
     from trl.scripts.dpo import make_parser
 
@@ -173,7 +249,9 @@ MISTAKES = [
         "is one file, without a split to evaluate on",
     ),
     (["margin.yaml", "--model_name_or_path", "testbed:expert", "--dataset_name", "PAIRS"], "has no column margin"),
-    (["strange.yaml"], "--betta is no flag"),
+    (["strange.yaml"], r"--betta is no flag of contralto align or of accelerate launch \(did you mean --beta\?\)"),
+    (["cpo", "--learning-rat", "1"], r"--learning_rat is no flag .*did you mean --learning_rate\?"),
+    (["cpoo"], r"there is no recipe cpoo \(did you mean 'cpo'\?\)"),
     (
         ["on_policy", "--data_recipe", "judged.yaml", "--dataset_streaming", "true"],
         "dataset_streaming reads data that are",

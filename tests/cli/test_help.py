@@ -9,7 +9,7 @@ import pytest
 from contralto.cli import COMMANDS, main
 
 OTHERS = {"align"}
-"""Commands whose help is printed by the parser of a library that imports torch."""
+"""Commands whose help is made by a library that imports torch, and then kept."""
 HEAVY = {"torch", "transformers", "trl", "datasets", "lm_eval.evaluator", "vllm"}
 
 
@@ -21,6 +21,13 @@ def commands():
     yield []
     for name in sorted(set(COMMANDS) - OTHERS):
         yield pytest.param([name], marks=[] if name in QUICK else pytest.mark.slow)
+
+
+@pytest.mark.slow
+def test_the_second_help_of_align_imports_nothing_heavy(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    subprocess.run([sys.executable, "-m", "contralto", "align", "--help"], capture_output=True, check=True)
+    test_help_imports_nothing_heavy(["align"])
 
 
 @pytest.mark.parametrize("argv", list(commands()), ids=str)

@@ -80,7 +80,7 @@ def test_a_row_of_its_own(tmp_path):
         (["a"], "a row is a JSON object with prompt or messages, not a list"),
         ({"question": "y"}, "a row needs a prompt or messages, and has only question"),
         ({"prompt": "x", "messages": [{"role": "user", "content": "y"}]}, "and this one has both"),
-        ({"prompt": 7}, "column prompt must be a text or messages, not a int"),
+        ({"prompt": 7}, "column prompt must be a string or a list of messages, not a int"),
         ({"prompt": "x", "image_path": "a.png"}, "column image_path is not read: rename it to image"),
         (
             {"prompt": "x", "negative_prompt": "y"},
@@ -94,12 +94,15 @@ def test_a_row_of_its_own(tmp_path):
         ({"prompt": "x", "images": [{"bytes": "?"}]}, "an image has one of path, url, base64, image, not none"),
         ({"prompt": "x", "image": "https://a.example/b.png"}, "images are read from files, not from https"),
         ({"prompt": "x", "image": "data:image/png;base64,???"}, "not an image in base64"),
-        ({"prompt": "x", "contrast_prompt": ["y"]}, "column contrast_prompt must be a text, not a list"),
+        ({"prompt": "x", "contrast_prompt": ["y"]}, "column contrast_prompt must be a string, not a list"),
         ({"prompt": "x", "chat_template_kwargs": {"tokenize": True}}, "an object without tokenize"),
         ({"prompt": "x", "tools": "{}"}, "column tools must be a list, not a dict"),
         ({"messages": []}, "messages must be a list of at least one message"),
         ({"messages": ["x"]}, "message 1: a message has a role and a content, not 'x'"),
-        ({"messages": [{"role": "user", "content": 7}]}, "content must be a text or a list of parts, not 7"),
+        (
+            {"messages": [{"role": "user", "content": 7}]},
+            "content must be a string or a list of parts such as {'type': 'text', 'text': '...'}, not 7",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "audio", "path": "a.wav"}]}]},
             "a part of type 'audio' cannot be read: text and image can",

@@ -130,10 +130,13 @@ def test_the_recipe_names_another_folder(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}], "must be a text or an image"),
-        ([{"type": "file", "file": {"path": "/etc/passwd"}}], "must be a text or an image"),
-        (["text"], "must be a text or an image"),
-        ([{"type": "text", "text": {"path": "/etc/passwd"}}], "must be a text or an image"),
+        (
+            [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}],
+            "must be an object of type text or image",
+        ),
+        ([{"type": "file", "file": {"path": "/etc/passwd"}}], "must be an object of type text or image"),
+        (["text"], "must be an object of type text or image"),
+        ([{"type": "text", "text": {"path": "/etc/passwd"}}], "must be an object of type text or image"),
         ([{"type": "image", "path": "pictures/in.png", "url": "pictures/in.png"}], "has path, url"),
         ([{"type": "image", "path": "pictures/in.png"}, {"type": "image"}], "contain an image and 1 do not"),
     ],

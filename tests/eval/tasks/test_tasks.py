@@ -461,7 +461,7 @@ BROKEN = {
         "hellaswag/validation.jsonl",
         '{"activity_label": "a", "ctx_a": "b", "endings": ["c", "d", "e", "f"], "label": 2}',
         "hellaswag",
-        "line 1: the field ctx_b must be a text, not None",
+        "line 1: the field ctx_b must be a string, not None",
     ),
     "no questions": ("pope/coco/coco_pope_random.json", None, "pope_coco_random", "needs one question file coco_pope"),
     "two files": ("pope/coco_pope_random.jsonl", "{}", "pope_coco_random", "there are several: "),
@@ -475,7 +475,7 @@ BROKEN = {
         "pope/seem/gqa/gqa_pope_seem_adversarial.json",
         '[{"question_id": 1, "image": 5, "text": "Is it?", "label": "no"}]',
         "pope_gqa_adversarial",
-        "row 1: the field image must be a text, not 5",
+        "row 1: the field image must be a string, not 5",
     ),
     "no question id": (
         "pope/seem/gqa/gqa_pope_seem_adversarial.json",
