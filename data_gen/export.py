@@ -20,6 +20,7 @@ from contralto.common.files import replace_file
 from contralto.common.hashing import content_digest
 from contralto.data_gen.dataset import to_dataset
 from contralto.data_gen.image_files import check_image
+from contralto.data_gen.kept_columns import kept_columns
 from contralto.data_gen.pipeline import Result, replay
 from contralto.data_gen.recipe import Recipe
 from contralto.data_gen.store import Store
@@ -133,7 +134,7 @@ def summary(
 
 
 def pair_rows(result: Result) -> list[dict[str, Any]]:
-    """Return the pairs of a result as rows of the data set: prompt, chosen, rejected, images, then their origin.
+    """Return the pairs of a result as rows of the data set: prompt, chosen, rejected, images, their origin, the source's own columns.
 
     Args:
         result: as `replay` yields it.
@@ -145,7 +146,7 @@ def _row(pair: Pair, result: Result) -> dict[str, Any]:
     images = {name: list(getattr(pair, name)) for name in IMAGES if getattr(pair, name)}
     for image in [image for each in images.values() for image in each if isinstance(image, str | Path)]:
         check_image(Path(image), f"row {result.row['id']}")
-    return {
+    made = {
         "id": result.row["id"],
         "prompt": [dict(message) for message in pair.prompt],
         "chosen": [{"role": "assistant", "content": pair.chosen}],
@@ -154,6 +155,7 @@ def _row(pair: Pair, result: Result) -> dict[str, Any]:
         **pair.columns,
         **_provenance(result),
     }
+    return made | kept_columns(result.row, made)
 
 
 def _provenance(result: Result) -> dict[str, Any]:

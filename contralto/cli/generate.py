@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--file",
         type=Path,
         help="prompts from a file: .txt with a prompt per line, or .jsonl or .json with rows of prompt or messages, and with "
-        "either images (paths seen from the file's folder), contrast_prompt, system, tools; other columns are repeated in the "
-        "output",
+        "either images (paths seen from the file's folder), contrast_prompt, system, tools; other columns, such as id, are "
+        "copied to the output",
     )
     add_prompt_arguments(parser)
     add_method_arguments(parser, METHODS.names())
@@ -99,7 +99,7 @@ def _opened(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Na
     """Open the output file for rows of these prompts and settings."""
     from contralto.decoding.loading import weights_digests
 
-    rows = [{"index": i, **_shown(prompt)} for i, prompt in enumerate(prompts)]
+    rows = [_shown(i, prompt) for i, prompt in enumerate(prompts)]
     weights = weights_digests(args.model, config, args.adapter)
 
     def digests(index: int) -> dict[str, str]:
@@ -198,16 +198,20 @@ def _read_prompts(args: argparse.Namespace) -> list[Prompt]:
     return prompts
 
 
-def _shown(prompt: Prompt) -> dict[str, Any]:
-    """Return a prompt in the form in which it is written to the output."""
+def _shown(index: int, prompt: Prompt) -> dict[str, Any]:
+    """Return the beginning of a prompt's row in the output: its number, the other columns of its file, the prompt.
+
+    Columns keep their names; those that have the name of a column of the output are in `row`.
+    """
     images = [path if isinstance(path, str) else f"sha256:{content_digest(path, 16)}" for path in prompt.images]
     shown = {
         "image": images,
         "contrast_prompt": prompt.contrast,
         "chat_template_kwargs": prompt.template,
-        "row": prompt.row,
+        "row": {name: value for name, value in prompt.row.items() if name in output_file.COLUMNS},
     }
-    return {"prompt": prompt.content} | {name: value for name, value in shown.items() if value}
+    kept = {name: value for name, value in prompt.row.items() if name not in output_file.COLUMNS}
+    return {"index": index, **kept, "prompt": prompt.content} | {name: value for name, value in shown.items() if value}
 
 
 # ------------------------------------------------------------------------------------------------------------- decoding

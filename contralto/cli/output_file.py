@@ -14,7 +14,13 @@ from typing import IO, Any
 from contralto.cli.outputs import check_output_file
 from contralto.common.files import decode, lines_of, locked
 
-__all__ = ["OutputFile", "opened"]
+__all__ = ["COLUMNS", "OutputFile", "opened"]
+
+COLUMNS = (
+    *("index", "prompt", "image", "contrast_prompt", "chat_template_kwargs", "row"),
+    *("text", "greedy", "plain", "digests", "settings"),
+)
+"""The columns of the output itself."""
 
 
 Digests = Callable[[int], Mapping[str, Any]]
@@ -71,7 +77,7 @@ class OutputFile:
                 f"{where}: there are only {len(self._rows)} prompts: use the same prompts, or name another file"
             )
         expected = json.loads(json.dumps(self._rows[index]))
-        if changed := [name for name in expected if row.get(name) != expected[name]]:
+        if changed := [name for name in expected if _column(row, name, expected) != expected[name]]:
             raise ValueError(
                 f"{where}: its {changed[0]} is not that of prompt {index}: use the same prompts in the same order, or name "
                 "another file"
@@ -153,6 +159,15 @@ def opened(
             raise ValueError(f"{path} exists: add --resume to go on with it, or name another file")
         output.resume()
         yield output
+
+
+def _column(row: Mapping[str, Any], name: str, expected: Mapping[str, Any]) -> Any:
+    """Return a column of a row in the file; rows of early versions have all columns of the user in `row`."""
+    others = row.get("row")
+    others = others if isinstance(others, dict) else {}
+    if name == "row":
+        return {name: value for name, value in others.items() if name in expected["row"]}
+    return row[name] if name in row else others.get(name)
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

@@ -8,7 +8,7 @@
 | `system` | a system message before the prompt |
 | `tools`, `documents`, `chat_template_kwargs` | arguments of the chat template |
 
-A column that only looks like one of these is rejected. All others are carried into the output as `row`.
+A column that only looks like one of these is rejected. All others, such as `id`, are copied to the output.
 """
 
 # ruff: noqa: TRY004 (a wrong type in somebody's file is a ValueError like any other mistake in it)

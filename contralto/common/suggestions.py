@@ -9,12 +9,13 @@ SIMILAR = 0.65
 """The smallest similarity of a suggestion, by `difflib`: "vdc" is 0.67 of "vcd"."""
 
 
-def closest(name: object, names: Iterable[object]) -> str | None:
+def closest(name: object, names: Iterable[object], *, similar: float = SIMILAR) -> str | None:
     """Return the most similar of some names; case, dashes and underscores do not count.
 
     Args:
         name: an unknown name.
         names: the known names.
+        similar: the smallest similarity, in [0, 1].
 
     Returns:
         One of `names`; None if no name is similar.
@@ -26,7 +27,7 @@ def closest(name: object, names: Iterable[object]) -> str | None:
     known = dict[str, str]()
     for each in names:
         known.setdefault(_normal(each), str(each))
-    found = difflib.get_close_matches(_normal(name), known, n=1, cutoff=SIMILAR)
+    found = difflib.get_close_matches(_normal(name), known, n=1, cutoff=similar)
     return known[found[0]] if found else None
 
 

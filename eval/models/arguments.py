@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from contralto.common.placement import input_device
-from contralto.common.suggestions import did_you_mean
+from contralto.common.suggestions import closest
 
 __all__ = ["check_arguments", "check_ranking", "parameters_of"]
 
@@ -26,6 +26,8 @@ LOADING = (
     "tp_plan",
 )
 """Arguments of loading, which lm-eval ignores if the model is loaded already."""
+MISSPELT = 0.75
+"""The similarity to an option from which on an unknown argument is taken for a misspelt option."""
 SPREADING = ("max_cpu_memory", "max_memory_per_gpu", "offload_folder")
 """Arguments that lm-eval ignores without `parallelize=True`."""
 
@@ -61,8 +63,9 @@ def check_arguments(
         ValueError: An option is misspelt, an argument has no effect, or a loaded model is on another device.
     """
     for name, value in arguments.items():
-        if name not in known and (hint := did_you_mean(name, options)):
-            raise ValueError(f"there is no model argument {name!r}{hint}")
+        meant = None if name in known else closest(name, options, similar=MISSPELT)
+        if meant is not None:  # other arguments may be those of the model's processor
+            raise ValueError(f"there is no model argument {name!r} (did you mean {meant!r}?)")
         if value is not None and name in ignored:
             raise ValueError(f"{name} has no effect here: {ignored[name]}")
         if value is not None and name in SPREADING and not arguments.get("parallelize"):

@@ -43,6 +43,37 @@ def test_cut_at_every_byte(path):
         assert path.read_bytes() == whole
 
 
+def test_columns_of_the_prompts_keep_their_names(tmp_path, capsys):
+    """But for those that the output has itself, which are in `row`; a file of an early version has all of them there."""
+    prompts, path = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    row = {"id": 7, "topic": "haste", "prompt": "Ben went", "text": "x", "index": 3}
+    prompts.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    argv = [
+        "generate",
+        "--model",
+        "testbed:expert",
+        "--file",
+        str(prompts),
+        "--max-new-tokens",
+        "2",
+        "--output",
+        str(path),
+    ]
+    assert cli.main(argv) == 0
+    (made,) = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    assert list(made)[:5] == ["index", "id", "topic", "prompt", "row"]
+    assert (made["index"], made["id"], made["topic"], made["row"]) == (0, 7, "haste", {"text": "x", "index": 3})
+    assert isinstance(made["text"], str)
+    early = {name: value for name, value in made.items() if name not in ("id", "topic")} | {
+        "row": {name: row[name] for name in ("id", "topic", "text", "index")}
+    }
+    for changed, status in ((early, 0), (early | {"row": {**early["row"], "id": 8}}, 2), (made | {"topic": "rest"}, 2)):
+        path.write_text(json.dumps(changed) + "\n", encoding="utf-8")
+        capsys.readouterr()
+        assert cli.main([*argv, "--resume"]) == status
+    assert "its topic is not that of prompt 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

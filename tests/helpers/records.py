@@ -1,8 +1,9 @@
 """Records of trainings that never ran."""
 
-from contralto.align.monitoring import report
+
 from contralto.align.monitoring.findings import Finding
 from contralto.align.monitoring.record import Point, Record
+from contralto.common.versions import versions
 
 
 def full(count=12, **about_more):

@@ -363,8 +363,12 @@ def test_what_is_dropped_has_the_first_reason():
 
 
 WRONG = [
-    ({"contrasts": {}}, {}, "there is no check 'contrasts'; there are contrast, finish"),
-    ({"contrast": {"tokeniser": "x"}}, {}, "check contrast has no setting 'tokeniser'; it has tokenizer"),
+    ({"contrasts": {}}, {}, "there is no check 'contrasts' .did you mean 'contrast'..; there are contrast, finish"),
+    (
+        {"contrast": {"tokeniser": "x"}},
+        {},
+        "check contrast has no setting 'tokeniser' .did you mean 'tokenizer'..; it has tokenizer",
+    ),
     ({"contrast": [1]}, {}, "check contrast: its settings must be a mapping"),
     ({"ches": {}}, {}, "check ches needs model"),
     ({"ches": {"model": "testbed:nobody"}}, {}, "the testbed has no model 'nobody'"),
@@ -372,7 +376,11 @@ WRONG = [
     ({"duplicates": {"of": "answers"}}, {}, "of must be pair or prompt, not 'answers'"),
     ({"contamination": {"against": "gsm8k"}}, {}, "against must be a list"),
     ({"contamination": {"against": []}}, {}, "against must be a list"),
-    ({"contamination": {"against": ["gsm9k"]}}, {}, "there is no file gsm9k; known by name are gsm8k, hellaswag"),
+    (
+        {"contamination": {"against": ["gsm9k"]}},
+        {},
+        "there is no file gsm9k .did you mean 'gsm8k'..; known by name are gsm8k, hellaswag",
+    ),
     ({"contamination": {"against": ["gsm8k"], "n": 0}}, {}, "n must be at least 1, not 0"),
     ({"reward": {"scorer": "no_such_module:f"}}, {}, "no_such_module"),
     ({}, {"jaccard": [0, 1]}, "filter jaccard needs the output of the check contrast"),

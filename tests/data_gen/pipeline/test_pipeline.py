@@ -684,7 +684,10 @@ def test_differences_are_marked():
         ({"strategies": []}, "strategies must be a non-empty list"),
         ({"strategies": ["no_such"]}, "strategy 1: there is no strategy 'no_such'; there are clair,"),
         ({"strategies": ["my_strategies:no_strategy"]}, "is not a strategy: a strategy must be a generator function"),
-        ({"strategies": [{"use": "my_strategies:refined", "time": 3}]}, "has no setting 'time'; it has times"),
+        (
+            {"strategies": [{"use": "my_strategies:refined", "time": 3}]},
+            "has no setting 'time' (did you mean 'times'?); it has times",
+        ),
         ({"strategies": [{"name": "x"}]}, "strategy 1 needs use"),
         ({"strategies": ["my_strategies:refined"] * 2}, "two strategies have the name 'refined'"),
         (
@@ -692,7 +695,10 @@ def test_differences_are_marked():
             "strategy 'stranger' uses the role 'nobody'; the recipe has reviser",
         ),
         ({"seed": "x"}, "seed must be a whole number, not 'x'"),
-        ({"rowz": 3}, "has no 'rowz'; it may have rows, strategies, roles, output, seed, checks, filters"),
+        (
+            {"rowz": 3},
+            "has no 'rowz' (did you mean 'rows'?); it may have rows, strategies, roles, output, seed, checks, filters",
+        ),
         ({"rows": {"sauce": "x"}}, "rows has no 'sauce'"),
         ({"rows": {"source": "rows.jsonl", "limit": 0}}, "limit must be a whole number of at least 1, not 0"),
         (

@@ -512,7 +512,7 @@ WRONG = {
     "no amateur": ({"method": "cd"}, "method='cd' needs other models: set amateur"),
     "foreign option": ({"method": "vcd", "kappa": 1}, "method='vcd' has no kappa; its own are"),
     "option of no method": ({"method": "none", "beta": 1}, "method='none' has no beta"),
-    "misspelt option": ({**CD, "betta": 1}, "there is no model argument 'betta'; (did you mean 'beta'?)"),
+    "misspelt option": ({**CD, "betta": 1}, "there is no model argument 'betta' .did you mean 'beta'.."),
     "whole number": ({"method": "search", "k": 2.5}, "k must be a whole number, not 2.5"),
     "k below 1": ({"method": "search", "k": 0}, "k must be at least 1"),
     "layers": ({"method": "dola", "layers": "upper"}, "layers must be low, high or numbers"),
