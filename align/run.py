@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from contralto.align.help import cached_help
 from contralto.align.parsing import (
     is_true,
     launch_options,
@@ -31,9 +30,6 @@ def run(argv: Sequence[str], *, launched: bool = False) -> None:
         ValueError: an option is wrong; before a model is loaded where that can be.
     """
     argv = resolve_recipe(with_underscores(argv))
-    if {*argv} & {"-h", "--help"}:
-        print(cached_help(trainer_name(argv)), end="")
-        return
     if option_value(argv, "data_recipe") is not None:
         _run_rounds(argv, launched=launched)
         return

@@ -5,11 +5,11 @@ contralto align report out-dpo out-apo --output trainings.html
 contralto align report rounds
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from contralto.cli.outputs import check_output_file
+from contralto.cli.parser import Parser
 from contralto.common.errors import require
 
 __all__ = ["run"]
@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: a folder has no record of a training.
     """
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     require("matplotlib", "scipy")
     from contralto.align.monitoring.report import write_report
     from contralto.align.monitoring.side_by_side import find_runs, write_comparison
@@ -40,8 +40,9 @@ def run(argv: Sequence[str]) -> None:
     print(f"report of {len(runs)} trainings: {write_comparison(runs, path)}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser() -> Parser:
+    """Return the parser of the flags."""
+    parser = Parser(
         prog="contralto align report",
         description="Write the report of a training again, or one page about several trainings.",
     )

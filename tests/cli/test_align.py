@@ -159,7 +159,7 @@ def test_every_option_has_a_spelling_with_underscores():
 
 
 def test_help_shows_options_of_contralto_first_and_is_kept(tmp_path, monkeypatch, capsys):
-    from contralto.align import help as align_help
+    from contralto.cli import align_help
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cli_align.run(["dpo", "--help"])
@@ -182,7 +182,7 @@ def test_help_shows_options_of_contralto_first_and_is_kept(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("trainer", ["distill", "reward"])
 def test_help_of_the_other_trainers(trainer):
-    from contralto.align.help import help_text
+    from contralto.cli.align_help import help_text
 
     assert f"{trainer} training (contralto):" in help_text(trainer) or trainer == "reward"
 

@@ -1,6 +1,5 @@
 """Records of trainings that never ran."""
 
-
 from contralto.align.monitoring.findings import Finding
 from contralto.align.monitoring.record import Point, Record
 from contralto.common.versions import versions

@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import contralto.align
 from contralto.align.parsing import config_class, make_parser, recipes
 from contralto.common.files import replace_text
 from contralto.common.hashing import json_digest
@@ -29,7 +30,7 @@ Train on pairs of completions by TRL's trainers. RECIPE is a YAML file of option
 {recipes}
 
 Options on the command line win over the recipe; accelerate launch's options, such as --num_processes, are passed on to it. A recipe shows
-the options of its trainer: contralto align distill --help."""
+the options of its trainer: contralto align distill --help. contralto align report DIR ... writes one page about several trainings."""
 LOSSES = ("loss_type", "beta", "loss_weights", "loss_settings")
 """Options about losses, besides their settings."""
 
@@ -59,7 +60,7 @@ def _cache_folder() -> Path:
 
 def _dependencies() -> dict[str, Any]:
     """Return all that the text depends on."""
-    folder = Path(__file__).parent
+    (folder,) = map(Path, contralto.align.__path__)
     files = [
         path
         for pattern in ("*.py", "recipes/*.yaml", "trainers/*.py", "losses/**/*.py")
@@ -67,7 +68,7 @@ def _dependencies() -> dict[str, Any]:
     ]
     return {
         "versions": versions(),
-        "files": [[str(path), path.stat().st_mtime_ns] for path in sorted(files)],
+        "files": [[str(path), path.stat().st_mtime_ns] for path in sorted([*files, Path(__file__)])],
         "losses": sorted(point.value for point in entry_points(group="contralto.losses")),
         "width": shutil.get_terminal_size().columns,
     }
