@@ -51,7 +51,7 @@ def check_call(
         >>> check_call(lambda rows, *, model: None, {"modle": "m"}, "check ches", skip=1)
         Traceback (most recent call last):
             ...
-        ValueError: check ches has no setting 'modle'; it has model
+        ValueError: check ches has no setting 'modle' (did you mean 'model'?); it has model
     """
     parameters = inspect.signature(function).parameters.values()
     known = [*setting_names(function, skip=skip), *(extra or ())]
