@@ -18,6 +18,7 @@ from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.layouts import LAYOUTS, unsupported_reason
 from contralto.align.trl_compat import attention_of, default_attention
 from contralto.common.hub import from_pretrained
+from contralto.decoding.vocabulary import differing_tokens, find_tokenizer, vocabulary_size
 
 __all__ = ["check_preference"]
 
@@ -38,6 +39,7 @@ def check_preference(model: Any, ref_model: Any, args: PreferenceConfig, kwargs:
     names, adapter = ", ".join(objective.loss_types), kwargs.get("peft_config")
     check_model(model)
     _check_reference(model, ref_model, objective)
+    _check_reference_tokens(model, ref_model, kwargs.get("processing_class"))
     check_adapter(model, adapter, compares_tokens="kl" in objective.needs)
     _check_head_adapter(adapter)
     if "kl" in objective.needs and args.head_in_shards:
@@ -62,6 +64,37 @@ def _check_reference(model: Any, ref_model: Any, objective: Objective) -> None:
         raise ValueError(f"ref_model must be a loaded model, not a {type(ref_model).__name__}")
     if ref_model is model:
         raise ValueError("ref_model is the model itself, and would be trained with it: leave it out to take a copy")
+
+
+def _check_reference_tokens(model: Any, ref_model: Any, processing_class: Any) -> None:
+    """Reject a reference that has another token for an id of the policy's tokenizer, or no row for it.
+
+    The reference's tokenizer is looked for where its weights come from. Tokens that were added behind all of its own are allowed, since
+    both models may have been resized for them.
+    """
+    if ref_model is None:
+        return
+    own = getattr(processing_class, "tokenizer", processing_class) or find_tokenizer(_name(model))
+    if own is None:
+        return
+    if isinstance(model, nn.Module) and hasattr(ref_model, "config"):
+        size, least = vocabulary_size(ref_model), min(len(own), vocabulary_size(model))
+        if size < least:
+            raise ValueError(
+                f"the policy uses {least} tokens, and the head of ref_model has only {size}: both need the same tokenizer"
+            )
+    other = find_tokenizer(_name(ref_model))
+    ids = own.get_vocab()
+    if differing := [token for token in differing_tokens(own, other) if ids[token] < len(other)] if other else []:
+        raise ValueError(
+            f"ref_model, {_name(ref_model)}, has another tokenizer than the policy ({len(differing)} tokens of the policy's differ, "
+            f"such as {differing[0]!r}), and the loss compares their probabilities of the same tokens"
+        )
+
+
+def _name(model: Any) -> str:
+    """Return the folder or hub name of a model, loaded or not; empty if there is none."""
+    return model if isinstance(model, str) else str(getattr(model, "name_or_path", "") or "")
 
 
 def _check_head_adapter(adapter: Any) -> None:

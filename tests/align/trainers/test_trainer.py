@@ -37,6 +37,7 @@ from contralto.align.trainers.batches import IGNORED, PairBatch
 from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.layouts import LAYOUTS
 from contralto.align.trainers.preference import PreferenceTrainer
+from contralto.align.trainers.preference_checks import check_preference
 from contralto.align.trainers.scoring import Scoring, install_head
 from contralto.align.trl_compat import last_checkpoint
 from contralto.cli import align as cli_align
@@ -831,6 +832,30 @@ def test_a_model_that_is_its_own_reference_is_refused(root, tmp_path):
         PreferenceTrainer(model, model, args=config(PreferenceConfig, tmp_path), train_dataset=pairs(2))
     with pytest.raises(ValueError, match="has an adapter already"):
         trainer(tmp_path, get_peft_model(model, lora()), peft_config=lora())
+
+
+def test_a_reference_of_another_tokenizer_is_rejected(root, tmp_path):
+    policy, reference = (AutoModelForCausalLM.from_pretrained(_folder("llama", root)) for _ in range(2))
+    renamed = tmp_path / "renamed"
+    testbed.tokenizer().save_pretrained(renamed)
+    tokens = renamed / "tokenizer.json"
+    tokens.write_text(tokens.read_text().replace('"▁barn"', '"▁born"'))
+    reference.save_pretrained(renamed)
+    reference = AutoModelForCausalLM.from_pretrained(renamed)
+    small = zoo.build("llama", vocab_size=100, hidden=16)
+    for own in ({}, {"processing_class": testbed.tokenizer()}):
+        own |= {"args": config(PreferenceConfig, tmp_path), "train_dataset": pairs(2)}
+        with pytest.raises(ValueError, match=r"renamed, has another tokenizer .* \(1 tokens .* such as '▁barn'\)"):
+            PreferenceTrainer(policy, reference, **own)
+        with pytest.raises(ValueError, match="uses 160 tokens, and the head of ref_model has only 100"):
+            PreferenceTrainer(policy, small, **own)
+    longer = testbed.tokenizer()
+    longer.add_tokens(["a new token"])  # and both models have a row for it
+    policy, reference = (AutoModelForCausalLM.from_pretrained(_folder("llama", root)) for _ in range(2))
+    for model in (policy, reference):
+        model.resize_token_embeddings(len(longer))
+    own = {"processing_class": longer, "train_dataset": pairs(2)}
+    check_preference(policy, reference, config(PreferenceConfig, tmp_path), own)
 
 
 # ------------------------------------------------------------------------------------------------------- two processes
