@@ -24,6 +24,8 @@ SYSTEM = ("system", "system_prompt")
 """Columns that hold the system message."""
 PROMPT_PARTS = (*SYSTEM, "instruction", "input", "question", "query", "history", "context", "documents")
 """Columns that hold a part of the prompt in published data sets."""
+ANSWER_PARTS = ("prefix", "initial_reason_steps")
+"""Columns that hold the beginning of both answers in published data sets, such as Math-Step-DPO-10K."""
 
 
 def as_row(
@@ -76,6 +78,7 @@ def as_row(
         split = split_messages(prompt, answers["chosen"], answers["rejected"], where)
     row = dict(zip(("prompt", "chosen", "rejected"), split, strict=True))
     row["prompt"] = _with_parts(row["prompt"], record, where)
+    _check_answer_parts(row, record, where)
     others = {f"source_{k}" if k in RESERVED else k: v for k, v in record.items() if k not in (*row, *IMAGES, "image")}
     return row | _images(record, row, where) | others
 
@@ -165,6 +168,18 @@ def _with_parts(prompt: Any, record: Mapping[str, Any], where: str) -> Any:
             f"{advice}, or drop the column"
         )
     return prompt
+
+
+def _check_answer_parts(row: Mapping[str, Any], record: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError if a column holds the beginning of both answers, and the row does not."""
+    prompt, chosen, rejected = ("\n".join(_texts(row[name])) for name in ("prompt", "chosen", "rejected"))
+    for name in ANSWER_PARTS:
+        for text in _texts(record.get(name)):
+            if text not in prompt and not (text in chosen and text in rejected):
+                raise ValueError(
+                    f"{where}, column {name}: it contains the beginning of the answers, which is neither in prompt nor in chosen and "
+                    "rejected, so training would ignore it: put it before both answers, or drop the column"
+                )
 
 
 def _images(record: Mapping[str, Any], row: Mapping[str, Any], where: str) -> dict[str, list[Any]]:

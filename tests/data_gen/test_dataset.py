@@ -262,6 +262,20 @@ def test_a_part_of_the_prompt_is_in_it_or_refused(name):
                 as_row({**row, name: value})
 
 
+@pytest.mark.parametrize("name", ["prefix", "initial_reason_steps"])
+def test_the_beginning_of_the_answers_is_in_them_or_rejected(name):
+    step = "Step 1: add."
+    for row in (PLAIN, {**PLAIN, "prompt": ASKED}):
+        with pytest.raises(ValueError, match=f"column {name}: it contains the beginning of the answers"):
+            as_row({**row, name: step})
+        with pytest.raises(ValueError, match="put it before both answers"):
+            as_row({**row, "chosen": f"{step} {row['chosen']}", name: step})
+        both = {side: f"{step} {row[side]}" for side in ("chosen", "rejected")}
+        assert step in str(as_row({**row, **both, name: step})["rejected"])
+        assert as_row({**row, name: ""})[name] == ""
+    assert as_row({**PLAIN, "prompt": f"{Q} {step}", name: step})["prompt"] == f"{Q} {step}"
+
+
 def test_texts_and_messages_do_not_mix(tmp_path):
     path = written(tmp_path / "pairs.jsonl", PLAIN, TALK)
     with pytest.raises(
