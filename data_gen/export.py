@@ -6,7 +6,8 @@ dataset/images/             their images, if there are any
 dataset/rejected.jsonl      rows without a pair, with the reasons and all answers, and pairs that a filter dropped
 dataset/failed.jsonl        rows without an answer, with the reasons
 
-The last two are written even if there is no pair.
+The last two are written even if there is no pair. Then the files of pairs that an earlier run wrote get names that end in
+`.earlier`: they do not belong to this recipe and its answers any more.
 """
 
 import io
@@ -49,7 +50,7 @@ class Exported(NamedTuple):
 def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
     """Write the data set from the recorded answers. No request is sent; unfinished rows are left out.
 
-    `rejected.jsonl` and `failed.jsonl` are written first, so that the answers can be read also where no pair came out.
+    `rejected.jsonl` and `failed.jsonl` are written also if there are no pairs, so that the answers can be read.
 
     Args:
         recipe: the recipe; the data set is the folder `dataset` of its `output`.
@@ -64,13 +65,14 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
     results = list(replay(recipe, rows, store))
     pairs = [row for result in results for row in pair_rows(result)]
     lost, folder = _lost(results), folder_of(recipe)
-    _write_lost(folder, lost, [])
     if not pairs:
+        earlier = _write_without_pairs(folder, lost, [])
         reasons = Counter(_reason(result) for result in results).most_common(3)
         raise ValueError(
             f"{recipe.output}: there are no pairs: "
             + "; ".join(f"{reason} ({count} times)" for reason, count in reasons)
             + f"; the answers and the reasons are in {folder / 'rejected.jsonl'}" * bool(lost["rejected"])
+            + earlier
         )
     if recipe.checks:
         pairs = checks.annotate(pairs, recipe.checks)
@@ -78,13 +80,14 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
     if recipe.filters:
         pairs, dropped = checks.select(pairs, recipe.filters)
     dropped_lines = [_dropped(row, reason) for row, reason in dropped]
-    _write_lost(folder, lost, dropped_lines)
     if not pairs:
+        earlier = _write_without_pairs(folder, lost, dropped_lines)
         reason, count = Counter(reason for _, reason in dropped).most_common(1)[0]
         raise ValueError(
             f"{recipe.path}: the filters drop all {len(dropped)} pairs ({count} of them: {reason}); they are in "
-            f"{folder / 'rejected.jsonl'}"
+            f"{folder / 'rejected.jsonl'}{earlier}"
         )
+    _write_lost(folder, lost, dropped_lines)
     _save(pairs, folder)
     unfinished = sum(result.is_pending for result in results)
     cut = sum("length" in [row.get(f"{name}_finish_reason") for name in ("chosen", "rejected")] for row in pairs)
@@ -204,6 +207,26 @@ def _write_lost(folder: Path, lost: Mapping[str, list[dict[str, Any]]], dropped:
     _write_lines(folder / "failed.jsonl", lost["failed"])
 
 
+def _write_without_pairs(
+    folder: Path, lost: Mapping[str, list[dict[str, Any]]], dropped: Sequence[Mapping[str, Any]]
+) -> str:
+    """Write the rows without a pair, and rename the pairs of an earlier run.
+
+    Returns:
+        The end of the error: that they were renamed; empty if there were none.
+    """
+    _write_lost(folder, lost, dropped)
+    earlier = [path for path in _files_of_pairs(folder) if path.exists()]
+    for path in earlier:
+        path.replace(path.with_name(f"{path.name}.earlier"))
+    names = " and ".join(path.name for path in earlier)
+    return f"; {names} of an earlier run got names that end in .earlier" if earlier else ""
+
+
+def _files_of_pairs(folder: Path) -> list[Path]:
+    return [folder / "data" / "train.parquet", folder / "data" / "train.jsonl"]
+
+
 def _reason(result: Result) -> str:
     if result.failed is not None:
         return result.failed
@@ -223,7 +246,7 @@ def push_to_hub(folder: Path, name: str, *, private: bool) -> str:
 
     api = HfApi()
     api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
-    api.upload_folder(folder_path=folder, repo_id=name, repo_type="dataset")
+    api.upload_folder(folder_path=folder, repo_id=name, repo_type="dataset", ignore_patterns=["*.earlier"])
     return f"https://huggingface.co/datasets/{name}"
 
 
@@ -232,15 +255,15 @@ def push_to_hub(folder: Path, name: str, *, private: bool) -> str:
 
 def _save(pairs: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Write parquet with the images inside, and JSON lines that name them as files."""
-    data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    with replace_file(data / "train.parquet") as new:
+    parquet, lines = _files_of_pairs(folder)
+    parquet.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(parquet) as new:
         to_dataset(pairs).to_parquet(new)
     named = (
         {**pair, **{name: [_file(image, folder) for image in pair[name]] for name in IMAGES if name in pair}}
         for pair in pairs
     )
-    _write_lines(data / "train.jsonl", named)
+    _write_lines(lines, named)
 
 
 def _file(image: Any, folder: Path) -> str:

@@ -557,12 +557,17 @@ def test_answers_that_make_no_pair_are_exported_with_their_reasons(folder, capsy
 
 
 def test_pairs_that_filters_drop_are_exported_even_if_all_are(folder, capsys):
+    assert cli.main(["data", "run", str(write(folder))]) == 0
+    data = folder / "out" / "dataset" / "data"
+    before = {f"{path.name}.earlier": path.read_bytes() for path in data.iterdir()}
     path = write(folder, filters={"length": [0, 0]})
+    capsys.readouterr()
     assert cli.main(["data", "run", str(path)]) == 2
+    assert {path.name: path.read_bytes() for path in data.iterdir()} == before  # nobody trains on them by mistake
     rejected = folder / "out" / "dataset" / "rejected.jsonl"
-    assert (
-        f"the filters drop all 8 pairs (8 of them: length above 0); they are in {rejected}" in capsys.readouterr().err
-    )
+    err = capsys.readouterr().err
+    assert f"the filters drop all 8 pairs (8 of them: length above 0); they are in {rejected}" in err
+    assert "train.parquet and train.jsonl of an earlier run got names that end in .earlier" in err
     lines = [json.loads(line) for line in rejected.read_text().splitlines()]
     assert [line["reason"] for line in lines] == ["length above 0"] * 8
     assert all(line[name][0]["content"] for line in lines for name in ("chosen", "rejected"))
