@@ -26,6 +26,7 @@ __all__ = [
     "model_digest",
     "pixels_digest",
     "seed_from",
+    "tokenizer_digest",
     "weights_digest",
 ]
 
@@ -88,6 +89,27 @@ def pixels_digest(image: Any, *, separator: str = "") -> str:
         separator: a string between the size and the pixels. Keys of recorded answers have a space there, seeds of evaluations nothing.
     """
     return content_digest(f"{image.mode} {image.size}{separator}".encode() + image.tobytes())
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of a tokenizer: its tokens, its steps, its special tokens and its chat template.
+
+    The same tokenizer in another folder gets the same digest.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+
+    Examples:
+        >>> from contralto import testbed
+        >>> tokenizer_digest(testbed.tokenizer()) == tokenizer_digest(testbed.tokenizer())
+        True
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    steps = {} if backend is None else json.loads(backend.to_str())
+    for name in ("padding", "truncation"):  # those of the last call
+        steps.pop(name, None)
+    own = [steps, tokenizer.get_vocab(), tokenizer.special_tokens_map, tokenizer.chat_template]
+    return json_digest(own, 16, default=str)
 
 
 @cache

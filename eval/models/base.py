@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from contralto.common.hashing import json_digest
+from contralto.common.hashing import json_digest, tokenizer_digest
 from contralto.decoding.methods import option_names
 from contralto.eval.models.conversations import Conversations
 from contralto.eval.models.decoder import SAMPLING, Decoder, seed_of
 from contralto.eval.models.generation_options import GenerationOptions
 from contralto.eval.models.requests import EvalRequest, images_of
 
-__all__ = ["ContrastiveEvalModel", "decoder_options", "take_options"]
+__all__ = ["ContrastiveEvalModel", "decoder_options", "describe_arguments", "take_options"]
 
 IDENTITY = "contralto"
 """The key under which a cache of answers names the configuration that it belongs to."""
@@ -35,6 +35,17 @@ def take_options(kwargs: dict[str, Any]) -> dict[str, Any]:
         kwargs: The model arguments; changed in place.
     """
     return {name: kwargs.pop(name) for name in decoder_options() if name in kwargs}
+
+
+def describe_arguments(kwargs: Mapping[str, Any], tokenizer: Any) -> dict[str, str]:
+    """Return model arguments as strings for the configuration; a tokenizer by its content, wherever its folder is.
+
+    Args:
+        kwargs: The model arguments.
+        tokenizer: The tokenizer that was loaded.
+    """
+    described = {name: repr(value) for name, value in sorted(kwargs.items())}
+    return described | ({"tokenizer": tokenizer_digest(tokenizer)} if kwargs.get("tokenizer") else {})
 
 
 class ContrastiveEvalModel(Conversations):

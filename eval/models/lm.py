@@ -44,7 +44,7 @@ from contralto.decoding.stopping import StopStrings, StopStringsAfterThought
 from contralto.decoding.vocabulary import check_same_tokenizer
 from contralto.eval.metrics import register_in_lm_eval
 from contralto.eval.models.arguments import check_arguments, check_ranking, parameters_of
-from contralto.eval.models.base import ContrastiveEvalModel, decoder_options, take_options
+from contralto.eval.models.base import ContrastiveEvalModel, decoder_options, describe_arguments, take_options
 from contralto.eval.models.decoder import Decoder
 from contralto.eval.models.generation_options import GenerationOptions, read_options
 from contralto.eval.models.loading import ModelLoading
@@ -224,7 +224,7 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
             "dtype": str(self.model.dtype),
             "max_length": self.max_length,
             **({"bits": self.bits} if self.bits else {}),
-            **{name: repr(value) for name, value in sorted(self._model_kwargs.items())},
+            **describe_arguments(self._model_kwargs, self.tokenizer),
             **self.decoder.describe(),
         }
 

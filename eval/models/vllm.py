@@ -18,7 +18,7 @@ from contralto import __version__
 from contralto.common.adapters import split_adapter
 from contralto.decoding.vllm.adapters import adapters_of, lora_options, loras
 from contralto.eval.models.arguments import check_arguments
-from contralto.eval.models.base import ContrastiveEvalModel, decoder_options, take_options
+from contralto.eval.models.base import ContrastiveEvalModel, decoder_options, describe_arguments, take_options
 from contralto.eval.models.decoder import Decoder
 from contralto.eval.models.generation_options import GenerationOptions, read_options
 from contralto.eval.models.requests import EvalRequest
@@ -124,7 +124,7 @@ class ContraltoVLLM(ContrastiveEvalModel, TemplateLM):  # type: ignore[misc]
             "max_gen_toks": self._length,
             **({} if self.think_end_token is None else {"think_end_token": self.think_end_token}),
             **({"chat_template_args": self.chat_template_args} if self.chat_template_args else {}),
-            **{name: repr(value) for name, value in sorted(self._engine_kwargs.items())},
+            **describe_arguments(self._engine_kwargs, self.tokenizer),
             **self.decoder.describe(),
         }
 

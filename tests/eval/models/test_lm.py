@@ -477,6 +477,20 @@ def test_sampled_repeats_are_not_cached(tmp_path):
 # ------------------------------------------------------------------------------------------------------- configuration
 
 
+def test_the_key_of_a_run_depends_on_the_tokenizer_and_not_on_its_folder(tmp_path):
+    other = testbed.tokenizer()
+    other.chat_template = "{{ messages[0].content }}"
+    keys = []
+    for name, tokenizer in (("a", testbed.tokenizer()), ("b", testbed.tokenizer()), ("c", other)):
+        tokenizer.save_pretrained(tmp_path / name)
+        lm = ContraltoLM("testbed:expert", device="cpu", tokenizer=str(tmp_path / name))
+        keys.append(lm.key)
+        lm.tok_batch_encode(["Ben", "Ben went"], truncation=True)  # sets padding and truncation of the tokenizer
+        assert lm.key == keys[-1]
+        assert str(tmp_path) not in str(lm.configuration)
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_the_configuration_says_everything():
     lm = text_lm().decoding_by(**CD, beta=1)
     shown = lm.configuration
