@@ -1,5 +1,6 @@
 """Metrics of open-ended text that need another model: coherence and MAUVE."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -87,11 +88,15 @@ def _mean_log_probabilities(model: Any, pairs: Sequence[TokenizedPair]) -> list[
     for row, (prompt, continuation) in enumerate(pairs):
         ids[row, : len(prompt) + len(continuation)] = torch.tensor([*prompt, *continuation])
         mask[row, : len(prompt) + len(continuation)] = 1
-    device = input_device(model)
-    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits  # (rows, length, vocabulary)
+    device, begin = input_device(model), min(len(prompt) for prompt, _ in pairs) - 1  # the first column that is read
+    takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": longest - begin} if takes_keep else {}
+    output = model(input_ids=ids.to(device), attention_mask=mask.to(device), **options)
+    logits = output.logits[:, begin - longest :]  # (rows, longest - begin, vocabulary)
     means = []
     for row, (prompt, continuation) in enumerate(pairs):
-        predicted = slice(len(prompt) - 1, len(prompt) + len(continuation) - 1)
+        first = len(prompt) - 1 - begin
+        predicted = slice(first, first + len(continuation))
         log_probs: Tensor = logits[row, predicted].float().log_softmax(-1)
         means.append(float(log_probs.gather(-1, torch.tensor(continuation, device=log_probs.device)[:, None]).mean()))
     return means

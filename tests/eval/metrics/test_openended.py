@@ -72,8 +72,14 @@ def test_coherence_is_the_mean_log_probability(batch_size):
             total += float(logits.log_softmax(-1)[token])
             ids = [*ids, token]
         expected.append(total / len(after))
+    shapes = []
+    judge.lm_head.register_forward_hook(lambda _module, _args, logits: shapes.append(logits.shape))
     found = model_based.coherence(judge, tokenizer, PROMPTS, TOLD, batch_size=batch_size)
     assert found == pytest.approx(expected, abs=2e-5)
+    if batch_size == 1:  # no logits for the prompt, but those of its last position
+        assert [length for _, length, _ in shapes] == [
+            len(tokenizer(told, add_special_tokens=False)["input_ids"]) + 1 for told in TOLD
+        ]
 
 
 def test_coherence_of_absolute_positions():
