@@ -35,7 +35,7 @@ def forward_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) ->
         >>> forward_kl(q.log(), p.log())  # log 2 / 2 + log(2/3) / 2
         tensor(0.1438)
     """
-    return logits_divergence(divergence_term("forward_kl", student.shape[:-1]), student, teacher, temperature)
+    return logits_divergence(divergence_term("forward_kl"), student, teacher, temperature)
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -59,7 +59,7 @@ def reverse_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) ->
         >>> reverse_kl(q.log(), p.log())
         tensor(0.1308)
     """
-    return logits_divergence(divergence_term("reverse_kl", student.shape[:-1]), student, teacher, temperature)
+    return logits_divergence(divergence_term("reverse_kl"), student, teacher, temperature)
 
 
 def jensen_shannon(student: Tensor, teacher: Tensor, *, beta: float = 0.5, temperature: float = 1.0) -> Tensor:
@@ -85,7 +85,7 @@ def jensen_shannon(student: Tensor, teacher: Tensor, *, beta: float = 0.5, tempe
         >>> jensen_shannon(q.log(), p.log()), jensen_shannon(p.log(), q.log())  # symmetric at 1/2
         (tensor(0.0338), tensor(0.0338))
     """
-    return logits_divergence(divergence_term("jsd", student.shape[:-1], beta=beta), student, teacher, temperature)
+    return logits_divergence(divergence_term("jsd", beta=beta), student, teacher, temperature)
 
 
 def total_variation(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -109,7 +109,7 @@ def total_variation(student: Tensor, teacher: Tensor, *, temperature: float = 1.
         >>> total_variation(q.log(), p.log())
         tensor(0.2500)
     """
-    return logits_divergence(divergence_term("tvd", student.shape[:-1]), student, teacher, temperature)
+    return logits_divergence(divergence_term("tvd"), student, teacher, temperature)
 
 
 def skew_kl(student: Tensor, teacher: Tensor, *, alpha: float | Tensor = 0.1, temperature: float = 1.0) -> Tensor:

@@ -124,7 +124,7 @@ def target_term(targets: Tensor) -> TokenTerm:
 
 def divergence_term(
     divergence: str,
-    shape: tuple[int, ...],
+    shape: tuple[int, ...] = (),
     *,
     alpha: float | Tensor = 0.1,
     beta: float = 0.5,
@@ -134,7 +134,7 @@ def divergence_term(
 
     Args:
         divergence: a key of `DIVERGENCES`.
-        shape: the shape of the tokens.
+        shape: the shape of the tokens; only the skewed divergences read it.
         alpha: the skew of `skew_kl` and `skew_reverse_kl`, in [0, 1); a number or of the shape of the tokens.
         beta: the teacher's share of the mixture of `jsd`, in [0, 1].
         gradient: the gradient of `skew_reverse_kl`, "full" or "detached".

@@ -198,6 +198,12 @@ def test_f_divergence_scores(divergence, alpha):
 def test_alpha_divergence_of_1_is_the_log_ratio_and_none_overflows():
     r = torch.tensor([-500.0, 0.0, 500.0])
     assert_close(losses.f_divergence_scores(r, divergence="alpha_divergence", alpha=1.0), r)
+    near = torch.tensor([-4.0, 4.0], dtype=torch.float64)  # an alpha that is not taken for 1
+    scores = losses.f_divergence_scores(near, divergence="alpha_divergence", alpha=1 + 1.5e-6)
+    assert_close(scores, torch.expm1(1.5e-6 * near) / 1.5e-6, rtol=1e-9, atol=0)
+    small = torch.tensor([0.01], dtype=torch.bfloat16)  # the exponential is computed in float32
+    scores = losses.f_divergence_scores(small, divergence="alpha_divergence", alpha=2.0)
+    assert_close(scores.float(), torch.expm1(small.float()), rtol=4e-3, atol=0)
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         scores = losses.f_divergence_scores(r.to(dtype) * 100, divergence="alpha_divergence", alpha=2.0)
         assert scores.isfinite().all()
