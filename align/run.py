@@ -91,11 +91,14 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
     train, evaluation = training_data(data, args, mixture)
     trainer = _make_trainer(data, args, model, train, evaluation)
     trainer.accelerator.print(_batch_line(trainer))
+    mixed = [each.path for each in mixture.datasets] if mixture.datasets else []
+    trainer.card_datasets = [name for name in (data.dataset_name, *mixed) if name]
     trainer.train(resume_from_checkpoint=_checkpoint(trainer))
     trainer.save_model(args.output_dir)
+    trainer.create_model_card()
     trainer.accelerator.print(f"saved to {args.output_dir}")
     if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=data.dataset_name)
+        trainer.push_to_hub(dataset_name=trainer.card_datasets)
     trainer.end()
 
 

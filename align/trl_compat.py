@@ -12,6 +12,7 @@ a mask it takes position ids that start again for the beginning of another seque
 """
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -20,7 +21,13 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig
 from trl import DPOTrainer  # type: ignore[attr-defined]
-from trl.trainer.utils import create_model_from_path, maybe_gather_lm_head_ctx, use_adapter
+from trl.trainer.utils import (
+    create_model_from_path,
+    get_comet_experiment_url,
+    get_trackio_space_url,
+    maybe_gather_lm_head_ctx,
+    use_adapter,
+)
 
 __all__ = [
     "NoReference",
@@ -32,6 +39,7 @@ __all__ = [
     "is_stateful",
     "last_checkpoint",
     "record_metrics",
+    "tracking_links",
     "use_adapter",
 ]
 
@@ -213,6 +221,17 @@ def record_metrics(trainer: Any, mode: str, **values: float) -> None:
     """
     for name, value in values.items():
         trainer._metrics[mode][name].append(value)
+
+
+def tracking_links() -> list[str]:
+    """Return the addresses of the runs that wandb, trackio and comet track, for a model card.
+
+    TRL 1.16 puts them into its own card, and finds them by functions that it does not export.
+    """
+    wandb: Any = sys.modules.get("wandb")  # imported if it tracks
+    run = getattr(wandb, "run", None)
+    links = [getattr(run, "url", None), get_trackio_space_url(), get_comet_experiment_url()]
+    return [str(link) for link in links if link]
 
 
 def attention_of(config: Any) -> str:

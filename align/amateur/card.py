@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 from contralto import __version__
 from contralto.align.amateur.settings import AmateurConfig
+from contralto.align.cards.front_matter import base_model_of, card_text, hub_ids, public_name
+from contralto.align.cards.papers import PAPERS
+from contralto.data_gen.escaping import fenced
 
 if TYPE_CHECKING:
     from contralto.align.amateur.making import Amateur
@@ -39,8 +42,16 @@ def figures_table(figures: "AmateurFigures", untrained: "AmateurFigures | None" 
     return "\n".join(lines)
 
 
+CITED = ("2210.15097", "2309.09117", "1503.02531")
+"""Contrastive decoding, for which an amateur is made, and the distillation by which it is trained."""
+CUTS = {"spread": "1910.01108", "influence": "2403.03853"}
+"""The papers that cut layers in this way, by `keep`."""
+
+
 def amateur_card(config: AmateurConfig, made: "Amateur", depth: int, texts: int, held_out: int) -> str:
-    """Return the card of an amateur in Markdown.
+    """Return the card of an amateur in Markdown, with what the hub reads at its head.
+
+    Models and data are named by their hub ids, or by the names of their folders and files without a path.
 
     Args:
         config: the settings that it was made with.
@@ -49,37 +60,63 @@ def amateur_card(config: AmateurConfig, made: "Amateur", depth: int, texts: int,
         texts: number of texts that the expert wrote.
         held_out: number of those that it was measured on.
     """
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
-    source = f"prompts of {config.prompts}" if config.prompts else "openings of its own"
-    training = "It was not trained."
-    if config.trains:
-        amount = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
-        training = (
-            f"All its parameters were then trained by forward KL on {texts - held_out:,} texts of the expert ({source}, at most "
-            f"{config.max_new_tokens} tokens, temperature {config.temperature:g}): {amount} of {config.batch_size} texts, learning rate "
-            f"{config.learning_rate:g}{', bfloat16' if config.bf16 else ''}, seed {config.seed}."
-        )
-    described = (
-        f"A model for contrastive decoding against {config.model}, of which it has {len(made.kept)} of {depth} layers "
-        f"({', '.join(map(str, made.kept))}; chosen by: {config.keep}) and {made.share:.0%} of the parameters ({made.parameters:,}). "
-    )
+    expert, name = public_name(config.model), public_name(config.output)
+    front = {
+        "base_model": base_model_of(config.model),
+        "datasets": hub_ids([config.prompts] if config.prompts else []),
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "model_name": name,
+        "tags": ["contralto", "contrastive-decoding", "amateur", *(["distillation"] if config.trains else [])],
+    }
     parts = [
-        "---\ntags: [contralto, contrastive-decoding, amateur]\n---",
-        f"# An amateur of {config.model}",
-        described + training,
-        f"    contralto generate --model {shlex.quote(config.model)} --amateur {shlex.quote(config.output)} PROMPT",
+        f"# An amateur of {expert}",
+        _description(config, made, depth) + " " + _training(config, texts - held_out),
+        "    L = mean over tokens of KL(p_expert || p_amateur)" * config.trains,
+        "Contrastive decoding takes the next token by the difference of both models, among those that the expert finds plausible:",
+        "    (1 + beta) log p_expert - beta log p_amateur    where p_expert >= alpha max p_expert",
+        f"    contralto generate --model {shlex.quote(expert)} --amateur {shlex.quote(name)} PROMPT",
+        "## Figures\n\n" + (figures_table(made.figures, made.untrained) if made.figures else "Nothing was measured."),
+        "## Settings and versions\n\n" + _made_by(config, made),
+        "## Citation\n\n" + "\n\n".join(fenced(PAPERS[number].bibtex, "bibtex") for number in _cited(config)),
     ]
-    if made.figures:
-        parts.append(figures_table(made.figures, made.untrained))
+    return card_text(front, "\n\n".join(filter(None, parts)))
+
+
+def _cited(config: AmateurConfig) -> list[str]:
+    return [number for number in CITED if config.trains or number != CITED[-1]]
+
+
+def _description(config: AmateurConfig, made: "Amateur", depth: int) -> str:
+    cut = f", as in arXiv {CUTS[config.keep]}" if config.keep in CUTS else ""
+    return (
+        f"A model for contrastive decoding against {public_name(config.model)}, of which it has {len(made.kept)} of {depth} layers "
+        f"({', '.join(map(str, made.kept))}; chosen by: {config.keep}{cut}) and {made.share:.0%} of the parameters ({made.parameters:,})."
+    )
+
+
+def _training(config: AmateurConfig, texts: int) -> str:
+    if not config.trains:
+        return "It was not trained."
+    source = f"prompts of {public_name(config.prompts)}" if config.prompts else "openings of its own"
+    amount = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
+    return (
+        f"All its parameters were then trained by forward KL on {texts:,} texts of the expert ({source}, at most "
+        f"{config.max_new_tokens} tokens, temperature {config.temperature:g}): {amount} of {config.batch_size} texts, learning rate "
+        f"{config.learning_rate:g}{', bfloat16' if config.bf16 else ''}, seed {config.seed}."
+    )
+
+
+def _made_by(config: AmateurConfig, made: "Amateur") -> str:
+    """Return the versions and the command that makes the amateur again."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
     options = {"layers": config.layers if config.layers is not None else len(made.kept)} | config.describe()
+    options |= {"prompts": public_name(config.prompts)} if config.prompts else {}
     command = " ".join(
         f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
         for name, value in options.items()
         if name not in ("model", "bf16") and value is not None
     )
     flag = "--bf16" if config.bf16 else "--no-bf16"
-    parts.append(
-        f"Made by contralto {__version__} ({versions}):\n\n"
-        f"    contralto amateur {shlex.quote(config.model)} {command} {flag} --output {shlex.quote(config.output)}"
-    )
-    return "\n\n".join(parts) + "\n"
+    expert, output = shlex.quote(public_name(config.model)), shlex.quote(public_name(config.output))
+    return f"Made by contralto {__version__} ({versions}):\n\n    contralto amateur {expert} {command} {flag} --output {output}"

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from contralto.align.caches.blocks import Processes
+from contralto.align.cards.mixin import CardMixin
 from contralto.align.trainers.batches import (
     IMAGE_COLUMNS,
     PAIR_COLUMNS,
@@ -30,7 +31,7 @@ __all__ = ["StagedTrainer"]
 _HALVES = (torch.float16, torch.bfloat16)
 
 
-class StagedTrainer(PairTrainer):
+class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_model_card` has the signature of TRL's
     """TRL's `DPOTrainer` with its loss in four stages: `reference`, `score`, `loss`, `report`.
 
     A subclass provides the stages, and `precompute`, which gives a data set the columns `REFERENCE_COLUMNS`.
@@ -254,13 +255,15 @@ class StagedTrainer(PairTrainer):
                 nn.utils.clip_grad_norm_(module.parameters(), self.args.max_grad_norm)
 
     def save_extra(self, folder: Path) -> None:
-        """Save the side modules.
+        """Save the side modules; with the model itself, write its card.
 
         Args:
             folder: where the model has been saved.
         """
         for name, module in self.side_modules.items():
             save_file(_without_ddp(module).state_dict(), folder / f"{name}.safetensors")
+        if folder.resolve() == Path(self.args.output_dir).resolve():
+            self.create_model_card()  # peft has just written a draft, with the path of the base model
 
     def load_extra(self, folder: Path) -> None:
         """Load the side modules.

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from contralto.align.caches.blocks import TokenRows, default_folder
 from contralto.align.caches.teacher import TeacherStates, load_head, save_head
+from contralto.align.cards.methods import distillation_methods
+from contralto.align.cards.model_card import TrainedCard
 from contralto.align.losses.chunked import Head, chunked_divergence, chunked_logps, first_tokens, vocabulary_size
 from contralto.align.trainers.base import StagedTrainer
 from contralto.align.trainers.batches import PairBatch
@@ -30,7 +32,7 @@ from contralto.align.trainers.distillation_checks import (
     check_vocabulary_size,
     with_unread_rejected,
 )
-from contralto.align.trainers.distillation_config import DistillationConfig
+from contralto.align.trainers.distillation_config import LOSS_OPTIONS, DistillationConfig
 from contralto.align.trainers.scoring import Scoring, TokenScores, install_head
 from contralto.align.trainers.selection import CompletionBatch, select_sides
 from contralto.align.trainers.teachers import (
@@ -102,8 +104,6 @@ class DistillationPairTrainer(StagedTrainer):
     """
 
     _tag_names = ["trl", "contralto", "distillation"]  # noqa: RUF012
-    _name = "DistillationPairTrainer"
-    _paper: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, model: Any, teacher: Any = None, args: DistillationConfig | None = None, **kwargs: Any) -> None:
         args = require_config(args, DistillationConfig)
@@ -136,6 +136,22 @@ class DistillationPairTrainer(StagedTrainer):
         if not self.uses_teacher or args.precompute_teacher:
             return NoReference() if args.deepspeed_plugin is None else None
         return self._loaded(args)
+
+    def describe_training(self) -> TrainedCard:
+        """Return the divergences, with their papers and formulas, for the model card."""
+        loss, changes = self.args.loss_type[0], self.args.kind.follows_curriculum
+        methods = distillation_methods(loss, self.divergences, follows_curriculum=changes)
+        fixed = dict(zip(SIDES, self.args.weights, strict=True))
+        weights = [None] * len(methods) if changes else [fixed[side] for side in self.divergences]
+        return TrainedCard(
+            methods=methods,
+            weights=weights,
+            verb="distilled",
+            notation="p: the teacher, q: the student, at every token of a completion",
+            tags=[loss],
+            teacher=self.args.teacher_model_name_or_path,
+            unread=frozenset(LOSS_OPTIONS) - set(self.args.kind.settings),
+        )
 
     # ------------------------------------------------------------------------------------------------------ the stages
 

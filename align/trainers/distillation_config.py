@@ -26,7 +26,7 @@ from contralto.align.trainers.config import StagedConfig, option
 from contralto.common.ranges import check_positive
 from contralto.common.suggestions import did_you_mean
 
-__all__ = ["DISTILLATION_LOSSES", "DistillationConfig", "DivergencePair"]
+__all__ = ["DISTILLATION_LOSSES", "LOSS_OPTIONS", "DistillationConfig", "DivergencePair"]
 
 
 class DivergencePair(NamedTuple):
@@ -82,6 +82,7 @@ DISTILLATION_LOSSES = {
 }
 """The losses by name; see the table above."""
 LOSS_OPTIONS = tuple(dict.fromkeys(name for kind in DISTILLATION_LOSSES.values() for name in kind.settings))
+"""All options that some loss reads."""
 FROM_DPO = (
     *("model_init_kwargs", "trust_remote_code", "router_aux_loss_coef", "disable_dropout", "dataset_num_proc"),
     *("max_length", "truncation_mode", "pad_to_multiple_of", "pad_token", "activation_offloading"),

@@ -11,6 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from contralto.align.caches.blocks import default_folder
 from contralto.align.caches.reference import ReferenceCache
+from contralto.align.cards.methods import preference_methods, preference_notation
+from contralto.align.cards.model_card import TrainedCard
 from contralto.align.losses.chunked import Head
 from contralto.align.losses.masks import Activations, DensityMonitor, LearnedMask, Masks, mapo, record
 from contralto.align.losses.objective import Losses, Objective, Pairs
@@ -94,8 +96,6 @@ class PreferenceTrainer(StagedTrainer):
     """
 
     _tag_names = ["trl", "contralto"]  # noqa: RUF012
-    _name = "PreferenceTrainer"  # for the model card, without a paper: that depends on the loss
-    _paper: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, model: Any, ref_model: Any = None, args: PreferenceConfig | None = None, **kwargs: Any) -> None:
         args = require_config(args, PreferenceConfig)
@@ -122,6 +122,17 @@ class PreferenceTrainer(StagedTrainer):
         self._density = DensityMonitor()
         if "masks" in self.needs and args.mask == "learned":
             self._make_mask()
+
+    def describe_training(self) -> TrainedCard:
+        """Return the losses, with their papers and formulas, for the model card."""
+        losses = list(self.args.loss_type)
+        return TrainedCard(
+            methods=preference_methods(losses),
+            weights=[None] if len(losses) == 1 else list(self.objective.weights),
+            verb="trained on preference pairs",
+            notation=preference_notation(),
+            tags=["preference", *losses],
+        )
 
     # ------------------------------------------------------------------------------------------------------ the stages
 

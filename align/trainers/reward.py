@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
 
+from contralto.align.cards.methods import describe_function
+from contralto.align.cards.mixin import CardMixin
+from contralto.align.cards.model_card import TrainedCard
 from contralto.align.trainers.config import apply_machine_defaults, require_config, with_own_peft_config
 
 __all__ = ["MarginRewardConfig", "MarginRewardTrainer", "agreement", "margin_loss"]
@@ -101,7 +104,7 @@ class MarginRewardConfig(RewardConfig):
         super().__post_init__()  # type: ignore[no-untyped-call]
 
 
-class MarginRewardTrainer(RewardTrainer):
+class MarginRewardTrainer(CardMixin, RewardTrainer):  # type: ignore[misc]  # `create_model_card` has the signature of TRL's
     """`RewardTrainer` with margins of votes (Padmakumar et al. 2024, arXiv 2412.03822).
 
     Args:
@@ -127,6 +130,11 @@ class MarginRewardTrainer(RewardTrainer):
         if isinstance(kwargs.get("peft_config"), PeftConfig):
             kwargs["peft_config"].task_type = "SEQ_CLS"
         super().__init__(model, args, **kwargs)
+
+    def describe_training(self) -> TrainedCard:
+        """Return the loss, with its papers and its formula, for the model card."""
+        method = describe_function("margin_loss", margin_loss)
+        return TrainedCard(methods=[method], weights=[None], verb="trained as a reward model", tags=["reward-model"])
 
 
 def _with_margins(dataset: Any, name: str, args: MarginRewardConfig) -> Any:

@@ -1,0 +1,47 @@
+"""Trainers that write contralto's model card in place of TRL's."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from contralto.align.cards.model_card import TrainedCard, write_model_card
+
+__all__ = ["CardMixin"]
+
+logger = logging.getLogger(__name__)
+
+
+class CardMixin:
+    """Write a model card with method, paper, data, settings, figures and versions, where TRL writes its draft.
+
+    TRL calls `create_model_card` at every checkpoint and before a push to the hub.
+
+    Attributes:
+        card_datasets: the data sets as the user named them.
+    """
+
+    card_datasets: Sequence[str] = ()
+
+    def describe_training(self) -> TrainedCard:
+        """Return what the card says of the method."""
+        raise NotImplementedError
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | Sequence[str] | None = None,
+        tags: str | Sequence[str] | None = None,
+        **_: Any,
+    ) -> None:
+        """Write README.md into the output folder; a card that fails costs no checkpoint.
+
+        Args:
+            model_name: the title of the card; None takes the name of the output folder.
+            dataset_name: the data set or data sets; None takes `card_datasets`.
+            tags: further tags.
+        """
+        names = dataset_name or self.card_datasets
+        try:
+            write_model_card(self, self.describe_training(), model_name=model_name, dataset_name=names, tags=tags)
+        except Exception as error:  # noqa: BLE001 (a card must not cost a trained model)
+            logger.warning("the model card could not be written: %s; trainer.create_model_card() tries again", error)
