@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from contralto.cli.parser import Parser
 from contralto.common.errors import guarded
 from contralto.common.hub import remote_code
 
-__all__ = ["COMMANDS", "Command", "main", "parser_of"]
+__all__ = ["COMMANDS", "Command", "all_commands", "main", "parser_of"]
 
 
 class Command(NamedTuple):
@@ -72,6 +72,7 @@ COMMANDS = {
             "see contrastive decoding work on the embedded models: three problems, a table, demo.html",
             extra="demo",
         ),
+        Command("completion", "print a script with which a shell completes commands and options", extra="completion"),
     )
 }
 
@@ -109,7 +110,7 @@ def _run(argv: Sequence[str]) -> None:
         with remote_code(trusted=False):  # the parser of the other library may switch it on
             _module(command).run([word for word in argv[1:] if word != "--debug"])
         return
-    args = _parser(command).parse_args(argv)
+    args = _parser([command] if command else [])[0].parse_args(argv)
     with remote_code(trusted=getattr(args, "trust_remote_code", False)):
         args.run(args)
 
@@ -124,8 +125,13 @@ class _Versions(argparse.Action):
         parser.exit()
 
 
-def _parser(chosen: Command | None) -> Parser:
-    """Return a parser that lists all commands, with the flags of the chosen one."""
+def all_commands() -> tuple[Parser, dict[str, Parser]]:
+    """Return the parser of all commands, and those of the commands by name; options that other libraries parse are not in it."""
+    return _parser([command for command in COMMANDS.values() if command.has_parser])
+
+
+def _parser(chosen: Collection[Command]) -> tuple[Parser, dict[str, Parser]]:
+    """Return a parser that lists all commands, with the flags of the chosen ones, and the parsers of the commands by name."""
     parser = Parser(
         prog="contralto",
         description="Align language models by contrast, and decode from them by contrast.",
@@ -142,11 +148,11 @@ def _parser(chosen: Command | None) -> Parser:
         purpose = command.purpose
         subparser = subparsers.add_parser(command.name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
         subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        if command is chosen:
+        if command in chosen:
             module = _module(command)
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
-    return parser
+    return parser, dict(subparsers.choices)
 
 
 def parser_of(command: Command) -> Any:
@@ -158,8 +164,7 @@ def parser_of(command: Command) -> Any:
     if not command.has_parser:
         module = _module(command)
         return module.make_parser() if hasattr(module, "make_parser") else Parser(prog=f"contralto {command.name}")
-    (subparsers,) = (each for each in _parser(command)._actions if isinstance(each, argparse._SubParsersAction))
-    return subparsers.choices[command.name]
+    return _parser([command])[1][command.name]
 
 
 def _module(command: Command) -> Any:

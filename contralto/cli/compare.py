@@ -4,6 +4,8 @@ import argparse
 import json
 import logging
 import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +13,15 @@ from contralto.cli.flags import errors_with_flags, flag
 from contralto.cli.methods import add_quantization_arguments
 from contralto.cli.outputs import check_output_file, check_output_folder
 from contralto.common.errors import require
+from contralto.common.files import replace_text
 from contralto.decoding.methods import model_options
 from contralto.decoding.quantization import quantization_options
 
 if TYPE_CHECKING:
     from contralto.eval.comparison import Conditions, Subject
+
+SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
+"""The formats of `contralto.eval.comparison.report.formats`, with the suffixes of their files."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("compare"),
         metavar="DIR",
         help="folder of the answers, which later runs reuse",
+    )
+    output.add_argument(
+        "--format",
+        choices=list(SUFFIXES),
+        help="print the tables in this format, and write them to DIR/compare with its suffix",
     )
     output.add_argument("--html", type=Path, help="path of the HTML page (default DIR/compare.html)")
 
@@ -147,7 +158,7 @@ def run(args: argparse.Namespace) -> None:
     with errors_with_flags():
         comparison = compare(
             _subjects(args),
-            args.tasks,
+            _task_names(args.tasks),
             [*filter(None, (args.methods or "").split(",")), *args.decoder],
             output=args.output,
             conditions=_conditions(args),
@@ -158,11 +169,22 @@ def run(args: argparse.Namespace) -> None:
             logged=dict(_named_folder(text) for text in args.samples),
         )
     page = _page(args)
-    (args.output / "compare.json").write_text(json.dumps(comparison, indent=1), encoding="utf-8")
+    replace_text(args.output / "compare.json", json.dumps(comparison, indent=1))
     page.write_text(report.page(comparison), encoding="utf-8")
-    report.show(comparison)
+    if args.format:
+        text = report.render(comparison, args.format)
+        replace_text(args.output / f"compare{SUFFIXES[args.format]}", text)
+        print(text, end="")
+    else:
+        report.show(comparison)
     kept = f"{comparison['reused']} runs were there before. " if comparison["reused"] else ""
-    print(f"\n{kept}{page} shows the same with plots and documents; {args.output / 'compare.json'} holds the figures.")
+    made = f"{kept}{page} shows the same with plots and documents; {args.output / 'compare.json'} holds the figures."
+    print(f"\n{made}", file=sys.stderr if args.format else sys.stdout)
+
+
+def _task_names(words: Sequence[str]) -> list[str]:
+    """Return the names of tasks, which may also be separated by commas, as in lm-eval."""
+    return [name for word in words for name in ([word] if Path(word).is_file() else word.split(",")) if name]
 
 
 def _conditions(args: argparse.Namespace) -> "Conditions":
@@ -188,6 +210,8 @@ def _check(args: argparse.Namespace) -> None:
     check_output_folder(args.output, "--output")
     check_output_file(args.output / "compare.json", "--output")
     check_output_file(_page(args), "--html")
+    if args.format:
+        check_output_file(args.output / f"compare{SUFFIXES[args.format]}", "--output")
     for folder in (*args.reuse, *(folder for _, folder in map(_named_folder, args.samples))):
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")

@@ -1,4 +1,4 @@
-"""Reports of a comparison: tables for the terminal, and an HTML page with plots.
+"""Reports of a comparison: tables for the terminal, in Markdown, CSV and LaTeX, and an HTML page with plots.
 
 Everything here is made of the plain data that `compare` returns and `contralto compare` keeps as JSON.
 """
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from contralto.common.lazy import exports
 
 if TYPE_CHECKING:
+    from contralto.eval.comparison.report.formats import render as render
     from contralto.eval.comparison.report.html import page as page
     from contralto.eval.comparison.report.tabulate import Cell as Cell
     from contralto.eval.comparison.report.tabulate import Table as Table
@@ -17,5 +18,5 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = exports(
     __name__,
-    {"html": ["page"], "tabulate": ["Cell", "Table", "glance", "tables"], "terminal": ["show"]},
+    {"formats": ["render"], "html": ["page"], "tabulate": ["Cell", "Table", "glance", "tables"], "terminal": ["show"]},
 )
