@@ -42,6 +42,19 @@ from contralto.data_gen.types import Row, Sampling, Strategy
 
 __all__ = ["Price", "Recipe", "Role", "Use", "load_recipe"]
 
+KEYS = {
+    "rows": "the rows to make pairs of: a source, or a mapping with `source` and the options below",
+    "strategies": "a list of strategies: names, or mappings with `use`, settings, and `name` where one is used twice",
+    "roles": "the engines that generate text, by the names that strategies give to roles",
+}
+"""The keys that every recipe has, with their descriptions."""
+OPTIONAL_KEYS = {
+    "output": "the folder of the data set and its answers, beside the recipe (default: the name of the recipe)",
+    "seed": "added to the seed of every request (default: 0)",
+    "checks": "checks by name, each with its settings; they write columns",
+    "filters": "conditions by column; pairs that fail one are dropped",
+}
+"""The keys that a recipe may have, with their descriptions."""
 FILES = (".txt", ".json", ".jsonl", ".parquet")
 """Suffixes of settings that name a file."""
 
@@ -142,9 +155,7 @@ def load_recipe(
         ValueError: a mistake in the recipe; the message names the place and the allowed values.
     """
     mapping = parse_yaml(text := read_text(path), str(path))
-    _check_keys(
-        mapping, str(path), needed=["rows", "strategies", "roles"], optional=["output", "seed", "checks", "filters"]
-    )
+    _check_keys(mapping, str(path), needed=[*KEYS], optional=[*OPTIONAL_KEYS])
     if type(mapping.get("seed", 0)) is not int:
         raise ValueError(f"{path}: seed must be a whole number, not {mapping['seed']!r}")
     check_texts(mapping, str(path), "output")

@@ -2,13 +2,32 @@
 
 # ruff: noqa: TRY004 (a wrong type in somebody's recipe is a ValueError like any other mistake in it)
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
-__all__ = ["check_adapter", "check_model", "has_images"]
+from contralto.common.hub import locate
+
+__all__ = ["check_adapter", "check_model", "has_images", "located"]
+
+
+def located(model: Any) -> Any:
+    """Return the argument `model` of a trainer as TRL reads it: folders as strings, `testbed:NAME` as a folder.
+
+    Args:
+        model: a name, a path, or a loaded model, which is returned as it is.
+
+    Raises:
+        ValueError: the name is one of a source that has no such model, or of a GGUF file.
+
+    Examples:
+        >>> located("testbed:expert").endswith("expert-0"), located("org/model")
+        (True, 'org/model')
+    """
+    return locate(os.fspath(model)) if isinstance(model, str | os.PathLike) else model
 
 
 def check_model(model: Any) -> None:

@@ -25,6 +25,7 @@ from contralto.align.cards.model_card import TrainedCard
 from contralto.align.losses.chunked import Head, chunked_divergence, chunked_logps, first_tokens, vocabulary_size
 from contralto.align.trainers.base import StagedTrainer
 from contralto.align.trainers.batches import PairBatch
+from contralto.align.trainers.checks import located
 from contralto.align.trainers.collators import TeacherStatesCollator
 from contralto.align.trainers.config import require_config, with_adapter_dtype
 from contralto.align.trainers.distillation_checks import (
@@ -106,7 +107,7 @@ class DistillationPairTrainer(StagedTrainer):
     _tag_names = ["trl", "contralto", "distillation"]  # noqa: RUF012
 
     def __init__(self, model: Any, teacher: Any = None, args: DistillationConfig | None = None, **kwargs: Any) -> None:
-        args = require_config(args, DistillationConfig)
+        args, model = require_config(args, DistillationConfig), located(model)
         if not args.reads_rejected:
             kwargs = with_unread_rejected(kwargs)
         check_distillation(model, teacher, args, kwargs)

@@ -20,6 +20,7 @@ from contralto.align.losses.preference import length_desensitized, per_token, wp
 from contralto.align.monitoring.monitor import Monitor
 from contralto.align.trainers.base import StagedTrainer
 from contralto.align.trainers.batches import PAIR_COLUMNS, PairBatch
+from contralto.align.trainers.checks import located
 from contralto.align.trainers.config import PreferenceConfig, require_config, with_adapter_dtype
 from contralto.align.trainers.layouts import LAYOUTS
 from contralto.align.trainers.preference_checks import check_preference
@@ -79,7 +80,7 @@ class PreferenceTrainer(StagedTrainer):
     A step has four stages, each a method to override: `reference`, `score`, `loss`, `report`.
 
     Args:
-        model: a name or folder, a model of transformers, or one with an adapter of peft.
+        model: a folder, a hub id or `testbed:NAME`, a model of transformers, or one with an adapter of peft.
         ref_model: a loaded model; None takes the model before training, or the adapter switched off.
         args: a `PreferenceConfig`.
         kwargs: the other arguments of `DPOTrainer`: `train_dataset`, `eval_dataset`, `processing_class`, `peft_config`, `callbacks`,
@@ -98,7 +99,7 @@ class PreferenceTrainer(StagedTrainer):
     _tag_names = ["trl", "contralto"]  # noqa: RUF012
 
     def __init__(self, model: Any, ref_model: Any = None, args: PreferenceConfig | None = None, **kwargs: Any) -> None:
-        args = require_config(args, PreferenceConfig)
+        args, model = require_config(args, PreferenceConfig), located(model)
         self.objective: Objective = args.objective
         self.needs = self.objective.needs
         self.uses_reference = bool({"reference", "kl"} & self.needs)

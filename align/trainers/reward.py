@@ -17,6 +17,7 @@ from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
 from contralto.align.cards.methods import describe_function
 from contralto.align.cards.mixin import CardMixin
 from contralto.align.cards.model_card import TrainedCard
+from contralto.align.trainers.checks import located
 from contralto.align.trainers.config import apply_machine_defaults, require_config, with_own_peft_config
 
 __all__ = ["MarginRewardConfig", "MarginRewardTrainer", "agreement", "margin_loss"]
@@ -120,7 +121,7 @@ class MarginRewardTrainer(CardMixin, RewardTrainer):  # type: ignore[misc]  # `c
     args: MarginRewardConfig
 
     def __init__(self, model: Any, args: MarginRewardConfig | None = None, **kwargs: Any) -> None:
-        args = require_config(args, MarginRewardConfig)
+        args, model = require_config(args, MarginRewardConfig), located(model)
         if kwargs.get("train_dataset") is None:
             raise ValueError("train_dataset is missing: give the pairs to train on")
         for name in ("train_dataset", "eval_dataset"):

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 
-from generators import architecture, links, reference
+from generators import architecture, links, reference, tables
 
 DOCUMENTS = [
     "README.md",
@@ -109,3 +109,26 @@ def _broken(page, pages, site):
         target = page if not inner else target / "index.html" if target.is_dir() else target
         if not target.exists() or (target in pages and unquote(parts.fragment) not in pages[target].anchors):
             yield address
+
+
+@pytest.mark.slow  # imports TRL
+def test_tables_restate_the_declarations_of_today():
+    pages = tables.pages()
+    assert {name for page in pages for _, name, _ in tables.PLACE.findall(page.read_text())} == set(tables.TABLES)
+    for page in pages:
+        assert page.read_text() == tables.filled(page.read_text()), f"{page}: python docs/generators/tables.py"
+
+
+def test_a_table_takes_its_rows_from_a_signature_and_its_docstring():
+    def grown(*, size: int = 3, mode: str | None = None) -> None:
+        """Grow.
+
+        Args:
+            size: the number
+                of a|b.
+            mode: left out.
+        """
+
+    rows = tables.parameters(grown)
+    assert rows == [("`size`", "`3`", "the number of a|b"), ("`mode`", "", "left out")]
+    assert tables.table(("a", "b", "c"), rows).splitlines()[2] == "| `size` | `3` | the number of a\\|b |"

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -683,6 +684,8 @@ def _columns(**columns):
 WRONG_TRAINERS = [
     ({"args": DPOConfig}, "args must be a PreferenceConfig, not DPOConfig"),
     ({"model": 5}, "model must be a name, a folder or a loaded model"),
+    ({"model": "testbed:nothing"}, "nothing"),
+    ({"model": Path("any.txt"), "train_dataset": None}, "train_dataset is missing"),
     ({"train_dataset": None}, "train_dataset is missing"),
     ({"train_dataset": [1]}, "train_dataset must be a datasets.Dataset"),
     ({"train_dataset": Dataset.from_dict({"chosen": [], "rejected": []})}, "train_dataset has no rows"),
