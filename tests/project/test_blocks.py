@@ -35,6 +35,7 @@ NOT_RUN = {
     "docs/evaluation.md": "models of 7B and more",
     "docs/real_models.md": "hours",
     "docs/vllm.md": "vLLM, see tests/with_vllm",
+    "docs/hub.md": "uploads to the hub; tests/decoding runs the repositories",
     "docs/guides/data_recipes.md": "usage",
     "docs/guides/training_options.md": "usage",
     "eval/tasks/README.md": "usage",
