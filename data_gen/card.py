@@ -13,9 +13,10 @@ import yaml
 
 from contralto import __version__
 from contralto.common.html import read_template
-from contralto.common.plots import GREY, PALETTE, style_axes
+from contralto.common.plots import PALETTE, TEXT, style_axes
 from contralto.data_gen.checks import annotate, answer_text
 from contralto.data_gen.escaping import Markdown, fenced, inline, quoted
+from contralto.data_gen.publication import read_publication
 from contralto.data_gen.templates import as_text
 
 __all__ = ["Contrast", "contrastiveness", "markdown", "write"]
@@ -155,6 +156,7 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str,
     environment.filters |= {"in_yaml": _in_yaml, "quoted": partial(quoted, limit=EXAMPLE), "fenced": fenced}
     template = environment.from_string(read_template("contralto.data_gen", "card.md.j2"))
     page = template.render(
+        about=read_publication(summary["recipe"]),
         title=summary.get("name") or Path(folder).resolve().name,
         version=__version__,
         size=next(name for limit, name in SIZES if len(rows) < limit),
@@ -209,14 +211,14 @@ PANELS = (
 
 
 def _plot(folder: Path, rows: Sequence[Mapping[str, Any]], strategies: Sequence[str]) -> str:
-    """Plot the cumulative distribution of each measure, a line per strategy; return the path that the card names."""
+    """Plot the cumulative distribution of each measure on white paper, a line per strategy; return the path that the card names."""
     import matplotlib as mpl
 
     with mpl.rc_context({"text.parse_math": False}):  # names may hold dollar signs
         figure = _figure(rows, strategies)
         path = folder / "plots" / "contrast.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, transparent=True, metadata={"Software": None})
+        figure.savefig(path, dpi=150, metadata={"Software": None})
     return "plots/contrast.png"
 
 
@@ -230,12 +232,12 @@ def _figure(rows: Sequence[Mapping[str, Any]], strategies: Sequence[str]) -> Any
     drawn = list(figure.subplots(down, across, squeeze=False).flat)
     for axes, (column, title) in zip(drawn, panels, strict=False):
         _panel(axes, rows, column, strategies)
-        axes.set_title(title, color=GREY, size=12)
+        axes.set_title(title, color=TEXT, size=12)
     for axes in drawn[len(panels) :]:
         axes.remove()
-    figure.supylabel("share of the pairs at or below", color=GREY, size=11)
+    figure.supylabel("share of the pairs at or below", color=TEXT, size=11)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3 * across // 2, frameon=False, labelcolor=GREY)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3 * across // 2, frameon=False, labelcolor=TEXT)
     return figure
 
 

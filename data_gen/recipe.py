@@ -14,6 +14,9 @@
       reviser: {engine: openai, base_url: "https://...", model: ..., price: {input: 2.5, output: 10}}
     checks: {...}                          # see `checks`
     filters: {...}
+    license: cc-by-4.0                     # of the data set, for its card: an identifier of the hub
+    language: en                           # a code, or a list of codes
+    date: 2026-11-29                       # when it was made
 
 Files that strategies and checks name (templates, test sets) are relative to the recipe's folder. Images that rows name must lie below
 the recipe's folder, or below the folder that `rows: {image_folder: ...}` names. Everything is read and checked
@@ -34,6 +37,7 @@ from contralto.common.yaml_file import parse_yaml
 from contralto.data_gen.engines.base import Engine
 from contralto.data_gen.engines.registry import ENGINES
 from contralto.data_gen.functions import find_function
+from contralto.data_gen.publication import ABOUT, read_publication
 from contralto.data_gen.ranges import check_number, check_texts
 from contralto.data_gen.rows import RowSource
 from contralto.data_gen.settings import check_call
@@ -53,6 +57,7 @@ OPTIONAL_KEYS = {
     "seed": "added to the seed of every request (default: 0)",
     "checks": "checks by name, each with its settings; they write columns",
     "filters": "conditions by column; pairs that fail one are dropped",
+    **ABOUT,
 }
 """The keys that a recipe may have, with their descriptions."""
 FILES = (".txt", ".json", ".jsonl", ".parquet")
@@ -156,6 +161,7 @@ def load_recipe(
     """
     mapping = parse_yaml(text := read_text(path), str(path))
     _check_keys(mapping, str(path), needed=[*KEYS], optional=[*OPTIONAL_KEYS])
+    read_publication(mapping, str(path))
     if type(mapping.get("seed", 0)) is not int:
         raise ValueError(f"{path}: seed must be a whole number, not {mapping['seed']!r}")
     check_texts(mapping, str(path), "output")

@@ -164,6 +164,7 @@ def _finish(job: DataJob, args: argparse.Namespace, store: "Store") -> None:
 
 def _write(job: DataJob, store: "Store") -> None:
     from contralto.data_gen.export import export, folder_of
+    from contralto.data_gen.publication import read_publication
 
     exported = export(job.recipe, job.rows, store)
     print(
@@ -181,6 +182,8 @@ def _write(job: DataJob, store: "Store") -> None:
         print(
             f"the failed rows, with reasons: {folder_of(job.recipe) / 'failed.jsonl'}; retry-failed asks for them again"
         )
+    if request := read_publication(job.recipe.mapping).request:
+        print(request)
 
 
 def _count(number: int, noun: str) -> str:

@@ -183,3 +183,27 @@ def test_the_plot_has_a_panel_for_each_measure(made):
 def test_a_card_needs_pairs(tmp_path):
     with pytest.raises(ValueError, match="at least one pair"):
         card.write(tmp_path, [], SUMMARY)
+
+
+def test_licence_language_and_date_are_those_of_the_recipe(tmp_path, made):
+    _, pairs, page = made
+    front = yaml.safe_load(page.split("---\n")[1])
+    assert "license" not in front
+    assert "language" not in front
+    assert "| not stated | not stated | not stated |" in page
+    assert "The recipe does not say license, language, date, and nothing was guessed." in page
+    said = yaml.safe_load("{license: cc-by-4.0, language: [en, 'no'], date: 2026-11-29}")
+    page = card.write(tmp_path, pairs, {**SUMMARY, "recipe": SUMMARY["recipe"] | said}).read_text()
+    front = yaml.safe_load(page.split("---\n")[1])
+    assert (front["license"], front["language"]) == ("cc-by-4.0", ["en", "no"])
+    assert "| cc-by-4.0 | en, no | 2026-11-29 |" in page
+    assert "nothing was guessed" not in page
+
+
+def test_the_plot_can_be_read_on_dark_paper(made):
+    from PIL import Image
+
+    folder, _, _ = made
+    with Image.open(folder / "plots" / "contrast.png") as image:
+        corner = image.convert("RGBA").getpixel((0, 0))
+    assert corner == (255, 255, 255, 255)

@@ -705,6 +705,13 @@ def test_differences_are_marked():
             "has no 'rowz' (did you mean 'rows'?); it may have rows, strategies, roles, output, seed, checks, filters",
         ),
         ({"rows": {"sauce": "x"}}, "rows has no 'sauce'"),
+        (
+            {"license": "the MIT License"},
+            "license must be an identifier of the hub, such as apache-2.0, cc-by-4.0 or other",
+        ),
+        ({"language": "English"}, "language must be a code such as en, or a list of codes, not 'English'"),
+        ({"language": False}, 'YAML reads no as false: write "no" for Norwegian'),
+        ({"date": "yesterday"}, "date must be a day such as 2026-11-29, not 'yesterday'"),
         ({"rows": {"source": "rows.jsonl", "limit": 0}}, "limit must be a whole number of at least 1, not 0"),
         (
             {"rows": {"source": "rows.jsonl", "prompt": "text"}},
