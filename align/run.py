@@ -135,7 +135,7 @@ def _make_trainer(data: Any, args: Any, model: Any, train: Any, evaluation: Any)
         check_base(model.model_name_or_path, data.adapter)
         policy, adapter, args.model_init_kwargs = _with_adapter(policy, data.adapter, args, quantization), {}, None
     if getattr(args, "report", False) is None:
-        args.report = bool(args.monitor_pairs)
+        args.report = bool(getattr(args, "monitor_pairs", True))
     trainer = trainer_class(data.trainer)(policy, args=args, train_dataset=train, eval_dataset=evaluation, **adapter)
     if data.ignore_bias_buffers:
         ignored = [name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool]

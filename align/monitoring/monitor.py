@@ -5,7 +5,6 @@ arXiv 2410.08847). The loss does not show it. So the log-probabilities of some p
 measured before training and about twenty times during it, together with the divergence from the reference.
 """
 
-import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from torch import Tensor
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.models.utils import unwrap_model_for_generation
 
+from contralto.align.monitoring.about import describe_run
 from contralto.align.monitoring.data_audit import audit_dropped, audit_rows
 from contralto.align.monitoring.findings import Finding, row_name
 from contralto.align.monitoring.model_audit import audit_model
@@ -34,7 +34,6 @@ from contralto.align.trl_compat import gathered
 from contralto.common.hashing import content_digest
 from contralto.common.head import head_of
 from contralto.common.placement import input_device
-from contralto.common.versions import versions
 from contralto.data_gen.checks.ches import ches
 
 __all__ = ["Monitor"]
@@ -368,33 +367,7 @@ class Monitor(TrainerCallback):
         ]
 
     def _about(self, source: str) -> dict[str, Any]:
-        trainer, args = self.trainer, self.trainer.args
-        defaults = {each.name: _default(each) for each in dataclasses.fields(args)}
-        changed = {
-            name: value
-            for name, value in args.to_dict().items()
-            if name in defaults and value != defaults[name] and name not in ("output_dir", "hub_token")
-        }
-        model = trainer.unwrap(trainer.model)
-        sizes = {name: len(data) if isinstance(data, Dataset) else None for name, data in self._datasets().items()}
-        return {
-            "model": _model_label(str(trainer.policy.config.name_or_path)),
-            "parameters": sum(weight.numel() for weight in model.parameters()),
-            "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-            "adapter": bool(is_peft_model(model)),
-            "device": str(trainer.accelerator.device.type),
-            "processes": trainer.accelerator.num_processes,
-            "datasets": sizes,
-            "losses": list(args.loss_type),
-            "beta": args.beta,
-            "learning_rate": args.learning_rate,
-            "batch": args.per_device_train_batch_size
-            * args.gradient_accumulation_steps
-            * trainer.accelerator.num_processes,
-            "source": source,
-            "settings": changed,
-            "versions": versions(),
-        }
+        return describe_run(self.trainer, self._datasets()) | {"source": source}
 
 
 @contextmanager
@@ -445,16 +418,3 @@ def _report_text(text: Any) -> str:
 def _content(content: Any) -> str:
     parts = content if isinstance(content, list) else [{"text": content}]
     return "".join(str(part.get("text") or "[image]") for part in parts)
-
-
-def _model_label(model: str) -> str:
-    """Return the name of a folder without its path, or the id of a model."""
-    return Path(model).name if Path(model).is_dir() else model
-
-
-def _default(option: Any) -> Any:
-    return (
-        option.default_factory()
-        if option.default is dataclasses.MISSING and callable(option.default_factory)
-        else option.default
-    )

@@ -23,6 +23,7 @@ from contralto.align.caches.teacher import TeacherStates, load_head, save_head
 from contralto.align.cards.methods import distillation_methods
 from contralto.align.cards.model_card import TrainedCard
 from contralto.align.losses.chunked import Head, chunked_divergence, chunked_logps, first_tokens, vocabulary_size
+from contralto.align.monitoring.log_report import LogReport
 from contralto.align.trainers.base import StagedTrainer
 from contralto.align.trainers.batches import PairBatch
 from contralto.align.trainers.checks import located
@@ -121,6 +122,8 @@ class DistillationPairTrainer(StagedTrainer):
         self._teacher: Any = without_adapter(teacher)
         self._head: Head | None = None
         args = with_adapter_dtype(args, model, kwargs.get("peft_config"))
+        if args.report:
+            kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), LogReport(self)]
         super().__init__(model, self._initial_reference(args), args=args, **kwargs)
         if not self.uses_teacher or args.precompute_teacher:
             self.ref_model = None

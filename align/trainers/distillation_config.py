@@ -128,6 +128,8 @@ class DistillationConfig(StagedConfig):
         teacher_load_in_8bit: quantise the teacher by bitsandbytes (LLM.int8).
         precompute_teacher: compute the teacher's last hidden states once, keep them on disk, and train without the teacher.
         teacher_cache: the folder for them; None takes one beside the caches of `datasets`.
+        report: write `training_report.html` and `.png` into `output_dir` at the end; None leaves it to the caller: `contralto align` does,
+            a script does not.
 
     Raises:
         ValueError: an option is invalid, has no effect, or contradicts another.
@@ -182,6 +184,11 @@ class DistillationConfig(StagedConfig):
     precompute_teacher: bool = option(False, "Keep the teacher's hidden states on disk, and train without the teacher.")
     teacher_cache: str | None = option(
         None, "Folder of precomputed teachers (default: next to the caches of datasets)."
+    )
+
+    report: bool | None = option(
+        None,
+        "Write training_report.html and .png into output_dir at the end (default: yes for contralto align, no for a script).",
     )
 
     _VALID_DICT_FIELDS = [*StagedConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012

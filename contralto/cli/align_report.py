@@ -26,9 +26,13 @@ def run(argv: Sequence[str]) -> None:
     """
     args = make_parser().parse_args(argv)
     require("matplotlib", "scipy")
+    from contralto.align.monitoring.log_report import LOG, write_log_report
     from contralto.align.monitoring.report import write_report
     from contralto.align.monitoring.side_by_side import find_runs, write_comparison
 
+    if len(args.folders) == 1 and args.output is None and (Path(args.folders[0]) / LOG).is_file():
+        print(f"report: {write_log_report(args.folders[0])}")  # of a distillation
+        return
     runs = find_runs(args.folders)
     if len(runs) == 1 and args.output is None:
         print(f"report: {write_report(runs[0])}")

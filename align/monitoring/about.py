@@ -1,0 +1,64 @@
+"""The description of a run in its report: model, data, settings, versions."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+
+from contralto.common.versions import versions
+
+__all__ = ["describe_run", "model_label"]
+
+
+def describe_run(trainer: Any, datasets: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run is trained with, as values that JSON holds.
+
+    Args:
+        trainer: the trainer.
+        datasets: its prepared datasets by name.
+    """
+    args = trainer.args
+    defaults = {each.name: _default(each) for each in dataclasses.fields(args)}
+    changed = {
+        name: value
+        for name, value in args.to_dict().items()
+        if name in defaults and value != defaults[name] and name not in ("output_dir", "hub_token")
+    }
+    model = trainer.unwrap(trainer.model)
+    return {
+        "model": model_label(str(trainer.policy.config.name_or_path)),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        "adapter": bool(is_peft_model(model)),
+        "device": str(trainer.accelerator.device.type),
+        "processes": trainer.accelerator.num_processes,
+        "datasets": {name: len(data) if isinstance(data, Dataset) else None for name, data in datasets.items()},
+        "losses": list(args.loss_type),
+        "beta": args.beta,
+        "learning_rate": args.learning_rate,
+        "batch": args.per_device_train_batch_size
+        * args.gradient_accumulation_steps
+        * trainer.accelerator.num_processes,
+        "settings": changed,
+        "versions": versions(),
+    }
+
+
+def model_label(model: str) -> str:
+    """Return the name of a folder without its path, or the id of a model.
+
+    Args:
+        model: a folder or a hub id.
+    """
+    return Path(model).name if Path(model).is_dir() else model
+
+
+def _default(option: Any) -> Any:
+    return (
+        option.default_factory()
+        if option.default is dataclasses.MISSING and callable(option.default_factory)
+        else option.default
+    )
