@@ -68,6 +68,10 @@ LOGGED = {
     "eval_rewards/accuracies": "held-out accuracy of rewards",
     "accuracy": "training accuracy",
     "eval_accuracy": "held-out accuracy",
+    "loss/chosen": "divergence from the teacher on its completions",
+    "loss/rejected": "divergence from the teacher on the student's completions",
+    "eval_loss/chosen": "held-out divergence from the teacher on its completions",
+    "eval_loss/rejected": "held-out divergence from the teacher on the student's completions",
 }
 """Values of the trainer's log that a card shows, with their labels."""
 

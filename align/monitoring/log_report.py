@@ -24,7 +24,17 @@ from contralto.common.files import replace_text
 from contralto.common.html import render_page
 from contralto.common.plots import BLUE, GREEN, ORANGE, PALETTE
 
-__all__ = ["LOG", "Curve", "LogReport", "log_verdict", "write_log_report"]
+__all__ = [
+    "LOG",
+    "PANELS",
+    "Curve",
+    "LogReport",
+    "figures_of_log",
+    "log_verdict",
+    "logged_values",
+    "read_log",
+    "write_log_report",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +106,7 @@ class LogReport(TrainerCallback):
         self.began = time.monotonic()
         path = Path(args.output_dir or ".") / LOG
         if state.global_step and path.is_file():
-            self.before = float(_read(path.parent)["about"].get("seconds", 0.0))
+            self.before = float(read_log(path.parent)["about"].get("seconds", 0.0))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep the log, at most every `SAVED_EVERY` seconds."""
@@ -137,7 +147,15 @@ class LogReport(TrainerCallback):
         return folder
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read_log(folder: Path) -> dict[str, Any]:
+    """Return the description and the log of a run, `about` and `logs`.
+
+    Args:
+        folder: the run's `output_dir`.
+
+    Raises:
+        ValueError: the folder has no log.
+    """
     path = folder / LOG
     if not path.is_file():
         raise ValueError(f"there is no {LOG} in {folder}: give the output_dir of a distillation with report set")
@@ -159,7 +177,7 @@ def write_log_report(folder: str | os.PathLike[str]) -> Path:
         ImportError: matplotlib is not installed.
     """
     output = Path(folder)
-    content = _read(output)
+    content = read_log(output)
     logs = content["logs"]
     panels = list(_panels(logs))
     if not panels:
@@ -170,7 +188,7 @@ def write_log_report(folder: str | os.PathLike[str]) -> Path:
         "log_report.html.j2",
         about=content["about"],
         verdict=log_verdict(content["about"], logs),
-        figures=_figures(logs),
+        figures=figures_of_log(logs),
         plots=[inline_svg(panel) for panel in panels],
         version=__version__,
     )
@@ -194,8 +212,8 @@ def log_verdict(about: Mapping[str, Any], logs: Sequence[Mapping[str, Any]]) -> 
     """
     parts = []
     for key, name in (("loss/chosen", TEACHERS), ("loss/rejected", STUDENTS)):
-        held = _values(logs, f"eval_{key}")
-        values, of = (held, "held-out") if len(held) > 1 else (_values(logs, key), "training")
+        held = logged_values(logs, f"eval_{key}")
+        values, of = (held, "held-out") if len(held) > 1 else (logged_values(logs, key), "training")
         if values:
             first, last = _ends([value for _, value in values])
             parts.append(f"on {name} is {last:.3g}, and was {first:.3g} at the start ({of})")
@@ -210,7 +228,13 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values[:count]), fmean(values[-count:])
 
 
-def _values(logs: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+def logged_values(logs: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """Return steps and values of a key of a trainer's log.
+
+    Args:
+        logs: the log history of the trainer.
+        key: such as `eval_loss`.
+    """
     return [(line["step"], float(line[key])) for line in logs if line.get(key) is not None and "step" in line]
 
 
@@ -218,23 +242,27 @@ def _panels(logs: Sequence[Mapping[str, Any]]) -> Sequence[Panel]:
     return [
         Panel(title, lambda axes, curves=curves: _draw(axes, logs, curves))  # type: ignore[misc]
         for title, curves in PANELS.items()
-        if any(_values(logs, curve.key) for curve in curves)
+        if any(logged_values(logs, curve.key) for curve in curves)
     ]
 
 
 def _draw(axes: Any, logs: Sequence[Mapping[str, Any]], curves: Sequence[Curve]) -> None:
     for colour, curve in zip((BLUE, ORANGE, GREEN, *PALETTE), curves, strict=False):
-        if points := _values(logs, curve.key):
+        if points := logged_values(logs, curve.key):
             marker = "." if len(points) < 40 else None
             axes.plot(*zip(*points, strict=True), color=colour, label=curve.label, marker=marker)
 
 
-def _figures(logs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Return the rows of a table: the means of the first and the last values of each curve, and their numbers."""
+def figures_of_log(logs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Return the rows of a table: the means of the first and the last values of each curve, and their numbers.
+
+    Args:
+        logs: the log history of the trainer.
+    """
     rows = [("", ["start", "end", "values"])]
     for title, curves in PANELS.items():
         for curve in curves:
-            if values := [value for _, value in _values(logs, curve.key)]:
+            if values := [value for _, value in logged_values(logs, curve.key)]:
                 first, last = _ends(values)
                 label = title if len(curves) == 1 else f"{title}: {curve.label}"
                 rows.append((label, [f"{first:.4g}", f"{last:.4g}", str(len(values))]))

@@ -1,5 +1,6 @@
 """The plots of training reports, of one run or of several."""
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, quantiles
@@ -22,11 +23,13 @@ from contralto.common.plots import (
     to_svg,
 )
 
-__all__ = ["Panel", "ches_panel", "inline_svg", "panels_of", "panels_of_runs", "write_picture"]
+__all__ = ["Panel", "Series", "ches_panel", "inline_svg", "panels_of", "panels_of_runs", "series_of", "write_picture"]
 
 CHOSEN, REJECTED, OTHER = BLUE, ORANGE, GREEN
 SIZE = (5.2, 3.4)
 """The size of each plot, in inches."""
+TITLE_WIDTH = 46
+"""Characters of a line of a title."""
 LOGGED = (
     ("Loss", ("loss", "eval_loss")),
     ("Accuracy of rewards", ("rewards/accuracies", "eval_rewards/accuracies")),
@@ -133,26 +136,30 @@ def _ches_plot(axes: Any, pairs: Sequence[tuple[float, float]]) -> None:
 # ------------------------------------------------------------------------------------------------------------ several runs
 
 
-def panels_of_runs(records: Mapping[str, Record]) -> list[Panel]:
+def panels_of_runs(runs: Mapping[str, Iterable[Series]]) -> list[Panel]:
     """Return the plots of several runs, with a line per run in each.
 
     Args:
-        records: the records, each with at least one measurement, by the labels of the runs.
+        runs: the series of each run by its label; empty ones are left out.
     """
     by_title: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for label, record in records.items():
-        for title, points in _series(record):
+    for label, series in runs.items():
+        for title, points in series:
             if points:
                 by_title.setdefault(title, {})[label] = points
-    colours = {label: PALETTE[at % len(PALETTE)] for at, label in enumerate(records)}
+    colours = {label: PALETTE[at % len(PALETTE)] for at, label in enumerate(runs)}
     return [
         Panel(title, lambda axes, lines=lines: _lines(axes, lines, colours))  # type: ignore[misc]
         for title, lines in by_title.items()
     ]
 
 
-def _series(record: Record) -> Iterable[Series]:
-    """Yield what is drawn of a run; empty where it was not measured."""
+def series_of(record: Record) -> Iterable[Series]:
+    """Yield the values of a run by which it is compared with others; empty where they were not measured.
+
+    Args:
+        record: a record with at least one measurement.
+    """
     yield Series("Chosen: change of log-probability, nats", [(p.step, fmean(p.chosen)) for p in record.points])
     yield Series("Rejected: change of log-probability, nats", [(p.step, fmean(p.rejected)) for p in record.points])
     later = record.points[1:] or record.points
@@ -187,13 +194,19 @@ def _figure(count: int, columns: int) -> tuple[Any, list[Any]]:
 
 def _fill(axes: Any, panel: Panel) -> None:
     panel.draw(axes)
-    axes.set_title(panel.title, color=TEXT, size=11)
+    axes.set_title(textwrap.fill(panel.title, TITLE_WIDTH), color=TEXT, size=11)
     axes.set_xlabel(panel.x_label, color=TEXT, size=10)
     style_axes(axes)
     if panel.x_label == STEP:
         integer_axis(axes.xaxis)
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(frameon=False, fontsize=9, labelcolor=TEXT)
+
+
+def _title_height(panels: Iterable[Panel]) -> float:
+    """Return the height of the highest title, in inches."""
+    lines = max(len(textwrap.wrap(panel.title, TITLE_WIDTH)) for panel in panels)
+    return 0.17 + 0.18 * lines
 
 
 def inline_svg(panel: Panel) -> Markup:
@@ -205,7 +218,7 @@ def inline_svg(panel: Panel) -> Markup:
     with svg_style(panel.title):
         figure, axes = _figure(1, 1)
         _fill(axes[0], panel)
-        fit_margins(figure, axes, top=0.35, bottom=0.5)
+        fit_margins(figure, axes, top=_title_height([panel]), bottom=0.5)
         return to_svg(figure)
 
 
@@ -219,5 +232,5 @@ def write_picture(panels: Sequence[Panel], path: Path) -> None:
     figure, grid = _figure(len(panels), min(3, len(panels)))
     for axes, panel in zip(grid, panels, strict=True):
         _fill(axes, panel)
-    fit_margins(figure, grid, top=0.35, bottom=0.5)
+    fit_margins(figure, grid, top=_title_height(panels), bottom=0.5)
     figure.savefig(path, dpi=110)

@@ -30,12 +30,10 @@ def run(argv: Sequence[str]) -> None:
     from contralto.align.monitoring.report import write_report
     from contralto.align.monitoring.side_by_side import find_runs, write_comparison
 
-    if len(args.folders) == 1 and args.output is None and (Path(args.folders[0]) / LOG).is_file():
-        print(f"report: {write_log_report(args.folders[0])}")  # of a distillation
-        return
     runs = find_runs(args.folders)
     if len(runs) == 1 and args.output is None:
-        print(f"report: {write_report(runs[0])}")
+        is_distillation = (runs[0] / LOG).is_file()
+        print(f"report: {write_log_report(runs[0]) if is_distillation else write_report(runs[0])}")
         return
     if len(runs) == 1:
         raise ValueError("--output is for several trainings: the report of one is written into its folder")

@@ -1,10 +1,20 @@
 """What can be said of a page without a browser: its colours, and the places of the texts in its plots."""
 
+import html
 import re
 from importlib import resources
 
-WIDTH = 0.6
-"""Mean width of a character of a sans-serif font, in font sizes: that of DejaVu Sans, which is wide."""
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+
+MARGIN = 1.05
+"""Other fonts than DejaVu Sans, which is wide already, may be a little wider."""
+
+
+def _text_width(text, size):
+    """The width of a text in DejaVu Sans."""
+    properties = FontProperties(family="DejaVu Sans", size=size)
+    return MARGIN * text_to_path.get_text_width_height_descent(text, properties, ismath=False)[0]
 
 
 def style():
@@ -30,9 +40,9 @@ def _luminance(colour):
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def plots(html):
+def plots(page):
     """The plots of a page."""
-    return re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    return re.findall(r"<svg.*?</svg>", page, re.DOTALL)
 
 
 def cut_texts(svg):
@@ -47,7 +57,8 @@ def cut_texts(svg):
             continue
         place = re.search(r'x="(-?[\d.]+)" y="(-?[\d.]+)"', attributes)
         x, y = map(float, (place or re.search(r"translate\((-?[\d.]+) (-?[\d.]+)\)", attributes)).groups())
-        left = x - size * WIDTH * len(text) * {"start": 0, "middle": 0.5, "end": 1}[anchor]
-        if left < 0 or left + size * WIDTH * len(text) > width or not size * 0.7 <= y <= height:
+        long = _text_width(html.unescape(text), size)
+        left = x - long * {"start": 0, "middle": 0.5, "end": 1}[anchor]
+        if left < 0 or left + long > width or not size * 0.7 <= y <= height:
             cut.append(text)
     return cut
