@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 from contralto.common.files import replace_file
 from contralto.common.hashing import content_digest
 from contralto.data_gen.dataset import to_dataset
@@ -30,6 +32,8 @@ from contralto.data_gen.types import Pair, Rejected, Row
 __all__ = ["Exported", "export", "folder_of", "pair_rows", "push_to_hub", "summary"]
 
 
+DELAY = 3.0
+"""Seconds after which a progress bar appears."""
 IMAGES = ("images", "rejected_images")
 
 
@@ -62,7 +66,7 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
     """
     from contralto.data_gen import card, checks
 
-    results = list(replay(recipe, rows, store))
+    results = list(replay(recipe, tqdm(rows, desc="reading answers", unit="row", delay=DELAY, leave=False), store))
     pairs = [row for result in results for row in pair_rows(result)]
     lost, folder = _lost(results), folder_of(recipe)
     if not pairs:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contralto.align.amateur.card import amateur_card
@@ -157,7 +158,8 @@ class _Making:
     def _influential(self, texts: Sequence[Text]) -> list[int]:
         """Return the layers that change their input most on texts."""
         batches = token_batches(self.tokenizer, texts[:MEASURED], max_length=self.config.max_length)
-        influences = block_influence(self.expert, ((ids, mask) for ids, mask, _ in batches))
+        shown = tqdm(batches, desc="influence of layers", unit="batch", disable=None)
+        influences = block_influence(self.expert, ((ids, mask) for ids, mask, _ in shown))
         return choose_layers(self.config.keep, self.depth, self.config.layers, influences)
 
     def _train(self, pruned: Path, texts: Sequence[Text], folder: Path) -> None:

@@ -7,7 +7,7 @@ measured before training and about twenty times during it, together with the div
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -44,6 +44,8 @@ MEASUREMENTS = 20
 """Approximate number of measurements in a training."""
 AUDITED_PAIRS = 4
 """Pairs on which policy and reference are compared."""
+DELAY = 3.0
+"""Seconds after which a progress bar of a measurement appears."""
 REPORTED_CHARACTERS = 2000
 """Characters of a prompt or completion that are kept for the report."""
 
@@ -245,7 +247,7 @@ class Monitor(TrainerCallback):
         """Measure the log-probabilities of all pairs, and the divergence from the reference."""
         sums: list[Tensor] = []
         divergence, tokens = 0.0, 0
-        for inputs in self.batches:
+        for inputs in self._shown("monitored pairs"):
             batch = PairBatch.of(self.trainer.to_device(inputs))
             with torch.no_grad(), self.trainer.accelerator.autocast():
                 scored = self.trainer.score_tokens(self.trainer.model, batch, Scoring(teacher=self._teacher(batch)))
@@ -257,6 +259,11 @@ class Monitor(TrainerCallback):
         chosen, rejected = (torch.cat([half[side] for half in halves]).float() for side in (0, 1))
         kl = max(0.0, divergence / max(1, tokens)) if self._has_divergence() else None  # rounding may go below 0
         return PairMeasurement(chosen, rejected, kl)
+
+    def _shown(self, title: str) -> Iterable[Mapping[str, Any]]:
+        """Return the batches, with a progress bar that appears after a few seconds."""
+        is_shown = self.trainer.state.is_world_process_zero and not self.trainer.args.disable_tqdm
+        return tqdm(self.batches, title, unit="batch", leave=False, delay=DELAY, disable=not is_shown)
 
     def _has_divergence(self) -> bool:
         """Return whether there is a reference, and its head is not sharded."""
@@ -280,7 +287,7 @@ class Monitor(TrainerCallback):
     def _ches(self) -> list[float | None]:
         """Return ln-CHES of every pair, from the policy's hidden states: a prediction of likelihood displacement."""
         scores: list[float | None] = []
-        for inputs in self.batches:
+        for inputs in self._shown("ln-CHES of monitored pairs"):
             batch = PairBatch.of(self.trainer.to_device(inputs))
             with torch.no_grad(), self.trainer.accelerator.autocast():
                 rows = self.trainer.score_tokens(self.trainer.model, batch, Scoring(hidden=True)).hidden

@@ -265,12 +265,15 @@ def _status(job: DataJob, args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+    from tqdm import tqdm
 
     from contralto.data_gen import pipeline
+    from contralto.data_gen.export import DELAY
 
     console = Console()
     with job.store(read_only=True) as store:
-        results = list(pipeline.replay(job.recipe, job.rows, store))
+        rows = tqdm(job.rows, desc="reading answers", unit="row", delay=DELAY, leave=False)
+        results = list(pipeline.replay(job.recipe, rows, store))
         table = Table("strategy", "rows", "finished", "pairs", "rejected", "failed", "to do")
         for use in job.recipe.strategies:
             own = [result for result in results if result.strategy == use.name]

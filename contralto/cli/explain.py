@@ -8,6 +8,7 @@ from contralto.cli.arguments import add_prompt_arguments, check_placement, check
 from contralto.cli.flags import errors_with_flags
 from contralto.cli.methods import add_method_arguments, bits_from, config_from, models_from
 from contralto.cli.outputs import check_output_file
+from contralto.cli.token_bar import TokenBar
 from contralto.decoding import inputs
 from contralto.decoding.inputs import Prompt
 from contralto.decoding.methods import METHODS, DecodingConfig, logits_processor
@@ -67,9 +68,9 @@ def _explain(prompt: Prompt, config: DecodingConfig, args: argparse.Namespace) -
     inputs.check_lengths(batch, config, args.max_new_tokens)
     method = logits_processor(config, batch)
     search: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "do_sample": False}
-    outputs = [
-        models.main.generate(**batch.inputs, **search, **kwargs) for kwargs in ({"custom_generate": method.loop()}, {})
-    ]
+    with TokenBar(args.max_new_tokens, calls=2) as bar:
+        ways: list[dict[str, Any]] = [{"custom_generate": method.loop(streamer=bar)}, {"streamer": bar}]
+        outputs = [models.main.generate(**batch.inputs, **search, **way) for way in ways]
     # an encoder-decoder's rows begin with a start token
     contrastive, greedy = (row[0, inputs.prompt_length(batch) or 1 :] for row in outputs)
     steps = trace(method, models.main, batch.inputs, contrastive, top=args.top)

@@ -12,6 +12,7 @@ from contralto.cli.arguments import add_prompt_arguments, check_placement, check
 from contralto.cli.flags import errors_with_flags, flag
 from contralto.cli.methods import add_method_arguments, bits_from, config_from, models_from
 from contralto.cli.prompts_file import read_prompts
+from contralto.cli.token_bar import DELAY, TokenBar
 from contralto.common.files import decode, lines_of
 from contralto.common.hashing import content_digest, file_digest
 from contralto.common.messages import text_of
@@ -115,7 +116,7 @@ def _run(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Names
     from contralto.decoding.aligned import vocabulary_note
 
     models = models_from(args, config, with_images=bool(prompts[0].images))
-    for i, prompt in enumerate(prompts):
+    for i, prompt in enumerate(tqdm(prompts, desc="checking prompts", unit="prompt", delay=DELAY, leave=False)):
         inputs.check_rendered(i, prompt, models, raw=args.raw)
         if not prompt.images:  # images are read with their batch
             batch = inputs.batch_of([prompt], models, config, seeds=[args.seed], raw=args.raw)
@@ -127,14 +128,15 @@ def _run(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Names
     streaming = streams and (len(prompts) == 1 or not args.compare)  # texts of one prompt are shown side by side
     size = args.batch_size if config.declaration.row_seeds or not config.sampling else 1
     starts = range(output.done if output else 0, len(prompts), size)
-    for start in tqdm(starts, desc="batches", unit="batch", disable=not output):
+    shows_bar = bool(output) or (not sys.stdout.isatty() and sys.stderr.isatty())
+    for start in tqdm(starts, desc="batches", unit="batch", disable=not shows_bar):
         some = prompts[start : start + size]
-        streamer = _streamer(prompts, models, start) if streaming else None
-        for i, result in enumerate(_decode(some, models, config, args, first=start, streamer=streamer), start):
-            if output:
-                output.write(result)
-            elif not streaming:
-                _show(i, prompts[i], result)
+        with _streamer(prompts, models, config, args, start, streaming=streaming) as streamer:
+            for i, result in enumerate(_decode(some, models, config, args, first=start, streamer=streamer), start):
+                if output:
+                    output.write(result)
+                elif not streaming:
+                    _show(i, prompts[i], result)
 
 
 # --------------------------------------------------------------------------------------------------------------- checks
@@ -236,7 +238,7 @@ def _decode(
     inputs.check_lengths(batch, config, args.max_new_tokens, first=first)
     columns: dict[str, list[str]] = {}
     for name, kwargs in _runs(batch, config, args, first=first, streamer=streamer).items():
-        if streamer and args.compare:
+        if streamer and not isinstance(streamer, TokenBar) and args.compare:
             print(f"--- {config.method if name == 'text' else name}")
         set_seed(row_seed(args.seed, first) % 2**31)
         output = models.main.generate(**batch.inputs, **kwargs)
@@ -275,7 +277,24 @@ def _sampled(config: DecodingConfig, seed: int, rows: range, kwargs: Mapping[str
     return {**kwargs, "logits_processor": [*kwargs.get("logits_processor", ()), sampling]}
 
 
-def _streamer(prompts: Sequence[Prompt], models: Any, first: int) -> Any:
+def _streamer(
+    prompts: Sequence[Prompt],
+    models: Any,
+    config: DecodingConfig,
+    args: argparse.Namespace,
+    first: int,
+    *,
+    streaming: bool,
+) -> Any:
+    """Return a context with the streamer of a batch: the texts themselves, or a progress bar; None where nothing can be streamed."""
+    if streaming:
+        return nullcontext(_text_streamer(prompts, models, first))
+    if args.beams > 1 or not config.declaration.streaming:
+        return nullcontext()
+    return TokenBar(args.max_new_tokens, calls=2 if args.compare else 1)
+
+
+def _text_streamer(prompts: Sequence[Prompt], models: Any, first: int) -> Any:
     """Return a streamer that prints the texts of a batch, whose first prompt has the number `first`, as `_show` does."""
     from contralto.decoding.streaming import BatchTextStreamer
 

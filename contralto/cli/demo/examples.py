@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from contralto.cli.demo.comparison import contrast_with
 from contralto.decoding.trace import Step, trace
@@ -102,7 +103,7 @@ def measure_cost(problems: Sequence[worlds.Problem], expert: Any, amateur: Any, 
     """
     systems = ((expert, None), (amateur, None), (expert, contrast_with(amateur)))
     times: list[list[float]] = [[] for _ in systems]
-    for problem in problems:
+    for problem in tqdm(problems, desc="cost of a token", unit="problem", leave=False, disable=None):
         for taken, (model, processor) in zip(times, systems, strict=True):
             start = time.perf_counter()
             (text,) = decode(model, tokenizer, [problem], processor=processor)
