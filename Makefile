@@ -4,19 +4,21 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PARTS := align data_gen decoding eval testbed
 
-.PHONY: demo test test-all check slow real docs mutants test-vllm vllm-v1 vllm-v2 links clean
+.PHONY: demo test test-all check lint slow real docs mutants test-install test-vllm vllm-v1 vllm-v2 links clean
 
 demo: .venv/.demo ## decode the embedded models by contrast, align one of them: three problems, tables, demo.html
 	$(BIN)/contralto demo
 
 test: check slow ## lint, types, the fast tests, and the slow ones: products of parameters so that every pair of values meets
 
-check: .venv/.dev links ## lint, format, types and the fast tests
+check: lint ## lint, format, types and the fast tests
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu and not real"
+
+lint: .venv/.dev links ## lint, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks
-	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu and not real"
 
 slow: .venv/.dev links ## the tests that check leaves out, but for those of test-all
 	$(BIN)/pytest -n auto --dist worksteal -m "slow and not full and not gpu and not real"
@@ -64,6 +66,13 @@ mutants: .venv/.dev links ## change the mathematics a little, again and again, a
 # contralto/<part> -> ../<part>, for type checkers and editors. Archives and file systems without links lose them.
 links:
 	@for part in $(PARTS); do [ -d contralto/$$part ] || { rm -f contralto/$$part; ln -s ../$$part contralto/$$part; }; done
+
+test-install: .venv/.uv links ## build wheel and sdist, install them in a clean environment per extra, and run every command there
+	$(BIN)/pytest -q tests/install
+
+.venv/.uv: .venv/.real
+	$(INSTALL) uv==0.13.9
+	touch $@
 
 test-vllm: .venv-vllm/.ready links ## the vLLM back-end with a real vLLM on a CPU, in an environment of its own
 	$(MAKE) --jobs 2 --output-sync vllm-v1 vllm-v2

@@ -67,7 +67,9 @@ def run(args: argparse.Namespace) -> None:
     """
     from contralto.align.amateur import AmateurConfig, make_amateur
     from contralto.align.amateur.card import figures_table
+    from contralto.common.errors import require
 
+    require("datasets", "trl")  # the amateur trains on its texts only after minutes in which the model writes them
     with errors_with_flags():
         config = AmateurConfig(**{field.name: getattr(args, field.name) for field in fields(AmateurConfig)})
         made = make_amateur(config)

@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> None:
     """
     command, settings = prepare(argv)
     if find_spec("vllm") is None:
-        raise ImportError("contralto serve runs vLLM's server: pip install vllm")
+        raise ImportError("contralto serve runs vLLM's server: pip install 'contralto[vllm]'")
     if text := warning(argv):
         print(f"contralto serve: {text}", file=sys.stderr, flush=True)
     os.environ[ENVIRONMENT] = json.dumps(settings)

@@ -1,4 +1,4 @@
-"""The engine that runs vLLM in this process (`pip install vllm`), on machines with a GPU."""
+"""The engine that runs vLLM in this process (`pip install 'contralto[vllm]'`), on machines with a GPU."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple
@@ -135,7 +135,7 @@ class VLLMEngine:
         try:
             from vllm import LLM
         except ImportError as error:
-            raise ImportError("engine vllm needs vLLM: pip install vllm") from error
+            raise ImportError("engine vllm needs vLLM: pip install 'contralto[vllm]'") from error
         options = {"trust_remote_code": trusts_remote_code(), **self._options}
         if self._config is not None:
             from contralto.decoding.vllm import make_llm

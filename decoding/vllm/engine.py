@@ -33,7 +33,7 @@ def make_llm(model: str, *, timeout: float = DEFAULT_TIMEOUT, **options: Any) ->
     try:
         from vllm import LLM
     except ImportError as error:
-        raise ImportError("make_llm needs vLLM: pip install vllm") from error
+        raise ImportError("make_llm needs vLLM: pip install 'contralto[vllm]'") from error
     return LLM(locate(model), **(cpu_options(checked) if checked.get("enable_lora") else checked))
 
 
