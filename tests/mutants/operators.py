@@ -48,9 +48,11 @@ NAMES = {
     "floor": "ceil",
 }
 """Functions and methods that are easily taken for each other."""
-SYMMETRIC = ("min", "max", "torch.minimum", "torch.maximum")
+SYMMETRIC = ("min", "max", "np.minimum", "np.maximum", "torch.minimum", "torch.maximum")
 """Functions of two arguments whose order makes no difference."""
 AXES = ("dim", "axis")
+CHECKED = ("strict",)
+"""Keyword arguments that only check something, as `raise` and `assert` do: they stay as they are."""
 KEPT = ("annotation", "returns", "body", "orelse", "finalbody", "handlers", "decorator_list")
 """Fields of a statement that are not its own expressions."""
 
@@ -122,7 +124,11 @@ def _nodes(statement: ast.stmt) -> Iterator[ast.expr | ast.stmt]:
         for name, value in ast.iter_fields(node):
             children = value if isinstance(value, list) else [value]
             if not (name in KEPT and isinstance(node, ast.stmt)):
-                stack += [c for c in children if isinstance(c, ast.AST) and not isinstance(c, ast.JoinedStr)]
+                stack += [c for c in children if isinstance(c, ast.AST) and not _is_kept(c)]
+
+
+def _is_kept(node: ast.AST) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.keyword) and node.arg in CHECKED)
 
 
 def _changed(node: ast.expr | ast.stmt) -> Iterator[str]:
@@ -163,7 +169,7 @@ def _calls(node: ast.Call) -> Iterator[str]:
         if keyword.arg in AXES and ast.unparse(keyword.value) != "0":
             axis = ast.keyword(arg=keyword.arg, value=ast.Constant(value=0))
             yield _with(node, keywords=[*node.keywords[:i], axis, *node.keywords[i + 1 :]])
-        elif keyword.arg:
+        elif keyword.arg and keyword.arg not in CHECKED:
             yield _with(node, keywords=[*node.keywords[:i], *node.keywords[i + 1 :]])
 
 
