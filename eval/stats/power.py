@@ -47,10 +47,8 @@ def detectable(items: int, discordance: float, *, level: float = 0.05, power: fl
 
 
 def _power(items: int, discordance: float, difference: float, level: float) -> float:
-    """Return the probability that the exact test finds a difference."""
+    """Return the probability that the exact test finds a difference above 0."""
     share = max(discordance, difference)
-    if share == 0:
-        return 0.0
     apart = np.arange(int(binom.ppf(1e-12, items, share)), int(binom.isf(1e-12, items, share)) + 1)
     lost = binom.ppf(level / 2, apart, 0.5)  # the most that the better system may lose
     lost = np.where(2 * binom.cdf(lost, apart, 0.5) <= level, lost, lost - 1)

@@ -275,3 +275,28 @@ def test_a_level_that_is_reached_exactly_counts():
 def test_sums_that_are_too_long_are_drawn():
     found = sign_flip([permutation.LONGEST + 1, 1] + [2] * 20, resamples=50)
     assert not found.exact
+
+
+def test_rounding_is_no_difference_however_large_the_scores():
+    noise = [0.1 * 3e9, 0.2 * 3e9, -0.3 * 3e9]  # their sum is 6e-8, not 0
+    assert sign_flip([*noise, 2e9], clusters=[0, 0, 0, 1]).units == 1
+    assert sign_flip([1.5e-9, 0.5]).units == 2
+    changes = np.array([1, 2, -3, 4, 2, -1, 7]) * 0.1
+    for scale in (1, 1e9):
+        table = stats.score_table(scale * changes)
+        found = swap(0 * table + [0, 1], table, lambda counts: counts[..., 0])
+        assert found.p == pytest.approx(_brute(changes.round(1).tolist()))
+    close = stats.score_table([1, 0.75e-9])
+    assert swap(close * [0, 1], close, lambda counts: counts[..., 0]).p == 0.5  # 1 - 0.75e-9 is less than 1 + 0.75e-9
+    whole = stats.score_table([2, 0, 1, 1]).astype(int)
+    assert swap(whole, whole[::-1], stats.mean).p == 1.0  # the means are equal
+
+
+def test_long_sums_are_exact_up_to_the_limit():
+    assert sign_flip([60_000] * 20) == sign_flip([1] * 20)  # multiples of a common step
+    assert sign_flip([permutation.LONGEST - 20] + [1] * 20).exact
+
+
+def test_a_power_of_one_is_found_where_every_document_differs():
+    assert detectable(10, 0.5, power=1.0) == pytest.approx(1.0, abs=1e-3)
+    assert detectable(1000, 0.1) * 2**14 % 1 == 0

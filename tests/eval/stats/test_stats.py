@@ -191,6 +191,33 @@ def test_equal_systems_do_not_differ():
     assert stats.auroc_difference([1.0, 0.0] * 5, [1.0, 0.0] * 5, [True, False] * 5).p == 1
 
 
+def test_the_bootstrap_of_three_tables_keeps_them_apart():
+    labels, one, two, _ = _questions(40)
+    scores = stats.score_table([0, 1, 1, 3] * 10).astype(int)  # whole numbers, too
+    tables = {"one": stats.yes_no_table(labels, one), "scores": scores, "two": stats.yes_no_table(labels, two)}
+    drawn = stats.Bootstrap(tables, resamples=200)
+    for name in ("one", "two"):
+        alone = stats.Bootstrap({name: tables[name]}, resamples=200)
+        assert drawn.interval(name, stats.f1) == alone.interval(name, stats.f1)
+    assert drawn.interval("scores", stats.mean)[0] == 1.25
+    assert drawn.interval("scores", lambda counts: counts[..., 0])[0] == 50  # a sum over documents, not their mean
+
+
+def test_whole_numbers_are_truth_values_and_scores():
+    assert stats.yes_no_table([1, 0, 1], [True, True, None]).tolist() == [
+        [1, 0, 0, 1, 1],
+        [0, 1, 0, 0, 1],
+        [0, 0, 0, 1, 1],
+    ]
+    assert stats.yes_no_table([], []).shape == (0, 5)
+    assert stats.mean(stats.score_table([1, 0]).sum(0)) == 0.5
+    assert mcnemar_exact([1, 0, 0], [1, 1, 1]) == mcnemar_exact([True, False, False], [True, True, True]) == (2, 0, 0.5)
+    margins = [3.0, 1.0, 2.0, 0.5], [3.0, 2.0, 1.0, 0.5]
+    assert stats.auroc_difference(*margins, [1, 1, 0, 0]) == stats.auroc_difference(
+        *margins, [True, True, False, False]
+    )
+
+
 @pytest.mark.slow
 def test_ten_thousand_resamples_of_three_thousand_questions_take_less_than_five_seconds():
     labels, one, two, groups = _questions(3000, clusters=500)
@@ -232,7 +259,7 @@ def test_the_auroc_difference_equals_its_formula():
         place = share if labels[i] else 1 - share
         return (place - _slow_auroc(lean, labels)) / (positives if labels[i] else 60 - positives)
 
-    for clusters in (groups, range(60)):
+    for clusters in (groups, range(60), [i % 2 for i in range(60)]):
         names = sorted(set(clusters))
         sums = [
             sum(influence(leans[1], i) - influence(leans[0], i) for i in range(60) if clusters[i] == k) for k in names
