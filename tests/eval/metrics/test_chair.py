@@ -129,6 +129,12 @@ def test_refusals(case, tmp_path):
         coco_objects(*_files(tmp_path), read_synonyms(tmp_path / "chair" / "synonyms.txt"))
 
 
+def test_the_seat_of_a_toilet_is_no_chair():
+    vocabulary = ObjectVocabulary.of([["chair", "seat"], ["toilet"]])
+    assert mentions("toilet seat", vocabulary) == ["toilet"]
+    assert mentions("a seat", vocabulary) == ["chair"]
+
+
 def test_as_many_images_as_there_are():
     vocabulary = read_synonyms(DATA / "chair" / "synonyms.txt")
     for n in (3, 0, "all"):
