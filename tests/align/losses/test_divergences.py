@@ -89,6 +89,17 @@ def test_logits_with_more_axes_are_those_of_each_row(name):
     assert found.shape == (2, TOKENS)
 
 
+def test_alpha_keeps_its_precision_and_every_alpha_is_checked():
+    student, teacher = _random(TOKENS, VOCABULARY), _random(TOKENS, VOCABULARY, seed=1)
+    expected = _naive("skew_kl", student, teacher, alpha=torch.tensor(0.1, dtype=torch.float64))
+    assert_close(divergences.skew_kl(student, teacher, alpha=0.1), expected, rtol=1e-13, atol=0)
+    for wrong in (-0.1, 1.0):
+        alpha = torch.full((TOKENS,), 0.5)
+        alpha[3] = wrong
+        with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\)"):
+            divergences.skew_kl(student, teacher, alpha=alpha)
+
+
 @pytest.mark.parametrize("beta", [0, 1])
 def test_the_ends_of_jensen_shannon_are_the_two_kls(beta):
     student, teacher = _random(TOKENS, VOCABULARY), _random(TOKENS, VOCABULARY, seed=1)

@@ -103,6 +103,34 @@ def test_routers_and_experts_are_passed_over():
     assert {kind: len(places) for kind, places in activations.items()} == {"attention": 8, "residual": 2}
 
 
+class _Tower(torch.nn.Module):
+    """A model of three layers of one projection, called by keyword, in bfloat16, beside a list of two."""
+
+    def __init__(self, sizes=(2, 3)):
+        super().__init__()
+        kinds = [[torch.nn.ModuleDict({"proj": torch.nn.Linear(4, 4)}) for _ in range(size)] for size in sizes]
+        self.lists = torch.nn.ModuleDict({str(i): torch.nn.ModuleList(layers) for i, layers in enumerate(kinds)})
+        for layer in self.lists.modules():
+            if isinstance(layer, torch.nn.ModuleDict) and "proj" in layer:
+                layer.forward = lambda hidden_states, layer=layer: layer["proj"](hidden_states)
+        self.to(torch.bfloat16)
+
+    def forward(self, hidden):
+        for layers in self.lists.values():
+            for layer in layers:
+                hidden = layer(hidden_states=hidden)
+        return hidden
+
+
+def test_record_reads_the_longest_list_of_layers_and_keeps_float32():
+    for sizes, expected in (((2, 3), 3), ((3, 2), 3), ((1,), 1)):
+        model = _Tower(sizes)
+        with torch.no_grad(), record(model, kinds=["residual"]) as activations:
+            model(torch.ones(2, 3, 4, dtype=torch.bfloat16))
+        assert len(activations["residual"]) == expected
+        assert {place.dtype for place in activations["residual"]} == {torch.float32}
+
+
 def test_record_takes_only_the_kinds_asked_for(expert):
     with torch.no_grad(), record(expert, kinds=["mlp"]) as activations:
         expert(input_ids=_rows())
@@ -248,6 +276,13 @@ def test_the_l1_penalty_makes_a_learned_mask_sparse_where_tokens_do_not_matter()
     assert mask[matters == 1].mean() > 0.5
 
 
+def test_the_released_curricula_keep_alpha():
+    own, other = torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -2.5])
+    for curriculum in (RELEASED, RELEASED_GRADUAL):
+        assert curriculum.alpha(own, other, epoch=2).tolist() == pytest.approx([curriculum.alpha_0] * 2)
+    assert PAPER.alpha(own, other, epoch=2).tolist() != pytest.approx([PAPER.alpha_0] * 2)
+
+
 def test_density_and_its_warning():
     valid = torch.tensor([[True, True, True, False]])
     thin, full = torch.tensor([[0.0, 0.0, 0.3, 5.0]]), torch.tensor([[2.0, 1.0, 3.0, 0.0]])
@@ -257,6 +292,7 @@ def test_density_and_its_warning():
         found = monitor(Masks(full, thin), valid)
     assert warned[0].filename == __file__
     assert found == pytest.approx({"mask_u/share": 1.0, "mask_u/mean": 2.0, "mask_d/share": 1 / 3, "mask_d/mean": 0.1})
+    assert monitor(Masks(full, full), valid) == pytest.approx({"mask/share": 1.0, "mask/mean": 2.0})  # one for both
     monitor(Masks(full, thin), valid)  # once is enough: a second warning would be an error here
 
 
