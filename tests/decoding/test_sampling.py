@@ -56,6 +56,18 @@ def test_the_hash_is_splitmix64():
     assert noise.item() == pytest.approx(-math.log(-math.log(uniform)), rel=1e-12)
 
 
+def test_each_row_has_its_own_step_and_a_temperature_of_two_divides():
+    seeds, logits = torch.arange(50), torch.tensor([2.0, 1.0, 0.0, -1.0])
+    steps = torch.arange(50) % 3
+    noise = gumbel_noise(seeds, steps, 4)
+    for i in range(3):
+        assert torch.equal(noise[i], gumbel_noise(seeds[i : i + 1], i, 4)[0])
+    halved = draw((logits / 2).tolist(), range(50))
+    assert torch.equal(draw(logits.tolist(), range(50), temperature=2.0), halved)
+    assert not torch.equal(draw(logits.tolist(), range(50)), halved)
+    assert (SeededSampling.supports_continuous_batching, SeededSampling.follows_contrast) == (False, True)
+
+
 def test_warpers_come_before_the_noise():
     seeds, logits = range(500), [1.0, 0.9, 0.5, -2.0]
     assert set(draw(logits, seeds, top_k=2).tolist()) == {0, 1}

@@ -58,6 +58,18 @@ def run(name, pair, inputs, **how):
     return expert.generate(**inputs, **executor, **how)
 
 
+def test_every_row_of_several_axes_is_checked():
+    """`(2, 3, 4)` logits, of which one row has no possible token."""
+    broken = torch.zeros(2, 3, 4)
+    broken[1, 2] = -INF
+    with pytest.raises(ValueError, match=r"the logits of b are all -inf in row 1, token 2"):
+        check_logits(
+            [torch.zeros(2, 3, 4), broken],
+            lambda: ["logits of a", "logits of b"],
+            lambda i, j: f"in row {i}, token {j}",
+        )
+
+
 @pytest.mark.parametrize(
     ("name", "row", "forward", "place"),
     [
