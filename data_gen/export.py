@@ -123,7 +123,7 @@ def summary(
     """
     lost, costs = _lost(results), []
     for name, role in recipe.roles.items():
-        answers = {a.request.key: answer for r in results for a, answer in r.asked if a.role == name}.values()
+        answers = {a.request.key: answer for r in results for a, answer in r.answered if a.role == name}.values()
         tokens = sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)
         cost = {"role": name, "requests": len(answers), "prompt_tokens": tokens[0], "completion_tokens": tokens[1]}
         costs.append(cost | {"money": role.price.of(*tokens), "currency": role.price.currency})
@@ -136,7 +136,7 @@ def summary(
         "models": {name: dict(role.engine.identity) for name, role in recipe.roles.items()},
         "counts": counts,
         "costs": costs,
-        "templates": dict(sorted(Counter(a.template for r in results for a, _ in r.asked if a.template).items())),
+        "templates": dict(sorted(Counter(a.template for r in results for a, _ in r.answered if a.template).items())),
     }
 
 
@@ -146,7 +146,7 @@ def pair_rows(result: Result) -> list[dict[str, Any]]:
     Args:
         result: as `replay` yields it.
     """
-    return [_row(pair, result) for pair in result.made or [] if isinstance(pair, Pair)]
+    return [_row(pair, result) for pair in result.outcomes or [] if isinstance(pair, Pair)]
 
 
 def _row(pair: Pair, result: Result) -> dict[str, Any]:
@@ -169,10 +169,10 @@ def _provenance(result: Result) -> dict[str, Any]:
     """Return the columns about the origin of a pair: roles with models, keys of requests, tokens."""
     return {
         "strategy": result.strategy,
-        "models": [f"{role}: {model}" for role, model in dict.fromkeys((a.role, a.model) for a, _ in result.asked)],
-        "requests": [asked.request.key for asked, _ in result.asked],
-        "prompt_tokens": sum(answer.prompt_tokens for _, answer in result.asked),
-        "completion_tokens": sum(answer.completion_tokens for _, answer in result.asked),
+        "models": [f"{role}: {model}" for role, model in dict.fromkeys((a.role, a.model) for a, _ in result.answered)],
+        "requests": [tracked.request.key for tracked, _ in result.answered],
+        "prompt_tokens": sum(answer.prompt_tokens for _, answer in result.answered),
+        "completion_tokens": sum(answer.completion_tokens for _, answer in result.answered),
     }
 
 
@@ -183,17 +183,17 @@ def _lost(results: Iterable[Result]) -> dict[str, list[dict[str, Any]]]:
         where = {"id": result.row["id"], "strategy": result.strategy}
         if result.failed is not None:
             lost["failed"].append({**where, "reason": result.failed})
-        for made in result.made or []:
-            if isinstance(made, Rejected):
-                lost["rejected"].append({**where, "reason": made.reason, "answers": _answers(result)})
+        for outcome in result.outcomes or []:
+            if isinstance(outcome, Rejected):
+                lost["rejected"].append({**where, "reason": outcome.reason, "answers": _answers(result)})
     return lost
 
 
 def _answers(result: Result) -> list[dict[str, str]]:
     """Return the answers that a strategy received, in order, so that a reader sees why they make no pair."""
     return [
-        {"role": asked.role, "tag": asked.tag, "finish_reason": answer.finish_reason, "text": answer.text}
-        for asked, answer in result.asked
+        {"role": tracked.role, "tag": tracked.tag, "finish_reason": answer.finish_reason, "text": answer.text}
+        for tracked, answer in result.answered
     ]
 
 
@@ -234,8 +234,8 @@ def _files_of_pairs(folder: Path) -> list[Path]:
 def _reason(result: Result) -> str:
     if result.failed is not None:
         return result.failed
-    made = next((made for made in result.made or [] if isinstance(made, Rejected)), None)
-    return made.reason if made else "not finished"
+    rejected = next((each for each in result.outcomes or [] if isinstance(each, Rejected)), None)
+    return rejected.reason if rejected else "not finished"
 
 
 def push_to_hub(folder: Path, name: str, *, private: bool) -> str:

@@ -84,13 +84,13 @@ def vocabulary_note(models: Any) -> str | None:
     other = models.amateur_tokenizer
     if other is None or not (differing_tokens(models.tokenizer, other) or differing_tokens(other, models.tokenizer)):
         return None
-    made = token_map_of(models.tokenizer, other, unwrap(models.others[0]).model, vocabulary_size(models.main))
+    made = token_map_of(models.tokenizer, other, unwrap(models.branch_models[0]).model, vocabulary_size(models.main))
     return describe_map(made, len(models.tokenizer))
 
 
-def _mapped(tokenizer: Any, others: Iterable[Any]) -> Any:
+def _mapped(tokenizer: Any, tokenizers: Iterable[Any]) -> Any:
     """Return the first of the other models' tokenizers, ready for prompts, or that of the main model."""
-    other = next(iter(others), tokenizer)  # without any, the amateur is the main model, weakened
+    other = next(iter(tokenizers), tokenizer)  # without any, the amateur is the main model, weakened
     if not (differing_tokens(tokenizer, other) or differing_tokens(other, tokenizer)):
         return other
     byte_tokens(tokenizer, "the expert")

@@ -46,7 +46,7 @@ class DecodingBatch(NamedTuple):
 
     model: Any
     """The model that generates."""
-    others: tuple[Any, ...]
+    branch_models: tuple[Any, ...]
     """The models of the other branches: models, or variants of the main model."""
     inputs: Mapping[str, Any]
     """Keyword arguments of `generate()`."""
@@ -245,7 +245,7 @@ def batch_of(
         return encode(_VIEWED[name](prompts, seeds), models, raw=raw)
 
     aligned = {} if models.amateur_tokenizer is None else _aligned(prompts, models, raw=raw)
-    return DecodingBatch(models.main, models.others, inputs, tuple(map(view, names)), aligned)
+    return DecodingBatch(models.main, models.branch_models, inputs, tuple(map(view, names)), aligned)
 
 
 def _aligned(prompts: Sequence[Prompt], models: Any, *, raw: bool) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def _aligned(prompts: Sequence[Prompt], models: Any, *, raw: bool) -> dict[str, 
     if is_bare or models.processor is not None or not (differing_tokens(own, other) or differing_tokens(other, own)):
         return named
     with during("the chat template of the amateur does not take a prompt"):
-        reading = models._replace(main=models.others[0], tokenizer=other)
+        reading = models._replace(main=models.branch_models[0], tokenizer=other)
         return named | {"amateur_inputs": dict(encode(prompts, reading, raw=False))}
 
 

@@ -33,7 +33,7 @@ class Models(NamedTuple):
     """The models of a method, and the tokenizer or processor that encodes prompts for them."""
 
     main: Any
-    others: tuple[Any, ...]
+    branch_models: tuple[Any, ...]
     """The models of the other branches: models, or variants of the main model."""
     tokenizer: Any
     processor: Any = None
@@ -140,14 +140,14 @@ def _own(auto: Any, base: str, adapter: str | None) -> Any:
     return from_pretrained(auto, base if adapter is None or not has_own(auto, adapter) else adapter)
 
 
-def _check_has_adapter(model: str, adapter: str | None, others: Mapping[str, str]) -> None:
+def _check_has_adapter(model: str, adapter: str | None, names: Mapping[str, str]) -> None:
     """Raise OptionError unless the last other model, or else the main model, has an adapter to switch off."""
-    last = list(others.values())[-1] if others else model
-    if (others or adapter is None) and adapter_base(last) is None:
+    last = list(names.values())[-1] if names else model
+    if (names or adapter is None) and adapter_base(last) is None:
         raise OptionError(
             "{off} contrasts a model with itself without its adapter, and "
             + f"{last} has none: give a folder with an adapter in its place"
-            + ("" if others else ", or {adapter}"),
+            + ("" if names else ", or {adapter}"),
             off=Option("adapters_off"),
             adapter=Option("adapter"),
         )

@@ -48,14 +48,14 @@ CUTS = {"spread": "1910.01108", "influence": "2403.03853"}
 """The papers that cut layers in this way, by `keep`."""
 
 
-def amateur_card(config: AmateurConfig, made: "Amateur", depth: int, texts: int, held_out: int) -> str:
+def amateur_card(config: AmateurConfig, amateur: "Amateur", depth: int, texts: int, held_out: int) -> str:
     """Return the card of an amateur in Markdown, with what the hub reads at its head.
 
     Models and data are named by their hub ids, or by the names of their folders and files without a path.
 
     Args:
         config: the settings that it was made with.
-        made: the amateur.
+        amateur: the amateur.
         depth: number of layers of the expert.
         texts: number of texts that the expert wrote.
         held_out: number of those that it was measured on.
@@ -71,13 +71,14 @@ def amateur_card(config: AmateurConfig, made: "Amateur", depth: int, texts: int,
     }
     parts = [
         f"# An amateur of {expert}",
-        _description(config, made, depth) + " " + _training(config, texts - held_out),
+        _description(config, amateur, depth) + " " + _training(config, texts - held_out),
         "    L = mean over tokens of KL(p_expert || p_amateur)" * config.trains,
         "Contrastive decoding takes the next token by the difference of both models, among those that the expert finds plausible:",
         "    (1 + beta) log p_expert - beta log p_amateur    where p_expert >= alpha max p_expert",
         f"    contralto generate --model {shlex.quote(expert)} --amateur {shlex.quote(name)} PROMPT",
-        "## Figures\n\n" + (figures_table(made.figures, made.untrained) if made.figures else "Nothing was measured."),
-        "## Settings and versions\n\n" + _made_by(config, made),
+        "## Figures\n\n"
+        + (figures_table(amateur.figures, amateur.untrained) if amateur.figures else "Nothing was measured."),
+        "## Settings and versions\n\n" + _made_by(config, amateur),
         "## Citation\n\n" + "\n\n".join(fenced(PAPERS[number].bibtex, "bibtex") for number in _cited(config)),
     ]
     return card_text(front, "\n\n".join(filter(None, parts)))
@@ -87,11 +88,11 @@ def _cited(config: AmateurConfig) -> list[str]:
     return [number for number in CITED if config.trains or number != CITED[-1]]
 
 
-def _description(config: AmateurConfig, made: "Amateur", depth: int) -> str:
+def _description(config: AmateurConfig, amateur: "Amateur", depth: int) -> str:
     cut = f", as in arXiv {CUTS[config.keep]}" if config.keep in CUTS else ""
     return (
-        f"A model for contrastive decoding against {public_name(config.model)}, of which it has {len(made.kept)} of {depth} layers "
-        f"({', '.join(map(str, made.kept))}; chosen by: {config.keep}{cut}) and {made.share:.0%} of the parameters ({made.parameters:,})."
+        f"A model for contrastive decoding against {public_name(config.model)}, of which it has {len(amateur.kept)} of {depth} layers "
+        f"({', '.join(map(str, amateur.kept))}; chosen by: {config.keep}{cut}) and {amateur.share:.0%} of the parameters ({amateur.parameters:,})."
     )
 
 
@@ -107,10 +108,10 @@ def _training(config: AmateurConfig, texts: int) -> str:
     )
 
 
-def _made_by(config: AmateurConfig, made: "Amateur") -> str:
+def _made_by(config: AmateurConfig, amateur: "Amateur") -> str:
     """Return the versions and the command that makes the amateur again."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
-    options = {"layers": config.layers if config.layers is not None else len(made.kept)} | config.describe()
+    options = {"layers": config.layers if config.layers is not None else len(amateur.kept)} | config.describe()
     options |= {"prompts": public_name(config.prompts)} if config.prompts else {}
     command = " ".join(
         f"--{name.replace('_', '-')} {shlex.quote(str(value))}"

@@ -146,7 +146,7 @@ def _of_prompt(tokenizer: Any, ask: Ask, answer: Answer) -> Text:
 
 
 def _answers(
-    engine: Engine, store: Store, asks: Sequence[Ask], sampling: Sampling, seed: int, what: str
+    engine: Engine, store: Store, asks: Sequence[Ask], sampling: Sampling, seed: int, title: str
 ) -> list[Answer | None]:
     """Return the recorded answers to requests, after requesting those that are missing; None for a failure."""
     identity = engine.identity
@@ -162,7 +162,7 @@ def _answers(
         for ask in asks
     ]
     keys = [each.request.key for each in tracked]
-    with tqdm(total=len(tracked), desc=what, unit="text") as bar:
+    with tqdm(total=len(tracked), desc=title, unit="text") as bar:
         for start in range(0, len(tracked), engine.rows_together):  # the same rounds in a resumed run
             _answer_round(engine, store, tracked[start : start + engine.rows_together], bar)
     outcomes = store.get(keys)

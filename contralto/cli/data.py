@@ -39,8 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _list_names()
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    made = {name: actions.add_parser(name, help=text, description=f"{name}: {text}.") for name, text in ACTIONS.items()}
-    for action in made.values():
+    parsers = {
+        name: actions.add_parser(name, help=text, description=f"{name}: {text}.") for name, text in ACTIONS.items()
+    }
+    for action in parsers.values():
         action.add_argument("recipe", type=Path, help="the recipe, a YAML file")
         action.add_argument(
             "--output", type=Path, help="the folder of the data set and its answers, instead of the recipe's"
@@ -50,18 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
         )
     for name in ("preview", "run", "estimate", "status", "retry-failed"):
-        made[name].add_argument(
+        parsers[name].add_argument(
             "--shard", type=_shard, metavar="I/N", help="only the I-th of N parts of the rows, 1 to N"
         )
-    made["preview"].add_argument("-n", type=int, default=5, help="how many rows (default 5)")
-    made["merge"].add_argument(
+    parsers["preview"].add_argument("-n", type=int, default=5, help="how many rows (default 5)")
+    parsers["merge"].add_argument(
         "stores", nargs="*", type=Path, help="stores or their folders; without any, the shards in the output folder"
     )
-    made["export"].add_argument("--push-to-hub", metavar="OWNER/NAME", help="put the data set on the hub, too")
-    made["export"].add_argument("--private", action="store_true", help="where nobody else sees it")
-    made["batch"].add_argument("--role", required=True, help="whose requests")
-    made["batch"].add_argument("--write", type=Path, metavar="FILE", help="write the open requests here")
-    made["batch"].add_argument("--read", type=Path, metavar="FILE", help="record the answers in this file")
+    parsers["export"].add_argument("--push-to-hub", metavar="OWNER/NAME", help="put the data set on the hub, too")
+    parsers["export"].add_argument("--private", action="store_true", help="where nobody else sees it")
+    parsers["batch"].add_argument("--role", required=True, help="whose requests")
+    parsers["batch"].add_argument("--write", type=Path, metavar="FILE", help="write the open requests here")
+    parsers["batch"].add_argument("--read", type=Path, metavar="FILE", help="record the answers in this file")
 
 
 def _list_names() -> str:
@@ -295,11 +297,11 @@ def _counts(results: Sequence[Any]) -> tuple[int, int, int, int, int]:
     """Return the numbers of rows that are finished, of pairs, of rejected pairs, of failed rows, and of rows to do."""
     from contralto.data_gen.types import Pair
 
-    made = [each for result in results for each in result.made or []]
-    pairs = sum(isinstance(each, Pair) for each in made)
+    outcomes = [each for result in results for each in result.outcomes or []]
+    pairs = sum(isinstance(each, Pair) for each in outcomes)
     failed = sum(result.failed is not None for result in results)
     to_do = sum(result.is_pending for result in results)
-    return len(results) - failed - to_do, pairs, len(made) - pairs, failed, to_do
+    return len(results) - failed - to_do, pairs, len(outcomes) - pairs, failed, to_do
 
 
 def _without_numbers(text: str) -> str:

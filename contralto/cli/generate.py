@@ -121,7 +121,7 @@ def _run(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Names
         if not prompt.images:  # images are read with their batch
             batch = inputs.batch_of([prompt], models, config, seeds=[args.seed], raw=args.raw)
             inputs.check_lengths(batch, config, args.max_new_tokens, first=i)
-    print(cost(config, models.main, models.others), file=sys.stderr)
+    print(cost(config, models.main, models.branch_models), file=sys.stderr)
     if note := vocabulary_note(models):
         print(note, file=sys.stderr)
     streams = not output and args.beams == 1 and bool(config.declaration.streaming)

@@ -29,11 +29,11 @@ def show(console: Any, results: Iterable[Any]) -> None:
         console.print(Panel(Text(prompt), title=Text(title), title_align="left"))
         if result.failed is not None:
             console.print(Text(printable(f"failed: {result.failed}"), style="bold red"))
-        for pair in result.made or []:
+        for pair in result.outcomes or []:
             if not isinstance(pair, Pair):
                 console.print(Text(printable(f"rejected: {pair.reason}"), style="yellow"))
-                for asked, answer in result.asked:
-                    console.print(Text(printable(f"{asked.role}: {answer.text}"), style="dim"))
+                for tracked, answer in result.answered:
+                    console.print(Text(printable(f"{tracked.role}: {answer.text}"), style="dim"))
                 continue
             table = Table("[green]chosen", "[red]rejected", expand=True)
             table.add_row(*highlighted(*map(printable, (pair.chosen, pair.rejected))))

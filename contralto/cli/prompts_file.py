@@ -130,8 +130,8 @@ def prompt_of(row: Any, default: Prompt, where: str, folder: Path, options: Sequ
     )
 
 
-def _check_others(others: Mapping[str, Any], where: str, options: Sequence[str]) -> None:
-    for name, value in others.items():
+def _check_others(columns: Mapping[str, Any], where: str, options: Sequence[str]) -> None:
+    for name, value in columns.items():
         last = name.lower().replace("-", "_").split("_")
         if value is not None and name in options:
             raise ValueError(

@@ -89,11 +89,11 @@ def guarded(
 
 
 @contextmanager
-def during(what: str) -> Iterator[None]:
+def during(prefix: str) -> Iterator[None]:
     """Prefix the messages of errors of the user that are raised within the block.
 
     Args:
-        what: the prefix, such as "cannot load MODEL".
+        prefix: the prefix, such as "cannot load MODEL".
 
     Raises:
         ImportError: raised within the block, with the prefix.
@@ -115,9 +115,9 @@ def during(what: str) -> Iterator[None]:
         if not is_mistake(error) or _interrupted(error):
             raise
         if isinstance(error, OptionError):
-            raise error.within(what) from error
+            raise error.within(prefix) from error
         kind = next((kind for kind in (ImportError, MemoryError, OSError) if isinstance(error, kind)), ValueError)
-        raise kind(f"{what}: {sentence(error)}") from error
+        raise kind(f"{prefix}: {sentence(error)}") from error
 
 
 def require(*modules: str) -> None:

@@ -224,7 +224,7 @@ def _too_long(branches: Sequence[Any]) -> Failure:
     """Return the failure of a prompt that fills the context."""
     room = min(branches, key=lambda room: room.left())
     return Failure(
-        f"the {room.what} has {room.tokens:,} tokens, but prompt and answer together may have {room.context:,} with {room.name}: shorten it, or "
+        f"the {room.text_name} has {room.tokens:,} tokens, but prompt and answer together may have {room.context:,} with {room.name}: shorten it, or "
         "use a model with a longer context"
     )
 

@@ -43,7 +43,7 @@ def estimate(recipe: Recipe, rows: Sequence[Row], store: Store | None) -> tuple[
     Returns:
         The estimates by role, and what they are based on.
     """
-    finished = [r for r in replay(recipe, rows, store) if r.made is not None and r.asked] if store else []
+    finished = [r for r in replay(recipe, rows, store) if r.outcomes is not None and r.answered] if store else []
     if finished:
         totals, units = _totals(finished), Counter(result.strategy for result in finished)
         basis = f"the means of {len({result.row['id'] for result in finished})} rows that are done"
@@ -67,7 +67,7 @@ def estimate(recipe: Recipe, rows: Sequence[Row], store: Store | None) -> tuple[
 def _totals(results: Iterable[Result]) -> Totals:
     totals: Totals = defaultdict(lambda: [0.0, 0.0, 0.0])
     for result in results:
-        for tracked, answer in result.asked:
+        for tracked, answer in result.answered:
             total = totals[result.strategy, tracked.role]
             for i, each in enumerate((1, answer.prompt_tokens, answer.completion_tokens)):
                 total[i] += each

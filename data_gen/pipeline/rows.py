@@ -20,9 +20,9 @@ class Result(NamedTuple):
 
     row: Row
     strategy: str
-    asked: list[tuple[TrackedRequest, Answer]]
+    answered: list[tuple[TrackedRequest, Answer]]
     """The requests with their answers."""
-    made: list[Pair | Rejected] | None = None
+    outcomes: list[Pair | Rejected] | None = None
     """The pairs, or the reasons why there are none; None if the strategy failed or is not finished."""
     failed: str | None = None
     """The reason of a failure: a request without an answer, or an error in the strategy."""
@@ -30,7 +30,7 @@ class Result(NamedTuple):
     @property
     def is_pending(self) -> bool:
         """Return True if missing answers have not been requested yet."""
-        return self.made is None and self.failed is None
+        return self.outcomes is None and self.failed is None
 
 
 class UnknownRoleError(ValueError):
@@ -53,8 +53,8 @@ class RowRun:
         self._recipe, self._row, self.strategy = recipe, row, use.name
         self.requests: list[TrackedRequest] = []
         """The requests that the strategy waits for."""
-        self.asked: list[tuple[TrackedRequest, Answer]] = []
-        self.made: list[Pair | Rejected] | None = None
+        self.answered: list[tuple[TrackedRequest, Answer]] = []
+        self.outcomes: list[Pair | Rejected] | None = None
         self.failed: str | None = None
         if has_lone_surrogate(row):
             self.failed = LONE
@@ -65,7 +65,7 @@ class RowRun:
     @property
     def is_live(self) -> bool:
         """Return True until the strategy has returned or failed."""
-        return self.made is None and self.failed is None
+        return self.outcomes is None and self.failed is None
 
     def send(self, known: Mapping[str, Answer | Failure]) -> None:
         """Continue with the answers to `requests`.
@@ -81,7 +81,7 @@ class RowRun:
                 self._driven.close()
                 return
             answers.append(outcome)
-        self.asked += zip(self.requests, answers, strict=True)
+        self.answered += zip(self.requests, answers, strict=True)
         self._step(answers)
 
     def _step(self, answers: list[Answer] | None) -> None:
@@ -89,7 +89,7 @@ class RowRun:
             asks = self._driven.send(answers)  # type: ignore[arg-type]  # None starts a generator
             self.requests = [_tracked(self._recipe, ask, self.strategy, self._row["id"]) for ask in asks]
         except StopIteration as end:
-            self.made = end.value
+            self.outcomes = end.value
         except UnknownRoleError:
             raise
         except Exception as error:  # noqa: BLE001 - an error in a strategy fails its row, not the run
@@ -97,7 +97,7 @@ class RowRun:
 
     def result(self) -> Result:
         """Return the result so far."""
-        return Result(self._row, self.strategy, self.asked, self.made, self.failed)
+        return Result(self._row, self.strategy, self.answered, self.outcomes, self.failed)
 
 
 def _tracked(recipe: Recipe, ask: Ask, strategy: str, row: str) -> TrackedRequest:

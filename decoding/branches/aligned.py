@@ -322,15 +322,15 @@ def byte_tokens(tokenizer: Any, name: str) -> ByteTokens:
     return tokens
 
 
-def describe_map(made: TokenMap, tokens: int) -> str:
+def describe_map(token_map: TokenMap, tokens: int) -> str:
     """Return one line about what a map leaves out.
 
     Args:
-        made: the map.
+        token_map: the map.
         tokens: number of tokens of the expert's tokenizer.
     """
-    expert, amateur = made.unmapped
-    padding = len(made.mapped) - tokens
+    expert, amateur = token_map.unmapped
+    padding = len(token_map.mapped) - tokens
     return (
         f"vocabulary aligned: {tokens - max(0, expert - padding):,} of {tokens:,} tokens of the expert are mapped, the others "
         f"are not contrasted; {amateur:,} tokens of the amateur stand for none of them"

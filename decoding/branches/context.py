@@ -157,7 +157,7 @@ class Room(NamedTuple):
     """Context length of the branch's model; infinite if there is no limit."""
     name: str
     """The class of the model."""
-    what: str = "prompt"
+    text_name: str = "prompt"
     """The word for the prompt in error messages."""
     grows: bool = True
     """Whether new tokens follow the prompt; none follow the source text of an encoder."""
@@ -186,7 +186,7 @@ class Room(NamedTuple):
             return
         new, lower = (" and {option} is {count:,}", ", lower {option},") if self.grows else ("", "")
         raise OptionError(
-            "the {what} has {tokens:,} tokens"
+            "the {text_name} has {tokens:,} tokens"
             + new
             + ", more than the context of {context:,} tokens of {name}: shorten it"
             + lower
@@ -208,11 +208,11 @@ def rooms(batch: "DecodingBatch", *, window: int | None = None) -> list[tuple[Ro
         For each prompt one `Room` per branch.
     """
     columns = _columns(batch.model, batch.inputs)
-    for other in batch.others:
+    for other in batch.branch_models:
         columns += _columns(other, batch.aligned.get("amateur_inputs") or batch.inputs, window)
     for view in batch.views:
         own = _columns(batch.model, view)
-        columns += [[room._replace(what="prompt of the other branch") for room in column] for column in own]
+        columns += [[room._replace(text_name="prompt of the other branch") for room in column] for column in own]
     return list(zip(*columns, strict=True))
 
 

@@ -141,8 +141,8 @@ def _compatibility(repository: HubRepository) -> str:
     return f"{kinds}, {images}, with batches padded on the left. {' '.join(supported)}"
 
 
-def _supported(what: str, support: Support) -> str:
-    return f"{what} is supported." if support else f"{what} is not: the method {support.reason}."
+def _supported(feature: str, support: Support) -> str:
+    return f"{feature} is supported." if support else f"{feature} is not: the method {support.reason}."
 
 
 def _formulas(repository: HubRepository) -> Iterator[str]:

@@ -114,12 +114,12 @@ def _model_inputs(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"attention_mask": None, **inputs}
 
 
-def _other_model(name: str, given: Any, model: Any) -> Any:
-    if is_variant(given):
-        return make_variant(given, model)
-    if isinstance(given, str):
-        raise TypeError(f"{name} must be a model, not its name {given!r}: load it with from_pretrained")
-    return given
+def _other_model(name: str, other: Any, model: Any) -> Any:
+    if is_variant(other):
+        return make_variant(other, model)
+    if isinstance(other, str):
+        raise TypeError(f"{name} must be a model, not its name {other!r}: load it with from_pretrained")
+    return other
 
 
 def _view(view: str, inputs: Mapping[str, Any], own: Mapping[str, Any], config: DecodingConfig) -> Any:

@@ -90,7 +90,7 @@ def _construct(target: Reference | Unsupported, config: DecodingConfig, batch: "
     if not batch.views:  # else they hold masks of their own
         own |= _shared_inputs(batch) | dict(batch.aligned)
     own = {name: value for name, value in own.items() if name in accepted}
-    models = batch.others if method.models else (batch.model, *batch.views)
+    models = batch.branch_models if method.models else (batch.model, *batch.views)
     positional = [p for p in accepted.values() if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
     made = load(target)(*models[: len(positional)], **own, **kwargs)
     if hasattr(made, "check_model"):
@@ -110,31 +110,33 @@ def _shared_inputs(batch: "DecodingBatch") -> dict[str, Any]:
     return {"attention_mask": batch.inputs["attention_mask"], "vision_inputs": vision or None}
 
 
-def cost(config: DecodingConfig, model: Any, others: Sequence[Any]) -> str:
+def cost(config: DecodingConfig, model: Any, branch_models: Sequence[Any]) -> str:
     """Return one line about the forward passes of a method.
 
     Args:
         config: the method with its executor.
         model: the model that generates.
-        others: the models of the other branches.
+        branch_models: the models of the other branches.
     """
     method = config.declaration
     line = method.cost[str(config.executor)] if method.contrasts else "1 forward pass per token"
     names = ", ".join(method.branches)
-    line = line.format(branches=names, rows=len(method.branches), models=_models(config, others), **config.parameters)
+    line = line.format(
+        branches=names, rows=len(method.branches), models=_models(config, branch_models), **config.parameters
+    )
     sizes = []
     if method.models:
-        named = zip(method.branches[1:], others, strict=True)
+        named = zip(method.branches[1:], branch_models, strict=True)
         sizes = [_size(name, other, method.branches[0], model) for name, other in named]
     return f"{config.method}: {'; '.join([line, *sizes])}"
 
 
-def _models(config: DecodingConfig, others: Sequence[Any]) -> str:
+def _models(config: DecodingConfig, branch_models: Sequence[Any]) -> str:
     """Return how many models run for a token, where the first layers of a model count as a part of one."""
     from contralto.decoding.branches import ModelVariant
 
     count = 1.0
-    for other in others:
+    for other in branch_models:
         variant = other if isinstance(other, ModelVariant) else None
         joint = variant is not None and variant.joint and config.executor == "loop"
         if not joint or config.parameters.get("amateur_window"):

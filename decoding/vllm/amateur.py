@@ -60,9 +60,9 @@ class AmateurContrast(Members):
     `kv_cache_memory_bytes`. `bytes_needed` estimates it; too little free memory is an error at the start.
     """
 
-    def __init__(self, vllm_config: Any, *more: Any) -> None:
+    def __init__(self, vllm_config: Any, *rest: Any) -> None:
         """Take vLLM's arguments: `(vllm_config, device, is_pin_memory)` from V1, `(vllm_config, req_states)` from V2."""
-        super().__init__(vllm_config, *more)
+        super().__init__(vllm_config, *rest)
         options = (vllm_config.additional_config or {}).get(KEY)
         if not isinstance(options, dict) or not isinstance(options.get("model"), str):
             raise ValueError(  # noqa: TRY004  a setting, whatever is wrong with it

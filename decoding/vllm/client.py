@@ -364,9 +364,9 @@ def _holds_images(prompt: Any) -> bool:
     return any(isinstance(part, Mapping) and part.get("type") != "text" for part in parts)
 
 
-async def _together(asked: Sequence[Any]) -> list[BranchReply]:
+async def _together(requests: Sequence[Any]) -> list[BranchReply]:
     """Return the replies to all requests; if one fails, cancel the others."""
-    tasks = [asyncio.ensure_future(one) for one in asked]
+    tasks = [asyncio.ensure_future(one) for one in requests]
     try:
         return list(await asyncio.gather(*tasks))
     finally:

@@ -19,10 +19,10 @@ except ImportError:  # vLLM 0.30 has one interface
 class Members(V1.LogitsProcessor, V2):  # type: ignore[misc]
     """A logits processor that tracks its requests. A subclass implements `_member`, which selects them, and `apply`."""
 
-    def __init__(self, vllm_config: Any, *more: Any) -> None:
+    def __init__(self, vllm_config: Any, *rest: Any) -> None:
         """Take vLLM's arguments: `(vllm_config, device, is_pin_memory)` from V1, `(vllm_config, req_states)` from V2."""
-        self._states: Any = more[0] if len(more) == 1 else None
-        self._device = more[0] if self._states is None else self._states.device
+        self._states: Any = rest[0] if len(rest) == 1 else None
+        self._device = rest[0] if self._states is None else self._states.device
         self._members: dict[int, Any] = {}
         """States of requests by row of the batch (V1), or by slot (V2)."""
 

@@ -79,8 +79,8 @@ class PairMiddleware:
         with suppress(GoneError):
             try:
                 body = await self._body(scope, receive)
-                asked = _parsed(body)
-                row = _row(asked)
+                request = _parsed(body)
+                row = _row(request)
             except StatusError as error:
                 await _refuse(send, str(error), error.status)
             except (ValueError, TypeError, OverflowError) as error:
@@ -89,14 +89,14 @@ class PairMiddleware:
                 if row is None:
                     await self._app(scope, _again(body, receive), send)
                 else:
-                    await self._meet(scope, receive, send, asked, row, len(body))
+                    await self._meet(scope, receive, send, request, row, len(body))
 
     async def _meet(
-        self, scope: Mapping[str, Any], receive: Receive, send: Send, asked: Mapping[str, Any], row: Row, size: int
+        self, scope: Mapping[str, Any], receive: Receive, send: Send, request: Mapping[str, Any], row: Row, size: int
     ) -> None:
         """Wait for the other branches, then pass the request on."""
         key = (_client(scope), type(row.group), row.group)
-        options = {name: asked.get(name) for name in WATCHED}
+        options = {name: request.get(name) for name in WATCHED}
         try:
             text = await self._room.meet(key, row, options, size=size, gone=lambda: _closed(receive))
         except FullError as error:
@@ -104,7 +104,7 @@ class PairMiddleware:
         except ValueError as error:
             await _refuse(send, str(error))
         else:
-            body, scope = _renamed(asked, text, scope)
+            body, scope = _renamed(request, text, scope)
             try:
                 await self._app(scope, _again(body, receive), _Watch(send, text.id, row.group))
             finally:

@@ -63,9 +63,9 @@ class PairedContrast(Members):
     `LLM(logits_processors=["contralto.decoding.vllm:PairedContrast"])`; `make_llm` does that and more.
     """
 
-    def __init__(self, vllm_config: Any, *more: Any) -> None:
+    def __init__(self, vllm_config: Any, *rest: Any) -> None:
         """Take vLLM's arguments: `(vllm_config, device, is_pin_memory)` from V1, `(vllm_config, req_states)` from V2."""
-        super().__init__(vllm_config, *more)
+        super().__init__(vllm_config, *rest)
         check_config(vllm_config)
         self._changed()
 

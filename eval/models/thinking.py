@@ -8,14 +8,14 @@ from lm_eval.models.utils import postprocess_generated_text
 __all__ = ["answer_text", "end_of_thought", "ends_thought"]
 
 
-def end_of_thought(given: Any, tokenizer: Any) -> str | int | None:
+def end_of_thought(value: Any, tokenizer: Any) -> str | int | None:
     """Check the model argument `think_end_token`.
 
     A string that is a special token is replaced by the id of this token: answers are decoded without special tokens, so that the
     string would never occur in them.
 
     Args:
-        given: A string, the id of a token (a number or its digits), or None if the model does not think.
+        value: A string, the id of a token (a number or its digits), or None if the model does not think.
         tokenizer: The model's tokenizer.
 
     Returns:
@@ -32,24 +32,24 @@ def end_of_thought(given: Any, tokenizer: Any) -> str | int | None:
         >>> end_of_thought("<eos>", testbed.tokenizer())
         3
     """
-    if given is None:
+    if value is None:
         return None
-    if isinstance(given, bool) or not isinstance(given, str | int):
-        raise TypeError(f"think_end_token must be a string or the id of a token, not {given!r}")
-    if isinstance(given, int) or given.isdigit():
-        if not 0 <= int(given) < len(tokenizer):
-            raise ValueError(f"think_end_token is {given}, and the tokenizer has tokens 0 to {len(tokenizer) - 1}")
-        return int(given)
-    if not given:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise TypeError(f"think_end_token must be a string or the id of a token, not {value!r}")
+    if isinstance(value, int) or value.isdigit():
+        if not 0 <= int(value) < len(tokenizer):
+            raise ValueError(f"think_end_token is {value}, and the tokenizer has tokens 0 to {len(tokenizer) - 1}")
+        return int(value)
+    if not value:
         raise ValueError("think_end_token is an empty string: give the end of a thought, or leave it out")
-    if given in tokenizer.all_special_tokens:
-        return int(tokenizer.convert_tokens_to_ids(given))
-    if named := [token for token in tokenizer.all_special_tokens if token in given]:
+    if value in tokenizer.all_special_tokens:
+        return int(tokenizer.convert_tokens_to_ids(value))
+    if named := [token for token in tokenizer.all_special_tokens if token in value]:
         raise ValueError(
-            f"think_end_token {given!r} holds the special token {named[0]!r}, which answers are decoded without: give the id of "
+            f"think_end_token {value!r} holds the special token {named[0]!r}, which answers are decoded without: give the id of "
             "one token"
         )
-    return given
+    return value
 
 
 def answer_text(

@@ -68,6 +68,17 @@ def test_each_row_has_its_own_step_and_a_temperature_of_two_divides():
     assert (SeededSampling.supports_continuous_batching, SeededSampling.follows_contrast) == (False, True)
 
 
+def test_a_text_that_goes_on_has_later_noise_and_another_text_begins_anew():
+    sampling, scores = SeededSampling([7]), torch.zeros(1, 4)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    first, second = gumbel_noise(torch.tensor([7]), 0, 4), gumbel_noise(torch.tensor([7]), 1, 4)
+    base = scores.double().log_softmax(-1)
+    for rows, noise in ((ids[:, :3], first), (ids, second), (torch.tensor([[1, 2, 9, 4, 5]]), first)):
+        torch.testing.assert_close(sampling(rows, scores).double(), base + noise)
+    other = torch.tensor([[5, 6]])
+    torch.testing.assert_close(sampling(other, scores).double(), base + first)
+
+
 def test_warpers_come_before_the_noise():
     seeds, logits = range(500), [1.0, 0.9, 0.5, -2.0]
     assert set(draw(logits, seeds, top_k=2).tolist()) == {0, 1}

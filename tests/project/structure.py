@@ -40,12 +40,18 @@ _NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.arg)
 NO_VERB = re.compile(r"(The|A|An|All|Every|Each|One|No|Nothing|Everything)\b")
 
 RETIRED = {
+    "asked": "requests",
     "found": "result",
+    "given": "value, arguments",
     "how": "options",
+    "made": "result",
+    "more": "rest, options",
+    "others": "what they are, such as branch_models",
     "said": "text, message",
     "settle": "resolve, check",
     "there": "present",
     "told": "arguments",
+    "what": "prefix, title",
 }
 """Names that no function, class, parameter or field has any more, with what to write in their place."""
 

@@ -263,13 +263,13 @@ def test_every_string_can_be_recorded(folder):
 
     with Server(raw=raw) as server:
         results = run(folder, {"engine": "openai", "base_url": server.url, "model": "m", "key_env": None})
-    assert [result.asked[0][1].text if result.asked else None for result in results] == [
+    assert [result.answered[0][1].text if result.answered else None for result in results] == [
         "a\ufffdb\x00c",
         "x",
         None,
         "fine",
     ]
-    assert results[1].asked[0][1].finish_reason == "st\ufffdop"
+    assert results[1].answered[0][1].finish_reason == "st\ufffdop"
     assert results[2].failed == "target: status 400: no \ufffd here"
     assert cli.main(["data", "export", str(folder / "recipe.yaml")]) == 0
     [line] = (folder / "recipe/dataset/failed.jsonl").read_text().splitlines()

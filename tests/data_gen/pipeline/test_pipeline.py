@@ -131,18 +131,18 @@ def test_a_strategy_gets_its_answers_in_order(folder):
         (f"row{i}", s) for i in range(8) for s in ("refined", "two_of_many")
     ]
     for result in results:
-        first = result.made[0]
+        first = result.outcomes[0]
         assert isinstance(first, Pair)
         if result.strategy == "refined":
-            assert len(result.asked) == 4
-            texts = [answer.text for _, answer in result.asked]
+            assert len(result.answered) == 4
+            texts = [answer.text for _, answer in result.answered]
             assert first.rejected == texts[0]
             assert first.chosen == texts[-1]
-            for (asked, _), before in zip(result.asked[1:], texts, strict=False):
+            for (asked, _), before in zip(result.answered[1:], texts, strict=False):
                 assert asked.request.messages[-2]["content"] == before
         else:
-            assert len({answer.text for _, answer in result.asked}) == 3
-            assert result.made[1] == Rejected("the others")
+            assert len({answer.text for _, answer in result.answered}) == 3
+            assert result.outcomes[1] == Rejected("the others")
 
 
 def test_equal_asks_of_two_strategies_are_asked_once(folder):
@@ -154,7 +154,7 @@ def test_equal_asks_of_two_strategies_are_asked_once(folder):
             roles={"target": endpoint(server), "reviser": ECHO},
         )
     assert len(calls) == 8 * 2, "refined shares its first answer with two_of_many"
-    assert len({a.request.key for r in results for a, _ in r.asked if a.role == "target"}) == 16
+    assert len({a.request.key for r in results for a, _ in r.answered if a.role == "target"}) == 16
 
 
 def test_a_second_run_asks_nothing(folder):
@@ -166,7 +166,7 @@ def test_a_second_run_asks_nothing(folder):
         store.close()
         again, _ = ran(folder, **how)
         assert len(server.seen) == count
-    assert [result.made for result in again] == [result.made for result in first]
+    assert [result.outcomes for result in again] == [result.outcomes for result in first]
 
 
 @pytest.mark.slow
@@ -193,7 +193,7 @@ def test_failures_are_kept_with_reasons_and_retried_alone(folder, capsys):
 def test_a_strategy_that_stumbles_costs_its_row(folder):
     results, _ = ran(folder, strategies=["my_strategies:stumbling"])
     assert [result.failed for result in results if result.failed] == ["stumbling raised KeyError: 'no such thing'"]
-    assert sum(result.made == [Rejected("as always")] for result in results) == 7
+    assert sum(result.outcomes == [Rejected("as always")] for result in results) == 7
 
 
 def test_a_refusing_endpoint_ends_the_run_and_what_came_stays(folder):
@@ -358,7 +358,7 @@ def test_a_full_disk_holds_the_answers_until_there_is_room(folder):
         pipeline.run(recipe, rows, store, is_shown=False)
         assert full["until"] is not None
         assert len(server.seen) == 16
-        assert all(result.made for result in pipeline.replay(recipe, rows, store))
+        assert all(result.outcomes for result in pipeline.replay(recipe, rows, store))
 
 
 def test_a_disk_that_stays_full_ends_the_run_with_a_sentence(folder):
@@ -411,7 +411,7 @@ def test_2000_requests_at_a_server_that_fails_a_fifth_of_the_time(folder):
     assert {result.row["id"] for result in failed} == {f"row{i}" for i in range(77, 1000, 100)}
     assert {result.failed for result in failed} == {"target: status 400: too long"}
     assert [recorded.row for recorded in store.failures()] == sorted(result.row["id"] for result in failed)
-    assert sum(isinstance((result.made or [None])[0], Pair) for result in results) == count - 10
+    assert sum(isinstance((result.outcomes or [None])[0], Pair) for result in results) == count - 10
     assert {u.role: u.requests for u in store.usage()} == {"target": 990, "reviser": 990}
     good = Counter(json.dumps(s.body, sort_keys=True) for s in server.seen if s.fault == "")
     assert len(good) == 1980
