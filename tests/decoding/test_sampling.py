@@ -8,7 +8,7 @@ from scipy.stats import chisquare, kstest
 
 from contralto import testbed
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
-from contralto.decoding.sampling import SeededSampling, gumbel_noise
+from contralto.decoding.sampling import SeededSampling, gumbel_noise, wrapped_seed
 
 
 def draw(logits, seeds, step=0, **how):
@@ -107,6 +107,16 @@ def test_a_text_does_not_depend_on_its_batch():
         assert write([3, 1, 0, 2], contrast) == together
         assert {i: write([i], contrast)[i] for i in range(4)} == together
         assert len(set(together.values())) == 4
+
+
+def test_seeds_of_any_size_are_wrapped_to_64_bits():
+    assert [wrapped_seed(seed) for seed in (-3, 2**63 - 1, 2**63, 2**64 - 1, 2**64 + 5)] == [
+        -3,
+        2**63 - 1,
+        -(2**63),
+        -1,
+        5,
+    ]
 
 
 def test_refusals():

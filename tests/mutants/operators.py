@@ -48,7 +48,16 @@ NAMES = {
     "floor": "ceil",
 }
 """Functions and methods that are easily taken for each other."""
-SYMMETRIC = ("min", "max", "np.minimum", "np.maximum", "torch.minimum", "torch.maximum")
+SYMMETRIC = (
+    "min",
+    "max",
+    "np.minimum",
+    "np.maximum",
+    "torch.minimum",
+    "torch.maximum",
+    "torch.equal",
+    "torch.promote_types",
+)
 """Functions of two arguments whose order makes no difference."""
 AXES = ("dim", "axis")
 CHECKED = ("strict",)

@@ -225,6 +225,20 @@ def test_seeded_sampling_acts_after_the_rule(pair):
     assert torch.equal(fast, slow)
 
 
+def test_a_processor_of_the_prompts_stays_before_the_rule(pair):
+    """`generate()` makes it from the ids of the prompts."""
+    lists = []
+
+    def note(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        lists.extend(split_processors(model, logits_processor, generation_config, input_ids))
+        return input_ids
+
+    how = {"do_sample": True, "temperature": 0.5, "top_k": 0, "encoder_no_repeat_ngram_size": 2, "max_new_tokens": 1}
+    pair[0].generate(torch.tensor([[5, 6]]), logits_processor=[Odd()], custom_generate=note, **how)
+    names = [[type(each).__name__ for each in half] for half in lists]
+    assert names == [["EncoderNoRepeatNGramLogitsProcessor", "Odd"], ["TemperatureLogitsWarper"]]
+
+
 def test_a_processor_that_follows_the_contrast_splits_the_callers_list(pair):
     first, second, third = Odd(), Odd(), Odd()
     second.follows_contrast = True
