@@ -62,6 +62,7 @@ class Setting(NamedTuple):
 
     @property
     def title(self) -> str:
+        """Return the pairs and the loss."""
         loss = self.more[self.more.index("--loss_type") + 1] if "--loss_type" in self.more else self.recipe
         return f"{self.pairs}, {loss}"
 
@@ -407,6 +408,7 @@ def displacement_table(bench: Bench, pool: Any) -> list[str]:
 
 
 def main() -> None:
+    """Train, measure, and write the card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experts", nargs="+", default=["expert-0", "expert-1", "expert-2"])
     parser.add_argument("--pairs", type=int, default=320, help="to train on")

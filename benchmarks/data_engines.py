@@ -198,6 +198,7 @@ def endpoint_line(args: argparse.Namespace, rows: Sequence[Row], latency: float,
 
 
 def main() -> None:
+    """Measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="testbed:expert")
     parser.add_argument("--device", default="cpu")

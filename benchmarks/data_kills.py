@@ -166,6 +166,7 @@ def table(found: list[Found]) -> str:
 
 
 def main() -> int:
+    """Kill runs, resume them, and return 1 if a data set differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="of each engine (default 100)")
     parser.add_argument("--problems", type=int, default=20, help="of a run (default 20)")

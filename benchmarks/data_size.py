@@ -110,6 +110,7 @@ def lines(sizes: Sequence[int]) -> list[str]:
 
 
 def main() -> None:
+    """Measure every size in a process of its own, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[2_000, 10_000, 40_000, 100_000])
     parser.add_argument("--one", type=int, help="measure one size in this process, and print JSON")

@@ -38,6 +38,7 @@ class Round(NamedTuple):
 
     @property
     def ratio(self) -> float:
+        """Return the time by contrast relative to that of both models alone."""
         return self.contrastive / (self.expert + self.amateur)
 
 

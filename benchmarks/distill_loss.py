@@ -77,6 +77,7 @@ def step(loss: Callable[[Problem], Tensor], it: Problem) -> tuple[float, list[Te
 
 
 def seconds(loss: Callable[[Problem], Tensor], it: Problem) -> float:
+    """Return the time of a loss with its gradients."""
     start = time.perf_counter()
     step(loss, it)  # reads the value, which waits for a GPU; so does the next line
     if it.hidden.is_cuda:

@@ -61,6 +61,7 @@ class Answers(NamedTuple):
     no: Tensor
 
     def hits(self, labels: Tensor) -> list[bool]:
+        """Return whether the right answer has more than half of the probability."""
         return (torch.where(labels, self.yes, self.no) > 0.5).tolist()
 
 
@@ -75,6 +76,7 @@ class Reader:
         self.cache: dict[tuple[View, Question], Tensor] = {}
 
     def prompt(self, text: str) -> str:
+        """Return a question about an image in the chat template."""
         parts = [{"type": "image"}, {"type": "text", "text": text}]
         chat = [{"role": "user", "content": parts}]
         prompt: str = self.processor.apply_chat_template(chat, add_generation_prompt=True)
@@ -117,10 +119,12 @@ class Reader:
         return scores[:, self.yes] - scores[:, self.no]
 
     def vcd(self, asked: Sequence[Question], *, setting: tuple[int, float] = VCD, mask: float = MASK) -> Tensor:
+        """Return the scores of VCD after each question."""
         step, alpha = setting
         return combine((self.read(asked), self.read(asked, ("noise", step))), (1 + alpha, -alpha), alpha=mask)
 
     def ritual(self, asked: Sequence[Question], *, setting: tuple[str, float] = RITUAL, mask: float = MASK) -> Tensor:
+        """Return the scores of RITUAL after each question."""
         name, kappa = setting
         return combine((self.read(asked), self.read(asked, ("ritual", name))), (1, kappa), alpha=mask)
 

@@ -64,6 +64,7 @@ def pairs(row: dict[str, Any], *, strategy: Callable[[Row], Strategy]) -> list[d
 
 
 def main() -> None:
+    """Make pairs of a file of prompts, and write them as parquet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="JSON lines with id and prompt")
     parser.add_argument("target_folder", help="where the pairs go, as parquet")

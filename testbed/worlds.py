@@ -401,9 +401,9 @@ def vocabulary() -> list[str]:
 
 
 def of_split(draw: Callable[[random.Random], T], key: Callable[[T], str], seed: int, split: Split) -> Iterator[T]:
-    """Draw items without end, and yield those of a split: one of 16 hash values is dev, one test, the others train.
+    """Draw items without end, and yield those of a split.
 
-    Dev and test never yield the same content twice.
+    The split is decided by a hash of the content: 1 of 16 items is dev, 1 is test, 14 are train. Dev and test never yield the same content twice.
 
     Args:
         draw: returns a new item.

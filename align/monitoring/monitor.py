@@ -102,7 +102,7 @@ class Monitor(TrainerCallback):
             self._begin(source, rows, state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure, about `MEASUREMENTS` times in all."""
+        """Measure the monitored pairs if it is time: about `MEASUREMENTS` times in a training."""
         if self.record is not None and (
             state.global_step % self._measurement_interval(state) == 0 or control.should_training_stop
         ):

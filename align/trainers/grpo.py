@@ -172,7 +172,7 @@ class ConstrainedRewards(TrainerCallback):
             self._set_weights()
 
     def _step(self, logs: Mapping[str, Any]) -> bool:
-        """Take a step if a log has the rewards of training, and return whether it has."""
+        """Update the multipliers if the log has the mean rewards of a training step, and return whether it has."""
         means = {name: logs[key] for name in self.thresholds if (key := f"rewards/{name}/mean") in logs}
         if len(means) < len(self.thresholds):
             return False

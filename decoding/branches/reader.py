@@ -157,7 +157,7 @@ class CachedReader:
         return True
 
     def record_past(self) -> None:
-        """Let sliding windows keep what they drop, until the next `crop`. Call it after `prefill`, whose tokens need not be kept."""
+        """Keep the tokens that sliding windows drop until the next `crop`. Call it after `prefill`, whose tokens need not be kept."""
         self.cache.activate_past_recording()
         self._records = True
 
@@ -209,7 +209,7 @@ class CachedReader:
         return fork
 
     def take(self, copies: "CachedReader", index: Tensor) -> None:
-        """Continue with one copy of each row.
+        """Take over the cache of replicated rows, one copy of each row.
 
         Args:
             copies: a reader from `replicate` that has read one token more.

@@ -84,7 +84,10 @@ class PairedContrast(Members):
             check_request(row, sampling_params)
 
     def _member(self, params: Any, prompt: Sequence[int], output: Sequence[int]) -> _BranchRequest | None:
-        """Return the state of a branch. V2 does not report requests that leave: the same branch elsewhere is an earlier one."""
+        """Return the state to keep for a branch, and forget an earlier request for the same branch.
+
+        Model Runner V2 does not report requests that leave.
+        """
         row = Row.of(params.extra_args)
         if row is None:
             return None

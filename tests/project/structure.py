@@ -42,11 +42,7 @@ NO_VERB = re.compile(r"(The|A|An|All|Every|Each|One|No|Nothing|Everything)\b")
 RETIRED = {
     "asked": "requests",
     "found": "result",
-    "given": "value, arguments",
     "how": "options",
-    "made": "result",
-    "more": "rest, options",
-    "others": "what they are, such as branch_models",
     "said": "text, message",
     "settle": "resolve, check",
     "there": "present",
