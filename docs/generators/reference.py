@@ -48,7 +48,7 @@ def document(name: str) -> str:
         lines = [f"# {name}", "", f"::: {name}", "    options:", "      members: false", ""]
         lines += ["## Public names", "", "| name | |", "|---|---|"]
         lines += [
-            f"| [`{alias}`][{path if _documented(path) else path.rpartition('.')[0]}] | {summary(path)} |"
+            f"| [`{alias}`]{_target(name, path)} | {summary(path)} |"
             for alias, path in sorted(exported.items())
         ]
         lines += ["", *_own(name)]
@@ -117,6 +117,14 @@ def summary(path: str) -> str:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node.name == name:
             return first_line(node)
     return ""
+
+
+def _target(package: str, path: str) -> str:
+    """Return the end of a link from the page of a package to an object: to its entry, or else to the page of its module."""
+    if _documented(path):
+        return f"[{path}]"
+    here = page_of(package).rpartition("/")[0]
+    return f"({page_of(path.rpartition('.')[0]).removeprefix(here + '/')})"
 
 
 def _documented(path: str) -> bool:

@@ -35,7 +35,7 @@ class Block(NamedTuple):
         """Return the commands, each as its words."""
         lines = self.text.replace("\\\n", " ").splitlines()
         kept = (VARIABLE.sub("", re.split(r"\s{3,}#?|\s+# ", line.strip() + "   ")[0].rstrip(" &")) for line in lines)
-        return [shlex.split(line) for line in kept if line and not line.startswith("#")]
+        return [shlex.split(line.partition(" > ")[0]) for line in kept if line and not line.startswith("#")]
 
 
 def is_command(line: str) -> bool:

@@ -174,7 +174,7 @@ def parse_own(words, where):
         finally:
             sys.argv = argv
     elif name != "serve":  # its flags are vLLM's: tests/with_vllm
-        cli._parser(cli.COMMANDS[name]).parse_args([name, *words])
+        cli._parser([cli.COMMANDS[name]])[0].parse_args([name, *words])
 
 
 def test_blocks_are_read_as_they_are_written():

@@ -81,7 +81,7 @@ class Addresses(HTMLParser):
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("mkdocstrings") is None, reason="needs the extra docs")
 def test_the_built_site_has_no_broken_link_and_loads_nothing_from_elsewhere(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert built.returncode == 0, built.stderr
