@@ -7,13 +7,13 @@ from project import structure
 
 from generators.reference import first_line, is_package, page_of, shown
 
-WIDTH, HEIGHT, GAP = 150, 56, 74
+WIDTH, HEIGHT, GAP = 120, 44, 44
 HEAD = """# Architecture
 
 contralto is one package of six parts, and the commands. The parts lie at the top of the repository and are imported as
-`contralto.decoding`, `contralto.align` and so on. An arrow says that a part imports another; the number counts the imports. No two
-modules import each other, and nothing imports the commands. `tests/project/structure.py` tests that; this page is written from
-the sources at every build.
+`contralto.decoding`, `contralto.align` and so on. A part imports the parts that arrows lead to, directly or over others; the table counts
+the imports. No two modules import each other, and nothing imports the commands. `tests/project/structure.py` tests that; this page is
+written from the sources at every build.
 """
 BESIDE = {
     "tests": "the tests, in folders that mirror the sources; `oracles` holds float64 references, `zoo` makes tiny models of every family",
@@ -25,7 +25,7 @@ BESIDE = {
 
 def document() -> str:
     """Return the page."""
-    lines = [HEAD, diagram(), ""]
+    lines = [HEAD, diagram(), counts(), ""]
     parts = [
         "contralto.cli",
         *(f"contralto.{part}" for part in ("decoding", "align", "data_gen", "eval", "testbed", "common")),
@@ -59,46 +59,75 @@ def _place(name: str) -> str:
     return str(structure.modules()[name].path.parent.relative_to(structure.ROOT))
 
 
-def layers(edges: dict[tuple[str, str], int]) -> list[list[str]]:
+def layers(edges: set[tuple[str, str]]) -> list[list[str]]:
     """Return the parts in layers: each imports only parts of the layers below its own.
 
     Args:
-        edges: number of imports by importing and imported part.
+        edges: importing and imported parts.
 
     Returns:
         The layers from the top to the bottom.
     """
-    nodes = sorted({node for edge in edges for node in edge})
-    depth = {node: 0 for node in nodes}
-    for _ in nodes:
+    depth = dict.fromkeys(sorted({node for edge in edges for node in edge}), 0)
+    for _ in depth:
         for above, below in edges:
             depth[below] = max(depth[below], depth[above] + 1)
-    found = [[node for node in nodes if depth[node] == level] for level in range(max(depth.values()) + 1)]
+    found = [[node for node in depth if depth[node] == level] for level in range(max(depth.values()) + 1)]
     return [layer for layer in found if layer]
+
+
+def reduced(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Return the edges of a graph without circles that no path over other nodes stands for.
+
+    Args:
+        edges: pairs of nodes.
+    """
+
+    def reached(node: str) -> set[str]:
+        direct = {below for above, below in edges if above == node}
+        return direct.union(*(reached(below) for below in direct))
+
+    return {
+        (above, below)
+        for above, below in edges
+        if not any(below in reached(other) for one, other in edges if one == above and other != below)
+    }
+
+
+def imports() -> dict[tuple[str, str], int]:
+    """Return the number of imports between the parts."""
+    graph = structure.graph().items()
+    return {edge: count for edge, count in graph if "contralto" not in edge and not edge[0].startswith("__")}
+
+
+def counts() -> str:
+    """Return the table of the imports between the parts."""
+    edges = imports()
+    order = [part for layer in layers(set(edges)) for part in layer]
+    lines = [f"| imports of | {' | '.join(order[1:])} |", f"|---|{'---|' * len(order[1:])}"]
+    for one in order[:-1]:
+        lines.append(f"| {one} | {' | '.join(str(edges.get((one, other), '')) for other in order[1:])} |")
+    return "\n".join(lines)
 
 
 def diagram() -> str:
     """Return the drawing of the parts and the imports between them, as SVG that takes the colours of the page."""
-    edges = {
-        (one, other): count
-        for (one, other), count in structure.graph().items()
-        if "contralto" not in (one, other) and not one.startswith("__") and one != other
-    }
-    rows = layers(edges)
-    columns = 5
-    spots = {}
+    edges = reduced(set(imports()))
+    rows = layers(set(imports()))
+    spots, last = {}, 1.0
     for level, row in enumerate(rows):
         for place, node in enumerate(row):
-            shift = (columns - len(row)) / 2 if len(row) > 1 else (0.5, 2.0, 3.5)[level % 3]
-            if level in (0, len(rows) - 1):
-                shift = 2.0
-            spots[node] = ((place + shift) * (WIDTH + 20) + 10, level * (HEIGHT + GAP) + 10)
-    width, height = columns * (WIDTH + 20), len(rows) * (HEIGHT + GAP) - GAP + 20
-    body = [_arrow(spots[one], spots[other], count) for (one, other), count in sorted(edges.items())]
-    body += [_box(node, *spot) for node, spot in spots.items()]
+            above = [spots[one][0] for one, other in edges if other == node]
+            column = 2.0 * place if len(row) > 1 else sum(above) / len(above) if above else last
+            spots[node] = (column, float(level))
+    width, height = 3 * (WIDTH + GAP) - GAP, len(rows) * (HEIGHT + GAP) - GAP
+    at = {node: (column * (WIDTH + GAP) + 2, level * (HEIGHT + GAP) + 2) for node, (column, level) in spots.items()}
+    body = [_arrow(at[one], at[other]) for one, other in sorted(edges)] + [
+        _box(node, *spot) for node, spot in at.items()
+    ]
     title = "Parts of contralto, and the imports between them"
     return (
-        f'<div class="diagram"><svg viewBox="0 0 {width} {height}" role="img" aria-label="{title}"><defs>'
+        f'<div class="diagram"><svg viewBox="0 0 {width + 4} {height + 4}" role="img" aria-label="{title}"><defs>'
         '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         f'<path d="M0 0 8 4 0 8z"/></marker></defs>{"".join(body)}</svg></div>\n'
     )
@@ -111,13 +140,11 @@ def _box(node: str, left: float, top: float) -> str:
     )
 
 
-def _arrow(start: tuple[float, float], end: tuple[float, float], count: int) -> str:
+def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
     """Draw an arrow from the lower edge of a box to the upper edge of another."""
     one, other = start[0] + WIDTH / 2, end[0] + WIDTH / 2
-    lean = max(-WIDTH * 0.4, min(WIDTH * 0.4, (other - one) * 0.18))
-    x1, y1, x2, y2 = one + lean, start[1] + HEIGHT, other - lean, end[1]
-    x, y = x1 + (x2 - x1) * 0.22, y1 + (y2 - y1) * 0.22
+    lean = max(-WIDTH * 0.35, min(WIDTH * 0.35, (other - one) * 0.25))
     return (
-        f'<line x1="{x1:.0f}" y1="{y1:.0f}" x2="{x2:.0f}" y2="{y2:.0f}" marker-end="url(#head)"/>'
-        f'<text class="count" x="{x:.0f}" y="{y:.0f}">{count}</text>'
+        f'<line x1="{one + lean:.0f}" y1="{start[1] + HEIGHT:.0f}" x2="{other - lean:.0f}" y2="{end[1]:.0f}" '
+        'marker-end="url(#head)"/>'
     )

@@ -1,9 +1,13 @@
 """Hooks of MkDocs: add the pages that are derived from the sources, and the documents that lie beside `docs/`."""
 
+import logging
+import posixpath
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger("mkdocs.hooks")
 ROOT = Path(__file__).resolve().parents[2]
 for _folder in (ROOT, ROOT / "tests", ROOT / "docs"):
     if str(_folder) not in sys.path:
@@ -42,6 +46,23 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
     return files
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Point the links of notebooks, which are not Markdown to MkDocs, to their pages."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+
+    def resolve(link: re.Match[str]) -> str:
+        target = files.get_file_from_path(
+            posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), link[1]))
+        )
+        if target is None:
+            log.warning("%s links to %s, which is no page", page.file.src_uri, link[1])
+            return link[0]
+        return f'href="{target.url_relative_to(page.file)}{link[2] or ""}"'
+
+    return re.sub(r'href="([^":#]+\.md)(#[^"]*)?"', resolve, html)
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -34,12 +34,22 @@ def page_of(path: str) -> str:
     Returns:
         The page's path in the sources of the site.
     """
-    return path.removeprefix("docs/") if path.startswith("docs/") else f"repository/{path}"
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    # a README would become the index of its section in the navigation
+    return f"repository/{path.removesuffix('/README.md') + '.md' if path.endswith('/README.md') else path}"
 
 
 def document_of(page: str) -> str:
     """Return the path of a page's document in the repository: the inverse of `page_of`."""
-    return page.removeprefix("repository/") if page.startswith("repository/") else f"docs/{page}"
+    if not page.startswith("repository/"):
+        return f"docs/{page}"
+    path = page.removeprefix("repository/")
+    return (
+        f"{path.removesuffix('.md')}/README.md"
+        if (ROOT / path.removesuffix(".md")).is_dir() and path.endswith(".md")
+        else path
+    )
 
 
 def title(path: str) -> str:

@@ -47,10 +47,7 @@ def document(name: str) -> str:
     if exported:
         lines = [f"# {name}", "", f"::: {name}", "    options:", "      members: false", ""]
         lines += ["## Public names", "", "| name | |", "|---|---|"]
-        lines += [
-            f"| [`{alias}`]{_target(name, path)} | {summary(path)} |"
-            for alias, path in sorted(exported.items())
-        ]
+        lines += [f"| [`{alias}`]{_target(name, path)} | {summary(path)} |" for alias, path in sorted(exported.items())]
         lines += ["", *_own(name)]
     inner = [other for other in shown() if other.rpartition(".")[0] == name]
     if inner:
