@@ -120,3 +120,7 @@ def test_folders_without_a_log(tmp_path, content, message):
 
 def test_a_script_asks_for_the_report():
     assert DistillationConfig("out", report_to="none").report is None
+
+
+def test_one_evaluation_is_no_change():
+    assert log_verdict(ABOUT, [*LOGS, HELD[1]]) == log_verdict(ABOUT, LOGS)
