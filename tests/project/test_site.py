@@ -35,6 +35,13 @@ def test_links_between_documents_lead_somewhere(document):
         assert path in GENERATED or (ROOT / path).exists(), (document, target)
 
 
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs" / "tutorials").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_links_of_notebooks_lead_to_pages(notebook):
+    targets = [target for _, target in links.LINK.findall(notebook.read_text()) if "://" not in target]
+    assert targets
+    assert all((notebook.parent / target.partition("#")[0]).exists() for target in targets), targets
+
+
 def test_links_are_rewritten_to_pages():
     text = "[one](../testbed/README.md#a), [two](methods.md), [three](../Makefile), `[x](y.md)`\n\n```\n[a](b.md)\n```"
     new = links.rewritten(text, "papers.md", None)

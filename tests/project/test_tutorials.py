@@ -1,5 +1,6 @@
 """The notebooks run as they are, and print as many lines as they show."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -39,6 +40,8 @@ def test_the_notebooks_show_no_machine():
     assert len(TUTORIALS) == 3
     for path in TUTORIALS:
         text = path.read_text(encoding="utf-8")
+        assert json.loads(text)["cells"][0]["source"][0].startswith("# ")
+        assert text.count('"# ') == 1, "headings after the title are of the second level"
         assert "/tmp/" not in text
         assert "/home/" not in text
         assert '"output_type": "error"' not in text
