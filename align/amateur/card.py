@@ -8,7 +8,7 @@ from contralto import __version__
 from contralto.align.amateur.settings import AmateurConfig
 from contralto.align.cards.front_matter import base_model_of, card_text, hub_ids, public_name
 from contralto.align.cards.papers import PAPERS
-from contralto.data_gen.escaping import fenced
+from contralto.data_gen.escaping import fenced, inline
 
 if TYPE_CHECKING:
     from contralto.align.amateur.making import Amateur
@@ -70,7 +70,7 @@ def amateur_card(config: AmateurConfig, amateur: "Amateur", depth: int, texts: i
         "tags": ["contralto", "contrastive-decoding", "amateur", *(["distillation"] if config.trains else [])],
     }
     parts = [
-        f"# An amateur of {expert}",
+        f"# An amateur of {inline(expert)}",
         _description(config, amateur, depth) + " " + _training(config, texts - held_out),
         "    L = mean over tokens of KL(p_expert || p_amateur)" * config.trains,
         "Contrastive decoding takes the next token by the difference of both models, among those that the expert finds plausible:",
@@ -91,7 +91,7 @@ def _cited(config: AmateurConfig) -> list[str]:
 def _description(config: AmateurConfig, amateur: "Amateur", depth: int) -> str:
     cut = f", as in arXiv {CUTS[config.keep]}" if config.keep in CUTS else ""
     return (
-        f"A model for contrastive decoding against {public_name(config.model)}, of which it has {len(amateur.kept)} of {depth} layers "
+        f"A model for contrastive decoding against {inline(public_name(config.model))}, of which it has {len(amateur.kept)} of {depth} layers "
         f"({', '.join(map(str, amateur.kept))}; chosen by: {config.keep}{cut}) and {amateur.share:.0%} of the parameters ({amateur.parameters:,})."
     )
 
@@ -99,7 +99,7 @@ def _description(config: AmateurConfig, amateur: "Amateur", depth: int) -> str:
 def _training(config: AmateurConfig, texts: int) -> str:
     if not config.trains:
         return "It was not trained."
-    source = f"prompts of {public_name(config.prompts)}" if config.prompts else "openings of its own"
+    source = f"prompts of {inline(public_name(config.prompts))}" if config.prompts else "openings of its own"
     amount = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
     return (
         f"All its parameters were then trained by forward KL on {texts:,} texts of the expert ({source}, at most "

@@ -62,7 +62,7 @@ def formula_of(function: Any) -> str:
     for line in lines:
         if line.startswith("    "):
             block.append(line)
-        elif block and line.strip():
+        elif block:
             break
     return textwrap.dedent("\n".join(block)).strip()
 
