@@ -166,8 +166,8 @@ def _switched(words: Sequence[str], options: Mapping[str, argparse.Action]) -> I
         word = left.pop(0)
         name, equals, value = word.partition("=")
         action = options.get(name)
-        if action is None or action.nargs != 0:
-            yield word
+        if action is None or action.nargs != 0 or f"--{name.removeprefix('--no-')}" in options.keys() - {name}:
+            yield word  # the negation of a switch has no value
             continue
         if not equals and left and left[0].lower() in TRUTH:
             value = left.pop(0)
