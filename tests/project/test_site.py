@@ -49,6 +49,7 @@ def test_links_are_rewritten_to_pages():
     assert new.endswith("```\n[a](b.md)\n```")
 
 
+@pytest.mark.slow  # parses every module
 def test_every_public_module_has_a_page():
     pages = reference.pages()
     assert "reference/index.md" in pages
@@ -60,10 +61,14 @@ def test_every_public_module_has_a_page():
     assert len(pages) == len(reference.shown()) > 150
 
 
-def test_the_drawing_has_every_part_above_what_it_imports():
+def test_a_part_is_above_what_it_imports():
     edges = {("cli", "eval"), ("cli", "common"), ("eval", "common")}
     assert architecture.layers(edges) == [["cli"], ["eval"], ["common"]]
     assert architecture.reduced(edges) == {("cli", "eval"), ("eval", "common")}
+
+
+@pytest.mark.slow  # parses every module
+def test_the_drawing_has_every_part():
     drawing = architecture.diagram()
     assert all(f">{part}<" in drawing for part in ("cli", "align", "data_gen", "decoding", "eval", "testbed", "common"))
 
