@@ -23,7 +23,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,7 +30,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from timing import write_figures
+from timing import UNTUNED, named_versions, write_figures
 from torch import Tensor
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
@@ -83,15 +82,7 @@ FLAGS = {
     "lora_target_modules": "all-linear",
     "beta": "0.1",
     "per_device_train_batch_size": str(BATCH),
-    "gradient_accumulation_steps": "1",
-    "lr_scheduler_type": "constant",
-    "warmup_steps": "0",
-    "save_strategy": "no",
-    "logging_strategy": "no",
-    "report_to": "none",
-    "use_cpu": "true",
-    "gradient_checkpointing": "false",
-    "disable_tqdm": "true",
+    **UNTUNED,
     "monitor_pairs": "0",
     "head_metrics": "none",
 }
@@ -426,7 +417,9 @@ def main() -> None:
         list(tqdm(pool.map(prepare, [bench] * len(args.experts), args.experts), desc="pairs", total=len(args.experts)))
         rates = tune(bench, pool)
         tables = [*main_tables(bench, rates, pool), "", *displacement_table(bench, pool)]
-    tables.append(f"\n{args.pairs} pairs, {args.steps} steps of {BATCH}, rank 8. {versions()}")
+    tables.append(
+        f"\n{args.pairs} pairs, {args.steps} steps of {BATCH}, rank 8. {named_versions('contralto', 'torch', 'transformers', 'trl', 'peft')}"
+    )
     text = "\n".join(tables) + "\n"
     print(text)
     if not args.no_write:
@@ -443,11 +436,6 @@ def _folder(args: argparse.Namespace) -> Path:
     if json.loads(about.read_text()) != sizes:
         raise SystemExit(f"{folder} holds trainings of other sizes: {about.read_text()}; give another --folder")
     return folder
-
-
-def versions() -> str:
-    """Return the versions of the packages."""
-    return ", ".join(f"{name} {version(name)}" for name in ("contralto", "torch", "transformers", "trl", "peft"))
 
 
 def pool_of(size: int) -> ProcessPoolExecutor:

@@ -12,7 +12,7 @@ import json
 import re
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -224,17 +224,26 @@ def measure(bench: Bench) -> str:
     return "\n".join("\n".join([f"### {title}", "", *table(bench), ""]) for title, table in sections.items())
 
 
-def compare(bench: Bench, card: str) -> bool:
+def compare(figures: Mapping[str, Figure], card: str) -> bool:
     """Print every figure beside the card's interval, and return True if all lie inside."""
     (kept,) = re.findall(r"<!-- intervals (.*?) -->", card)
     inside = True
     for name, (value, low, high) in json.loads(kept).items():
-        new = bench.figures[name].value
+        new = figures[name].value
         inside &= low <= new <= high
         print(
             f"{'ok  ' if low <= new <= high else 'OUT '} {name:<55} {new:.3f}  card {value:.3f} [{low:.3f}, {high:.3f}]"
         )
     return inside
+
+
+def write_or_compare(text: str, figures: Mapping[str, Figure], card: Path, script: str, *, compares: bool) -> None:
+    """Write measured figures into their card, or print them beside its intervals, and exit with 1 if one lies outside."""
+    if compares:
+        print(text)
+        raise SystemExit(0 if compare(figures, card.read_text()) else 1)
+    intervals = json.dumps({name: [round(x, 4) for x in figure] for name, figure in figures.items()})
+    write_figures(card, script, f"\n{text}\n<!-- intervals {intervals} -->\n")
 
 
 def main() -> None:
@@ -246,12 +255,7 @@ def main() -> None:
     parser.add_argument("--stories", type=int, default=40)
     args = parser.parse_args()
     bench = Bench(args.models or CARD.parent / "models", args.problems, args.items, args.stories)
-    text, card = measure(bench), CARD.read_text()
-    if args.models:
-        print(text)
-        raise SystemExit(0 if compare(bench, card) else 1)
-    intervals = json.dumps({name: [round(x, 4) for x in figure] for name, figure in bench.figures.items()})
-    write_figures(CARD, "testbed_card", f"\n{text}\n<!-- intervals {intervals} -->\n")
+    write_or_compare(measure(bench), bench.figures, CARD, "testbed_card", compares=bool(args.models))
 
 
 if __name__ == "__main__":

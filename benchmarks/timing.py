@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria
 
-from contralto import __version__
+from contralto.common.versions import versions
 
 
 class Clock(StoppingCriteria):
@@ -107,6 +106,25 @@ def setting_lines(tokens: int, device: str, threads: int) -> list[str]:
     )
     return [
         f"{tokens} tokens per run; {machine}.",
-        f"contralto {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python "
-        + platform.python_version(),
+        f"{named_versions('contralto', 'torch', 'transformers')}, Python {platform.python_version()}",
     ]
+
+
+def named_versions(*names: str) -> str:
+    """Return the versions of packages, each after its name."""
+    known = versions()
+    return ", ".join(f"{name} {known[name]}" for name in names)
+
+
+UNTUNED = {
+    "gradient_accumulation_steps": "1",
+    "lr_scheduler_type": "constant",
+    "warmup_steps": "0",
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "report_to": "none",
+    "use_cpu": "true",
+    "gradient_checkpointing": "false",
+    "disable_tqdm": "true",
+}
+"""Options of `contralto align` in which the trainings of all cards agree, whatever their recipes say."""

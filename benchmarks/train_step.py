@@ -30,7 +30,6 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -39,6 +38,7 @@ import psutil
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from timing import named_versions
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -318,7 +318,7 @@ def _ratio(own: list[float], other: list[float]) -> str:
 def _head(device: str, *, again: bool) -> list[str]:
     command = " ".join(["python benchmarks/train_step.py", *sys.argv[1:]])
     machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("contralto", "trl", "torch", "transformers", "peft"))
+    libraries = named_versions("contralto", "trl", "torch", "transformers", "peft")
     where = machine if device == "cpu" else torch.cuda.get_device_name()
     title = [] if again else ["# A preference-training step beside stock TRL", ""]
     return [*title, f"`{command}` on {where}; {libraries}."]

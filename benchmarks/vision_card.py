@@ -8,7 +8,6 @@ one token, so that decoding needs only the logits that follow the question, for 
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,8 +17,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 import torch
-from testbed_card import Figure, compare, prediction_interval
-from timing import write_figures
+from testbed_card import Figure, prediction_interval, write_or_compare
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -374,12 +372,7 @@ def main() -> None:
     parser.add_argument("--dev", type=int, default=150, help="development pictures")
     args = parser.parse_args()
     bench = Bench(args.models or CARD.parent / "vision_models", args.pictures, args.dev)
-    text, card = measure(bench), CARD.read_text()
-    if args.models:
-        print(text)
-        raise SystemExit(0 if compare(bench, card) else 1)  # type: ignore[arg-type]  # it reads the figures alone
-    intervals = json.dumps({name: [round(x, 4) for x in figure] for name, figure in bench.figures.items()})
-    write_figures(CARD, "vision_card", f"\n{text}\n<!-- intervals {intervals} -->\n")
+    write_or_compare(measure(bench), bench.figures, CARD, "vision_card", compares=bool(args.models))
 
 
 if __name__ == "__main__":

@@ -25,16 +25,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from platform import machine, python_version
+from platform import machine
 from typing import Any, NamedTuple
 
 import torch
 
-from contralto import __version__
 from contralto.common.hashing import weights_digest
 from contralto.common.hub import from_pretrained
+from contralto.common.versions import versions
 from real import lines as line_modules
 from real.units import Units
 
@@ -48,7 +47,7 @@ ROLES: dict[str, str] = {
     "embedder": "the sentence embedder of MAUVE's features",
 }
 """The models of the card, each an option of the command."""
-PACKAGES = ("torch", "transformers", "trl", "peft", "lm_eval", "mauve-text")
+PACKAGES = ("contralto", "torch", "transformers", "trl", "peft", "lm_eval", "mauve-text", "python")
 
 
 class Figure(NamedTuple):
@@ -219,14 +218,10 @@ class Context:
 
     def describe_run(self) -> dict[str, Any]:
         """Return versions, machine and date of this run."""
-        found: dict[str, Any] = {"contralto": __version__}
-        for package in PACKAGES:
-            try:
-                found[package] = version(package)
-            except PackageNotFoundError:
-                continue
+        known = versions("mauve-text")
+        named = {name: known[name] for name in PACKAGES if name in known}
         machine_line = f"{machine()} CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
-        return found | {"python": python_version(), "machine": machine_line, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+        return named | {"machine": machine_line, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import yaml
+from timing import UNTUNED
 from torch import Tensor
 
 from contralto import cli
@@ -22,21 +23,7 @@ __all__ = ["command", "encode_reply", "fulfilled", "greedy", "pairs", "reply_log
 
 NEW_TOKENS = 32
 """Tokens of a reply at most: training on CPUs is slow."""
-FLAGS = {
-    "per_device_train_batch_size": "4",
-    "gradient_accumulation_steps": "1",
-    "dtype": "float32",
-    "bf16": "false",
-    "optim": "adamw_torch",
-    "lr_scheduler_type": "constant",
-    "warmup_steps": "0",
-    "save_strategy": "no",
-    "logging_strategy": "no",
-    "report_to": "none",
-    "use_cpu": "true",
-    "gradient_checkpointing": "false",
-    "disable_tqdm": "true",
-}
+FLAGS = {"per_device_train_batch_size": "4", "dtype": "float32", "bf16": "false", "optim": "adamw_torch", **UNTUNED}
 """Options in which all trainings agree, whatever their recipes say."""
 
 
