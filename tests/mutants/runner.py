@@ -29,7 +29,12 @@ class Outcome(NamedTuple):
 
 def preload() -> None:
     """Import what all tests need, but nothing of contralto."""
-    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     for name in ("datasets", "lm_eval.models.huggingface", "peft", "pytest", "scipy.stats", "trl"):
         importlib.import_module(name)
     import torch
