@@ -25,7 +25,7 @@ from contralto.eval.comparison.decoders import parse_decoder
 from contralto.eval.comparison.planning import Subject
 from contralto.eval.comparison.rows import ComparisonRow
 from contralto.eval.comparison.samples import Identity, check_same_documents, read_samples
-from contralto.eval.comparison.significance import adjust
+from contralto.eval.comparison.significance import adjust, smallest_difference
 from contralto.eval.comparison.summary import summarise
 from contralto.eval.comparison.tasks import Conditions, load_tasks
 from contralto.eval.data import TASKS
@@ -248,6 +248,21 @@ def test_scores_are_shares_with_clustered_intervals(answered):
     assert cells["dola, sampling"]["per_seed"] == pytest.approx(each)
     assert cells["dola, sampling"]["score"]["value"] == pytest.approx(sum(each) / 2)
     assert cells["greedy, mask 0.1"]["score"] == cells["greedy"]["score"]
+
+
+def test_two_seeds_of_a_document_are_not_two_documents():
+    docs, rows = comparisons.documents(40), comparisons.rows(yes_no=True)
+    column = comparisons.column("one", rows, docs, seeds=2)
+    summary = summarise(comparisons.task(yes_no=True), rows, [column], resamples=10)
+    cells = {row["name"]: row["cells"]["one"] for row in summary["rows"]}
+    hits = [hit for seed in range(2) for hit in _hits(column, "dola, sampling", docs, seed)]
+    assert tuple(cells["dola, sampling"]["score"].values()) == stats.proportion(hits, clusters=[*range(40)] * 2)[:3]
+
+
+def test_where_no_unit_differs_the_smallest_difference_is_that_of_whole_answers():
+    nothing = {"units": 60, "apart": 0, "error": 0.0}
+    assert smallest_difference(nothing) == stats.detectable(60, 0.0)
+    assert smallest_difference(nothing, level=0.2) == stats.detectable(60, 0.0, level=0.2)
 
 
 def _hits(column, row, docs, seed=0):
