@@ -241,6 +241,7 @@ def test_scores_are_shares_with_clustered_intervals(answered):
     expected = stats.proportion(hits, clusters=[doc["image"] for doc in docs])
     assert tuple(cells["dola"]["score"].values()) == expected[:3]
     assert (summary["items"], summary["clusters"]) == (120, 30)
+    assert {test["power"]["units"] for test in cells["cd beta=0.5"]["tests"]} == {30}
     each = [
         sum(said is doc["label"] for said, doc in zip(_said(column, "dola, sampling", s), docs, strict=True)) / 120
         for s in range(2)
@@ -253,10 +254,14 @@ def test_scores_are_shares_with_clustered_intervals(answered):
 def test_two_seeds_of_a_document_are_not_two_documents():
     docs, rows = comparisons.documents(40), comparisons.rows(yes_no=True)
     column = comparisons.column("one", rows, docs, seeds=2)
+    column.runs["cd beta=0.5"] = column.runs["greedy"]
     summary = summarise(comparisons.task(yes_no=True), rows, [column], resamples=10)
     cells = {row["name"]: row["cells"]["one"] for row in summary["rows"]}
     hits = [hit for seed in range(2) for hit in _hits(column, "dola, sampling", docs, seed)]
     assert tuple(cells["dola, sampling"]["score"].values()) == stats.proportion(hits, clusters=[*range(40)] * 2)[:3]
+    (test,) = (test for test in cells["cd beta=0.5"]["tests"] if test["against"] == "greedy")
+    assert test["power"] == {"units": 40, "apart": 0, "error": 0.0}  # no answer differs
+    assert test["detectable"] == stats.detectable(40, 0.0)
 
 
 def test_where_no_unit_differs_the_smallest_difference_is_that_of_whole_answers():
