@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from contralto.common.files import replace_file
+from contralto.common.files import replace_file, set_aside
 from contralto.common.hashing import content_digest
 from contralto.data_gen.dataset import to_dataset
 from contralto.data_gen.image_files import check_image
@@ -222,7 +222,7 @@ def _write_without_pairs(
     _write_lost(folder, lost, dropped)
     earlier = [path for path in _files_of_pairs(folder) if path.exists()]
     for path in earlier:
-        path.replace(path.with_name(f"{path.name}.earlier"))
+        set_aside(path)
     names = " and ".join(path.name for path in earlier)
     return f"; {names} of an earlier run got names that end in .earlier" if earlier else ""
 

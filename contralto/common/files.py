@@ -23,6 +23,7 @@ __all__ = [
     "read_text",
     "replace_file",
     "replace_text",
+    "set_aside",
 ]
 
 
@@ -155,6 +156,18 @@ def replace_file(path: Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> None:
+    """Rename a file so that its name ends in `.earlier`; one that was set aside before is replaced.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: the file does not exist, or cannot be renamed.
+    """
+    path.replace(path.with_name(f"{path.name}.earlier"))
 
 
 @contextmanager
