@@ -156,7 +156,11 @@ def parse_own(words, where):
     if words[:1] in (["--version"], ["--help"]) or words[-1:] == ["--help"]:
         return
     name, *words = words
-    if name == "align":
+    if name == "align" and words[0] == "report":
+        from contralto.cli.align_report import make_parser
+
+        make_parser().parse_args(words[1:])
+    elif name == "align":
         from contralto.align import parsing
 
         *_, of_recipe, of_command = parsing.parse(parsing.resolve_recipe(words))
