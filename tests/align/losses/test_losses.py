@@ -333,7 +333,7 @@ def test_needs():
 @pytest.mark.parametrize(
     ("arguments", "settings", "message"),
     [
-        ((["dpo"],), {}, "there is no loss 'dpo'; there are sigmoid, hinge"),
+        ((["dpo"],), {}, "there is no loss 'dpo' .did you mean 'odpo'... there are sigmoid, hinge"),
         (([],), {}, "at least one loss"),
         ((["sft", "sft"],), {}, "each once"),
         ((["sft", "sigmoid"], [1.0]), {}, "one per loss: 2, not 1"),
