@@ -14,6 +14,7 @@ from helpers.kills import killed_at
 from safetensors.torch import load_file
 
 from contralto.align import rounds
+from contralto.align import run as align_run
 from contralto.align.rounds import make_pairs
 from contralto.align.rounds_config import Round
 from contralto.align.trainers.preference import PreferenceTrainer
@@ -210,7 +211,7 @@ def test_mistakes_are_one_sentence_before_anything_is_written(recipes, monkeypat
 
 def test_rounds_are_not_started_by_accelerate(recipes):
     with pytest.raises(ValueError, match="starts processes of its own: call contralto align, with --num_processes"):
-        cli_align.run(_argv("on_policy", recipes, recipes / "out"), launched=True)
+        align_run.run(_argv("on_policy", recipes, recipes / "out"), launched=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- killed

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from contralto import testbed
-from contralto.align import parsing
+from contralto.align import parsing, run
 from contralto.align.trainers.preference import PreferenceTrainer
 from contralto.cli import align as cli_align
 from contralto.testbed import worlds
@@ -133,8 +133,6 @@ def test_flags_win_over_the_recipe(tmp_path):
 def test_options_may_be_written_with_dashes(pairs, tmp_path, monkeypatch):
     """Also those that are read before TRL's parser, such as the recipe's learning rate for adapters."""
     import accelerate.commands.launch
-
-    from contralto.align import run
 
     trained, launched = [], []
     monkeypatch.setattr(run, "_train", lambda *arguments: trained.append(arguments))
@@ -350,7 +348,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(pairs, tmp_path, lo
     cli_align.run(_argv(recipe, pairs, tmp_path / "one", *both, "--gradient_accumulation_steps", "2", adapter=adapter))
     recipe.write_text(recipe.read_text() + sharded)
     argv = _argv(recipe, pairs, tmp_path / "two", *both, adapter=adapter)
-    run_ranks(lambda: cli_align.run(argv, launched=True))
+    run_ranks(lambda: run.run(argv, launched=True))
     file = "adapter_model.safetensors" if adapter else "model.safetensors"
     one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
     assert one.keys() == two.keys()

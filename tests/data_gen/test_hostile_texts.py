@@ -222,7 +222,10 @@ CONTROLS = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202eevil\r[/bold] [link=http://examp
 def test_the_terminal_gets_no_commands():
     row = {"id": CONTROLS, "prompt": [{"role": "user", "content": CONTROLS}]}
     pair = Pair(prompt=row["prompt"], chosen=CONTROLS, rejected="no", columns={"said": CONTROLS})
-    results = [Result(row, CONTROLS, [], made=[pair, Rejected(CONTROLS)]), Result(row, CONTROLS, [], failed=CONTROLS)]
+    results = [
+        Result(row, CONTROLS, [], outcomes=[pair, Rejected(CONTROLS)]),
+        Result(row, CONTROLS, [], failed=CONTROLS),
+    ]
     out = io.StringIO()
     show(Console(file=out, force_terminal=False, width=400), results)
     assert not texts.CONTROL.search(out.getvalue())

@@ -18,7 +18,7 @@ PROMPT = [{"role": "user", "content": "Why?"}]
 def _pair(**columns):
     row = {"id": "7", "prompt": PROMPT, "images": (), **columns}
     pair = Pair(prompt=PROMPT, chosen="Because.", rejected="No.", columns={"length": 3})
-    (made,) = pair_rows(Result(row=row, strategy="clair", made=[pair], asked=()))
+    (made,) = pair_rows(Result(row=row, strategy="clair", outcomes=[pair], answered=[]))
     return made
 
 

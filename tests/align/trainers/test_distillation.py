@@ -26,6 +26,7 @@ from trl import DPOConfig
 
 from contralto import testbed
 from contralto.align import parsing
+from contralto.align import run as align_run
 from contralto.align.data import training_data
 from contralto.align.losses.curriculum import Curriculum
 from contralto.align.trainers import distillation
@@ -672,7 +673,7 @@ def test_two_processes_equal_one_with_twice_the_batch(file, tmp_path, adapter, k
     cli_align.run(one)
     recipe = str(parsing.recipes()["distill"])
     argv = _argv(recipe, file, tmp_path / "two", *both, adapter=adapter)
-    run_ranks(lambda: cli_align.run(argv, launched=True))
+    run_ranks(lambda: align_run.run(argv, launched=True))
     name = "adapter_model.safetensors" if adapter else "model.safetensors"
     first, second = (load_file(tmp_path / run / name) for run in ("one", "two"))
     assert first.keys() == second.keys()

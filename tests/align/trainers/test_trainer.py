@@ -32,6 +32,7 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer
 
 from contralto import testbed
+from contralto.align import run as align_run
 from contralto.align.losses.objective import Objective, Pairs
 from contralto.align.losses.registry import BUILT_IN, LOSSES
 from contralto.align.trainers.batches import IGNORED, PairBatch
@@ -915,7 +916,7 @@ def test_two_processes_equal_one(name, tmp_path, monkeypatch):
         variables = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         subprocess.run([*launch, "-m", "contralto.align", *both], check=True, env=variables, timeout=500)
     else:
-        run_ranks(lambda: cli_align.run(both, launched=True))
+        run_ranks(lambda: align_run.run(both, launched=True))
     file = "model.safetensors" if name == "fsdp2" else "adapter_model.safetensors"
     one, two = (load_file(folder + "/" + file) for folder in ("one", "two"))
     assert one.keys() == two.keys()
