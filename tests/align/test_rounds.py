@@ -171,7 +171,10 @@ def test_a_failure_is_told_and_the_round_is_not_done(recipes, capfd):
 
 MISTAKES = [
     (["on_policy", "--data_recipe", "judged.yaml"], "no model: set --model_name_or_path"),
-    (["on_policy", "--data_recipe", "judged.yaml", "--model_name_or_path", "testbed:student"], "where to"),
+    (
+        ["on_policy", "--data_recipe", "judged.yaml", "--model_name_or_path", "testbed:student"],
+        "no output folder: set --output_dir",
+    ),
     (["HERE", "--rounds", "0"], "rounds must be a whole number of at least 1, not 0"),
     (["HERE", "--dataset_name", "x"], "dataset_name is given, and data_recipe, which makes the data"),
     (["HERE", "--policy_role", "nobody"], "there is no role 'nobody'; the recipe has target, judge"),
