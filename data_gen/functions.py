@@ -6,7 +6,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["find_function"]
+__all__ = ["find_function", "search_folder"]
+
+
+def search_folder(folder: Path) -> None:
+    """Search a folder for modules before the installed ones, from now on.
+
+    Args:
+        folder: that of a recipe, whose functions may lie beside it.
+    """
+    path = str(folder.resolve())
+    if path not in sys.path:
+        sys.path.insert(0, path)
 
 
 def find_function(name: str, *, folder: Path | None = None) -> Callable[..., Any]:
@@ -26,8 +37,8 @@ def find_function(name: str, *, folder: Path | None = None) -> Callable[..., Any
     module, _, function = name.partition(":")
     if not function:
         raise ValueError(f"a function must be named as module:function, not {name!r}")
-    if folder is not None and str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    if folder is not None:
+        search_folder(folder)
     try:
         value = getattr(import_module(module), function, None)
     except ModuleNotFoundError as error:

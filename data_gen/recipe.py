@@ -36,7 +36,7 @@ from contralto.common.texts import has_lone_surrogate, secret_name
 from contralto.common.yaml_file import parse_yaml
 from contralto.data_gen.engines.base import Engine
 from contralto.data_gen.engines.registry import ENGINES
-from contralto.data_gen.functions import find_function
+from contralto.data_gen.functions import find_function, search_folder
 from contralto.data_gen.publication import ABOUT, read_publication
 from contralto.data_gen.ranges import check_number, check_texts
 from contralto.data_gen.rows import RowSource
@@ -160,6 +160,7 @@ def load_recipe(
         ValueError: a mistake in the recipe; the message names the place and the allowed values.
     """
     mapping = parse_yaml(text := read_text(path), str(path))
+    search_folder(path.parent)
     _check_keys(mapping, str(path), needed=[*KEYS], optional=[*OPTIONAL_KEYS])
     read_publication(mapping, str(path))
     if type(mapping.get("seed", 0)) is not int:

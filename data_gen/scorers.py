@@ -72,7 +72,9 @@ def finite_scores(scores: Sequence[Any], count: int) -> list[float]:
     try:
         numbers = [float(score) for score in scores]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"a scorer must return numbers, not {scores!r:.80}") from error
+        raise ValueError(
+            f"a scorer must return a list with one number for each of the {count} answers, not {scores!r:.80}"
+        ) from error
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise ValueError(f"a scorer must return one finite number for each of the {count} answers, not {numbers}")
     return numbers

@@ -57,9 +57,13 @@ def _learning_rate_findings(trainer: Any) -> Iterator[Finding]:
                 f"The learning rates of all {trainer.state.max_steps} steps add up to {total:.1g}, which can change texts by no more "
                 f"than {change:.1g} nats per token: nothing is going to move."
             )
+            steps = trainer.state.max_steps
+            warmup = trainer.args.get_warmup_steps(steps)
+            rate = f"{trainer.args.learning_rate:g}"
             advice = (
-                f"Raise learning_rate ({trainer.args.learning_rate:g}), or train longer: an adapter wants ten to a hundred times the "
-                "rate of full training."
+                f"The warmup ({warmup} steps) never ends, so that the rate stays below {rate}: lower warmup_steps, or train longer."
+                if warmup >= steps
+                else f"Raise learning_rate ({rate}), or train longer: an adapter needs ten to a hundred times the rate of full training."
             )
             yield Finding("warning", text, advice)
 

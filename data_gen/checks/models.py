@@ -63,7 +63,8 @@ def reward(rows: PairRows, *, scorer: Any) -> Columns:
 
     Args:
         rows: the pairs.
-        scorer: see `resolve_scorer`: `module:function`, or `{reward_model: NAME}`.
+        scorer: `module:function`, called as `score(row, answers)`, which returns a list with one number per answer;
+            or `{reward_model: NAME}`.
 
     Returns:
         `chosen_score`, `rejected_score`, and their difference `reward_margin`.

@@ -15,7 +15,8 @@ class FunctionEngine:
     """Answer requests with a Python function, such as a program, a scorer, or a model of another library.
 
     Args:
-        use: the function as `module:function`. It is called with a `Request` and returns a text, an `Answer` or a `Failure`.
+        use: the function as `module:function`. It is called with a `Request` (its prompt is
+            `request.messages[-1]["content"]`) and returns a text, an `Answer` or a `Failure`.
             An exception, or a value of another type, fails the request.
 
     Raises:

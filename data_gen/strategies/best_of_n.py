@@ -16,7 +16,8 @@ def best_of_n(row: Row, *, scorer: Any = None, n: int = 8, target: str = "target
 
     Args:
         row: the row.
-        scorer: the reward r, see `resolve_scorer`; None requests the scores from the role `scoring`.
+        scorer: the reward r: `module:function`, called as `score(row, answers)`, which returns a list with one number per answer;
+            or `{reward_model: NAME}`; None requests the scores from the role `scoring`.
         n: the number of answers, at least 2. The target's role needs a temperature, or all of them are the same.
         target: the role that answers.
         scoring: a role that replies with a number to the prompt with an answer: a reward model.

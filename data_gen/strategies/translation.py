@@ -27,7 +27,8 @@ def mono_system(
 
     Args:
         row: its prompt requests the translation; it has the columns that the metrics read: `chrf` reads `reference`.
-        metric: the metric that decides, see `resolve_scorer`; None requests the scores from the role `scoring`.
+        metric: the metric that decides: `module:function`, called as `score(row, answers)`, which returns a list with one number per answer;
+            or `{reward_model: NAME}`; None requests the scores from the role `scoring`.
         n: translations per source, at least 2; the paper samples 50.
         target: the role that translates.
         scoring: as for `best_of_n`.

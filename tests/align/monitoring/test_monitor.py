@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from contralto import testbed
 from contralto.align.monitoring import data_audit, monitor, report
 from contralto.align.monitoring.data_audit import audit_rows
-from contralto.align.monitoring.model_audit import audit_model, policy_logps, reference_logps
+from contralto.align.monitoring.model_audit import _learning_rate_findings, audit_model, policy_logps, reference_logps
 from contralto.align.monitoring.monitor import Monitor
 from contralto.align.monitoring.record import RECORD, Point, Record
 from contralto.align.monitoring.symptoms import symptoms
@@ -320,7 +320,11 @@ def test_an_adapter_that_no_step_can_move(tmp_path):
     before = [weight.clone() for weight in one.model.parameters()]
     (found,) = audit_model(one, batches(one))
     assert (found.level, "nothing is going to move" in found.text, "2e-07" in found.text) == ("warning", True, True)
+    assert "Raise learning_rate (2e-08)" in found.advice
     assert all(torch.equal(*each) for each in zip(before, one.model.parameters(), strict=True))
+    one.args.warmup_steps = 150
+    assert "The warmup (150 steps) never ends" in next(_learning_rate_findings(one)).advice
+    one.args.warmup_steps = 0
     one.state.max_steps = 100_000
     assert audit_model(one, batches(one)) == []
     one.args.learning_rate, one.state.max_steps = 1e-4, 10

@@ -7,6 +7,7 @@ import base64
 import io
 import itertools
 import json
+import sys
 import threading
 import time
 from collections import Counter
@@ -24,6 +25,7 @@ from contralto.data_gen.engines.batching import batches
 from contralto.data_gen.engines.limiter import Limiter
 from contralto.data_gen.engines.openai import OpenAIEngine
 from contralto.data_gen.functions import find_function
+from contralto.data_gen.recipe import load_recipe
 from contralto.data_gen.types import Answer, Ask, Failure, Sampling, digest, drive, make_request
 from contralto.testbed import worlds
 
@@ -282,6 +284,21 @@ def test_functions_are_found_by_name(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=message):
             find_function(name, folder=tmp_path)
+
+
+def test_modules_beside_a_recipe_are_found(tmp_path, monkeypatch):
+    """Also for scorers, which no engine loads."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "scorer_beside.py").write_text(
+        "def shortest(row, answers):\n    return [-len(each) for each in answers]\n"
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "rows: {source: rows.jsonl}\nstrategies: [{use: best_of_n, scorer: 'scorer_beside:shortest'}]\n"
+        "roles: {target: {engine: function, use: 'math:sqrt'}}\n"
+    )
+    load_recipe(path)
+    assert find_function("scorer_beside:shortest")(None, ["ab"]) == [-2]
 
 
 # -------------------------------------------------------------------------------------------------------------- endpoints

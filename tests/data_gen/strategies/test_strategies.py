@@ -343,7 +343,7 @@ def test_a_role_can_score():
     [
         (lambda row, answers: [1.0], "one finite number for each of the 2 answers"),
         (lambda row, answers: [1.0, float("nan")], "one finite number"),
-        (lambda row, answers: ["good", "bad"], "a scorer must return numbers"),
+        (lambda row, answers: ["good", "bad"], "a list with one number for each of the 2 answers, not"),
         ("no_such_module:score", "no_such_module"),
         ("math:no_such_function", "no_such_function"),
         (3, "a scorer must be a function"),
