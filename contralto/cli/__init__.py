@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -125,9 +125,27 @@ class _Versions(argparse.Action):
         parser.exit()
 
 
-def all_commands() -> tuple[Parser, dict[str, Parser]]:
-    """Return the parser of all commands, and those of the commands by name; options that other libraries parse are not in it."""
-    return _parser([command for command in COMMANDS.values() if command.has_parser])
+def all_commands(
+    missing: Callable[[Command, ImportError], object] | None = None,
+) -> tuple[Parser, dict[str, Parser]]:
+    """Return the parser of all commands, and those of the commands by name; options that other libraries parse are not in it.
+
+    Args:
+        missing: receives the commands whose flags need a package that is not installed, with the error; None raises it.
+
+    Raises:
+        ImportError: a package is not installed, and `missing` is None.
+    """
+    chosen = []
+    for command in (command for command in COMMANDS.values() if command.has_parser):
+        try:
+            _module(command).add_arguments(Parser())
+            chosen.append(command)
+        except ImportError as error:
+            if missing is None:
+                raise
+            missing(command, error)
+    return _parser(chosen)
 
 
 def _parser(chosen: Collection[Command]) -> tuple[Parser, dict[str, Parser]]:

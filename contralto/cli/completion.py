@@ -10,8 +10,10 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from contralto.cli.spellings import options_of
+from contralto.common.errors import sentence
 
 __all__ = ["SHELLS", "add_arguments", "complete_parser", "run"]
 
@@ -48,17 +50,28 @@ def complete_parser() -> argparse.ArgumentParser:
 
     from contralto.cli import COMMANDS, all_commands
 
-    parser, commands = all_commands()
+    parser, commands = all_commands(missing=_note)
     for name, command in COMMANDS.items():
         if not command.has_parser:
-            for action in OTHERS[name]():
-                if not set(action.option_strings) & options_of(commands[name]).keys():
-                    commands[name]._add_action(action)
+            try:
+                for action in OTHERS[name]():
+                    if not set(action.option_strings) & options_of(commands[name]).keys():
+                        commands[name]._add_action(action)
+            except ImportError as error:
+                _note(command, error)
     for each in commands.values():
         for action in _actions(each):
             if action.type is Path or action.metavar in ("DIR", "FILE", "PATH"):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
     return parser
+
+
+def _note(command: Any, error: ImportError) -> None:
+    """Print that the options of a command are left out, since they need a package that is not installed."""
+    print(
+        f"contralto completion: without the options of {command.name}: {sentence(error, command.extra)}",
+        file=sys.stderr,
+    )
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
@@ -78,11 +91,7 @@ def _align_actions() -> Iterator[argparse.Action]:
 
     parser = argparse.ArgumentParser(add_help=False)
     yield parser.add_argument("recipe", nargs="?", choices=[*recipes(), "report"])
-    try:
-        parsers = [make_parser(trainer) for trainer in TRAINERS]
-    except ImportError as error:
-        print(f"contralto completion: without the options of align: {error}", file=sys.stderr)
-        return
+    parsers = [make_parser(trainer) for trainer in TRAINERS]
     seen = set[str]()
     for action in (action for parser in parsers for action in parser._actions):
         action.option_strings = [option for option in action.option_strings if "-" not in option[2:]]
@@ -98,11 +107,8 @@ def _eval_actions() -> Iterator[argparse.Action]:
     parser = argparse.ArgumentParser(add_help=False)
     for flag in FLAGS:
         yield parser.add_argument(flag.split()[0])
-    try:
-        from lm_eval._cli.harness import HarnessCLI
-    except ImportError as error:
-        print(f"contralto completion: without the flags of eval: {error}", file=sys.stderr)
-        return
+    from lm_eval._cli.harness import HarnessCLI
+
     yield from HarnessCLI()._subparsers.choices["run"]._actions
 
 

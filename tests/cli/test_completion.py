@@ -54,6 +54,24 @@ def test_bash_completes(script, line, expected):
     assert _offered(script, line) == expected
 
 
+def test_commands_whose_packages_are_missing_are_left_out(monkeypatch, capsys):
+    def absent(parser):
+        raise ModuleNotFoundError("No module named 'rapidfuzz'", name="rapidfuzz")
+
+    def untrained():
+        raise ImportError("no TRL")
+        yield
+
+    monkeypatch.setattr("contralto.cli.data.add_arguments", absent)
+    monkeypatch.setattr(completion, "OTHERS", dict.fromkeys(completion.OTHERS, untrained))
+    script = shtab.complete(completion.complete_parser(), shell="bash")
+    notes = capsys.readouterr().err.splitlines()
+    start = "contralto completion: without the options of"
+    assert f"{start} data: the package rapidfuzz is not installed: pip install 'contralto[data]'" in notes
+    assert f"{start} align: no TRL" in notes
+    assert "--max-new-tokens" in script
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", completion.SHELLS)
 def test_scripts_hold_the_options_of_other_libraries(shell, capsys):
