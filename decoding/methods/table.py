@@ -4,6 +4,7 @@ python -m contralto.decoding.methods.table > docs/methods.md
 """
 
 from contralto.decoding.methods.base import Method, Support
+from contralto.decoding.methods.reference import signature_of
 from contralto.decoding.methods.registry import METHODS
 
 __all__ = ["document", "row"]
@@ -15,6 +16,7 @@ rule, with the defaults of its signature; *mask* is the parameter that is the pl
 every text has a random stream of its own, so that it does not depend on its batch.
 """
 COLUMNS = ("method", "what it does", "papers (arXiv)", "branches", "parameters", "mask", "options")
+CALLS = ("method", "`logits_processor=[...]`", "`custom_generate=...`")
 CAPABILITIES = ("method", "executors", "beams", "sampling", "likelihoods", "encoder-decoders", "vLLM")
 
 
@@ -25,6 +27,12 @@ def document() -> str:
         [
             HEAD,
             *_table(COLUMNS, [row(method) for method in methods]),
+            "",
+            "## In Python",
+            "",
+            "The classes are in `contralto.decoding`; arguments without a default are shown, and the parameters of the first table are keywords.",
+            "",
+            *_table(CALLS, [_calls(method) for method in methods]),
             "",
             "## Capabilities",
             "",
@@ -58,6 +66,25 @@ def row(method: Method) -> list[str]:
 
 def _parameters(method: Method, form: str) -> str:
     return ", ".join(f"`{each.name}={each.default}`" for each in method.parameters(form).values())
+
+
+def _calls(method: Method) -> list[str]:
+    """Return how the processor and the loop of a method are made."""
+    processor = _call(method.processor)
+    return [
+        method.name,
+        f"`{processor}`" if processor else "-",
+        f"`{loop}`" if (loop := _call(method.loop)) else f"`{processor}.loop()`",
+    ]
+
+
+def _call(target: object) -> str | None:
+    """Return the call of a class with the arguments that have no default."""
+    if not isinstance(target, str):
+        return None
+    parameters = signature_of(target).parameters.values()
+    needed = [each.name for each in parameters if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
+    return f"{target.split(':')[1]}({', '.join(needed)})"
 
 
 def _capabilities(method: Method) -> list[str]:
