@@ -9,7 +9,8 @@ from helpers import pages
 from contralto.common.plots import GREY, PALETTE, TEXT
 
 ROOT = Path(__file__).parents[2]
-TEMPLATES = [*ROOT.glob("*/**/*.html.j2")]
+PARTS = ("contralto/cli", "contralto/common", "align", "data_gen", "decoding", "eval", "testbed")
+TEMPLATES = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.html.j2"))]
 ON = ("paper", "panel")
 """What text stands on."""
 
