@@ -73,7 +73,7 @@ class Tags(HTMLParser):
 
 def same_tags(make, text):
     """Compare a page of a hostile text with one of a harmless text, and return what the former shows."""
-    plain, hostile = Tags(make("harmless text")), Tags(make(text))
+    plain, hostile = Tags(make("harmless text".ljust(len(text), "m"))), Tags(make(text))
     assert hostile.tags == plain.tags
     assert "harmless text" in plain.words
     return hostile.words
