@@ -11,8 +11,10 @@ with the reason. Results are kept in .cache/mutants.jsonl, so that a run that wa
 
 import argparse
 import json
+import os
 import random
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -113,6 +115,7 @@ def outcomes(tasks: list[Task], log: Path, *, jobs: int, timeout: float) -> Iter
     if not todo:
         return
     runner.preload()
+    _unlock_bars()
     _check_unchanged(list(todo.values()), timeout)
     done: Queue[tuple[str, bool]] = Queue()
     with ThreadPoolExecutor(jobs) as pool, log.open("a") as file, tqdm(total=len(todo), unit="mutant") as bar:
@@ -125,6 +128,17 @@ def outcomes(tasks: list[Task], log: Path, *, jobs: int, timeout: float) -> Iter
             if not killed:
                 bar.write(f"SURVIVED {todo[key].label}")
             yield todo[key], killed
+
+
+def _unlock_bars() -> None:
+    """Give each process a lock of its own for progress bars.
+
+    tqdm's default lock is shared with children, and one that is killed while it holds it blocks all; one that is forked meanwhile never
+    sees it released.
+    """
+    tqdm.monitor_interval = 0
+    tqdm.set_lock(threading.RLock())
+    os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 
 def _parts(todo: dict[str, Task]) -> Iterator[dict[str, Task]]:
