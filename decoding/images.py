@@ -182,7 +182,7 @@ def _real_pixels(inputs: MutableMapping[str, Any], pixels: Tensor) -> Tensor | N
     if mask is None:
         return None
     channels = -1 if mask.shape == pixels.shape[:-1] else -3
-    return mask.bool().unsqueeze(channels).expand(pixels.shape)
+    return mask.bool().unsqueeze(channels).expand(pixels.shape)  # pixels (..., H, W, C) or (..., C, H, W)
 
 
 # -------------------------------------------------------------------------------------------- RITUAL's transformations
@@ -287,7 +287,7 @@ def _gaussian_blur(image: "Image", rng: random.Random) -> "Image":
             f"a blur with a kernel of 13 pixels needs an image of at least 7 x 7, not {image.width} x {image.height}"
         )
     kernel = (-(torch.arange(-reach, reach + 1) ** 2) / (2 * sigma**2)).softmax(0)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(1).float()
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(1).float()  # (H, W, 3) -> (3, 1, H, W)
     pixels = torch.nn.functional.pad(pixels, (reach,) * 4, mode="reflect")
     pixels = torch.conv2d(torch.conv2d(pixels, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
     return Image.fromarray(pixels.round().clamp(0, 255).byte().squeeze(1).permute(1, 2, 0).contiguous().numpy())

@@ -132,7 +132,7 @@ def _score(
 def _scored_rows(states: Tensor, scored: Tensor, layout: Layout | None) -> Tensor:
     """Select the hidden states `(N, H)` that predict the scored tokens."""
     if layout is None:
-        return states[:, :-1][scored.to(states.device)]
+        return states[:, :-1][scored.to(states.device)]  # (2B, T, H) by the mask (2B, T - 1)
     layout, scored = layout.to(states.device), scored.to(states.device)
     return states.flatten(0, 1).index_select(0, layout.source[:, :-1][scored])
 

@@ -59,7 +59,7 @@ def contrastive_loss(states: Tensor, mask: Tensor, *, rho: float = 0.5) -> Tenso
         raise ValueError(f"the mask has shape {tuple(mask.shape)}, the hidden states {tuple(states.shape)}")
     kept = mask.bool()
     directions = normalize(states if states.dtype == torch.float64 else states.float(), dim=-1)
-    cosines = directions @ directions.transpose(1, 2)
+    cosines = directions @ directions.transpose(1, 2)  # (B, T, T)
     others = kept[:, :, None] & kept[:, None] & ~torch.eye(kept.shape[1], dtype=torch.bool, device=kept.device)
     lost = relu(rho - 1 + cosines).masked_fill(~others, 0)
     return lost.sum((1, 2)) / others.sum((1, 2)).clamp(min=1)

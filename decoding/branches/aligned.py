@@ -185,7 +185,7 @@ class AlignedBranch(Branch):
         mask = self._text_mask(input_ids[:, :length]) if attention_mask is None else attention_mask[:, :length]
         rows = [self._read(input_ids[:, : length + i], mask, i) for i in range(count)]
         self.reset()
-        return torch.stack(rows, dim=1)
+        return torch.stack(rows, dim=1)  # count times (B, W + V)
 
     def resolve(self, main: Tensor, logits: Tensor) -> Tensor:
         """Return the amateur's log-probabilities `(..., V)` in the expert's vocabulary, see `TokenMap.resolve`.

@@ -120,7 +120,7 @@ def keep_position(cache: Any, choice: Tensor, length: int, count: int) -> None:
         for states in (layer.keys, layer.values):  # (R, heads, width, head size)
             last = states[:, :, first : first + count]
             index = choice.to(last.device)[:, None, None, None].expand(-1, last.shape[1], 1, last.shape[3])
-            last[:, :, :1] = last.gather(2, index)
+            last[:, :, :1] = last.gather(2, index)  # (R, heads, 1, head size)
 
 
 def drop_positions(cache: Any, count: int) -> None:

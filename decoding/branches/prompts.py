@@ -161,7 +161,7 @@ def _join(name: str, parts: Sequence[Prompts], width: int) -> Any:
         return None
     if name == "encoder_outputs":
         return _join_encoded(values)
-    if name == "position_ids":
+    if name == "position_ids":  # (R, T), or (kinds, R, T) of models that also number places in images
         rows = [v.expand(*v.shape[:-2], len(p.ids), -1) for p, v in zip(parts, values, strict=True)]
         return torch.cat([_widen(row, width) for row in rows], dim=-2) if len({row.ndim for row in rows}) == 1 else None
     if name == "attention_mask" or name in TOKEN_TYPES:

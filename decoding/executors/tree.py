@@ -46,6 +46,7 @@ class CandidateOutputs(NamedTuple):
         """Return the outputs of a forward pass over candidates `(B, k)`, which may be rows of their own."""
         hidden = last_hidden(outputs)
         assert hidden is not None
+        # (B * k, 1, V) or (1, B * k, V) -> (B, k, V)
         return cls(*(value.reshape(*candidates.shape, value.shape[-1]) for value in (outputs.logits, hidden)))
 
 

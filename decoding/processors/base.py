@@ -1,4 +1,8 @@
-"""Define the base class of contrastive logits processors: a rule and its branches."""
+"""Define the base class of contrastive logits processors: a rule and its branches.
+
+`generate()` passes tokens and logits to a processor, and will pass nothing else
+(https://github.com/huggingface/transformers/issues/34265), so a branch keeps inputs and cache of its own.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any

@@ -79,7 +79,7 @@ def _dola(final: Tensor, layers: Tensor, relative_top: float, distance: Callable
     average = (p + q) / 2
     log_average = average.log()
     divergence = distance(p, log_p, average, log_average) + distance(q, log_q, average, log_average)
-    chosen = divergence.argmax(-1)[..., None, None].expand(*layers.shape[:-2], 1, layers.shape[-1])
+    chosen = divergence.argmax(-1)[..., None, None].expand(*layers.shape[:-2], 1, layers.shape[-1])  # (..., 1, V)
     return combine((final, layers.gather(-2, chosen).squeeze(-2)), (1, -1), alpha=relative_top)
 
 

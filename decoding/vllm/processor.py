@@ -177,9 +177,8 @@ class PairedContrast(Members):
     def _weigh(self, logits: Tensor, part: _RuleGroup, lengths: Any) -> None:
         """Draw the next tokens of all completions that share a rule."""
         branches = logits[part.places].float()
-        branches.scatter_(
-            2, part.markers.expand(len(branches), -1, -1), -torch.inf
-        )  # before the plausible tokens are selected
+        markers = part.markers.expand(len(branches), -1, -1)  # (K, P, 1)
+        branches.scatter_(2, markers, -torch.inf)  # before the plausible tokens are selected
         steps = self._send(lengths[part.first] + part.start)
         scores = part.rule(list(branches), steps)
         if part.warp is not None:

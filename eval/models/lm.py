@@ -115,9 +115,8 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
         check_device(device)
         self._init_hf(pretrained, device, batch_size, max_batch_size or 64, kwargs)
         self.think_end_token: str | int | None = end_of_thought(self.think_end_token, self.tokenizer)
-        self._device = input_device(
-            self.model
-        )  # lm-eval takes that of the weights, which is `meta` if they are offloaded
+        # lm-eval takes the device of the weights, which is `meta` if they are offloaded
+        self._device = input_device(self.model)
         self._name = pretrained if isinstance(pretrained, str) else self.model.name_or_path or type(self.model).__name__
         if hasattr(self, "accelerator") and self.world_size == 1:  # lm-eval sets both on several GPUs only
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -326,7 +325,9 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
             chat_history: The messages.
             add_generation_prompt: Begin the turn of the model.
         """
-        conversation = copy.deepcopy(chat_history)  # lm-eval's image-text models change it
+        # lm-eval's image-text models change it:
+        # https://github.com/EleutherAI/lm-evaluation-harness/blob/v0.4.13/lm_eval/models/hf_vlms.py
+        conversation = copy.deepcopy(chat_history)
         text: str = super().apply_chat_template(chat_history, add_generation_prompt)
         self.remember(conversation, text)
         return text
