@@ -381,7 +381,11 @@ def _check_ranges(config: DecodingConfig) -> None:
 
     method.forms[config.form or ""].scores([torch.zeros(1, 1)] * len(method.branches), **config.rule_parameters)
     for name, extra in method.view_parameters.items():
-        load(extra.of)(torch.zeros(1, 1), **{extra.name or name: config.parameters[name]})
+        own = extra.name or name
+        try:
+            load(extra.of)(torch.zeros(1, 1), **{own: config.parameters[name]})
+        except ValueError as error:  # the function names its own parameter
+            raise OptionError("{name}{why}", name=Option(name), why=str(error).removeprefix(own)) from None
 
 
 def _executor_of(config: DecodingConfig) -> str:
