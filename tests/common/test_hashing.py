@@ -3,6 +3,10 @@
 The literal values were computed by the version before these functions were gathered in one module.
 """
 
+import importlib
+import sys
+from functools import partial
+
 import pytest
 import torch
 from PIL import Image
@@ -93,3 +97,30 @@ def test_other_extra_values_are_another_digest():
 
 def test_a_hub_id_stands_for_itself():
     assert hashing.weights_digest("org/model") == "org/model"
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Write two modules, of which the first uses the second, and return a function that imports the first again."""
+    folder = tmp_path / "beside"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+
+    def written(first="def score(x):\n    return helper(x)\n", second="def helper(x):\n    return x\n"):
+        for name, code in {"digest_a": f"from digest_b import helper\n{first}", "digest_b": second}.items():
+            (folder / f"{name}.py").write_text(code)
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        return importlib.import_module("digest_a").score
+
+    yield written
+    for name in ("digest_a", "digest_b"):
+        sys.modules.pop(name, None)
+
+
+def test_a_changed_function_or_helper_is_another_source(modules):
+    before = hashing.source_digest(modules())
+    assert hashing.source_digest(modules(first="# a comment\ndef score( x ):\n    return helper(x)\n")) == before
+    assert hashing.source_digest(modules(first="def score(x):\n    return -helper(x)\n")) != before
+    assert hashing.source_digest(modules(second="def helper(x):\n    return 2 * x\n")) != before
+    assert hashing.source_digest(partial(modules(), 1)) == before
