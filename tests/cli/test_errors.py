@@ -1,5 +1,6 @@
 """Mistakes end in a sentence, faults of the program in a traceback, Ctrl-C in 130: one place decides."""
 
+import io
 import json
 import os
 import shutil
@@ -7,9 +8,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from datasets.exceptions import DatasetGenerationError
 
 from contralto import cli, testbed
 from contralto.common import errors
+from contralto.common.options import Option, OptionError
 
 
 def _raise(error):
@@ -80,6 +84,8 @@ def test_interruptions():
 
     for run in (lambda: _raise(KeyboardInterrupt()), interrupted_import):
         assert errors.guarded("test", run) == 130
+    with pytest.raises(ImportError, match=r"^numpy could not"), errors.during("where"):
+        interrupted_import()
 
 
 def test_a_reader_that_has_gone():
@@ -93,6 +99,70 @@ def test_a_reader_that_has_gone():
         check=False,
     )
     assert (run.returncode, run.stdout, run.stderr) == (141, "y", "")
+
+
+class _Closed(io.StringIO):
+    """A standard output whose descriptor is a file."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.file = file
+
+    def fileno(self):
+        return self.file.fileno()
+
+
+def test_the_status_of_every_end(tmp_path, monkeypatch):
+    assert errors.guarded("test", lambda: None) == 0
+    with (tmp_path / "out").open("w", encoding="utf-8") as file:
+        monkeypatch.setattr(sys, "stdout", _Closed(file))
+        assert errors.guarded("test", lambda: _raise(BrokenPipeError())) == 141
+        os.write(file.fileno(), b"lost")  # into nothing, so that Python can end without another error
+    assert (tmp_path / "out").read_bytes() == b""
+
+
+def test_memory_that_torch_does_not_get(capsys):
+    """torch raises a plain RuntimeError on CPUs, in compiled code."""
+    assert "accelerate.utils.memory" in sys.modules or __import__("accelerate")
+    assert errors.guarded("test", lambda: torch.empty(2**59)) == 2
+    assert "allocate" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="size"):
+        errors.guarded("test", lambda: torch.ones(2) + torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("a"), AttributeError("a"), ImportError("a"), MemoryError("a"), OSError("a")]
+)
+def test_a_block_prefixes_mistakes_alone(error):
+    mistake = errors.is_mistake(error)
+    with pytest.raises(type(error), match=r"^where: a$" if mistake else r"^a$"), errors.during("where"):
+        raise error
+    with pytest.raises(OptionError, match=r"^where: k must be 1$"), errors.during("where"):
+        raise OptionError("{name} must be 1", name=Option("k"))
+
+
+def test_sentences():
+    assert errors.sentence(KeyError("no such key")) == "no such key"
+    assert errors.sentence(KeyError()) == "KeyError"
+    assert errors.sentence(ValueError("two\n  lines")) == "two lines"
+    assert errors.sentence(MemoryError("of 3 GB")) == "of 3 GB"
+    missing = {name: ModuleNotFoundError(name=name) for name in ("trl.trainer", "yaml", "no_such_thing")}
+    said = "the package trl is not installed: pip install 'contralto[{}]'"
+    assert errors.sentence(missing["trl.trainer"], "align") == said.format("align")
+    assert errors.sentence(missing["trl.trainer"], "no extra") == said.format("align")  # the first that installs it
+    assert (
+        errors.sentence(missing["yaml"], "data") == "the package pyyaml is not installed: pip install 'contralto[data]'"
+    )
+    assert errors.sentence(missing["no_such_thing"]) == (
+        "the package no-such-thing is not installed: pip install no-such-thing"
+    )
+    assert errors.sentence(ModuleNotFoundError("a word: one's own", name="no name")) == "a word: one's own"
+    failed = DatasetGenerationError("An error occurred")
+    failed.__cause__ = ValueError("row 3")
+    assert errors.sentence(failed) == "An error occurred: row 3"
+    assert errors.sentence(DatasetGenerationError("An error occurred")) == "An error occurred"
+    with pytest.raises(ModuleNotFoundError, match="nowhere_at_all"):
+        errors.require("os", "nowhere_at_all")
 
 
 SLOW = pytest.mark.slow
