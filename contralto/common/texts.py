@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 from urllib.parse import quote
 
@@ -150,8 +151,8 @@ class Secrets:
             '401: no such key: ***...'
         """
         for form in self._forms:
-            text = _without_beginnings(text.replace(form, "***"), form)
-        return text
+            text = text.replace(form, "***")
+        return _without_beginnings(text, self._forms)
 
     def hide_in_completion(self, text: str) -> str:
         """Replace the keys in a completion, where a placeholder such as EMPTY may be a word.
@@ -172,15 +173,20 @@ class Secrets:
         return self.hide_in_completion(text) != text
 
 
-def _without_beginnings(text: str, secret: str) -> str:
-    """Replace truncated copies of a secret."""
-    head, at = secret[:SHORTEST_SECRET], 0
-    while len(head) == SHORTEST_SECRET and (at := text.find(head, at)) >= 0:
-        end = at + len(head)
-        while end - at < len(secret) and text[end : end + 1] == secret[end - at]:
-            end += 1
-        text = f"{text[:at]}***{text[end:]}"
+def _without_beginnings(text: str, secrets: Sequence[str]) -> str:
+    """Replace truncated copies of secrets, each by the longest beginning that is there."""
+    heads = {secret[:SHORTEST_SECRET] for secret in secrets if len(secret) >= SHORTEST_SECRET}
+    at = 0
+    while found := [place for head in heads if (place := text.find(head, at)) >= 0]:
+        at = min(found)
+        length = max(_length_in_common(text[at:], secret) for secret in secrets)
+        text, at = f"{text[:at]}***{text[at + length :]}", at + 3
     return text
+
+
+def _length_in_common(text: str, secret: str) -> int:
+    """Return the number of characters with which both begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, secret, strict=False)))
 
 
 def without_bos(text: str, tokenizer: Any) -> str:

@@ -70,6 +70,45 @@ def test_a_file_that_a_library_writes_is_replaced_whole(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_folder_is_made_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "deep" / "folder"
+    with files.new_folder(path) as unfinished:
+        (unfinished / "within").mkdir()
+        (unfinished / "within" / "a.txt").write_text("é", encoding="utf-8")
+        assert not path.exists()
+        assert unfinished.parent == path.parent
+    assert [each.name for each in path.parent.iterdir()] == ["folder"]
+    assert (path / "within" / "a.txt").read_text(encoding="utf-8") == "é"
+    with pytest.raises(OSError, match="not empty"), files.new_folder(path):
+        pass
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with files.new_folder(empty) as unfinished:
+        (unfinished / "b").touch()
+    assert [each.name for each in empty.iterdir()] == ["b"]
+    with pytest.raises(KeyError), files.new_folder(tmp_path / "failed") as unfinished:
+        raise KeyError
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["empty", "new"]
+
+
+def test_a_file_in_a_new_folder_keeps_its_line_ends(tmp_path):
+    path = tmp_path / "a" / "b" / "c.txt"
+    for text in ("é\r\n\n\r", "é"):
+        files.replace_text(path, text)
+        assert path.read_bytes() == text.encode()
+    files.set_aside(path)
+    files.replace_text(path, "later")
+    files.set_aside(path)
+    assert [(each.name, each.read_text()) for each in path.parent.iterdir()] == [("c.txt.earlier", "later")]
+
+
+def test_the_line_of_a_wrong_byte_is_named():
+    assert files.decode(b"\xef\xbb\xbfone", "a.txt") == "one"
+    for content, line in ((b"\xff", 1), (b"\n\xff", 2), (b"a\nb\n\xff\n", 3)):
+        with pytest.raises(ValueError, match=rf"^a.txt:{line}: not UTF-8 text: byte 0xff; save the file as UTF-8$"):
+            files.decode(content, "a.txt")
+
+
 def test_a_folder_is_locked_by_the_process_it_names(tmp_path):
     with files.locked_folder(tmp_path / "new", "busy") as file:
         assert not os.get_inheritable(file.fileno())  # `pass_fds` of subprocess passes the lock on
