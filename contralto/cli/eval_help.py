@@ -35,6 +35,7 @@ OTHERS = {
     "temperature": "sample every answer, whatever the task says; also top_k, top_p, min_p, seed",
     "score": "likelihoods: renormalised (default), or raw",
     "masked": "apply the plausibility constraint to likelihoods",
+    "control": "likelihoods of a control of the method, which needs no other model: mask or uniform",
     "load_in_4bit": "load the model in 4 bits by bitsandbytes; also load_in_8bit, amateur_load_in_4bit, ...",
 }
 """Arguments of contralto's models besides other models and parameters of methods."""

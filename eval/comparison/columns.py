@@ -114,7 +114,7 @@ def _add_row(
 
 def _other_model(lm: Any, rows: Sequence[ComparisonRow], option: str) -> Any:
     """Return the other model that a row's option names, to be evaluated alone."""
-    options = next(row.options for row in rows if option in row.options)
+    options = next(row.options for row in rows if option in row.options and "control" not in row.options)
     decoding = lm.decoding_by(**options)
     model = decoding.other_models[option]
     model = model.alone() if isinstance(model, ModelVariant) else model

@@ -5,6 +5,8 @@
 - *scale*: a method whose weights on what the model believes add up to w sharpens by itself, as the temperature 1 / w does.
   The control samples at that temperature, under the same mask: `p >= m max p` before it is `p >= m^w max p` after it.
 - *alone*: the other model by itself.
+- *uniform*: the likelihoods of the method's formula with equal probabilities in place of its other distributions, that is sharpening by
+  itself. Its raw scores add a constant for each token, so that long options score higher, as do those of the method.
 - *bias*: for questions of yes and no, greedy decoding with its threshold moved until it says yes as often.
 - *OLM* and *PBA*: the spurious baselines of Yin et al. 2025 (The Mirage of Performance Gains, arXiv 2504.10020) for questions of yes and
   no. Output layer modification answers yes where p(yes) and p(no) are close; prompt-based adjustment asks for yes in the prompt. Their
@@ -16,6 +18,7 @@ The threshold, the sum of the weights and the parameters that turn a contrast of
 
 from collections.abc import Sequence
 
+from contralto.decoding.methods.controls import has_effect
 from contralto.eval.comparison.decoders import DecoderChoice
 from contralto.eval.comparison.rows import ComparisonRow
 
@@ -147,7 +150,7 @@ def _sampled_controls(choice: DecoderChoice) -> list[ComparisonRow]:
 
 
 def ranking_rows(choices: Sequence[DecoderChoice]) -> list[ComparisonRow]:
-    """Return the rows of a task whose options are ranked by likelihood: both scores, and both under the mask.
+    """Return the rows of a task whose options are ranked by likelihood: the method renormalised, raw and under its mask, and their controls.
 
     A method without likelihoods has no row.
 
@@ -157,7 +160,7 @@ def ranking_rows(choices: Sequence[DecoderChoice]) -> list[ComparisonRow]:
     Examples:
         >>> from contralto.eval.comparison.decoders import parse_decoder
         >>> [row.name for row in ranking_rows([parse_decoder("cd", {"amateur": "testbed:amateur"})])]
-        ['plain', 'amateur alone', 'cd', 'cd, raw', 'plain, mask 0.1', 'cd, mask']
+        ['plain', 'amateur alone', 'cd, uniform', 'cd', 'cd, uniform, raw', 'cd, raw', 'plain, mask 0.1', 'cd, mask']
     """
     rows = {PLAIN: ComparisonRow(name=PLAIN, role="baseline"), **_alone(choices)}
     for choice in choices:
@@ -169,18 +172,36 @@ def ranking_rows(choices: Sequence[DecoderChoice]) -> list[ComparisonRow]:
 def _ranking_rows_of(choice: DecoderChoice) -> list[ComparisonRow]:
     name, options, config = choice
     rows = [
-        _method_row(name, options, (PLAIN,), "renormalised, no mask"),
-        _method_row(f"{name}, raw", {**options, "score": "raw"}, (PLAIN,), "the weighted sum itself, no mask"),
+        *_scored_rows(choice, renormalized=True, note="renormalised, no mask"),
+        *_scored_rows(choice, renormalized=False, note="the weighted sum itself, no mask"),
     ]
     if config.mask is None:
         return rows
-    against = [PLAIN]
-    if (off := config.declaration.forms[config.form or ""].off) is not None:
+    against, masked = [PLAIN], {**options, "masked": True}
+    if config.declaration.forms[config.form or ""].off is not None:
         against.append(f"{PLAIN}, mask {config.mask:g}")
-        masked = {**options, **off, "masked": True}
-        rows.append(ComparisonRow(name=against[-1], role="control", options=masked, against=(PLAIN,), note="mask only"))
+        rows.append(_control_row(against[-1], {**masked, "control": "mask"}, "mask only"))
     note = "an implausible token counts for -1000"
-    return [*rows, _method_row(f"{name}, mask", {**options, "masked": True}, tuple(against), note)]
+    return [*rows, _method_row(f"{name}, mask", masked, tuple(against), note)]
+
+
+def _scored_rows(choice: DecoderChoice, *, renormalized: bool, note: str) -> list[ComparisonRow]:
+    """Return the row of a method without its mask, after its control: the same score with uniform distributions, if that changes any."""
+    name, options, config = choice
+    kind, scored = ("", dict(options)) if renormalized else (", raw", {**options, "score": "raw"})
+    if not has_effect(config, renormalized=renormalized):
+        return [_method_row(f"{name}{kind}", scored, (PLAIN,), note)]
+    control, others = f"{name}, uniform{kind}", ", ".join(config.declaration.branches[1:])
+    what = f"the formula of {name} with equal probabilities for {others}: sharpening alone"
+    what += "" if renormalized else ", and a constant for each token, which prefers options of many tokens"
+    return [
+        _control_row(control, {**scored, "control": "uniform"}, what),
+        _method_row(f"{name}{kind}", scored, (PLAIN, control), note),
+    ]
+
+
+def _control_row(name: str, options: dict[str, object], note: str) -> ComparisonRow:
+    return ComparisonRow(name=name, role="control", options=options, against=(PLAIN,), note=note)
 
 
 def _method_row(name: str, options: dict[str, object], against: tuple[str, ...], note: str) -> ComparisonRow:

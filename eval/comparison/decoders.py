@@ -4,9 +4,20 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from contralto.decoding.methods import METHODS, DecodingConfig
+from contralto.decoding.methods import METHODS, DecodingConfig, option_names
 
 __all__ = ["DecoderChoice", "parse_decoder"]
+
+SHOWN_ANYWAY = {
+    "score": "every method is scored both renormalised and raw",
+    "masked": "every method with a mask is scored with and without it",
+    "control": "the controls of every method are rows of their own",
+    **dict.fromkeys(
+        ("temperature", "top_k", "top_p", "min_p"), "every method is decoded both greedily and by sampling"
+    ),
+    "seed": "every sampled row has the seeds of the comparison",
+}
+"""The options of an evaluated decoder that a comparison sets itself, each with the reason."""
 
 
 class DecoderChoice(NamedTuple):
@@ -45,6 +56,8 @@ def parse_decoder(text: str, sources: Mapping[str, Any] | None = None) -> Decode
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise ValueError(f"the options of a decoder are of the form name=value, not {wrong[0]!r} in {text!r}")
     written = {key: _value(value) for key, value in (pair.split("=", 1) for pair in pairs)}
+    if shown := [key for key in written if key in SHOWN_ANYWAY and key not in option_names()]:
+        raise ValueError(f"decoder {text!r}: leave {shown[0]} out, since {SHOWN_ANYWAY[shown[0]]}")
     options = {"method": name, **_sources_of(name, sources or {}, written), **written}
     try:
         config = DecodingConfig.from_options(**options)

@@ -133,8 +133,13 @@ class ContrastiveEvalModel(Conversations):
 
         Raises:
             TypeError: See `read_options`.
-            ValueError: See `read_options`.
+            ValueError: See `read_options`; or the decoder is a control of likelihoods.
         """
+        if self.decoder.control:
+            raise ValueError(
+                f"control={self.decoder.control!r} is for likelihoods, and the task generates: leave it out, and sample with min_p and "
+                "temperature for the same controls"
+            )
         for request in {repr(request.gen_kwargs): request for request in requests}.values():
             self.options_of(request)
 

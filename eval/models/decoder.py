@@ -2,10 +2,14 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contralto.common.hashing import seed_from
-from contralto.decoding.methods import DecodingConfig, check_sampling
+from contralto.decoding.methods import DecodingConfig, check_sampling, likelihood_processor
+from contralto.decoding.methods.controls import control_processor
+
+if TYPE_CHECKING:
+    from contralto.decoding.inputs import DecodingBatch
 
 __all__ = ["SAMPLING", "Decoder", "seed_of"]
 
@@ -37,6 +41,8 @@ class Decoder:
     """The kind of likelihood: `renormalised` or `raw`, see `contralto.decoding.executors.score`."""
     masked: bool
     """True if likelihoods count implausible tokens as ruled out."""
+    control: str | None
+    """`mask` or `uniform`: likelihoods are those of a control of the method, without its other models; None for the method itself."""
 
     @classmethod
     def of(
@@ -49,6 +55,7 @@ class Decoder:
         seed: int = 0,
         score: str = "renormalised",
         masked: bool = False,
+        control: str | None = None,
         **options: Any,
     ) -> "Decoder":
         """Check options and return their decoder.
@@ -61,6 +68,7 @@ class Decoder:
             seed: A whole number, the seed of sampling, noise and transformations.
             score: `renormalised` or `raw`.
             masked: Count implausible tokens of likelihoods as ruled out.
+            control: `mask` or `uniform`, see `contralto.decoding.methods.controls`: the likelihoods of a control of the method.
             options: Any of `contralto.decoding.methods.option_names()`.
 
         Raises:
@@ -75,6 +83,8 @@ class Decoder:
         if not isinstance(masked, bool):
             raise TypeError(f"masked must be true or false, not {masked!r}")
         config = DecodingConfig.from_options(**options)
+        if control is not None:
+            control_processor(config, control)
         row_seeds = config.declaration.row_seeds
         if temperature and not row_seeds:
             raise ValueError(f"method={config.method!r} does not sample here: it {row_seeds.reason}")
@@ -87,6 +97,7 @@ class Decoder:
             seed=seed,
             score=score,
             masked=masked,
+            control=control,
         )
 
     @property
@@ -94,12 +105,39 @@ class Decoder:
         """Return True if the decoder has no contrast."""
         return not self.config.contrasts
 
+    @property
+    def models(self) -> dict[str, Any]:
+        """Return the other models that the method reads, by the options that name them; a control reads none."""
+        names = () if self.control else self.config.declaration.models
+        return {name: self.config.models[name] for name in names if name in self.config.models}
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Return the views of the branches; a control has none."""
+        return () if self.control else self.config.active_views
+
+    def likelihood_processor(self, batch: "DecodingBatch") -> Any:
+        """Return the logits processor whose scores are the log-probabilities of the method, or of its control.
+
+        Args:
+            batch: The inputs of the branches.
+
+        Raises:
+            ValueError: The method has no likelihoods, or does not support the model.
+        """
+        return (
+            control_processor(self.config, self.control) if self.control else likelihood_processor(self.config, batch)
+        )
+
     def describe(self) -> dict[str, Any]:
         """Return all options that have an effect, models by name; caches and run folders are keyed by them."""
         options = {name: _model_name(value) for name, value in self.config.describe().items()}
+        if self.control:
+            own = ("method", "form", *self.config.rule_parameters)
+            options = {name: value for name, value in options.items() if name in own} | {"control": self.control}
         if self.temperature:
             options |= {name: getattr(self, name) for name, off in SAMPLING.items() if getattr(self, name) != off}
-        if self.temperature or self.config.declaration.is_seeded:
+        if self.temperature or (self.config.declaration.is_seeded and not self.control):
             options["seed"] = self.seed
         if not self.is_plain:
             options |= {"score": self.score} if self.score != SCORES[0] else {}

@@ -37,7 +37,7 @@ from contralto.decoding.branches import ModelVariant
 from contralto.decoding.executors.score import Likelihood, score
 from contralto.decoding.inputs import DecodingBatch
 from contralto.decoding.loading import check_device
-from contralto.decoding.methods import generate_kwargs, likelihood_processor
+from contralto.decoding.methods import generate_kwargs
 from contralto.decoding.methods.variants import is_variant, make_variant
 from contralto.decoding.quantization import check_bits, take_bits
 from contralto.decoding.stopping import StopStrings, StopStringsAfterThought
@@ -74,7 +74,7 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
         batch_size: Rows per batch; "auto" starts with `max_batch_size` and halves it when memory runs out.
         max_batch_size: The first batch size of "auto".
         kwargs: Options of `Decoder.of`, that is `method`, its other models and parameters, `contrast_prompt`, `temperature`,
-            `top_k`, `top_p`, `min_p`, `seed`, `score`, `masked`; and all arguments of lm-eval's `hf` model. `contrast_prompt` is
+            `top_k`, `top_p`, `min_p`, `seed`, `score`, `masked`, `control`; and all arguments of lm-eval's `hf` model. `contrast_prompt` is
             a template in which `{name}` is a field of the document and `{prompt}` the whole prompt, or under a chat template the
             text of its last turn; there the contrast prompt takes that text's place, and examples, system message and the
             beginning of an answer stay. `load_in_4bit`, `amateur_load_in_8bit`, ... quantise by bitsandbytes.
@@ -181,10 +181,9 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
 
     def _load_others(self) -> tuple[Any, ...]:
         """Return the models of the other branches, loaded once."""
-        config = self.decoder.config
-        models = {name: config.models[name] for name in config.declaration.models if name in config.models}
+        models = self.decoder.models
         others = [self._load(name, each) if isinstance(each, str) else each for name, each in models.items()]
-        if config.adapters_off:
+        if self.decoder.config.adapters_off and not self.decoder.control:
             others.append(AdaptersOff(others[-1] if others else self.model))
         return tuple(others)
 
@@ -285,9 +284,10 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
         """Return a batch with the inputs of the method's branches."""
         config = self.decoder.config
         config.check_contrast_prompt()
-        views = tuple(self._view(view, requests, room) for view in config.active_views)
+        views = tuple(self._view(view, requests, room) for view in self.decoder.views)
         code = bool(self._model_kwargs.get("trust_remote_code"))
-        aligned = aligned_tokenizers(config, self.tokenizer, self._tokenizers, trust_remote_code=code)
+        tokenizers = (self.tokenizer, self._tokenizers)
+        aligned = {} if self.decoder.control else aligned_tokenizers(config, *tokenizers, trust_remote_code=code)
         return DecodingBatch(self.model, self._others, self._encode(requests, room), views, aligned)
 
     def _view(self, view: str, requests: Sequence[EvalRequest], room: int) -> Mapping[str, Any]:
@@ -483,7 +483,7 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
         start = time.perf_counter()
         with self._autocast():
             likelihood = score(
-                likelihood_processor(self.decoder.config, batch),
+                self.decoder.likelihood_processor(batch),
                 self.model,
                 batch.inputs,
                 continuations["input_ids"],

@@ -68,24 +68,33 @@ def test_sampled_rows():
 
 
 def test_rows_of_ranked_options():
-    options = {"method": "cd", **AMATEUR, "beta": 1, "alpha": 0.3}
+    options, name = {"method": "cd", **AMATEUR, "beta": 1, "alpha": 0.3}, "cd beta=1 alpha=0.3"
+    raw = {**options, "score": "raw"}
     assert _rows(ranking_rows, "cd beta=1 alpha=0.3", "search") == {
         "plain": ("baseline", {}, {}),
         "amateur alone": ("control", {}, {"alone": "amateur"}),
-        "cd beta=1 alpha=0.3": ("method", options, {"against": ("plain",)}),
-        "cd beta=1 alpha=0.3, raw": ("method", {**options, "score": "raw"}, {"against": ("plain",)}),
-        "plain, mask 0.3": ("control", {**options, "beta": 0, "masked": True}, {"against": ("plain",)}),
+        f"{name}, uniform": ("control", {**options, "control": "uniform"}, {"against": ("plain",)}),
+        name: ("method", options, {"against": ("plain", f"{name}, uniform")}),
+        f"{name}, uniform, raw": ("control", {**raw, "control": "uniform"}, {"against": ("plain",)}),
+        f"{name}, raw": ("method", raw, {"against": ("plain", f"{name}, uniform, raw")}),
+        "plain, mask 0.3": ("control", {**options, "masked": True, "control": "mask"}, {"against": ("plain",)}),
         "cd beta=1 alpha=0.3, mask": (
             "method",
             {**options, "masked": True},
             {"against": ("plain", "plain, mask 0.3")},
         ),
     }
-    assert list(_rows(ranking_rows, "cad contrast_prompt=x"))[1:] == ["cad", "cad, raw"]
+    assert list(_rows(ranking_rows, "cad contrast_prompt=x"))[1:] == [
+        "cad, uniform",
+        "cad",
+        "cad, uniform, raw",
+        "cad, raw",
+    ]
+    assert list(_rows(ranking_rows, "dola"))[1:] == ["dola", "dola, uniform, raw", "dola, raw", "dola, mask"]
 
 
 def test_two_other_models_are_no_row():
-    assert list(_rows(ranking_rows, "proxy expert=x antiexpert=y"))[:2] == ["plain", "proxy"]
+    assert list(_rows(ranking_rows, "proxy expert=x antiexpert=y")) == ["plain", "proxy", "proxy, raw"]
     assert "amateur alone" not in _rows(generation_rows, "cd adapters_off=true amateur=", sampled=False)
 
 

@@ -169,7 +169,7 @@ def test_it_has_all_controls_of_a_comparison(toy):
     names = {row.name for row in generation_rows([choice], sampled=True)}
     assert {"greedy, mask 0.05", "sampling, mask 0.05", "sampling, mask 0.05, T 0.5", "toy gamma=1, sampling"} <= names
     off = next(row for row in ranking_rows([choice]) if row.name == "plain, mask 0.05")
-    assert (off.options["gamma"], off.options["masked"]) == (0, True)
+    assert (off.options["control"], off.options["masked"]) == ("mask", True)
 
 
 def test_it_makes_data(toy):

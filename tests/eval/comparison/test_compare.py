@@ -92,6 +92,11 @@ def test_every_row_can_be_decoded():
         ("beta=1 cd", "begins with its method"),
         ("none", "greedy decoding and sampling are compared anyway"),
         ("cd 0.5", "of the form name=value, not '0.5'"),
+        (
+            "cd score=raw",
+            "decoder 'cd score=raw': leave score out, since every method is scored both renormalised and raw$",
+        ),
+        ("cd temperature=1", "leave temperature out, since every method is decoded both greedily and by sampling$"),
         ("cd beta=much", "beta must be a number, not 'much'"),
         ("cd kappa=1", "has no kappa"),
         ("voodoo", "there is no method 'voodoo'"),
@@ -700,7 +705,9 @@ def test_images_and_texts_in_one_comparison(tmp_path):
     assert [row["name"] for row in stories["rows"]] == [
         "plain",
         "amateur alone",
+        "cd, uniform",
         "cd",
+        "cd, uniform, raw",
         "cd, raw",
         "plain, mask 0.1",
         "cd, mask",
@@ -711,7 +718,9 @@ def test_images_and_texts_in_one_comparison(tmp_path):
     assert cells["vcd"]["cost"]["forwards"] == 2 * cells["greedy"]["cost"]["forwards"]
     assert cells["vcd"]["cost"]["flops"] == pytest.approx(2 * cells["greedy"]["cost"]["flops"], rel=0.1)
     assert 0.5 < cells["greedy"]["auroc"]["value"] <= 1
-    assert stories["rows"][-1]["cells"]["expert"]["ruled_out"] > 0
+    ranked = {row["name"]: row["cells"]["expert"] for row in stories["rows"]}
+    assert ranked["cd, mask"]["ruled_out"] == ranked["plain, mask 0.1"]["ruled_out"] > 0
+    assert ranked["plain, mask 0.1"]["cost"]["forwards"] == ranked["plain"]["cost"]["forwards"]
     assert all(
         picture.startswith("data:image/png;base64,")
         for d in scenes["documents"]["vision-0"]

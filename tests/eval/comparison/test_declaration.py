@@ -73,7 +73,19 @@ def test_a_new_method_is_compared_with_all_its_controls(registered, tmp_path):
         "sampling, mask 0.05, T 0.5",
         "toy, sampling",
     ]
-    assert list(ranked) == ["plain", "helper alone", "toy", "toy, raw", "plain, mask 0.05", "toy, mask"]
+    assert list(ranked) == [
+        "plain",
+        "helper alone",
+        "toy, uniform",
+        "toy",
+        "toy, uniform, raw",
+        "toy, raw",
+        "plain, mask 0.05",
+        "toy, mask",
+    ]
+    forwards = {name: cell["cost"]["forwards"] / ranked["plain"]["cost"]["forwards"] for name, cell in ranked.items()}
+    assert [name for name, each in forwards.items() if each == 2] == ["toy", "toy, raw", "toy, mask"]
+    assert [name for name, each in forwards.items() if each == 1] == [name for name in ranked if forwards[name] != 2]
     assert [test["against"] for test in written["toy, sampling"]["tests"]] == list(written)[4:7]
     assert written["toy"]["cost"]["forwards"] == 2 * written["greedy"]["cost"]["forwards"]
 
