@@ -8,9 +8,9 @@ import argparse
 import os
 from collections.abc import Iterable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
+from contralto.align.recipe_files import find_recipe, read_recipe, recipes
 from contralto.align.trainers import TRAINERS
 from contralto.common.suggestions import closest, did_you_mean
 
@@ -30,16 +30,6 @@ __all__ = [
     "trainer_name",
     "with_underscores",
 ]
-
-
-def recipes() -> dict[str, Path]:
-    """Return the recipes that come with contralto, by name.
-
-    Examples:
-        >>> "apo_zero" in recipes()
-        True
-    """
-    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
 
 
 def parse(argv: Sequence[str]) -> tuple[tuple[Any, ...], list[str], list[str]]:
@@ -197,24 +187,6 @@ def option_values(argv: Sequence[str], names: Iterable[str]) -> dict[str, Any]:
     return values | {name: recipe.get(name) for name in missing}
 
 
-def read_recipe(path: str) -> dict[str, Any]:
-    """Return the options in a recipe.
-
-    Args:
-        path: a YAML file.
-
-    Raises:
-        ValueError: the file holds no mapping.
-    """
-    from contralto.common.yaml_file import read_yaml
-
-    recipe = read_yaml(path)
-    if not isinstance(recipe, dict):
-        text = f"{path} contains no options: a recipe is a YAML mapping such as `learning_rate: 1.0e-6`"
-        raise ValueError(text)  # noqa: TRY004 (a wrong recipe is a ValueError like any other mistake in it)
-    return recipe
-
-
 def is_true(value: Any) -> bool:
     """Return whether the value of an option is true, as `TrlParser` reads it.
 
@@ -244,16 +216,13 @@ def resolve_recipe(argv: Sequence[str]) -> list[str]:
         return list(argv)
     if "--config" in argv:
         raise ValueError(f"there are two recipes, {first} and that of --config: give one")
-    path = recipes().get(first, Path(first))
-    if not path.is_file():
-        raise ValueError(
-            f"there is no recipe {first}{did_you_mean(first, recipes())}: give a YAML file, or one of {', '.join(recipes())}"
-        )
-    return ["--config", str(path), *others]
+    return ["--config", str(find_recipe(first)), *others]
 
 
 def resolve_learning_rate(argv: Sequence[str]) -> list[str]:
     """Append the recipe's learning rate for adapters if an adapter is trained and the command line sets none.
+
+    Without a rate on the command line, the rate and its origin are printed.
 
     Args:
         argv: words of the command line, with the recipe as `--config`.
@@ -268,11 +237,22 @@ def resolve_learning_rate(argv: Sequence[str]) -> list[str]:
         raise ValueError(
             "lora_learning_rate is for an adapter: give use_peft or adapter as well, or learning_rate instead"
         )
-    if rate is None or not trains_adapter or option_value(without_recipe, "learning_rate") is not None:
+    if option_value(without_recipe, "learning_rate") is not None:
         return list(argv)
+    if rate is not None and trains_adapter:
+        _print_rate(rate, "the recipe's for adapters")
+        return [*argv, "--learning_rate", str(rate)]
+    if (own := option_value(argv, "learning_rate")) is not None:
+        _print_rate(own, "the recipe's" if trains_adapter else "the recipe's for all weights")
+    else:
+        config = config_class(trainer_name(argv))
+        _print_rate(config.__dataclass_fields__["learning_rate"].default, f"the default of {config.__name__}")
+    return list(argv)
+
+
+def _print_rate(rate: Any, origin: str) -> None:
     if os.environ.get("RANK", "0") == "0":
-        print(f"learning_rate {float(rate):g}: the recipe's for adapters; --learning_rate gives another")
-    return [*argv, "--learning_rate", str(rate)]
+        print(f"learning_rate {float(rate):g}: {origin}; --learning_rate gives another")
 
 
 def _without_config(argv: Sequence[str]) -> list[str]:

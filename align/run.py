@@ -87,7 +87,7 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
         raise ValueError("no model: set --model_name_or_path to a folder, a hub id, or testbed:NAME")
     if model.load_in_4bit and model.dtype is None:
         model.dtype = "bfloat16"  # the dtype of products of 4-bit weights
-    args.model_init_kwargs = _model_init_kwargs(args, model)
+    args.model_init_kwargs = _model_init_kwargs(args, model) or None
     train, evaluation = training_data(data, args, mixture)
     trainer = _make_trainer(data, args, model, train, evaluation)
     trainer.accelerator.print(_batch_line(trainer))
@@ -95,7 +95,6 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
     trainer.card_datasets = [name for name in (data.dataset_name, *mixed) if name]
     trainer.train(resume_from_checkpoint=_checkpoint(trainer))
     trainer.save_model(args.output_dir)
-    trainer.create_model_card()
     trainer.accelerator.print(f"saved to {args.output_dir}")
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=trainer.card_datasets)
@@ -178,7 +177,7 @@ def _with_adapter(name: str, adapter: str, args: Any, quantization: Any) -> Any:
     from contralto.align.trl_compat import create_model_from_path
     from contralto.common.hub import with_adapter
 
-    options = dict(args.model_init_kwargs)
+    options = dict(args.model_init_kwargs or {})
     options.setdefault("dtype", "bfloat16" if torch.accelerator.is_available() and not args.use_cpu else "float32")
     options["device_map"] = {"": str(args.device)} if quantization is not None else None
     if quantization is not None:
@@ -187,10 +186,11 @@ def _with_adapter(name: str, adapter: str, args: Any, quantization: Any) -> Any:
 
 
 def _model_init_kwargs(args: Any, model: Any) -> dict[str, Any]:
+    """Return the keyword arguments of `from_pretrained` that the command sets, without those that are its defaults."""
     options = {
-        "revision": model.model_revision,
+        "revision": None if model.model_revision == "main" else model.model_revision,
         "attn_implementation": model.attn_implementation,
-        "trust_remote_code": args.trust_remote_code,
+        "trust_remote_code": args.trust_remote_code or None,
+        "dtype": model.dtype,
     }
-    dtype = {} if model.dtype is None else {"dtype": model.dtype}
-    return options | dtype | dict(args.model_init_kwargs or {})
+    return {name: value for name, value in options.items() if value is not None} | dict(args.model_init_kwargs or {})

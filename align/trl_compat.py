@@ -162,6 +162,14 @@ class PairTrainer(DPOTrainer):
         """
         record_metrics(self, self.mode, **values)
 
+    def record_latest(self, **values: float) -> None:
+        """Record values by name, of which the last one before a log is logged, not the mean.
+
+        Args:
+            values: measurements that do not belong to a batch.
+        """
+        self._metrics[self.mode] |= {name: [value] for name, value in values.items()}
+
     def count_tokens(self, tokens: int) -> None:
         """Add to the number of tokens that were trained on, which is logged as a total.
 

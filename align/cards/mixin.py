@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from contralto.align.cards.model_card import TrainedCard, write_model_card
@@ -25,6 +26,20 @@ class CardMixin:
     def describe_training(self) -> TrainedCard:
         """Return what the card says of the method."""
         raise NotImplementedError
+
+    def save_model(self, output_dir: str | None = None, **kwargs: Any) -> None:
+        """Save the model, and its card if the folder is the output folder.
+
+        Args:
+            output_dir: see `transformers.Trainer.save_model`.
+            kwargs: its other arguments.
+        """
+        super().save_model(output_dir, **kwargs)  # type: ignore[misc]  # of the trainer that the class is mixed into
+        own: Any = self
+        if Path(output_dir or own.args.output_dir).resolve() == Path(own.args.output_dir).resolve():
+            # peft has just written a draft, with the path of the base model:
+            # https://github.com/huggingface/transformers/pull/27754
+            self.create_model_card()
 
     def create_model_card(
         self,

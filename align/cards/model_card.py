@@ -13,6 +13,7 @@ from contralto.align.cards.front_matter import base_model_of, card_text, hub_ids
 from contralto.align.cards.methods import CardMethod
 from contralto.align.monitoring.record import RECORD, Record
 from contralto.align.monitoring.report import mean_with_error, verdict
+from contralto.align.trainers.settings import changed_settings, option_values
 from contralto.align.trl_compat import tracking_links
 from contralto.common.files import read_text, replace_text
 from contralto.common.html import read_template
@@ -66,6 +67,8 @@ LOGGED = {
     "eval_loss": "held-out loss",
     "rewards/accuracies": "training accuracy of rewards",
     "eval_rewards/accuracies": "held-out accuracy of rewards",
+    "contrastive_loss": "contrast of tokens",
+    "cal_weight": "mean weight of a token",
     "accuracy": "training accuracy",
     "eval_accuracy": "held-out accuracy",
     "loss/chosen": "divergence from the teacher on its completions",
@@ -150,7 +153,9 @@ def write_model_card(
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": _pipeline_tag(model),
         "model_name": model_name or folder.resolve().name,
-        "tags": sorted({*trainer._tag_names, *about.tags, *more, *_relation_tags(origin, is_adapter=is_adapter)}),
+        "tags": sorted(
+            {"contralto", *trainer._tag_names, *about.tags, *more, *_relation_tags(origin, is_adapter=is_adapter)}
+        ),
     }
     body = _body(
         trainer, about, names, {"name": front["model_name"], "is_adapter": is_adapter, "base": base, "model": model}
@@ -293,7 +298,8 @@ def _figures(trainer: Any, record: Record | None) -> Figures | None:
     for key, label in LOGGED.items():
         values = [(line["step"], line[key]) for line in trainer.state.log_history if key in line]
         if values:
-            rows.append((label, [f"{value:.4g} (step {step})" for step, value in (values[0], values[-1])]))
+            first, last = (f"{value:.4g} (step {step})" for step, value in (values[0], values[-1]))
+            rows.append((label, ["logged once" if len(values) == 1 else first, last]))
     if record is not None:
         start, end = record.points[0], record.points[-1]
         head = ["first, or before training", "last"]
@@ -311,13 +317,14 @@ def _figures(trainer: Any, record: Record | None) -> Figures | None:
 def _settings(trainer: Any, model: Any, unread: frozenset[str]) -> dict[str, str]:
     """Return the options that are not the defaults, and those of `ALWAYS`, the rows of a step, and the adapter's."""
     args = trainer.args
-    fields = {each.name: each for each in dataclasses.fields(args)}
+    fields = {each.name for each in dataclasses.fields(args)}
     hidden = LEFT_OUT | unread | ({"num_train_epochs"} if args.max_steps > 0 else {"max_steps"})
-    values = {name: value for name, value in args.to_dict().items() if name in fields and name not in hidden}
+    values = {name: value for name, value in option_values(args).items() if name in fields and name not in hidden}
+    changed = changed_settings(args)
     kept = {
         name: value
         for name, value in values.items()
-        if (name in ALWAYS or value != _default(fields[name])) and secret_name({name: value}) is None
+        if (name in ALWAYS or name in changed) and secret_name({name: value}) is None
     }
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
     shown = {
@@ -346,8 +353,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_shown, value))
     return "" if value is None else str(public_value(value))
-
-
-def _default(option: Any) -> Any:
-    factory = option.default_factory
-    return factory() if option.default is dataclasses.MISSING and callable(factory) else option.default

@@ -202,6 +202,13 @@ PAPERS = {
             f"Jongwoo Ko {_OTHERS}",
             2025,
         ),
+        Paper("2202.06417", "A Contrastive Framework for Neural Text Generation", f"Yixuan Su {_OTHERS}", 2022),
+        Paper(
+            "2405.17871",
+            "Seeing the Image: Prioritizing Visual Correlation by Contrastive Alignment",
+            f"Xin Xiao {_OTHERS}",
+            2024,
+        ),
     )
 }
 """The papers by their numbers on arXiv."""

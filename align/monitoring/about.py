@@ -1,6 +1,5 @@
 """The description of a run in its report: model, data, settings, versions."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,13 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 
+from contralto.align.trainers.settings import changed_settings
 from contralto.common.versions import versions
 
 __all__ = ["describe_run", "model_label"]
+
+LEFT_OUT = ("output_dir", "hub_token", "report")
+"""Options that are not listed: where the report is, that there is one, and a secret."""
 
 
 def describe_run(trainer: Any, datasets: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,12 +24,7 @@ def describe_run(trainer: Any, datasets: Mapping[str, Any]) -> dict[str, Any]:
         datasets: its prepared datasets by name.
     """
     args = trainer.args
-    defaults = {each.name: _default(each) for each in dataclasses.fields(args)}
-    changed = {
-        name: value
-        for name, value in args.to_dict().items()
-        if name in defaults and value != defaults[name] and name not in ("output_dir", "hub_token")
-    }
+    changed = {name: value for name, value in changed_settings(args).items() if name not in LEFT_OUT}
     model = trainer.unwrap(trainer.model)
     return {
         "model": model_label(str(trainer.policy.config.name_or_path)),
@@ -54,11 +52,3 @@ def model_label(model: str) -> str:
         model: a folder or a hub id.
     """
     return Path(model).name if Path(model).is_dir() else model
-
-
-def _default(option: Any) -> Any:
-    return (
-        option.default_factory()
-        if option.default is dataclasses.MISSING and callable(option.default_factory)
-        else option.default
-    )

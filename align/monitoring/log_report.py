@@ -26,6 +26,7 @@ from contralto.common.plots import BLUE, GREEN, ORANGE, PALETTE
 
 __all__ = [
     "LOG",
+    "ONCE",
     "PANELS",
     "Curve",
     "LogReport",
@@ -41,8 +42,8 @@ logger = logging.getLogger(__name__)
 LOG = "training_log.json"
 AVERAGED = 5
 """The number of logged values, at most, whose mean is the figure of the beginning or the end of a training."""
-
-
+ONCE = "not logged"
+"""The start of a curve with one value."""
 SAVED_EVERY = 10.0
 """Seconds between two writes of the log."""
 
@@ -216,15 +217,20 @@ def log_verdict(about: Mapping[str, Any], logs: Sequence[Mapping[str, Any]]) -> 
         values, of = (held, "held-out") if len(held) > 1 else (logged_values(logs, key), "training")
         if values:
             first, last = _ends([value for _, value in values])
-            parts.append(f"on {name} is {last:.3g}, and was {first:.3g} at the start ({of})")
+            was = (
+                f"logged once, in step {values[0][0]}" if first is None else f"and was {first:.3g} at the start ({of})"
+            )
+            parts.append(f"on {name} is {last:.3g}, {was}")
     if not parts:
         return f"After {about['done']} steps."
     return f"After {about['done']} steps the divergence from the teacher {'; '.join(parts)}."
 
 
-def _ends(values: Sequence[float]) -> tuple[float, float]:
-    """Return the means of the first and the last values, of at most a half of them each."""
-    count = max(1, min(AVERAGED, len(values) // 2))
+def _ends(values: Sequence[float]) -> tuple[float | None, float]:
+    """Return the means of the first and the last values, of at most a half of them each; None and the value if there is only one."""
+    if len(values) == 1:
+        return None, values[0]
+    count = min(AVERAGED, len(values) // 2)
     return fmean(values[:count]), fmean(values[-count:])
 
 
@@ -254,7 +260,9 @@ def _draw(axes: Any, logs: Sequence[Mapping[str, Any]], curves: Sequence[Curve])
 
 
 def figures_of_log(logs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Return the rows of a table: the means of the first and the last values of each curve, and their numbers.
+    """Return the rows of a table: the means of the first and the last values of each curve, and the number of its values.
+
+    A curve with one value has no start.
 
     Args:
         logs: the log history of the trainer.
@@ -265,5 +273,5 @@ def figures_of_log(logs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[st
             if values := [value for _, value in logged_values(logs, curve.key)]:
                 first, last = _ends(values)
                 label = title if len(curves) == 1 else f"{title}: {curve.label}"
-                rows.append((label, [f"{first:.4g}", f"{last:.4g}", str(len(values))]))
+                rows.append((label, [ONCE if first is None else f"{first:.4g}", f"{last:.4g}", str(len(values))]))
     return rows

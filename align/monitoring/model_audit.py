@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from contralto.align.monitoring.findings import IDLE, Finding
 from contralto.align.trainers.batches import PairBatch
 from contralto.align.trainers.reach import reach
+from contralto.align.trainers.settings import changed_settings
 
 __all__ = ["audit_model", "policy_logps", "reference_logps"]
 
@@ -50,7 +51,13 @@ def audit_model(trainer: Any, batches: Sequence[Mapping[str, Any]]) -> list[Find
 
 
 def _learning_rate_findings(trainer: Any) -> Iterator[Finding]:
-    """Yield a warning if the learning rates of all steps are too small to move the adapter."""
+    """Yield warnings if the rate is one for all weights, or if the rates of all steps are too small to move the adapter."""
+    if is_peft_model(trainer.unwrap(trainer.model)) and "learning_rate" not in changed_settings(trainer.args):
+        yield Finding(
+            "warning",
+            f"An adapter is trained with the default learning_rate, {trainer.args.learning_rate:g}, which is one for all weights.",
+            "Set learning_rate, to 5e-5 or so, or take a recipe's: PreferenceConfig.from_recipe('dpo', ..., use_peft=True).",
+        )
     for change, total in reach(trainer):
         if change < IDLE:
             text = (

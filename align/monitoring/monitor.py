@@ -2,7 +2,7 @@
 
 Preference losses raise the margin of two texts, and may do so by making both less likely: likelihood displacement (Razin et al. 2024,
 arXiv 2410.08847). The loss does not show it. So the log-probabilities of some pairs, held-out ones where there are any, are
-measured before training and about twenty times during it, together with the divergence from the reference.
+measured before training, in up to 29 logged steps and in the last one, together with the divergence from the reference.
 """
 
 import logging
@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.models.utils import unwrap_model_for_generation
 
 from contralto.align.monitoring.about import describe_run
-from contralto.align.monitoring.data_audit import audit_dropped, audit_rows
+from contralto.align.monitoring.data_audit import STREAMED_ROWS, audit_dropped, audit_rows
 from contralto.align.monitoring.findings import Finding, row_name
 from contralto.align.monitoring.model_audit import audit_model
 from contralto.align.monitoring.record import RECORD, Point, Record
@@ -41,7 +41,7 @@ __all__ = ["Monitor"]
 logger = logging.getLogger(__name__)
 
 MEASUREMENTS = 20
-"""Approximate number of measurements in a training."""
+"""The number of measurements in a training that is aimed at; see `Monitor._measurement_interval`."""
 AUDITED_PAIRS = 4
 """Pairs on which policy and reference are compared."""
 DELAY = 3.0
@@ -98,11 +98,12 @@ class Monitor(TrainerCallback):
                 findings = audit_model(self.trainer, self._audited_batches())
             self.findings += findings
             self._report_findings(findings)
+            self._report_audit()
         if self.trainer.args.monitor_pairs:
             self._begin(source, rows, state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure the monitored pairs if it is time: about `MEASUREMENTS` times in a training."""
+        """Measure the monitored pairs in every step that is a multiple of the interval, and in the last one."""
         if self.record is not None and (
             state.global_step % self._measurement_interval(state) == 0 or control.should_training_stop
         ):
@@ -159,6 +160,19 @@ class Monitor(TrainerCallback):
         if errors and self.trainer.args.audit == "stop":
             others = f" ({len(errors) - 1} more errors after it)" if len(errors) > 1 else ""
             raise ValueError(f"{errors[0]}{others} To train all the same, set audit to warn.")
+
+    def _report_audit(self) -> None:
+        """Print one line that says what was audited, and how many findings there were."""
+        if not self.trainer.state.is_world_process_zero or self.trainer.args.disable_tqdm:
+            return
+        sizes = [
+            f"{len(data)} rows of {name}" if isinstance(data, Dataset) else f"the first {STREAMED_ROWS} rows of {name}"
+            for name, data in self._datasets().items()
+        ]
+        pairs = sum(len(batch["input_ids"]) // 2 for batch in self._audited_batches())
+        count = len(self.findings)
+        found = "nothing found" if not count else f"{count} finding{'s' * (count > 1)}, see above"
+        tqdm.write(f"audit of {', '.join(sizes)}, and of the model on {pairs} pairs: {found}")
 
     def _audited_batches(self) -> list[Mapping[str, Any]]:
         pairs, kept = 0, []
@@ -221,7 +235,10 @@ class Monitor(TrainerCallback):
         return True
 
     def _measurement_interval(self, state: TrainerState) -> int:
-        """Return the number of steps between measurements: a multiple of that between logs, so that measurements are logged."""
+        """Return the number of steps between measurements, a multiple of that between logs, so that measurements are logged.
+
+        A training that logs L times is measured L times if L is below 30, and 15 to 25 times otherwise.
+        """
         logged = max(1, round(state.logging_steps)) if self.trainer.args.logging_strategy == "steps" else 1
         return logged * max(1, round(state.max_steps / MEASUREMENTS / logged))
 
@@ -230,7 +247,7 @@ class Monitor(TrainerCallback):
         with _evaluation_mode(self.trainer.model):
             now = self._measurement()
         self._add(state, now)
-        self.trainer.record_metrics(**self.record.points[-1].metrics())
+        self.trainer.record_latest(**self.record.points[-1].metrics())
         self._warn(state)
         self._save(state)
 

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from contralto import __version__
-from contralto.align.monitoring.log_report import LOG, PANELS, figures_of_log, log_verdict, logged_values, read_log
+from contralto.align.monitoring.log_report import (
+    LOG,
+    ONCE,
+    PANELS,
+    figures_of_log,
+    log_verdict,
+    logged_values,
+    read_log,
+)
 from contralto.align.monitoring.panels import Series, inline_svg, panels_of_runs, series_of
 from contralto.align.monitoring.record import RECORD, Record
 from contralto.align.monitoring.report import mean_with_error, verdict
@@ -110,7 +118,9 @@ def read_run(folder: Path) -> TrainingRun:
     about, logs = content["about"], content["logs"]
     figures = {"loss": ", ".join(about["losses"]), "steps": f"{about['done']} of {about['steps']}"}
     figures |= {"seconds": f"{about['seconds']:.0f}"}
-    figures |= {name: f"{first} to {last}" for name, (first, last, _) in figures_of_log(logs)[1:]}
+    figures |= {
+        name: last if first == ONCE else f"{first} to {last}" for name, (first, last, _) in figures_of_log(logs)[1:]
+    }
     series = [
         Series(title if len(curves) == 1 else f"{title}: {curve.label}", logged_values(logs, curve.key))
         for title, curves in PANELS.items()

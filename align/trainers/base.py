@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from contralto.align.caches.blocks import Processes
 from contralto.align.cards.mixin import CardMixin
@@ -26,9 +27,37 @@ from contralto.align.trainers.config import with_own_peft_config
 from contralto.align.trainers.scoring import Scoring, TokenScores, install_head
 from contralto.align.trl_compat import PairTrainer, use_adapter
 
-__all__ = ["StagedTrainer"]
+__all__ = ["LastLog", "StagedTrainer"]
 
 _HALVES = (torch.float16, torch.bfloat16)
+
+
+class LastLog(TrainerCallback):
+    """Log the last step of a training in which nothing was logged, since it has fewer steps than `logging_steps`."""
+
+    @staticmethod
+    def applies(args: Any, state: Any, step: int) -> bool:
+        """Return whether a step is logged for this reason.
+
+        Args:
+            args: the configuration of the training.
+            state: its state.
+            step: the number of the step, from 1.
+        """
+        is_last = args.logging_strategy == "steps" and step >= state.max_steps
+        return is_last and not any("loss" in line for line in state.log_history)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Have the trainer log if this is such a step.
+
+        Args:
+            args: see `transformers.TrainerCallback`.
+            state: see `transformers.TrainerCallback`.
+            control: see `transformers.TrainerCallback`.
+            kwargs: see `transformers.TrainerCallback`.
+        """
+        if self.applies(args, state, state.global_step):
+            control.should_log = True
 
 
 class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_model_card` has the signature of TRL's
@@ -53,7 +82,8 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
     def __init__(self, model: Any, ref_model: Any = None, **kwargs: Any) -> None:
         self.side_modules: dict[str, nn.Module] = {}
         self._layout_is_checked = False
-        super().__init__(model, ref_model, **with_own_peft_config(kwargs))
+        kwargs = with_own_peft_config(kwargs) | {"callbacks": [*(kwargs.get("callbacks") or ()), LastLog()]}
+        super().__init__(model, ref_model, **kwargs)
         collator = TwoImageCollator(self.data_collator) if self.has_views else self.data_collator
         self.data_collator = ColumnCollator(collator)
 
@@ -210,7 +240,7 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
         if self.mode == "eval" or args.logging_strategy == "epoch":
             return True
         logged = args.logging_strategy == "steps" and step % max(1, round(self.state.logging_steps)) == 0
-        return logged or (step == 1 and bool(args.logging_first_step))
+        return logged or (step == 1 and bool(args.logging_first_step)) or LastLog.applies(args, self.state, step)
 
     def sum_over_processes(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Return sums over all processes, with one all-reduce and one device synchronisation.
@@ -255,15 +285,13 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
                 nn.utils.clip_grad_norm_(module.parameters(), self.args.max_grad_norm)
 
     def save_extra(self, folder: Path) -> None:
-        """Save the side modules; with the model itself, write its card.
+        """Save the side modules.
 
         Args:
             folder: where the model has been saved.
         """
         for name, module in self.side_modules.items():
             save_file(_without_ddp(module).state_dict(), folder / f"{name}.safetensors")
-        if folder.resolve() == Path(self.args.output_dir).resolve():
-            self.create_model_card()  # peft has just written a draft, with the path of the base model
 
     def load_extra(self, folder: Path) -> None:
         """Load the side modules.

@@ -20,6 +20,7 @@ from contralto.align.losses.masks import KINDS
 from contralto.align.losses.objective import Objective
 from contralto.align.losses.preference import F_DIVERGENCES
 from contralto.align.losses.registry import BUILT_IN, LOSSES
+from contralto.align.trainers.settings import RecipeOptions, freeze_settings, records_settings
 from contralto.common.suggestions import did_you_mean
 
 __all__ = [
@@ -104,6 +105,7 @@ def require_config(args: Any, kind: type[Config]) -> Config:
     """
     if not isinstance(args, kind):
         raise ValueError(f"args must be a {kind.__name__}, not {type(args).__name__}")
+    freeze_settings(args)
     return args
 
 
@@ -134,12 +136,13 @@ def with_adapter_dtype(args: Any, model: Any, adapter: Any) -> Any:
 
 
 @dataclass
-class StagedConfig(DPOConfig):
+class StagedConfig(RecipeOptions, DPOConfig):
     """`trl.DPOConfig` (1.16), whose `bf16` defaults to False where there is no accelerator, since few CPUs are fast at it."""
 
     columns: ClassVar[str] = "prompt, chosen and rejected"
     """The columns of a dataset, in words."""
 
+    @records_settings
     def __post_init__(self) -> None:
         apply_machine_defaults(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -229,7 +232,7 @@ class PreferenceConfig(StagedConfig):
             `contralto.align.trainers.layouts`.
         audit: the audit of data, reference and adapter before the first step: `stop` ends the run at an error, `warn` only logs it, `off`.
         monitor_pairs: the number of pairs, held-out ones if there are any, whose log-probabilities and divergence from the reference are
-            measured about twenty times in a training; 0 measures none.
+            measured before training, in up to 29 logged steps and in the last one; 0 measures none.
         monitor_generate: the number of their prompts for which the policy generates greedily, to measure the length.
         report: write `training_report.html` and `.png` into `output_dir` at the end; None leaves it to the caller: `contralto align` does,
             a script does not.
@@ -286,7 +289,7 @@ class PreferenceConfig(StagedConfig):
         choices=list(AUDITS),
     )
     monitor_pairs: int = option(
-        32, "Number of pairs that are measured about twenty times during training; 0 disables the monitor."
+        32, "Number of pairs that are measured before training and in up to 29 logged steps; 0 disables the monitor."
     )
     monitor_generate: int = option(
         0, "Number of prompts of these pairs for which the policy generates greedily to measure the length."
@@ -298,6 +301,7 @@ class PreferenceConfig(StagedConfig):
 
     _VALID_DICT_FIELDS = [*StagedConfig._VALID_DICT_FIELDS, "loss_settings"]  # noqa: RUF012
 
+    @records_settings
     def __post_init__(self) -> None:
         self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
         losses = Objective(self.loss_type, self.loss_weights).losses

@@ -23,6 +23,7 @@ from trl import DPOConfig  # type: ignore[attr-defined]
 
 from contralto.align.losses.curriculum import PAPER, RELEASED, RELEASED_GRADUAL, Curriculum
 from contralto.align.trainers.config import StagedConfig, option
+from contralto.align.trainers.settings import records_settings
 from contralto.common.ranges import check_positive
 from contralto.common.suggestions import did_you_mean
 
@@ -193,6 +194,7 @@ class DistillationConfig(StagedConfig):
 
     _VALID_DICT_FIELDS = [*StagedConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012
 
+    @records_settings
     def __post_init__(self) -> None:
         names = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
         if len(names) != 1 or names[0] not in DISTILLATION_LOSSES:

@@ -19,6 +19,7 @@ from contralto.align.cards.mixin import CardMixin
 from contralto.align.cards.model_card import TrainedCard
 from contralto.align.trainers.checks import located
 from contralto.align.trainers.config import apply_machine_defaults, require_config, with_own_peft_config
+from contralto.align.trainers.settings import RecipeOptions, records_settings
 
 __all__ = ["MarginRewardConfig", "MarginRewardTrainer", "agreement", "margin_loss"]
 
@@ -81,7 +82,7 @@ def _vote_value(vote: Any) -> float:
 
 
 @dataclass
-class MarginRewardConfig(RewardConfig):
+class MarginRewardConfig(RecipeOptions, RewardConfig):
     """The options of `MarginRewardTrainer`: those of `trl.RewardConfig`, and the source of margins.
 
     Args:
@@ -98,6 +99,7 @@ class MarginRewardConfig(RewardConfig):
     )
     margin_scale: float = field(default=1.0, metadata={"help": "Factor by which the votes or numbers are multiplied."})
 
+    @records_settings
     def __post_init__(self) -> None:
         if not 0 < self.margin_scale < math.inf:
             raise ValueError(f"margin_scale must be a finite number above 0, not {self.margin_scale}")

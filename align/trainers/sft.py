@@ -15,10 +15,14 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, normalize, relu
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
+from contralto.align.cards.methods import CardMethod, describe_function
+from contralto.align.cards.mixin import CardMixin
+from contralto.align.cards.model_card import TrainedCard
 from contralto.align.losses.chunked import Head
 from contralto.align.trainers.batches import IGNORED
 from contralto.align.trainers.config import apply_machine_defaults, option, require_config, with_own_peft_config
 from contralto.align.trainers.scoring import Scoring, install_head
+from contralto.align.trainers.settings import records_settings
 from contralto.align.trl_compat import gathered, record_metrics
 from contralto.common.head import head_of
 
@@ -116,6 +120,7 @@ class SimCTGConfig(SFTConfig):
 
     rho: float = option(0.5, "The margin of the contrastive loss, in [0, 2].")
 
+    @records_settings
     def __post_init__(self) -> None:
         if not 0 <= self.rho <= 2:
             raise ValueError(f"rho must lie in [0, 2] (the margin between cosines), not {self.rho}")
@@ -127,7 +132,7 @@ class SimCTGConfig(SFTConfig):
         super().__post_init__()  # type: ignore[no-untyped-call]
 
 
-class SimCTGTrainer(SFTTrainer):
+class SimCTGTrainer(CardMixin, SFTTrainer):  # type: ignore[misc]  # `create_model_card` has the signature of TRL's
     """`SFTTrainer` with SimCTG's loss: `L = L_MLE + L_CL` (Su et al. 2022, arXiv 2202.06417, equation 3).
 
     The contrast is between the tokens that are trained on: with prompts and completions, those of the completion. Its mean is logged as
@@ -148,6 +153,11 @@ class SimCTGTrainer(SFTTrainer):
     def __init__(self, model: Any, args: SimCTGConfig | None = None, **kwargs: Any) -> None:
         args = require_config(args, SimCTGConfig)
         super().__init__(model, args, **with_own_peft_config(kwargs))
+
+    def describe_training(self) -> TrainedCard:
+        """Return the two parts of the loss, with the paper and the formula, for the model card."""
+        methods = [CardMethod("nll", "likelihood of the tokens", "", []), describe_function("SimCTG", contrastive_loss)]
+        return TrainedCard(methods=methods, weights=[1.0, 1.0], verb="fine-tuned", tags=["simctg"])
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -186,6 +196,7 @@ class CALConfig(SFTConfig):
     cal_low: float = option(1.0, "Weight of a token that does not depend on the image.")
     cal_high: float = option(5.0, "Largest weight of a token.")
 
+    @records_settings
     def __post_init__(self) -> None:
         if not 0 <= self.cal_low <= self.cal_high or not self.cal_high > 0:
             raise ValueError(
@@ -199,7 +210,7 @@ class CALConfig(SFTConfig):
         super().__post_init__()  # type: ignore[no-untyped-call]
 
 
-class CALTrainer(SFTTrainer):
+class CALTrainer(CardMixin, SFTTrainer):  # type: ignore[misc]  # `create_model_card` has the signature of TRL's
     """`SFTTrainer` that weights tokens by the effect of the image on them: CAL (Xiao et al. 2024, arXiv 2405.17871).
 
         L = sum_t w_t CE_t / sum_t w_t
@@ -228,6 +239,13 @@ class CALTrainer(SFTTrainer):
             )
         super().__init__(model, args, **with_own_peft_config(kwargs))
         install_head(_policy(self))
+
+    def describe_training(self) -> TrainedCard:
+        """Return the weighted likelihood, with the paper and the formula of the weights, for the model card."""
+        method = describe_function(
+            "CAL", image_weights, "likelihood of the tokens, weighted by the effect of the image"
+        )
+        return TrainedCard(methods=[method], weights=[None], verb="fine-tuned", tags=["cal"])
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -20,7 +20,11 @@ from contralto.align.trainers.distillation import DistillationPairTrainer
 from contralto.align.trainers.distillation_config import DISTILLATION_LOSSES, DistillationConfig
 from contralto.align.trainers.preference import PreferenceTrainer
 from contralto.align.trainers.reward import margin_loss
+from contralto.align.trainers.settings import changed_settings, freeze_settings
+from contralto.align.trainers.sft import CALConfig, CALTrainer, SimCTGConfig, SimCTGTrainer
 from contralto.cli import main
+
+PLAIN = {"report_to": "none", "seed": 3}
 
 
 @pytest.mark.parametrize("loss", BUILT_IN, ids=lambda loss: loss.name)
@@ -158,6 +162,52 @@ def test_the_card_says_nothing_of_the_machine(tmp_path):
     assert "| beta |" not in text  # an option of another loss
     assert "base_model" not in ModelCard(text).data.to_dict()
     assert ModelCard(text).data.datasets == ["some/pairs"]
+
+
+def test_the_card_lists_what_was_set_alone(tmp_path):
+    """Not what transformers and TRL derive, nor what a trainer writes into its configuration."""
+    args = PreferenceConfig(str(tmp_path), report_to="none", seed=7, warmup_steps=0.1)
+    args.weight_decay = 0.5
+    assert {*changed_settings(args)} == {"output_dir", "seed", "warmup_steps", "weight_decay"}
+    freeze_settings(args)
+    args.pad_token, args.max_length = "<pad>", 5
+    assert {*changed_settings(args)} == {"output_dir", "seed", "warmup_steps", "weight_decay"}
+    logs = [{"step": 8, "loss": 0.7}]
+    one = trained(PreferenceTrainer, args, logs=logs, objective=args.objective, train_dataset=[0])
+    one.create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    assert not {"| bf16 |", "| pad_token |", "| activation_checkpointing |", "| debug |"} & {
+        line[: line.index("|", 2) + 1] for line in text.splitlines() if line.startswith("| ")
+    }
+    assert "| weight_decay | 0.5 |" in text
+    assert "| training loss | logged once | 0.7 (step 8) |" in text
+
+
+@pytest.mark.parametrize(
+    ("trainer", "config", "method"), [(SimCTGTrainer, SimCTGConfig, "SimCTG"), (CALTrainer, CALConfig, "CAL")]
+)
+def test_fine_tuning_has_a_card_too(tmp_path, trainer, config, method):
+    args = config(str(tmp_path), report_to="none")
+    assert {*changed_settings(args)} == {"output_dir"}
+    trained(trainer, args, train_dataset=[0]).create_model_card()
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "contralto" in card.data.tags
+    assert f"- **{method}**" in card.text
+    assert "eprint " in card.text
+
+
+def test_a_recipe_gives_the_rate_of_what_is_trained():
+    adapter, full = (DistillationConfig.from_recipe("distill", "out", use_peft=on, **PLAIN) for on in (True, False))
+    assert adapter.learning_rate == 10 * full.learning_rate
+    assert (full.warmup_steps, full.loss_type, full.seed) == (0.1, ["distillm2"], 3)
+    assert PreferenceConfig.from_recipe("cpo", "out", use_peft=True, **PLAIN).cpo_alpha == 1.0
+    for name, message in (
+        ("distill", "the recipe distill is for DistillationConfig, not for PreferenceConfig"),
+        ("on_policy", "the recipe on_policy sets rounds, which is no option of PreferenceConfig"),
+        ("dppo", "there is no recipe dppo .did you mean .dpo"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PreferenceConfig.from_recipe(name, "out", use_peft=False)
 
 
 def test_rounds_say_who_wrote_the_pairs(tmp_path):

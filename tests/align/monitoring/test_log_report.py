@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from contralto import cli, testbed
 from contralto.align.monitoring import log_report
-from contralto.align.monitoring.log_report import LOG, log_verdict, write_log_report
+from contralto.align.monitoring.log_report import LOG, ONCE, figures_of_log, log_verdict, write_log_report
 from contralto.align.monitoring.report import PAGE, PICTURE
 from contralto.align.trainers.distillation import DistillationPairTrainer
 from contralto.align.trainers.distillation_config import DistillationConfig
@@ -108,6 +108,12 @@ def test_the_verdict_compares_ends_of_equal_kind():
     assert f"on the student's completions is {3 * last:.3g}, and was {3 * first:.3g} at the start (training)." in said
     assert "is 0.5, and was 0.75 at the start (held-out); " in log_verdict(ABOUT, [*LOGS, *HELD])
     assert log_verdict({"done": 3}, [{"step": 3, "loss": 1.0}]) == "After 3 steps."
+
+
+def test_a_value_that_was_logged_once_has_no_start():
+    logs = [{"step": 10, "loss": 0.5, "loss/chosen": 0.25}]
+    assert log_verdict({"done": 12}, logs).endswith("on the teacher's completions is 0.25, logged once, in step 10.")
+    assert figures_of_log(logs)[1] == ("Loss: training", [ONCE, "0.5", "1"])
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, f"there is no {LOG}"), ([], "holds no step")])

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from contralto import testbed
 from contralto.align.monitoring import data_audit, monitor, report
 from contralto.align.monitoring.data_audit import audit_rows
+from contralto.align.monitoring.findings import Finding
 from contralto.align.monitoring.model_audit import _learning_rate_findings, audit_model, policy_logps, reference_logps
 from contralto.align.monitoring.monitor import Monitor
 from contralto.align.monitoring.record import RECORD, Point, Record
@@ -23,6 +25,7 @@ from contralto.align.monitoring.symptoms import symptoms
 from contralto.align.trainers import reach
 from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.preference import PreferenceTrainer
+from contralto.align.trainers.settings import changed_settings
 from contralto.common.columns import as_dataset
 from contralto.data_gen.checks import ches
 from contralto.testbed import worlds
@@ -335,6 +338,31 @@ def test_an_adapter_that_no_step_can_move(tmp_path):
     assert reach.total_rate(one) == pytest.approx(4.5e-4)
     one.args.learning_rate, one.args.optim = 2e-8, "sgd"
     assert audit_model(one, batches(one)) == []
+
+
+def test_an_adapter_with_the_rate_of_full_training(tmp_path):
+    one = trainer(tmp_path, lora={}, learning_rate=PreferenceConfig.__dataclass_fields__["learning_rate"].default)
+    one.state.max_steps = 100_000
+    (found,) = _learning_rate_findings(one)
+    assert found.text.startswith("An adapter is trained with the default learning_rate, 1e-06")
+    one.args.learning_rate = 1e-4  # after the trainer was made
+    assert "learning_rate" not in changed_settings(one.args)
+    args = PreferenceConfig.from_recipe("dpo", str(tmp_path), use_peft=True, report_to="none")
+    assert "learning_rate" in changed_settings(args)
+
+
+def test_the_audit_says_what_it_looked_at(capsys):
+    """Also where it finds nothing."""
+    args = SimpleNamespace(disable_tqdm=False)
+    state, data = SimpleNamespace(is_world_process_zero=True), Dataset.from_list([{"a": 1}] * 5)
+    one = SimpleNamespace(args=args, state=state, train_dataset=data, eval_dataset=None)
+    seen = Monitor(one, {})
+    seen.batches = [{"input_ids": torch.zeros(6, 2)}, {"input_ids": torch.zeros(6, 2)}]
+    seen._report_audit()
+    assert capsys.readouterr().out == "audit of 5 rows of train_dataset, and of the model on 6 pairs: nothing found\n"
+    seen.findings = [Finding("note", "a", "b")]
+    seen._report_audit()
+    assert capsys.readouterr().out.endswith("6 pairs: 1 finding, see above\n")
 
 
 def test_an_adapter_that_is_not_off_in_the_reference(tmp_path):

@@ -7,8 +7,10 @@ import math
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from helpers.trl_warnings import RENAMED_OPTIONS
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 from torch.testing import assert_close
 from transformers import (
     AutoModelForCausalLM,
@@ -35,6 +38,7 @@ from contralto import testbed
 from contralto.align import run as align_run
 from contralto.align.losses.objective import Objective, Pairs
 from contralto.align.losses.registry import BUILT_IN, LOSSES
+from contralto.align.trainers.base import LastLog
 from contralto.align.trainers.batches import IGNORED, PairBatch
 from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.layouts import LAYOUTS
@@ -922,3 +926,25 @@ def test_two_processes_equal_one(name, tmp_path, monkeypatch):
     assert one.keys() == two.keys()
     for key, weight in one.items():
         assert_close(two[key], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_shorter_than_its_logging_interval_logs_its_last_step():
+    args = SimpleNamespace(logging_strategy="steps")
+    for step, lines, logged in (
+        (3, [], False),
+        (4, [], True),
+        (4, [{"loss": 1.0}], False),
+        (4, [{"eval_loss": 1.0}], True),
+    ):
+        state = SimpleNamespace(global_step=step, max_steps=4, log_history=lines)
+        control = SimpleNamespace(should_log=False)
+        LastLog().on_step_end(args, state, control)
+        assert control.should_log == logged
+
+
+def test_measurements_between_logs_are_not_averaged():
+    one = object.__new__(PreferenceTrainer)
+    one.model, one._metrics = nn.Linear(1, 1), {"train": defaultdict(list)}
+    one.record_latest(a=1.0)
+    one.record_latest(a=3.0)
+    assert one._metrics["train"] == {"a": [3.0]}

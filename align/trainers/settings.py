@@ -1,0 +1,120 @@
+"""The options of a training: those of a recipe, and those that were set, in contrast to defaults and derived values."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Self
+
+from contralto.align.recipe_files import recipe_options
+
+__all__ = ["RecipeOptions", "changed_settings", "freeze_settings", "option_values", "records_settings"]
+
+GIVEN, DERIVED = "_given_settings", "_derived_settings"
+"""Attributes of a configuration: names of options that were set, and the values of the others after `__post_init__`."""
+
+
+def records_settings(post_init: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Wrap the `__post_init__` of a configuration, so that it records which options were set.
+
+    transformers and TRL replace many values there: None by a value, a string by an enumeration, a dictionary by an object. Afterwards
+    such options look like options that were set.
+
+    Args:
+        post_init: the method. Those of base classes may be wrapped as well.
+    """
+
+    @wraps(post_init)
+    def recorded(args: Any) -> None:
+        if GIVEN in vars(args):  # the outermost class records
+            post_init(args)
+            return
+        given = {each.name for each in dataclasses.fields(args) if _differs(getattr(args, each.name), _default(each))}
+        setattr(args, GIVEN, frozenset(given))
+        post_init(args)
+        setattr(args, DERIVED, {name: value for name, value in option_values(args).items() if name not in given})
+
+    return recorded
+
+
+def freeze_settings(args: Any) -> None:
+    """Count options that were assigned after construction as set, and those that are assigned from now on as derived.
+
+    A trainer calls this before TRL writes into the configuration.
+
+    Args:
+        args: a configuration whose `__post_init__` is wrapped by `records_settings`.
+    """
+    if GIVEN in vars(args):
+        setattr(args, GIVEN, frozenset(_set_names(args)))
+        setattr(args, DERIVED, {})
+
+
+def changed_settings(args: Any) -> dict[str, Any]:
+    """Return the options that were set to another value than their default, with their values.
+
+    Args:
+        args: a configuration. Without a record, as for `trl.DPOConfig`, options count that differ from the defaults of the class.
+    """
+    names = _set_names(args)
+    return {name: value for name, value in option_values(args).items() if name in names}
+
+
+def option_values(args: Any) -> dict[str, Any]:
+    """Return all options as values that JSON holds; the hub's token is hidden, other tokens, such as `pad_token`, are not.
+
+    Args:
+        args: a configuration. Its `to_dict` hides every option whose name ends with `_token`.
+    """
+    values: dict[str, Any] = args.to_dict()
+    shown = {name: getattr(args, name) for name in ("pad_token", "eos_token") if name in values}
+    return values | shown
+
+
+def _set_names(args: Any) -> set[str]:
+    values = option_values(args)
+    if GIVEN not in vars(args):
+        return {each.name for each in dataclasses.fields(args) if _differs(values.get(each.name), _default(each))}
+    derived = getattr(args, DERIVED)
+    return {*getattr(args, GIVEN), *(name for name, value in derived.items() if values[name] != value)}
+
+
+def _differs(value: Any, default: Any) -> bool:
+    """Return whether a value is not the default, also where a parser made a string of it."""
+    return bool(value != default) and str(value) != str(default)
+
+
+def _default(option: Any) -> Any:
+    """Return the declared default of a field of a dataclass."""
+    factory = option.default_factory
+    return factory() if option.default is dataclasses.MISSING and callable(factory) else option.default
+
+
+class RecipeOptions:
+    """Add `from_recipe` to a configuration."""
+
+    @classmethod
+    def from_recipe(cls, recipe: str, output_dir: str, *, use_peft: bool, **options: Any) -> Self:
+        """Return the configuration with the options of a recipe of `contralto align`.
+
+        The learning rate depends on what is trained: an adapter needs ten to a hundred times the rate of a whole model.
+
+        Args:
+            recipe: the name of a recipe that comes with contralto, such as `dpo`, or a YAML file.
+            output_dir: the folder for the model.
+            use_peft: whether the trainer gets a `peft_config`. The adapter itself is described there; options of the recipe such as
+                `lora_r` are not used.
+            options: options that win over the recipe's.
+
+        Raises:
+            ValueError: there is no such recipe, it is for another trainer or for rounds, or an option is invalid.
+
+        Examples:
+            >>> from contralto.align import PreferenceConfig
+            >>> args = PreferenceConfig.from_recipe("dpo", "out", use_peft=True, max_steps=8, report_to="none")
+            >>> args.learning_rate, args.max_steps
+            (5e-05, 8)
+        """
+        kinds = [each.__name__ for each in cls.__mro__]
+        known = [each.name for each in dataclasses.fields(cls)]  # type: ignore[arg-type]  # subclasses are dataclasses
+        values = recipe_options(recipe, kinds=kinds, known=known, use_peft=use_peft)
+        return cls(**{"output_dir": output_dir} | values | options)
