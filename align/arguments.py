@@ -14,7 +14,9 @@ __all__ = ["DataArguments", "ModelArguments"]
 class DataArguments(ScriptArguments):
     """`trl.ScriptArguments` and the options that choose the trainer, the data and the rounds; `contralto align --help` explains each."""
 
-    trainer: str = option("preference", "What is trained, and by which options.", choices=list(TRAINERS))
+    trainer: str = option(
+        "preference", "The trainer, each with options of its own; recipes set it.", choices=list(TRAINERS)
+    )
     eval_dataset_name: str | None = option(None, "Other data to evaluate on, spelled like dataset_name.")
     conversations: bool = option(
         False,
@@ -22,7 +24,7 @@ class DataArguments(ScriptArguments):
         "stay strings, as with trl dpo.",
     )
     lora_learning_rate: float | None = option(
-        None, "In a recipe: the learning rate where an adapter is trained and learning_rate is not given."
+        None, "The learning rate of a recipe for adapters; on the command line give learning_rate instead."
     )
     adapter: str | None = option(None, "A LoRA adapter of the model to continue training; use_peft is ignored then.")
     data_recipe: str | None = option(

@@ -1,4 +1,4 @@
-"""`contralto align`: train on pairs of completions, from a recipe, with the options of `trl dpo`.
+"""`contralto align`: train on preference pairs, or distil a teacher, from a recipe, with the options of `trl dpo`.
 
     contralto align apo_zero --model_name_or_path Qwen/Qwen3-0.6B --dataset_name pairs.jsonl --use_peft --output_dir out
     contralto align distill --teacher_model_name_or_path Qwen/Qwen3-8B --model_name_or_path ... --dataset_name ... --output_dir out

@@ -25,12 +25,18 @@ from contralto.common.versions import versions
 __all__ = ["cached_help", "help_text"]
 
 DESCRIPTION = """\
-Train on pairs of completions by TRL's trainers. RECIPE is a YAML file of options, or one of:
+Train a language model on preference pairs, distil a larger model into it, or train a reward model, by TRL's trainers. For example:
+
+  contralto align dpo --model_name_or_path MODEL --dataset_name PAIRS --use_peft --output_dir OUT
+
+MODEL is a hub id or a folder. PAIRS is a hub id, a file or a folder, whose rows have prompt, chosen and rejected. Without --use_peft all
+weights are trained. RECIPE, here dpo, sets the options with which a method is usually trained: a YAML file of your own, or one of
 
 {recipes}
 
-Options on the command line win over the recipe; accelerate launch's options, such as --num_processes, are passed on to it. A recipe shows
-the options of its trainer: contralto align distill --help. contralto align report DIR ... writes one page about several trainings."""
+Options on the command line win over the recipe. Every option of trl dpo is accepted; those of accelerate launch, such as --num_processes, start
+several processes. The options below are those of the recipe's trainer: see also contralto align distill --help and reward_margin --help.
+contralto align report DIR ... writes one page about several trainings."""
 LOSSES = ("loss_type", "beta", "loss_weights", "loss_settings")
 """Options about losses, besides their settings."""
 

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch.testing import assert_close
 
 from contralto import testbed
 from contralto.align import parsing, run
+from contralto.align.__main__ import main as align_main
 from contralto.align.trainers.preference import PreferenceTrainer
 from contralto.cli import align as cli_align
 from contralto.testbed import worlds
@@ -94,11 +96,24 @@ def test_every_recipe_has_a_rate_for_all_weights_and_one_for_adapters(name, caps
         return float(parsing.option_value(argv, "learning_rate"))
 
     assert rate("--use_peft", "false") == values["learning_rate"]
-    assert not capsys.readouterr().out
+    assert f"learning_rate {values['learning_rate']:g}: the recipe's for all weights" in capsys.readouterr().out
     assert rate("--use_peft") == rate("--adapter", "a", "--use_peft", "false") == values["lora_learning_rate"]
     assert f"learning_rate {values['lora_learning_rate']:g}: the recipe's for adapters" in capsys.readouterr().out
     assert rate("--use_peft", "--learning_rate", "3e-3") == rate("--learning_rate=3e-3") == 3e-3
+    assert not capsys.readouterr().out
     assert rate("--use_peft", "--lora_learning_rate", "4e-4") == 4e-4
+
+
+def test_the_default_rate_is_said_to_be_one(capsys):
+    parsing.resolve_learning_rate(["--trainer", "distill", "--output_dir", "out"])
+    assert capsys.readouterr().out.startswith("learning_rate 5e-05: the default of DistillationConfig;")
+
+
+def test_the_module_explains_itself(monkeypatch, capsys):
+    for words in ([], ["apo_zero", "--help"]):
+        monkeypatch.setattr(sys, "argv", ["align", *words])
+        assert align_main() == 0
+        assert capsys.readouterr().out.startswith("usage: accelerate launch")
 
 
 @pytest.mark.slow

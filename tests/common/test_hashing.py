@@ -101,20 +101,29 @@ def test_a_hub_id_stands_for_itself():
 
 @pytest.fixture
 def modules(tmp_path, monkeypatch):
-    """Write two modules, of which the first uses the second, and return a function that imports the first again."""
+    """Write three modules, of which each uses the next, and return a function that imports the first again."""
     folder = tmp_path / "beside"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
 
-    def written(first="def score(x):\n    return helper(x)\n", second="def helper(x):\n    return x\n"):
-        for name, code in {"digest_a": f"from digest_b import helper\n{first}", "digest_b": second}.items():
+    def written(
+        first="def score(x):\n    return helper(x)\n",
+        second="def helper(x):\n    return digest_c.SIZE\n",
+        third="SIZE = 1",
+    ):
+        codes = {
+            "digest_a": f"from digest_b import helper\n{first}",
+            "digest_b": f"import digest_c\n{second}",
+            "digest_c": third,
+        }
+        for name, code in codes.items():
             (folder / f"{name}.py").write_text(code)
             monkeypatch.delitem(sys.modules, name, raising=False)
         importlib.invalidate_caches()
         return importlib.import_module("digest_a").score
 
     yield written
-    for name in ("digest_a", "digest_b"):
+    for name in ("digest_a", "digest_b", "digest_c"):
         sys.modules.pop(name, None)
 
 
@@ -123,4 +132,5 @@ def test_a_changed_function_or_helper_is_another_source(modules):
     assert hashing.source_digest(modules(first="# a comment\ndef score( x ):\n    return helper(x)\n")) == before
     assert hashing.source_digest(modules(first="def score(x):\n    return -helper(x)\n")) != before
     assert hashing.source_digest(modules(second="def helper(x):\n    return 2 * x\n")) != before
+    assert hashing.source_digest(modules(third="SIZE = 2")) != before
     assert hashing.source_digest(partial(modules(), 1)) == before
