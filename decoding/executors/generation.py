@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
-from contralto.decoding.executors.order import check_mode, split_processors
+from contralto.decoding.executors.order import check_arguments, check_mode, split_processors
 
 __all__ = ["CustomGenerate", "Generation"]
 
@@ -184,6 +184,7 @@ class CustomGenerate(ABC):
         Raises:
             ValueError: an option that the loop does not support.
         """
+        check_arguments(self.name, self)
         self._check(model, generation_config, model_kwargs, logits_processor)
         generation = Generation(model, input_ids, logits_processor, stopping_criteria, generation_config, self.streamer)
         return generation.finish(**self._generate(model, generation, model_kwargs))

@@ -9,20 +9,29 @@ So the plausibility constraint applies to the distribution that the caller confi
 stays excluded, and no row is left without a token. A method that is a logits processor has this place by itself, because
 `generate()` puts the caller's list before the warpers. A `custom_generate` callable receives one list, which is split here.
 
-Read from transformers 5.23.0: `_get_logits_processor`, which makes that list.
+Read from transformers 5.23.0: `_get_logits_processor`, which makes that list, and the local variables of `generate()`.
 """
 
+import inspect
 import warnings
 from typing import Any
 
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.generation.configuration_utils import GenerationMode
 
-__all__ = ["check_mode", "split_processors"]
+__all__ = ["check_arguments", "check_mode", "split_processors"]
 
 AFTER = "follows_contrast"
 """Attribute of a processor in the caller's list that acts on the rule's scores, like all processors after it."""
+
+NOT_HANDED_ON = {
+    "assistant_model": "does not draft with another model: leave assistant_model out, or pass the method as logits_processor=[method]",
+    "synced_gpus": "does not keep processes in step, so that those with short completions would leave the others waiting: generate with "
+    "synced_gpus=False, each process with a whole model of its own",
+    "streamer": "does not receive the streamer of generate(): pass it where custom_generate is made, such as method.loop(streamer=...)",
+}
+"""Arguments that `generate()` binds by name and does not hand to a callable, each with why it is rejected."""
 
 
 class _Mark(LogitsProcessor):
@@ -82,3 +91,24 @@ def check_mode(config: Any) -> None:
             f"the options select {mode.value.replace('_', ' ')}, which custom_generate replaces: leave them out, "
             "also from the model's generation_config"
         )
+
+
+def check_arguments(name: str, loop: Any) -> None:
+    """Reject arguments of `generate()` that it does not hand to a decoding loop, where they would be ignored.
+
+    They are read from the frame of the `generate()` that called the loop.
+
+    Args:
+        name: the subject of the error.
+        loop: the callable given as `custom_generate`.
+
+    Raises:
+        ValueError: `assistant_model`, `synced_gpus` or `streamer`.
+    """
+    code, frame = inspect.unwrap(GenerationMixin.generate).__code__, inspect.currentframe()
+    while frame is not None and not (frame.f_code is code and frame.f_locals.get("custom_generate") is loop):
+        frame = frame.f_back
+    given = {} if frame is None else frame.f_locals
+    for argument, reason in NOT_HANDED_ON.items():
+        if given.get(argument):
+            raise ValueError(f"{name} {reason}")

@@ -1,6 +1,7 @@
 """One order in every executor: the processors of `generate()`, the rule, the warpers. Reference: float64, rows alone."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -277,3 +278,40 @@ def test_options_of_another_decoding_loop_are_refused(pair, loop, how):
     made = made.loop() if loop is ContrastiveDecodingLogitsProcessor else made
     with pytest.raises(ValueError, match="which custom_generate replaces"):
         model.generate(torch.tensor([[5, 6, 7]]), custom_generate=made, max_new_tokens=2, **how)
+
+
+@pytest.mark.parametrize(
+    "loop", [SpeculativeContrastiveDecoding, ContrastiveSearch, ContrastiveDecodingLogitsProcessor]
+)
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("assistant_model", " does not draft with another model: leave assistant_model out, or pass the method as"),
+        ("synced_gpus", " does not keep processes in step, so that .*: generate with synced_gpus=False"),
+        ("streamer", r" does not receive the streamer of generate\(\): pass it where custom_generate is made, such as"),
+    ],
+)
+def test_arguments_that_generate_does_not_hand_on_are_refused(pair, loop, argument, message):
+    model, amateur = pair[:2]
+    made = loop() if loop is ContrastiveSearch else loop(amateur)
+    made = made.loop() if loop is ContrastiveDecodingLogitsProcessor else made
+    value = {"assistant_model": amateur, "synced_gpus": True, "streamer": SimpleNamespace(put=lambda ids: None)}[
+        argument
+    ]
+    how = {"custom_generate": made, "max_new_tokens": 2, "do_sample": False}
+    with pytest.raises(ValueError, match=f"^{made.name}{message}") as caught:
+        model.generate(torch.tensor([[5, 6, 7]]), **how, **{argument: value})
+    assert "\n" not in str(caught.value)
+    assert model.generate(torch.tensor([[5, 6, 7]]), **how, **{argument: None}).shape == (1, 5)
+
+
+def test_arguments_of_another_call_are_not_meant(pair):
+    """A loop within a call of `generate()` that has an assistant: that call is not the loop's."""
+    model, amateur = pair[:2]
+    loop, prompt = ContrastiveDecodingLogitsProcessor(amateur, **RULE).loop(), torch.tensor([[5, 6, 7]])
+
+    def inner(input_ids, scores):
+        return scores if model.generate(prompt, custom_generate=loop, max_new_tokens=1).numel() else None
+
+    how = {"assistant_model": amateur, "logits_processor": [inner], "max_new_tokens": 2, "do_sample": False}
+    assert model.generate(prompt, **how).shape == (1, 5)
