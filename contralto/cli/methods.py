@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from contralto.cli.flags import flag
@@ -23,13 +23,14 @@ __all__ = [
 ]
 
 
-def add_model_arguments(parser: argparse._ArgumentGroup) -> None:
+def add_model_arguments(parser: argparse._ArgumentGroup, names: Collection[str] | None = None) -> None:
     """Add the flags of other models.
 
     Args:
         parser: a group of a command's parser.
+        names: the methods that the command offers; None is all.
     """
-    for name, methods in model_options().items():
+    for name, methods in model_options(names).items():
         users = " and ".join(method.name for method in methods)
         parser.add_argument(flag(name), help=f"of {users}: {methods[0].models[name]}")
     parser.add_argument(
@@ -37,16 +38,20 @@ def add_model_arguments(parser: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="use the preceding (or main) model without its PEFT adapters as the last other model",
     )
-    add_quantization_arguments(parser)
+    add_quantization_arguments(parser, names)
 
 
-def add_quantization_arguments(parser: argparse._ArgumentGroup) -> None:
+def add_quantization_arguments(parser: argparse._ArgumentGroup, names: Collection[str] | None = None) -> None:
     """Add the flags that load models in 4 or 8 bits.
 
     Args:
         parser: a group of a command's parser.
+        names: the methods that the command offers; None is all.
     """
+    offered = (MAIN, *model_options(names))
     for name, (model, bits) in quantization_options().items():
+        if model not in offered:
+            continue
         whose = "the model" if model == MAIN else f"the {model}"
         parser.add_argument(
             flag(name),
@@ -67,7 +72,7 @@ def bits_from(args: argparse.Namespace, models: Mapping[str, Any]) -> dict[str, 
         OptionError: a model that is not given, or 4 and 8 bits at once.
         ModuleNotFoundError: bitsandbytes is not installed.
     """
-    bits = take_bits({name: getattr(args, name) for name in quantization_options()})
+    bits = take_bits({name: getattr(args, name, None) for name in quantization_options()})
     check_bits(bits, models)
     return bits
 
@@ -108,8 +113,8 @@ def add_method_arguments(parser: argparse.ArgumentParser, names: Sequence[str]) 
     group.add_argument("--contrast-prompt", metavar="TEXT", help="prompt of the other branch; {prompt} is the prompt")
     forms = (f"{name}: {' or '.join(METHODS[name].forms)}" for name in names if len(METHODS[name].forms) > 1)
     group.add_argument("--form", help=f"which formula, the first by default; {'; '.join(forms)}")
-    for name in parameter_names():
-        options: dict[str, Any] = {"help": parameter_help(name).replace("%", "%%")}
+    for name in parameter_names(names):
+        options: dict[str, Any] = {"help": parameter_help(name, names).replace("%", "%%")}
         group.add_argument(flag(name), **options, **_action(name, [parameter for _, parameter in _uses(name)]))
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "methods, with their flags and defaults:\n" + "\n".join(_describe(METHODS[name]) for name in names)
@@ -123,14 +128,15 @@ def _uses(name: str) -> Iterable[tuple[Method, MethodParameter]]:
                 yield method, method.parameters(form)[name]
 
 
-def parameter_help(name: str) -> str:
+def parameter_help(name: str, names: Collection[str] | None = None) -> str:
     """Return the descriptions of a parameter, each with the methods that share it.
 
     Args:
         name: the name of a parameter of some method.
+        names: the methods that the command offers; None is all.
     """
     meanings: dict[str, list[str]] = {}
-    for method, parameter in _uses(name):
+    for method, parameter in (use for use in _uses(name) if names is None or use[0].name in names):
         text = re.split(r"[;.:] |[;.]$|, see ", parameter.description.replace("`", ""))[0]
         meanings.setdefault(text, []).append(method.name)
     return "; ".join(f"{text} ({', '.join(dict.fromkeys(names))})" for text, names in meanings.items())
@@ -181,7 +187,7 @@ def config_from(args: argparse.Namespace, **options: Any) -> DecodingConfig:
     """Return the checked configuration of parsed flags.
 
     Args:
-        args: of a parser with the flags of this module.
+        args: of a parser with the flags of this module; those of methods that the command does not offer may be missing.
         options: further options of `DecodingConfig`, such as `sampling`.
 
     Raises:
@@ -191,8 +197,8 @@ def config_from(args: argparse.Namespace, **options: Any) -> DecodingConfig:
     return DecodingConfig(
         method=args.method or "",
         form=args.form,
-        parameters={name: getattr(args, name) for name in parameter_names()},
-        models={name: getattr(args, name) for name in model_options()},
+        parameters={name: getattr(args, name, None) for name in parameter_names()},
+        models={name: getattr(args, name, None) for name in model_options()},
         adapters_off=args.adapters_off,
         contrast_prompt=args.contrast_prompt,
         **options,

@@ -1,7 +1,7 @@
 """The configuration of decoding: a method with its parameters, its other models, sampling and executor, checked once."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -17,18 +17,30 @@ __all__ = ["DecodingConfig", "SamplingConfig", "check_sampling", "model_options"
 TYPES = {float: "a number", int: "a whole number", bool: "true or false"}
 
 
-def model_options() -> dict[str, list[Method]]:
-    """Return the names of the options for other models, each with the methods that have it."""
+def model_options(methods: Collection[str] | None = None) -> dict[str, list[Method]]:
+    """Return the names of the options for other models, each with the methods that have it.
+
+    Args:
+        methods: the names of the methods; None is all.
+    """
     found: dict[str, list[Method]] = {}
-    for method in METHODS.values():
+    for method in _chosen(methods):
         for name in method.models:
             found.setdefault(name, []).append(method)
     return found
 
 
-def parameter_names() -> tuple[str, ...]:
-    """Return the names of the parameters of all methods."""
-    forms = [(method, form) for method in METHODS.values() for form in method.forms]
+def _chosen(methods: Collection[str] | None) -> list[Method]:
+    return [method for name, method in METHODS.items() if methods is None or name in methods]
+
+
+def parameter_names(methods: Collection[str] | None = None) -> tuple[str, ...]:
+    """Return the names of the parameters of methods.
+
+    Args:
+        methods: the names of the methods; None is all.
+    """
+    forms = [(method, form) for method in _chosen(methods) for form in method.forms]
     return tuple(dict.fromkeys(name for method, form in forms for name in method.parameters(form)))
 
 

@@ -261,3 +261,17 @@ def test_words_keep_their_spaces_and_letters_of_several_bytes_come_when_they_are
     assert [token.word for token in spell(steps, [], tokenizer)] == ["Ben", "has", "1", "2", "coins", "."]
     assert [token.space for token in spell(steps, [], tokenizer)] == ["", " ", " ", "", " ", ""]
     assert [visible(text) for text in (" a", "\n", "")] == ["·a", "↵", "∅"]
+
+
+def test_the_help_lists_the_options_of_the_methods_that_it_has(capsys):
+    """Those of methods without a page, such as search, scd and proxy, are not offered and not mentioned."""
+    with pytest.raises(SystemExit):
+        cli.main(["explain", "--help"])
+    text = capsys.readouterr().out
+    flags = {*re.findall(r"--[a-z][a-z0-9-]*", text)}
+    assert not {"--draft-length", "--k", "--expert", "--antiexpert", "--expert-load-in-4bit"} & flags
+    assert {"--amateur", "--amateur-load-in-4bit", "--load-in-4bit", "--relative-top", "--noise-step", "--lam"} <= flags
+    assert not re.search(r"\b(scd|search|proxy)\b", text)
+    with pytest.raises(SystemExit):
+        cli.main(["explain", "--model", "testbed:expert", "--k", "3", "x"])
+    assert "there is no option --k" in capsys.readouterr().err
