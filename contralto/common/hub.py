@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from contralto.common.errors import during
+from contralto.common.errors import during, sentence
 from contralto.common.options import Option, OptionError
 from contralto.common.registry import Registry
+from contralto.common.suggestions import did_you_mean
 
 __all__ = [
     "SOURCES",
@@ -36,6 +37,8 @@ Packages add sources by entry points; the testbed does, so that no part of the l
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WEIGHTS = ("*.safetensors", "*.bin")
 """Files of weights that transformers reads."""
+PATIENCE = 10.0
+"""Seconds to wait for the hub where a name may be a hub id or a folder."""
 OWN_FILES = {
     "AutoConfig": ("config.json",),
     "AutoTokenizer": ("tokenizer_config.json",),
@@ -164,6 +167,7 @@ def adapter_base(name: str) -> str | None:
 
     Raises:
         OptionError: the adapter does not name its base, or names a folder that does not exist.
+        FileNotFoundError: `name` is a folder that does not exist.
 
     Examples:
         >>> adapter_base("testbed:expert") is None
@@ -200,7 +204,40 @@ def has_own(auto: Any, adapter: str) -> bool:
 
 
 def _is_path(name: str) -> bool:
-    return Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+
+
+def _check_exists(name: str) -> None:
+    """Raise FileNotFoundError for a folder that is not there, before the hub is asked for it again and again.
+
+    A name such as `models/one`, whose first part is a folder here, may also be a hub id: it is one if the hub has been asked for it
+    before, or can be asked.
+
+    Args:
+        name: not an existing folder.
+    """
+    reason = "" if _is_path(name) else _unreachable(name) if "/" in name and Path(name).parent.is_dir() else None
+    if reason is not None:
+        found = (
+            [path.name for path in Path(name).parent.glob("*") if path.is_dir()] if Path(name).parent.is_dir() else []
+        )
+        raise FileNotFoundError(f"there is no folder {name}{did_you_mean(Path(name).name, found)}{reason}")
+
+
+def _unreachable(name: str) -> str | None:
+    """Return why a hub id cannot be looked up; None if it can, or has been."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", ADAPTER_CONFIG)):
+        return None
+    try:
+        HfApi().model_info(name, timeout=PATIENCE)
+    except (HfHubHTTPError, ValueError):  # the hub has answered, or loading says what is wrong with the name
+        return None
+    except Exception as error:  # noqa: BLE001  the library for HTTP has errors of its own
+        return f", and the hub cannot be asked for it ({sentence(error)})"
+    return None
 
 
 def _adapter_config(folder: str) -> str | None:
@@ -208,6 +245,8 @@ def _adapter_config(folder: str) -> str | None:
     if Path(folder).is_dir():
         file = Path(folder, ADAPTER_CONFIG)
         return str(file) if file.is_file() else None
+    if not Path(folder).exists():
+        _check_exists(folder)
     return _remote_adapter_config(folder)
 
 

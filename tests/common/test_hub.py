@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from huggingface_hub import HfApi
 
 from contralto import testbed
 from contralto.common import hub
@@ -28,6 +29,38 @@ def test_a_source_can_be_registered():
     finally:
         hub.SOURCES.unregister("mine")
     assert hub.locate("mine:one") == "mine:one"
+
+
+@pytest.mark.parametrize("name", ["./missing", "missing/", "/nonexistent/one", "models/deep/one", "~/one", "../one"])
+def test_a_folder_that_is_not_there_is_not_looked_up_on_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "_remote_adapter_config", lambda name: pytest.fail("the hub was asked"))
+    if name == "missing/":
+        name = f"{tmp_path}/{name}"
+    with pytest.raises(FileNotFoundError, match=f"^there is no folder {name}$"):
+        hub.adapter_base(name)
+
+
+def test_a_name_whose_first_part_is_a_folder_may_be_a_hub_id(tmp_path, monkeypatch):
+    """The folder is said to be missing only if the hub cannot be asked; the nearest folder is suggested."""
+    (tmp_path / "models" / "large").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(hub, "_remote_adapter_config", lambda name: asked.append(name))
+    monkeypatch.setattr(HfApi, "model_info", lambda self, name, timeout: asked.append(timeout))
+    assert hub.adapter_base("models/one") is None
+    assert hub.adapter_base("org/model") is None
+    assert asked == [hub.PATIENCE, "models/one", "org/model"]
+
+    def fail(self, name, timeout):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(HfApi, "model_info", fail)
+    message = r"^there is no folder models/larg \(did you mean 'large'\?\), and the hub cannot be asked for it \(no route to host\)$"
+    with pytest.raises(FileNotFoundError, match=message):
+        hub.adapter_base("models/larg")
+    assert hub.adapter_base("org/model") is None
+    assert hub.adapter_base("testbed:expert") is None
 
 
 def test_a_package_adds_a_source_by_an_entry_point(tmp_path):
