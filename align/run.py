@@ -82,11 +82,13 @@ def _launch(argv: list[str], of_recipe: list[str], of_command: list[str]) -> Non
 def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
     """Train with parsed arguments, and save the model to `args.output_dir`."""
     from contralto.align.data import training_data
+    from contralto.common.quiet import report_missing_kernel
 
     if model.model_name_or_path is None:
         raise ValueError("no model: set --model_name_or_path to a folder, a hub id, or testbed:NAME")
-    if model.load_in_4bit and model.dtype is None:
-        model.dtype = "bfloat16"  # the dtype of products of 4-bit weights
+    if model.load_in_4bit:
+        report_missing_kernel()
+        model.dtype = model.dtype or "bfloat16"  # the dtype of products of 4-bit weights
     args.model_init_kwargs = _model_init_kwargs(args, model) or None
     train, evaluation = training_data(data, args, mixture)
     trainer = _make_trainer(data, args, model, train, evaluation)

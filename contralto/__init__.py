@@ -5,4 +5,7 @@
 
 from importlib.metadata import version
 
+from contralto.common.quiet import hold_missing_kernel
+
 __version__ = version("contralto")
+hold_missing_kernel()

@@ -5,6 +5,7 @@ from typing import Any
 
 from contralto.common.errors import require
 from contralto.common.options import Option, OptionError
+from contralto.common.quiet import report_missing_kernel
 from contralto.decoding.methods import model_options
 from contralto.decoding.methods.variants import is_variant
 
@@ -122,6 +123,8 @@ def quantization_config(bits: int | None, dtype: Any = "auto") -> Any:
     import torch
     from transformers import BitsAndBytesConfig
 
+    if bits == 4:
+        report_missing_kernel()
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
     compute = (

@@ -19,6 +19,7 @@ from contralto.align.trl_compat import create_model_from_path, gathered
 from contralto.common.hashing import content_digest, model_digest, weights_digest
 from contralto.common.head import head_of
 from contralto.common.hub import adapter_base, locate, with_adapter
+from contralto.common.quiet import report_missing_kernel
 
 __all__ = ["load_teacher", "state_bytes", "states_head", "teacher_digest", "teacher_states", "without_adapter"]
 
@@ -41,6 +42,7 @@ def load_teacher(args: DistillationConfig) -> Any:
     if args.teacher_load_in_4bit or args.teacher_load_in_8bit:
         bits: dict[str, Any] = {"load_in_8bit": True}
         if args.teacher_load_in_4bit:
+            report_missing_kernel()
             bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
         options["quantization_config"] = BitsAndBytesConfig(**bits)  # type: ignore[no-untyped-call]
         options["device_map"] = {"": str(args.device)}

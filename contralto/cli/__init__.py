@@ -1,7 +1,6 @@
 """The command line: `contralto COMMAND ...`. A command is a module of this package; nothing else in contralto imports it."""
 
 import argparse
-import logging
 import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -76,11 +75,6 @@ COMMANDS = {
     )
 }
 
-QUIET = ("bitsandbytes",)
-"""Loggers whose warnings say nothing that a user could act on: bitsandbytes names a missing kernel where no model is quantised, and the
-dtype of every product of LLM.int8."""
-
-
 RENAMED = ".is_gradient_checkpointing. is deprecated"
 """The message of transformers about a property that TRL 1.16 and peft 0.21 read by its old name."""
 
@@ -94,8 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or see `contralto.common.errors` for how errors end.
     """
-    for logger in QUIET:
-        logging.getLogger(logger).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", RENAMED, FutureWarning)
     argv = sys.argv[1:] if argv is None else list(argv)
     name = argv[0] if argv else ""
