@@ -21,11 +21,16 @@ from contralto.cli.eval_help import FLAGS, MODELS, argument_names, help_text
 from contralto.cli.outputs import check_output_folder
 from contralto.cli.spellings import options_of, respelled
 from contralto.common.hashing import json_digest
+from contralto.common.quiet import quiet
 from contralto.common.suggestions import closest, did_you_mean
 from contralto.decoding.methods import model_options
 
 __all__ = ["run"]
 
+MISSING_TASKS = "Tasks not found: "
+"""The beginning of lm-eval's error about tasks that it does not know."""
+METADATA_HINT = ("lm_eval.api.task", "Custom kwargs can be passed to `--metadata`")
+"""lm-eval's logger and message about options of data sets that a function makes, such as those of local files, which take none."""
 BACKENDS = {"transformers": "contralto", "vllm": "contralto-vllm"}
 
 
@@ -58,7 +63,7 @@ def run(argv: Sequence[str]) -> None:
             config = EvaluatorConfig.load_yaml_config(args.config) if getattr(args, "config", None) else {}
             _complete(_Settings(args, config), data_dir, Path(folder), backend)
         before = _written(args)
-        with _no_git_message():
+        with _no_git_message(), _suggestions(args), quiet(METADATA_HINT if data_dir else None):
             command.execute(args)
     if before is not None and os.environ.get("RANK", "0") == "0" and _written(args) == before:
         raise OSError(f"the results could not be written to {args.output_path}: see lm-eval's warning above")
@@ -113,6 +118,22 @@ def _no_git_message() -> Iterator[None]:
         yield
     finally:
         evaluator.get_git_commit_hash = ask
+
+
+@contextmanager
+def _suggestions(args: Namespace) -> Iterator[None]:
+    """Add tasks that were probably meant to lm-eval's error about an unknown one."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(MISSING_TASKS):
+            raise
+        from lm_eval.tasks import TaskManager
+
+        from contralto.eval.comparison.tasks import missing_task
+
+        known = TaskManager(include_path=args.include_path).all_tasks
+        raise ValueError(missing_task(str(error).removeprefix(MISSING_TASKS).split(", ")[0], known)) from error
 
 
 def _written(args: Namespace) -> set[Path] | None:

@@ -25,7 +25,7 @@ from contralto.eval.comparison.samples import (
 from contralto.eval.data import TASKS, local_tasks
 from contralto.eval.metrics import register_in_lm_eval
 
-__all__ = ["Conditions", "Task", "load_tasks"]
+__all__ = ["Conditions", "Task", "load_tasks", "missing_task"]
 
 FEWSHOT_SEED = 1234
 """lm-eval's own default."""
@@ -177,6 +177,22 @@ class Task:
         return name
 
 
+def missing_task(name: str, known: Sequence[str]) -> str:
+    """Return the error about an unknown task, with tasks that were probably meant.
+
+    Args:
+        name: The name, or a pattern that matches no name.
+        known: The names of all tasks and groups.
+
+    Examples:
+        >>> missing_task("hellaswagg", ["gsm8k", "hellaswag"])
+        "there is no task 'hellaswagg' (did you mean 'hellaswag'?); contralto eval ls tasks lists them all"
+    """
+    within = [each for each in known if name in each][:5]
+    hint = f" (did you mean {', '.join(within)}?)" if within else did_you_mean(name, known)
+    return f"there is no task {name!r}{hint}; contralto eval ls tasks lists them all"
+
+
 def load_tasks(
     names: Sequence[str], conditions: Conditions, include_path: Sequence[str], data_dir: Path | None, output: Path
 ) -> list[Task]:
@@ -208,8 +224,6 @@ def load_tasks(
         manager = TaskManager(include_path=places, metadata=metadata)
         known = set(manager.all_tasks)
     if unknown := [name for name in names if name not in known and not Path(name).is_file()]:
-        within = [name for name in manager.all_tasks if unknown[0] in name][:5]
-        hint = f" (did you mean {', '.join(within)}?)" if within else did_you_mean(unknown[0], manager.all_tasks)
-        raise ValueError(f"there is no task {unknown[0]!r}{hint}; contralto eval ls tasks lists them all")
+        raise ValueError(missing_task(unknown[0], manager.all_tasks))
     loaded = manager.load(list(names))["tasks"]
     return [Task(name, task, conditions) for name, task in loaded.items()]

@@ -80,8 +80,10 @@ def dataset(splits: Mapping[str, Sequence[Document]]) -> Any:
     from datasets import Dataset, DatasetDict
 
     from contralto.common.columns import as_dataset
+    from contralto.eval.data.mapped import MappedOnce
 
-    return DatasetDict({split: as_dataset(rows) if rows else Dataset.from_list([]) for split, rows in splits.items()})
+    made = {split: as_dataset(rows) if rows else Dataset.from_list([]) for split, rows in splits.items()}
+    return DatasetDict({split: MappedOnce.of(data) for split, data in made.items()})
 
 
 @cache

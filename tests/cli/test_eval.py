@@ -157,7 +157,11 @@ def test_a_configuration_file_and_tasks_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--tasks", "no_such_task", "--model_args", *CD], "Tasks not found: no_such_task"),
+        (
+            ["--tasks", "no_such_task", "--model_args", *CD],
+            "there is no task 'no_such_task'; contralto eval ls tasks lists them all",
+        ),
+        (["--tasks", "testbed_arithmetics", "--model_args", *CD], "did you mean 'testbed_arithmetic'?"),
         (["--model_args", *CD], "No tasks specified"),
         (["--tasks", "testbed_arithmetic", "--model_args", *CD, "beta=half"], "beta must be a number, not 'half'"),
         (["--tasks", "testbed_arithmetic", "--model_args", "pretrained=no/such/folder"], "no/such/folder"),

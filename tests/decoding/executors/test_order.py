@@ -16,7 +16,7 @@ from contralto.decoding import (
     SeededSampling,
     SpeculativeContrastiveDecoding,
 )
-from contralto.decoding.executors.order import split_processors
+from contralto.decoding.executors.order import check_arguments, split_processors
 
 STEPS = 7
 RULE = {"beta": 0.7, "alpha": 0.05}
@@ -306,12 +306,15 @@ def test_arguments_that_generate_does_not_hand_on_are_refused(pair, loop, argume
 
 
 def test_arguments_of_another_call_are_not_meant(pair):
-    """A loop within a call of `generate()` that has an assistant: that call is not the loop's."""
+    """A loop that is called within a call of `generate()` that has an assistant: that call is not the loop's."""
     model, amateur = pair[:2]
-    loop, prompt = ContrastiveDecodingLogitsProcessor(amateur, **RULE).loop(), torch.tensor([[5, 6, 7]])
+    loop, checked = ContrastiveDecodingLogitsProcessor(amateur, **RULE).loop(), []
 
     def inner(input_ids, scores):
-        return scores if model.generate(prompt, custom_generate=loop, max_new_tokens=1).numel() else None
+        check_arguments("the loop", loop)
+        checked.append(len(input_ids))
+        return scores
 
     how = {"assistant_model": amateur, "logits_processor": [inner], "max_new_tokens": 2, "do_sample": False}
-    assert model.generate(prompt, **how).shape == (1, 5)
+    assert model.generate(torch.tensor([[5, 6, 7]]), **how).shape == (1, 5)
+    assert checked

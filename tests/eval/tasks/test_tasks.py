@@ -25,6 +25,7 @@ from contralto.testbed.measure import decode, is_right
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "data"
 TESTBED = ["testbed_arithmetic", "testbed_stories", "testbed_story_writing", "testbed_captions"]
+CALLS = []
 SCENES = [f"testbed_scenes_{kind}" for kind in scenes.NEGATIVES]
 
 
@@ -509,6 +510,30 @@ def test_local_refusals(case, folder, tmp_path):
         (root / file).unlink() if text is None else (root / file).write_text(text)
     with pytest.raises(ValueError, match=message):
         data.local_tasks([task], root, tmp_path)
+
+
+def test_rows_are_mapped_once_by_a_function():
+    """Only a function that reads nothing but its rows; others are called again."""
+    calls, rows = [], data.dataset({"test": [{"x": 1}, {"x": 2}], "train": [{"x": 3}]})
+
+    def process(split):
+        def double(row):
+            CALLS.append(row)
+            return {"x": 2 * row["x"]}
+
+        def counted(row):
+            calls.append(row)
+            return {"x": 3 * row["x"]}
+
+        return [split.map(double)["x"][:], split.map(counted)["x"][:]]
+
+    CALLS.clear()
+    assert [process(rows["test"]) for _ in range(3)] == [[[2, 4], [3, 6]]] * 3
+    assert (len(CALLS), len(calls)) == (2, 6)
+    assert process(rows["train"]) == [[6], [9]]
+    assert rows["test"]["x"][:] == [1, 2]
+    assert rows["test"].map(lambda batch: {"x": [5, 5]}, batched=True)["x"][:] == [5, 5]
+    assert rows["test"].select([1])["x"][:] == [2]
 
 
 def test_rows_of_a_compressed_file(folder, tmp_path):
