@@ -339,7 +339,7 @@ def _estimate(job: DataJob, args: argparse.Namespace) -> None:
     console = Console()
     console.print(table)
     total = ", ".join(f"{money:.2f} {currency}" for currency, money in totals.items())
-    print(f"in all {total} for {_count(len(job.rows), 'row')}, from {basis}")
+    print(f"total for {_count(len(job.rows), 'row')}: {total}, estimated from {basis}.")
 
 
 def _preview(job: DataJob, args: argparse.Namespace) -> None:

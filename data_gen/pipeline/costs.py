@@ -31,9 +31,8 @@ class Estimate(NamedTuple):
 def estimate(recipe: Recipe, rows: Sequence[Row], store: Store | None) -> tuple[list[Estimate], str]:
     """Estimate tokens and money for all rows.
 
-    If rows are recorded, as after a preview, their means are used. If not, stand-in answers of the greatest length drive the
-    strategies on up to 50 rows, so answers are counted at their limit; requests after an answer that must be parsed are not
-    counted.
+    If rows are recorded, as after a preview, their means are used. If not, the strategies run on up to 50 rows with placeholder
+    answers of the greatest length; a strategy that cannot parse such an answer ends there, and its later requests are not counted.
 
     Args:
         recipe: the recipe.
@@ -46,12 +45,14 @@ def estimate(recipe: Recipe, rows: Sequence[Row], store: Store | None) -> tuple[
     finished = [r for r in replay(recipe, rows, store) if r.outcomes is not None and r.answered] if store else []
     if finished:
         totals, units = _totals(finished), Counter(result.strategy for result in finished)
-        basis = f"the means of {len({result.row['id'] for result in finished})} rows that are done"
+        count = len({result.row["id"] for result in finished})
+        basis = f"the means of {count} finished row{'s' * (count != 1)}"
     else:
         totals, units = _totals_of_stand_ins(recipe, rows[:50])
         basis = (
-            f"{min(50, len(rows))} rows with stand-in answers of the greatest length, prompts at {CHARACTERS_PER_TOKEN} "
-            "characters per token: an upper bound for answers; requests that contain other answers may be missing: preview measures them"
+            f"{min(50, len(rows))} rows. Every answer is counted with max_new_tokens tokens, every prompt with a token per "
+            f"{CHARACTERS_PER_TOKEN} characters. Requests that depend on an answer, such as those to a judge, may be missing. For a better "
+            "estimate run contralto data preview first, whose rows are then used"
         )
     estimates = []
     for name, role in recipe.roles.items():
