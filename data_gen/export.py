@@ -26,6 +26,7 @@ from contralto.data_gen.image_files import check_image
 from contralto.data_gen.kept_columns import kept_columns
 from contralto.data_gen.pipeline import Result, replay
 from contralto.data_gen.recipe import Recipe
+from contralto.data_gen.score_memory import remembered_scores
 from contralto.data_gen.store import Store
 from contralto.data_gen.types import Pair, Rejected, Row
 
@@ -79,7 +80,8 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
             + earlier
         )
     if recipe.checks:
-        pairs = checks.annotate(pairs, recipe.checks)
+        with remembered_scores(store):
+            pairs = checks.annotate(pairs, recipe.checks)
     dropped: list[tuple[dict[str, Any], str]] = []
     if recipe.filters:
         pairs, dropped = checks.select(pairs, recipe.filters)

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
+from contralto.common.hashing import weights_digest
 from contralto.common.hub import from_pretrained
 from contralto.data_gen.functions import find_function
 from contralto.data_gen.ranges import check_batch
+from contralto.data_gen.score_memory import remembered
 from contralto.data_gen.types import Row
 
 __all__ = ["RewardModel", "Scorer", "chrf", "finite_scores", "resolve_scorer", "score_answers"]
@@ -21,7 +23,7 @@ Scorer = Callable[[Row, Sequence[str]], Sequence[float]]
 def resolve_scorer(scorer: Any) -> Scorer:
     """Return the scorer that a recipe names.
 
-    Strategies run again whenever a data set is exported, so an expensive reward model should be a role instead.
+    Strategies run again whenever a data set is exported; scores are then taken from the store, see `score_memory`.
 
     Args:
         scorer: a function of a row and its answers; its name as `module:function`; or `{"reward_model": NAME}` with the
@@ -56,7 +58,8 @@ def score_answers(scorer: Any, row: Row, answers: Sequence[str]) -> list[float]:
     Raises:
         ValueError: there is no such scorer, or it does not return one finite number per answer.
     """
-    return finite_scores(resolve_scorer(scorer)(row, answers), len(answers))
+    function = resolve_scorer(scorer)
+    return remembered(function, row, answers, lambda: finite_scores(function(row, answers), len(answers)))
 
 
 def finite_scores(scores: Sequence[Any], count: int) -> list[float]:
@@ -105,6 +108,8 @@ class RewardModel:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         check_batch(1, max_length)
+        self.identity = ["reward model", weights_digest(name), max_length]
+        """What determines a score."""
         self.tokenizer: Any = from_pretrained(AutoTokenizer, name, padding_side="right", truncation_side="left")
         self.model: Any = from_pretrained(AutoModelForSequenceClassification, name, dtype="auto").eval()
         self.max_length = max_length

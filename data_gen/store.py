@@ -39,6 +39,12 @@ CREATE TABLE IF NOT EXISTS failures (
     reason TEXT NOT NULL, at REAL NOT NULL
 ) WITHOUT ROWID;
 """
+SCORES = """
+CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, scores TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
+"""
+"""A table that is created with the first scores, which stores of earlier versions do not have."""
+MOST_PENDING = 64
+"""Scores that wait to be written with the next answers."""
 VERSION = 1
 Line = tuple[Any, ...]
 """A row of a table."""
@@ -114,6 +120,7 @@ class Store:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path, self._is_read_only, self._is_logging = path, read_only, False
+        self._pending: dict[str, Sequence[float]] = {}
         is_new = not path.exists() or (not read_only and path.is_file() and path.stat().st_size == 0)
         if read_only and is_new:
             raise FileNotFoundError(f"there is no store {path} yet: no request was recorded")
@@ -160,6 +167,8 @@ class Store:
         cannot be written.
         """
         if not self._is_read_only:
+            with suppress(sqlite3.ProgrammingError):  # closed already
+                self._write_scores()
             with suppress(
                 sqlite3.OperationalError, sqlite3.ProgrammingError
             ):  # open in another process; closed already
@@ -187,6 +196,7 @@ class Store:
         ]
         with self._writing():
             self._insert(answers, failures, on_conflict="REPLACE")
+        self._write_scores()
 
     def _insert(self, answers: Iterable[Line], failures: Iterable[Line], *, on_conflict: str) -> None:
         """Insert rows of both tables at a cost that does not depend on the size of the store.
@@ -222,6 +232,45 @@ class Store:
             for key, *rest in self._db.execute(f"SELECT {columns} FROM answers WHERE key IN ({marks})", some):
                 outcomes[key] = _answer(*rest)
         return outcomes
+
+    def known_scores(self, key: str) -> list[float] | None:
+        """Return the scores that `keep_scores` kept under a key, None without any.
+
+        Args:
+            key: see `score_memory`.
+        """
+        if key in self._pending:
+            return list(self._pending[key])
+        if not self._has_scores():
+            return None
+        found = self._db.execute("SELECT scores FROM scores WHERE key = ?", (key,)).fetchone()
+        return None if found is None else list(json.loads(found[0]))
+
+    def keep_scores(self, key: str, scores: Sequence[float]) -> None:
+        """Keep scores, written to the disk with the next answers; a store that is only read keeps none.
+
+        Args:
+            key: see `score_memory`.
+            scores: one per answer.
+        """
+        if not self._is_read_only:
+            self._pending[key] = list(scores)
+            if len(self._pending) >= MOST_PENDING:
+                self._write_scores()
+
+    def _has_scores(self) -> bool:
+        return self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'scores'").fetchone() is not None
+
+    def _write_scores(self) -> None:
+        """Write the scores that wait; if the disk is full they go on waiting, since they can be computed again."""
+        if not self._pending:
+            return
+        now = time.time()
+        lines = [(key, json.dumps(list(scores)), now) for key, scores in self._pending.items()]
+        with suppress(sqlite3.OperationalError), self._writing():
+            self._db.execute(SCORES)
+            self._db.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", lines)
+            self._pending.clear()
 
     def failures(self) -> Iterator[Recorded]:
         """Yield the failed requests, by row."""
@@ -262,6 +311,10 @@ class Store:
             lines = {name: source._db.execute(f"SELECT {', '.join(of)} FROM {name}") for name, of in tables.items()}
             with self._writing():
                 self._insert(**lines, on_conflict="IGNORE")
+                if source._has_scores():
+                    self._db.execute(SCORES)
+                    scores = source._db.execute("SELECT key, scores, at FROM scores")
+                    self._db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?)", scores)
         return self._count() - before
 
     def _count(self) -> int:

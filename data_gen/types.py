@@ -38,6 +38,7 @@ __all__ = [
     "StrategyResult",
     "digest",
     "drive",
+    "image_digest",
     "make_request",
 ]
 
@@ -240,7 +241,7 @@ def make_request(ask: Ask, *, engine: Mapping[str, Any], sampling: Sampling, see
         "engine": engine,
         "messages": ask.messages,
         "prompt": ask.prompt,
-        "images": [_image_digest(image) for image in ask.images],
+        "images": [image_digest(image) for image in ask.images],
         "sampling": asdict(used),
         "seed": mixed,
         "template": ask.template,
@@ -263,8 +264,15 @@ def digest(value: Any) -> str:
     return json_digest(value, separators=(",", ":"))
 
 
-def _image_digest(image: Any) -> str:
-    """Return a hash of an image's file, or of its pixels."""
+def image_digest(image: Any) -> str:
+    """Return a hash of an image's file, or of its pixels.
+
+    Args:
+        image: a path, or a PIL image.
+
+    Raises:
+        OSError: there is no such file, or it holds no image.
+    """
     if isinstance(image, str | PathLike):
         check_image(Path(image))  # before an engine reads it, since strategies may name files, too
         return content_digest(Path(image).read_bytes())

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from contralto.common.texts import has_lone_surrogate
 from contralto.data_gen.engines.outcomes import described
 from contralto.data_gen.recipe import Recipe, Use
+from contralto.data_gen.score_memory import ScoreMemory, remembered_scores
 from contralto.data_gen.store import Store, TrackedRequest
 from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, Row, digest, drive, make_request
 
@@ -67,11 +68,12 @@ class RowRun:
         """Return True until the strategy has returned or failed."""
         return self.outcomes is None and self.failed is None
 
-    def send(self, known: Mapping[str, Answer | Failure]) -> None:
+    def send(self, known: Mapping[str, Answer | Failure], *, scores: ScoreMemory | None = None) -> None:
         """Continue with the answers to `requests`.
 
         Args:
             known: outcomes by key, those of all `requests` among them.
+            scores: scores of answers that functions gave before; None computes them again.
         """
         answers: list[Answer] = []
         for tracked in self.requests:
@@ -82,7 +84,8 @@ class RowRun:
                 return
             answers.append(outcome)
         self.answered += zip(self.requests, answers, strict=True)
-        self._step(answers)
+        with remembered_scores(scores):
+            self._step(answers)
 
     def _step(self, answers: list[Answer] | None) -> None:
         try:
@@ -144,7 +147,7 @@ class RowGroup:
             if self.missing:
                 return
             for run in live:
-                run.send(known)
+                run.send(known, scores=store)
         self.missing = []
 
 
@@ -179,7 +182,7 @@ def replay(recipe: Recipe, rows: Iterable[Row], store: Store) -> Iterator[Result
                 known = store.get([tracked.request.key for tracked in run.requests])
                 if not all(tracked.request.key in known for tracked in run.requests):
                     break
-                run.send(known)
+                run.send(known, scores=store)
             yield run.result()
 
 

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -26,6 +27,8 @@ from contralto.data_gen import recipe as recipes
 from contralto.data_gen.checks import annotate
 from contralto.data_gen.pipeline.rows import RowRun
 from contralto.data_gen.rows import read_rows
+from contralto.data_gen.score_memory import remembered_scores
+from contralto.data_gen.scorers import chrf, score_answers
 from contralto.data_gen.store import Store
 from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, digest
 
@@ -288,10 +291,10 @@ def test_answers_are_on_the_disk_before_a_strategy_sees_them(folder, monkeypatch
     store, seen = Store(recipe.output / "answers.sqlite"), []
     send = RowRun.send
 
-    def watched(unit, known):
+    def watched(unit, known, **scores):
         with Store(recipe.output / "answers.sqlite", read_only=True) as other:
             seen.append(set(known) <= set(other.get(list(known))))
-        send(unit, known)
+        send(unit, known, **scores)
 
     monkeypatch.setattr(RowRun, "send", watched)
     pipeline.run(recipe, rows, store, is_shown=False)
@@ -637,8 +640,9 @@ def test_preview_estimate_and_status(folder, capsys):
     assert cli.main(["data", "estimate", str(path)]) == 0
     out = capsys.readouterr().out
     # 8 rows, "question i" is 10 characters: 3 tokens, and 10 more at the most
-    assert "in all 0.18 USD for 8 rows" in out
-    assert "stand-in answers" in out
+    assert (
+        "total for 8 rows: 0.18 USD, estimated from 8 rows. Every answer is counted with max_new_tokens tokens" in out
+    )
     assert cli.main(["data", "preview", str(path), "-n", "2"]) == 0
     out = capsys.readouterr().out
     assert "row1 · refined" in out
@@ -646,11 +650,95 @@ def test_preview_estimate_and_status(folder, capsys):
     assert "{+" in out
     assert "[-" in out
     assert cli.main(["data", "estimate", str(path)]) == 0
-    assert "from the means of 2 rows that are done" in capsys.readouterr().out
+    assert "estimated from the means of 2 finished rows." in capsys.readouterr().out
     assert cli.main(["data", "status", str(path)]) == 0
     out = capsys.readouterr().out
     cells = [cell.strip() for cell in next(line for line in out.splitlines() if "refined" in line).split("│")]
     assert cells[1:-1] == ["refined", "8", "2", "2", "0", "0", "6"]
+
+
+SCORER = """
+CALLS = []
+
+
+def score(row, answers):
+    CALLS.append(row["id"])
+    return [len(answer) for answer in answers]
+"""
+
+
+def test_scores_are_computed_once_for_a_code(folder):
+    """In a run, and in later ones; other code is other scores."""
+    (folder / "many.py").write_text("def answer(request):\n    return 'x' * (1 + request.seed % 7)\n")
+    how = {
+        "strategies": [{"use": "best_of_n", "n": 4, "scorer": "my_scorer:score"}],
+        "roles": {"target": {"engine": "function", "use": "many:answer"}},
+    }
+    calls, chosen = [], []
+    for code in (SCORER, "# a comment\n" + SCORER, SCORER.replace("len(answer)", "-len(answer)")):
+        (folder / "my_scorer.py").write_text(code)
+        sys.modules.pop("my_scorer", None)
+        importlib.invalidate_caches()
+        results, store = ran(folder, **how)
+        store.close()
+        calls.append(len(sys.modules["my_scorer"].CALLS))
+        chosen.append([len(pair.chosen) for result in results for pair in result.outcomes if isinstance(pair, Pair)])
+    sys.modules.pop("my_scorer")
+    assert calls == [8, 0, 8]
+    assert chosen[0] == chosen[1]
+    assert sum(chosen[0]) > sum(chosen[2])
+
+
+@pytest.mark.slow
+def test_an_export_takes_the_scores_of_its_run(folder):
+    """Also those of checks, and from a store that is only read."""
+    (folder / "many.py").write_text("def answer(request):\n    return 'x' * (1 + request.seed % 7)\n")
+    many = {"engine": "function", "use": "many:answer"}
+    use = {"use": "best_of_n", "n": 4, "scorer": "my_scorer:score"}
+    checks = {"reward": {"scorer": "my_scorer:score"}}
+    calls = []
+    for code in (SCORER, SCORER, "# a comment\n" + SCORER, SCORER.replace("len(answer)", "-len(answer)")):
+        (folder / "my_scorer.py").write_text(code)
+        sys.modules.pop("my_scorer", None)
+        importlib.invalidate_caches()
+        path = write(folder, strategies=[use], roles={"target": many}, checks=checks)
+        assert cli.main(["data", "run", str(path)]) == 0
+        assert cli.main(["data", "export", str(path)]) == 0
+        calls.append(len(sys.modules["my_scorer"].CALLS))
+        rows = [
+            json.loads(line) for line in (folder / "out" / "dataset" / "data" / "train.jsonl").read_text().splitlines()
+        ]
+        assert all(row["chosen_score"] > row["rejected_score"] for row in rows)
+    made = len(rows)
+    assert calls[1:3] == [0, 0]
+    assert calls[0] == calls[3] == 8 + made  # the answers of every row, and the two of every pair
+    sys.modules.pop("my_scorer")
+
+
+def test_scores_move_with_their_store(tmp_path):
+    one, two, three = (Store(tmp_path / f"{name}.sqlite") for name in "abc")
+    one.keep_scores("k", [0.1, 2.0])
+    assert one.known_scores("k") == [0.1, 2.0]
+    one.close()
+    assert Store(tmp_path / "a.sqlite", read_only=True).known_scores("k") == [0.1, 2.0]
+    two.merge(tmp_path / "a.sqlite")
+    two.merge(tmp_path / "c.sqlite")
+    assert two.known_scores("k") == [0.1, 2.0]
+    assert three.known_scores("k") is None
+
+
+def test_a_function_within_a_function_is_not_remembered():
+    kept = {}
+    memory = SimpleNamespace(known_scores=kept.get, keep_scores=kept.__setitem__)
+    with remembered_scores(memory):
+        assert score_answers(lambda row, answers: [1.0], {"id": "a"}, ["x"]) == [1.0]
+        assert not kept
+        assert score_answers(chrf, {"id": "a", "reference": "x"}, ["x"]) == [100.0]
+        assert len(kept) == 1
+        assert score_answers(chrf, {"id": "a", "reference": "x"}, ["y"]) == [0.0]
+        assert len(kept) == 2
+        assert score_answers(chrf, {"id": "a", "reference": "y", "other": object()}, ["x"]) == [0.0]
+        assert len(kept) == 2
 
 
 def test_differences_are_marked():

@@ -1,0 +1,89 @@
+"""Scores that functions and reward models gave before, kept in the store of the answers.
+
+Strategies run again whenever a data set is written. A score is taken from the store if the code of the function, or the weights of
+the reward model, the row and the answers are the same.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any, Protocol
+
+from contralto.common.hashing import source_digest
+from contralto.data_gen.types import digest, image_digest
+
+__all__ = ["ScoreMemory", "remembered", "remembered_scores"]
+
+
+class ScoreMemory(Protocol):
+    """A place for scores; `Store` is one."""
+
+    def known_scores(self, key: str) -> list[float] | None:
+        """Return the scores that were kept under a key, None without any."""
+        ...
+
+    def keep_scores(self, key: str, scores: Sequence[float]) -> None:
+        """Keep scores under a key."""
+        ...
+
+
+_MEMORY: ContextVar[ScoreMemory | None] = ContextVar("score memory", default=None)
+
+
+@contextmanager
+def remembered_scores(memory: ScoreMemory | None) -> Iterator[None]:
+    """Take scores from a memory, and keep new ones there, within the context.
+
+    Args:
+        memory: the memory; None computes all scores.
+    """
+    token = _MEMORY.set(memory)
+    try:
+        yield
+    finally:
+        _MEMORY.reset(token)
+
+
+def remembered(
+    scorer: Callable[..., Any], row: Any, answers: Sequence[str], compute: Callable[[], list[float]]
+) -> list[float]:
+    """Return scores from the memory of the context, or compute and keep them.
+
+    Args:
+        scorer: the function or the reward model.
+        row: the row that the answers belong to.
+        answers: the answers.
+        compute: returns the scores.
+    """
+    memory = _MEMORY.get()
+    key = None if memory is None else _key(scorer, row, answers)
+    if memory is None or key is None:
+        return compute()
+    scores = memory.known_scores(key)
+    if scores is None:
+        scores = compute()
+        memory.keep_scores(key, scores)
+    return scores
+
+
+def _key(scorer: Callable[..., Any], row: Any, answers: Sequence[str]) -> str | None:
+    """Return a hash of all that determines the scores; None if that is not known, as for a function within a function."""
+    identity = _identity(scorer)
+    if identity is None:
+        return None
+    columns = {name: value for name, value in row.items() if name != "images"}
+    try:
+        return digest([identity, columns, [image_digest(image) for image in row.get("images", ())], list(answers)])
+    except TypeError:  # a column that JSON does not hold
+        return None
+
+
+@cache
+def _identity(scorer: Callable[..., Any]) -> Any:
+    """Return what tells a scorer from others: its own `identity`, or the name and the code of a function of a module."""
+    own = getattr(scorer, "identity", None)
+    if own is not None:
+        return own
+    name = getattr(scorer, "__qualname__", "<unknown>")
+    return [scorer.__module__, name, source_digest(scorer)] if name.isidentifier() and name != "<lambda>" else None
