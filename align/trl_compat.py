@@ -4,7 +4,7 @@ Read from TRL 1.16.0, transformers 5.23.0, peft 0.21.2 and accelerate 1.15.0. Ea
 that a new version of a library has one file to be compared with.
 
 TRL's `DPOTrainer` has no hook between the forward pass and the loss: `_compute_loss` does everything, in 300 lines. `PairTrainer`
-replaces it once. It relies on these steps of `DPOTrainer.__init__`: a reference is loaded unless one is given, or an adapter is, or
+replaces it once, as TRL advises for other objectives (https://github.com/huggingface/trl/pull/6918). It relies on these steps of `DPOTrainer.__init__`: a reference is loaded unless one is given, or an adapter is, or
 `precompute_ref_log_probs` is set; `padding_free` is warned of; `_precompute_ref_logps` is called last, for each data set.
 
 Two things that are no private parts are relied on as well. transformers uses an attention mask of four dimensions as it is, and without
@@ -47,7 +47,8 @@ __all__ = [
 class NoReference(nn.Module):
     """A module without weights, to be given as `ref_model` where `DPOTrainer.__init__` would load a reference.
 
-    TRL 1.16 loads the policy once more when `ref_model` is None, and has no option for losses that use no reference.
+    TRL 1.16 loads the policy once more when `ref_model` is None, unless `precompute_ref_log_probs` is set
+    (https://github.com/huggingface/trl/pull/5542), and has no option for losses that use no reference.
     """
 
     def __init__(self) -> None:
@@ -60,7 +61,10 @@ class NoReference(nn.Module):
 
 @contextmanager
 def _without_padding_free(args: Any) -> Iterator[None]:
-    """Hide `padding_free` from `DPOTrainer.__init__`, which warns that it ignores the option (TRL 1.16)."""
+    """Hide `padding_free` from `DPOTrainer.__init__`, which warns that it ignores the option (TRL 1.16).
+
+    See https://github.com/huggingface/trl/pull/7014.
+    """
     value, args.padding_free = args.padding_free, False
     try:
         yield
@@ -212,7 +216,8 @@ class PairTrainer(DPOTrainer):
         """Finish the trackers and the process group. Call it last in a script.
 
         The wrapped model is released first. Released last, its reducer destroys the process group, and torch 2.13 then waits for gloo's
-        threads while it holds the interpreter's lock, for which these threads may be waiting.
+        threads while it holds the interpreter's lock, for which these threads may be waiting: see
+        https://github.com/pytorch/pytorch/pull/154976.
         """
         self.model_wrapped = self.model
         self.accelerator.free_memory()
@@ -273,7 +278,7 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
     """Return the newest checkpoint of a run that was written completely, None if there is none.
 
     `trainer_state.json` is what the Trainer writes last. A run that is killed while it saves leaves a checkpoint without it, which
-    `get_last_checkpoint` of transformers 5.23 would choose.
+    `get_last_checkpoint` of transformers 5.23 would choose: see https://github.com/huggingface/transformers/issues/35782.
 
     Args:
         folder: the run's `output_dir`.

@@ -81,7 +81,7 @@ def apply_machine_defaults(args: Any) -> None:
 
     Args:
         args: a configuration of TRL; `bf16` becomes False where there is no accelerator, unless it was given. If it was, `use_cpu` becomes
-            True there, without which transformers rejects it.
+            True there, without which transformers rejects it: see https://github.com/huggingface/trl/issues/3616.
     """
     if args.bf16 and not torch.accelerator.is_available():
         args.use_cpu = True
@@ -112,7 +112,8 @@ def require_config(args: Any, kind: type[Config]) -> Config:
 def with_own_peft_config(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments of a trainer with a copy of the PEFT configuration.
 
-    `get_peft_model` writes into the configuration: the modules of its model, for one, which another model need not have.
+    `get_peft_model` writes into the configuration: the modules of its model, for one, which another model need not have. peft advises
+    against using one twice: https://github.com/huggingface/peft/pull/3770.
 
     Args:
         kwargs: keyword arguments, perhaps with `peft_config`.
