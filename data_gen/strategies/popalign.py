@@ -1,8 +1,8 @@
 """The six contrasts of PopAlign (Wang et al. 2024, arXiv 2410.13785): by prompt, by model, by pipeline.
 
 In the paper's own test on 200 prompts, GPT-4 confirms the direction of elicitive pairs in 91.5%, of nparam 88, leaderboard
-84, demonstration 76.5, prefix 75.5 and refine 55.5: refine is close to chance. With `judge` every pair is judged; the judge's
-opinion becomes the column `direction`, and nothing is dropped.
+84, demonstration 76.5, prefix 75.5 and refine 55.5: refine is close to chance. Each contrast also has the settings `judge` and
+`judge_template`, see `verdicts.judged`: every pair is judged then, the judge's opinion becomes the column `direction`, and nothing is dropped.
 
 The paper's prompts are not reproduced: the templates in `prompts/` are our own, for the same purpose, and a user's file can
 replace each of them.
@@ -12,22 +12,21 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from contralto.data_gen import templates
-from contralto.data_gen.strategies.shared import ask_prompt, make_pair
-from contralto.data_gen.strategies.verdicts import judge_direction, load_judge_template
+from contralto.data_gen.strategies.shared import ask_prompt
+from contralto.data_gen.strategies.verdicts import AnswerContrast, Contrasting, judged
 from contralto.data_gen.types import Answer, Ask, Pair, Rejected, Row, Strategy, drive
 
 __all__ = ["demonstration", "elicitive", "leaderboard", "nparam", "popalign", "prefix", "refine"]
 
 
+@judged
 def prefix(
     row: Row,
     *,
     target: str = "target",
     good: str = "prefix_good",
     bad: str = "prefix_bad",
-    judge: str | None = None,
-    judge_template: str = "judge",
-) -> Strategy:
+) -> Contrasting:
     """Contrast a good with a bad prefix: r+ = M([p+, q]), r- = M([p-, q]), as RLCD does (arXiv 2307.12950).
 
     Args:
@@ -35,24 +34,18 @@ def prefix(
         target: the role that answers.
         good: the template of the chosen answer, with `task`.
         bad: the template of the rejected answer, with `task`.
-        judge: a role that judges the pair in both orders; None is no judge.
-        judge_template: of the judge.
     """
-    load_judge_template(judge_template)
-    answers = yield _ask_both(row, target, good, bad)
-    pair = yield from _judged(row, answers, "prefix", judge, judge_template, template=_labels(good, bad))
-    return pair
+    return (yield from _of_two_prompts(row, target, good, bad))
 
 
+@judged
 def demonstration(
     row: Row,
     *,
     target: str = "target",
     good: str = "demonstration_good",
     bad: str = "demonstration_bad",
-    judge: str | None = None,
-    judge_template: str = "judge",
-) -> Strategy:
+) -> Contrasting:
     """Contrast good with bad examples before the prompt: r+ = M([d+, q]), r- = M([d-, q]).
 
     Args:
@@ -60,24 +53,18 @@ def demonstration(
         target: the role that answers.
         good: the template of the chosen answer, with `task`.
         bad: the template of the rejected answer, with `task`.
-        judge: a role that judges the pair in both orders; None is no judge.
-        judge_template: of the judge.
     """
-    load_judge_template(judge_template)
-    answers = yield _ask_both(row, target, good, bad)
-    pair = yield from _judged(row, answers, "demonstration", judge, judge_template, template=_labels(good, bad))
-    return pair
+    return (yield from _of_two_prompts(row, target, good, bad))
 
 
+@judged
 def elicitive(
     row: Row,
     *,
     target: str = "target",
     good: str = "elicitive_good",
     bad: str = "elicitive_bad",
-    judge: str | None = None,
-    judge_template: str = "judge",
-) -> Strategy:
+) -> Contrasting:
     """Contrast answers after thoughts about a good and about a bad answer: (t+, r+) = M(T+(q)), (t-, r-) = M(T-(q)).
 
     The templates ask for the headings `{thought}` and `{answer}`; the pair holds the answers, its column `rationale` the good
@@ -88,74 +75,63 @@ def elicitive(
         target: the role that answers.
         good: the template of the chosen answer, with `task`.
         bad: the template of the rejected answer, with `task`.
-        judge: a role that judges the pair in both orders; None is no judge.
-        judge_template: of the judge.
     """
-    load_judge_template(judge_template)
     replies = yield _ask_both(row, target, good, bad)
     parsed = [templates.sections(reply.text, "thought", "answer") for reply in replies]
     for parts, reply, kind in zip(parsed, replies, ("good", "bad"), strict=True):
         if "answer" not in parts:
             return Rejected(f"the {kind} reply has nothing under {{answer}} (finish_reason {reply.finish_reason})")
-    answers = [
+    chosen, rejected = (
         Answer(text=parts["answer"], finish_reason=reply.finish_reason)
         for parts, reply in zip(parsed, replies, strict=True)
-    ]
+    )
     columns = {"rationale": parsed[0].get("thought", ""), "template": _labels(good, bad)}
-    pair = yield from _judged(row, answers, "elicitive", judge, judge_template, **columns)
-    return pair
+    return AnswerContrast(chosen, rejected, columns)
 
 
+@judged
 def nparam(
     row: Row,
     *,
     larger: str = "larger",
     smaller: str = "smaller",
-    judge: str | None = None,
-    judge_template: str = "judge",
-) -> Strategy:
+) -> Contrasting:
     """Contrast a larger with a smaller model of one family (in the paper Yi-34B-Chat and Yi-6B-Chat).
 
     Args:
         row: the row.
         larger: the role of the chosen answer.
         smaller: the role of the rejected answer.
-        judge: a role that judges the pair in both orders; None is no judge.
-        judge_template: of the judge.
     """
-    pair = yield from _of_two_roles(row, (larger, smaller), "nparam", judge, judge_template)
-    return pair
+    chosen, rejected = yield [ask_prompt(row, role) for role in (larger, smaller)]
+    return AnswerContrast(chosen, rejected)
 
 
+@judged
 def leaderboard(
     row: Row,
     *,
     higher: str = "higher",
     lower: str = "lower",
-    judge: str | None = None,
-    judge_template: str = "judge",
-) -> Strategy:
+) -> Contrasting:
     """Contrast a model that ranks higher with one that ranks lower (in the paper Yi-34B-Chat and Vicuna-33B).
 
     Args:
         row: the row.
         higher: the role of the chosen answer.
         lower: the role of the rejected answer.
-        judge: a role that judges the pair in both orders; None is no judge.
-        judge_template: of the judge.
     """
-    pair = yield from _of_two_roles(row, (higher, lower), "leaderboard", judge, judge_template)
-    return pair
+    chosen, rejected = yield [ask_prompt(row, role) for role in (higher, lower)]
+    return AnswerContrast(chosen, rejected)
 
 
+@judged
 def refine(
     row: Row,
     *,
     target: str = "target",
     template: str = "refine",
-    judge: str | None = None,
-    judge_template: str = "judge",
-) -> Strategy:
+) -> Contrasting:
     """Contrast an answer with the same model's improvement in a second turn: r- = M(q), r+ = M([q, r-, refine]).
 
     Close to chance without a stronger reviser; `clair` is the same with one.
@@ -164,8 +140,6 @@ def refine(
         row: the row.
         target: the role that answers twice.
         template: the second turn, without fields.
-        judge: a role that judges the pair in both orders; None is no judge.
-        judge_template: of the judge.
 
     Examples:
         >>> requests = refine({"id": "1", "prompt": [{"role": "user", "content": "2 + 2?"}]})
@@ -174,15 +148,13 @@ def refine(
         >>> [message["role"] for message in requests.send(Answer(text="5")).messages]
         ['user', 'assistant', 'user']
     """
-    load_judge_template(judge_template)
     refining = templates.load(template)
     first = yield ask_prompt(row, target)
     second_turn = templates.user_messages(refining.render())
     turns = [*row["prompt"], {"role": "assistant", "content": first.text}, *second_turn]
     images = row.get("images", ())
     better = yield Ask(role=target, messages=turns, images=images, tag="refined", template=refining.label)
-    pair = yield from _judged(row, (better, first), "refine", judge, judge_template, template=refining.label)
-    return pair
+    return AnswerContrast(better, first, {"template": refining.label})
 
 
 SIX: dict[str, Callable[..., Strategy]] = {
@@ -258,26 +230,12 @@ def _filled(template: templates.Template, content: Any) -> Any:
     return [part for part in content if part["type"] != "text"] + [{"type": "text", "text": text}]
 
 
-def _of_two_roles(
-    row: Row, roles: tuple[str, str], strategy: str, judge: str | None, judge_template: str
-) -> Generator[list[Ask], list[Answer], Pair]:
-    """Make the pair of the answers of a better and a worse role to the same prompt."""
-    load_judge_template(judge_template)
-    answers = yield [ask_prompt(row, role) for role in roles]
-    pair = yield from _judged(row, answers, strategy, judge, judge_template)
-    return pair
+def _of_two_prompts(row: Row, target: str, good: str, bad: str) -> Contrasting:
+    """Contrast the answers to a good and to a bad prompt."""
+    chosen, rejected = yield _ask_both(row, target, good, bad)
+    return AnswerContrast(chosen, rejected, {"template": _labels(good, bad)})
 
 
 def _labels(*names: str) -> str:
     """Return names and versions of templates."""
     return " ".join(templates.load(name, "task").label for name in names)
-
-
-def _judged(
-    row: Row, answers: Sequence[Answer], strategy: str, judge: str | None, judge_template: str, **columns: Any
-) -> Generator[list[Ask], list[Answer], Pair]:
-    """Make the pair of a good and a bad answer, with the judge's opinion if there is a judge."""
-    chosen, rejected = answers
-    if judge:
-        columns |= yield from judge_direction(row, chosen.text, rejected.text, judge=judge, template=judge_template)
-    return make_pair(row, chosen, rejected, strategy, **columns)

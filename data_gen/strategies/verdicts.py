@@ -3,18 +3,23 @@
 Judges favour a position (Zheng et al. 2023, arXiv 2306.05685), so every comparison is made in both orders.
 """
 
+import inspect
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import wraps
 from typing import Any, Literal, NamedTuple
 
 from contralto.data_gen import templates
 from contralto.data_gen.strategies.shared import ask_template, make_pair
-from contralto.data_gen.types import Answer, Ask, Pair, Rejected, Row
+from contralto.data_gen.types import Answer, Ask, Pair, Rejected, Row, Strategy
 
 __all__ = [
+    "AnswerContrast",
     "Comparison",
+    "Contrasting",
     "compare_answers",
     "judge_direction",
+    "judged",
     "judged_pair",
     "load_judge_template",
     "parse_verdict",
@@ -143,6 +148,53 @@ def judge_direction(
     comparison = yield from compare_answers(row, chosen, rejected, judge=judge, template=template)
     directions = {"first": "chosen", "second": "rejected", None: "unclear"}
     return {"direction": directions[comparison.winner], "direction_rationale": comparison.rationale}
+
+
+class AnswerContrast(NamedTuple):
+    """The answers of a contrast, of which the chosen one is expected to be better."""
+
+    chosen: Answer
+    rejected: Answer
+    columns: Mapping[str, Any] = {}
+    """Columns of the pair."""
+
+
+Contrasting = Generator[Ask | list[Ask], Any, AnswerContrast | Rejected]
+"""The generator that a contrast returns."""
+JUDGE_SETTINGS = """
+    judge: a role that judges the pair in both orders; None is no judge.
+    judge_template: of the judge."""
+
+
+def judged(contrast: Callable[..., Contrasting]) -> Callable[..., Strategy]:
+    """Make a strategy of a contrast: the pair of its answers, with the opinion of a judge if there is one.
+
+    Args:
+        contrast: a generator function of a row and keyword-only settings. The strategy has its name, its settings, and `judge`, a role
+            that judges the pair in both orders (None is no judge), and `judge_template`, the template of the judge.
+    """
+
+    @wraps(contrast)
+    def strategy(row: Row, *, judge: str | None = None, judge_template: str = "judge", **settings: Any) -> Strategy:
+        load_judge_template(judge_template)
+        made = yield from contrast(row, **settings)
+        if isinstance(made, Rejected):
+            return made
+        columns = dict(made.columns)
+        if judge:
+            texts = (made.chosen.text, made.rejected.text)
+            columns |= yield from judge_direction(row, *texts, judge=judge, template=judge_template)
+        return make_pair(row, made.chosen, made.rejected, contrast.__name__, **columns)
+
+    own, added = (
+        list(inspect.signature(each, follow_wrapped=False).parameters.values()) for each in (contrast, strategy)
+    )
+    parameters = [*own, *(each for each in added if each.name in ("judge", "judge_template"))]
+    strategy.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    before, _, after = (inspect.getdoc(contrast) or "").partition("Args:\n")
+    listed, *rest = after.split("\n\n", 1)
+    strategy.__doc__ = "\n\n".join([f"{before}Args:\n{listed}{JUDGE_SETTINGS}", *rest])
+    return strategy
 
 
 def judged_pair(
