@@ -1,13 +1,15 @@
 """Runs: the answers of one decoder to one task, stored on disk and reused.
 
 The answers of a finished run are kept in `<output>/runs/<key>/<task>.jsonl`; until then every batch is kept in
-`<output>/cache/<key>*.db`. The key is a hash of all that determines the answers, so that nothing is answered twice.
+`<output>/cache/<key>*.db`. The key is a hash of all that determines the answers, so that nothing is answered twice. Answers whose task
+has other filters, metrics or functions than before are scored again, from the cache.
 
 Read from lm_eval 0.4.13: `evaluate`, `CachingLM`, and the results that lm-eval writes.
 """
 
 import io
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
@@ -30,9 +32,12 @@ from contralto.eval.comparison.samples import (
     request_arguments,
     value_digest,
 )
+from contralto.eval.comparison.scoring import is_scored_alike, scoring_digest
 from contralto.eval.comparison.tasks import Conditions, Task
 
 __all__ = ["Run", "Runner", "logged_samples"]
+
+logger = logging.getLogger(__name__)
 
 METERED = 2
 """The number of documents on which forward passes and operations are counted."""
@@ -91,7 +96,14 @@ class Runner:
             ValueError: Kept answers are answers to other questions.
         """
         base = self.output / "runs" / self._key(lm) / task.part
-        if base.with_suffix(".json").is_file():
+        if (about := _about(base)) and about.get("scoring") not in (None, scoring_digest(task.task)):
+            logger.warning(
+                "%s: its filters, metrics or functions have changed since the answers in %s were kept, which are scored again",
+                task.name,
+                base.with_suffix(".jsonl"),
+            )
+            return self._run(lm, task, base, title, about)
+        if about:
             run = _read_run(base, task)
             check_same_documents(documents, run.identities, task=task.name, source=f"{base}.jsonl")
         elif logged := self._logged_before(lm, task, documents):
@@ -101,7 +113,8 @@ class Runner:
         self.reused += 1
         return run
 
-    def _run(self, lm: Any, task: Task, base: Path, title: str) -> Run:
+    def _run(self, lm: Any, task: Task, base: Path, title: str, earlier: Mapping[str, Any] | None = None) -> Run:
+        """Answer the documents of a task, keep the answers, and return them; counts of cached answers are those of the earlier run."""
         with redirect_stderr(_Line(sys.stderr, title, quiet=self.quiet)):
             results = evaluate(
                 lm=CachingLM(lm, str(self._cache(lm))),
@@ -117,10 +130,12 @@ class Runner:
         lines = results["samples"][task.name]
         counts = {"tokens": lm.generated, "seconds": lm.seconds, "length": _mean_length(lm, task, lines)}
         counts |= {"scored": lm.ruled_out["tokens"], "ruled_out": lm.ruled_out["ruled_out"]}
+        counts = {name: value or (earlier or {}).get(name, value) for name, value in counts.items()}
         about = {
             "task": task.name,
             "configuration": lm.configuration,
             "conditions": self.conditions.describe(),
+            "scoring": scoring_digest(task.task),
             **counts,
         }
         base.parent.mkdir(parents=True, exist_ok=True)
@@ -193,9 +208,16 @@ class Runner:
 
     def _logged_before(self, lm: Any, task: Task, documents: Sequence[Identity]) -> Run | None:
         """Return the answers that lm-eval logged for the same configuration, if all documents are there."""
-        for configuration, folder, suffix in self.logged:
+        for config, folder, suffix in self.logged:
             path = folder / f"samples_{task.name}_{suffix}.jsonl"
-            if configuration == json.loads(json.dumps(lm.configuration)) and path.is_file():
+            if config["configuration"] == json.loads(json.dumps(lm.configuration)) and path.is_file():
+                if not is_scored_alike(task.task, config["tasks"].get(task.name)):
+                    logger.warning(
+                        "%s: its filters, metrics or functions have changed since %s was logged, whose answers are left out",
+                        task.name,
+                        path,
+                    )
+                    continue
                 by_identity = {sample.identity: sample for sample in task.read(_lines(path))}
                 if all(document in by_identity for document in documents):
                     return Run([by_identity[document] for document in documents])
@@ -234,13 +256,11 @@ def _likelihood_request(request: Any, continuation: str) -> Instance:
     )
 
 
-def _logged(results: Path) -> tuple[Any, Path, str]:
-    """Return the configuration of an lm-eval run, its folder, and the suffix of its sample files."""
-    return (
-        json.loads(results.read_text(encoding="utf-8"))["config"].get("configuration"),
-        results.parent,
-        results.stem.removeprefix("results_"),
-    )
+def _logged(results: Path) -> tuple[dict[str, Any], Path, str]:
+    """Return the configurations of an lm-eval run and its tasks, its folder, and the suffix of its sample files."""
+    content = json.loads(results.read_text(encoding="utf-8"))
+    config = {"configuration": content["config"].get("configuration"), "tasks": content.get("configs", {})}
+    return config, results.parent, results.stem.removeprefix("results_")
 
 
 def logged_samples(folder: Path, task: Task, documents: Sequence[Identity]) -> Run:
@@ -272,8 +292,14 @@ def _dump(line: Mapping[str, Any]) -> str:
     return json.dumps(line, ensure_ascii=False, default=handle_non_serializable)
 
 
+def _about(base: Path) -> dict[str, Any] | None:
+    """Return the description of a kept run; None if there is none."""
+    path = base.with_suffix(".json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 def _read_run(base: Path, task: Task) -> Run:
-    about = json.loads(base.with_suffix(".json").read_text(encoding="utf-8"))
+    about = _about(base) or {}
     counts = {name: about[name] for name in ("tokens", "seconds", "length", "scored", "ruled_out")}
     return Run(task.read(_lines(base.with_suffix(".jsonl"))), **counts)
 

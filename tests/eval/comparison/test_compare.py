@@ -646,7 +646,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, monkeypatc
     assert sum(rest) - len(metered) == answers - 3 * 4
 
     monkeypatch.setattr(ContraltoLM, "_generate_batch", lambda *_: pytest.fail("answered twice"))
-    assert _compare(tmp_path / "parts", tasks=("testbed_arithmetic", "testbed_stories"))["reused"] == 7 + 6
+    assert _compare(tmp_path / "parts", tasks=("testbed_arithmetic", "testbed_stories"))["reused"] == 7 + 8
 
     path = next((tmp_path / "parts" / "runs").rglob("testbed_arithmetic.jsonl"))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
