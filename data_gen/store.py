@@ -43,6 +43,10 @@ SCORES = """
 CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, scores TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
 """
 """A table that is created with the first scores, which stores of earlier versions do not have."""
+SOURCES = """
+CREATE TABLE IF NOT EXISTS sources (model TEXT NOT NULL, source TEXT NOT NULL, PRIMARY KEY (model, source)) WITHOUT ROWID;
+"""
+"""A table of the functions that answered, by name and source, which stores of earlier versions do not have."""
 MOST_PENDING = 64
 """Scores that wait to be written with the next answers."""
 VERSION = 1
@@ -241,7 +245,7 @@ class Store:
         """
         if key in self._pending:
             return list(self._pending[key])
-        if not self._has_scores():
+        if not self._has("scores"):
             return None
         found = self._db.execute("SELECT scores FROM scores WHERE key = ?", (key,)).fetchone()
         return None if found is None else list(json.loads(found[0]))
@@ -258,8 +262,28 @@ class Store:
             if len(self._pending) >= MOST_PENDING:
                 self._write_scores()
 
-    def _has_scores(self) -> bool:
-        return self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'scores'").fetchone() is not None
+    def note_source(self, model: str, source: str) -> int:
+        """Note the source of a function before it answers, and return the number of answers that it gave with other sources.
+
+        Args:
+            model: the name of the function.
+            source: a hash of its source.
+
+        Returns:
+            0 if the source was noted before.
+        """
+        if self._has("sources"):
+            known = self._db.execute("SELECT 1 FROM sources WHERE model = ? AND source = ?", (model, source))
+            if known.fetchone() is not None:
+                return 0
+        with suppress(sqlite3.OperationalError), self._writing():  # a full disk: it is noted by the next run
+            self._db.execute(SOURCES)
+            self._db.execute("INSERT OR IGNORE INTO sources VALUES (?, ?)", (model, source))
+        return int(self._db.execute("SELECT COUNT(*) FROM answers WHERE model = ?", (model,)).fetchone()[0])
+
+    def _has(self, table: str) -> bool:
+        query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+        return self._db.execute(query, (table,)).fetchone() is not None
 
     def _write_scores(self) -> None:
         """Write the scores that wait; if the disk is full they go on waiting, since they can be computed again."""
@@ -311,7 +335,11 @@ class Store:
             lines = {name: source._db.execute(f"SELECT {', '.join(of)} FROM {name}") for name, of in tables.items()}
             with self._writing():
                 self._insert(**lines, on_conflict="IGNORE")
-                if source._has_scores():
+                if source._has("sources"):
+                    self._db.execute(SOURCES)
+                    sources = source._db.execute("SELECT model, source FROM sources")
+                    self._db.executemany("INSERT OR IGNORE INTO sources VALUES (?, ?)", sources)
+                if source._has("scores"):
                     self._db.execute(SCORES)
                     scores = source._db.execute("SELECT key, scores, at FROM scores")
                     self._db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?)", scores)

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterable, Iterator
 
+from contralto.common.hashing import source_digest
 from contralto.data_gen.engines.base import Outcome
 from contralto.data_gen.engines.outcomes import described, kind_of
 from contralto.data_gen.functions import find_function
@@ -13,6 +14,8 @@ __all__ = ["FunctionEngine"]
 
 class FunctionEngine:
     """Answer requests with a Python function, such as a program, a scorer, or a model of another library.
+
+    Recorded answers belong to the code of the function, see `contralto.common.hashing.source_digest`: new code is asked again.
 
     Args:
         use: the function as `module:function`. It is called with a `Request` (its prompt is
@@ -39,7 +42,7 @@ class FunctionEngine:
         deferred = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
         if any(is_kind(self._function) for is_kind in deferred):
             raise ValueError(f"{use} must return a string, but it is a coroutine or a generator function")
-        self.identity = {"engine": "function", "model": use}
+        self.identity = {"engine": "function", "model": use, "source": source_digest(self._function)}
 
     def answer(self, requests: Iterable[Request]) -> Iterator[list[Outcome]]:
         """Answer one request after another.

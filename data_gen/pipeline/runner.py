@@ -66,7 +66,19 @@ def run(
     for engine in recipe.engines:
         getattr(engine, "check_ready", lambda: None)()
     check(recipe, rows)
-    _Runner(recipe, rows, store, RunProgress(recipe, store, len(rows), is_shown=is_shown), patience).go()
+    progress = RunProgress(recipe, store, len(rows), is_shown=is_shown)
+    _name_changed_functions(recipe, store, progress)
+    _Runner(recipe, rows, store, progress, patience).go()
+
+
+def _name_changed_functions(recipe: Recipe, store: Store, progress: RunProgress) -> None:
+    """Print a line for each function that has changed since its answers were recorded."""
+    for engine in recipe.engines:
+        model, source = (engine.identity.get(name) for name in ("model", "source"))
+        if source is not None and (count := store.note_source(str(model), str(source))):
+            progress.write(
+                f"{model} has changed since {count} of its answers were recorded: they stay in {store.path}, and the new code is asked again"
+            )
 
 
 class _Runner:

@@ -29,8 +29,8 @@ from contralto.data_gen.pipeline.rows import RowRun
 from contralto.data_gen.rows import read_rows
 from contralto.data_gen.score_memory import remembered_scores
 from contralto.data_gen.scorers import chrf, score_answers
-from contralto.data_gen.store import Store
-from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, digest
+from contralto.data_gen.store import Store, TrackedRequest
+from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, Sampling, digest, make_request
 
 STRATEGIES = '''
 from contralto.data_gen.types import Ask, Pair, Rejected, Failure
@@ -687,6 +687,51 @@ def test_scores_are_computed_once_for_a_code(folder):
     assert calls == [8, 0, 8]
     assert chosen[0] == chosen[1]
     assert sum(chosen[0]) > sum(chosen[2])
+
+
+REVISER = """
+CALLS = []
+
+def revise(request):
+    CALLS.append(request.key)
+    return request.messages[-1]["content"].upper()
+"""
+
+
+def test_a_changed_function_is_asked_again_and_a_line_says_so(folder, capsys):
+    """Its old answers stay, and are found again when the change is undone; those of other roles are not asked for again."""
+    roles = {"target": ECHO, "reviser": {"engine": "function", "use": "my_reviser:revise"}}
+    calls, chosen, lines = [], [], []
+    for code in (REVISER, "# a comment\n" + REVISER, REVISER.replace("upper", "title"), REVISER):
+        (folder / "my_reviser.py").write_text(code)
+        sys.modules.pop("my_reviser", None)
+        importlib.invalidate_caches()
+        results, store = ran(folder, roles=roles)
+        calls.append(len(sys.modules["my_reviser"].CALLS))
+        chosen.append([pair.chosen for result in results for pair in result.outcomes if isinstance(pair, Pair)])
+        lines.append([line for line in capsys.readouterr().out.splitlines() if "my_reviser" in line])
+        assert {use.role: use.requests for use in store.usage()}["target"] == 8
+        store.close()
+    sys.modules.pop("my_reviser")
+    assert calls == [8, 0, 8, 0]
+    assert chosen[0] == chosen[1] == chosen[3] != chosen[2]
+    assert lines[0] == lines[1] == lines[3] == []
+    assert lines[2] == [
+        f"my_reviser:revise has changed since 8 of its answers were recorded: they stay in {store.path}, and the new code is asked again"
+    ]
+
+
+def test_sources_of_functions_move_with_their_store(tmp_path):
+    one, two = (Store(tmp_path / f"{name}.sqlite") for name in "ab")
+    asked = make_request(Ask(role="r", prompt="x"), engine={}, sampling=Sampling(), seed=0, row="a")
+    tracked = TrackedRequest(request=asked, row="a", strategy="s", role="r", model="m:f")
+    assert one.note_source("m:f", "1") == 0
+    one.record([(tracked, Answer(text="y"))])
+    assert [one.note_source("m:f", source) for source in ("1", "2", "2")] == [0, 1, 0]
+    one.close()
+    two.merge(tmp_path / "a.sqlite")
+    assert [two.note_source("m:f", source) for source in ("1", "2", "3")] == [0, 0, 1]
+    assert two.note_source("m:g", "1") == 0
 
 
 @pytest.mark.slow
