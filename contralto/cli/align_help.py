@@ -156,7 +156,7 @@ def _columns(names: Iterable[str], width: int = 100) -> Iterator[str]:
     line = ""
     for name in names:
         if len(line) + len(name) + 4 > width:
-            yield line
+            yield f"{line},"
             line = ""
         line += ("  " if not line else ", ") + name
     yield line

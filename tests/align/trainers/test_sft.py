@@ -251,6 +251,11 @@ def test_cal_trains_with_an_adapter(tmp_path):
     one.train()
     assert one.state.log_history[0]["grad_norm"] > 0
     assert 1 <= one.state.log_history[0]["cal_weight"] <= 5
+    one.save_model()
+    card = (tmp_path / "README.md").read_text()  # not peft's draft
+    assert "fine-tuned by CAL, with contralto on TRL" in card
+    assert "| mean weight of a token | logged once |" in card
+    assert str(tmp_path) not in card
 
 
 @pytest.mark.parametrize("family", [each for each in zoo_vision.FAMILIES if each != "gemma3"])
