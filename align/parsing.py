@@ -32,6 +32,24 @@ __all__ = [
 ]
 
 
+SHORT = {
+    "--model": "--model_name_or_path",
+    "--teacher": "--teacher_model_name_or_path",
+    "--dataset": "--dataset_name",
+    "--output": "--output_dir",
+}
+"""Spellings of other commands of contralto that are accepted."""
+MEANT = {
+    "--lr": "--learning_rate",
+    "--epochs": "--num_train_epochs",
+    "--batch_size": "--per_device_train_batch_size",
+    "--lora": "--use_peft",
+    "--lora_rank": "--lora_r",
+    "--data": "--dataset_name",
+}
+"""Spellings of other tools that are suggested, where the most similar option is another one."""
+
+
 def parse(argv: Sequence[str]) -> tuple[tuple[Any, ...], list[str], list[str]]:
     """Parse options, and return separately the arguments that are not options of `contralto align`.
 
@@ -90,26 +108,30 @@ def launch_options(of_recipe: list[str], of_command: list[str], names: Iterable[
     known = {option for action in launch_command_parser()._actions for option in action.option_strings}
     unknown = next((word for word in words if word.startswith("--") and word.split("=")[0] not in known), None)
     if unknown is not None:
-        meant = closest(unknown, [*names, *known])
+        name = unknown.split("=")[0]
+        meant = MEANT.get(name) or closest(name, [*names, *known])
         hint = f" (did you mean {meant}?)" if meant else ""
         raise ValueError(f"{unknown} is no flag of contralto align or of accelerate launch{hint}; --help lists them")
     return words
 
 
 def with_underscores(argv: Sequence[str]) -> list[str]:
-    """Return a command line whose options have underscores, as TRL and accelerate declare them, in place of dashes.
+    """Return a command line whose options are spelled as TRL and accelerate declare them, with underscores and not by `SHORT`.
 
     Args:
         argv: words of the command line.
 
     Examples:
+        >>> with_underscores(["dpo", "--model", "my-model", "--output=a-b"])
+        ['dpo', '--model_name_or_path', 'my-model', '--output_dir=a-b']
         >>> with_underscores(["apo_zero", "--use-peft", "--output-dir=a-b", "--beta", "-1"])
         ['apo_zero', '--use_peft', '--output_dir=a-b', '--beta', '-1']
     """
     made = []
     for word in argv:
         name, equals, value = word.partition("=")
-        made.append("--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word)
+        option = "--" + name[2:].replace("-", "_")
+        made.append(SHORT.get(option, option) + equals + value if word.startswith("--") else word)
     return made
 
 

@@ -51,22 +51,25 @@ def audit_model(trainer: Any, batches: Sequence[Mapping[str, Any]]) -> list[Find
 
 
 def _learning_rate_findings(trainer: Any) -> Iterator[Finding]:
-    """Yield warnings if the rate is one for all weights, or if the rates of all steps are too small to move the adapter."""
+    """Yield warnings if the rate is one for all weights, is never reached, or is too small in all steps to move the adapter."""
     if is_peft_model(trainer.unwrap(trainer.model)) and "learning_rate" not in changed_settings(trainer.args):
         yield Finding(
             "warning",
             f"An adapter is trained with the default learning_rate, {trainer.args.learning_rate:g}, which is one for all weights.",
             "Set learning_rate, to 5e-5 or so, or take a recipe's: PreferenceConfig.from_recipe('dpo', ..., use_peft=True).",
         )
-    for change, total in reach(trainer):
+    steps = trainer.state.max_steps
+    warmup, rate = trainer.args.get_warmup_steps(steps), f"{trainer.args.learning_rate:g}"
+    reached = list(reach(trainer))
+    if 0 < steps <= warmup and all(change >= IDLE for change, _ in reached):
+        text = f"The warmup ({warmup} steps) is not shorter than the training ({steps} steps): the rate never reaches {rate}."
+        yield Finding("warning", text, "Lower warmup_steps, or train longer.")
+    for change, total in reached:
         if change < IDLE:
             text = (
-                f"The learning rates of all {trainer.state.max_steps} steps add up to {total:.1g}, which can change texts by no more "
+                f"The learning rates of all {steps} steps add up to {total:.1g}, which can change texts by no more "
                 f"than {change:.1g} nats per token: nothing is going to move."
             )
-            steps = trainer.state.max_steps
-            warmup = trainer.args.get_warmup_steps(steps)
-            rate = f"{trainer.args.learning_rate:g}"
             advice = (
                 f"The warmup ({warmup} steps) never ends, so that the rate stays below {rate}: lower warmup_steps, or train longer."
                 if warmup >= steps

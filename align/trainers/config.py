@@ -185,6 +185,7 @@ class StagedConfig(RecipeOptions, DPOConfig):
             if not isinstance(dataset, Dataset | IterableDataset):
                 raise ValueError(
                     f"{name} must be a datasets.Dataset or IterableDataset, not a {type(dataset).__name__}"
+                    + ": make one by Dataset.from_list" * isinstance(dataset, list)
                 )
             first = next(iter(dataset), None)
             if first is None:

@@ -34,9 +34,10 @@ weights are trained. RECIPE, here dpo, sets the options with which a method is u
 
 {recipes}
 
-Options on the command line win over the recipe. Every option of trl dpo is accepted; those of accelerate launch, such as --num_processes, start
-several processes. The options below are those of the recipe's trainer: see also contralto align distill --help and reward_margin --help.
-contralto align report DIR ... writes one page about several trainings."""
+Options on the command line win over the recipe. Every option of trl dpo is accepted, and --model, --dataset, --teacher and --output as in the
+other commands; options of accelerate launch, such as --num_processes, start several processes. The options below are those of the recipe's
+trainer: see also contralto align distill --help and contralto align reward_margin --help. contralto align report DIR ... writes one page about
+several trainings."""
 LOSSES = ("loss_type", "beta", "loss_weights", "loss_settings")
 """Options about losses, besides their settings."""
 

@@ -207,7 +207,7 @@ option, and these names of other tools stand for it:
 TAIL = """
 `--penalty_alpha` brings `--method search`, and `--top_k` beside it is the number of candidates, as in `generate()`; `--dola_layers` brings
 `--method dola`. `--guidance_scale` is the parameter of `--method cfg` under its own name. `contralto align` takes every option of
-`trl dpo`, and `contralto eval` every flag of lm-eval, where the model is `--model_args pretrained=MODEL`.
+`trl dpo`, and `--model`, `--dataset`, `--teacher` and `--output` as short forms; `contralto eval` takes every flag of lm-eval, where the model is `--model_args pretrained=MODEL`.
 """
 
 

@@ -264,6 +264,8 @@ MISTAKES = [
     ),
     (["margin.yaml", "--model_name_or_path", "testbed:expert", "--dataset_name", "PAIRS"], "has no column margin"),
     (["strange.yaml"], r"--betta is no flag of contralto align or of accelerate launch \(did you mean --beta\?\)"),
+    (["cpo", "--lr", "1"], r"--lr is no flag .*did you mean --learning_rate\?"),
+    (["cpo", "--model", "testbed:none", "--dataset", "PAIRS"], "none"),
     (["cpo", "--learning-rat", "1"], r"--learning_rat is no flag .*did you mean --learning_rate\?"),
     (["cpoo"], r"there is no recipe cpoo \(did you mean 'cpo'\?\)"),
     (

@@ -345,6 +345,8 @@ def test_an_adapter_with_the_rate_of_full_training(tmp_path):
     one.state.max_steps = 100_000
     (found,) = _learning_rate_findings(one)
     assert found.text.startswith("An adapter is trained with the default learning_rate, 1e-06")
+    one.state.max_steps, one.args.warmup_steps = 100_000, 100_000
+    assert "The warmup (100000 steps) is not shorter than the training" in list(_learning_rate_findings(one))[1].text
     one.args.learning_rate = 1e-4  # after the trainer was made
     assert "learning_rate" not in changed_settings(one.args)
     args = PreferenceConfig.from_recipe("dpo", str(tmp_path), use_peft=True, report_to="none")
