@@ -80,6 +80,8 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
     has_views = False
 
     def __init__(self, model: Any, ref_model: Any = None, **kwargs: Any) -> None:
+        if "tokenizer" in kwargs:
+            raise ValueError("tokenizer is named processing_class here, as in TRL: give processing_class=tokenizer")
         self.side_modules: dict[str, nn.Module] = {}
         self._layout_is_checked = False
         kwargs = with_own_peft_config(kwargs) | {"callbacks": [*(kwargs.get("callbacks") or ()), LastLog()]}

@@ -103,6 +103,8 @@ def require_config(args: Any, kind: type[Config]) -> Config:
     Raises:
         ValueError: `args` has another type, or is None.
     """
+    if args is None:
+        raise ValueError(f"args is missing: give a {kind.__name__}, such as args={kind.__name__}('out')")
     if not isinstance(args, kind):
         raise ValueError(f"args must be a {kind.__name__}, not {type(args).__name__}")
     freeze_settings(args)

@@ -948,3 +948,15 @@ def test_measurements_between_logs_are_not_averaged():
     one.record_latest(a=1.0)
     one.record_latest(a=3.0)
     assert one._metrics["train"] == {"a": [3.0]}
+
+
+def test_the_names_of_earlier_versions_of_trl_are_explained(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"args is missing: give a PreferenceConfig, such as args=PreferenceConfig\('out'\)"
+    ):
+        PreferenceTrainer("any", train_dataset=pairs(2))
+    args = config(PreferenceConfig, tmp_path)
+    with pytest.raises(ValueError, match="tokenizer is named processing_class"):
+        PreferenceTrainer(
+            str(testbed.path("amateur")), args=args, train_dataset=pairs(2), tokenizer=testbed.tokenizer()
+        )
