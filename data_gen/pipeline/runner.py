@@ -92,9 +92,11 @@ class _Runner:
         engines = recipe.engines
         self._workers = {id(engine): EngineWorker(engine, self._events) for engine in engines}
         self._role_of = {name: id(role.engine) for name, role in recipe.roles.items()}
-        together = max(engine.rows_together for engine in engines)
+        together = max((engine.rows_together for engine in engines), default=1)
         self._groups = (RowGroup(recipe, rows[i : i + together]) for i in range(0, len(rows), together))
-        self._room = 1 + math.ceil(2 * max(getattr(engine, "concurrency", 1) for engine in engines) / together)
+        self._room = 1 + math.ceil(
+            2 * max((getattr(engine, "concurrency", 1) for engine in engines), default=1) / together
+        )
         self._waiting: dict[str, tuple[RowGroup, TrackedRequest]] = {}
         self._left: Counter[int] = Counter()
         """The number of answers that a group waits for, by its identity."""

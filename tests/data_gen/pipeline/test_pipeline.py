@@ -163,6 +163,15 @@ def test_a_strategy_gets_its_answers_in_order(folder):
             assert result.outcomes[1] == Rejected("the others")
 
 
+def test_a_strategy_that_asks_nothing_needs_no_role(folder):
+    (folder / "my_strategies.py").write_text(
+        STRATEGIES
+        + "\n\ndef silent(row):\n    return [Pair(prompt=row['prompt'], chosen='a', rejected='b')]\n    yield\n"
+    )
+    results, _ = ran(folder, strategies=["my_strategies:silent"], roles={})
+    assert [result.outcomes[0].chosen for result in results] == ["a"] * 8
+
+
 def test_equal_asks_of_two_strategies_are_asked_once(folder):
     calls = []
     with Server(reply=lambda body: calls.append(1) or words(body)) as server:
