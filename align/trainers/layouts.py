@@ -1,8 +1,8 @@
-"""Layouts of a batch of pairs in which a model computes fewer tokens and the same numbers.
+"""Layouts of a batch of pairs in which a model computes fewer tokens (prefix sharing, Wang & Hegde 2024, arXiv 2410.20305).
 
-A collator returns two rows per pair, the prompt in both, padded to one length. `shared_prefixes` makes one row of a pair: the chosen
-row, and behind it the tokens of the rejected row after their common prefix, which do not attend to the rest of the chosen row (Wang &
-Hegde 2024, arXiv 2410.20305):
+The numbers stay the same. A collator returns two rows per pair, the prompt in both, padded to one length. `shared_prefixes` makes one
+row of a pair: the chosen row, and behind it the tokens of the rejected row after their common prefix, which do not attend to the rest
+of the chosen row:
 
     prompt x, y_w = a b c, y_l = a d:    x a b c d,    positions 0 1 2 3 2,    d attends to x a and itself
 

@@ -1,4 +1,4 @@
-"""The controls of a comparison: simpler decoders that could explain the gains of a method.
+"""The controls of a comparison: simpler decoders that could explain the gains of a method (Yin et al. 2025, arXiv 2504.10020).
 
 - *mask*: sampling from the plausible tokens alone, that is `min_p` with the method's threshold. It never changes a greedy
   choice, so that greedy decoding under the mask is greedy decoding.
@@ -8,9 +8,9 @@
 - *uniform*: the likelihoods of the method's formula with equal probabilities in place of its other distributions, that is sharpening by
   itself. Its raw scores add a constant for each token, so that long options score higher, as do those of the method.
 - *bias*: for questions of yes and no, greedy decoding with its threshold moved until it says yes as often.
-- *OLM* and *PBA*: the spurious baselines of Yin et al. 2025 (The Mirage of Performance Gains, arXiv 2504.10020) for questions of yes and
-  no. Output layer modification answers yes where p(yes) and p(no) are close; prompt-based adjustment asks for yes in the prompt. Their
-  third one, the plausibility constraint without a contrast, is the mask under sampling.
+- *OLM* and *PBA*: the spurious baselines of Yin et al. (The Mirage of Performance Gains) for questions of yes and no.
+  Output layer modification answers yes where p(yes) and p(no) are close; prompt-based adjustment asks for yes in the prompt. Their third
+  one, the plausibility constraint without a contrast, is the mask under sampling.
 
 The threshold, the sum of the weights and the parameters that turn a contrast off are fields of the method's declaration, see
 `contralto.decoding.methods.Form`. They are required: no method is compared without its controls.
