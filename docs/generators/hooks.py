@@ -17,7 +17,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from generators import architecture, links, reference
+from generators import architecture, links, papers, reference
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -34,6 +34,8 @@ def _filled(item: Any) -> Any:
         return {title: [_filled(inner) for inner in value]}
     if value == "reference/":
         return {title: reference.navigation()}
+    if value == "reproduce/":
+        return {title: papers.navigation()}
     if value.endswith("/"):
         return {title: [{links.title(path): links.page_of(path)} for path in links.documents(value)]}
     return item

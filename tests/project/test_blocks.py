@@ -48,7 +48,11 @@ NOT_RUN = {
 }
 """Pages whose commands are parsed, with the reason why they are not run."""
 WITH_COMMANDS = [page for page in DOCUMENTS if command_blocks(page)]
-RUN = [page for page in WITH_COMMANDS if page not in RUN_BY and page not in NOT_RUN]
+RUN = [
+    page
+    for page in WITH_COMMANDS
+    if page not in RUN_BY and page not in NOT_RUN and any(not block.reason for block in command_blocks(page))
+]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

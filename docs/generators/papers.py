@@ -1,0 +1,457 @@
+"""The pages about reproducing papers, from the entries in `docs/generators/papers/`.
+
+python docs/generators/papers.py     write them anew into docs/reproduce/
+
+Each of `decoding.yaml`, `alignment.yaml`, `data.yaml` and `evaluation.yaml` is a list of papers. Their fields are those of `Entry`, and
+the short forms of `SHORT`. What contralto implements of a paper is not written there but found in declarations, recipes and docstrings,
+see `declared`.
+"""
+
+import ast
+import dataclasses
+import html
+import json
+import os.path
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+for _folder in (ROOT, ROOT / "tests", ROOT / "docs"):
+    if str(_folder) not in sys.path:
+        sys.path.insert(0, str(_folder))
+
+import yaml
+from project import structure
+
+from generators import links, tables
+
+FOLDER = ROOT / "docs" / "reproduce"
+ENTRIES = ROOT / "docs" / "generators" / "papers"
+PARTS = {
+    "decoding": "Decoding",
+    "alignment": "Alignment and distillation",
+    "data": "Preference data",
+    "evaluation": "Evaluation",
+}
+"""The files of entries, with their headings."""
+TABLE = {"alignment": "alignment", "data": "preference-pairs"}
+"""The section of docs/papers.md with the table of a part, preferred where several sections name a paper."""
+NUMBER = re.compile(r"\b\d{4}\.\d{5}\b")
+FIGURES = re.compile(r"<!-- figures (\{.*?\}) -->")
+HEADING = re.compile(r"^(#{2,4}) (.+)$", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A paper, and how to run it."""
+
+    arxiv: str
+    name: str
+    """The heading of the page: a short name of the method."""
+    claim: str
+    """One sentence: what the paper claims."""
+    models: str
+    """Sentences about `hub`: which models and data, and where they are not those of the paper."""
+    hub: str = ""
+    """Commands with models from the hub; empty if there is none."""
+    here: str = ""
+    """Commands that take about a minute on a CPU, with the embedded models; empty if there is none."""
+    note: str = ""
+    """Sentences about `here`."""
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Files that `here` needs: texts by name, or a null for those of files.yaml."""
+    hub_files: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Files that `hub` needs."""
+    not_run: str = ""
+    """Why the tests do not run `here`; empty if they do."""
+    published: tuple[tuple[str, str], ...] = ()
+    """Figures of the paper, each with the place where they stand."""
+    measured: tuple[tuple[str, str], ...] = ()
+    """Sentences with our own figures, each with `DOCUMENT#SECTION`. `{NAME}` is a figure by its name in the section."""
+    title: str = ""
+    authors: str = ""
+    year: int = 0
+    """These three are left out for papers of `contralto.align.cards.papers.PAPERS`, which win."""
+    part: str = ""
+    """The file of the entry."""
+
+    @property
+    def page(self) -> Path:
+        """Return the page."""
+        return FOLDER / f"{self.arxiv}.md"
+
+
+SMALL = "--max_steps 2 --per_device_train_batch_size 4 --gradient_accumulation_steps 1 --output_dir tuned"
+EVERY_LOSS = "tests/align trains with every loss"
+SHORT: dict[str, dict[str, Any]] = {
+    "align": {
+        "models": "A common model and data set, not those of the paper.",
+        "hub": "contralto align {} --model_name_or_path alignment-handbook/zephyr-7b-sft-full"
+        " --dataset_name HuggingFaceH4/ultrafeedback_binarized --dataset_train_split train_prefs --output_dir tuned",
+        "here": "contralto align {} --model_name_or_path testbed:expert --dataset_name pairs.jsonl --conversations --use_peft"
+        f" {SMALL}",
+        "files": {"pairs.jsonl": None},
+        "not_run": EVERY_LOSS,
+    },
+    "distill": {
+        "models": "A teacher and a student of today. `texts` is a data set of their texts, which the strategy `teacher_student` has made.",
+        "hub": "contralto align {} --model_name_or_path Qwen/Qwen2.5-1.5B-Instruct"
+        " --teacher_model_name_or_path Qwen/Qwen2.5-7B-Instruct --dataset_name texts --output_dir student",
+        "here": "contralto align {} --model_name_or_path testbed:student --teacher_model_name_or_path testbed:expert"
+        f" --dataset_name pairs.jsonl --conversations {SMALL}",
+        "files": {"pairs.jsonl": None},
+        "not_run": EVERY_LOSS,
+    },
+    "recipe": {
+        "files": {
+            "recipe.yaml": """output: pairs
+rows:
+  source: contralto.testbed.questions:problems
+  arguments: {{count: 8, seed: 0, split: train}}
+{}"""
+        },
+        "here": "contralto data run recipe.yaml",
+    },
+}
+"""Short forms of entries: `align` and `distill` hold a recipe of `contralto align` and its options, `recipe` the end of a data recipe.
+Each stands for these fields, with its text in place of `{}`; a field that the entry has wins, files are added."""
+
+
+class Declaration(NamedTuple):
+    """A thing of contralto that cites a paper."""
+
+    kind: str
+    """`method`, `loss`, `recipe`, `strategy`, `check`, or `code`."""
+    name: str
+
+
+# ------------------------------------------------------------------------------------------------------------------- entries
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """Return all entries by their numbers on arXiv, in the order of the files.
+
+    Raises:
+        ValueError: two entries have a number, or one has a wrong field.
+    """
+    found: dict[str, Entry] = {}
+    shared = yaml.safe_load((ENTRIES / "files.yaml").read_text(encoding="utf-8"))
+    for part in PARTS:
+        for fields in yaml.safe_load((ENTRIES / f"{part}.yaml").read_text(encoding="utf-8")):
+            entry = _entry(fields, part, shared)
+            if found.setdefault(entry.arxiv, entry) is not entry:
+                raise ValueError(f"{part}.yaml: there are two entries of {entry.arxiv}")
+    return found
+
+
+def _entry(fields: dict[str, Any], part: str, shared: dict[str, str]) -> Entry:
+    from contralto.align.cards.papers import PAPERS
+
+    known = PAPERS.get(str(fields["arxiv"]))
+    fields = expanded(fields)
+    about = {"title": known.title, "authors": known.authors, "year": known.year} if known else {}
+    files = {
+        kind: {name: text if text is not None else shared[name] for name, text in fields.get(kind, {}).items()}
+        for kind in ("files", "hub_files")
+    }
+    tuples = {kind: tuple(map(tuple, fields.get(kind, ()))) for kind in ("published", "measured")}
+    return Entry(**{**fields, **about, **files, **tuples, "part": part})
+
+
+def expanded(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of an entry without its short form; `run: true` drops the reason why `here` is not run.
+
+    Args:
+        fields: as in the file.
+    """
+    for form, others in SHORT.items():
+        if form in fields:
+            text = fields[form]
+            filled = {name: value.format(text) if isinstance(value, str) else value for name, value in others.items()}
+            files = {name: value and value.format(text) for name, value in others["files"].items()}
+            fields = filled | fields | {"files": {**fields.get("files", {}), **files}}
+            del fields[form]
+    if fields.pop("run", False):
+        fields["not_run"] = ""
+    return fields
+
+
+# -------------------------------------------------------------------------------------------------------------- declarations
+
+
+@cache
+def declared() -> dict[str, list[Declaration]]:
+    """Return what cites each paper: methods, losses, recipes, strategies, checks, and code.
+
+    A method declares its papers; a loss cites them in its description, a recipe of `contralto align` in its comment. Of strategies,
+    checks, modules and public functions and classes, the first paragraph of the docstring counts: what comes later is background.
+    """
+    found: dict[str, list[Declaration]] = {}
+    for kind, name, text in [*_registered(), *_documented()]:
+        for number in dict.fromkeys(NUMBER.findall(text)):
+            found.setdefault(number, []).append(Declaration(kind, name))
+    return found
+
+
+def _registered() -> Iterator[tuple[str, str, str]]:
+    """Yield kind, name and text of everything with a name that users write."""
+    from contralto.align.losses.registry import LOSSES
+    from contralto.data_gen.checks import CHECKS
+    from contralto.data_gen.strategies import STRATEGIES
+    from contralto.decoding.methods import METHODS
+
+    for name in METHODS.names():
+        yield "method", name, " ".join(METHODS.get(name).papers)
+    for name in LOSSES.names():
+        yield "loss", name, LOSSES.get(name).description
+    for path in sorted((ROOT / "align" / "recipes").glob("*.yaml")):
+        comment = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        yield "recipe", path.stem, " ".join(comment)
+    for kind, registry in (("strategy", STRATEGIES), ("check", CHECKS)):
+        for name, entry in tables._own(registry).items():
+            yield kind, name, (entry.__doc__ or "").split("\n\n")[0]
+
+
+def _documented() -> Iterator[tuple[str, str, str]]:
+    """Yield the modules of the library, and their public functions and classes, with the first paragraphs of their docstrings."""
+    for name, module in structure.modules().items():
+        if name.startswith("contralto.cli"):
+            continue
+        for node in (module.tree, *module.tree.body):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                own = getattr(node, "name", "")
+                if not own.startswith("_"):
+                    text = (ast.get_docstring(node) or "").split("\n\n")[0]
+                    yield "code", f"{name}.{own}".rstrip("."), text
+
+
+# --------------------------------------------------------------------------------------------------- links into other documents
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor of a heading in the site.
+
+    Examples:
+        >>> anchor("O'Brien & Lewis 2023, *Contrastive Decoding*, arXiv 2309.09117")
+        'obrien-lewis-2023-contrastive-decoding-arxiv-230909117'
+    """
+    plain = re.sub(r"[^\w\s-]", "", html.unescape(re.sub(r"[*`]", "", heading))).strip().lower()
+    return re.sub(r"[-\s]+", "-", plain)
+
+
+@cache
+def sections(document: str) -> dict[str, str]:
+    """Return the sections of a document by their anchors.
+
+    Args:
+        document: its path in the repository.
+    """
+    return split((ROOT / document).read_text(encoding="utf-8"))
+
+
+def split(text: str) -> dict[str, str]:
+    """Return the sections of a text by their anchors, each up to the next heading of its level or a higher one."""
+    marks = [*HEADING.finditer(text)]
+    found = {}
+    for place, mark in enumerate(marks):
+        after = (each.start() for each in marks[place + 1 :] if len(each[1]) <= len(mark[1]))
+        found[anchor(mark[2])] = text[mark.start() : next(after, len(text))]
+    return found
+
+
+def difference(entry: Entry) -> str:
+    """Return the anchor of the section of docs/papers.md about a paper: of its own heading, or of the table that names it.
+
+    Raises:
+        ValueError: docs/papers.md does not name the paper.
+    """
+    found = {name: text for name, text in sections("docs/papers.md").items() if entry.arxiv in text}
+    if not found:
+        raise ValueError(f"docs/papers.md does not name {entry.arxiv} ({entry.name}): add a row with what is different")
+    own = [name for name, text in found.items() if entry.arxiv in text.splitlines()[0]]
+    table = TABLE.get(entry.part)
+    return own[0] if own else table if table in found else [*found][-1]
+
+
+def figures(text: str, link: str) -> str:
+    """Return a sentence with its figures filled in from the section that a link leads to.
+
+    Args:
+        text: `{NAME}` stands for a figure in the JSON of the section; other decimal numbers must stand in the section.
+        link: `DOCUMENT#SECTION`.
+
+    Raises:
+        ValueError: there is no such section, or it does not have the number.
+    """
+    document, _, name = link.partition("#")
+    section = sections(document).get(name)
+    if section is None:
+        raise ValueError(f"{document} has no section {name}; there are {', '.join(sections(document))}")
+    known = FIGURES.search(section)
+    table = json.loads(known[1]) if known else {}
+    names = re.findall(r"\{([^{}]+)\}", text)
+    if any(each not in table for each in names):
+        return "not measured yet"
+    bare = re.sub(r"\{[^{}]+\}", "", text)
+    for number in re.findall(r"\d+\.\d+", bare):
+        if number not in section:
+            raise ValueError(f"{link} does not have {number}: {text}")
+    return re.sub(r"\{([^{}]+)\}", lambda place: f"{table[place[1]][0]:.3f}", text)
+
+
+# --------------------------------------------------------------------------------------------------------------------- pages
+
+LISTS = {
+    "method": ("method", "methods", "docs/methods.md"),
+    "loss": ("loss", "losses", "docs/losses.md"),
+    "recipe": ("recipe", "recipes", "docs/guides/training_options.md"),
+    "strategy": ("strategy", "strategies", "docs/guides/data_recipes.md#strategies"),
+    "check": ("check", "checks", "docs/guides/data_recipes.md#checks"),
+}
+
+
+def implemented(entry: Entry) -> str:
+    """Return a sentence that says what contralto has of a paper."""
+    things = declared()[entry.arxiv]
+    parts = []
+    for kind, (one, many, document) in LISTS.items():
+        names = [thing.name for thing in things if thing.kind == kind]
+        if names:
+            label = f"[{one if len(names) == 1 else many}]({_relative(document)})"
+            parts.append(f"the {label} {', '.join(f'`{name}`' for name in names)}")
+    code = [thing.name.removeprefix("contralto.") for thing in things if thing.kind == "code"]
+    if not parts:
+        parts = [", ".join(f"`contralto.{name}`" for name in code[:4])]
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:]
+
+
+def _relative(document: str) -> str:
+    return os.path.relpath(ROOT / document, FOLDER)
+
+
+def document(entry: Entry) -> str:
+    """Return the page of a paper."""
+    authors = entry.authors.replace(" and others", " et al.")
+    link = f"[arXiv {entry.arxiv}](https://arxiv.org/abs/{entry.arxiv})"
+    differs = f"{_relative('docs/papers.md')}#{difference(entry)}"
+    lines = [
+        "<!-- written by docs/generators/papers.py -->",
+        f"# {entry.name}",
+        "",
+        f"{authors}, *{entry.title}*, {entry.year}, {link}.",
+        "",
+        f"**Claim.** {_line(entry.claim)}",
+        "",
+        f"**In contralto.** {implemented(entry)}. [Differences from the paper]({differs}).",
+        "",
+        "## With models of the hub",
+        "",
+        _line(entry.models),
+        "",
+        *_blocks(entry.hub_files),
+        *(_commands(entry.hub, "needs models from the hub") if entry.hub else []),
+    ]
+    if entry.here:
+        lines += ["## With the embedded models", ""]
+        lines += [_line(entry.note), ""] if entry.note else []
+        lines += [*_blocks(entry.files), *_commands(entry.here, entry.not_run)]
+    return "\n".join([*lines, "## Figures", "", *_figures(entry)]) + "\n"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _blocks(files: dict[str, str]) -> Iterator[str]:
+    for name, text in files.items():
+        language = {"jsonl": "json", "py": "python"}.get(name.rpartition(".")[2], name.rpartition(".")[2])
+        yield from (f'```{language} title="{name}"', text.rstrip("\n"), "```", "")
+
+
+def _commands(text: str, reason: str) -> list[str]:
+    mark = [f"<!-- not run: {reason} -->"] if reason else []
+    return [*mark, "```sh", text.rstrip("\n"), "```", ""]
+
+
+def _figures(entry: Entry) -> Iterator[str]:
+    rows = [(_line(place), _line(figure)) for figure, place in entry.published]
+    for text, link in entry.measured:
+        path, _, name = link.partition("#")
+        rows.append((f"here, [{links.title(path)}]({_relative(path)}#{name})", figures(_line(text), link)))
+    if not entry.published:
+        yield from ("No figure of the paper is quoted here: none was checked against its text.", "")
+    if rows:
+        yield tables.table(("source", "figure"), rows)
+    if not entry.measured:
+        yield from (
+            ["", "contralto has not measured this method."] if rows else ["contralto has not measured this method."]
+        )
+
+
+HEAD = """<!-- written by docs/generators/papers.py -->
+# Reproducing papers
+
+A page for each paper that contralto implements: its claim, commands with models from the hub, commands that run on a laptop with the
+embedded models, and the figures to compare with. The commands with embedded models show that a method runs; what it changes there
+is measured in [Controlled experiments](../controlled_experiments.md), and with pretrained models in [Real models](../real_models.md).
+[Papers](../papers.md) lists every formula, and where contralto differs.
+
+A figure of a paper is quoted only where its text, its repository or its abstract was read. Most need GPUs and the paper's own
+checkpoints; nothing here claims that they were reproduced.
+"""
+
+
+def index() -> str:
+    """Return the page with the table of all papers."""
+    lines = [HEAD]
+    for part, title in PARTS.items():
+        rows = [
+            (f"[{entry.name}]({entry.page.name})", f"{_cited(entry)}, arXiv {entry.arxiv}", implemented(entry))
+            for entry in entries().values()
+            if entry.part == part
+        ]
+        if rows:
+            lines += [f"## {title}", "", tables.table(("page", "paper", "in contralto"), rows), ""]
+    return "\n".join(lines)
+
+
+def _cited(entry: Entry) -> str:
+    names = [name.split()[-1] for name in entry.authors.split(" and ")]
+    authors = f"{names[0]} et al." if names[-1] == "others" else " & ".join(names)
+    return f"{authors} {entry.year}"
+
+
+def pages() -> dict[Path, str]:
+    """Return the texts of all pages."""
+    return {FOLDER / "index.md": index()} | {entry.page: document(entry) for entry in entries().values()}
+
+
+def navigation() -> list[Any]:
+    """Return the pages for the navigation of the site, by part."""
+    groups: list[Any] = [{"All papers": "reproduce/index.md"}]
+    for part, title in PARTS.items():
+        inner = [{entry.name: f"reproduce/{entry.page.name}"} for entry in entries().values() if entry.part == part]
+        groups += [{title: inner}] if inner else []
+    return groups
+
+
+def main() -> None:
+    """Write the pages anew, and remove those of papers that are gone."""
+    texts = pages()
+    for path, text in texts.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(path.relative_to(ROOT))
+    for path in set(FOLDER.glob("*.md")) - set(texts):
+        path.unlink()
+        print(path.relative_to(ROOT), "removed")
+
+
+if __name__ == "__main__":
+    main()
