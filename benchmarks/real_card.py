@@ -7,6 +7,8 @@
     python benchmarks/real_card.py hellaswag ... --small               a trial of seconds; the card stays as it is
     python benchmarks/real_card.py hellaswag ... --compare             run it, and compare with the intervals of the card
 
+Pages of papers quote the card: `python docs/generators/papers.py` brings them up to date.
+
 Results are kept in `--folder` as they are made: a line that is stopped goes on where it was, and a finished one is not run again.
 A line is a module in `benchmarks/real/lines/`, see `benchmarks/real/line.py`.
 """

@@ -92,9 +92,9 @@ def dual_step(multiplier: float, mean_reward: float, threshold: float, *, lr: fl
 
 
 class ConstrainedRewards(TrainerCallback):
-    """Weights the rewards of a `GRPOTrainer` so that each reaches its threshold and is not maximised further.
+    """Weights the rewards of a `GRPOTrainer` so that each stays at its threshold (Moskovitz et al. 2023, arXiv 2310.04373).
 
-        A = (N - sum_i sigmoid(lambda_i)) A_0 + sum_i sigmoid(lambda_i) A_i        (Moskovitz et al. 2023, arXiv 2310.04373)
+        A = (N - sum_i sigmoid(lambda_i)) A_0 + sum_i sigmoid(lambda_i) A_i
 
     A reward model is a good proxy up to a point; beyond it a higher reward means a worse completion. The thresholds are these points. A
     multiplier falls while its mean reward is above the threshold and rises below it. `A_0` remains to be maximised: a reward, or, as in the

@@ -23,11 +23,11 @@ def ches(
     batch_size: int = 8,
     max_length: int | None = None,
 ) -> Columns:
-    """Compute the CHES scores of pairs: the higher they are, the more likely does training lower the likelihood of both answers.
+    """Compute the CHES scores of pairs (Razin et al. 2024, arXiv 2410.08847): the estimated likelihood displacement.
 
-    The paper (arXiv 2410.08847) trains on the pairs with the lowest ln-CHES, in one run on 5%: `ln_ches: {lowest: 0.05}`. Minimal
-    revisions have high scores by their nature; a loss that keeps the chosen answer likely (`apo_zero`, an SFT term) prevents
-    for them what dropping them would.
+    The higher they are, the more likely does training lower the likelihood of both answers. The paper trains on the pairs with
+    the lowest ln-CHES, in one run on 5%: `ln_ches: {lowest: 0.05}`. Minimal revisions have high scores by their nature; a loss
+    that keeps the chosen answer likely (`apo_zero`, an SFT term) prevents for them what dropping them would.
 
     Args:
         rows: the pairs.

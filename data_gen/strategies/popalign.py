@@ -168,7 +168,7 @@ SIX: dict[str, Callable[..., Strategy]] = {
 
 
 def popalign(row: Row, *, contrasts: Sequence[str] = tuple(SIX), judge: str | None = None) -> Strategy:
-    """Pool all six contrasts of a row, as in the paper: up to six pairs.
+    """Pool all six contrasts of a row, as in PopAlign (Wang et al. 2024, arXiv 2410.13785): up to six pairs.
 
     Args:
         row: the row.

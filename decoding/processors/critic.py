@@ -17,9 +17,9 @@ __all__ = ["CriticGuidedLogitsProcessor"]
 
 
 class CriticGuidedLogitsProcessor(LogitsProcessor):
-    """Critic-guided decoding: weight the likeliest tokens by the values of a critic (Kim et al. 2023).
+    """Critic-guided decoding: weight the likeliest tokens by the values of a critic (Kim et al. 2023, arXiv 2212.10938).
 
-    arXiv 2212.10938. Scores `log p(v) + log sigmoid(Q(v))` for the `k` likeliest tokens, `-inf` elsewhere, see
+    Scores `log p(v) + log sigmoid(Q(v))` for the `k` likeliest tokens, `-inf` elsewhere, see
     `rules.critic_guided`. The critic reads `k` sequences per row and step.
 
     Args:

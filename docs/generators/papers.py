@@ -325,6 +325,9 @@ def implemented(entry: Entry) -> str:
             label = f"[{one if len(names) == 1 else many}]({_relative(document)})"
             parts.append(f"the {label} {', '.join(f'`{name}`' for name in names)}")
     code = [thing.name.removeprefix("contralto.") for thing in things if thing.kind == "code"]
+    classes = [name.rpartition(".")[2] for name in code if name.rpartition(".")[2][:1].isupper()]
+    if parts and classes:
+        parts.append(f"the class{'es' if len(classes) > 1 else ''} {', '.join(f'`{name}`' for name in classes)}")
     if not parts:
         parts = [", ".join(f"`contralto.{name}`" for name in code[:4])]
     text = "; ".join(parts)
@@ -337,7 +340,7 @@ def _relative(document: str) -> str:
 
 def document(entry: Entry) -> str:
     """Return the page of a paper."""
-    authors = entry.authors.replace(" and others", " et al.")
+    authors = ", ".join(entry.authors.split(" and ")).replace(", others", " et al.")
     link = f"[arXiv {entry.arxiv}](https://arxiv.org/abs/{entry.arxiv})"
     differs = f"{_relative('docs/papers.md')}#{difference(entry)}"
     lines = [
@@ -423,7 +426,7 @@ def index() -> str:
 
 def _cited(entry: Entry) -> str:
     names = [name.split()[-1] for name in entry.authors.split(" and ")]
-    authors = f"{names[0]} et al." if names[-1] == "others" else " & ".join(names)
+    authors = f"{names[0]} et al." if names[-1] == "others" or len(names) > 2 else " & ".join(names)
     return f"{authors} {entry.year}"
 
 
