@@ -4,11 +4,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from contralto.data_gen.engines.bodies import CHARACTERS_PER_TOKEN, prompt_token_guess
-from contralto.data_gen.pipeline.rows import Result, RowRun, replay
+from contralto.data_gen.engines.bodies import CHARACTERS_PER_TOKEN
+from contralto.data_gen.pipeline.rows import Result, RowRun, replay, run_on_stand_ins
 from contralto.data_gen.recipe import Recipe
-from contralto.data_gen.store import Store, TrackedRequest
-from contralto.data_gen.types import Answer, Row
+from contralto.data_gen.store import Store
+from contralto.data_gen.types import Row
 
 __all__ = ["Estimate", "estimate"]
 
@@ -66,9 +66,14 @@ def estimate(recipe: Recipe, rows: Sequence[Row], store: Store | None) -> tuple[
 
 
 def _totals(results: Iterable[Result]) -> Totals:
+    """Return the totals; a request that several strategies have in common is sent once, and counts for the first of them."""
     totals: Totals = defaultdict(lambda: [0.0, 0.0, 0.0])
+    seen: set[str] = set()
     for result in results:
         for tracked, answer in result.answered:
+            if tracked.request.key in seen:
+                continue
+            seen.add(tracked.request.key)
             total = totals[result.strategy, tracked.role]
             for i, each in enumerate((1, answer.prompt_tokens, answer.completion_tokens)):
                 total[i] += each
@@ -81,14 +86,6 @@ def _totals_of_stand_ins(recipe: Recipe, rows: Sequence[Row]) -> tuple[Totals, C
     for row in rows:
         for use in recipe.strategies:
             run = RowRun(recipe, use, row)
-            while run.is_live:
-                run.send({tracked.request.key: _stand_in(tracked, i) for i, tracked in enumerate(run.requests)})
+            run_on_stand_ins(run)
             results.append(run.result())
     return _totals(results), Counter(result.strategy for result in results)
-
-
-def _stand_in(tracked: TrackedRequest, number: int) -> Answer:
-    """Return a placeholder answer of the largest length, different for each number."""
-    tokens = tracked.request.sampling.max_new_tokens
-    text = f"{number} " + "word " * int(tokens * CHARACTERS_PER_TOKEN / 5)
-    return Answer(text=text, prompt_tokens=prompt_token_guess(tracked.request), completion_tokens=tokens)

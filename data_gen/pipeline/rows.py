@@ -4,13 +4,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from contralto.common.texts import has_lone_surrogate
+from contralto.data_gen.engines.bodies import CHARACTERS_PER_TOKEN, prompt_token_guess
 from contralto.data_gen.engines.outcomes import described
 from contralto.data_gen.recipe import Recipe, Use
-from contralto.data_gen.score_memory import ScoreMemory, remembered_scores
+from contralto.data_gen.score_memory import ScoreMemory, StandInScores, remembered_scores
 from contralto.data_gen.store import Store, TrackedRequest
 from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, Row, digest, drive, make_request
 
-__all__ = ["Result", "RowGroup", "RowRun", "UnknownRoleError", "check", "pending", "replay", "shard_of"]
+__all__ = [
+    "Result",
+    "RowGroup",
+    "RowRun",
+    "UnknownRoleError",
+    "check",
+    "pending",
+    "replay",
+    "run_on_stand_ins",
+    "shard_of",
+]
 
 LONE = "the row contains a lone surrogate (half of a character), which can be neither sent nor recorded"
 """The reason why a row fails before its strategy starts."""
@@ -154,6 +165,8 @@ class RowGroup:
 def check(recipe: Recipe, rows: Sequence[Row]) -> None:
     """Start every strategy on the first row, so that invalid settings raise an error before the first request.
 
+    The strategies of contralto go on with placeholder answers, so that a missing role of a later request is found, too.
+
     Args:
         recipe: the recipe.
         rows: the rows.
@@ -165,6 +178,31 @@ def check(recipe: Recipe, rows: Sequence[Row]) -> None:
         run = next((run for row in rows if (run := RowRun(recipe, use, row)).failed != LONE), None)
         if run and run.failed:
             raise ValueError(f"{recipe.path}: {run.failed} (on the first row)")
+        if run and getattr(use.start, "func", use.start).__module__.startswith("contralto."):
+            run_on_stand_ins(run)
+
+
+def run_on_stand_ins(run: RowRun) -> None:
+    """Continue a strategy to its end with placeholder answers of the greatest length and placeholder scores.
+
+    A strategy that cannot parse such an answer ends there.
+
+    Args:
+        run: the strategy in progress.
+
+    Raises:
+        UnknownRoleError: the strategy names a role that the recipe does not have.
+    """
+    while run.is_live:
+        answers = {tracked.request.key: _stand_in(tracked, i) for i, tracked in enumerate(run.requests)}
+        run.send(answers, scores=StandInScores())
+
+
+def _stand_in(tracked: TrackedRequest, number: int) -> Answer:
+    """Return a placeholder answer of the largest length, different for each number."""
+    tokens = tracked.request.sampling.max_new_tokens
+    text = f"{number} " + "word " * int(tokens * CHARACTERS_PER_TOKEN / 5)
+    return Answer(text=text, prompt_tokens=prompt_token_guess(tracked.request), completion_tokens=tokens)
 
 
 def replay(recipe: Recipe, rows: Iterable[Row], store: Store) -> Iterator[Result]:

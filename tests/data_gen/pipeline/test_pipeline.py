@@ -70,6 +70,9 @@ def echo(request):
     said = request.messages[-1]["content"] if request.messages else request.prompt
     return f"{said[::-1]} {request.seed % 1000}"
 
+def fail_always(request):
+    raise AssertionError("no request is to be sent")
+
 def fail_some(request):
     said = request.messages[0]["content"]
     return Failure("too hard") if said in {"question 2", "question 5"} else said.upper()
@@ -769,6 +772,17 @@ def test_an_export_takes_the_scores_of_its_run(folder):
     sys.modules.pop("my_scorer")
 
 
+def test_placeholder_answers_are_not_scored(folder):
+    """Neither before a run nor in an estimate, which counts equal requests once."""
+    (folder / "my_scorer.py").write_text(SCORER)
+    use = {"use": "best_of_n", "n": 4, "scorer": "my_scorer:score"}
+    recipe, rows = loaded(folder, strategies=[use, use | {"name": "again"}], roles={"target": ECHO})
+    pipeline.check(recipe, rows)
+    estimates, _ = pipeline.estimate(recipe, rows, None)
+    assert estimates[0].requests == 8 * 4
+    assert sys.modules.pop("my_scorer").CALLS == []
+
+
 def test_scores_move_with_their_store(tmp_path):
     one, two, three = (Store(tmp_path / f"{name}.sqlite") for name in "abc")
     one.keep_scores("k", [0.1, 2.0])
@@ -856,6 +870,10 @@ def test_differences_are_marked():
             {"strategies": ["my_strategies:stranger"]},
             "strategy 'stranger' uses the role 'nobody'; the recipe has reviser",
         ),
+        (
+            {"strategies": ["clair"], "roles": {"target": {"engine": "function", "use": "my_strategies:fail_always"}}},
+            "strategy 'clair' uses the role 'reviser'; the recipe has target",
+        ),
         ({"seed": "x"}, "seed must be a whole number, not 'x'"),
         (
             {"rowz": 3},
@@ -886,7 +904,7 @@ def test_a_mistake_in_a_recipe_is_one_sentence_before_anybody_is_asked(folder, c
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
-    assert not (folder / "out" / "answers.sqlite").exists() or "stranger" in message
+    assert not (folder / "out" / "answers.sqlite").exists() or "uses the role" in message
 
 
 @pytest.mark.parametrize(
