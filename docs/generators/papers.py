@@ -379,7 +379,25 @@ def _blocks(files: dict[str, str]) -> Iterator[str]:
 
 def _commands(text: str, reason: str) -> list[str]:
     mark = [f"<!-- not run: {reason} -->"] if reason else []
-    return [*mark, "```sh", text.rstrip("\n"), "```", ""]
+    return [*mark, "```sh", *(wrapped(line) for line in text.splitlines()), "```", ""]
+
+
+def wrapped(command: str, width: int = 88) -> str:
+    """Return a command in lines that end before an option where they would be longer than `width`.
+
+    Examples:
+        >>> print(wrapped("contralto align dpo --beta 0.1 --output_dir out", width=32))
+        contralto align dpo --beta 0.1 \\
+          --output_dir out
+    """
+    first, *others = re.split(r" (?=--)", command)
+    lines = [first]
+    for option in others:
+        if len(lines[-1]) + len(option) + 3 > width:
+            lines.append(f"  {option}")
+        else:
+            lines[-1] += f" {option}"
+    return " \\\n".join(lines)
 
 
 def _figures(entry: Entry) -> Iterator[str]:
@@ -405,8 +423,8 @@ embedded models, and the figures to compare with. The commands with embedded mod
 is measured in [Controlled experiments](../controlled_experiments.md), and with pretrained models in [Real models](../real_models.md).
 [Papers](../papers.md) lists every formula, and where contralto differs.
 
-A figure of a paper is quoted only where its text, its repository or its abstract was read. Most need GPUs and the paper's own
-checkpoints; nothing here claims that they were reproduced.
+A figure of a paper is quoted only where its text, its repository or its abstract was read. To reach one takes GPUs, and often
+checkpoints that the authors did not release; nothing here claims that a figure was reproduced.
 """
 
 

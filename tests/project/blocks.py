@@ -33,7 +33,7 @@ class Block(NamedTuple):
     @property
     def commands(self) -> list[list[str]]:
         """Return the commands, each as its words."""
-        lines = self.text.replace("\\\n", " ").splitlines()
+        lines = re.sub(r"\s*\\\n\s*", " ", self.text).splitlines()
         kept = (VARIABLE.sub("", re.split(r"\s{3,}#?|\s+# ", line.strip() + "   ")[0].rstrip(" &")) for line in lines)
         return [shlex.split(line.partition(" > ")[0]) for line in kept if line and not line.startswith("#")]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.task_index import one_index  # noqa: F401  for every test here
-from project.blocks import blocks, command_blocks
+from project.blocks import Block, blocks, command_blocks
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -82,6 +82,14 @@ def test_short_forms_stand_for_commands():
     fields = papers.expanded({"recipe": "strategies: [clair]", "files": {"a.txt": "x"}})
     assert list(fields["files"]) == ["a.txt", "recipe.yaml"]
     assert yaml.safe_load(fields["files"]["recipe.yaml"])["rows"]["arguments"]["count"] == 8
+
+
+def test_long_commands_are_wrapped_and_read_back():
+    command = "contralto align dpo --model_name_or_path testbed:expert --dataset_name pairs.jsonl --conversations --output_dir out"
+    text = papers.wrapped(command, width=60)
+    assert all(len(line) <= 61 for line in text.splitlines())
+    block = Block("page", 1, "sh", "", text + "\n", "")
+    assert block.commands == [command.split()]
 
 
 # ------------------------------------------------------------------------------------------- what the commands of the pages name
