@@ -107,9 +107,13 @@ def _batch_line(trainer: Any) -> str:
     """Return the number of pairs per step and its factors, which may come from the recipe, the command line and the launcher."""
     args, processes = trainer.args, trainer.accelerator.num_processes
     size, accumulation = args.train_batch_size, args.gradient_accumulation_steps
+    pairs, data = size * accumulation * processes, trainer.train_dataset
+    rows = len(data) if hasattr(data, "__len__") else pairs
     return (
-        f"batch: {size * accumulation * processes} pairs per step = {size} per device (per_device_train_batch_size) "
+        f"batch: {pairs} pair{'s' * (pairs != 1)} per step = {size} per device (per_device_train_batch_size) "
         f"x {accumulation} (gradient_accumulation_steps) x {processes} process{'es' * (processes != 1)}"
+        + f"; the data have {rows}, so that a step sees {rows}"
+        * (rows < pairs)
     )
 
 

@@ -207,9 +207,12 @@ def test_the_number_of_pairs_per_step_is_said():
     from contralto.align.run import _batch_line
 
     args = SimpleNamespace(train_batch_size=4, gradient_accumulation_steps=8)
-    line = _batch_line(SimpleNamespace(args=args, accelerator=SimpleNamespace(num_processes=2)))
+    one = SimpleNamespace(args=args, accelerator=SimpleNamespace(num_processes=2), train_dataset=range(64))
+    line = _batch_line(one)
     assert line.startswith("batch: 64 pairs per step = 4 per device (per_device_train_batch_size) x 8")
     assert line.endswith("x 2 processes")
+    one.train_dataset = range(6)
+    assert _batch_line(one).endswith("x 2 processes; the data have 6, so that a step sees 6")
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="of machines without an accelerator")
