@@ -28,10 +28,14 @@ def records_settings(post_init: Callable[[Any], None]) -> Callable[[Any], None]:
         if GIVEN in vars(args):  # the outermost class records
             post_init(args)
             return
-        given = {each.name for each in dataclasses.fields(args) if _differs(getattr(args, each.name), _default(each))}
+        defaults = {each.name: _default(each) for each in dataclasses.fields(args)}
+        given = {name for name, default in defaults.items() if _differs(getattr(args, name), default)}
         setattr(args, GIVEN, frozenset(given))
         post_init(args)
-        setattr(args, DERIVED, {name: value for name, value in option_values(args).items() if name not in given})
+        values = option_values(args)
+        given = {name for name in given if _differs(values.get(name), defaults[name])}  # a parser reads "no" as False
+        setattr(args, GIVEN, frozenset(given))
+        setattr(args, DERIVED, {name: value for name, value in values.items() if name not in given})
 
     return recorded
 

@@ -166,7 +166,7 @@ def test_the_card_says_nothing_of_the_machine(tmp_path):
 
 def test_the_card_lists_what_was_set_alone(tmp_path):
     """Not what transformers and TRL derive, nor what a trainer writes into its configuration."""
-    args = PreferenceConfig(str(tmp_path), report_to="none", seed=7, warmup_steps=0.1)
+    args = PreferenceConfig(str(tmp_path), seed=7, warmup_steps=0.1, include_num_input_tokens_seen=False)
     args.weight_decay = 0.5
     assert {*changed_settings(args)} == {"output_dir", "seed", "warmup_steps", "weight_decay"}
     freeze_settings(args)
