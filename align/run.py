@@ -106,8 +106,8 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
 def _batch_line(trainer: Any) -> str:
     """Return the number of pairs per step and its factors, which may come from the recipe, the command line and the launcher."""
     args, processes = trainer.args, trainer.accelerator.num_processes
-    size, accumulation = args.train_batch_size, args.gradient_accumulation_steps
-    pairs, data = size * accumulation * processes, trainer.train_dataset
+    size, accumulation = int(args.train_batch_size), int(args.gradient_accumulation_steps)
+    pairs, data = size * accumulation * int(processes), trainer.train_dataset
     rows = len(data) if hasattr(data, "__len__") else pairs
     return (
         f"batch: {pairs} pair{'s' * (pairs != 1)} per step = {size} per device (per_device_train_batch_size) "
