@@ -28,7 +28,7 @@ from helpers.preference_rows import (
 )
 from PIL import Image
 
-from contralto.data_gen.dataset import load_pairs, stream_pairs, to_dataset
+from contralto.data_gen.dataset import load_pairs, stream_pairs, template_options, to_dataset
 from contralto.data_gen.preference_rows import as_row
 
 
@@ -323,6 +323,31 @@ def test_a_stream_names_a_row_when_it_is_read(tmp_path):
         next(stream)
     with pytest.raises(ValueError, match=r"gone.jsonl: there is no such file"):
         stream_pairs(tmp_path / "gone.jsonl")
+
+
+def test_a_stream_reads_no_row_before_it_is_needed(tmp_path):
+    path = written(tmp_path / "pairs.jsonl", PLAIN)
+    path.write_text(path.read_text(encoding="utf-8") + "{broken\n", encoding="utf-8")
+    stream = iter(stream_pairs(path))
+    assert next(stream)["prompt"] == Q
+    with pytest.raises(ValueError, match=r"pairs.jsonl, row 2: not JSON"):
+        next(stream)
+
+
+def test_rows_without_a_rejected_answer(tmp_path):
+    path = written(tmp_path / "pairs.jsonl", {"prompt": Q, "chosen": GOOD})
+    for read in (load_pairs, stream_pairs):
+        (row,) = read(path, needs_rejected=False)
+        assert (row["chosen"], row["rejected"]) == (GOOD, GOOD)
+        with pytest.raises(ValueError, match="row 1, column rejected: it is missing"):
+            list(read(path))
+
+
+def test_arguments_of_the_chat_template():
+    assert template_options({"prompt": Q}) == {"tools": None}
+    row = {"tools": '[{"name": "f"}]', "chat_template_kwargs": {"enable_thinking": False}}
+    assert template_options(row) == {"tools": [{"name": "f"}], "enable_thinking": False}
+    assert template_options({"tools": [1], "chat_template_kwargs": None}) == {"tools": [1]}
 
 
 # ------------------------------------------------------------------------------------------------------------- malformed
