@@ -29,6 +29,11 @@ def test_without_one_of_its_inputs_nothing_is_derived(derived, inputs):
     assert getattr(Completions(**dict.fromkeys(inputs, ones)), derived) is not None
 
 
+@pytest.mark.parametrize("name", ["logps", "ref_logps"])
+def test_scores_need_both_models(name):
+    assert Completions(**{name: torch.ones(2)}, f_divergence="alpha_divergence").scores is None
+
+
 def test_stacked_pairs_have_the_fields_of_their_halves():
     names = ("margin", "chosen_advantage", "weights")
     given = {name: torch.ones(2) for name in names}

@@ -188,6 +188,7 @@ def test_equal_systems_do_not_differ():
     table = stats.yes_no_table([True, False] * 10, [True, True] * 10)
     assert stats.Bootstrap({"one": table, "two": table}).difference("one", "two", stats.f1) == (0, 0, 0, 1)
     assert mcnemar_exact([True] * 5, [True] * 5) == (0, 0, 1)
+    assert mcnemar_exact([1.0, 0.0, 0.0], [0.0, 1.0, 1.0])[:2] == (2, 1)
     assert stats.auroc_difference([1.0, 0.0] * 5, [1.0, 0.0] * 5, [True, False] * 5).p == 1
 
 
