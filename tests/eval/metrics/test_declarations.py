@@ -44,7 +44,16 @@ def test_declarations(name):
         assert sum(counts[i] for i in numerators) / len(values) == pytest.approx(expected)
     assert all(metric.accepts(value) for value in values)
     other = [value for form in FORMS for value in form if value not in values and len(value) != len(values[0])]
-    for wrong in (*other, [*values[0], 1], values[0][:-1], "a" * len(values[0]), ["a"] * len(values[0]), 2, None):
+    for wrong in (
+        *other,
+        ["a", *values[0][1:]],
+        [*values[0], 1],
+        values[0][:-1],
+        "a" * len(values[0]),
+        ["a"] * len(values[0]),
+        2,
+        None,
+    ):
         assert not metric.accepts(wrong)
     assert metric.description
 

@@ -217,6 +217,7 @@ def test_whole_numbers_are_truth_values_and_scores():
     assert stats.auroc_difference(*margins, [1, 1, 0, 0]) == stats.auroc_difference(
         *margins, [True, True, False, False]
     )
+    assert stats.auroc([3.0, 1.0, 2.0, 0.5], [1, 1, 0, 0]) == 0.75
 
 
 @pytest.mark.slow
@@ -278,7 +279,7 @@ def test_the_bias_matched_threshold_says_yes_as_often_where_it_leans_most():
     lean = [rng.randrange(8) for _ in range(40)]
     for count in (0, 1, 17, 40):
         answers = stats.bias_matched(lean, count)
-        assert answers.sum() == count
+        assert (answers.sum(), answers.dtype) == (count, bool)
         order = sorted(range(40), key=lambda i: (-lean[i], i))
         assert {i for i in range(40) if answers[i]} == set(order[:count])
 
