@@ -343,6 +343,33 @@ def test_rows_without_a_rejected_answer(tmp_path):
             list(read(path))
 
 
+def test_a_row_without_a_rejected_answer_says_where_its_prompt_ends():
+    def read(**row):
+        found = as_row(row, needs_rejected=False)
+        assert found["rejected"] == found["chosen"]
+        return found["prompt"], found["chosen"]
+
+    assert read(prompt=Q, chosen=GOOD, rejected=None) == (Q, GOOD)
+    assert read(prompt=ASKED, chosen=GOOD) == (ASKED, CHOSEN)
+    assert read(chosen=ASKED + CHOSEN) == (ASKED, CHOSEN)
+    assert read(chosen="\n\nHuman: Hi\n\nAssistant: Hello") == ("\n\nHuman: Hi\n\nAssistant:", "Hello")
+    both = as_row({"prompt": Q, "chosen": GOOD, "rejected": BAD}, needs_rejected=False)
+    assert (both["chosen"], both["rejected"]) == (GOOD, BAD)
+    for chosen in (GOOD, CHOSEN):
+        with pytest.raises(ValueError, match=r"^the row, column prompt: it is missing; a row without rejected needs a"):
+            as_row({"chosen": chosen}, needs_rejected=False)
+    for row in ({"prompt": Q, "chosen": None}, {"prompt": Q}):
+        with pytest.raises(ValueError, match=r"^the row, column chosen: it is (empty|missing)"):
+            as_row(row, needs_rejected=False)
+
+
+@pytest.mark.parametrize("name", ["image", "images", "rejected_images"])
+def test_texts_about_an_image_are_conversations(pictures, name):
+    image = str(pictures / "red.png")
+    row = as_row({**PLAIN, name: image if name == "image" else [image]})
+    assert (row["prompt"], row["chosen"], row["rejected"]) == (ASKED, CHOSEN, REJECTED)
+
+
 def test_arguments_of_the_chat_template():
     assert template_options({"prompt": Q}) == {"tools": None}
     row = {"tools": '[{"name": "f"}]', "chat_template_kwargs": {"enable_thinking": False}}
