@@ -184,6 +184,8 @@ def _complete(settings: _Settings, data_dir: str | None, folder: Path, backend: 
     from contralto.eval.models import lm, vlm  # noqa: F401  importing registers the models
 
     register_in_lm_eval()
+    if (limit := settings.get("limit")) is not None and not float(limit) > 0:
+        raise ValueError(f"--limit must be above 0, not {limit}")
     paths = settings.get("include_path") or []
     settings.args.include_path = [str(TASKS), *([paths] if isinstance(paths, str) else paths)]
     if data_dir is not None:

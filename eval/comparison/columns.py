@@ -56,7 +56,7 @@ def gather(
         progress: Receives the title of each run, returns the line under which its progress is shown.
 
     Raises:
-        ValueError: Kept or logged answers are answers to other questions, or the words of yes and no are the same tokens for the
+        ValueError: The samples do not have the metric, kept or logged answers are answers to other questions, or the words of yes and no are the same tokens for the
             model.
     """
     _check_words(lm, task)
@@ -104,6 +104,7 @@ def _add_row(
         title = progress(f"{task.name}, {column.model}, {row.name}" + (f", seed {seed}" if row.is_sampled else ""))
         decoding = lm.decoding_by(**row.options, seed=seed)
         column.runs[row.name].append(runner.run(decoding, task, documents, title=title))
+        task.metric_of(column.runs[row.name][-1].samples)  # an unknown metric ends the first run
     unsampled = {key: value for key, value in row.options.items() if key not in SAMPLING_OPTIONS}
     column.costs[row.name] = runner.cost(lm.decoding_by(**unsampled, seed=seeds[0]), task, requests)
     if task.yes_no and not row.is_sampled:

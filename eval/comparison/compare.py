@@ -94,6 +94,10 @@ def _run_all(
         name = names[subject.name]
         sizes[name] = {"name": subject.name, "parameters": int(lm.model.num_parameters()), **subject.sources}
         sizes[name] |= {} if subject.adapter is None else {"adapter": subject.adapter}
+        for row in (row for _, rows in own for row in rows if row.is_run):
+            lm.decoding_by(
+                **row.options
+            )  # loads the other models, of which some may be missing or of another tokenizer
         for task, rows in own:
             columns[task.name].append(gather(lm, name, task, rows, runner, logged=logged, progress=progress))
     return columns, sizes

@@ -187,8 +187,12 @@ def missing_task(name: str, known: Sequence[str]) -> str:
     Examples:
         >>> missing_task("hellaswagg", ["gsm8k", "hellaswag"])
         "there is no task 'hellaswagg' (did you mean 'hellaswag'?); contralto eval ls tasks lists them all"
+        >>> missing_task("hella", ["arabic_hellaswag", "hellaswag_light", "hellaswag"])
+        "there is no task 'hella' (did you mean hellaswag, hellaswag_light, arabic_hellaswag?); contralto eval ls tasks lists them all"
     """
-    within = [each for each in known if name in each][:5]
+    within = sorted((each for each in known if name in each), key=lambda each: (not each.startswith(name), len(each)))[
+        :5
+    ]
     hint = f" (did you mean {', '.join(within)}?)" if within else did_you_mean(name, known)
     return f"there is no task {name!r}{hint}; contralto eval ls tasks lists them all"
 

@@ -8,6 +8,7 @@ import torch
 
 from contralto.common.placement import input_device
 from contralto.common.suggestions import closest
+from contralto.decoding.loading import check_dtype
 
 __all__ = ["check_arguments", "check_ranking", "parameters_of"]
 
@@ -60,7 +61,7 @@ def check_arguments(
         ignored: Arguments that this kind of model ignores, each with the reason.
 
     Raises:
-        ValueError: An option is misspelt, an argument has no effect, or a loaded model is on another device.
+        ValueError: An option is misspelt, an argument has no effect, torch has no such dtype, or a loaded model is on another device.
     """
     for name, value in arguments.items():
         meant = None if name in known else closest(name, options, similar=MISSPELT)
@@ -70,6 +71,8 @@ def check_arguments(
             raise ValueError(f"{name} has no effect here: {ignored[name]}")
         if value is not None and name in SPREADING and not arguments.get("parallelize"):
             raise ValueError(f"{name} says how a model is spread, and has no effect without parallelize=True")
+    if isinstance(arguments.get("dtype"), str):
+        check_dtype(arguments["dtype"])
     if not isinstance(pretrained, str):
         _check_loaded(pretrained, arguments, known)
 

@@ -110,8 +110,8 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
         )
         self.adaptive = str(batch_size).startswith("auto")
         """True if the batch size is halved when memory runs out."""
-        if not self.adaptive and not str(batch_size).isdigit():
-            raise ValueError(f"batch_size must be a whole number or auto, not {batch_size!r}")
+        if not self.adaptive and not (str(batch_size).isdigit() and int(batch_size or 0)):
+            raise ValueError(f"batch_size must be a whole number of at least 1, or auto, not {batch_size!r}")
         check_device(device)
         self._init_hf(pretrained, device, batch_size, max_batch_size or 64, kwargs)
         self.think_end_token: str | int | None = end_of_thought(self.think_end_token, self.tokenizer)

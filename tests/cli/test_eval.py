@@ -170,6 +170,7 @@ def test_a_configuration_file_and_tasks_of_ones_own(tmp_path):
         (["--tasks", "hellaswag", "--data_dir", "/nonexistent"], "/nonexistent"),
         (["--config", "/nonexistent.yaml"], "Config file not found"),
         (["--tasks", "testbed_arithmetic", "--model_args", *CD, "--log_samples"], "Specify --output_path"),
+        (["--tasks", "testbed_arithmetic", "--model_args", *CD, "--limit", "-4"], "--limit must be above 0, not -4"),
         (["--tasks", "testbed_arithmetic"], "no model: set --model_args pretrained=MODEL"),
     ],
 )

@@ -761,14 +761,26 @@ PLAIN = ["--model", "testbed:expert", "--tasks", "testbed_arithmetic", "--output
             ["--methods", "dola", "--model", "testbed:expert", "testbed:vision-0"],
             "none of the tasks is for testbed:vision-0",
         ),
+        (["--methods", "cd", "--amateur", "./nothere"], "there is no folder ./nothere"),
+        (["--methods", "cd", "--amateur", "testbed:vision-0"], "have different tokenizers"),
+        (["--methods", "dola", "--batch-size", "0"], "batch_size must be a whole number of at least 1"),
+        (["--methods", "dola", "--dtype", "float12"], "--dtype must be auto or a torch dtype"),
         (["--methods", "cd", "--amateur", "a", "b"], "--amateur takes one model for all or one for each of 1, not 2"),
     ],
 )
 def test_mistakes_end_in_one_sentence(tmp_path, more, message):
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         _run(*PLAIN, tmp_path, *more)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_an_unknown_metric_ends_the_first_run(tmp_path):
+    how = ["--methods", "dola", "--metric", "bleu", "--limit", 2, "--metadata", '{"n": 2}']
+    with pytest.raises(ValueError, match="testbed_arithmetic has no metric 'bleu'"):
+        _run(*PLAIN, tmp_path, *how)
+    assert len(list((tmp_path / "runs").rglob("*.jsonl"))) == 1
 
 
 @pytest.mark.slow

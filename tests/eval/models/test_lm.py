@@ -541,7 +541,9 @@ WRONG = {
     "masked": ({**CD, "masked": "yes"}, "masked must be true or false, not 'yes'"),
     "search sampled": ({"method": "search", "temperature": 1}, "method='search' does not sample here"),
     "two amateurs": ({**CD, "adapters_off": True}, "set either amateur or adapters_off, not both"),
-    "batch size": ({"batch_size": "many"}, "batch_size must be a whole number or auto, not 'many'"),
+    "batch size": ({"batch_size": "many"}, "batch_size must be a whole number of at least 1, or auto, not 'many'"),
+    "no batch": ({"batch_size": 0}, "batch_size must be a whole number of at least 1, or auto, not 0"),
+    "dtype": ({"dtype": "float12"}, "dtype must be auto or a torch dtype such as bfloat16, not 'float12'"),
     "no such model": ({"amateur": "testbed:novice", "method": "cd"}, "the testbed has no model 'novice'"),
     "unknown argument": ({"zoom": 3}, "neither contralto nor the model knows an argument"),
 }
