@@ -93,6 +93,19 @@ def test_rows_of_ranked_options():
     assert list(_rows(ranking_rows, "dola"))[1:] == ["dola", "dola, uniform, raw", "dola, raw", "dola, mask"]
 
 
+def test_what_rows_of_ranked_options_say_of_themselves():
+    notes = {row.name: row.note for row in ranking_rows([parse_decoder("cd", {"amateur": "testbed:amateur"})])}
+    uniform = "the formula of cd with equal probabilities for amateur: sharpening alone"
+    assert notes["cd, uniform"] == uniform
+    assert (
+        notes["cd, uniform, raw"] == f"{uniform}, and a constant for each token, which prefers options of many tokens"
+    )
+    assert notes["cd"] == "renormalised, no mask"
+    assert notes["cd, raw"] == "the weighted sum itself, no mask"
+    assert notes["plain, mask 0.1"] == "mask only"
+    assert notes["cd, mask"] == "an implausible token counts for -1000"
+
+
 def test_two_other_models_are_no_row():
     assert list(_rows(ranking_rows, "proxy expert=x antiexpert=y")) == ["plain", "proxy", "proxy, raw"]
     assert "amateur alone" not in _rows(generation_rows, "cd adapters_off=true amateur=", sampled=False)

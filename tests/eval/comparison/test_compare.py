@@ -260,10 +260,14 @@ def test_two_seeds_of_a_document_are_not_two_documents():
     docs, rows = comparisons.documents(40), comparisons.rows(yes_no=True)
     column = comparisons.column("one", rows, docs, seeds=2)
     column.runs["cd beta=0.5"] = column.runs["greedy"]
+    column.runs["dola, sampling"][1] = column.runs["dola, sampling"][0]
     summary = summarise(comparisons.task(yes_no=True), rows, [column], resamples=10)
     cells = {row["name"]: row["cells"]["one"] for row in summary["rows"]}
     hits = [hit for seed in range(2) for hit in _hits(column, "dola, sampling", docs, seed)]
-    assert tuple(cells["dola, sampling"]["score"].values()) == stats.proportion(hits, clusters=[*range(40)] * 2)[:3]
+    expected = stats.proportion(hits, clusters=[*range(40)] * 2)[:3]
+    assert tuple(cells["dola, sampling"]["score"].values()) == expected != stats.proportion(hits)[:3]
+    alone = _hits(column, "greedy", docs)
+    assert tuple(cells["greedy"]["score"].values()) == stats.proportion(alone)[:3]
     (test,) = (test for test in cells["cd beta=0.5"]["tests"] if test["against"] == "greedy")
     assert test["power"] == {"units": 40, "apart": 0, "error": 0.0}  # no answer differs
     assert test["detectable"] == stats.detectable(40, 0.0)
@@ -273,6 +277,23 @@ def test_where_no_unit_differs_the_smallest_difference_is_that_of_whole_answers(
     nothing = {"units": 60, "apart": 0, "error": 0.0}
     assert smallest_difference(nothing) == stats.detectable(60, 0.0)
     assert smallest_difference(nothing, level=0.2) == stats.detectable(60, 0.0, level=0.2)
+    some = {"units": 60, "apart": 20, "error": 0.05}
+    assert smallest_difference(some, level=0.2) == stats.detectable_by_error(0.05, units=60, apart=20, level=0.2)
+    assert smallest_difference(some, level=0.2) < smallest_difference(some)
+
+
+@pytest.mark.parametrize(("control", "own"), [(1.0, 0.5), (0.5, 1.0), (0.5, 0.5)])
+def test_documents_are_won_only_by_whole_answers(control, own):
+    docs = comparisons.documents(20)
+    rows = [ComparisonRow(name="greedy", role="baseline"), ComparisonRow(name="cd", role="method", against=("greedy",))]
+    column = Column("one")
+    for name, value in (("greedy", control), ("cd", own)):
+        scores = [{"acc": value * (i % 3 > 0)} for i in range(20)]
+        column.runs[name] = [comparisons.run(docs, [None] * 20, metrics=scores)]
+    made = summarise(comparisons.task(bucket=None), rows, [column], resamples=100)
+    (test,) = made["rows"][1]["cells"]["one"]["tests"]
+    assert "won" not in test
+    assert (test["power"] is None) is (control == own)  # no document differs, and the power of such a test is not known
 
 
 def _hits(column, row, docs, seed=0):
@@ -295,6 +316,8 @@ def test_tests_are_exact_and_of_all_seeds(answered):
     clusters = [doc["image"] for doc in docs]
     change = _hits(column, "cd beta=0.5", docs) - _hits(column, "greedy", docs)
     assert found["p"] == stats.sign_flip(change, clusters=clusters).p != stats.sign_flip(change).p
+    sums = stats.by_cluster(change[:, None], clusters)
+    assert found["power"]["error"] == pytest.approx(math.sqrt((sums**2).sum()) / 120)
     sampled = {test["against"]: test for test in cells["cd beta=0.5, sampling"]["tests"]}
     assert list(sampled) == ["sampling", "sampling, mask 0.1", "sampling, mask, T 0.667"]
     seeds = sampled["sampling"]["per_seed"]
