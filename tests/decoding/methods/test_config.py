@@ -1,5 +1,6 @@
 """`DecodingConfig` and `SamplingConfig`: every range at its borders, every option in the sentence that rejects it."""
 
+import dataclasses
 import math
 
 import pytest
@@ -128,6 +129,8 @@ def test_the_last_model_may_be_another_one_without_adapters():
         DecodingConfig(method="proxy", models={"expert": "a"})
     with pytest.raises(OptionError, match=r"^method='proxy' needs other models: set expert$"):
         DecodingConfig(method="proxy", models={"antiexpert": "a"})
+    with pytest.raises(OptionError, match=r"^method='proxy' needs other models: set expert$"):
+        DecodingConfig(method="proxy", adapters_off=True)
 
 
 def test_the_model_itself_as_amateur_is_checked():
@@ -244,6 +247,26 @@ def test_the_last_branch_of_a_stacked_form_is_several_distributions():
     assert Form(**parts, stacked=True).scores(logits, step=4, gain=2.0) == ((2, 3, 7), (2, 3, 1, 7), 4, 2.0)
     assert Form(**parts, stacked=False).scores(logits) == ((2, 3, 7), (2, 3, 7), 0, 1.0)
     assert Form(**{**parts, "internal": ()}, stacked=False).scores(logits, step=4)[2] == 9
+    assert Form(**parts, stacked=True).scores([each[0] for each in logits])[:2] == ((3, 7), (3, 1, 7))
+
+
+def test_only_the_last_of_three_branches_is_stacked():
+    def keep(main, other, layers):
+        return main.shape, other.shape, layers.shape
+
+    form = Form(rule=keep, internal=(), stacked=True, mask=None, weight=lambda: 1.0, off=None)
+    assert form.scores([torch.zeros(2, 7), torch.zeros(2, 7), torch.zeros(2, 7)]) == ((2, 7), (2, 7), (2, 1, 7))
+
+
+class _Open:
+    """A processor that takes parameters that it does not name."""
+
+    def __init__(self, model, amateur, *, alpha=0.1, **others):
+        pass
+
+
+def test_a_processor_may_take_parameters_that_it_does_not_name():
+    assert dataclasses.replace(METHODS["cd"], processor=_Open).processor is _Open
 
 
 def test_branches_are_named_by_words():
