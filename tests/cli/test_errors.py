@@ -141,6 +141,12 @@ def test_a_block_prefixes_mistakes_alone(error):
         raise OptionError("{name} must be 1", name=Option("k"))
 
 
+@pytest.mark.parametrize(("command", "extra"), [("data", ""), ("generate", "data")])
+def test_the_extra_of_a_command_is_named(command, extra, capsys):
+    assert errors.guarded(command, lambda: _raise(ModuleNotFoundError(name="yaml")), extra=extra) == 2
+    assert "pip install 'contralto[data]'" in capsys.readouterr().err
+
+
 def test_sentences():
     assert errors.sentence(KeyError("no such key")) == "no such key"
     assert errors.sentence(KeyError()) == "KeyError"
@@ -153,6 +159,7 @@ def test_sentences():
     assert (
         errors.sentence(missing["yaml"], "data") == "the package pyyaml is not installed: pip install 'contralto[data]'"
     )
+    assert errors.sentence(missing["trl.trainer"], "demo") == said.format("demo")  # by contralto[align]
     assert errors.sentence(missing["no_such_thing"]) == (
         "the package no-such-thing is not installed: pip install no-such-thing"
     )

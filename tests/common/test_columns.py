@@ -35,6 +35,7 @@ def test_values_of_one_type_stay_as_they_are(values, feature):
         [True, 1],
         ["a", [1]],
         [{"a": 1}, [1]],
+        [{"a": 1}, "a"],
         [[1], {"a": 1}, 2],
         [{"city": "Oslo"}, {"x": 4}],
         [{"a": 1}, {"a": 1, "b": 2}, None],
