@@ -117,6 +117,8 @@ def test_a_folder_is_locked_by_the_process_it_names(tmp_path):
             files.locked_folder(tmp_path / "new", "{pid} has it"),
         ):
             pass
+    with files.locked_folder(tmp_path / "deep" / "er", "busy"):
+        assert (tmp_path / "deep" / "er" / ".lock").is_file()
     with files.locked_folder(tmp_path / "new", "busy"):
         assert (tmp_path / "new" / ".lock").read_text(encoding="utf-8") == str(os.getpid())
 

@@ -4,8 +4,12 @@ The literal values were computed by the version before these functions were gath
 """
 
 import importlib
+import json
 import sys
 from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -134,3 +138,76 @@ def test_a_changed_function_or_helper_is_another_source(modules):
     assert hashing.source_digest(modules(second="def helper(x):\n    return 2 * x\n")) != before
     assert hashing.source_digest(modules(third="SIZE = 2")) != before
     assert hashing.source_digest(partial(modules(), 1)) == before
+
+
+class _Backend:
+    def __init__(self, **steps):
+        self.steps = steps
+
+    def to_str(self):
+        return json.dumps(self.steps)
+
+
+def _tokenizer(chat_template=None, **others):
+    own = {"get_vocab": lambda: {"a": 0}, "special_tokens_map": {"eos_token": Path("x")}}
+    return SimpleNamespace(**own, chat_template=chat_template, **others)
+
+
+def test_a_tokenizer_is_its_tokens_steps_and_template():
+    model = {"model": {"type": "BPE"}, "truncation": None}
+    with_steps = [
+        hashing.tokenizer_digest(_tokenizer(backend_tokenizer=_Backend(**model, padding=padding)))
+        for padding in (None, {"length": 8})
+    ]
+    assert with_steps[0] == with_steps[1] == "38cf4a9813c1a0ae"
+    assert hashing.tokenizer_digest(_tokenizer()) == "2bf18a9b979cf31d"
+    assert hashing.tokenizer_digest(_tokenizer("{{ x }}")) != hashing.tokenizer_digest(_tokenizer())
+    assert hashing.tokenizer_digest(_tokenizer(backend_tokenizer=_Backend(model=1))) != with_steps[0]
+
+
+class _Scorer:
+    def __call__(self, row):
+        return 0
+
+
+def test_code_without_a_source_is_its_name(monkeypatch, tmp_path):
+    assert hashing.source_digest(len) == hashing.content_digest("builtins:len", 16)
+    assert hashing.source_digest(_Scorer()) == hashing.source_digest(_Scorer)
+    lost = ModuleType("lost_module")
+    exec("def score(row):\n    return 0\n", vars(lost))  # noqa: S102
+    for file in (None, str(tmp_path / "gone.py")):
+        if file:
+            lost.__file__ = file
+        monkeypatch.setitem(sys.modules, "lost_module", lost)
+        assert hashing.source_digest(lost.score) == hashing.content_digest("lost_module:score", 16)
+    monkeypatch.delitem(sys.modules, "lost_module")
+    assert hashing.source_digest(lost.score) == hashing.content_digest("lost_module:score", 16)
+
+
+def test_odd_values_in_a_module_are_no_modules_that_it_uses(modules):
+    function = modules()
+    before = hashing.source_digest(function)
+    vars(sys.modules[function.__module__])["odd"] = SimpleNamespace(__module__=["not", "a", "name"])
+    assert hashing.source_digest(function) == before
+
+
+def test_a_fingerprint_reads_64_elements_of_each_tensor_by_its_name():
+    layer = nn.Linear(65, 2, bias=False)
+    sample = layer.weight.detach().reshape(-1)[::2][:64].double().numpy().tobytes()
+    assert hashing.fingerprint(layer) == sha256(b"weight (2, 65)" + sample).hexdigest()[:12]
+    other = nn.Linear(65, 2, bias=False)
+    other.load_state_dict(layer.state_dict())
+    tied, copied = nn.Sequential(layer, layer), nn.Sequential(layer, other)
+    assert hashing.fingerprint(tied) == hashing.fingerprint(copied) != hashing.fingerprint(nn.Sequential(layer))
+    twice, apart = nn.Module(), nn.Module()
+    twice.a = twice.b = layer.weight
+    apart.a, apart.b = layer.weight, other.weight
+    assert hashing.fingerprint(twice) == hashing.fingerprint(apart)
+
+
+def test_a_fingerprint_of_what_has_no_values():
+    names = sha256(b"weight (3, 2)bias (3,)").hexdigest()[:12]
+    assert hashing.fingerprint(nn.Linear(2, 3, device="meta")) == names
+    empty = nn.Module()
+    empty.nothing = nn.Parameter(torch.empty(0, 4))
+    assert hashing.fingerprint(empty) == sha256(b"nothing (0, 4)").hexdigest()[:12]
