@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,3 +90,10 @@ def test_a_broken_entry_point_is_one_sentence(registry: Registry[Any], name: str
     for _ in range(2):
         with pytest.raises(ValueError, match=f"^the loss '{name}' of the package toy-losses cannot be loaded: "):
             registry.get(name)
+
+
+def test_an_entry_point_without_a_package_is_named_by_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint(name="lost", value="nowhere_at_all:x", group=GROUP)
+    monkeypatch.setattr("contralto.common.registry.entry_points", lambda group: [point])
+    with pytest.raises(ValueError, match=r"^the loss 'lost' of the package nowhere_at_all cannot be loaded: "):
+        Registry("loss", group=GROUP).get("lost")
