@@ -60,6 +60,9 @@ def test_secrets_are_hidden(monkeypatch):
     monkeypatch.setenv("B_TEST_TOKEN", "short")
     monkeypatch.setenv("TEST_NAME", "plain text")
     assert texts.Secrets.of_environment().hide("abcdefgh short plain text") == "*** short plain text"
+    assert texts.Secrets("12345678").hide_in_completion("a 12345678") == "a ***"
+    two = texts.Secrets("first-0123456789", "second-0123456789")
+    assert two.hide("second-01 and first-01 and second-0123") == "*** and *** and ***"
     for longer in ("abcdefghij", "Aabcdefgh"):
         assert texts.Secrets("abcdefgh", longer).hide(longer) == "***"
 
@@ -71,12 +74,14 @@ class _Tokenizer:
         self.adds = adds
 
     def __call__(self, _text):
-        return {"input_ids": [1] if self.adds else []}
+        return {"input_ids": self.adds}
 
 
 def test_the_beginning_of_a_prompt():
-    assert texts.without_bos("<s>a<s>", _Tokenizer(True)) == "a<s>"
-    assert texts.without_bos("<s>a", _Tokenizer(False)) == "<s>a"
-    without = _Tokenizer(True)
+    for adds in ([1], [1, 2]):
+        assert texts.without_bos("<s>a<s>", _Tokenizer(adds)) == "a<s>"
+    for adds in ([], [2]):
+        assert texts.without_bos("<s>a", _Tokenizer(adds)) == "<s>a"
+    without = _Tokenizer([1])
     without.bos_token = None
     assert texts.without_bos("<s>a", without) == "<s>a"

@@ -21,6 +21,8 @@ WRONG = {
     "deep": ("[" * 3000 + "]" * 3000, "nested too deeply"),
     "tab": ("a:\n\tb: 1", "is not YAML"),
     "no such day": ("a: 2020-13-45", "is not YAML: month must be"),
+    "a list as a mapping": ("a: !!map [1]", "is not YAML: expected a mapping"),
+    "a list as a key": ("? [a]\n: b", "is not YAML: .*unhashable key"),
     "code": ("a: !!python/object/apply:os.getcwd []", "is not YAML"),
 }
 
@@ -42,3 +44,14 @@ def test_merges_and_aliases_are_yaml_as_ever(tmp_path):
     base = {"engine": "openai", "model": "m"}
     two, three = base | {"model": "n"}, base | {"k": 1, "model": "o"}
     assert read_yaml(tmp_path / "r.yaml") == {"base": base, "one": base, "two": two, "three": three}
+
+
+def test_the_largest_that_is_read():
+    """A list of 271 lists of 368 values is 100,000 values."""
+    wide = "[&a [" + ", ".join("0" * 368) + "]" + ", *a" * 270
+    assert len(parse_yaml(wide + "]", "r.yaml")) == 271
+    with pytest.raises(ValueError, match="too large"):
+        parse_yaml(wide + ", 0]", "r.yaml")
+    assert parse_yaml("[" * 50 + "0" + "]" * 50, "r.yaml")
+    with pytest.raises(ValueError, match="too large"):
+        parse_yaml("[" * 51 + "0" + "]" * 51, "r.yaml")
