@@ -64,7 +64,7 @@ def test_the_question():
     assert messages.text_of([SYSTEM, USER, BEGUN, other]) == "Where?"
     assert messages.text_of([SYSTEM, USER, BEGUN]) == "Why?"
     assert messages.text_of([SEEN]) == "What is this?"
-    assert messages.text_of([BEGUN]) == "Because"
+    assert messages.text_of([BEGUN, {**BEGUN, "content": "of"}]) == "Because"
     two = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert messages.text_of([{"role": "user", "content": two}]) == "ab"
     assert messages.text_of([{"role": "user", "content": [two[0], IMAGE, two[1]]}]) == "a b"

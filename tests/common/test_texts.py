@@ -63,6 +63,7 @@ def test_secrets_are_hidden(monkeypatch):
     assert texts.Secrets("12345678").hide_in_completion("a 12345678") == "a ***"
     two = texts.Secrets("first-0123456789", "second-0123456789")
     assert two.hide("second-01 and first-01 and second-0123") == "*** and *** and ***"
+    assert two.hide("first-01second-01") == "******"
     for longer in ("abcdefghij", "Aabcdefgh"):
         assert texts.Secrets("abcdefgh", longer).hide(longer) == "***"
 
