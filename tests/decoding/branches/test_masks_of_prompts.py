@@ -30,7 +30,11 @@ def test_source_texts_are_padded_on_either_side():
 
 def test_the_error_says_what_looks_like_padding():
     refuse_unknown_padding(torch.tensor([[5, 7, 5]]), "Model")
-    refuse_unknown_padding(torch.tensor([[5]]), "Model")
+    for row in ([5], [5, 6], [5, 7, 5, 6], [5, 6, 6], [5, 6, 7, 7], [5, 6, 7, 8, 9]):
+        refuse_unknown_padding(torch.tensor([row]), "Model")
+    for row in ([5, 5], [5, 6, 6, 6], [9, 2, 5]):
+        with pytest.raises(ValueError, match="in a prompt whose first or last tokens look like padding: "):
+            refuse_unknown_padding(torch.tensor([row, row]), "Model", BOS)
     with pytest.raises(ValueError, match="in a prompt whose first or last tokens look like padding: "):
         refuse_unknown_padding(torch.tensor([[5, 5, 7]]), "Model")
     with pytest.raises(ValueError, match="in several prompts: "):
@@ -43,6 +47,20 @@ def test_other_tokens_before_the_beginning_of_a_text_are_found_in_every_row(late
     with pytest.raises(ValueError, match="have token 9 before the BOS token 2"):
         find_padding(rows, [0], bos_id=BOS)
     assert find_padding(rows[:2], [0], bos_id=BOS).all()
+
+
+def test_rows_of_one_token_have_no_beginning_of_a_text():
+    with pytest.warns(UserWarning, match="token 9 twice"):
+        assert find_padding(torch.tensor([[9, 9], [2, 5]]), [0], bos_id=BOS).all()
+    assert find_padding(torch.tensor([[9, 2, 5], [9, 2, 6]]), [0], bos_id=BOS).all()  # no prompt begins with it
+
+
+def test_padding_on_the_right_is_rejected():
+    assert find_padding(torch.tensor([[5, 0], [7, 0]]), [0]).all()  # a text may end with the token
+    assert find_padding(torch.tensor([[0, 0], [7, 0]]), [0]).tolist() == [[0, 1], [1, 1]]
+    for rows in ([[5, 6], [7, 0]], [[5, 0, 0], [7, 6, 0]], [[5, 6, 0], [0, 7, 8]]):
+        with pytest.raises(ValueError, match="some prompts end in pad tokens, so they are padded on the right"):
+            find_padding(torch.tensor(rows), [0])
 
 
 def test_a_pad_token_that_begins_texts_is_ambiguous_only_if_every_prompt_begins_with_it():
