@@ -459,6 +459,23 @@ def test_other_metrics_are_compared_by_swapping_their_counts():
     assert test["p"] == expected.p
 
 
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_rival_is_the_best_row_that_is_no_control(higher):
+    docs, column, shares = comparisons.documents(20), Column("one"), {"greedy": 9, "low": 3, "high": 6, "cd": 5}
+    rows = [
+        ComparisonRow(name="greedy", role="baseline"),
+        ComparisonRow(name="low", role="control", against=("greedy",)),
+        ComparisonRow(name="high", role="control", against=("greedy",)),
+        ComparisonRow(name="cd", role="method", against=("greedy",)),
+    ]
+    for name, right in shares.items():
+        column.runs[name] = [comparisons.run(docs, [None] * 20, metrics=[{"acc": float(i < right)} for i in range(20)])]
+    made = summarise(comparisons.task(bucket=None, higher=higher), rows, [column], resamples=50)
+    found = {row["name"]: row["cells"]["one"]["rival"] for row in made["rows"]}
+    assert found["cd"]["against"] == ("high" if higher else "low")
+    assert [found[name] for name in ("greedy", "low", "high")] == [None] * 3
+
+
 def test_one_answer_per_document_is_mcnemars_test():
     """The same four documents: one p, whether the row has one seed or the metric is a mean."""
     docs = comparisons.documents(30)
