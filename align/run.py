@@ -150,12 +150,14 @@ def _make_trainer(data: Any, args: Any, model: Any, train: Any, evaluation: Any)
 
 def _checkpoint(trainer: Any) -> Any:
     """Return the checkpoint to resume from: the newest complete one for the value `last`, or None."""
-    from contralto.align.trl_compat import last_checkpoint
+    from contralto.align.monitoring.output_folder import checkpoints, last_checkpoint
 
     checkpoint = trainer.args.resume_from_checkpoint
     if checkpoint in ("last", "true", "True"):
         checkpoint = last_checkpoint(trainer.args.output_dir)
-        trainer.accelerator.print(f"going on from {checkpoint}" if checkpoint else "no checkpoint yet: starting")
+        others = checkpoints(trainer.args.output_dir)
+        hint = f"; {others[max(others)]} is of an earlier run: give its path to resume that" if others else ""
+        trainer.accelerator.print(f"going on from {checkpoint}" if checkpoint else f"no checkpoint yet: starting{hint}")
     return checkpoint
 
 

@@ -11,7 +11,6 @@ Two things that are no private parts are relied on as well. transformers uses an
 a mask it takes position ids that start again for the beginning of another sequence.
 """
 
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -37,7 +36,6 @@ __all__ = [
     "default_attention",
     "gathered",
     "is_stateful",
-    "last_checkpoint",
     "record_metrics",
     "tracking_links",
     "use_adapter",
@@ -272,23 +270,6 @@ def is_stateful(model_class: Any) -> bool:
         model_class: a model class of transformers 5.23.
     """
     return bool(model_class._is_stateful)
-
-
-def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
-    """Return the newest checkpoint of a run that was written completely, None if there is none.
-
-    `trainer_state.json` is what the Trainer writes last. A run that is killed while it saves leaves a checkpoint without it, which
-    `get_last_checkpoint` of transformers 5.23 would choose: see https://github.com/huggingface/transformers/issues/35782.
-
-    Args:
-        folder: the run's `output_dir`.
-
-    Examples:
-        >>> last_checkpoint("no/such/folder")
-    """
-    complete = [path.parent for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
-    steps = {int(path.name.removeprefix("checkpoint-")): path for path in complete}
-    return str(steps[max(steps)]) if steps else None
 
 
 def gathered(model: Any) -> AbstractContextManager[Any]:

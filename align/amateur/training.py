@@ -26,9 +26,9 @@ def train_amateur(config: AmateurConfig, student: Path, texts: Sequence[Text], o
     """
     from datasets import Dataset
 
+    from contralto.align.monitoring.output_folder import last_checkpoint
     from contralto.align.trainers.distillation import DistillationPairTrainer
     from contralto.align.trainers.distillation_config import DistillationConfig
-    from contralto.align.trl_compat import last_checkpoint
 
     accelerated = torch.accelerator.is_available()
     steps = config.steps if config.steps is not None else -1

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import is_peft_model
+
 from contralto.align.cards.model_card import TrainedCard, write_model_card
+from contralto.align.monitoring.output_folder import OutputFolder, last_checkpoint, set_adapter_aside
 
 __all__ = ["CardMixin"]
 
@@ -15,7 +18,12 @@ logger = logging.getLogger(__name__)
 class CardMixin:
     """Write a model card with method, paper, data, settings, figures and versions, where TRL writes its draft.
 
-    TRL calls `create_model_card` at every checkpoint and before a push to the hub.
+    TRL calls `create_model_card` at every checkpoint and before a push to the hub. What an earlier run left in the output folder is kept
+    apart, see `OutputFolder`.
+
+    Args:
+        args: see the trainer that the class is mixed into.
+        kwargs: its other arguments.
 
     Attributes:
         card_datasets: the data sets as the user named them.
@@ -23,9 +31,32 @@ class CardMixin:
 
     card_datasets: Sequence[str] = ()
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["callbacks"] = [OutputFolder(), *(kwargs.get("callbacks") or ())]
+        super().__init__(*args, **kwargs)
+
     def describe_training(self) -> TrainedCard:
         """Return what the card says of the method."""
         raise NotImplementedError
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train, and resume a run only from its own checkpoints.
+
+        Args:
+            resume_from_checkpoint: True takes the newest complete checkpoint of the latest run in the output folder; a path that one.
+            kwargs: the other arguments of `transformers.Trainer.train`.
+
+        Raises:
+            ValueError: there is no such checkpoint.
+        """
+        if resume_from_checkpoint is True:
+            folder: Any = self.args.output_dir  # type: ignore[attr-defined]  # of the trainer
+            resume_from_checkpoint = last_checkpoint(folder)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"the latest run in {folder} has no complete checkpoint: leave resume_from_checkpoint out, or give the path of one"
+                )
+        return super().train(resume_from_checkpoint, **kwargs)  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, **kwargs: Any) -> None:
         """Save the model, and its card if the folder is the output folder.
@@ -36,6 +67,8 @@ class CardMixin:
         """
         super().save_model(output_dir, **kwargs)  # type: ignore[misc]  # of the trainer that the class is mixed into
         own: Any = self
+        if own.is_world_process_zero() and not is_peft_model(own.accelerator.unwrap_model(own.model)):
+            set_adapter_aside(Path(output_dir or own.args.output_dir))
         if Path(output_dir or own.args.output_dir).resolve() == Path(own.args.output_dir).resolve():
             # peft has just written a draft, with the path of the base model:
             # https://github.com/huggingface/transformers/pull/27754

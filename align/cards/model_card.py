@@ -11,7 +11,7 @@ from accelerate.utils import is_peft_model
 
 from contralto.align.cards.front_matter import base_model_of, card_text, hub_ids, public_name, public_value
 from contralto.align.cards.methods import CardMethod
-from contralto.align.monitoring.record import RECORD, Record
+from contralto.align.monitoring.record import Record
 from contralto.align.monitoring.report import mean_with_error, verdict
 from contralto.align.trainers.settings import changed_settings, option_values
 from contralto.align.trl_compat import tracking_links
@@ -117,6 +117,8 @@ class TrainedCard(NamedTuple):
     teacher: str | None = None
     unread: frozenset[str] = frozenset()
     """Options of the trainer that the method does not read."""
+    record: Record | None = None
+    """The measurements of this run; those of other runs in its output folder do not describe the model."""
 
 
 def write_model_card(
@@ -192,7 +194,7 @@ def _body(trainer: Any, about: TrainedCard, datasets: Sequence[str], facts: Mapp
         finalize=inline,
     )
     environment.filters |= {"fenced": fenced, "cells": _cells}
-    record = _record(Path(trainer.args.output_dir))
+    record = about.record if about.record is not None and len(about.record.points) > 1 else None
     papers = {paper.arxiv: paper for method in about.methods for paper in method.papers}
     methods = [
         {**method._asdict(), "weight": weight} for method, weight in zip(about.methods, about.weights, strict=True)
@@ -282,14 +284,6 @@ def _round_note(dataset: str) -> str:
         f" These are the pairs of round {one['number']} of {one['rounds']}, on policy: {inline(writer)} wrote them in the role "
         f"{inline(one['role'])} of the recipe {inline(Path(one['data_recipe']).name)}."
     )
-
-
-def _record(folder: Path) -> Record | None:
-    """Return the monitor's record of a run, if there is one with measurements."""
-    if not (folder / RECORD).is_file():
-        return None
-    record = Record.load(folder)
-    return record if len(record.points) > 1 else None
 
 
 def _figures(trainer: Any, record: Record | None) -> Figures | None:

@@ -97,6 +97,8 @@ class PreferenceTrainer(StagedTrainer):
     """
 
     _tag_names = ["trl", "contralto"]  # noqa: RUF012
+    monitor: Monitor | None = None
+    """The callback that audits and measures, if there is one."""
 
     def __init__(self, model: Any, ref_model: Any = None, args: PreferenceConfig | None = None, **kwargs: Any) -> None:
         args, model = require_config(args, PreferenceConfig), located(model)
@@ -113,8 +115,8 @@ class PreferenceTrainer(StagedTrainer):
             args = copy.copy(args)
             args.monitor_pairs, args.report = 0, False  # they compare the completions of a pair under one image
         if args.audit != "off" or args.monitor_pairs:
-            monitor = Monitor(self, {name: kwargs.get(name) for name in ("train_dataset", "eval_dataset")})
-            kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), monitor]
+            self.monitor = Monitor(self, {name: kwargs.get(name) for name in ("train_dataset", "eval_dataset")})
+            kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), self.monitor]
         super().__init__(model, ref_model, args=args, **kwargs)
         if not self.uses_reference:
             self.ref_model = None
@@ -133,6 +135,7 @@ class PreferenceTrainer(StagedTrainer):
             verb="trained on preference pairs",
             notation=preference_notation(),
             tags=["preference", *losses],
+            record=None if self.monitor is None else self.monitor.record,
         )
 
     # ------------------------------------------------------------------------------------------------------ the stages

@@ -108,8 +108,7 @@ def preference(folder, **how):
 
 
 def test_the_card_has_method_data_figures_settings_and_versions(tmp_path):
-    full().save(tmp_path)
-    one = preference(tmp_path)
+    one = preference(tmp_path, monitor=SimpleNamespace(record=full()))
     one.card_datasets = ["some/pairs"]
     one.create_model_card(tags="mine")
     card = ModelCard.load(tmp_path / "README.md")
@@ -136,6 +135,18 @@ def test_the_card_has_method_data_figures_settings_and_versions(tmp_path):
         "transformers 5.",
     ):
         assert shown in text, shown
+
+
+@pytest.mark.parametrize("trainer", [PreferenceTrainer, SimCTGTrainer])
+def test_the_card_shows_no_measurements_of_another_run(tmp_path, trainer):
+    """Such as one that was killed, and whose monitor.json is still in the folder."""
+    full().save(tmp_path)
+    made = preference(tmp_path)
+    one = made if trainer is PreferenceTrainer else trained(trainer, SimCTGConfig(str(tmp_path)), train_dataset=[0])
+    one.create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    assert "likelier" not in text
+    assert "change of log p" not in text
 
 
 def test_the_card_says_nothing_of_the_machine(tmp_path):

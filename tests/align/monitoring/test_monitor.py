@@ -27,6 +27,7 @@ from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.preference import PreferenceTrainer
 from contralto.align.trainers.settings import changed_settings
 from contralto.common.columns import as_dataset
+from contralto.common.hub import adapter_base
 from contralto.data_gen.checks import ches
 from contralto.testbed import worlds
 
@@ -563,6 +564,30 @@ def test_a_resumed_run_counts_from_the_start(tmp_path, caplog):
     trainer(tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert [point.step for point in Record.load(tmp_path).points] == [2, 3, 4]
     assert "no record of this run's start" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_second_training_is_not_described_by_the_first(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "report": True}
+    trainer(tmp_path, lora={}, max_steps=4, **options).train()
+    second = trainer(tmp_path, max_steps=3, monitor_pairs=0, save_strategy="no")
+    second.train()
+    second.save_model()
+    card = (tmp_path / "README.md").read_text()
+    assert "likelier" not in card
+    assert "(step 3)" in card
+    assert not (tmp_path / "monitor.json").exists()
+    with pytest.raises(ValueError, match=r"the latest run in .* has no complete checkpoint"):
+        second.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.slow
+def test_a_model_is_saved_over_an_adapter(tmp_path):
+    for lora, expected in (({}, True), (None, False)):
+        one = trainer(tmp_path, lora=lora, max_steps=1, monitor_pairs=0)
+        one.train()
+        one.save_model()
+        assert (adapter_base(str(tmp_path)) is not None) is expected
 
 
 # ------------------------------------------------------------------------------------------------------------ the report

@@ -38,6 +38,7 @@ from contralto import testbed
 from contralto.align import run as align_run
 from contralto.align.losses.objective import Objective, Pairs
 from contralto.align.losses.registry import BUILT_IN, LOSSES
+from contralto.align.monitoring.output_folder import last_checkpoint
 from contralto.align.trainers.base import LastLog
 from contralto.align.trainers.batches import IGNORED, PairBatch
 from contralto.align.trainers.config import PreferenceConfig
@@ -45,7 +46,6 @@ from contralto.align.trainers.layouts import LAYOUTS
 from contralto.align.trainers.preference import PreferenceTrainer
 from contralto.align.trainers.preference_checks import check_preference
 from contralto.align.trainers.scoring import Scoring, install_head
-from contralto.align.trl_compat import last_checkpoint
 from contralto.cli import align as cli_align
 from contralto.testbed import worlds
 
