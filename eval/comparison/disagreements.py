@@ -55,9 +55,11 @@ def _per_document(measurement: MetricCounts) -> Array:
 
 def _document(frame: TaskFrame, column: Column, names: Sequence[str], scores: Array, i: int) -> dict[str, Any]:
     sample = column.runs[names[0]][0].samples[i]
+    own = [column.runs[name][0].samples[i] for name in names]
+    texts = [each.chosen.get(frame.metric, each.answer) for each in own]
     answers = [
-        {"row": name, "text": column.runs[name][0].samples[i].answer, "score": float(scores[at, i])}
-        for at, name in enumerate(names)
+        {"row": name, "text": text, "score": float(score)}
+        for name, text, score in zip(names, texts, scores[:, i], strict=True)
     ]
     document = {"number": sample.number, "prompt": sample.prompt, "target": _target(sample), "said": answers}
     if frame.buckets:

@@ -47,17 +47,22 @@ class Sample(NamedTuple):
     target: str
     answer: str
     """The completion, or the option with the highest likelihood."""
+    chosen: Mapping[str, str]
+    """The option that a metric counts as the answer, by metric, where it is another score that decides."""
     is_invalid: bool
     """True if the task's filter found no answer in the completion."""
     metrics: dict[str, Any]
 
 
-def read_samples(lines: Iterable[Mapping[str, Any]], *, filter_name: str | None = None) -> list[Sample]:
+def read_samples(
+    lines: Iterable[Mapping[str, Any]], *, filter_name: str | None = None, delimiter: str = " "
+) -> list[Sample]:
     """Read the documents of a run as lm-eval logged them, sorted by number.
 
     Args:
         lines: The rows of a `samples_*.jsonl`.
         filter_name: The filter whose answers to read; None for the first one.
+        delimiter: What stands between a prompt and an option, and is no part of the option.
 
     Returns:
         One sample per document.
@@ -73,15 +78,16 @@ def read_samples(lines: Iterable[Mapping[str, Any]], *, filter_name: str | None 
         raise ValueError(
             f"the task has no filter {filter_name!r}{did_you_mean(filter_name, names)}: it has {', '.join(names)}"
         )
-    chosen = [_sample(row) for row in rows if row["filter"] == (filter_name or names[0])]
+    chosen = [_sample(row, delimiter) for row in rows if row["filter"] == (filter_name or names[0])]
     return sorted(chosen, key=lambda sample: sample.number)
 
 
-def _sample(row: Mapping[str, Any]) -> Sample:
+def _sample(row: Mapping[str, Any], delimiter: str) -> Sample:
     requests = request_arguments(row["arguments"])
     filtered = row["filtered_resps"]
+    chosen: dict[str, str] = {}
     if len(requests) > 1 or isinstance(requests[0][1] if len(requests[0]) > 1 else {}, str):
-        answer = _likeliest_option(requests, row["resps"])
+        answer, chosen = _best_options(requests, row, delimiter)
     else:
         answer = first_response(row["resps"])
     return Sample(
@@ -91,6 +97,7 @@ def _sample(row: Mapping[str, Any]) -> Sample:
         str(requests[0][0]),
         str(row["target"]),
         answer,
+        chosen,
         INVALID in (filtered if isinstance(filtered, list) else [filtered]),
         {name: row[name] for name in row["metrics"]},
     )
@@ -108,9 +115,22 @@ def request_arguments(arguments: Any) -> list[list[Any]]:
     return [[part for part in each if not (isinstance(part, Mapping) and media & set(part))] for each in arguments]
 
 
-def _likeliest_option(requests: Sequence[Sequence[Any]], responses: Any) -> str:
-    best = int(np.argmax([_likelihood(response) for response in responses]))
-    return str(requests[best][1] if len(requests[best]) > 1 else requests[best][0]).strip()
+def _best_options(
+    requests: Sequence[Sequence[Any]], row: Mapping[str, Any], delimiter: str
+) -> tuple[str, dict[str, str]]:
+    """Return the likeliest option, and those that lm-eval's other metrics take: per character or byte, and less the one without prompt."""
+    scores = np.array([_likelihood(response) for response in row["resps"]])
+    options = [str(each[1] if len(each) > 1 else each[0]) for each in requests]
+    found = {}
+    if "acc_mutual_info" in row["metrics"] and len(options) % 2 == 0:  # the second half has no prompt
+        half = len(options) // 2
+        scores, alone = scores[:half], scores[half:]
+        found["acc_mutual_info"] = options[int(np.argmax(scores - alone))].strip()
+    texts = [option.removeprefix(delimiter) for option in options[: len(scores)]]
+    for name, length in (("acc_norm", len), ("acc_bytes", lambda text: len(text.encode()))):
+        sizes = np.array([max(1, length(text)) for text in texts])
+        found[name] = options[int(np.argmax(scores / sizes))].strip()
+    return options[int(np.argmax(scores))].strip(), {name: text for name, text in found.items() if name in row["metrics"]}
 
 
 def _likelihood(response: Any) -> float:

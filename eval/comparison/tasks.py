@@ -157,7 +157,8 @@ class Task:
         Args:
             lines: The rows of a `samples_*.jsonl`.
         """
-        return read_samples(lines, filter_name=self.filter)
+        config = getattr(self.task, "config", None)
+        return read_samples(lines, filter_name=self.filter, delimiter=getattr(config, "target_delimiter", " "))
 
     def metric_of(self, samples: Sequence[Sample]) -> str:
         """Return the metric to compare: the requested one, the task's main one, or the first of the usual ones.

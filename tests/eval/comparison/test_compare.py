@@ -171,7 +171,23 @@ def test_options_are_told_by_their_likelihoods():
     line = _line(acc=0.0)
     line |= {"arguments": [("Why?", " no"), ("Why?", " yes")], "resps": [[["-3.0", "False"]], [["-1.5", "True"]]]}
     (sample,) = read_samples([line])
-    assert sample.answer == "yes"
+    assert (sample.answer, sample.chosen) == ("yes", {})
+
+
+def test_each_metric_has_its_own_answer():
+    """As lm-eval: totals, totals per character and per byte of an option, and totals less those without the prompt."""
+    options = [" no", " yes indeed", " \u00e9\u00e9\u00e9\u00e9"]
+    totals, alone = [-3.0, -8.0, -4.4], [-1.0, -7.5, -0.1]
+    asked = [("Why?", option) for option in options] + [("", option) for option in options]
+    line = _line(acc=0.0, acc_norm=1.0, acc_bytes=0.0, acc_mutual_info=0.0)
+    line |= {"arguments": asked, "resps": [[[total, False]] for total in totals + alone]}
+    (sample,) = read_samples([line])
+    assert sample.answer == "no"
+    assert sample.chosen == {"acc_norm": "yes indeed", "acc_bytes": "\u00e9" * 4, "acc_mutual_info": "yes indeed"}
+    line["metrics"] = ["acc", "acc_norm"]
+    line |= {"arguments": [("Why?", " a"), ("Why?", " bbbb")], "resps": [[[-1.0, False]], [[-3.2, False]]]}
+    found = [read_samples([line], delimiter=delimiter)[0].chosen for delimiter in (" ", "")]
+    assert found == [{"acc_norm": "bbbb"}, {"acc_norm": "a"}]  # the space is no part of an option
 
 
 def test_filters_are_told_apart():
