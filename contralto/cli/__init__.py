@@ -28,36 +28,52 @@ class Command(NamedTuple):
     """The extra of contralto that installs what the command needs."""
     has_parser: bool = True
     """Whether the flags are its own."""
+    resumes: str = ""
+    """What goes on after an interruption; empty if nothing is kept."""
 
 
 COMMANDS = {
     command.name: command
     for command in (
-        Command("generate", "decode prompts with any model, by any contrastive method", extra="vision"),
+        Command(
+            "generate",
+            "decode prompts with any model, by any contrastive method",
+            extra="vision",
+            resumes="the same command with --resume goes on, if it writes to --output",
+        ),
         Command("explain", "show on a page what a contrast did to a text, token by token", extra="vision"),
         Command(
             "eval",
             "evaluate by contrast: lm-eval's own command line, with contralto's models and tasks",
             extra="eval",
             has_parser=False,
+            resumes="the same command with --use_cache FILE would go on",
         ),
         Command(
             "compare",
             "run tasks under several decoders on the same documents, with the controls that could explain a gain",
             extra="eval",
+            resumes="the same command goes on: finished runs and answers are kept in its output",
         ),
-        Command("data", "make preference pairs by contrast: preview, estimate, run, resume", extra="data"),
+        Command(
+            "data",
+            "make preference pairs by contrast: preview, estimate, run, resume",
+            extra="data",
+            resumes="the same command goes on: every answer is kept",
+        ),
         Command(
             "align",
             "train on pairs by contrast: preferences, distillation, on-policy rounds; every flag of trl dpo",
             extra="align",
             has_parser=False,
+            resumes="--resume_from_checkpoint last goes on from the last checkpoint, if there is one",
         ),
         Command("convert", "make a folder that every command reads from a GGUF file", extra="convert"),
         Command(
             "amateur",
             "make a smaller model of a model, to contrast it with: fewer layers, trained on texts that it writes",
             extra="align",
+            resumes="the same command goes on: its texts are kept",
         ),
         Command(
             "serve",
@@ -91,8 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", RENAMED, FutureWarning)
     argv = sys.argv[1:] if argv is None else list(argv)
     name = argv[0] if argv else ""
-    extra = COMMANDS[name].extra if name in COMMANDS else ""
-    return guarded(name, lambda: _run(argv), extra=extra, debug="--debug" in argv)
+    extra, resumes = (COMMANDS[name].extra, COMMANDS[name].resumes) if name in COMMANDS else ("", "")
+    return guarded(name, lambda: _run(argv), extra=extra, resumes=resumes, debug="--debug" in argv)
 
 
 def _run(argv: Sequence[str]) -> None:

@@ -51,7 +51,13 @@ DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "mauve": "mauve-text"}
 
 
 def guarded(
-    command: str, run: Callable[[], object], *, extra: str = "", debug: bool = False, quiet: bool = False
+    command: str,
+    run: Callable[[], object],
+    *,
+    extra: str = "",
+    resumes: str = "",
+    debug: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Run a command and return its exit status.
 
@@ -59,6 +65,7 @@ def guarded(
         command: the name of the command, with which the sentence begins.
         run: the function to run.
         extra: the extra of contralto that the command needs, by default the one of its name.
+        resumes: what goes on after an interruption, for the sentence about it.
         debug: raise every error.
         quiet: print no sentence, as in all processes but the first.
 
@@ -72,13 +79,13 @@ def guarded(
         run()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        return 130
+        return _interruption(command, resumes, quiet=quiet)
     except BrokenPipeError:  # whoever read the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
         if _interrupted(error):
-            return 130
+            return _interruption(command, resumes, quiet=quiet)
         if debug or not is_mistake(error):
             raise
         if not quiet:
@@ -86,6 +93,12 @@ def guarded(
             print(f"contralto {command}: {text}", file=sys.stderr)
         return 2
     return 0
+
+
+def _interruption(command: str, resumes: str, *, quiet: bool) -> int:
+    if not quiet:
+        print(f"\ncontralto {command}: interrupted{'; ' if resumes else ''}{resumes}", file=sys.stderr)
+    return 130
 
 
 @contextmanager

@@ -130,7 +130,9 @@ def _best_options(
     for name, length in (("acc_norm", len), ("acc_bytes", lambda text: len(text.encode()))):
         sizes = np.array([max(1, length(text)) for text in texts])
         found[name] = options[int(np.argmax(scores / sizes))].strip()
-    return options[int(np.argmax(scores))].strip(), {name: text for name, text in found.items() if name in row["metrics"]}
+    return options[int(np.argmax(scores))].strip(), {
+        name: text for name, text in found.items() if name in row["metrics"]
+    }
 
 
 def _likelihood(response: Any) -> float:

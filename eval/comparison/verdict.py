@@ -79,7 +79,7 @@ def conclude(comparison: dict[str, Any]) -> None:
         comparison: The result of `compare`, with Holm's p; changed in place. A task's `verdict` is None without a method,
             or has `kind` (`win`, `explained` by a control, or `none`), `sentence`, `row` (the best method), `baseline`, `against` (the
             row that decides: the control that explains the gain, or the baseline), `scores` of baseline and method, `gain` (mean of the
-            models) and `gains`, `models` (won, tested), `p`, `cost` (times the baseline's operations; None if they were not counted),
+            models) and `gains`, `models` (won, tested), `methods` (the number compared), `p`, `cost` (times the baseline's operations; None if they were not counted),
             `detectable` (against the row that decides, with the model where it is largest; None if none can be found), and `controls`,
             each with `name`, `score`, `difference`, `p`, `beaten` of `models`. The comparison's `verdict` has `sentence`.
     """
@@ -139,6 +139,7 @@ def _verdict(task: Mapping[str, Any], line: _MethodLine, sizes: Mapping[tuple[st
         "gain": fmean(line.gains),
         "gains": line.gains,
         "models": [len(won), len(cells)],
+        "methods": line.methods,
         "p": line.p(decisive),
         "cost": None if None in costs else fmean(cost for cost in costs if cost is not None),
         "detectable": None if None in smallest else max(each for each in smallest if each is not None),

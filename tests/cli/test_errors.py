@@ -75,7 +75,7 @@ def test_type_errors_are_mistakes_where_contralto_raises_them(capsys):
                 errors.guarded("test", scope["refuse"])
 
 
-def test_interruptions():
+def test_interruptions(capsys):
     def interrupted_import():
         try:
             raise KeyboardInterrupt
@@ -83,7 +83,10 @@ def test_interruptions():
             raise ImportError("numpy could not be initialised") from None
 
     for run in (lambda: _raise(KeyboardInterrupt()), interrupted_import):
-        assert errors.guarded("test", run) == 130
+        assert errors.guarded("test", run, resumes="it goes on") == 130
+        assert capsys.readouterr().err == "\ncontralto test: interrupted; it goes on\n"
+    assert errors.guarded("test", interrupted_import, quiet=True) == errors.guarded("test", interrupted_import) == 130
+    assert capsys.readouterr().err == "\ncontralto test: interrupted\n"
     with pytest.raises(ImportError, match=r"^numpy could not"), errors.during("where"):
         interrupted_import()
 

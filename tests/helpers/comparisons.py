@@ -47,7 +47,9 @@ def run(docs, answers, *, metrics=None, **counts):
         }  # fmt: skip
         identity = Identity(f"doc {i}", f"prompt {i}", f"target {i}")
         shown = {True: "yes", False: "no", None: "<b>perhaps</b>"}[said]
-        samples.append(Sample(identity, i, doc, f"<|user|>question {i} & more", str(doc["label"]), shown, {}, False, own))
+        samples.append(
+            Sample(identity, i, doc, f"<|user|>question {i} & more", str(doc["label"]), shown, {}, False, own)
+        )
     return Run(samples, **counts)
 
 

@@ -112,9 +112,13 @@ def _test_table(task: Mapping[str, Any]) -> Table:
     note = (
         "Answers that only the first gets right / only the second, of all seeds; other metrics: the difference with the interval of the "
         f"paired bootstrap. p: of the exact permutation test, which exchanges the two within {_units(task)} (McNemar's exact test where "
-        "that is one right or wrong answer). In brackets: p after Holm's adjustment over splits and models of one line. After finds: the "
-        "smallest difference that this test would find four times in five, at p < 0.05 before the adjustment."
+        "that is one right or wrong answer). "
     )
+    if any(
+        test["holm"] != test["p"] for row in task["rows"] for cell in row["cells"].values() for test in cell["tests"]
+    ):
+        note += "In brackets: p after Holm's adjustment over splits and models of one line. "
+    note += "After finds: the smallest difference that this test would find four times in five, at p < 0.05 before any adjustment."
     return Table("Against the controls", note, list(task["columns"]), rows)
 
 

@@ -40,7 +40,8 @@ def _controls(task: Mapping[str, Any]) -> str:
     """Return the scores of the best method of a task and of its controls in one line."""
     verdict = task["verdict"]
     others = ", ".join(f"{each['name']} {each['score']:.3f} (p {each['p']:.1g})" for each in verdict["controls"])
-    return f"{task['name']}: {verdict['row']} {verdict['scores'][1]:.3f}, against {others}"
+    times = f"; p of the tables, times {verdict['methods']} methods" if verdict["methods"] > 1 else ""
+    return f"{task['name']}: {verdict['row']} {verdict['scores'][1]:.3f}, against {others}{times}"
 
 
 def _rich_table(table: Table) -> Group:
