@@ -155,7 +155,10 @@ def _root(data_dir: str | None) -> Path:
 
 def _check_images(folder: Path, names: Sequence[str]) -> None:
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}, where the images should be")
+        raise ValueError(
+            f"there is no folder {folder}, where the images should be: put them there, or name their folder as coco_images or "
+            "gqa_images in metadata"
+        )
     present = {path.name for path in folder.iterdir()}
     missing = [name for name in dict.fromkeys(names) if name not in present]
     if missing:
