@@ -28,6 +28,7 @@ from contralto.data_gen.pipeline import Result, replay
 from contralto.data_gen.recipe import Recipe
 from contralto.data_gen.score_memory import remembered_scores
 from contralto.data_gen.store import Store
+from contralto.data_gen.strategies.verdicts import verdict_of
 from contralto.data_gen.types import Pair, Rejected, Row
 
 __all__ = ["Exported", "export", "folder_of", "pair_rows", "push_to_hub", "summary"]
@@ -50,6 +51,8 @@ class Exported(NamedTuple):
     """Rows under a strategy that are not finished."""
     cut: int = 0
     """Pairs with an answer that was cut off at its limit of tokens."""
+    unread: int = 0
+    """Replies of judges without a verdict."""
 
 
 def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
@@ -97,9 +100,17 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
     _save(pairs, folder)
     unfinished = sum(result.is_pending for result in results)
     cut = sum("length" in [row.get(f"{name}_finish_reason") for name in ("chosen", "rejected")] for row in pairs)
-    exported = Exported(len(pairs), len(lost["rejected"]), len(lost["failed"]), len(dropped), unfinished, cut)
+    exported = Exported(
+        len(pairs), len(lost["rejected"]), len(lost["failed"]), len(dropped), unfinished, cut, _unread(results)
+    )
     card.write(folder, pairs, summary(recipe, results, rows=len(rows), pairs=len(pairs), dropped=dropped_lines))
     return exported
+
+
+def _unread(results: Iterable[Result]) -> int:
+    """Return the number of judges' replies without a verdict, each counted once."""
+    verdicts = {t.request.key: answer for each in results for t, answer in each.answered if t.tag == "verdict"}
+    return sum(verdict_of(answer) is None for answer in verdicts.values())
 
 
 def folder_of(recipe: Recipe) -> Path:

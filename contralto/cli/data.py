@@ -167,6 +167,7 @@ def _finish(job: DataJob, args: argparse.Namespace, store: "Store") -> None:
 def _write(job: DataJob, store: "Store") -> None:
     from contralto.data_gen.export import export, folder_of
     from contralto.data_gen.publication import read_publication
+    from contralto.data_gen.strategies.replies import VERDICT
 
     exported = export(job.recipe, job.rows, store)
     print(
@@ -180,6 +181,8 @@ def _write(job: DataJob, store: "Store") -> None:
             f"{_count(exported.cut, 'pair')} with an answer that was cut off at max_new_tokens: raise it, or drop them with "
             "checks: {finish: {}} and filters: {finished: true}"
         )
+    if exported.unread:
+        print(f"{_count(exported.unread, 'reply')} of a judge without a verdict: it must have {VERDICT}")
     if exported.failed:
         print(
             f"the failed rows, with reasons: {folder_of(job.recipe) / 'failed.jsonl'}; retry-failed asks for them again"
@@ -189,7 +192,8 @@ def _write(job: DataJob, store: "Store") -> None:
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+    plural = f"{noun[:-1]}ies" if noun.endswith("ply") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def _export(job: DataJob, args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from contralto.data_gen import templates
 from contralto.data_gen.ranges import check_number
+from contralto.data_gen.strategies.replies import BETTER
 from contralto.data_gen.strategies.shared import MOST_ANSWERS, check_count, existing_answer, make_pair
 from contralto.data_gen.strategies.verdicts import load_judge_template
 from contralto.data_gen.types import Answer, Ask, Rejected, Row, Strategy, digest
@@ -59,7 +60,14 @@ def con_j(
         columns |= {"template": f"{judging.label} {hinting.label}", "judgement_source": "hinted"}
     judged = {**row, "prompt": templates.user_messages(prompt)}
     pairs = [make_pair(judged, *both, "con_j", **columns) for both in zip(good[:most], bad[:most], strict=False)]
-    return pairs or Rejected("no right and wrong judgement, not even with a hint")
+    return pairs or Rejected(_without_pairs(judgements))
+
+
+def _without_pairs(judgements: Sequence[Answer]) -> str:
+    """Return the reason why judgements make no pair."""
+    if all(_parse_better(judgement.text) is None for judgement in judgements):
+        return f"no judgement holds {BETTER}"
+    return "no right and wrong judgement, not even with a hint"
 
 
 def _hinted(

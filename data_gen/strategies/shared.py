@@ -156,7 +156,11 @@ def ask_scores(
     images = row.get("images", ())
     chats = [[*row["prompt"], {"role": "assistant", "content": text}] for text in texts]
     replies = yield [Ask(role=role, messages=chat, images=images, tag="score") for chat in chats]
-    return finite_scores([reply.text for reply in replies], len(texts))
+    try:
+        return finite_scores([reply.text for reply in replies], len(texts))
+    except ValueError as error:
+        given = ", ".join(repr(reply.text[:40]) for reply in replies[:3])
+        raise ValueError(f"the role {role!r} must reply with a finite number and nothing else, not {given}") from error
 
 
 def best_and_worst(row: Row, answers: Sequence[Answer], scores: Sequence[float], strategy: str) -> Pair | Rejected:

@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any, Literal, NamedTuple
 
 from contralto.data_gen import templates
+from contralto.data_gen.strategies.replies import VERDICT
 from contralto.data_gen.strategies.shared import ask_template, make_pair
 from contralto.data_gen.types import Answer, Ask, Pair, Rejected, Row, Strategy
 
@@ -23,6 +24,7 @@ __all__ = [
     "judged_pair",
     "load_judge_template",
     "parse_verdict",
+    "verdict_of",
 ]
 
 Verdict = Literal["A", "B", "tie"]
@@ -111,16 +113,20 @@ def compare_answers(
         for one, other in ((first, second), (second, first))
     ]
     verdicts = (
-        _as_position(_verdict_of(in_order), a="first", b="second"),
-        _as_position(_verdict_of(reversed_order), a="second", b="first"),
+        _as_position(verdict_of(in_order), a="first", b="second"),
+        _as_position(verdict_of(reversed_order), a="second", b="first"),
     )
     agreed = verdicts[0] if verdicts[0] == verdicts[1] else None
     winner = agreed if agreed in ("first", "second") else None
     return Comparison(winner, verdicts, in_order.text)  # type: ignore[arg-type]
 
 
-def _verdict_of(reply: Answer) -> Verdict | None:
-    """Return the verdict of a judge's reply; None for a truncated reply, whose reasons may name either."""
+def verdict_of(reply: Answer) -> Verdict | None:
+    """Return the verdict of a judge's reply; None for a truncated reply, whose reasons may name either.
+
+    Args:
+        reply: the reply; see `parse_verdict`.
+    """
     return None if reply.is_cut and len(reply.text.split()) > 3 else parse_verdict(reply.text)
 
 
@@ -224,7 +230,7 @@ def judged_pair(
 def _undecided(verdicts: tuple[str | None, str | None]) -> str:
     """Return the reason why two verdicts are no preference."""
     if None in verdicts:
-        return "the judge's verdict could not be read"
+        return f"the judge's reply has no verdict, or was cut off: it must have {VERDICT}"
     if verdicts == ("tie", "tie"):
         return "the judge sees a tie"
     return "the judge's verdict changes with the order of the answers"

@@ -154,6 +154,14 @@ def strategies() -> str:
     return sections(_own(STRATEGIES), skip=1)
 
 
+def replies() -> str:
+    """Return the requests to roles, and the replies that strategies read."""
+    from contralto.data_gen.strategies.replies import REPLIES
+
+    head = ("role", "last message of the request", "reply")
+    return table(head, [(", ".join(f"`{role}`" for role in each.roles), each.request, each.reply) for each in REPLIES])
+
+
 def checks() -> str:
     """Return the checks with their settings."""
     from contralto.data_gen.checks import CHECKS
@@ -309,6 +317,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sampling-options": sampling_options,
     "engines": engines,
     "strategies": strategies,
+    "replies": replies,
     "checks": checks,
     "training-recipes": training_recipes,
     "recipe-sources": recipe_sources,

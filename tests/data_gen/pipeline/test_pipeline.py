@@ -733,6 +733,19 @@ def test_a_changed_function_is_asked_again_and_a_line_says_so(folder, capsys):
     ]
 
 
+def test_replies_of_a_judge_without_a_verdict_are_counted(folder, capsys):
+    (folder / "my_judge.py").write_text("def judge(request):\n    return 'first'\n")
+    judge = {"engine": "function", "use": "my_judge:judge"}
+    path = write(
+        folder,
+        strategies=[{"use": "nparam", "judge": "judge"}],
+        roles={"larger": ECHO, "smaller": ECHO, "judge": judge},
+    )
+    cli.main(["data", "run", str(path)])
+    sys.modules.pop("my_judge")
+    assert '16 replies of a judge without a verdict: it must have a last line "Verdict: A"' in capsys.readouterr().out
+
+
 def test_sources_of_functions_move_with_their_store(tmp_path):
     one, two = (Store(tmp_path / f"{name}.sqlite") for name in "ab")
     asked = make_request(Ask(role="r", prompt="x"), engine={}, sampling=Sampling(), seed=0, row="a")

@@ -1,5 +1,6 @@
 """Strategies driven step by step: their requests, their pairs, and rejected settings."""
 
+import inspect
 import re
 
 import pytest
@@ -14,6 +15,7 @@ from contralto.data_gen.strategies.con_j import _parse_better, con_j
 from contralto.data_gen.strategies.images import mvc
 from contralto.data_gen.strategies.judge import off_policy_judge, verify_direction
 from contralto.data_gen.strategies.on_policy import on_policy_judge, stronger_preferred, teacher_student
+from contralto.data_gen.strategies.replies import REPLIES, VERDICT
 from contralto.data_gen.strategies.translation import mono_system
 from contralto.data_gen.strategies.verdicts import compare_answers, parse_verdict
 from contralto.data_gen.types import Answer, Ask, Pair, Rejected, Request, Sampling, drive
@@ -50,6 +52,37 @@ def judging(better):
         return f"Because. Verdict: {'A' if better in first else 'B'}"
 
     return answer
+
+
+def test_replies_to_roles_are_listed_with_their_form():
+    """Every strategy runs to its end with the examples of the documentation, and asks no role that is not listed."""
+    by_tag = {tag: reply for reply in REPLIES for tag in reply.tags}
+    row = {**ROW, "chosen": "one", "rejected": "two", "caption": "a", "contrast_caption": "b"}
+    asked = []
+    for name in STRATEGIES.names():
+        if not (strategy := STRATEGIES.get(name)).__module__.startswith("contralto."):
+            continue
+        own = {**row, "images": ("1.png", "2.png")} if name == "mvc" else row
+        judged = {"judge": "judge"} if "judge" in inspect.signature(strategy).parameters else {}
+        made, asks = run(strategy(own, **judged), lambda ask: by_tag[ask.tag].example)
+        asked += asks
+        reasons = [each.reason for each in made if isinstance(each, Rejected)]
+        assert not [reason for reason in reasons if re.search("has no|nothing under|must", reason)], name
+    for reply in REPLIES:
+        texts = [ask.messages[-1]["content"] for ask in asked if ask.tag in reply.tags]
+        for marker in re.findall(r"`([\[{A-Z][^`]*)`", reply.request):
+            assert any(marker in text for text in texts), marker
+    assert {reply.roles: {ask.role for ask in asked if ask.tag in reply.tags} for reply in REPLIES} == {
+        reply.roles: set(reply.roles) for reply in REPLIES
+    }
+
+
+def test_a_scoring_role_must_reply_with_numbers():
+    answers = lambda ask: "good" if ask.role == "scorer" else str(ask.seed)
+    with pytest.raises(
+        ValueError, match="the role 'scorer' must reply with a finite number and nothing else, not 'good', 'good'"
+    ):
+        run(best_of_n(ROW, n=2), answers)
 
 
 # -------------------------------------------------------------------------------------------------------------- verdicts
@@ -250,7 +283,7 @@ def test_on_policy_judge(better):
     [
         ("Verdict: A", "the judge's verdict changes with the order of the answers"),
         ("Verdict: tie", "the judge sees a tie"),
-        ("I like both.", "the judge's verdict could not be read"),
+        ("I like both.", f"the judge's reply has no verdict, or was cut off: it must have {VERDICT}"),
     ],
 )
 def test_without_a_clear_verdict_there_is_no_pair(said, reason):
@@ -461,6 +494,8 @@ def test_con_j_hints_where_all_judgements_agree():
     assert "Hint" not in made[0].prompt[0]["content"]
     assert made[0].columns["judgement_source"] == "hinted"
     made, _ = run(con_j(_labelled(0), n=4), lambda ask: "no idea")
+    assert made == [Rejected('no judgement holds "better": 1 or "better": 2')]
+    made, _ = run(con_j(_labelled(0), n=4), lambda ask: '{"better": 1}')
     assert made == [Rejected("no right and wrong judgement, not even with a hint")]
 
 
