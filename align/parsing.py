@@ -8,11 +8,13 @@ import argparse
 import os
 from collections.abc import Iterable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from contralto.align.recipe_files import find_recipe, read_recipe, recipes
 from contralto.align.trainers import TRAINERS
 from contralto.common.suggestions import closest, did_you_mean
+from contralto.common.texts import secret_name
 
 __all__ = [
     "config_class",
@@ -22,6 +24,7 @@ __all__ = [
     "option_value",
     "option_values",
     "parse",
+    "print_recipe",
     "read_recipe",
     "recipes",
     "resolve_learning_rate",
@@ -270,6 +273,33 @@ def resolve_learning_rate(argv: Sequence[str]) -> list[str]:
         config = config_class(trainer_name(argv))
         _print_rate(config.__dataclass_fields__["learning_rate"].default, f"the default of {config.__name__}")
     return list(argv)
+
+
+def print_recipe(argv: Sequence[str]) -> None:
+    """Print the options that the recipe sets and the command line does not, but for learning rates.
+
+    `resolve_learning_rate` prints the learning rate.
+
+    Args:
+        argv: words of the command line, with the recipe as `--config`.
+
+    Examples:
+        >>> print_recipe(resolve_recipe(["dpo", "--beta", "0.2", "--gradient_accumulation_steps=1"]))
+        recipe dpo: loss_type sigmoid, optim rmsprop, lr_scheduler_type constant_with_warmup, warmup_steps 150, per_device_train_batch_size 4
+    """
+    path = option_value(argv, "config")
+    if path is None or os.environ.get("RANK", "0") != "0":
+        return
+    recipe = read_recipe(path)
+    given = option_values(_without_config(argv), recipe)
+    hidden = {"trainer", "learning_rate", "lora_learning_rate"}
+    values = {
+        name: " ".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in recipe.items()
+        if name not in hidden and given[name] is None and secret_name({name: value}) is None
+    }
+    if values:
+        print(f"recipe {Path(path).stem}: {', '.join(f'{name} {value}' for name, value in values.items())}")
 
 
 def _print_rate(rate: Any, origin: str) -> None:

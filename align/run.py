@@ -9,6 +9,7 @@ from contralto.align.parsing import (
     make_parser,
     option_value,
     parse,
+    print_recipe,
     resolve_learning_rate,
     resolve_recipe,
     trainer_class,
@@ -36,12 +37,14 @@ def run(argv: Sequence[str], *, launched: bool = False) -> None:
     if alone := [name for name in ("rounds", "policy_role", "fresh_prompts") if option_value(argv, name) is not None]:
         raise ValueError(f"{alone[0]} is for data_recipe, by which the model writes its pairs: set --data_recipe too")
     if launched:
+        print_recipe(argv)
         _train(*make_parser(trainer_name(argv)).parse_args_and_config(resolve_learning_rate(argv)))
         return
     _, of_recipe, of_command = parse(argv)
     if of_recipe or of_command:
         _launch(argv, of_recipe, of_command)
         return
+    print_recipe(argv)
     arguments, *_ = parse(resolve_learning_rate(argv))
     _train(*arguments)
 

@@ -11,6 +11,7 @@ from accelerate.utils import is_peft_model
 
 from contralto.align.cards.front_matter import base_model_of, card_text, hub_ids, public_name, public_value
 from contralto.align.cards.methods import CardMethod
+from contralto.align.monitoring.findings import Finding
 from contralto.align.monitoring.record import Record
 from contralto.align.monitoring.report import mean_with_error, verdict
 from contralto.align.trainers.settings import changed_settings, option_values
@@ -69,6 +70,8 @@ LOGGED = {
     "eval_rewards/accuracies": "held-out accuracy of rewards",
     "contrastive_loss": "contrast of tokens",
     "cal_weight": "mean weight of a token",
+    "weight/chosen": "weight of the teacher's completions in the loss",
+    "weight/rejected": "weight of the student's completions in the loss",
     "accuracy": "training accuracy",
     "eval_accuracy": "held-out accuracy",
     "loss/chosen": "divergence from the teacher on its completions",
@@ -117,6 +120,8 @@ class TrainedCard(NamedTuple):
     teacher: str | None = None
     unread: frozenset[str] = frozenset()
     """Options of the trainer that the method does not read."""
+    findings: Sequence[Finding] = ()
+    """What the audit found before the training."""
     record: Record | None = None
     """The measurements of this run; those of other runs in its output folder do not describe the model."""
 
@@ -208,6 +213,7 @@ def _body(trainer: Any, about: TrainedCard, datasets: Sequence[str], facts: Mapp
         data=_data(trainer, datasets),
         verdict=None if record is None else verdict(record),
         figures=_figures(trainer, record),
+        findings=[finding.text for finding in about.findings if finding.level != "note"],
         settings=_settings(trainer, facts["model"], about.unread),
         versions=Markdown(", ".join(f"{inline(name)} {inline(version)}" for name, version in versions().items()) + "."),
         links=[Markdown(f"<{link}>") for link in tracking_links()],

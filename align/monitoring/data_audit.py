@@ -113,7 +113,7 @@ FAULTS = {
     "bare": Fault(
         "note",
         "prompt and completion are texts, to which the tokenizer's chat template is not applied",
-        "For a chat model give conversations, or make them of texts (conversations).",
+        "For a chat model give conversations, or make them of texts: --conversations, in a script load_pairs(..., conversations=True).",
     ),
 }
 """The kinds of faults, in the order of the findings."""

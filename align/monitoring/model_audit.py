@@ -56,7 +56,8 @@ def _learning_rate_findings(trainer: Any) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"An adapter is trained with the default learning_rate, {trainer.args.learning_rate:g}, which is one for all weights.",
-            "Set learning_rate, to 5e-5 or so, or take a recipe's: PreferenceConfig.from_recipe('dpo', ..., use_peft=True).",
+            "Set learning_rate, to 5e-5 or so, or take a recipe's: contralto align dpo --use_peft, or in a script "
+            "PreferenceConfig.from_recipe('dpo', ..., use_peft=True).",
         )
     steps = trainer.state.max_steps
     warmup, rate = trainer.args.get_warmup_steps(steps), f"{trainer.args.learning_rate:g}"

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from contralto.align.caches.blocks import TokenRows, default_folder
 from contralto.align.caches.teacher import TeacherStates, load_head, save_head
@@ -78,6 +79,26 @@ class DistillationLoss(NamedTuple):
     """`(R,)` the same of the teacher."""
 
 
+class IdleSides(TrainerCallback):
+    """Warn, before the first step, of completions to which the curriculum gives no weight."""
+
+    def __init__(self, trainer: "DistillationPairTrainer") -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Warn: the number of epochs is known now.
+
+        Args:
+            args: see `transformers.TrainerCallback`.
+            state: see `transformers.TrainerCallback`.
+            control: see `transformers.TrainerCallback`.
+            kwargs: see `transformers.TrainerCallback`.
+        """
+        self.trainer.warn_of_idle_sides()
+
+
 class DistillationPairTrainer(StagedTrainer):
     """Trains a student on a teacher's completions and its own by divergences between the two models at every token.
 
@@ -122,8 +143,8 @@ class DistillationPairTrainer(StagedTrainer):
         self._teacher: Any = without_adapter(teacher)
         self._head: Head | None = None
         args = with_adapter_dtype(args, model, kwargs.get("peft_config"))
-        if args.report:
-            kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), LogReport(self)]
+        callbacks = [IdleSides(self), *([LogReport(self)] if args.report else [])]
+        kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), *callbacks]
         super().__init__(model, self._initial_reference(args), args=args, **kwargs)
         if not self.uses_teacher or args.precompute_teacher:
             self.ref_model = None
@@ -133,7 +154,6 @@ class DistillationPairTrainer(StagedTrainer):
             )
         self._teacher = None
         self.data_collator = TeacherStatesCollator(self.data_collator)
-        self._has_warned_of_idle = not args.kind.follows_curriculum
 
     def _initial_reference(self, args: DistillationConfig) -> Any:
         """Return what `DPOTrainer.__init__` gets as `ref_model`: the teacher, or a placeholder if none is loaded."""
@@ -165,7 +185,6 @@ class DistillationPairTrainer(StagedTrainer):
         Args:
             batch: the pairs.
         """
-        self._warn_of_idle_sides()
         if not self.uses_teacher:
             return None
         if self.args.precompute_teacher:
@@ -270,18 +289,18 @@ class DistillationPairTrainer(StagedTrainer):
             return False
         return self.mode == "train" and self.curriculum_position()["epoch"] > 1
 
-    def _warn_of_idle_sides(self) -> None:
-        """Warn, once, if the completions of one side have no weight in a part of the steps."""
-        if self._has_warned_of_idle or self.mode == "eval":
+    def warn_of_idle_sides(self) -> None:
+        """Warn if the curriculum gives the completions of one side no weight in some steps, or in all."""
+        if not self.args.kind.follows_curriculum or not self.accelerator.is_main_process:
             return
-        self._has_warned_of_idle = True
         epochs = self.curriculum_position()["epochs"]
         for side, share in zip(("teacher", "student"), self.args.schedule.idle(epochs), strict=True):
-            if share > 0 and self.accelerator.is_main_process:
+            if share > 0:
+                steps = "any step" if share == 1 else f"{share:.0%} of the steps"
                 logger.warning(
-                    "the %s's texts have no weight in %.0f%% of the steps, and are skipped there: set beta_max below 1, or "
-                    "curriculum to released_gradual, to keep them in the loss",
-                    *(side, 100 * share),
+                    "with %s epoch%s the %s's texts have no weight in %s, and are skipped there: set beta_max below 1, or curriculum to "
+                    "released_gradual, to keep them in the loss",
+                    *(epochs, "s" * (epochs != 1), side, steps),
                 )
 
     # -------------------------------------------------------------------------------------------------- the comparison

@@ -135,6 +135,7 @@ class PreferenceTrainer(StagedTrainer):
             verb="trained on preference pairs",
             notation=preference_notation(),
             tags=["preference", *losses],
+            findings=[] if self.monitor is None else self.monitor.findings,
             record=None if self.monitor is None else self.monitor.record,
         )
 

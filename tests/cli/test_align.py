@@ -104,6 +104,16 @@ def test_every_recipe_has_a_rate_for_all_weights_and_one_for_adapters(name, caps
     assert rate("--use_peft", "--lora_learning_rate", "4e-4") == 4e-4
 
 
+def test_a_recipe_says_what_it_sets(capsys, tmp_path):
+    """Not what the command line sets, nor secrets, nor learning rates, which have a line of their own."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("optim: rmsprop\nlearning_rate: 1\nwarmup_steps: 150\nhub_token: hf_x\nloss_type: [sft, sigmoid]\n")
+    parsing.print_recipe(parsing.resolve_recipe([str(path), "--warmup_steps=0"]))
+    assert capsys.readouterr().out == "recipe mine: optim rmsprop, loss_type sft sigmoid\n"
+    parsing.print_recipe(["--beta", "1"])
+    assert not capsys.readouterr().out
+
+
 def test_the_default_rate_is_said_to_be_one(capsys):
     parsing.resolve_learning_rate(["--trainer", "distill", "--output_dir", "out"])
     assert capsys.readouterr().out.startswith("learning_rate 5e-05: the default of DistillationConfig;")

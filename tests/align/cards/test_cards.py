@@ -108,7 +108,7 @@ def preference(folder, **how):
 
 
 def test_the_card_has_method_data_figures_settings_and_versions(tmp_path):
-    one = preference(tmp_path, monitor=SimpleNamespace(record=full()))
+    one = preference(tmp_path, monitor=SimpleNamespace(record=full(), findings=full().findings))
     one.card_datasets = ["some/pairs"]
     one.create_model_card(tags="mine")
     card = ModelCard.load(tmp_path / "README.md")
@@ -129,6 +129,7 @@ def test_the_card_has_method_data_figures_settings_and_versions(tmp_path):
         "| training loss | 0.7 (step 1) | 0.25 (step 9) |",
         "| change of log p of chosen completions, nats | +0.00 ± 0.00 (step 0) | -2.75 ± 1.04 (step 16) |",
         "the baseline is the model before training",
+        "The audit before the training warned:\n\n- Found \\<this\\>.\n",
         "| rows per step | 16 |",
         "| seed | 7 |",
         "eprint        = {2408.06266}",

@@ -31,7 +31,7 @@ from contralto.align.data import training_data
 from contralto.align.losses.curriculum import Curriculum
 from contralto.align.trainers import distillation
 from contralto.align.trainers.config import StagedConfig
-from contralto.align.trainers.distillation import DistillationPairTrainer
+from contralto.align.trainers.distillation import DistillationPairTrainer, IdleSides
 from contralto.align.trainers.distillation_config import DISTILLATION_LOSSES, DistillationConfig
 from contralto.cli import align as cli_align
 from contralto.data_gen.preference_rows import as_row
@@ -501,7 +501,17 @@ def test_no_text_is_run_in_the_steps_in_which_it_has_no_weight(
     (said,) = [
         record.getMessage() for record in caplog.records if record.name == "contralto.align.trainers.distillation"
     ]
-    assert said.startswith("the teacher's texts have no weight in 67% of the steps")
+    assert said.startswith("with 3 epochs the teacher's texts have no weight in 67% of the steps")
+
+
+def test_idle_sides_are_named_before_the_first_step(tmp_path, caplog):
+    """By the callback that runs before it, from the schedule alone."""
+    one = object.__new__(DistillationPairTrainer)
+    one.args = DistillationConfig(str(tmp_path), max_steps=8, report_to="none", teacher_model_name_or_path="t")
+    one.accelerator = SimpleNamespace(is_main_process=True)
+    one.state = SimpleNamespace(epoch=0.0, max_steps=8, num_train_epochs=1, global_step=0)
+    IdleSides(one).on_train_begin(one.args, one.state, None)
+    assert "with 1 epoch the teacher's texts have no weight in any step" in caplog.text
 
 
 @pytest.mark.slow
