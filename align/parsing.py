@@ -292,7 +292,7 @@ def print_recipe(argv: Sequence[str]) -> None:
         return
     recipe = read_recipe(path)
     given = option_values(_without_config(argv), recipe)
-    hidden = {"trainer", "learning_rate", "lora_learning_rate"}
+    hidden = {"trainer", "learning_rate", "lora_learning_rate", "hub_token"}
     values = {
         name: " ".join(map(str, value)) if isinstance(value, list) else value
         for name, value in recipe.items()
