@@ -96,6 +96,11 @@ class SeededSampling(LogitsProcessor):
     this package, which applies it after the rule. A completion depends on its prompt and seed alone, as far as the model's
     logits do.
 
+    It takes the place of `do_sample=True`, which would draw a second time, from the noise. Pass `do_sample=False`, and
+    temperature, top_k, top_p and min_p here, not to `generate()`. A `custom_generate` of this package rejects
+    `do_sample=True` at once. A plain `generate()` does not tell its processors, so there the error comes only after two
+    tokens of a row that were not drawn here: a completion of one or two tokens shows none.
+
     Args:
         seeds: one per row.
         temperature: a finite number above 0.
@@ -105,7 +110,8 @@ class SeededSampling(LogitsProcessor):
 
     Raises:
         ValueError: `temperature` not above 0 or not finite, or a value that transformers' warpers reject; when called, another
-            number of rows, as with beams or `num_return_sequences`: repeat the prompts and give each a seed.
+            number of rows, as with beams or `num_return_sequences`: repeat the prompts and give each a seed; or a row goes
+            on with two different tokens that were not drawn, as with `do_sample=True`, an assistant or a watermark.
 
     Examples:
         >>> from contralto import testbed
@@ -120,6 +126,8 @@ class SeededSampling(LogitsProcessor):
 
     supports_continuous_batching = False
     follows_contrast = True
+    draws_tokens = True
+    """Makes the loops of this package reject `do_sample=True`."""
 
     def __init__(
         self,
@@ -144,6 +152,8 @@ class SeededSampling(LogitsProcessor):
         self._warpers = warpers
         self._seen: Tensor | None = None
         self._start = 0
+        self._drawn: Tensor | None = None
+        self._fills = self._seeds  # the token that pads each row, -1 while none is known
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores whose argmax is a draw; `generate()` calls this.
@@ -156,17 +166,36 @@ class SeededSampling(LogitsProcessor):
             `(B, V)`, float32 at least.
 
         Raises:
-            ValueError: another number of rows than seeds.
+            ValueError: another number of rows than seeds, or a row that goes on with tokens that were not drawn.
         """
         rows, length = input_ids.shape
         if rows != len(self._seeds):
             raise ValueError(f"SeededSampling has {len(self._seeds)} seeds for {rows} rows: pass one seed per row")
         if self._seen is None or not torch.equal(input_ids[:, :-1], self._seen):
-            self._start = length  # another text begins
+            self._start, self._drawn = length, None  # another text begins
+        self._check_drawn(input_ids[:, -1])
         self._seen = input_ids
         warped: Tensor = self._warpers(input_ids, scores)
         noise = gumbel_noise(self._seeds.to(scores.device), length - self._start, scores.shape[-1])
-        return (warped.double().log_softmax(-1) + noise).to(torch.promote_types(scores.dtype, torch.float32))
+        noised = (warped.double().log_softmax(-1) + noise).to(torch.promote_types(scores.dtype, torch.float32))
+        self._drawn = noised.argmax(-1)
+        return noised
+
+    def _check_drawn(self, tokens: Tensor) -> None:
+        """Raise ValueError if a row was continued with two different tokens `(B,)` that were not drawn; a finished row has one, its padding."""
+        if self._drawn is None:
+            self._fills = torch.full_like(tokens, -1)
+            return
+        other = tokens != self._drawn
+        wrong = other & (self._fills >= 0) & (self._fills != tokens)
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"SeededSampling drew token {int(self._drawn[row])} for row {row}, and generate() went on with token "
+                f"{int(tokens[row])}: pass do_sample=False (and temperature, top_k, top_p and min_p to SeededSampling), and "
+                "leave out assistants, watermarks and processors after it"
+            )
+        self._fills = torch.where(other, tokens, self._fills)
 
 
 def wrapped_seed(seed: int) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
-from contralto.decoding.executors.order import check_arguments, check_mode, split_processors
+from contralto.decoding.executors.order import check_arguments, check_draws, check_mode, split_processors
 
 __all__ = ["CustomGenerate", "Generation"]
 
@@ -200,6 +200,7 @@ class CustomGenerate(ABC):
                 f"{self.name} does not support beam search (num_beams={config.num_beams}): {self.alternative}"
             )
         check_mode(config)
+        check_draws(config, processors)
         if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states):
             raise ValueError(
                 f"{self.name} returns scores and logits, not attentions or hidden states: leave output_attentions and "

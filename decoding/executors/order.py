@@ -20,10 +20,13 @@ from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.generation.configuration_utils import GenerationMode
 
-__all__ = ["check_arguments", "check_mode", "split_processors"]
+__all__ = ["check_arguments", "check_draws", "check_mode", "split_processors"]
 
 AFTER = "follows_contrast"
 """Attribute of a processor in the caller's list that acts on the rule's scores, like all processors after it."""
+
+DRAWS = "draws_tokens"
+"""Attribute of a processor that makes greedy search sample, such as `SeededSampling`."""
 
 NOT_HANDED_ON = {
     "assistant_model": "does not draft with another model: leave assistant_model out, or pass the method as logits_processor=[method]",
@@ -90,6 +93,24 @@ def check_mode(config: Any) -> None:
         raise ValueError(
             f"the options select {mode.value.replace('_', ' ')}, which custom_generate replaces: leave them out, "
             "also from the model's generation_config"
+        )
+
+
+def check_draws(config: Any, processors: Any) -> None:
+    """Reject `do_sample=True` beside a processor that samples by itself: a second draw would be one from its noise.
+
+    Args:
+        config: the prepared generation configuration.
+        processors: `LogitsProcessorList` that `generate()` prepared.
+
+    Raises:
+        ValueError: both are given.
+    """
+    drawing = [type(each).__name__ for each in processors if getattr(each, DRAWS, False)]
+    if config.do_sample and drawing:
+        raise ValueError(
+            f"{drawing[0]} draws the tokens by itself, and do_sample=True would draw again: pass do_sample=False, and "
+            f"temperature, top_k, top_p and min_p to {drawing[0]}"
         )
 
 

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chisquare, kstest
 
 from contralto import testbed
-from contralto.decoding import ContrastiveDecodingLogitsProcessor
+from contralto.decoding import ContrastiveDecodingLogitsProcessor, SpeculativeContrastiveDecoding
 from contralto.decoding.sampling import SeededSampling, gumbel_noise, wrapped_seed
 
 
@@ -124,3 +124,33 @@ def test_refusals():
         SeededSampling([1], temperature=0)
     with pytest.raises(ValueError, match="2 seeds for 3 rows"):
         SeededSampling([1, 2])(torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("how", ["loop", "speculative", "processor"])
+def test_a_second_draw_is_rejected(how):
+    model, amateur, tokenizer = testbed.load("expert"), testbed.load("amateur"), testbed.tokenizer()
+    inputs = tokenizer("Ben went out to the", return_tensors="pt")
+    ways = {
+        "loop": lambda: {"custom_generate": ContrastiveDecodingLogitsProcessor(amateur).loop()},
+        "speculative": lambda: {"custom_generate": SpeculativeContrastiveDecoding(amateur)},
+        "processor": dict,
+    }
+    torch.manual_seed(0)
+    sampling = {"logits_processor": [SeededSampling([1], temperature=2.0)], "do_sample": True}
+    with pytest.raises(ValueError, match=r"SeededSampling dr.* pass do_sample=False") as error:
+        model.generate(**inputs, **ways[how](), **sampling, max_new_tokens=12)
+    assert ("would draw again" in str(error.value)) == (how != "processor")
+
+
+def test_rows_that_were_not_drawn_are_rejected_and_padding_is_not():
+    scores = torch.tensor([[0.0, 90.0, 0.0, 0.0]] * 2)
+    sampling = SeededSampling([1, 2])
+    rows = torch.tensor(
+        [[3, 1, 1, 1, 0, 0, 0], [3, 1, 0, 1, 0, 0, 1]]
+    )  # the first ends, the second has one other token
+    for length in range(1, 8):
+        sampling(rows[:, :length], scores)
+    with pytest.raises(ValueError, match=r"drew token 1 for row 1, and generate\(\) went on with token 2"):
+        sampling(torch.cat([rows, torch.tensor([[0], [2]])], dim=1), scores)
+    sampling(rows[:, :1], scores)  # another text
+    sampling(torch.tensor([[3, 2], [3, 2]]), scores)
