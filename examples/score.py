@@ -17,6 +17,6 @@ for item in islice(worlds.items(0, "test"), 3):
     prompt = tokenizer([item.context] * 4, return_tensors="pt").to(expert.device)
     how = {"return_tensors": "pt", "padding": True, "padding_side": "right", "add_special_tokens": False}
     options = tokenizer(list(item.endings), **how).to(expert.device)
-    found = score(contrast, expert, prompt, options["input_ids"], continuation_mask=options["attention_mask"])
+    found = score(contrast, expert, prompt, options)
     totals = zip(found.total.tolist(), item.endings, strict=True)
     print(item.context, *(f"{total:8.2f}{text}" for total, text in totals), sep="\n")

@@ -10,7 +10,7 @@ from contralto.common.placement import input_device
 from contralto.decoding.branches.base import Branch, unwrap
 from contralto.decoding.branches.model import ModelBranch
 from contralto.decoding.branches.padding import fit_mask, padding_of
-from contralto.decoding.branches.prompts import Prompts, check_images, is_multimodal, prepare_images
+from contralto.decoding.branches.prompts import Prompts, check_images, check_inputs, is_multimodal, prepare_images
 
 __all__ = ["GeneratedTokens", "InputBranch"]
 
@@ -58,13 +58,12 @@ class InputBranch(Branch):
             `pixel_values` and the inputs that belong to them, as a processor returns them. One prompt may serve all rows.
 
     Raises:
-        TypeError: `model` cannot generate.
+        TypeError: `model` cannot generate, or `inputs` are not what a tokenizer or processor returns.
         ValueError: no `input_ids`, right padding, another batch of main prompts.
     """
 
     def __init__(self, model: Any, inputs: Mapping[str, Any]) -> None:
-        if inputs.get("input_ids") is None:
-            raise ValueError(f"the contrast inputs need input_ids, and contain only {', '.join(inputs) or 'nothing'}")
+        check_inputs("the contrast inputs", inputs)
         self._ids: Tensor = inputs["input_ids"]
         mask = inputs.get("attention_mask")
         transformer, _ = unwrapped = unwrap(model)

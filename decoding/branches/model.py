@@ -25,7 +25,14 @@ from contralto.decoding.branches.padding import (
     padding_of,
     source_padding,
 )
-from contralto.decoding.branches.prompts import TOKEN_TYPES, Prompts, check_images, is_multimodal, prepare_images
+from contralto.decoding.branches.prompts import (
+    TOKEN_TYPES,
+    Prompts,
+    check_images,
+    check_inputs,
+    is_multimodal,
+    prepare_images,
+)
 from contralto.decoding.branches.reader import CachedReader
 
 __all__ = ["ModelBranch"]
@@ -72,7 +79,7 @@ class ModelBranch(Branch):
             `generate()` alone.
 
     Raises:
-        TypeError: `model` cannot generate.
+        TypeError: `model` cannot generate, or `encoder_inputs` are not what a tokenizer returns.
         ValueError: `window` below 1, right padding, encoder or vision inputs that are missing or that the model does not
             have; when called, a row longer than the model's context.
     """
@@ -96,6 +103,8 @@ class ModelBranch(Branch):
             )
         if self._is_encoder_decoder and not encoder_inputs:
             raise ValueError(f"{name} is an encoder-decoder: pass encoder_inputs=, the inputs of its encoder")
+        if encoder_inputs and (not isinstance(encoder_inputs, Mapping) or "input_ids" in encoder_inputs):
+            check_inputs("the source texts", encoder_inputs)
         if encoder_inputs and not self._is_encoder_decoder:
             raise ValueError(f"{name} has no encoder, so it cannot use encoder_inputs")
         if vision_inputs and (self._is_encoder_decoder or not is_multimodal(self._model) or window is not None):

@@ -11,6 +11,7 @@ __all__ = [
     "KnownTokens",
     "PromptMask",
     "check_mask",
+    "check_unpadded",
     "find_padding",
     "fit_mask",
     "padding_of",
@@ -110,8 +111,7 @@ def find_padding(ids: Tensor, pad_ids: Collection[int], bos_id: int | None = Non
                 [1, 1, 1]])
     """
     is_pad = torch.isin(ids, torch.tensor(list(pad_ids), dtype=ids.dtype, device=ids.device))
-    several = ids.shape[1] > 1 and bool((is_pad[:, -2:].all(-1) & ~is_pad.all(-1)).any())
-    if (ends := is_pad[:, -1]).any() and (several or not ends.all()):
+    if _ends_in_padding(is_pad):
         raise ValueError(
             "some prompts end in pad tokens, so they are padded on the right: set tokenizer.padding_side = "
             "'left', or pass attention_mask= if these tokens are part of the prompt"
@@ -135,6 +135,42 @@ def find_padding(ids: Tensor, pad_ids: Collection[int], bos_id: int | None = Non
             stacklevel=2,
         )
     return 1 - is_pad.cumprod(-1).to(ids.dtype)
+
+
+def _ends_in_padding(is_pad: Tensor) -> bool:
+    """Return whether some rows, but not all, of a mask of pad tokens `(B, T)` end in one, or one row in several."""
+    several = is_pad.shape[1] > 1 and bool((is_pad[:, -2:].all(-1) & ~is_pad.all(-1)).any())
+    ends = is_pad[:, -1]
+    return bool(ends.any()) and (several or not bool(ends.all()))
+
+
+def check_unpadded(model: Any, ids: Tensor) -> None:
+    """Raise ValueError if continuations without a mask may be padded on the right.
+
+    Args:
+        model: a transformers model, whose pad token, or else end-of-text token, may be padding.
+        ids: `(B, S)` the continuations.
+
+    Raises:
+        ValueError: some rows, but not all, end in that token, or one in several; or, for a model without a pad token, one of
+            several rows ends with any token three times.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> config = SimpleNamespace(pad_token_id=0, get_text_config=lambda decoder: config)
+        >>> check_unpadded(SimpleNamespace(config=config), torch.tensor([[5, 6, 7], [8, 9, 0]]))
+        Traceback (most recent call last):
+            ...
+        ValueError: some continuations end in pad tokens, which would be scored: pass the tokenizer's whole output in place of its input_ids, or continuation_mask= (of ones if these tokens are part of them)
+    """
+    own = _configured(model, "pad_token_id")
+    pads = own or _configured(model, "eos_token_id")
+    repeated = not own and len(ids) > 1 and ids.shape[1] > 3 and bool((ids[:, -3:] == ids[:, -1:]).all(-1).any())
+    if repeated or _ends_in_padding(torch.isin(ids, torch.tensor(pads, dtype=ids.dtype, device=ids.device))):
+        raise ValueError(
+            "some continuations end in pad tokens, which would be scored: pass the tokenizer's whole output in place of its "
+            "input_ids, or continuation_mask= (of ones if these tokens are part of them)"
+        )
 
 
 def _shown(pad_ids: Collection[int]) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "TOKEN_TYPES",
     "Prompts",
     "check_images",
+    "check_inputs",
     "is_multimodal",
     "prepare_images",
     "prepare_positions",
@@ -53,6 +54,36 @@ def is_multimodal(model: Any) -> bool:
     """
     modalities = model.input_modalities
     return bool({modalities} - {"text"} if isinstance(modalities, str) else set(modalities) - {"text"})
+
+
+def check_inputs(name: str, inputs: Any) -> None:
+    """Raise an error unless inputs are prompts as a tokenizer or processor returns them.
+
+    Args:
+        name: what the inputs are, a plural noun for error messages.
+        inputs: a mapping with `input_ids` `(prompts, T)`.
+
+    Raises:
+        TypeError: texts, token ids without a mapping, or lists in place of tensors.
+        ValueError: no `input_ids`, or another number of dimensions.
+
+    Examples:
+        >>> check_inputs("the contrast inputs", ["a prompt"])
+        Traceback (most recent call last):
+            ...
+        TypeError: the contrast inputs must be what the tokenizer or processor returns, not list: pass tokenizer(texts, return_tensors='pt', padding=True, padding_side='left')
+    """
+    call = "tokenizer(texts, return_tensors='pt', padding=True, padding_side='left')"
+    if not isinstance(inputs, Mapping):
+        raise TypeError(
+            f"{name} must be what the tokenizer or processor returns, not {type(inputs).__name__}: pass {call}"
+        )
+    if (ids := inputs.get("input_ids")) is None:
+        raise ValueError(f"{name} need input_ids, and contain only {', '.join(inputs) or 'nothing'}")
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"the input_ids of {name} must be a tensor, not {type(ids).__name__}: pass {call}")
+    if ids.ndim != 2:
+        raise ValueError(f"the input_ids of {name} must be of shape (prompts, length), not {tuple(ids.shape)}")
 
 
 def check_images(model: Any, ids: Tensor, inputs: Mapping[str, Any]) -> None:

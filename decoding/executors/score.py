@@ -17,8 +17,8 @@ from torch import Tensor
 
 from contralto.common.placement import input_device
 from contralto.decoding.branches import ModelBranch
-from contralto.decoding.branches.padding import padding_of
-from contralto.decoding.branches.prompts import is_multimodal
+from contralto.decoding.branches.padding import check_unpadded, padding_of
+from contralto.decoding.branches.prompts import check_inputs, is_multimodal
 
 if TYPE_CHECKING:
     from contralto.decoding.processors import ContrastiveLogitsProcessor
@@ -49,7 +49,7 @@ def score(
     method: "ContrastiveLogitsProcessor",
     model: Any,
     inputs: Mapping[str, Any],
-    continuations: Tensor,
+    continuations: Mapping[str, Any] | Tensor,
     *,
     continuation_mask: Tensor | None = None,
     renormalized: bool = True,
@@ -62,10 +62,13 @@ def score(
     Args:
         method: a processor of `processors`, made for these prompts.
         model: the main model.
-        inputs: the prompts, padded on the left; for an encoder-decoder the source texts.
-        continuations: `(B, S)` int64, padded on the right.
-        continuation_mask: `(B, S)`, 0 for that padding; None if there is none.
-        renormalized: whether to score log-probabilities; otherwise the raw scores of the rule.
+        inputs: the prompts as the tokenizer or processor returns them, padded on the left, one per continuation; for an
+            encoder-decoder the source texts.
+        continuations: one per prompt, padded on the right, without special tokens: `input_ids` `(B, S)` and `attention_mask`
+            as the tokenizer returns them, or the token ids `(B, S)` alone.
+        continuation_mask: `(B, S)`, 0 for the padding of token ids; None if there is none, or if `continuations` hold a mask.
+        renormalized: whether to score log-probabilities; otherwise the raw scores of the rule, as `contralto eval` does
+            with `score=raw`.
         masked: whether to apply the method's plausibility constraint.
         floor: the score of a token that the constraint excludes.
         dtype: the precision of the renormalisation; default: float32.
@@ -74,22 +77,54 @@ def score(
         `Likelihood`, in that precision, on the model's device.
 
     Raises:
-        ValueError: shapes that do not match, or an empty continuation.
+        TypeError: prompts or continuations that are texts or lists.
+        ValueError: shapes that do not match, an empty continuation, continuations that are padded on the left, or that end in
+            pad tokens without a mask.
 
     Examples:
         >>> from contralto import testbed
         >>> from contralto.decoding import ContrastiveDecodingLogitsProcessor
         >>> expert, amateur, tokenizer = testbed.load("expert"), testbed.load("amateur"), testbed.tokenizer()
         >>> prompt = tokenizer(["Ben went out to the"] * 2, return_tensors="pt")
-        >>> options = tokenizer(["barn door.", "barn barn."], return_tensors="pt", add_special_tokens=False)["input_ids"]
+        >>> how = {"return_tensors": "pt", "padding": True, "padding_side": "right", "add_special_tokens": False}
+        >>> options = tokenizer(["barn door.", "barn barn barn."], **how)
         >>> likelihood = score(ContrastiveDecodingLogitsProcessor(amateur), expert, prompt, options)
         >>> bool(likelihood.total[0] > likelihood.total[1])
         True
     """
-    mask = torch.ones_like(continuations) if continuation_mask is None else continuation_mask
-    chosen = continuations.masked_fill(mask.to(continuations.device) == 0, 0)  # may be padded with any token
+    ids, mask = _read_continuations(model, continuations, continuation_mask)
+    chosen = ids.masked_fill(mask.to(ids.device) == 0, 0)  # may be padded with any token
     scores = _scores(method, model, inputs, chosen, mask, masked=masked)
     return _likelihood(scores, chosen.to(scores.device), mask.to(scores.device).bool(), renormalized, floor, dtype)
+
+
+def _read_continuations(
+    model: Any, continuations: Mapping[str, Any] | Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the token ids `(B, S)` of continuations and their mask."""
+    ids: Any = continuations
+    if isinstance(continuations, Mapping):
+        own, ids = continuations.get("attention_mask"), continuations.get("input_ids")
+        if own is not None and mask is not None:
+            raise ValueError("the continuations hold an attention_mask of their own: leave continuation_mask out")
+        mask = own if mask is None else mask
+    if not isinstance(ids, Tensor):
+        raise TypeError(
+            f"continuations must be token ids (rows, length), not {type(ids).__name__}: pass tokenizer(texts, "
+            "return_tensors='pt', padding=True, padding_side='right', add_special_tokens=False)"
+        )
+    if ids.ndim != 2 or not ids.shape[1]:
+        raise ValueError(f"continuations must be of shape (rows, length) with tokens, not {tuple(ids.shape)}")
+    if mask is None:
+        check_unpadded(model, ids)
+        return ids, torch.ones_like(ids)
+    if mask.shape != ids.shape:
+        raise ValueError(
+            f"the mask of the continuations has shape {tuple(mask.shape)}, not {tuple(ids.shape)} as they have"
+        )
+    if (mask[:, 1:] > mask[:, :-1]).any():
+        raise ValueError("the continuations are padded on the left: pass padding_side='right' to the tokenizer")
+    return ids, mask
 
 
 def _scores(
@@ -102,8 +137,6 @@ def _scores(
     masked: bool,
 ) -> Tensor:
     """Return the scores `(B, S, V)` of the method for every token of the continuations."""
-    if continuations.ndim != 2 or not continuations.shape[1]:
-        raise ValueError(f"continuations must be of shape (rows, length) with tokens, not {tuple(continuations.shape)}")
     method.check_model(model)
     prompts = main_prompts(model, inputs, len(continuations))
     if len(prompts.ids) != len(continuations):
@@ -145,6 +178,7 @@ def main_prompts(model: Any, inputs: Mapping[str, Any], rows: int) -> MainPrompt
     if model.config.is_encoder_decoder:
         start = torch.full((rows, 1), model.generation_config.decoder_start_token_id)
         return MainPrompts(start, torch.ones_like(start), ModelBranch(model, encoder_inputs=inputs, is_main=True))
+    check_inputs("the prompts", inputs)
     ids: Tensor = inputs["input_ids"]
     mask = inputs.get("attention_mask")
     mask = padding_of(model, ids) if mask is None else mask

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from contralto.decoding import rules
-from contralto.decoding.branches.base import Branch
+from contralto.decoding.branches.base import Branch, unwrap
 from contralto.decoding.branches.model import ModelBranch
 from contralto.decoding.processors.base import ContrastiveLogitsProcessor, Rule, contrast_branch, try_rule
 
@@ -125,7 +125,7 @@ class ClassifierFreeGuidanceLogitsProcessor(ContrastiveLogitsProcessor):
             )
         rule = try_rule(partial(rules.classifier_free_guidance, guidance_scale=guidance_scale), 2)
         branch: Branch
-        if negative_inputs is None and model.config.is_encoder_decoder:
+        if negative_inputs is None and unwrap(model).model.config.is_encoder_decoder:
             raise ValueError(
                 f"{type(model).__name__} is an encoder-decoder: pass negative_inputs=, a source text to avoid"
             )
