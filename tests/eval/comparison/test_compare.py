@@ -261,7 +261,7 @@ def test_scores_are_shares_with_clustered_intervals(answered):
     hits = [said is doc["label"] for said, doc in zip(_said(column, "dola"), docs, strict=True)]
     expected = stats.proportion(hits, clusters=[doc["image"] for doc in docs])
     assert tuple(cells["dola"]["score"].values()) == expected[:3]
-    assert (summary["items"], summary["clusters"]) == (120, 30)
+    assert (summary["kind"], summary["items"], summary["clusters"]) == ("yes_no", 120, 30)
     assert {test["power"]["units"] for test in cells["cd beta=0.5"]["tests"]} == {30}
     each = [
         sum(said is doc["label"] for said, doc in zip(_said(column, "dola, sampling", s), docs, strict=True)) / 120
@@ -340,6 +340,8 @@ def test_tests_are_exact_and_of_all_seeds(answered):
     change = [_hits(column, "cd beta=0.5, sampling", docs, s) - _hits(column, "sampling", docs, s) for s in range(2)]
     assert sampled["sampling"]["p"] == stats.sign_flip(sum(change), clusters=clusters).p
     assert sampled["sampling"]["exact"]
+    first = [_hits(column, row, docs) > 0 for row in ("cd beta=0.5, sampling", "sampling")]
+    assert (seeds[0]["won"], seeds[0]["lost"]) == ((first[0] & ~first[1]).sum(), (first[1] & ~first[0]).sum())
     assert (sampled["sampling"]["won"], sampled["sampling"]["lost"]) == tuple(
         sum(s[k] for s in seeds) for k in ("won", "lost")
     )
@@ -395,6 +397,7 @@ def test_buckets_are_in_their_order_and_add_up(answered):
         inside = [i for i, doc in enumerate(docs) if doc["steps"] == bucket]
         rates = [sum(_said(column, r)[i] is docs[i]["label"] for i in inside) / len(inside) for r in ("greedy", "dola")]
         found = cells["dola"]["buckets"][bucket]
+        assert found["items"] == len(inside)
         assert (found["value"], found["gain"]) == (pytest.approx(rates[1]), pytest.approx(rates[1] - rates[0]))
         assert found["low"] <= found["gain"] <= found["high"]
 
@@ -473,6 +476,45 @@ def test_other_metrics_are_compared_by_swapping_their_counts():
     tables = [measure("diversity", grams[name]).table for name in ("greedy", "cd")]
     expected = stats.swap(*tables, measure("diversity", grams["cd"]).metric, resamples=200)
     assert test["p"] == expected.p
+
+
+def test_one_run_against_several_seeds_of_its_control():
+    docs = comparisons.documents(12)
+    rows = [ComparisonRow(name="greedy", role="baseline"), ComparisonRow(name="cd", role="method", against=("greedy",))]
+    column = Column("one")
+    column.runs["cd"] = [comparisons.run(docs, [None] * 12, metrics=[{"acc": float(i < 8)} for i in range(12)])]
+    column.runs["greedy"] = [
+        comparisons.run(docs, [None] * 12, metrics=[{"acc": float(i < k)} for i in range(12)]) for k in (4, 6)
+    ]
+    made = summarise(comparisons.task(bucket=None), rows, [column], resamples=50)
+    (test,) = made["rows"][1]["cells"]["one"]["tests"]
+    assert test["value"] == pytest.approx(8 / 12 - 5 / 12)
+    assert test["p"] == stats.sign_flip([2] * 2 + [1] * 2 + [0] * 8).p
+    assert [(each["won"], each["lost"]) for each in test["per_seed"]] == [(4, 0), (2, 0)]
+
+
+def test_what_is_said_of_a_task_and_its_runs():
+    docs, column = comparisons.documents(6), Column("one")
+    right = [{"acc": 1.0}] * 6
+    column.runs["greedy"] = [comparisons.run(docs, [None] * 6, metrics=right)]
+    column.runs["logged"] = [
+        comparisons.run(docs, [None] * 6, metrics=right, tokens=tokens, seconds=seconds, length=length)
+        for tokens, seconds, length in ((10, 0.5, 3.0), (30, 1.5, 5.0))
+    ]
+    baseline = [ComparisonRow(name="greedy", role="baseline")]
+    for kind, options in (("text", {}), ("ranking", {"ranking": True})):
+        made = summarise(comparisons.task(bucket=None, **options), baseline, [column], resamples=10, shown=0)
+        assert (made["kind"], made["bucket"], made["buckets"]) == (kind, None, [])
+    greedy, logged = made["rows"]
+    assert (logged["role"], logged["note"]) == ("method", "from logged samples")
+    assert [test["against"] for test in logged["cells"]["one"]["tests"]] == ["greedy"]
+    cost = logged["cells"]["one"]["cost"]
+    assert (cost["ms"], cost["tokens"]) == (50.0, 4.0)
+    assert greedy["cells"]["one"]["cost"] == {"forwards": None, "flops": None, "ms": None, "tokens": None}
+    for doc, steps in zip(docs, ["a10", "a9", "10", "9", "b", "9 c"], strict=True):
+        doc["steps"] = steps
+    made = summarise(comparisons.task(), baseline, [column], resamples=10)
+    assert (made["bucket"], made["buckets"]) == ("steps", ["9", "9 c", "10", "a9", "a10", "b"])
 
 
 @pytest.mark.parametrize("higher", [True, False])
