@@ -3,6 +3,9 @@
 python -m contralto.decoding.methods.table > docs/methods.md
 """
 
+import re
+from pathlib import Path
+
 from contralto.decoding.methods.base import Method, Support
 from contralto.decoding.methods.reference import signature_of
 from contralto.decoding.methods.registry import METHODS
@@ -16,7 +19,30 @@ rule, with the defaults of its signature; *mask* is the parameter that is the pl
 every text has a random stream of its own, so that it does not depend on its batch.
 """
 COLUMNS = ("method", "what it does", "papers (arXiv)", "branches", "parameters", "mask", "options")
-CALLS = ("method", "`logits_processor=[...]`", "`custom_generate=...`")
+CALLS = ("method", "`logits_processor=[...]`", "`custom_generate=...`", "scripts")
+IN_PYTHON = """The classes are in `contralto.decoding`. The table shows the arguments that are models or prompts; the parameters of the first table are
+keywords. `model` is the model that generates. `contrast_inputs`, `negative_inputs` and the like are what the tokenizer or processor
+returns for the other prompts or images, `input_ids` and `attention_mask` among it: one row per prompt, or one for all, padded on the left.
+For an encoder-decoder they are other source texts.
+
+```python title="cfg.py"
+from contralto import testbed
+from contralto.decoding import ClassifierFreeGuidanceLogitsProcessor
+
+model, tokenizer = testbed.load("expert"), testbed.tokenizer()
+how = {"return_tensors": "pt", "padding": True, "padding_side": "left"}
+inputs = tokenizer(["Mia went to the barn. She", "Tom sat by the river. He"], **how)
+negative_inputs = tokenizer(["Ben went to the river. She", "Ben ran home. He"], **how)
+contrast = ClassifierFreeGuidanceLogitsProcessor(model, negative_inputs, guidance_scale=1.5)
+output = model.generate(**inputs, custom_generate=contrast.loop(), max_new_tokens=20)
+print(*tokenizer.batch_decode(output, skip_special_tokens=True), sep="\\n")
+```
+
+```sh
+python cfg.py
+```
+"""
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CAPABILITIES = ("method", "executors", "beams", "sampling", "likelihoods", "encoder-decoders", "vLLM")
 
 
@@ -30,8 +56,7 @@ def document() -> str:
             "",
             "## In Python",
             "",
-            "The classes are in `contralto.decoding`; arguments without a default are shown, and the parameters of the first table are keywords.",
-            "",
+            IN_PYTHON,
             *_table(CALLS, [_calls(method) for method in methods]),
             "",
             "## Capabilities",
@@ -75,16 +100,27 @@ def _calls(method: Method) -> list[str]:
         method.name,
         f"`{processor}`" if processor else "-",
         f"`{loop}`" if (loop := _call(method.loop)) else f"`{processor}.loop()`",
+        _scripts(method),
     ]
 
 
+def _scripts(method: Method) -> str:
+    """Return links to the examples that make the processor or the loop of a method."""
+    names = [target.split(":")[1] for target in (method.processor, method.loop) if isinstance(target, str)]
+    call = re.compile(rf"\b({'|'.join(names)})\(")
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(EXAMPLES.glob("*.py"))}
+    named = [name for name, text in texts.items() if names and call.search(text)]
+    return ", ".join(f"[{name}](../examples/{name})" for name in named) or "-"
+
+
 def _call(target: object) -> str | None:
-    """Return the call of a class with the arguments that have no default."""
+    """Return the call of a class with its positional arguments, which are models and prompts."""
     if not isinstance(target, str):
         return None
     parameters = signature_of(target).parameters.values()
-    needed = [each.name for each in parameters if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
-    return f"{target.split(':')[1]}({', '.join(needed)})"
+    shown = [each for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+    named = [each.name if each.default is each.empty else f"{each.name}={each.default}" for each in shown]
+    return f"{target.split(':')[1]}({', '.join(named)})"
 
 
 def _capabilities(method: Method) -> list[str]:

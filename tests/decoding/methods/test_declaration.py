@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -300,6 +301,15 @@ def test_a_broken_package_is_named(tmp_path):
 
 def test_the_documentation_is_that_of_the_declarations():
     assert (ROOT / "docs" / "methods.md").read_text() == table.document(), "python -m contralto.decoding.methods.table"
+
+
+def test_the_documentation_shows_prompts_that_may_be_left_out_and_the_scripts_of_a_class():
+    (cfg,) = re.findall(r"^\| cfg \| `Cl.*$", table.document(), re.MULTILINE)
+    (cd,) = re.findall(r"^\| cd \| `Co.*$", table.document(), re.MULTILINE)
+    assert "LogitsProcessor(model, negative_inputs=None)`" in cfg
+    assert cfg.endswith("[cfg.py](../examples/cfg.py) |")
+    assert "[cd.py]" in cd
+    assert "vcd.py" not in cd
 
 
 def test_the_readme_names_the_class_of_every_method():
