@@ -9,16 +9,17 @@ from contralto.cli.methods import add_model_arguments
 __all__ = ["add_prompt_arguments", "check_placement", "check_positive"]
 
 
-def add_prompt_arguments(parser: argparse.ArgumentParser, names: Collection[str] | None = None) -> None:
+def add_prompt_arguments(parser: argparse.ArgumentParser, names: Collection[str] | None = None, *, seeds: str) -> None:
     """Add the flags for models, dtype, device, prompts and chat templates.
 
     Args:
         parser: the parser of a command.
         names: the methods that the command offers; None is all.
+        seeds: what the command draws from `--seed`.
     """
     parser.add_argument("--image", action="append", metavar="PATH", help="an image for every prompt; may be repeated")
     parser.add_argument("--raw", action="store_true", help="feed prompts as they are, even if there is a chat template")
-    parser.add_argument("--seed", type=int, default=0, help="seed of sampling, noise and transformations (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help=f"seed of {seeds} (default 0)")
     models = parser.add_argument_group("models (a folder, a hub id, or testbed:NAME for an embedded model)")
     models.add_argument("--model", required=True, help="the model that generates; also a LoRA adapter, with its base")
     models.add_argument("--adapter", help="a LoRA adapter of --model, a folder or a hub id")

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, default=Path("explain.html"), help="the page (default explain.html)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="largest number of new tokens (default 128)")
     parser.add_argument("--top", type=int, default=5, help="candidates shown for each branch (default 5)")
-    add_prompt_arguments(parser, offered())
+    add_prompt_arguments(parser, offered(), seeds="the noise and transformations of images; tokens are chosen greedily")
     add_method_arguments(parser, offered())
 
 

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "either images (paths seen from the file's folder), contrast_prompt, system, tools; other columns, such as id, are "
         "copied to the output",
     )
-    add_prompt_arguments(parser)
+    add_prompt_arguments(parser, seeds="sampling, and of the noise and transformations of images")
     add_method_arguments(parser, METHODS.names())
     parser.add_argument(
         "--executor", choices=["loop", "processor"], help="how to run a method (default: loop, the faster one)"

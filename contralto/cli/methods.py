@@ -179,7 +179,7 @@ def _default(parameter: MethodParameter) -> str:
     """Return a parameter's flag with its default, if it has one."""
     name, value = parameter.name, parameter.default
     if isinstance(value, bool):
-        return flag(f"no_{name}" if value else name)
+        return flag(name if value else f"no_{name}")
     return flag(name) if value is None else f"{flag(name)} {value}"
 
 

@@ -272,6 +272,11 @@ def test_the_help_lists_the_options_of_the_methods_that_it_has(capsys):
     assert not {"--draft-length", "--k", "--expert", "--antiexpert", "--expert-load-in-4bit"} & flags
     assert {"--amateur", "--amateur-load-in-4bit", "--load-in-4bit", "--relative-top", "--noise-step", "--lam"} <= flags
     assert not re.search(r"\b(scd|search|proxy)\b", text)
+    words = " ".join(text.split())
+    assert "--layers high --final-norm" in words  # the defaults
+    assert "--beta 0.1 --no-normalize" in words
+    assert "seed of the noise and transformations of images; tokens are chosen greedily" in words
+    assert "or the model itself, weakened: self:layers=8" in words
     with pytest.raises(SystemExit):
         cli.main(["explain", "--model", "testbed:expert", "--k", "3", "x"])
     assert "there is no option --k" in capsys.readouterr().err
