@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["branch_names", "check_logits"]
+__all__ = ["branch_names", "check_logits", "check_shape"]
 
 
 def check_logits(logits: Sequence[Tensor], names: Callable[[], Sequence[str]], place: Callable[..., str]) -> None:
@@ -42,6 +42,32 @@ def check_logits(logits: Sequence[Tensor], names: Callable[[], Sequence[str]], p
         if len(broken := (~each.amax(-1).isfinite()).nonzero()):
             index = broken[0].tolist()
             raise ValueError(_describe(name, each[tuple(index)], place(*index)))
+
+
+def check_shape(scores: Any, logits: Tensor) -> None:
+    """Raise an error unless the scores of a rule have the shape of its logits; others would be broadcast or cut later.
+
+    Args:
+        scores: of the rule.
+        logits: `(..., V)` of the main branch.
+
+    Raises:
+        TypeError: the rule returned no tensor.
+        ValueError: another shape.
+
+    Examples:
+        >>> check_shape(torch.zeros(5), torch.zeros(2, 5))
+        Traceback (most recent call last):
+            ...
+        ValueError: the rule returned scores of shape (5,) for logits of shape (2, 5): it must return one score per row and token
+    """
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"the rule must return a tensor of scores, not {type(scores).__name__}")
+    if scores.shape != logits.shape:
+        raise ValueError(
+            f"the rule returned scores of shape {tuple(scores.shape)} for logits of shape {tuple(logits.shape)}: it must "
+            "return one score per row and token"
+        )
 
 
 def _describe(name: str, row: Tensor, where: str) -> str:

@@ -149,7 +149,7 @@ def unwrap(model: Any) -> Unwrapped:
         model: a transformers model, a PEFT model, or a `ModelVariant`.
 
     Raises:
-        TypeError: the model cannot generate, or is a PEFT model with learned prompts.
+        TypeError: the model is a name, cannot generate, or is a PEFT model with learned prompts.
     """
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     if isinstance(model, ModelVariant):
@@ -161,6 +161,12 @@ def unwrap(model: Any) -> Unwrapped:
                 "prompt"
             )
         model = model.get_base_model()
+    if isinstance(model, str):
+        raise TypeError(
+            f"a branch needs a transformers model, not its name {model!r}: load it by from_pretrained(); the model itself, "
+            "weakened (self:... on the command line), is EarlyExit(model, layers), Dropout(model, rate) or "
+            "quantized_copy(model, bits) of contralto.decoding"
+        )
     if not (hasattr(model, "can_generate") and model.can_generate()):
         raise TypeError(f"a branch needs a transformers model that can generate, not {type(model).__name__}")
     return Unwrapped(model, context)

@@ -78,7 +78,9 @@ EVERYWHERE: dict[str, Any] = {
 DECODER_ONLY: dict[str, Any] = {"encoder_decoder": Unsupported("is for decoder-only models")}
 DRAWS = "draws random numbers of its own"
 DETERMINISTIC = "is deterministic"
-AMATEUR = {"amateur": "a weaker model with the same tokenizer"}
+AMATEUR = {
+    "amateur": "a weaker model with the same tokenizer, or the model itself, weakened: self:layers=8, self:dropout=0.3, self:int4"
+}
 WINDOW = Extra(of=CONTRASTIVE, least=1)
 VOCABULARY = Extra(of=CONTRASTIVE, convert=convert_vocabulary, is_new=True)
 

@@ -4,7 +4,7 @@
 (https://github.com/huggingface/transformers/issues/34265), so a branch keeps inputs and cache of its own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from transformers import LogitsProcessor
 from contralto.decoding.branches.base import Branch
 from contralto.decoding.branches.input import InputBranch
 from contralto.decoding.branches.model import ModelBranch
-from contralto.decoding.validity import branch_names, check_logits
+from contralto.decoding.validity import branch_names, check_logits, check_shape
 from contralto.decoding.vocabulary import Vocabulary, vocabulary_size
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
             `vocabulary`, and allows vocabulary sizes that differ by more than padding explains.
 
     Raises:
+        TypeError: `branches` is not a list of branches.
         ValueError: two of the models have different tokenizers.
     """
 
@@ -54,7 +55,7 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         self, rule: Rule, branches: Sequence[Branch], *, threshold: str | None = None, tokenizer: Any = None
     ) -> None:
         self.rule = rule
-        self.branches = list(branches)
+        self.branches = _checked_branches(branches)
         self.threshold = threshold
         self._vocabulary = Vocabulary(
             [b.model for b in self.branches if b.model is not None and b.shares_tokenizer], tokenizer
@@ -140,10 +141,12 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
             The rule's scores `(..., V)`.
 
         Raises:
-            ValueError: NaN, `+inf` or a row of `-inf` alone in the logits of a branch or in the rule's scores.
+            ValueError: NaN, `+inf` or a row of `-inf` alone in the logits of a branch or in the rule's scores; scores of
+                another shape than the logits.
         """
         fitted = self.fit(scores, contrasts)
         combined = self.rule(scores, *fitted, **self.parameters(step), **changed)
+        check_shape(combined, scores)
         check_logits(
             [scores, *fitted, combined],
             lambda: [*branch_names(self.rule, self.branches), "scores of the rule"],
@@ -177,6 +180,19 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         from contralto.decoding.executors.loop import ContrastiveLoop
 
         return ContrastiveLoop(self, streamer=streamer)
+
+
+def _checked_branches(branches: Any) -> list[Branch]:
+    """Return the branches as a list, or raise TypeError for anything else, such as a model without its branch."""
+    given = list(branches) if isinstance(branches, Iterable) else []
+    wrong = next((each for each in given if not isinstance(each, Branch)), None)
+    wrong = wrong if isinstance(branches, Iterable) else branches
+    if wrong is not None:
+        raise TypeError(
+            "branches must be a list of branches, such as [ModelBranch(amateur)] or [InputBranch(model, inputs)] of "
+            f"contralto.decoding.branches, not {type(wrong).__name__}"
+        )
+    return given
 
 
 def try_rule(rule: Rule, branches: int) -> Rule:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -25,6 +26,13 @@ def test_the_commands_of_the_page_run_in_their_order(tmp_path, monkeypatch, caps
         assert cli.main(shlex.split(command)) == 0, command
     assert "for contrastive decoding against testbed:expert" in Path("amateur/README.md").read_text()
     assert len(re.findall(r"#### \d+", capsys.readouterr().out)) == 5
+
+
+def test_the_code_of_the_page_runs(tmp_path, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (tmp_path / "amateurs.py").write_text(code)
+    runpy.run_path(str(tmp_path / "amateurs.py"))
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_the_first_layers_correct_the_mistake(capsys):

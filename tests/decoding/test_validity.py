@@ -1,14 +1,15 @@
 """Logits that cannot be contrasted are an error that names the branch and the place, in every executor."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
 import zoo
 
-from contralto import decoding
+from contralto import decoding, testbed
 from contralto.decoding import rules
-from contralto.decoding.branches import ModelBranch
+from contralto.decoding.branches import InputBranch, ModelBranch
 from contralto.decoding.executors.score import score
 from contralto.decoding.trace import trace
 from contralto.decoding.validity import check_logits
@@ -202,3 +203,54 @@ def test_what_an_amateur_rules_out_is_no_error(pair):
     """`-inf` of single tokens is legitimate: embeddings padded to another size, tokens that the model excludes."""
     logits = torch.tensor([[-INF, 0.0, 1.0], [2.0, -INF, -INF]])
     check_logits([logits, rules.contrastive_decoding(logits, logits.flip(0))], list, str)
+
+
+@pytest.mark.parametrize(
+    ("rule", "error", "message"),
+    [
+        (lambda main, other: (main - other)[..., 0], ValueError, "the rule returned scores of shape "),
+        (lambda main, other: (main - other).mean(0), ValueError, "the rule returned scores of shape "),
+        (lambda main, other: (main - other)[None], ValueError, "the rule returned scores of shape "),
+        (lambda main, other: None, TypeError, "must return a tensor of scores, not NoneType"),
+    ],
+)
+@pytest.mark.parametrize("how", ["processor", "loop", "score"])
+def test_scores_of_another_shape_are_rejected(rule, error, message, how):
+    model, tokenizer = testbed.load("expert"), testbed.tokenizer()
+    inputs = tokenizer(["Ben went out"] * 2, return_tensors="pt")
+    method = decoding.ContrastiveLogitsProcessor(rule, [ModelBranch(testbed.load("amateur"))])
+    generate = partial(model.generate, **inputs, max_new_tokens=2)
+    runs = {
+        "processor": lambda: generate(logits_processor=[method]),
+        "loop": lambda: generate(custom_generate=method.loop()),
+        "score": lambda: score(method, model, inputs, inputs["input_ids"]),
+    }
+    with pytest.raises(error, match=message):
+        runs[how]()
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda model: model, lambda model: [model], lambda model: ModelBranch(model), lambda _: "x"]
+)
+def test_models_in_place_of_branches_are_rejected(wrap):
+    with pytest.raises(TypeError, match=r"branches must be a list of branches, such as \[ModelBranch\(amateur\)\]"):
+        decoding.ContrastiveLogitsProcessor(lambda main, other: main - other, wrap(testbed.load("amateur")))
+
+
+@pytest.mark.parametrize("name", ["self:layers=10", "gpt2"])
+def test_names_in_place_of_models_are_rejected(name):
+    for make in (
+        lambda: decoding.ContrastiveDecodingLogitsProcessor(name),
+        lambda: decoding.SpeculativeContrastiveDecoding(name),
+        lambda: decoding.ClassifierFreeGuidanceLogitsProcessor(name),
+        lambda: InputBranch(name, {"input_ids": torch.ones(1, 1)}),
+    ):
+        with pytest.raises(TypeError, match=f"not its name '{name}': load it .* is EarlyExit"):
+            make()
+
+
+@pytest.mark.parametrize("other", ["Ben", ["Ben"], torch.ones(1, 2), {"input_ids": [[1, 2]]}])
+def test_contrast_prompts_that_are_not_encoded_are_rejected(other):
+    for kind in (decoding.ClassifierFreeGuidanceLogitsProcessor, decoding.ContextAwareDecodingLogitsProcessor):
+        with pytest.raises(TypeError, match=r"contrast inputs must be .*, not \w+: pass tokenizer\(texts"):
+            kind(testbed.load("expert"), other)

@@ -6,6 +6,7 @@ The errors of a page are those of the same commands after the change that its ta
 import json
 import math
 import re
+import runpy
 import shlex
 import sys
 import tomllib
@@ -116,6 +117,15 @@ def test_what_a_page_says_is_rejected(installed, capsys, page, old, new, error):
     said = capsys.readouterr().err
     assert error in said.strip().splitlines()[-1]
     assert len(said.strip().splitlines()) == 1 or page == "metric"  # below the progress bars of lm-eval
+
+
+def test_the_short_way_to_a_decoding_method(tmp_path):
+    code = re.search(r"```python\n(.*?)```", PAGES["decoding-method"].read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "short.py").write_text(code[1])
+    names = runpy.run_path(str(tmp_path / "short.py"))
+    inputs, model, method = names["inputs"], names["model"], names["method"]
+    slow = model.generate(**inputs, logits_processor=[method], max_new_tokens=8)
+    assert slow.tolist() == names["output"].tolist() != model.generate(**inputs, max_new_tokens=8).tolist()
 
 
 def test_a_decoding_method(installed, capsys):
