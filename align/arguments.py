@@ -24,7 +24,8 @@ class DataArguments(ScriptArguments):
         "stay strings, as with trl dpo.",
     )
     lora_learning_rate: float | None = option(
-        None, "The learning rate of a recipe for adapters; on the command line give learning_rate instead."
+        None,
+        "The learning rate that a recipe sets for adapters; on the command line, learning_rate has the same effect.",
     )
     adapter: str | None = option(None, "A LoRA adapter of the model to continue training; use_peft is ignored then.")
     data_recipe: str | None = option(

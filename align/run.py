@@ -96,6 +96,8 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
     train, evaluation = training_data(data, args, mixture)
     trainer = _make_trainer(data, args, model, train, evaluation)
     trainer.accelerator.print(_batch_line(trainer))
+    if not getattr(args, "monitor_pairs", True):
+        trainer.accelerator.print("no training_report.html: it shows what the monitor measures, and monitor_pairs is 0")
     mixed = [each.path for each in mixture.datasets] if mixture.datasets else []
     trainer.card_datasets = [name for name in (data.dataset_name, *mixed) if name]
     trainer.train(resume_from_checkpoint=_checkpoint(trainer))

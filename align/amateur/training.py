@@ -54,6 +54,7 @@ def train_amateur(config: AmateurConfig, student: Path, texts: Sequence[Text], o
         save_total_limit=1,
         logging_steps=max(1, planned // 50),
         report_to="none",
+        audit="off",  # its texts may end at the limit
         seed=config.seed,
         **teacher,
     )

@@ -14,7 +14,7 @@ from contralto.align.cards.methods import CardMethod
 from contralto.align.monitoring.findings import Finding
 from contralto.align.monitoring.record import Record
 from contralto.align.monitoring.report import mean_with_error, verdict
-from contralto.align.trainers.settings import changed_settings, option_values
+from contralto.align.trainers.settings import adapter_settings, changed_settings, option_values
 from contralto.align.trl_compat import tracking_links
 from contralto.common.files import read_text, replace_text
 from contralto.common.html import read_template
@@ -80,6 +80,10 @@ LOGGED = {
     "eval_loss/rejected": "held-out divergence from the teacher on the student's completions",
 }
 """Values of the trainer's log that a card shows, with their labels."""
+
+
+TIED = 1e-6
+"""A mean margin of rewards below which they are tied."""
 
 
 class Figures(NamedTuple):
@@ -299,6 +303,8 @@ def _figures(trainer: Any, record: Record | None) -> Figures | None:
         values = [(line["step"], line[key]) for line in trainer.state.log_history if key in line]
         if values:
             first, last = (f"{value:.4g} (step {step})" for step, value in (values[0], values[-1]))
+            if key == "rewards/accuracies" and _is_tied(trainer.state.log_history, values[0][0]):
+                first = f"all tied (step {values[0][0]})"
             rows.append((label, ["logged once" if len(values) == 1 else first, last]))
     if record is not None:
         start, end = record.points[0], record.points[-1]
@@ -314,6 +320,12 @@ def _figures(trainer: Any, record: Record | None) -> Figures | None:
     return Figures(head, rows, note) if rows else None
 
 
+def _is_tied(logs: Sequence[Mapping[str, Any]], step: int) -> bool:
+    """Return whether both rewards of every pair are equal, as they are while the policy is its reference: their accuracy is 0 then."""
+    margins = [line["rewards/margins"] for line in logs if line.get("step") == step and "rewards/margins" in line]
+    return bool(margins) and abs(margins[0]) < TIED
+
+
 def _settings(trainer: Any, model: Any, unread: frozenset[str]) -> dict[str, str]:
     """Return the options that are not the defaults, and those of `ALWAYS`, the rows of a step, and the adapter's."""
     args = trainer.args
@@ -327,21 +339,8 @@ def _settings(trainer: Any, model: Any, unread: frozenset[str]) -> dict[str, str
         if (name in ALWAYS or name in changed) and secret_name({name: value}) is None
     }
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
-    shown = {
-        name: _shown(value) for name, value in {"rows per step": batch, **kept, **_adapter_settings(model)}.items()
-    }
+    shown = {name: _shown(value) for name, value in {"rows per step": batch, **kept, **adapter_settings(model)}.items()}
     return {name: value for name, value in shown.items() if value}
-
-
-def _adapter_settings(model: Any) -> dict[str, Any]:
-    config = next(iter(model.peft_config.values())) if is_peft_model(model) else None
-    names = {
-        "r": "lora_r",
-        "lora_alpha": "lora_alpha",
-        "lora_dropout": "lora_dropout",
-        "target_modules": "target_modules",
-    }
-    return {label: getattr(config, name, None) for name, label in names.items()}
 
 
 def _shown(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 
-from contralto.align.trainers.settings import changed_settings
+from contralto.align.trainers.settings import adapter_settings, changed_settings
 from contralto.common.versions import versions
 
 __all__ = ["describe_run", "model_label"]
@@ -40,9 +40,15 @@ def describe_run(trainer: Any, datasets: Mapping[str, Any]) -> dict[str, Any]:
         "batch": args.per_device_train_batch_size
         * args.gradient_accumulation_steps
         * trainer.accelerator.num_processes,
-        "settings": changed,
+        "settings": {name: _shown(value) for name, value in changed.items() if value not in ([], {})}
+        | adapter_settings(model),
         "versions": versions(),
     }
+
+
+def _shown(value: Any) -> Any:
+    """Return a whole number that a parser reads as a float, such as 10.0 steps, as an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() and value >= 1 else value
 
 
 def model_label(model: str) -> str:

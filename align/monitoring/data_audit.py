@@ -5,7 +5,7 @@ lists rows and says what to do about them.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -76,7 +76,8 @@ FAULTS = {
     "endless": Fault(
         "warning",
         "{detail} with an end-of-sequence token",
-        "Check the chat template and eos_token: a model that never sees the end does not learn to stop.",
+        "Check the chat template and eos_token, and raise max_new_tokens if the completions were cut off when they were generated: a "
+        "model that never sees the end does not learn to stop.",
     ),
     "merged": Fault(
         "warning",
@@ -127,6 +128,7 @@ def audit_rows(
     ends: set[int],
     max_length: int | None,
     truncation_mode: str = "keep_start",
+    skip: Container[str] = (),
     progress: bool = True,
 ) -> list[Finding]:
     """Audit every row in the form in which it is trained on; of a stream, the first thousand.
@@ -138,6 +140,7 @@ def audit_rows(
         ends: ids of the tokens that end a completion, see `specials.end_tokens`.
         max_length: as in the training's configuration.
         truncation_mode: as in the training's configuration.
+        skip: kinds of `FAULTS` that are not reported.
         progress: show a progress bar.
 
     Returns:
@@ -152,6 +155,9 @@ def audit_rows(
     for row in tqdm(rows, "audit", size, disable=not progress):
         audit.add(row)
     is_part = size is None and audit.total == STREAMED_ROWS
+    for kind in FAULTS:
+        if kind in skip:
+            audit.tallies.pop(kind, None)
     return list(audit.findings(name, f"{'the first ' if is_part else ''}{audit.total} rows"))
 
 

@@ -139,6 +139,7 @@ class LogReport(TrainerCallback):
         data |= splits if isinstance(splits, dict) else {} if splits is None else {"eval_dataset": splits}
         about = describe_run(trainer, data) | {
             "teacher": getattr(trainer.args, "teacher_model_name_or_path", None) or "a loaded model",
+            "findings": [{"level": each.level, "text": str(each)} for each in trainer.audit.findings],
             "seconds": self.before + time.monotonic() - self.began,
             "steps": state.max_steps,
             "done": state.global_step,

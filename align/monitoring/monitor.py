@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from torch import Tensor
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl.models.utils import unwrap_model_for_generation
 
 from contralto.align.monitoring.about import describe_run
-from contralto.align.monitoring.data_audit import STREAMED_ROWS, audit_dropped, audit_rows
-from contralto.align.monitoring.findings import Finding, row_name
+from contralto.align.monitoring.audit_callback import DataAudit
+from contralto.align.monitoring.findings import row_name
 from contralto.align.monitoring.model_audit import audit_model
 from contralto.align.monitoring.record import RECORD, Point, Record
 from contralto.align.monitoring.symptoms import symptoms
@@ -58,7 +58,7 @@ class PairMeasurement(NamedTuple):
     kl: float | None
 
 
-class Monitor(TrainerCallback):
+class Monitor(DataAudit):
     """The callback that audits a `PreferenceTrainer` before its first step, measures it during training, and writes a report at its end.
 
     `PreferenceTrainer` creates one from its options `audit`, `monitor_pairs`, `monitor_generate` and `report`.
@@ -69,21 +69,13 @@ class Monitor(TrainerCallback):
     """
 
     def __init__(self, trainer: Any, originals: Mapping[str, Any]) -> None:
-        splits = originals.get("eval_dataset")
-        self.trainer, self.originals = trainer, {**originals, **(splits if isinstance(splits, dict) else {})}
-        self.findings: list[Finding] = []
+        super().__init__(trainer, originals)
         self.record: Record | None = None
         self.batches: list[Mapping[str, Any]] = []
         self.seconds = 0.0
         self.began = 0.0
-
-    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Audit the data, before a reference is precomputed."""
-        if self.trainer.args.audit == "off":
-            return
-        for name, dataset in self._datasets().items():
-            self.findings += self._audit_rows(name, dataset)
-        self._report_findings(self.findings)
+        self.measured = 0.0
+        """Seconds that measurements took."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -97,8 +89,8 @@ class Monitor(TrainerCallback):
             with _evaluation_mode(self.trainer.model):
                 findings = audit_model(self.trainer, self._audited_batches())
             self.findings += findings
-            self._report_findings(findings)
-            self._report_audit()
+            self.report_findings(findings)
+            self.report_audit()
         if self.trainer.args.monitor_pairs:
             self._begin(source, rows, state)
 
@@ -119,60 +111,17 @@ class Monitor(TrainerCallback):
             self._measure(state)
         self._warn(state, is_last=True)
         self._save(state)
+        if state.is_world_process_zero and not self.trainer.args.disable_tqdm:
+            tqdm.write(cost_line(self.measured, time.monotonic() - self.began, len(self.record.pairs)))
         if self.trainer.args.report and state.is_world_process_zero:
             self._report()
 
     # ------------------------------------------------------------------------------------------------------------ audit
 
-    def _datasets(self) -> dict[str, Any]:
-        """Return the prepared datasets by name."""
-        evaluation = self.trainer.eval_dataset
-        splits = evaluation if isinstance(evaluation, dict) else {"eval_dataset": evaluation}
-        return {
-            name: data
-            for name, data in {"train_dataset": self.trainer.train_dataset, **splits}.items()
-            if data is not None
-        }
-
-    def _audit_rows(self, name: str, dataset: Any) -> list[Finding]:
-        args, processing_class = self.trainer.args, self.trainer.processing_class
-        shows_progress = self.trainer.state.is_world_process_zero and not args.disable_tqdm
-        ends = end_tokens(self.trainer.policy, processing_class)
-        limits: dict[str, Any] = {"max_length": args.max_length, "truncation_mode": args.truncation_mode}
-        findings = audit_rows(dataset, processing_class, name=name, ends=ends, progress=shows_progress, **limits)
-        return findings + audit_dropped(
-            self.originals.get(name),
-            dataset,
-            processing_class,
-            name=name,
-            max_length=args.max_length,
-            progress=shows_progress,
-        )
-
-    def _report_findings(self, findings: Sequence[Finding]) -> None:
-        """Log the findings; errors end the run."""
-        errors = [finding for finding in findings if finding.level == "error"]
-        for finding in findings:
-            if self.trainer.state.is_world_process_zero and (
-                finding not in errors or self.trainer.args.audit == "warn"
-            ):
-                logger.warning("audit: %s", finding)
-        if errors and self.trainer.args.audit == "stop":
-            others = f" ({len(errors) - 1} more errors after it)" if len(errors) > 1 else ""
-            raise ValueError(f"{errors[0]}{others} To train all the same, set audit to warn.")
-
-    def _report_audit(self) -> None:
-        """Print one line that says what was audited, and how many findings there were."""
-        if not self.trainer.state.is_world_process_zero or self.trainer.args.disable_tqdm:
-            return
-        sizes = [
-            f"{len(data)} rows of {name}" if isinstance(data, Dataset) else f"the first {STREAMED_ROWS} rows of {name}"
-            for name, data in self._datasets().items()
-        ]
+    def audited(self) -> str:
+        """Return what was audited: the rows, and the model on some pairs."""
         pairs = sum(len(batch["input_ids"]) // 2 for batch in self._audited_batches())
-        count = len(self.findings)
-        found = "nothing found" if not count else f"{count} finding{'s' * (count > 1)}, see above"
-        tqdm.write(f"audit of {', '.join(sizes)}, and of the model on {pairs} pairs: {found}")
+        return f"{super().audited()}, and of the model on {pairs} pairs"
 
     def _audited_batches(self) -> list[Mapping[str, Any]]:
         pairs, kept = 0, []
@@ -187,7 +136,7 @@ class Monitor(TrainerCallback):
 
     def _measured_dataset(self) -> tuple[str, Any]:
         """Return the dataset that pairs are taken from: the first one for evaluation, or else the training set."""
-        evaluation = {name: data for name, data in self._datasets().items() if name != "train_dataset"}
+        evaluation = {name: data for name, data in self.datasets().items() if name != "train_dataset"}
         return next(iter(evaluation.items()), ("train_dataset", self.trainer.train_dataset))
 
     def _collated(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -199,6 +148,7 @@ class Monitor(TrainerCallback):
         key = content_digest(b"".join(batch["input_ids"].numpy().tobytes() for batch in self.batches), 16)
         if state.global_step and self._resumed(key, state):
             return
+        began = time.monotonic()
         with _evaluation_mode(self.trainer.model):
             start = self._measurement()
             scores = self._ches()
@@ -213,6 +163,7 @@ class Monitor(TrainerCallback):
             about=self._about(source),
         )
         self._add(state, start)
+        self.measured += time.monotonic() - began
         self._save(state)
 
     def _resumed(self, key: str, state: TrainerState) -> bool:
@@ -244,9 +195,11 @@ class Monitor(TrainerCallback):
 
     def _measure(self, state: TrainerState) -> None:
         assert self.record is not None
+        began = time.monotonic()
         with _evaluation_mode(self.trainer.model):
             now = self._measurement()
         self._add(state, now)
+        self.measured += time.monotonic() - began
         self.trainer.record_latest(**self.record.points[-1].metrics())
         self._warn(state)
         self._save(state)
@@ -391,7 +344,25 @@ class Monitor(TrainerCallback):
         ]
 
     def _about(self, source: str) -> dict[str, Any]:
-        return describe_run(self.trainer, self._datasets()) | {"source": source}
+        return describe_run(self.trainer, self.datasets()) | {"source": source}
+
+
+def cost_line(measured: float, total: float, pairs: int) -> str:
+    """Return a line that says how long the monitor took.
+
+    Args:
+        measured: seconds that measurements took.
+        total: seconds of the training, measurements included.
+        pairs: the number of monitored pairs.
+
+    Examples:
+        >>> cost_line(3.2, 12.8, 32)
+        'monitor: 3 of 13 seconds (25%) for 32 pairs; fewer monitor_pairs or a larger logging_steps take less'
+    """
+    return (
+        f"monitor: {measured:.0f} of {total:.0f} seconds ({measured / max(total, 1e-9):.0%}) for {pairs} pairs; fewer monitor_pairs or a "
+        "larger logging_steps take less"
+    )
 
 
 @contextmanager

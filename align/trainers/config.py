@@ -140,13 +140,28 @@ def with_adapter_dtype(args: Any, model: Any, adapter: Any) -> Any:
 
 @dataclass
 class StagedConfig(RecipeOptions, DPOConfig):
-    """`trl.DPOConfig` (1.16), whose `bf16` defaults to False where there is no accelerator, since few CPUs are fast at it."""
+    """`trl.DPOConfig` (1.16), whose `bf16` defaults to False where there is no accelerator, since few CPUs are fast at it.
+
+    Args:
+        audit: the audit before the first step: `stop` ends the run at an error, `warn` only logs it, `off`.
+    """
 
     columns: ClassVar[str] = "prompt, chosen and rejected"
     """The columns of a dataset, in words."""
 
+    audit: str = option(
+        "stop",
+        "Audit of data, and of reference and adapter of preference losses, before the first step: errors stop the run (stop) or are "
+        "logged (warn); off disables it.",
+        choices=list(AUDITS),
+    )
+
     @records_settings
     def __post_init__(self) -> None:
+        if self.audit not in AUDITS:
+            raise ValueError(
+                f"audit must be one of {', '.join(AUDITS)}, not {self.audit!r}{did_you_mean(self.audit, AUDITS)}"
+            )
         apply_machine_defaults(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
 
@@ -287,11 +302,6 @@ class PreferenceConfig(StagedConfig):
     )
     freeze_vision_encoder: bool = option(False, "Train the language model and the projector, not the vision encoder.")
     prefix_sharing: bool = option(False, "Compute the common prefix of the two sequences of a pair once.")
-    audit: str = option(
-        "stop",
-        "Audit of data, reference and adapter before the first step: errors stop the run (stop) or are logged (warn); off disables it.",
-        choices=list(AUDITS),
-    )
     monitor_pairs: int = option(
         32, "Number of pairs that are measured before training and in up to 29 logged steps; 0 disables the monitor."
     )
@@ -412,10 +422,6 @@ class PreferenceConfig(StagedConfig):
             raise ValueError(f"truncation_mode must be keep_start or keep_end, not {self.truncation_mode!r}")
 
     def _check_monitoring(self) -> None:
-        if self.audit not in AUDITS:
-            raise ValueError(
-                f"audit must be one of {', '.join(AUDITS)}, not {self.audit!r}{did_you_mean(self.audit, AUDITS)}"
-            )
         if self.report and not self.monitor_pairs:
             raise ValueError(
                 "report is made of what was measured, and monitor_pairs is 0: set it to 32, or report to False"

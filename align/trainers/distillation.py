@@ -24,6 +24,7 @@ from contralto.align.caches.teacher import TeacherStates, load_head, save_head
 from contralto.align.cards.methods import distillation_methods
 from contralto.align.cards.model_card import TrainedCard
 from contralto.align.losses.chunked import Head, chunked_divergence, chunked_logps, first_tokens, vocabulary_size
+from contralto.align.monitoring.audit_callback import DataAudit
 from contralto.align.monitoring.log_report import LogReport
 from contralto.align.trainers.base import StagedTrainer
 from contralto.align.trainers.batches import PairBatch
@@ -143,7 +144,10 @@ class DistillationPairTrainer(StagedTrainer):
         self._teacher: Any = without_adapter(teacher)
         self._head: Head | None = None
         args = with_adapter_dtype(args, model, kwargs.get("peft_config"))
-        callbacks = [IdleSides(self), *([LogReport(self)] if args.report else [])]
+        originals = {name: kwargs.get(name) for name in ("train_dataset", "eval_dataset")}
+        # where both models write the same, there is nothing wrong
+        self.audit = DataAudit(self, originals, skip={"same"})
+        callbacks = [self.audit, IdleSides(self), *([LogReport(self)] if args.report else [])]
         kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), *callbacks]
         super().__init__(model, self._initial_reference(args), args=args, **kwargs)
         if not self.uses_teacher or args.precompute_teacher:
@@ -174,6 +178,7 @@ class DistillationPairTrainer(StagedTrainer):
             notation="p: the teacher, q: the student, at every token of a completion",
             tags=[loss],
             teacher=self.args.teacher_model_name_or_path,
+            findings=self.audit.findings,
             unread=frozenset(LOSS_OPTIONS) - set(self.args.kind.settings),
         )
 

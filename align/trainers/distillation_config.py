@@ -128,6 +128,7 @@ class DistillationConfig(StagedConfig):
         teacher_load_in_4bit: quantise the teacher by bitsandbytes (NF4).
         teacher_load_in_8bit: quantise the teacher by bitsandbytes (LLM.int8).
         precompute_teacher: compute the teacher's last hidden states once, keep them on disk, and train without the teacher.
+        audit: the audit of the data before the first step: `stop` ends the run at an error, `warn` only logs it, `off`.
         teacher_cache: the folder for them; None takes one beside the caches of `datasets`.
         report: write `training_report.html` and `.png` into `output_dir` at the end; None leaves it to the caller: `contralto align` does,
             a script does not.

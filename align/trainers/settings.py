@@ -5,9 +5,18 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Self
 
+from accelerate.utils import is_peft_model
+
 from contralto.align.recipe_files import recipe_options
 
-__all__ = ["RecipeOptions", "changed_settings", "freeze_settings", "option_values", "records_settings"]
+__all__ = [
+    "RecipeOptions",
+    "adapter_settings",
+    "changed_settings",
+    "freeze_settings",
+    "option_values",
+    "records_settings",
+]
 
 GIVEN, DERIVED = "_given_settings", "_derived_settings"
 """Attributes of a configuration: names of options that were set, and the values of the others after `__post_init__`."""
@@ -72,6 +81,21 @@ def option_values(args: Any) -> dict[str, Any]:
     values: dict[str, Any] = args.to_dict()
     shown = {name: getattr(args, name) for name in ("pad_token", "eos_token") if name in values}
     return values | shown
+
+
+def adapter_settings(model: Any) -> dict[str, Any]:
+    """Return rank, alpha, dropout and modules of a model's LoRA adapter by the names of their options; empty without one.
+
+    Args:
+        model: a model without wrappers of accelerate.
+    """
+    config = next(iter(model.peft_config.values())) if is_peft_model(model) else None
+    names = {"r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
+    values = {
+        label: getattr(config, name, None) for name, label in {**names, "target_modules": "target_modules"}.items()
+    }
+    values = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _set_names(args: Any) -> set[str]:

@@ -150,6 +150,18 @@ def test_the_card_shows_no_measurements_of_another_run(tmp_path, trainer):
     assert "change of log p" not in text
 
 
+def test_the_card_calls_equal_rewards_tied(tmp_path):
+    """Policy and reference are equal in step 1, where an accuracy of 0 would read as wrong throughout."""
+    one = preference(tmp_path)
+    one.state.log_history = [
+        {"step": 1, "rewards/accuracies": 0.0, "rewards/margins": 0.0},
+        {"step": 9, "rewards/accuracies": 0.75, "rewards/margins": 0.1},
+    ]
+    one.create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    assert "| training accuracy of rewards | all tied (step 1) | 0.75 (step 9) |" in text
+
+
 def test_the_card_says_nothing_of_the_machine(tmp_path):
     base = tmp_path / "secret" / "base"
     base.mkdir(parents=True)
@@ -161,6 +173,7 @@ def test_the_card_says_nothing_of_the_machine(tmp_path):
         args,
         base=str(base),
         divergences={"chosen": "skew_kl"},
+        audit=SimpleNamespace(findings=[]),
         train_dataset=None,
         eval_dataset=None,
     )

@@ -63,8 +63,9 @@ def trainer(folder, **options):
 
 
 @pytest.mark.slow
-def test_a_distillation_writes_a_report(tmp_path, capsys):
-    one = trainer(tmp_path, eval_strategy="steps", eval_steps=2)
+def test_a_distillation_writes_a_report(tmp_path, capsys, caplog):
+    one = trainer(tmp_path, eval_strategy="steps", eval_steps=2, max_length=24)
+    assert "audit: train_dataset: in 6 of 6 rows prompt and completion are longer than max_length" in caplog.text
     one.train()
     kept = json.loads((tmp_path / LOG).read_text(encoding="utf-8"))
     assert kept["logs"] == json.loads(json.dumps(one.state.log_history))
@@ -73,6 +74,7 @@ def test_a_distillation_writes_a_report(tmp_path, capsys):
     assert (tmp_path / PICTURE).stat().st_size > 10_000
     assert log_verdict(kept["about"], kept["logs"]).replace("'", "&#39;") in page
     assert "(held-out)" in page
+    assert "are longer than max_length and lose their end" in page
     for title in ("Loss", "Divergence from the teacher on the student", "Log-probability per token", "Gradient norm"):
         assert title in page
     first, last = (line["eval_loss/chosen"] for line in kept["logs"] if "eval_loss/chosen" in line)

@@ -12,10 +12,11 @@ import torch
 from datasets import Dataset, IterableDataset
 from helpers.records import full
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from contralto import testbed
 from contralto.align.monitoring import data_audit, monitor, report
+from contralto.align.monitoring.about import describe_run
 from contralto.align.monitoring.data_audit import audit_rows
 from contralto.align.monitoring.findings import Finding
 from contralto.align.monitoring.model_audit import _learning_rate_findings, audit_model, policy_logps, reference_logps
@@ -111,6 +112,13 @@ def test_a_fault_is_found_in_its_row(fault, level, said):
     assert [(each.level, each.rows, each.seen) for each in found] == [(level, ("r3",), 1)]
     assert "1 of 5 rows" in found[0].text
     assert found_in([{"id": f"r{at}", **GOOD} for at in range(5)], max_length=7) == []
+
+
+def test_kinds_of_faults_can_be_left_out():
+    """Where teacher and student wrote the same, a distillation has nothing to report."""
+    rows = [GOOD | {"rejected_ids": GOOD["chosen_ids"]}] * 3
+    assert [each.level for each in found_in(rows)] == ["error"]
+    assert found_in(rows, skip={"same"}) == []
 
 
 def test_ends_may_stand_before_a_line_break():
@@ -228,7 +236,7 @@ def test_what_a_template_has_rendered_already_is_found(row, level, said):
 def test_texts_beside_a_chat_template_are_a_note():
     row = {**GOOD, "prompt": "2?", "chosen": "4", "rejected": "5"}
     (found,) = [each for each in found_in([row]) if "chat template is not applied" in each.text]
-    assert (found.level, "(conversations)" in found.advice) == ("note", True)
+    assert (found.level, "--conversations" in found.advice) == ("note", True)
     rendered = {**row, "prompt": "<bos><|user|>2?<|assistant|>"}
     assert not [each for each in found_in([rendered]) if "chat template" in each.text]
     bare = testbed.tokenizer()
@@ -354,6 +362,15 @@ def test_an_adapter_with_the_rate_of_full_training(tmp_path):
     assert "learning_rate" in changed_settings(args)
 
 
+def test_a_report_has_the_adapter_and_no_empty_settings(tmp_path):
+    one = trainer(tmp_path, lora={}, debug=[], logging_steps=1.0, weight_decay=0.5)
+    settings = describe_run(one, {})["settings"]
+    assert (settings["lora_r"], settings["lora_alpha"], settings["target_modules"]) == (2, 8, ["q_proj", "v_proj"])
+    assert "debug" not in settings
+    assert str(settings["logging_steps"]) == "1"
+    assert settings["weight_decay"] == 0.5
+
+
 def test_the_audit_says_what_it_looked_at(capsys):
     """Also where it finds nothing."""
     args = SimpleNamespace(disable_tqdm=False)
@@ -361,10 +378,10 @@ def test_the_audit_says_what_it_looked_at(capsys):
     one = SimpleNamespace(args=args, state=state, train_dataset=data, eval_dataset=None)
     seen = Monitor(one, {})
     seen.batches = [{"input_ids": torch.zeros(6, 2)}, {"input_ids": torch.zeros(6, 2)}]
-    seen._report_audit()
+    seen.report_audit()
     assert capsys.readouterr().out == "audit of 5 rows of train_dataset, and of the model on 6 pairs: nothing found\n"
     seen.findings = [Finding("note", "a", "b")]
-    seen._report_audit()
+    seen.report_audit()
     assert capsys.readouterr().out.endswith("6 pairs: 1 finding, see above\n")
 
 
@@ -690,7 +707,7 @@ def test_no_texts_are_written_for_pictures(tmp_path):
 
 @pytest.mark.slow
 def test_it_is_one_monitor_among_callbacks(tmp_path):
-    one = trainer(tmp_path, lora={}, callbacks=[logging_callback := monitor.TrainerCallback()])
+    one = trainer(tmp_path, lora={}, callbacks=[logging_callback := TrainerCallback()])
     kinds = [each for each in one.callback_handler.callbacks if isinstance(each, Monitor) or each is logging_callback]
     assert len(kinds) == 2
     off = trainer(tmp_path, lora={}, audit="off", monitor_pairs=0)
