@@ -64,8 +64,8 @@ def trainer(folder, **options):
 
 @pytest.mark.slow
 def test_a_distillation_writes_a_report(tmp_path, capsys, caplog):
-    one = trainer(tmp_path, eval_strategy="steps", eval_steps=2, max_length=24)
-    assert "audit: train_dataset: in 6 of 6 rows prompt and completion are longer than max_length" in caplog.text
+    one = trainer(tmp_path, eval_strategy="steps", eval_steps=2, max_length=44)
+    assert "rows prompt and completion are longer than max_length and lose their end" in caplog.text
     one.train()
     kept = json.loads((tmp_path / LOG).read_text(encoding="utf-8"))
     assert kept["logs"] == json.loads(json.dumps(one.state.log_history))
