@@ -10,10 +10,20 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any, Protocol
 
+from tqdm import tqdm
+
 from contralto.common.hashing import source_digest
 from contralto.data_gen.types import digest, image_digest
 
-__all__ = ["ScoreMemory", "StandInScores", "remembered", "remembered_scores"]
+__all__ = [
+    "RecordedScores",
+    "ScoreMemory",
+    "StandInScores",
+    "UnscoredError",
+    "is_computing",
+    "remembered",
+    "remembered_scores",
+]
 
 
 class ScoreMemory(Protocol):
@@ -26,6 +36,14 @@ class ScoreMemory(Protocol):
     def keep_scores(self, key: str, scores: Sequence[float]) -> None:
         """Keep scores under a key."""
         ...
+
+    def note_scorer(self, name: str, source: str) -> str:
+        """Note the source of a scorer before it is called; return a line to print if its scores have another source."""
+        ...
+
+
+class UnscoredError(LookupError):
+    """The error where a score is not recorded, and none may be computed."""
 
 
 class StandInScores:
@@ -45,6 +63,57 @@ class StandInScores:
             key: not read.
             scores: not read.
         """
+
+    def note_scorer(self, name: str, source: str) -> str:
+        """Note nothing.
+
+        Args:
+            name: not read.
+            source: not read.
+        """
+        return ""
+
+
+class RecordedScores:
+    """A memory with which no scorer is called: a score that is not recorded raises an error.
+
+    Args:
+        memory: the recorded scores.
+    """
+
+    def __init__(self, memory: ScoreMemory) -> None:
+        self._memory = memory
+
+    def known_scores(self, key: str) -> list[float]:
+        """Return recorded scores.
+
+        Args:
+            key: the key of the scores.
+
+        Raises:
+            UnscoredError: no scores have this key.
+        """
+        scores = self._memory.known_scores(key)
+        if scores is None:
+            raise UnscoredError(key)
+        return scores
+
+    def keep_scores(self, key: str, scores: Sequence[float]) -> None:
+        """Keep nothing.
+
+        Args:
+            key: not read.
+            scores: not read.
+        """
+
+    def note_scorer(self, name: str, source: str) -> str:
+        """Note nothing.
+
+        Args:
+            name: not read.
+            source: not read.
+        """
+        return ""
 
 
 _MEMORY: ContextVar[ScoreMemory | None] = ContextVar("score memory", default=None)
@@ -79,13 +148,22 @@ def remembered(
     if isinstance(memory, StandInScores):
         return [float(at) for at in range(len(answers))]
     key = None if memory is None else _key(scorer, row, answers)
+    if key is None and isinstance(memory, RecordedScores):
+        raise UnscoredError(str(scorer))
     if memory is None or key is None:
         return compute()
     scores = memory.known_scores(key)
     if scores is None:
+        if getattr(scorer, "identity", None) is None and (line := memory.note_scorer(*_named(scorer))):
+            tqdm.write(line)
         scores = compute()
         memory.keep_scores(key, scores)
     return scores
+
+
+def is_computing() -> bool:
+    """Return False in a context that takes recorded scores alone, in which no reward model need be loaded."""
+    return not isinstance(_MEMORY.get(), RecordedScores)
 
 
 def _key(scorer: Callable[..., Any], row: Any, answers: Sequence[str]) -> str | None:
@@ -108,3 +186,9 @@ def _identity(scorer: Callable[..., Any]) -> Any:
         return own
     name = getattr(scorer, "__qualname__", "<unknown>")
     return [scorer.__module__, name, source_digest(scorer)] if name.isidentifier() and name != "<lambda>" else None
+
+
+def _named(scorer: Callable[..., Any]) -> tuple[str, str]:
+    """Return the name of a function of a module, as recipes write it, and the digest of its source."""
+    module, name, source = _identity(scorer)
+    return f"{module}:{name}", source

@@ -11,7 +11,7 @@ from contralto.common.hashing import weights_digest
 from contralto.common.hub import from_pretrained
 from contralto.data_gen.functions import find_function
 from contralto.data_gen.ranges import check_batch
-from contralto.data_gen.score_memory import remembered
+from contralto.data_gen.score_memory import is_computing, remembered
 from contralto.data_gen.types import Row
 
 __all__ = ["RewardModel", "Scorer", "chrf", "finite_scores", "resolve_scorer", "score_answers"]
@@ -39,7 +39,10 @@ def resolve_scorer(scorer: Any) -> Scorer:
     if callable(scorer):
         return cast(Scorer, scorer)
     if isinstance(scorer, Mapping) and "reward_model" in scorer:
-        return _reward_model(scorer["reward_model"], *(item for item in scorer.items() if item[0] != "reward_model"))
+        model = _reward_model(scorer["reward_model"], *(item for item in scorer.items() if item[0] != "reward_model"))
+        if is_computing():
+            model.load()
+        return model
     if not isinstance(scorer, str):
         raise ValueError(
             f"a scorer must be a function, its name as module:function, or reward_model: NAME, not {scorer!r}"
@@ -99,28 +102,40 @@ class RewardModel:
         max_length: tokens; longer conversations are truncated at their beginning. None is the tokenizer's own limit.
 
     Raises:
-        ValueError: the model has more than one output, its tokenizer has no chat template or no padding token, or a length is
-            below 1.
+        ValueError: a length below 1.
     """
 
     def __init__(self, name: str, *, device: str | None = None, max_length: int | None = None) -> None:
+        check_batch(1, max_length)
+        self.identity = ["reward model", weights_digest(name), max_length]
+        """The name, the digest and the limit that determine a score."""
+        self.max_length = max_length
+        self.model: Any = None
+        """The model, None until it is loaded."""
+        self._name, self._device = name, device
+
+    def load(self) -> None:
+        """Load model and tokenizer, unless they are loaded.
+
+        Raises:
+            ValueError: the model has more than one output, or its tokenizer has no chat template or no padding token.
+        """
+        if self.model is not None:
+            return
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        check_batch(1, max_length)
-        self.identity = ["reward model", weights_digest(name), max_length]
-        """What determines a score."""
+        name = self._name
         self.tokenizer: Any = from_pretrained(AutoTokenizer, name, padding_side="right", truncation_side="left")
-        self.model: Any = from_pretrained(AutoModelForSequenceClassification, name, dtype="auto").eval()
-        self.max_length = max_length
-        if self.model.config.num_labels != 1:
-            raise ValueError(f"{name} has {self.model.config.num_labels} outputs, but a reward model must have one")
+        model = from_pretrained(AutoModelForSequenceClassification, name, dtype="auto").eval()
+        if model.config.num_labels != 1:
+            raise ValueError(f"{name} has {model.config.num_labels} outputs, but a reward model must have one")
         if not self.tokenizer.chat_template or self.tokenizer.pad_token_id is None:
             raise ValueError(
                 f"the tokenizer of {name} has no chat template or no padding token: a reward model needs both"
             )
-        self.model.config.pad_token_id = self.tokenizer.pad_token_id
-        self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.model = model.to(self._device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def __call__(self, row: Row, answers: Sequence[str]) -> list[float]:
         """Return the reward of each answer.
@@ -133,6 +148,7 @@ class RewardModel:
 
         from contralto.common.placement import input_device
 
+        self.load()
         chats = [[*row["prompt"], {"role": "assistant", "content": answer}] for answer in answers]
         inputs = self.tokenizer.apply_chat_template(
             chats,

@@ -272,14 +272,37 @@ class Store:
         Returns:
             0 if the source was noted before.
         """
-        if self._has("sources"):
-            known = self._db.execute("SELECT 1 FROM sources WHERE model = ? AND source = ?", (model, source))
-            if known.fetchone() is not None:
-                return 0
+        if source in self._known_sources(model):
+            return 0
+        self._keep_source(model, source)
+        return int(self._db.execute("SELECT COUNT(*) FROM answers WHERE model = ?", (model,)).fetchone()[0])
+
+    def note_scorer(self, name: str, source: str) -> str:
+        """Note the source of a scorer before it is called.
+
+        Args:
+            name: the function, as `module:function`.
+            source: a hash of its source.
+
+        Returns:
+            A line to print if scores of another source are recorded and none of this one; otherwise an empty string.
+        """
+        model = f"scorer {name}"
+        known = self._known_sources(model)
+        if self._is_read_only or source in known:
+            return ""
+        self._keep_source(model, source)
+        return f"{name} has changed since its scores were recorded: the answers are scored again" if known else ""
+
+    def _known_sources(self, model: str) -> set[str]:
+        if not self._has("sources"):
+            return set()
+        return {each for (each,) in self._db.execute("SELECT source FROM sources WHERE model = ?", (model,))}
+
+    def _keep_source(self, model: str, source: str) -> None:
         with suppress(sqlite3.OperationalError), self._writing():  # a full disk: it is noted by the next run
             self._db.execute(SOURCES)
             self._db.execute("INSERT OR IGNORE INTO sources VALUES (?, ?)", (model, source))
-        return int(self._db.execute("SELECT COUNT(*) FROM answers WHERE model = ?", (model,)).fetchone()[0])
 
     def _has(self, table: str) -> bool:
         query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"

@@ -279,7 +279,7 @@ def _status(job: DataJob, args: argparse.Namespace) -> None:
     console = Console()
     with job.store(read_only=True) as store:
         rows = tqdm(job.rows, desc="reading answers", unit="row", delay=DELAY, leave=False)
-        results = list(pipeline.replay(job.recipe, rows, store))
+        results = list(pipeline.replay(job.recipe, rows, store, is_scoring=False))
         table = Table("strategy", "rows", "finished", "pairs", "rejected", "failed", "to do")
         for use in job.recipe.strategies:
             own = [result for result in results if result.strategy == use.name]
@@ -292,6 +292,8 @@ def _status(job: DataJob, args: argparse.Namespace) -> None:
             names = (Text(printable(name)) for name in (usage.role, usage.model))
             table.add_row(*names, *(f"{each:,}" for each in usage[2:]), money)
         console.print(table)
+    if unscored := sum(result.is_unscored for result in results):
+        print(f"{_count(unscored, 'row')} to do with all answers recorded, but not their scores: run computes them")
     reasons = Counter(_without_numbers(result.failed) for result in results if result.failed is not None)
     for reason, count in reasons.most_common(10):
         console.print(f"failed {count} times: {printable(reason)}", markup=False, highlight=False)

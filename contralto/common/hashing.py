@@ -4,9 +4,7 @@ Keys of caches and stores on disk are made of them: a changed byte of input make
 the results are written down in `tests/common/test_hashing.py`. torch is imported only to hash a model.
 """
 
-import ast
 import hashlib
-import inspect
 import json
 import os
 import sys
@@ -14,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from contralto.common.hub import locate
+from contralto.common.used_code import source_path, used_code
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -120,8 +118,10 @@ def tokenizer_digest(tokenizer: Any) -> str:
 def source_digest(function: Callable[..., Any]) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of the code that a function of a user runs.
 
-    It covers the module of the function and the modules that this one uses, directly or not, and that lie in the same folder or
-    below. Comments and layout do not count. Installed packages that the code imports are not covered, nor files that it reads.
+    It covers the function, and the functions, classes and variables that it names, directly or not, in its module and in modules of
+    the same folder or below; see `used_code`. Where these cannot be told, as for objects, partial functions and code that calls
+    `globals()`, it covers the whole module, with the modules of the folder that it imports. Comments and layout do not count.
+    Installed packages that the code imports are not covered, nor files that it reads.
 
     Args:
         function: a function, a class, or an object with a class of its own.
@@ -131,41 +131,17 @@ def source_digest(function: Callable[..., Any]) -> str:
 
     Examples:
         >>> source_digest(source_digest) == source_digest(json_digest), source_digest(len) == source_digest(abs)
-        (True, False)
+        (False, False)
     """
+    given = function
     while hasattr(function, "func"):  # functools.partial
         function = function.func
     kind = function if hasattr(function, "__qualname__") else type(function)
-    path = _source_path(sys.modules.get(kind.__module__))
-    if path is None:
+    module = sys.modules.get(kind.__module__)
+    if source_path(kind.__module__) is None:
         return content_digest(f"{kind.__module__}:{kind.__qualname__}", 16)
-    modules, waiting = {path: kind.__module__}, [sys.modules[kind.__module__]]
-    while waiting:
-        for used in _used_modules(waiting.pop()):
-            other = _source_path(used)
-            if other is not None and other not in modules and path.parent in other.parents:
-                modules[other] = used.__name__
-                waiting.append(used)
-    codes = [ast.dump(ast.parse(file.read_text(encoding="utf-8"))) for file in sorted(modules)]
-    return json_digest(codes, 16)
-
-
-def _source_path(module: ModuleType | None) -> Path | None:
-    """Return the file of a module that is written in Python."""
-    try:
-        path = None if module is None else inspect.getsourcefile(module)
-    except TypeError:  # built into the interpreter
-        return None
-    return None if path is None or not Path(path).is_file() else Path(path).resolve()
-
-
-def _used_modules(module: ModuleType) -> Iterator[ModuleType]:
-    """Yield the loaded modules that the names in a module refer to, or come from."""
-    for value in list(vars(module).values()):
-        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-        used = sys.modules.get(name) if isinstance(name, str) else None
-        if used is not None:
-            yield used
+    is_named = getattr(module, kind.__qualname__, None) is given
+    return json_digest(used_code(kind.__module__, kind.__qualname__ if is_named else None), 16)
 
 
 @cache

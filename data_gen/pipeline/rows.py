@@ -7,7 +7,7 @@ from contralto.common.texts import has_lone_surrogate
 from contralto.data_gen.engines.bodies import CHARACTERS_PER_TOKEN, prompt_token_guess
 from contralto.data_gen.engines.outcomes import described
 from contralto.data_gen.recipe import Recipe, Use
-from contralto.data_gen.score_memory import ScoreMemory, StandInScores, remembered_scores
+from contralto.data_gen.score_memory import RecordedScores, ScoreMemory, StandInScores, UnscoredError, remembered_scores
 from contralto.data_gen.store import Store, TrackedRequest
 from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, Row, digest, drive, make_request
 
@@ -38,6 +38,8 @@ class Result(NamedTuple):
     """The pairs, or the reasons why there are none; None if the strategy failed or is not finished."""
     failed: str | None = None
     """The reason of a failure: a request without an answer, or an error in the strategy."""
+    is_unscored: bool = False
+    """True if all answers are recorded, but not their scores, and none were computed."""
 
     @property
     def is_pending(self) -> bool:
@@ -56,28 +58,32 @@ class RowRun:
         recipe: the recipe.
         use: the strategy.
         row: the row.
+        scores: scores that may be needed at the start; None computes them.
 
     Raises:
         UnknownRoleError: the strategy names a role that the recipe does not have.
     """
 
-    def __init__(self, recipe: Recipe, use: Use, row: Row) -> None:
+    def __init__(self, recipe: Recipe, use: Use, row: Row, *, scores: ScoreMemory | None = None) -> None:
         self._recipe, self._row, self.strategy = recipe, row, use.name
         self.requests: list[TrackedRequest] = []
         """The requests that the strategy waits for."""
         self.answered: list[tuple[TrackedRequest, Answer]] = []
         self.outcomes: list[Pair | Rejected] | None = None
         self.failed: str | None = None
+        self.is_unscored = False
+        """True if the strategy stopped at a score that is not recorded and may not be computed."""
         if has_lone_surrogate(row):
             self.failed = LONE
             return
         self._driven = drive(use.start(row))
-        self._step(None)
+        with remembered_scores(scores):
+            self._step(None)
 
     @property
     def is_live(self) -> bool:
-        """Return True until the strategy has returned or failed."""
-        return self.outcomes is None and self.failed is None
+        """Return True until the strategy has returned, failed or stopped."""
+        return self.outcomes is None and self.failed is None and not self.is_unscored
 
     def send(self, known: Mapping[str, Answer | Failure], *, scores: ScoreMemory | None = None) -> None:
         """Continue with the answers to `requests`.
@@ -106,12 +112,14 @@ class RowRun:
             self.outcomes = end.value
         except UnknownRoleError:
             raise
+        except UnscoredError:
+            self.is_unscored = True
         except Exception as error:  # noqa: BLE001 - an error in a strategy fails its row, not the run
             self.failed = described(error, by=self.strategy)
 
     def result(self) -> Result:
         """Return the result so far."""
-        return Result(self._row, self.strategy, self.answered, self.outcomes, self.failed)
+        return Result(self._row, self.strategy, self.answered, self.outcomes, self.failed, self.is_unscored)
 
 
 def _tracked(recipe: Recipe, ask: Ask, strategy: str, row: str) -> TrackedRequest:
@@ -205,22 +213,24 @@ def _stand_in(tracked: TrackedRequest, number: int) -> Answer:
     return Answer(text=text, prompt_tokens=prompt_token_guess(tracked.request), completion_tokens=tokens)
 
 
-def replay(recipe: Recipe, rows: Iterable[Row], store: Store) -> Iterator[Result]:
+def replay(recipe: Recipe, rows: Iterable[Row], store: Store, *, is_scoring: bool = True) -> Iterator[Result]:
     """Yield the results of all rows under all strategies, from the recorded answers alone, in the order of the rows.
 
     Args:
         recipe: the recipe.
         rows: as `read_rows` returns them.
         store: the recorded answers.
+        is_scoring: compute scores that are not recorded; if False, no scorer is called, and such rows are pending.
     """
+    scores = store if is_scoring else RecordedScores(store)
     for row in rows:
         for use in recipe.strategies:
-            run = RowRun(recipe, use, row)
+            run = RowRun(recipe, use, row, scores=scores)
             while run.is_live:
                 known = store.get([tracked.request.key for tracked in run.requests])
                 if not all(tracked.request.key in known for tracked in run.requests):
                     break
-                run.send(known, scores=store)
+                run.send(known, scores=scores)
             yield run.result()
 
 

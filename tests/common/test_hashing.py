@@ -137,7 +137,11 @@ def test_a_changed_function_or_helper_is_another_source(modules):
     assert hashing.source_digest(modules(first="def score(x):\n    return -helper(x)\n")) != before
     assert hashing.source_digest(modules(second="def helper(x):\n    return 2 * x\n")) != before
     assert hashing.source_digest(modules(third="SIZE = 2")) != before
-    assert hashing.source_digest(partial(modules(), 1)) == before
+    whole = hashing.source_digest(partial(modules(), 1))
+    assert (
+        hashing.source_digest(partial(modules(first="# a comment\ndef score(x):\n    return helper(x)\n"), 1)) == whole
+    )
+    assert hashing.source_digest(partial(modules(third="SIZE = 2"), 1)) != whole
 
 
 class _Backend:
@@ -172,7 +176,7 @@ class _Scorer:
 
 def test_code_without_a_source_is_its_name(monkeypatch, tmp_path):
     assert hashing.source_digest(len) == hashing.content_digest("builtins:len", 16)
-    assert hashing.source_digest(_Scorer()) == hashing.source_digest(_Scorer)
+    assert hashing.source_digest(_Scorer()) == hashing.source_digest(partial(_Scorer)) != hashing.source_digest(_Scorer)
     lost = ModuleType("lost_module")
     exec("def score(row):\n    return 0\n", vars(lost))  # noqa: S102
     for file in (None, str(tmp_path / "gone.py")):

@@ -733,6 +733,34 @@ def test_a_changed_function_is_asked_again_and_a_line_says_so(folder, capsys):
     ]
 
 
+def test_the_status_calls_no_scorer_and_a_run_names_a_changed_one(folder, capsys):
+    (folder / "many.py").write_text("def answer(request):\n    return 'x' * (1 + request.seed % 7)\n")
+    strategies = [{"use": "best_of_n", "n": 4, "scorer": "my_scorer:score"}]
+    how = {"strategies": strategies, "roles": {"target": {"engine": "function", "use": "many:answer"}}}
+    lines, calls = [], []
+    for code in (SCORER, SCORER.replace("len(answer)", "-len(answer)")):
+        (folder / "my_scorer.py").write_text(code)
+        sys.modules.pop("my_scorer", None)
+        importlib.invalidate_caches()
+        path = write(folder, **how)
+        if calls:
+            cli.main(["data", "status", str(path)])
+            lines += capsys.readouterr().out.splitlines()
+            calls.append(len(sys.modules["my_scorer"].CALLS))
+        _, store = ran(folder, **how)
+        store.close()
+        calls.append(len(sys.modules["my_scorer"].CALLS))
+        lines += [line for line in capsys.readouterr().out.splitlines() if "my_scorer" in line]
+    sys.modules.pop("my_scorer")
+    sys.modules.pop("many")
+    assert calls == [8, 0, 8]
+    assert lines[-2:] == [
+        "8 rows to do with all answers recorded, but not their scores: run computes them",
+        "my_scorer:score has changed since its scores were recorded: the answers are scored again",
+    ]
+
+
+@pytest.mark.slow
 def test_replies_of_a_judge_without_a_verdict_are_counted(folder, capsys):
     (folder / "my_judge.py").write_text("def judge(request):\n    return 'first'\n")
     judge = {"engine": "function", "use": "my_judge:judge"}
@@ -743,7 +771,7 @@ def test_replies_of_a_judge_without_a_verdict_are_counted(folder, capsys):
     )
     cli.main(["data", "run", str(path)])
     sys.modules.pop("my_judge")
-    assert '16 replies of a judge without a verdict: it must have a last line "Verdict: A"' in capsys.readouterr().out
+    assert '8 replies of a judge without a verdict: it must have a last line "Verdict: A"' in capsys.readouterr().out
 
 
 def test_sources_of_functions_move_with_their_store(tmp_path):
@@ -810,7 +838,7 @@ def test_scores_move_with_their_store(tmp_path):
 
 def test_a_function_within_a_function_is_not_remembered():
     kept = {}
-    memory = SimpleNamespace(known_scores=kept.get, keep_scores=kept.__setitem__)
+    memory = SimpleNamespace(note_scorer=lambda name, source: "", known_scores=kept.get, keep_scores=kept.__setitem__)
     with remembered_scores(memory):
         assert score_answers(lambda row, answers: [1.0], {"id": "a"}, ["x"]) == [1.0]
         assert not kept
