@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from contralto.decoding.validity import check_shape
 from contralto.decoding.vllm.checks import check_config
 from contralto.decoding.vllm.members import Members
 from contralto.decoding.vllm.sampling import Warp, draw, end_broken, seeds_of
@@ -181,6 +182,7 @@ class PairedContrast(Members):
         branches.scatter_(2, markers, -torch.inf)  # before the plausible tokens are selected
         steps = self._send(lengths[part.first] + part.start)
         scores = part.rule(list(branches), steps)
+        check_shape(scores, branches[0])
         if part.warp is not None:
             scores = draw(scores, part.warp, part.seeds, steps)
         scores = end_broken(scores, branches, part.markers)

@@ -1,7 +1,6 @@
 """Early layers reach their logits by the model's own path; models without such a path are rejected."""
 
 import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from transformers import (
 from contralto.common.head import find_path, read_layers
 from contralto.decoding import DoLaLogitsProcessor, rules
 from contralto.decoding.branches import LayerBranch
+from contralto.decoding.branches.base import Branch
 
 SHAPE = {
     "hidden_size": 32,
@@ -151,6 +151,15 @@ def test_other_threads_are_not_affected():
     assert model(IDS, output_hidden_states=True).logits.shape[0] == 2
 
 
+class LayersOnly(Branch):
+    """A branch that keeps its layers and reads nothing."""
+
+    def __init__(self, layers):
+        self.layers = layers
+
+    __call__ = score = reset = None
+
+
 @pytest.mark.parametrize(
     ("depth", "low", "high"),
     [(2, [1], [1]), (3, [1], [1]), (4, [2], [2]), (5, [2], [2, 4]), (12, [2, 4], [6, 8, 10]), (42, None, None)],
@@ -163,7 +172,7 @@ def test_layers_by_name(monkeypatch, depth, low, high, tied):
     )
     monkeypatch.setattr(
         "contralto.decoding.processors.layers.LayerBranch",
-        lambda model, layers, **how: SimpleNamespace(model=None, layers=layers),
+        lambda model, layers, **how: LayersOnly(layers),
     )
     low, high = low or list(range(2, 20, 2)), high or list(range(22, 42, 2))
     assert DoLaLogitsProcessor(model, layers="low").branches[0].layers == low
