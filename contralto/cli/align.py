@@ -28,7 +28,7 @@ Options of `accelerate launch`, such as `--num_processes`, are passed on to it, 
 
 from collections.abc import Sequence
 
-from contralto.align.parsing import resolve_recipe, trainer_name, with_underscores
+from contralto.align.parsing import option_value, read_recipe, resolve_recipe, trainer_name, with_underscores
 from contralto.align.run import run as train
 from contralto.cli import align_report
 from contralto.cli.align_help import cached_help
@@ -45,6 +45,8 @@ def run(argv: Sequence[str]) -> None:
     if argv[:1] == ["report"]:
         align_report.run(argv[1:])
     elif not argv or {*argv} & {"-h", "--help"}:
-        print(cached_help(trainer_name(resolve_recipe(with_underscores(argv)))), end="")
+        words = resolve_recipe(with_underscores(argv))
+        path = option_value(words, "config")
+        print(cached_help(trainer_name(words), {} if path is None else read_recipe(path)), end="")
     else:
         train(argv)

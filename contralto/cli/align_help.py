@@ -9,7 +9,7 @@ import copy
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
@@ -36,25 +36,26 @@ weights are trained. RECIPE, here dpo, sets the options with which a method is u
 
 Options on the command line win over the recipe. Every option of trl dpo is accepted, and --model, --dataset, --teacher and --output as in the
 other commands; options of accelerate launch, such as --num_processes, start several processes. The options below are those of the recipe's
-trainer: see also contralto align distill --help and contralto align reward_margin --help. contralto align report DIR ... writes one page about
-several trainings."""
+trainer, {defaults}: see also contralto align distill --help and contralto align reward_margin --help. contralto align report DIR ...
+writes one page about several trainings."""
 LOSSES = ("loss_type", "beta", "loss_weights", "loss_settings")
 """Options about losses, besides their settings."""
 
 
-def cached_help(trainer: str) -> str:
+def cached_help(trainer: str, recipe: Mapping[str, Any]) -> str:
     """Return the help of a trainer's options, from the user's cache if nothing has changed.
 
     Args:
         trainer: a key of `TRAINERS`.
+        recipe: the options of the recipe, which are shown as defaults.
 
     Raises:
         ImportError: TRL is not installed.
     """
-    path = _cache_folder() / f"align-{trainer}-{json_digest(_dependencies(), 16)}.txt"
+    path = _cache_folder() / f"align-{trainer}-{json_digest({**_dependencies(), 'recipe': repr(recipe)}, 16)}.txt"
     with suppress(OSError, UnicodeError):
         return path.read_text(encoding="utf-8")
-    text = help_text(trainer)
+    text = help_text(trainer, recipe)
     with suppress(OSError):  # a read-only home
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, text)
@@ -81,11 +82,12 @@ def _dependencies() -> dict[str, Any]:
     }
 
 
-def help_text(trainer: str) -> str:
+def help_text(trainer: str, recipe: Mapping[str, Any] | None = None) -> str:
     """Return the help of a trainer's options.
 
     Args:
         trainer: a key of `TRAINERS`.
+        recipe: the options of a recipe, which are shown as defaults; None shows those of the trainer.
 
     Raises:
         ImportError: TRL is not installed.
@@ -94,14 +96,17 @@ def help_text(trainer: str) -> str:
     shown = argparse.ArgumentParser(
         prog=parser.prog,
         usage=parser.usage,
-        description=DESCRIPTION.format(recipes="\n".join(_columns(recipes()))),
+        description=DESCRIPTION.format(
+            recipes="\n".join(_columns(recipes())),
+            defaults="with the recipe's defaults" if recipe else "with its defaults",
+        ),
         formatter_class=_Formatter,
         add_help=False,
     )
     for title, names in _groups(parser, trainer).items():
         group = shown.add_argument_group(title)
         for action in (each for name in names for each in parser._actions if each.dest == name):
-            group._add_action(_with_one_spelling(action))
+            group._add_action(_shown(action, recipe or {}))
     return shown.format_help()
 
 
@@ -143,11 +148,12 @@ def _own_fields(kind: type) -> list[str]:
     return [name for name in _names(kind) if name in declared]
 
 
-def _with_one_spelling(action: argparse.Action) -> argparse.Action:
-    """Return an option in the spelling of TRL, with underscores, and without a default that is None."""
+def _shown(action: argparse.Action, recipe: Mapping[str, Any]) -> argparse.Action:
+    """Return an option in the spelling of TRL, with underscores, with the recipe's default, and without a default that is None."""
     shown = copy.copy(action)
     shown.option_strings = [option for option in action.option_strings if "-" not in option[2:]]
-    if action.default is None:
+    shown.default = recipe.get(action.dest, action.default)
+    if shown.default is None:
         shown.default = argparse.SUPPRESS
     return shown
 

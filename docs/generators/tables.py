@@ -185,7 +185,7 @@ def training_recipes() -> str:
     rows = []
     for name, path in recipes().items():
         recipe = read_recipe(str(path))
-        batch = recipe.get("per_device_train_batch_size", 8) * recipe.get("gradient_accumulation_steps", 1)
+        size, accumulation = recipe.get("per_device_train_batch_size", 8), recipe.get("gradient_accumulation_steps", 1)
         losses = recipe.get("loss_type", "")
         rest = {key: value for key, value in recipe.items() if key not in SHOWN}
         rows.append(
@@ -195,7 +195,7 @@ def training_recipes() -> str:
                 ", ".join(losses) if isinstance(losses, list) else str(losses),
                 f"{recipe['learning_rate']:g}" if "learning_rate" in recipe else "",
                 f"{recipe['lora_learning_rate']:g}" if "lora_learning_rate" in recipe else "",
-                str(batch),
+                f"{size} x {accumulation} = {size * accumulation}",
                 ", ".join(f"`{key}: {_text(value)}`" for key, value in rest.items()),
             )
         )
@@ -205,7 +205,7 @@ def training_recipes() -> str:
         "loss",
         "rate, all weights",
         "rate, adapter",
-        "pairs per step and process",
+        "per device x accumulation = pairs per step and process",
         "other options",
     )
     return table(head, rows)

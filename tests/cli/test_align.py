@@ -196,8 +196,10 @@ def test_help_shows_options_of_contralto_first_and_is_kept(tmp_path, monkeypatch
     assert all(
         text.count(f"\n  {option} ") == 1 for option in ("--beta", "--loss_weights", "--output_dir", "--adapter")
     )
+    assert "(default: rmsprop)" in text
+    assert "(default: 5e-05)" in text  # lora_learning_rate
     monkeypatch.setattr(align_help, "make_parser", lambda trainer: 1 / 0)
-    cli_align.run(["--help"])
+    cli_align.run(["dpo", "--help"])
     assert capsys.readouterr().out == text
     monkeypatch.setattr(align_help, "versions", lambda: {"trl": "9"})
     with pytest.raises(ZeroDivisionError):  # another version of TRL
