@@ -20,7 +20,7 @@
 
 Files that strategies and checks name (templates, test sets) are relative to the recipe's folder. Images that rows name must lie below
 the recipe's folder, or below the folder that `rows: {image_folder: ...}` names. Everything is read and checked
-before the first request; every mistake is one sentence that names its place.
+before the first request; every mistake is one sentence that names its place, and all mistakes are reported together.
 """
 
 import json
@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from contralto.common.errors import Mistakes, raise_mistakes
 from contralto.common.files import read_text
 from contralto.common.suggestions import did_you_mean
 from contralto.common.texts import has_lone_surrogate, secret_name
@@ -159,30 +160,54 @@ def load_recipe(
         OSError: there is no such file.
         ValueError: a mistake in the recipe; the message names the place and the allowed values.
     """
-    mapping = parse_yaml(text := read_text(path), str(path))
+    mapping = _mapping(parse_yaml(text := read_text(path), str(path)), str(path))
     search_folder(path.parent)
-    _check_keys(mapping, str(path), needed=[*KEYS], optional=[*OPTIONAL_KEYS])
-    read_publication(mapping, str(path))
-    if type(mapping.get("seed", 0)) is not int:
-        raise ValueError(f"{path}: seed must be a whole number, not {mapping['seed']!r}")
-    check_texts(mapping, str(path), "output")
-    engines: dict[str, Engine] = {}
-    roles_by_name = {
-        name: _role(name, options, path, engines)
-        for name, options in _with_options(_mapping(mapping["roles"], f"{path}: roles"), roles or {}, path).items()
-    }
-    _check_text(path, text, mapping, engines.values())
+    mistakes, engines = Mistakes(), dict[str, Engine]()
+    with mistakes.collected():
+        _check_keys(mapping, str(path), needed=[*KEYS], optional=[*OPTIONAL_KEYS])
+    for check in (read_publication, _check_values):
+        with mistakes.collected():
+            check(mapping, str(path))
+    roles_by_name: dict[str, Role] = {}
+    with mistakes.collected():
+        own = _mapping(mapping.get("roles", {}), f"{path}: roles")
+        for name, options in _with_options(own, roles or {}, path).items():
+            with mistakes.collected():
+                roles_by_name[name] = _role(name, options, path, engines)
+    with mistakes.collected():
+        _check_text(path, text, mapping, engines.values())
+    rows: RowSource | None = None
+    uses: tuple[Use, ...] = ()
+    if "rows" in mapping:
+        with mistakes.collected():
+            rows = _row_source(mapping["rows"], path)
+    if "strategies" in mapping:
+        with mistakes.collected():
+            uses = _strategies(mapping["strategies"], path)
+    named = {}
+    for key in ("checks", "filters"):
+        with mistakes.collected():
+            named[key] = _mapping(mapping.get(key) or {}, f"{path}: {key}")
+    mistakes.report()
+    assert rows is not None
     return Recipe(
         path=path,
         output=output or path.parent / mapping.get("output", path.stem),
         seed=mapping.get("seed", 0) + seed,
-        rows=_row_source(mapping["rows"], path),
-        strategies=_strategies(mapping["strategies"], path),
+        rows=rows,
+        strategies=uses,
         roles=roles_by_name,
-        checks=_with_paths(path.parent, _mapping(mapping.get("checks") or {}, f"{path}: checks")),
-        filters=_mapping(mapping.get("filters") or {}, f"{path}: filters"),
+        checks=_with_paths(path.parent, named["checks"]),
+        filters=named["filters"],
         mapping=mapping,
     )
+
+
+def _check_values(mapping: Mapping[str, Any], where: str) -> None:
+    """Check the values of plain keys."""
+    if type(mapping.get("seed", 0)) is not int:
+        raise ValueError(f"{where}: seed must be a whole number, not {mapping['seed']!r}")
+    check_texts(mapping, where, "output")
 
 
 def _check_text(path: Path, text: str, mapping: Any, engines: Iterable[Engine]) -> None:
@@ -222,9 +247,10 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 def _check_keys(value: Any, where: str, *, needed: list[str], optional: list[str]) -> None:
     """Require a mapping with all needed keys and no unknown ones."""
     known = [*needed, *optional]
-    for name in _mapping(value, where):
-        if name not in known:
-            raise ValueError(f"{where} has no {name!r}{did_you_mean(name, known)}; it may have {', '.join(known)}")
+    unknown = [name for name in _mapping(value, where) if name not in known]
+    raise_mistakes(
+        [f"{where} has no {name!r}{did_you_mean(name, known)}; it may have {', '.join(known)}" for name in unknown]
+    )
     if missing := [name for name in needed if name not in value]:
         raise ValueError(f"{where} needs {', '.join(missing)}")
 
@@ -265,8 +291,10 @@ def _engine(where: str, *, engine: Any, folder: Path, **options: Any) -> Engine:
         if name in options:  # the function may lie beside the recipe
             _call_at(where, find_function, name=options[name], folder=folder)
     extra = kind.option_names() if hasattr(kind, "option_names") else ()
-    hint = f"; and of sampling {', '.join(f.name for f in fields(Sampling))}"
-    check_call(kind, options, f"{where}: engine {engine!r}", extra=extra, noun="", hint=hint)
+    sampling = [f.name for f in fields(Sampling)]
+    hint = f"; and of sampling {', '.join(sampling)}"
+    near = [*sampling, "price", "engine"]
+    check_call(kind, options, f"{where}: engine {engine!r}", extra=extra, noun="", hint=hint, near=near)
     constructed: Engine = _call_at(where, kind, **options)
     return constructed
 
@@ -296,7 +324,12 @@ def _row_source(value: Any, path: Path) -> RowSource:
 def _strategies(value: Any, path: Path) -> tuple[Use, ...]:
     if not isinstance(value, list) or not value:
         raise ValueError(f"{path}: strategies must be a non-empty list, not {value!r}")
-    uses = tuple(_use(each, f"{path}: strategy {number}", path.parent) for number, each in enumerate(value, 1))
+    mistakes, used = Mistakes(), list[Use]()
+    for number, each in enumerate(value, 1):
+        with mistakes.collected():
+            used.append(_use(each, f"{path}: strategy {number}", path.parent))
+    mistakes.report()
+    uses = tuple(used)
     names = [use.name for use in uses]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(

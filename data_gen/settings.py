@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from contralto.common.errors import raise_mistakes
 from contralto.common.suggestions import did_you_mean
 
 __all__ = ["check_call", "setting_names"]
@@ -32,6 +33,7 @@ def check_call(
     extra: Sequence[str] | None = None,
     noun: str = "setting ",
     hint: str = "",
+    near: Sequence[str] = (),
 ) -> None:
     """Reject unknown settings of a function, and missing required ones.
 
@@ -43,6 +45,7 @@ def check_call(
         extra: the names that the function takes by its `**` parameters.
         noun: the word for a setting in the error, with a space.
         hint: the end of the error for an unknown setting.
+        near: further names to suggest, which the place has beside the settings.
 
     Raises:
         ValueError: an unknown setting, or a missing one.
@@ -56,10 +59,13 @@ def check_call(
     parameters = inspect.signature(function).parameters.values()
     known = [*setting_names(function, skip=skip), *(extra or ())]
     takes_all = extra is None and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    if not takes_all and (unknown := next((name for name in settings if name not in known), None)):
-        raise ValueError(
-            f"{where} has no {noun}{unknown!r}{did_you_mean(unknown, known)}; it has {', '.join(known) or 'none'}{hint}"
-        )
+    unknown = [] if takes_all else [name for name in settings if name not in known]
+    raise_mistakes(
+        [
+            f"{where} has no {noun}{name!r}{did_you_mean(name, [*known, *near])}; it has {', '.join(known) or 'none'}{hint}"
+            for name in unknown
+        ]
+    )
     required = [parameter.name for parameter in _settings(function, skip) if parameter.default is parameter.empty]
     if missing := [name for name in required if name not in settings]:
         raise ValueError(f"{where} needs {', '.join(missing)}")

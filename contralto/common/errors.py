@@ -10,7 +10,7 @@ import dis
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 from contralto.common.options import OptionError
 from contralto.common.texts import printable
 
-__all__ = ["during", "guarded", "is_mistake", "require", "sentence"]
+__all__ = ["Mistakes", "MistakesError", "during", "guarded", "is_mistake", "raise_mistakes", "require", "sentence"]
 
 OUTSIDE = (OSError, MemoryError, ImportError, SyntaxError, UnicodeError)
 """Errors of files, memory and packages, which are the user's wherever they are raised."""
@@ -89,8 +89,9 @@ def guarded(
         if debug or not is_mistake(error):
             raise
         if not quiet:
-            text = printable(sentence(error, extra or command))  # it may quote an endpoint, a file or a template
-            print(f"contralto {command}: {text}", file=sys.stderr)
+            several = error.sentences if isinstance(error, MistakesError) else [sentence(error, extra or command)]
+            for text in several:  # it may quote an endpoint, a file or a template
+                print(f"contralto {command}: {printable(text)}", file=sys.stderr)
         return 2
     return 0
 
@@ -131,6 +132,83 @@ def during(prefix: str) -> Iterator[None]:
             raise error.within(prefix) from error
         kind = next((kind for kind in (ImportError, MemoryError, OSError) if isinstance(error, kind)), ValueError)
         raise kind(f"{prefix}: {sentence(error)}") from error
+
+
+class MistakesError(ValueError):
+    """Several mistakes of the user in one input.
+
+    Args:
+        sentences: a sentence per mistake.
+    """
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        super().__init__("\n".join(sentences))
+        self.sentences = tuple(sentences)
+
+
+def raise_mistakes(sentences: Sequence[str]) -> None:
+    """Raise an error with all sentences, if there are any.
+
+    Args:
+        sentences: a sentence per mistake.
+
+    Raises:
+        ValueError: with the sentence, if there is one.
+        MistakesError: several sentences.
+
+    Examples:
+        >>> raise_mistakes([])
+        >>> raise_mistakes(["a must be 1", "b must be 2"])
+        Traceback (most recent call last):
+            ...
+        contralto.common.errors.MistakesError: a must be 1
+        b must be 2
+    """
+    if len(sentences) > 1:
+        raise MistakesError(sentences)
+    if sentences:
+        raise ValueError(sentences[0])
+
+
+class Mistakes:
+    """Collect the mistakes in the parts of an input, to report them together.
+
+    Examples:
+        >>> mistakes = Mistakes()
+        >>> for part in ("a", "b"):
+        ...     with mistakes.collected():
+        ...         raise ValueError(f"{part} is wrong")
+        >>> try:
+        ...     mistakes.report()
+        ... except ValueError as error:
+        ...     print(error)
+        a is wrong
+        b is wrong
+    """
+
+    def __init__(self) -> None:
+        self._errors: list[ValueError] = []
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Keep a ValueError of the user that ends the block; other errors pass."""
+        try:
+            yield
+        except ValueError as error:
+            if not is_mistake(error):
+                raise
+            self._errors.append(error)
+
+    def report(self) -> None:
+        """Raise the mistakes, if there are any.
+
+        Raises:
+            ValueError: the only one, as it was raised, or a `MistakesError` of all.
+        """
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        nested = [error.sentences if isinstance(error, MistakesError) else [sentence(error)] for error in self._errors]
+        raise_mistakes([*dict.fromkeys(text for texts in nested for text in texts)])
 
 
 def require(*modules: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from contralto.common.errors import Mistakes
 from contralto.common.registry import Registry
 from contralto.data_gen.checks.base import CheckFunction, PairRows, columns_of
 from contralto.data_gen.checks.contamination import contamination
@@ -83,12 +84,17 @@ def check_settings(checks: Mapping[str, Any], filters: Mapping[str, Any]) -> Non
             ...
         ValueError: filter ln_ches needs the output of the check ches: add that check
     """
+    mistakes = Mistakes()
     for name, options in checks.items():
-        _run(name, options, [])
+        with mistakes.collected():
+            _run(name, options, [])
+    known = [CHECKS[name] for name in checks if name in CHECKS.names()]
     for column, condition in filters.items():
-        check_filter(column, condition)
-        if not any(column in columns_of(CHECKS[name]) for name in checks) and (needed := _writer_of(column)):
-            raise ValueError(f"filter {column} needs the output of the check {needed}: add that check")
+        with mistakes.collected():
+            check_filter(column, condition)
+            if not any(column in columns_of(check) for check in known) and (needed := _writer_of(column)):
+                raise ValueError(f"filter {column} needs the output of the check {needed}: add that check")
+    mistakes.report()
 
 
 def _writer_of(column: str) -> str | None:

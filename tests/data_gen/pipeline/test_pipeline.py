@@ -869,7 +869,7 @@ def test_differences_are_marked():
         ({"roles": {"target": "m"}}, "role 'target' must be a mapping of names, not 'm'"),
         (
             {"roles": {"target": {**ECHO, "temperture": 1}}},
-            "engine 'function' has no 'temperture'; it has use; and of sampling",
+            "engine 'function' has no 'temperture' (did you mean 'temperature'?); it has use; and of sampling",
         ),
         ({"roles": {"target": {**ECHO, "temperature": "hot"}}}, "temperature must be a number, not 'hot'"),
         ({"roles": {"target": {**ECHO, "temperature": -1}}}, "role 'target': temperature must be at least 0, not -1"),
@@ -946,6 +946,39 @@ def test_a_mistake_in_a_recipe_is_one_sentence_before_anybody_is_asked(folder, c
     assert message in err
     assert err.count("\n") == 1
     assert not (folder / "out" / "answers.sqlite").exists() or "uses the role" in message
+
+
+def test_all_mistakes_in_a_recipe_are_reported_together(folder, capsys):
+    changed = {
+        "sead": 1,
+        "license": "the MIT License",
+        "roles": {"target": {**ECHO, "temprature": 1, "max_tokens": 2}, "reviser": {"engine": "oracle"}},
+        "rows": {"source": "rows.jsonl", "limit": 0},
+        "strategies": ["no_such", {"use": "my_strategies:refined", "time": 3}],
+    }
+    assert cli.main(["data", "run", str(write(folder, **changed))]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [
+        message in line
+        for message, line in zip(
+            (
+                "has no 'sead' (did you mean 'seed'?)",
+                "license must be an identifier",
+                "role 'reviser': there is no engine 'oracle'",
+                "has no 'max_tokens' (did you mean 'max_new_tokens'?)",
+                "has no 'temprature' (did you mean 'temperature'?)",
+                "limit must be a whole number",
+                "strategy 1: there is no strategy 'no_such'",
+                "has no setting 'time' (did you mean 'times'?)",
+            ),
+            lines,
+            strict=True,
+        )
+    ] == [True] * 8
+    assert all(line.startswith("contralto data: ") for line in lines)
+    assert cli.main(["data", "run", str(write(folder, checks={"magic": {}}, filters={"jaccard": [0, 1]}))]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert ["magic" in lines[0], "needs the output of the check contrast" in lines[1]] == [True, True]
 
 
 @pytest.mark.parametrize(
