@@ -4,7 +4,8 @@
 completions. Here each row has a seed, and its noise is a function of the seed, the step and the token, the same on every device.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -109,6 +110,7 @@ class SeededSampling(LogitsProcessor):
         min_p: keep tokens of at least this share of the largest probability, in [0, 1].
 
     Raises:
+        TypeError: seeds that are not whole numbers, or a single one.
         ValueError: `temperature` not above 0 or not finite, or a value that transformers' warpers reject; when called, another
             number of rows, as with beams or `num_return_sequences`: repeat the prompts and give each a seed; or a row goes
             on with two different tokens that were not drawn, as with `do_sample=True`, an assistant or a watermark.
@@ -139,6 +141,8 @@ class SeededSampling(LogitsProcessor):
         min_p: float = 0.0,
     ) -> None:
         check_positive("temperature", temperature, "leave SeededSampling out for greedy search")
+        if not isinstance(seeds, Iterable):
+            raise TypeError(f"seeds must be a list, one per row, not {seeds!r}")
         self._seeds = torch.tensor([wrapped_seed(seed) for seed in seeds])
         warpers: Any = LogitsProcessorList()
         if temperature != 1.0:
@@ -204,4 +208,4 @@ def wrapped_seed(seed: int) -> int:
     Args:
         seed: any integer.
     """
-    return (int(seed) + 2**63) % 2**64 - 2**63
+    return (operator.index(seed) + 2**63) % 2**64 - 2**63

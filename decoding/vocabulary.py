@@ -252,11 +252,14 @@ class Vocabulary:
         tokenizer: the tokenizer that they share; None to look for it.
 
     Raises:
+        TypeError: the name of a tokenizer.
         ValueError: the tokenizers of two of them were found, and differ.
     """
 
     def __init__(self, models: Sequence[Any], tokenizer: Any = None) -> None:
         self._models, self._tokenizer = list(models), tokenizer
+        if isinstance(tokenizer, str):
+            raise TypeError(f"tokenizer must be a tokenizer, not its name {tokenizer!r}: load it by from_pretrained()")
         self._shared = tokenizer is not None
         self._compared: WeakSet[Any] = WeakSet()
         for model in self._models:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from contralto.decoding.branches.variants import ModelVariant
+from contralto.decoding.branches.variants import ModelVariant, check_loaded
 
 if TYPE_CHECKING:
     from contralto.decoding.branches.prompts import Prompts
@@ -161,12 +161,7 @@ def unwrap(model: Any) -> Unwrapped:
                 "prompt"
             )
         model = model.get_base_model()
-    if isinstance(model, str):
-        raise TypeError(
-            f"a branch needs a transformers model, not its name {model!r}: load it by from_pretrained(); the model itself, "
-            "weakened (self:... on the command line), is EarlyExit(model, layers), Dropout(model, rate) or "
-            "quantized_copy(model, bits) of contralto.decoding"
-        )
+    check_loaded(model)
     if not (hasattr(model, "can_generate") and model.can_generate()):
         raise TypeError(f"a branch needs a transformers model that can generate, not {type(model).__name__}")
     return Unwrapped(model, context)

@@ -9,7 +9,7 @@ from contralto.common.head import find_path, read_layers
 from contralto.decoding.branches.model import ModelBranch
 from contralto.decoding.branches.prompts import Prompts
 from contralto.decoding.branches.reader import CachedReader
-from contralto.decoding.branches.variants import EarlyExit
+from contralto.decoding.branches.variants import EarlyExit, check_loaded
 
 __all__ = ["EarlyExitBranch", "LayerBranch", "model_branch"]
 
@@ -54,6 +54,9 @@ class LayerBranch(ModelBranch):
         attention_mask: Tensor | None = None,
         vision_inputs: Mapping[str, Any] | None = None,
     ) -> None:
+        check_loaded(model)
+        if isinstance(layers, int):
+            raise TypeError(f"layers must be a list of layer numbers, not {layers}: pass layers=[{layers}]")
         if getattr(model.config, "is_encoder_decoder", False):
             raise ValueError(
                 f"{type(model).__name__} is an encoder-decoder, and layers can be contrasted only in decoder-only "

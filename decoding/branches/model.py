@@ -97,7 +97,7 @@ class ModelBranch(Branch):
         self._model, context = self._unwrapped = unwrap(model)
         name = type(self._model).__name__
         self._is_encoder_decoder = bool(self._model.config.is_encoder_decoder)
-        if window is not None and window < 1:
+        if window is not None and (window < 1 or window != int(window)):
             raise ValueError(
                 f"window must be at least 1 (the prompt's last token), or None for the whole prompt, not {window}"
             )

@@ -17,6 +17,7 @@ __all__ = [
     "padding_of",
     "refuse_unknown_padding",
     "source_padding",
+    "warn_of_start",
 ]
 
 
@@ -173,6 +174,25 @@ def check_unpadded(model: Any, ids: Tensor) -> None:
         )
 
 
+def warn_of_start(model: Any, ids: Tensor) -> None:
+    """Warn if every continuation begins with the beginning-of-text token, which a tokenizer adds to texts by default.
+
+    Args:
+        model: a transformers model.
+        ids: `(B, S)` the continuations.
+
+    Warns:
+        UserWarning: they do, and the model has another end-of-text token.
+    """
+    starts = [token for token in _configured(model, "bos_token_id") if token not in _configured(model, "eos_token_id")]
+    if starts and (ids[:, 0] == starts[0]).all():
+        warnings.warn(
+            f"every continuation begins with the beginning-of-text token {starts[0]}, which is scored too: pass "
+            "add_special_tokens=False to the tokenizer",
+            stacklevel=4,
+        )
+
+
 def _shown(pad_ids: Collection[int]) -> str:
     """Format pad tokens for an error message."""
     return ", ".join(map(str, pad_ids)) or "it has none"
@@ -212,6 +232,8 @@ def check_mask(attention_mask: Tensor) -> None:
     Args:
         attention_mask: `(prompts, T)`, 0 for padding.
     """
+    if not isinstance(attention_mask, Tensor):
+        raise TypeError(f"attention_mask must be a tensor (prompts, length), not {type(attention_mask).__name__}")
     if attention_mask.ndim != 2:
         raise ValueError(f"attention_mask must be of shape (prompts, length), not {tuple(attention_mask.shape)}")
     if not attention_mask[:, -1].all():

@@ -18,7 +18,7 @@ from contralto.common.hashing import seed_from
 from contralto.common.head import find_layers, running_layers
 from contralto.common.head.hooks import hooked, in_this_thread
 
-__all__ = ["AdaptersOff", "Dropout", "EarlyExit", "ModelVariant", "inner_model", "quantized_copy"]
+__all__ = ["AdaptersOff", "Dropout", "EarlyExit", "ModelVariant", "check_loaded", "inner_model", "quantized_copy"]
 
 
 class ModelVariant(ABC):
@@ -111,7 +111,7 @@ class EarlyExit(ModelVariant):
     def __init__(self, model: Any, layers: int) -> None:
         self.model, self.layers = inner_model(model), layers
         depth = find_layers(self.model).depth
-        if not 1 <= layers < depth:
+        if not (1 <= layers < depth and layers == int(layers)):
             raise ValueError(
                 f"layers must be a number from 1 to {depth - 1}, of the model's {depth} layers, not {layers}"
             )
@@ -192,12 +192,36 @@ class Dropout(ModelVariant):
         return in_this_thread(drop)
 
 
+def check_loaded(model: Any) -> None:
+    """Raise TypeError for the name of a model in place of the model.
+
+    Args:
+        model: a transformers model, or anything that wraps one.
+
+    Examples:
+        >>> check_loaded("gpt2")
+        Traceback (most recent call last):
+            ...
+        TypeError: a branch needs a transformers model, not its name 'gpt2': load it by from_pretrained(); the model itself, weakened (self:... on the command line), is EarlyExit(model, layers), Dropout(model, rate) or quantized_copy(model, bits) of contralto.decoding
+    """
+    if isinstance(model, str):
+        raise TypeError(
+            f"a branch needs a transformers model, not its name {model!r}: load it by from_pretrained(); the model itself, "
+            "weakened (self:... on the command line), is EarlyExit(model, layers), Dropout(model, rate) or "
+            "quantized_copy(model, bits) of contralto.decoding"
+        )
+
+
 def inner_model(model: Any) -> Any:
     """Return the transformers model inside a PEFT model, whose adapters stay enabled; another model itself.
 
     Args:
         model: a transformers or PEFT model.
+
+    Raises:
+        TypeError: the name of a model.
     """
+    check_loaded(model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from contralto.common.placement import input_device
 from contralto.decoding.branches import ModelBranch
-from contralto.decoding.branches.padding import check_unpadded, padding_of
+from contralto.decoding.branches.padding import check_unpadded, padding_of, warn_of_start
 from contralto.decoding.branches.prompts import check_inputs, is_multimodal
+from contralto.decoding.branches.variants import check_loaded
 
 if TYPE_CHECKING:
     from contralto.decoding.processors import ContrastiveLogitsProcessor
@@ -77,9 +78,12 @@ def score(
         `Likelihood`, in that precision, on the model's device.
 
     Raises:
-        TypeError: prompts or continuations that are texts or lists.
+        TypeError: a method without likelihoods; prompts or continuations that are texts or lists.
         ValueError: shapes that do not match, an empty continuation, continuations that are padded on the left, or that end in
             pad tokens without a mask.
+
+    Warns:
+        UserWarning: every continuation begins with the beginning-of-text token.
 
     Examples:
         >>> from contralto import testbed
@@ -92,10 +96,20 @@ def score(
         >>> bool(likelihood.total[0] > likelihood.total[1])
         True
     """
+    if isinstance(method, type) or not hasattr(method, "combine"):
+        raise TypeError(
+            f"score needs a logits processor such as ContrastiveDecodingLogitsProcessor(amateur), not {_named(method)}"
+        )
+    check_loaded(model)
     ids, mask = _read_continuations(model, continuations, continuation_mask)
     chosen = ids.masked_fill(mask.to(ids.device) == 0, 0)  # may be padded with any token
     scores = _scores(method, model, inputs, chosen, mask, masked=masked)
     return _likelihood(scores, chosen.to(scores.device), mask.to(scores.device).bool(), renormalized, floor, dtype)
+
+
+def _named(value: Any) -> str:
+    """Return the name of a class, or of an object's class."""
+    return value.__name__ if isinstance(value, type) else type(value).__name__
 
 
 def _read_continuations(
@@ -113,17 +127,22 @@ def _read_continuations(
             f"continuations must be token ids (rows, length), not {type(ids).__name__}: pass tokenizer(texts, "
             "return_tensors='pt', padding=True, padding_side='right', add_special_tokens=False)"
         )
+    if ids.is_floating_point():
+        raise TypeError(f"continuations must be token ids, not {str(ids.dtype).removeprefix('torch.')}")
     if ids.ndim != 2 or not ids.shape[1]:
         raise ValueError(f"continuations must be of shape (rows, length) with tokens, not {tuple(ids.shape)}")
     if mask is None:
         check_unpadded(model, ids)
-        return ids, torch.ones_like(ids)
+        mask = torch.ones_like(ids)
     if mask.shape != ids.shape:
         raise ValueError(
             f"the mask of the continuations has shape {tuple(mask.shape)}, not {tuple(ids.shape)} as they have"
         )
     if (mask[:, 1:] > mask[:, :-1]).any():
         raise ValueError("the continuations are padded on the left: pass padding_side='right' to the tokenizer")
+    if not (rows := mask.sum(-1)).all():
+        raise ValueError(f"continuation {int((rows == 0).nonzero()[0])} is empty")
+    warn_of_start(model, ids)
     return ids, mask
 
 

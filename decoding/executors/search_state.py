@@ -25,7 +25,7 @@ SearchPath = Literal["auto", "tree", "replicate"]
 def check_parameters(alpha: float, k: int) -> None:
     """Raise ValueError unless the weight of the penalty lies in [0, 1] and there is a candidate."""
     check_penalty_weight(alpha)
-    if k < 1:
+    if k < 1 or k != int(k):
         raise ValueError(f"k must be at least 1 (the number of candidate tokens), not {k}")
 
 

@@ -4,8 +4,9 @@
 (https://github.com/huggingface/transformers/issues/34265), so a branch keeps inputs and cache of its own.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
             `vocabulary`, and allows vocabulary sizes that differ by more than padding explains.
 
     Raises:
-        TypeError: `branches` is not a list of branches.
+        TypeError: `branches` is not a list of branches, or the rule takes another number of logits.
         ValueError: two of the models have different tokenizers.
     """
 
@@ -54,8 +55,8 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
     def __init__(
         self, rule: Rule, branches: Sequence[Branch], *, threshold: str | None = None, tokenizer: Any = None
     ) -> None:
-        self.rule = rule
         self.branches = _checked_branches(branches)
+        self.rule = _checked_rule(rule, 1 + len(self.branches))
         self.threshold = threshold
         self._vocabulary = Vocabulary(
             [b.model for b in self.branches if b.model is not None and b.shares_tokenizer], tokenizer
@@ -193,6 +194,25 @@ def _checked_branches(branches: Any) -> list[Branch]:
             f"contralto.decoding.branches, not {type(wrong).__name__}"
         )
     return given
+
+
+def _checked_rule(rule: Any, count: int) -> Rule:
+    """Return the rule, or raise TypeError if it cannot be called with the logits of `count` branches."""
+    if not callable(rule):
+        raise TypeError(f"rule must be a function of the logits of {count} branches, not {rule!r}")
+    try:
+        parameters = inspect.signature(rule).parameters.values()
+    except ValueError:  # some functions of torch have no signature
+        return cast(Rule, rule)
+    logits = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    needed = [each for each in logits if each.default is each.empty]
+    several = any(each.kind is each.VAR_POSITIONAL for each in parameters)
+    if len(needed) > count or (len(logits) < count and not several):
+        raise TypeError(
+            f"the rule takes the logits of {len(needed)} branches, and there are {count}: those of the main model and of "
+            f"each of branches ({count - 1})"
+        )
+    return cast(Rule, rule)
 
 
 def try_rule(rule: Rule, branches: int) -> Rule:

@@ -51,6 +51,8 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
     ) -> None:
         if k < 1:
             raise ValueError(f"k must be at least 1 (candidate tokens), not {k}")
+        if not callable(critic):
+            raise TypeError(f"the critic must be a model or a function of tokens and mask, not {critic!r}")
         labels = getattr(getattr(critic, "config", None), "num_labels", 1)
         if labels != 1:
             raise TypeError(

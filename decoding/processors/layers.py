@@ -9,6 +9,7 @@ from torch import Tensor
 
 from contralto.decoding import rules
 from contralto.decoding.branches.layer import LayerBranch
+from contralto.decoding.branches.variants import check_loaded
 from contralto.decoding.processors.base import ContrastiveLogitsProcessor, Rule
 
 __all__ = ["DoLaLogitsProcessor"]
@@ -55,6 +56,7 @@ class DoLaLogitsProcessor(ContrastiveLogitsProcessor):
             raise ValueError(f"form must be 'kl' or 'jsd', not {form!r}")
         rule = partial(forms[form], relative_top=relative_top)
         rule(torch.zeros(1), torch.zeros(1, 1))
+        check_loaded(model)
         chosen = _layers(model, layers) if isinstance(layers, str) else layers
         branch = LayerBranch(
             model, chosen, final_norm=final_norm, attention_mask=attention_mask, vision_inputs=vision_inputs

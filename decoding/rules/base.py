@@ -136,8 +136,8 @@ def check_threshold(name: str, value: float) -> None:
         name: of the parameter.
         value: of the parameter.
     """
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1] (a fraction of the highest probability), not {value}")
+    if isinstance(value, str) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1] (a fraction of the highest probability), not {value!r}")
 
 
 def check_strength(name: str, value: float) -> None:
@@ -147,5 +147,5 @@ def check_strength(name: str, value: float) -> None:
         name: of the parameter.
         value: of the parameter.
     """
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a finite number of at least 0 (the contrast strength), not {value}")
+    if isinstance(value, str) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number of at least 0 (the contrast strength), not {value!r}")

@@ -447,5 +447,5 @@ def test_bad_arguments_are_refused_at_construction(llama, arguments, message):
 def test_an_amateur_that_cannot_generate_is_refused(llama):
     with pytest.raises(TypeError, match=re.escape("can generate, not LlamaModel")):
         ContrastiveDecodingLogitsProcessor(llama[1].model)
-    with pytest.raises(TypeError, match=re.escape("can generate, not str")):
+    with pytest.raises(TypeError, match="not its name 'gpt2'"):
         ContrastiveDecodingLogitsProcessor("gpt2")

@@ -223,7 +223,7 @@ def test_scores_of_another_shape_are_rejected(rule, error, message, how):
     runs = {
         "processor": lambda: generate(logits_processor=[method]),
         "loop": lambda: generate(custom_generate=method.loop()),
-        "score": lambda: score(method, model, inputs, inputs["input_ids"]),
+        "score": lambda: score(method, model, inputs, inputs["input_ids"][:, 1:]),
     }
     with pytest.raises(error, match=message):
         runs[how]()
@@ -254,3 +254,75 @@ def test_contrast_prompts_that_are_not_encoded_are_rejected(other):
     for kind in (decoding.ClassifierFreeGuidanceLogitsProcessor, decoding.ContextAwareDecodingLogitsProcessor):
         with pytest.raises(TypeError, match=r"contrast inputs must be .*, not \w+: pass tokenizer\(texts"):
             kind(testbed.load("expert"), other)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: decoding.EarlyExit("gpt2", 8),
+        lambda: decoding.Dropout("gpt2", 0.3),
+        lambda: decoding.quantized_copy("gpt2", 4),
+        lambda: decoding.DoLaLogitsProcessor("gpt2"),
+        lambda: decoding.DoLaLogitsProcessor("gpt2", layers=[1]),
+    ],
+)
+def test_names_in_place_of_models_are_rejected_by_variants(make):
+    with pytest.raises(TypeError, match="not its name 'gpt2': load it"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda a: decoding.DoLaLogitsProcessor(a, layers=1), r"layers must be a list .* pass layers=\[1\]"),
+        (
+            lambda a: decoding.ContrastiveDecodingLogitsProcessor(a, attention_mask=[[1]]),
+            "must be a tensor .*, not list",
+        ),
+        (lambda a: decoding.ContrastiveDecodingLogitsProcessor(a, tokenizer="x"), "not its name 'x'"),
+        (lambda a: decoding.CriticGuidedLogitsProcessor("x"), "must be a model or a function .*, not 'x'"),
+        (lambda a: decoding.ContrastiveLogitsProcessor("cd", [ModelBranch(a)]), "logits of 2 branches, not 'cd'"),
+        (
+            lambda a: decoding.ContrastiveLogitsProcessor(lambda x: x, [ModelBranch(a)]),
+            "of 1 branches, and there are 2",
+        ),
+        (
+            lambda a: decoding.ContrastiveLogitsProcessor(lambda x, y, z: x, [ModelBranch(a)]),
+            "of 3 branches, and there are 2",
+        ),
+        (lambda a: decoding.SeededSampling(1), "seeds must be a list"),
+        (lambda a: decoding.SeededSampling([1.5]), "integer"),
+    ],
+)
+def test_arguments_of_another_type_are_rejected(make, message):
+    with pytest.raises(TypeError, match=message):
+        make(testbed.load("amateur"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda a: decoding.ContrastiveDecodingLogitsProcessor(a, beta="0.5"),
+            "beta must be a finite number .*, not '0.5'",
+        ),
+        (lambda a: decoding.ContrastiveDecodingLogitsProcessor(a, alpha="0.5"), "alpha must lie in .*, not '0.5'"),
+        (lambda a: decoding.ContrastiveDecodingLogitsProcessor(a, amateur_window=1.5), "window must be .*, not 1.5"),
+        (lambda a: decoding.EarlyExit(a, 1.5), "layers must be a number from 1 to .*, not 1.5"),
+        (lambda a: decoding.ContrastiveSearch(k=2.5), "k must be at least 1 .*, not 2.5"),
+    ],
+)
+def test_numbers_of_another_kind_are_rejected(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(testbed.load("expert"))
+
+
+def test_rules_may_take_any_number_of_branches_or_have_defaults():
+    branches = [ModelBranch(testbed.load("amateur"))]
+    for rule in (
+        lambda *logits: logits[0],
+        lambda main, other, weight=1.0: main,
+        torch.sub,
+        partial(torch.add, alpha=-1),
+    ):
+        decoding.ContrastiveLogitsProcessor(rule, branches)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from contralto import testbed
-from contralto.decoding import ContrastiveDecodingLogitsProcessor, score
+from contralto.decoding import ContrastiveDecodingLogitsProcessor, SpeculativeContrastiveDecoding, score
 from contralto.decoding.branches.padding import check_unpadded
 
 HOW = {"return_tensors": "pt", "padding": True, "padding_side": "right", "add_special_tokens": False}
@@ -60,6 +60,27 @@ def test_wrong_continuations_are_rejected(scored, wrong, error, message):
     run, tokenizer = scored
     with pytest.raises(error, match=message):
         run(wrong(tokenizer(ANSWERS, **HOW), tokenizer))
+
+
+@pytest.mark.parametrize("method", ["cd", ContrastiveDecodingLogitsProcessor, SpeculativeContrastiveDecoding])
+def test_methods_without_likelihoods_are_rejected(scored, method):
+    _, tokenizer = scored
+    model, prompt = testbed.load("expert"), tokenizer("Ben", return_tensors="pt")
+    made = method(model) if method is SpeculativeContrastiveDecoding else method
+    with pytest.raises(TypeError, match=r"score needs a logits processor such as .*, not (str|Con|Spec)"):
+        score(made, model, prompt, prompt)
+
+
+def test_empty_continuations_are_rejected_and_special_tokens_warned_of(scored):
+    run, tokenizer = scored
+    batch = tokenizer(ANSWERS, **HOW)
+    batch["attention_mask"][1] = 0
+    with pytest.raises(ValueError, match="continuation 1 is empty"):
+        run(batch)
+    with pytest.raises(TypeError, match="must be token ids, not float32"):
+        run(batch["input_ids"].float())
+    with pytest.warns(UserWarning, match="begins with the beginning-of-text token 2, which is scored too"):
+        run(tokenizer(ANSWERS, **{**HOW, "add_special_tokens": True}))
 
 
 def test_two_masks_and_masks_of_another_shape_are_rejected(scored):
