@@ -47,9 +47,13 @@ from contralto.align.parsing import launch_options, parse
 from contralto.align.rounds_config import Round, RoundsConfig
 from contralto.common.errors import guarded
 from contralto.common.files import locked_folder, replace_text
+from contralto.common.hashing import content_digest
 from contralto.common.hub import remote_code
 
 __all__ = ["make_pairs", "run"]
+
+DATA_DIGEST = "data_recipe_digest"
+"""The key in `settings.json` of a hash of the data recipe, which may change, as an endpoint's address does."""
 
 
 def run(config: RoundsConfig) -> None:
@@ -151,11 +155,16 @@ def _check(config: RoundsConfig) -> None:
 
 
 def _check_settings(config: RoundsConfig) -> None:
-    """Record the settings of all rounds; raise ValueError if earlier rounds had others."""
-    path = config.output / "settings.json"
+    """Record the settings of all rounds; raise ValueError if earlier rounds had others, and warn of another data recipe."""
+    path, digest = config.output / "settings.json", content_digest(Path(config.data_recipe).read_bytes(), 16)
     if not path.is_file():
-        replace_text(path, json.dumps(config.settings(), indent=1))
+        replace_text(path, json.dumps(config.settings() | {DATA_DIGEST: digest}, indent=1))
     before = json.loads(path.read_text(encoding="utf-8"))
+    if before.get(DATA_DIGEST, digest) != digest:
+        print(
+            f"{config.data_recipe} has changed since the first round: rounds that are done keep their pairs",
+            file=sys.stderr,
+        )
     now = json.loads(json.dumps(config.settings()))
     if changed := [name for name in now if now[name] != before.get(name)]:
         raise ValueError(

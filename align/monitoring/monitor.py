@@ -357,10 +357,10 @@ def cost_line(measured: float, total: float, pairs: int) -> str:
 
     Examples:
         >>> cost_line(3.2, 12.8, 32)
-        'monitor: 3 of 13 seconds (25%) for 32 pairs; fewer monitor_pairs or a larger logging_steps take less'
+        'monitor: 3.2 of 12.8 seconds (25%) for 32 pairs; fewer monitor_pairs or a larger logging_steps take less'
     """
     return (
-        f"monitor: {measured:.0f} of {total:.0f} seconds ({measured / max(total, 1e-9):.0%}) for {pairs} pairs; fewer monitor_pairs or a "
+        f"monitor: {measured:.1f} of {total:.1f} seconds ({measured / max(total, 1e-9):.0%}) for {pairs} pairs; fewer monitor_pairs or a "
         "larger logging_steps take less"
     )
 

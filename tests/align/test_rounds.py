@@ -139,7 +139,7 @@ def test_fresh_prompts_are_each_rounds_own(recipes):
     )
 
 
-def test_rounds_that_are_done_are_left_alone_and_settings_stand(recipes, monkeypatch):
+def test_rounds_that_are_done_are_left_alone_and_settings_stand(recipes, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(rounds, "_run_module", lambda words, lock, what: asked.append(what))
     out = recipes / "out"
@@ -148,6 +148,10 @@ def test_rounds_that_are_done_are_left_alone_and_settings_stand(recipes, monkeyp
     del asked[:]
     cli_align.run(_argv("on_policy", recipes, out, "--num_processes", "2", rounds=2))
     assert asked == ["round 2: the pairs", "round 2: the training"]
+    assert not capsys.readouterr().err
+    (recipes / "judged.yaml").write_text(JUDGED.replace("temperature: 1.0", "temperature: 0.5"))
+    cli_align.run(_argv("on_policy", recipes, out, "--num_processes", "2", rounds=2))
+    assert "has changed since the first round: rounds that are done keep their pairs" in capsys.readouterr().err
     with pytest.raises(ValueError, match="were begun with another flags"):
         cli_align.run(_argv("on_policy", recipes, out, "--beta", "0.2", rounds=2))
     with pytest.raises(ValueError, match="were begun with another recipe"):
