@@ -14,6 +14,7 @@ import yaml
 from contralto import __version__
 from contralto.common.html import read_template
 from contralto.common.plots import PALETTE, TEXT, style_axes
+from contralto.common.texts import amount
 from contralto.data_gen.checks import annotate, answer_text
 from contralto.data_gen.escaping import Markdown, fenced, inline, quoted
 from contralto.data_gen.publication import read_publication
@@ -137,8 +138,8 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str,
         rows: the pairs, with the columns of the checks.
         summary: `recipe` (the mapping that was read), `models` (the identities of engines, by role), `counts` (`rows`, `pairs`,
             and by reason `rejected`, `failed`, `dropped`), `costs` (of each role `role`, `requests`, `prompt_tokens`,
-            `completion_tokens`, `money`, `currency`), `templates` (requests by name@version), and `name`, if it is not that of the
-            folder.
+            `completion_tokens`, `money`, `currency`), `templates` (requests by name@version), and optionally `scorers` (digests of
+            source or weights, by name) and `name`, if it is not that of the folder.
 
     Returns:
         The path of the card.
@@ -169,6 +170,8 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str,
         plot=_plot(Path(folder), measured, [contrast.strategy for contrast in contrasts]),
         roles=[_role(cost, summary["models"][cost["role"]]) for cost in summary["costs"]],
         templates=summary["templates"],
+        scorers=summary.get("scorers", {}),
+        has_margin=any(contrast.margin is not None for contrast in contrasts),
         examples=[_example(measured, contrast.strategy) for contrast in contrasts],
         recipe=yaml.safe_dump(summary["recipe"], sort_keys=False, allow_unicode=True),
     )
@@ -187,8 +190,9 @@ def _tokens(recipe: Mapping[str, Any]) -> str:
 
 
 def _role(cost: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    money = f"{cost['money']:.2f} {cost['currency']}" if cost["money"] else "-"
-    return {**cost, "cost": money, "model": model.get("model", "-"), "engine": model.get("engine", "-")}
+    money = f"{amount(cost['money'])} {cost['currency']}" if cost["money"] else "-"
+    name = f"{model.get('model', '-')}{' @ ' if 'source' in model else ''}{model.get('source', '')}"
+    return {**cost, "cost": money, "model": name, "engine": model.get("engine", "-")}
 
 
 def _example(rows: Sequence[Mapping[str, Any]], strategy: str) -> dict[str, str]:

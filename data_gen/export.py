@@ -7,7 +7,7 @@ dataset/rejected.jsonl      rows without a pair, with the reasons and all answer
 dataset/failed.jsonl        rows without an answer, with the reasons
 
 The last two are written even if there is no pair. Then the files of pairs that an earlier run wrote get names that end in
-`.earlier`: they do not belong to this recipe and its answers any more.
+`.earlier`: they do not belong to this recipe and its answers any more. A later export with pairs removes them.
 """
 
 import io
@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from contralto.common.files import replace_file, set_aside
+from contralto.common.files import earlier, replace_file, set_aside
 from contralto.common.hashing import content_digest
 from contralto.data_gen.dataset import to_dataset
 from contralto.data_gen.image_files import check_image
 from contralto.data_gen.kept_columns import kept_columns
 from contralto.data_gen.pipeline import Result, replay
 from contralto.data_gen.recipe import Recipe
-from contralto.data_gen.score_memory import remembered_scores
+from contralto.data_gen.score_memory import noted_scorers, remembered_scores
 from contralto.data_gen.store import Store
 from contralto.data_gen.strategies.verdicts import verdict_of
 from contralto.data_gen.types import Pair, Rejected, Row
@@ -70,31 +70,34 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
     """
     from contralto.data_gen import card, checks
 
-    results = list(replay(recipe, tqdm(rows, desc="reading answers", unit="row", delay=DELAY, leave=False), store))
+    bar = tqdm(rows, desc="reading answers", unit="row", delay=DELAY, leave=False)
+    with noted_scorers() as scorers:
+        results = list(replay(recipe, bar, store))
     pairs = [row for result in results for row in pair_rows(result)]
     lost, folder = _lost(results), folder_of(recipe)
     if not pairs:
-        earlier = _write_without_pairs(folder, lost, [])
+        renamed = _write_without_pairs(folder, lost, [])
         reasons = Counter(_reason(result) for result in results).most_common(3)
         raise ValueError(
             f"{recipe.output}: there are no pairs: "
             + "; ".join(f"{reason} ({count} times)" for reason, count in reasons)
             + f"; the answers and the reasons are in {folder / 'rejected.jsonl'}" * bool(lost["rejected"])
-            + earlier
+            + renamed
         )
     if recipe.checks:
-        with remembered_scores(store):
+        with remembered_scores(store), noted_scorers() as of_checks:
             pairs = checks.annotate(pairs, recipe.checks)
+        scorers |= of_checks
     dropped: list[tuple[dict[str, Any], str]] = []
     if recipe.filters:
         pairs, dropped = checks.select(pairs, recipe.filters)
     dropped_lines = [_dropped(row, reason) for row, reason in dropped]
     if not pairs:
-        earlier = _write_without_pairs(folder, lost, dropped_lines)
+        renamed = _write_without_pairs(folder, lost, dropped_lines)
         reason, count = Counter(reason for _, reason in dropped).most_common(1)[0]
         raise ValueError(
             f"{recipe.path}: the filters drop all {len(dropped)} pairs ({count} of them: {reason}); they are in "
-            f"{folder / 'rejected.jsonl'}{earlier}"
+            f"{folder / 'rejected.jsonl'}{renamed}"
         )
     _write_lost(folder, lost, dropped_lines)
     _save(pairs, folder)
@@ -103,7 +106,8 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
     exported = Exported(
         len(pairs), len(lost["rejected"]), len(lost["failed"]), len(dropped), unfinished, cut, _unread(results)
     )
-    card.write(folder, pairs, summary(recipe, results, rows=len(rows), pairs=len(pairs), dropped=dropped_lines))
+    about = summary(recipe, results, rows=len(rows), pairs=len(pairs), dropped=dropped_lines)
+    card.write(folder, pairs, about | {"scorers": scorers})
     return exported
 
 
@@ -233,11 +237,11 @@ def _write_without_pairs(
         The end of the error: that they were renamed; empty if there were none.
     """
     _write_lost(folder, lost, dropped)
-    earlier = [path for path in _files_of_pairs(folder) if path.exists()]
-    for path in earlier:
+    old = [path for path in _files_of_pairs(folder) if path.exists()]
+    for path in old:
         set_aside(path)
-    names = " and ".join(path.name for path in earlier)
-    return f"; {names} of an earlier run got names that end in .earlier" if earlier else ""
+    names = " and ".join(path.name for path in old)
+    return f"; {names} of an earlier run got names that end in .earlier" if old else ""
 
 
 def _files_of_pairs(folder: Path) -> list[Path]:
@@ -281,6 +285,8 @@ def _save(pairs: Sequence[Mapping[str, Any]], folder: Path) -> None:
         for pair in pairs
     )
     _write_lines(lines, named)
+    for path in (parquet, lines):  # those of an earlier run, which these replace
+        earlier(path).unlink(missing_ok=True)
 
 
 def _file(image: Any, folder: Path) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "StandInScores",
     "UnscoredError",
     "is_computing",
+    "noted_scorers",
     "remembered",
     "remembered_scores",
 ]
@@ -119,6 +120,24 @@ class RecordedScores:
 _MEMORY: ContextVar[ScoreMemory | None] = ContextVar("score memory", default=None)
 
 
+_USED: ContextVar[dict[str, str] | None] = ContextVar("used scorers", default=None)
+
+
+@contextmanager
+def noted_scorers() -> Iterator[dict[str, str]]:
+    """Note the scorers whose scores are used within the context.
+
+    Yields:
+        The digests of their sources or weights by their names; it grows as scores are used.
+    """
+    used: dict[str, str] = {}
+    token = _USED.set(used)
+    try:
+        yield used
+    finally:
+        _USED.reset(token)
+
+
 @contextmanager
 def remembered_scores(memory: ScoreMemory | None) -> Iterator[None]:
     """Take scores from a memory, and keep new ones there, within the context.
@@ -144,7 +163,10 @@ def remembered(
         answers: the answers.
         compute: returns the scores.
     """
-    memory = _MEMORY.get()
+    memory, used = _MEMORY.get(), _USED.get()
+    if used is not None:
+        name, source = _named(scorer)
+        used[name] = source
     if isinstance(memory, StandInScores):
         return [float(at) for at in range(len(answers))]
     key = None if memory is None else _key(scorer, row, answers)
@@ -189,6 +211,10 @@ def _identity(scorer: Callable[..., Any]) -> Any:
 
 
 def _named(scorer: Callable[..., Any]) -> tuple[str, str]:
-    """Return the name of a function of a module, as recipes write it, and the digest of its source."""
-    module, name, source = _identity(scorer)
-    return f"{module}:{name}", source
+    """Return the name of a scorer, of a function as recipes write it, and the digest of its source or weights; empty if not known."""
+    identity = _identity(scorer)
+    if getattr(scorer, "identity", None) is not None:
+        return str(getattr(scorer, "name", type(scorer).__qualname__)), digest(identity)[:16]
+    if identity is None:
+        return f"{scorer.__module__}:{getattr(scorer, '__qualname__', type(scorer).__qualname__)}", ""
+    return f"{identity[0]}:{identity[1]}", identity[2]

@@ -112,7 +112,7 @@ class RewardModel:
         self.max_length = max_length
         self.model: Any = None
         """The model, None until it is loaded."""
-        self._name, self._device = name, device
+        self.name, self._device = name, device
 
     def load(self) -> None:
         """Load model and tokenizer, unless they are loaded.
@@ -125,7 +125,7 @@ class RewardModel:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        name = self._name
+        name = self.name
         self.tokenizer: Any = from_pretrained(AutoTokenizer, name, padding_side="right", truncation_side="left")
         model = from_pretrained(AutoModelForSequenceClassification, name, dtype="auto").eval()
         if model.config.num_labels != 1:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from contralto.cli.pairs_view import show
 from contralto.common.suggestions import did_you_mean
-from contralto.common.texts import printable
+from contralto.common.texts import amount, printable
 
 if TYPE_CHECKING:
+    from contralto.data_gen.pipeline.costs import Estimate
     from contralto.data_gen.recipe import Recipe
     from contralto.data_gen.store import Store
 
@@ -269,14 +270,14 @@ def _read_batch(path: Path, tracked: Sequence[Any], store: "Store", engine: Any)
 
 def _status(job: DataJob, args: argparse.Namespace) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
     from tqdm import tqdm
 
     from contralto.data_gen import pipeline
     from contralto.data_gen.export import DELAY
 
-    console = Console()
+    console = Console(width=_width())
     with job.store(read_only=True) as store:
         rows = tqdm(job.rows, desc="reading answers", unit="row", delay=DELAY, leave=False)
         results = list(pipeline.replay(job.recipe, rows, store, is_scoring=False))
@@ -285,7 +286,14 @@ def _status(job: DataJob, args: argparse.Namespace) -> None:
             own = [result for result in results if result.strategy == use.name]
             table.add_row(Text(printable(use.name)), str(len(job.rows)), *map(str, _counts(own)))
         console.print(table)
-        table = Table("role", "model", "answers", "tokens in", "tokens out", "money")
+        table = Table(
+            Column("role", overflow="fold"),
+            Column("model", overflow="fold"),
+            "answers",
+            "tokens in",
+            "tokens out",
+            "money",
+        )
         for usage in store.usage():
             price = job.recipe.roles[usage.role].price if usage.role in job.recipe.roles else None
             money = f"{price.of(usage.prompt_tokens, usage.completion_tokens):.4f} {price.currency}" if price else "?"
@@ -317,7 +325,7 @@ def _without_numbers(text: str) -> str:
 
 def _estimate(job: DataJob, args: argparse.Namespace) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from contralto.data_gen import pipeline
@@ -326,26 +334,33 @@ def _estimate(job: DataJob, args: argparse.Namespace) -> None:
     has_store = (job.folder / "answers.sqlite").exists()
     store = job.store(read_only=True) if has_store else None
     estimates, basis = pipeline.estimate(job.recipe, job.rows, store)
-    spent = {usage.role: usage for usage in store.usage()} if store else {}
     if store:
         store.close()
-    table = Table("role", "model", "requests", "tokens in", "tokens out", "money", "of it recorded")
+    names = (Column(name, overflow="fold") for name in ("role", "model"))
+    counts = (Column(name, min_width=len(name)) for name in ("requests", "recorded"))
+    table = Table(*names, *counts, "tokens in", "tokens out", "money", "still to pay")
     for each in estimates:
-        known = spent[each.role].requests if each.role in spent else 0
-        figures = (f"{value:,.0f}" for value in each[2:5])
-        table.add_row(
-            *(Text(printable(name)) for name in each[:2]),
-            *figures,
-            f"{each.money:.2f} {each.currency}",
-            f"{known:,} requests",
-        )
-    totals: Counter[str] = Counter()
+        figures = (f"{value:,.0f}" for value in (each.requests, each.recorded, *each[3:5]))
+        money = (f"{amount(value)} {each.currency}" for value in (each.money, each.to_pay))
+        table.add_row(*(Text(printable(name)) for name in each[:2]), *figures, *money)
+    Console(width=_width()).print(table)
+    total = f"total for {_count(len(job.rows), 'row')}: {_sum(estimates, 'money')}"
+    if any(each.recorded for each in estimates):
+        total += f", still to pay: {_sum(estimates, 'to_pay')}"
+    print(f"{total}, estimated from {basis}.")
+
+
+def _sum(estimates: Sequence["Estimate"], field: str) -> str:
+    """Return the sum of a field of estimates, by currency."""
+    totals = dict[str, float]()
     for each in estimates:
-        totals[each.currency] += each.money  # type: ignore[assignment]
-    console = Console()
-    console.print(table)
-    total = ", ".join(f"{money:.2f} {currency}" for currency, money in totals.items())
-    print(f"total for {_count(len(job.rows), 'row')}: {total}, estimated from {basis}.")
+        totals[each.currency] = totals.get(each.currency, 0.0) + getattr(each, field)
+    return ", ".join(f"{amount(money)} {currency}" for currency, money in totals.items())
+
+
+def _width() -> int | None:
+    """Return the width of tables, None for that of the terminal."""
+    return None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "120"))
 
 
 def _preview(job: DataJob, args: argparse.Namespace) -> None:
@@ -358,5 +373,4 @@ def _preview(job: DataJob, args: argparse.Namespace) -> None:
     rows = job.rows[: args.n]
     with pipeline.locked(job.folder), job.store() as store:
         pipeline.run(job.recipe, rows, store, is_shown=sys.stderr.isatty())
-        width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "120"))
-        show(Console(width=width), pipeline.replay(job.recipe, rows, store))
+        show(Console(width=_width()), pipeline.replay(job.recipe, rows, store))

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 __all__ = [
     "decode",
+    "earlier",
     "lines_of",
     "locked",
     "locked_folder",
@@ -167,7 +168,20 @@ def set_aside(path: Path) -> None:
     Raises:
         OSError: the file does not exist, or cannot be renamed.
     """
-    path.replace(path.with_name(f"{path.name}.earlier"))
+    path.replace(earlier(path))
+
+
+def earlier(path: Path) -> Path:
+    """Return the path to which `set_aside` renames a file.
+
+    Args:
+        path: the file.
+
+    Examples:
+        >>> earlier(Path("train.jsonl")).name
+        'train.jsonl.earlier'
+    """
+    return path.with_name(f"{path.name}.earlier")
 
 
 @contextmanager

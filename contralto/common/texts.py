@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Any
 from urllib.parse import quote
 
-__all__ = ["Secrets", "clean", "has_lone_surrogate", "printable", "secret_name", "short", "without_bos"]
+__all__ = ["Secrets", "amount", "clean", "has_lone_surrogate", "printable", "secret_name", "short", "without_bos"]
 
 _LONE = re.compile("[\ud800-\udfff]")
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -49,6 +49,19 @@ def printable(text: str) -> str:
         one\x1b[2Jtwo
     """
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def amount(money: float) -> str:
+    """Return an amount of money with two decimals, a small one with four.
+
+    Args:
+        money: the amount.
+
+    Examples:
+        >>> amount(12.345), amount(0.0123), amount(0)
+        ('12.35', '0.0123', '0.00')
+    """
+    return f"{money:.4f}" if 0 < money < 0.1 else f"{money:.2f}"
 
 
 def has_lone_surrogate(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Estimates of tokens and money before they are spent."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from contralto.data_gen.engines.bodies import CHARACTERS_PER_TOKEN
@@ -26,13 +26,19 @@ class Estimate(NamedTuple):
     completion_tokens: float
     money: float
     currency: str
+    recorded: int
+    """The number of these requests that are answered."""
+    to_pay: float
+    """The part of the money for requests that are not answered."""
 
 
 def estimate(recipe: Recipe, rows: Sequence[Row], store: Store | None) -> tuple[list[Estimate], str]:
     """Estimate tokens and money for all rows.
 
-    If rows are recorded, as after a preview, their means are used. If not, the strategies run on up to 50 rows with placeholder
-    answers of the greatest length; a strategy that cannot parse such an answer ends there, and its later requests are not counted.
+    Recorded answers count with their own tokens. The number of further requests of a row is the mean of the finished rows, if there are
+    any, as after a preview; their tokens are the means of all recorded answers of the role. If no row is finished, the strategies run
+    on up to 50 rows with placeholder answers of the greatest length; a strategy that cannot parse such an answer ends there, and
+    its later requests are not counted. No scorer is called.
 
     Args:
         recipe: the recipe.
@@ -42,27 +48,66 @@ def estimate(recipe: Recipe, rows: Sequence[Row], store: Store | None) -> tuple[
     Returns:
         The estimates by role, and what they are based on.
     """
-    finished = [r for r in replay(recipe, rows, store) if r.outcomes is not None and r.answered] if store else []
-    if finished:
-        totals, units = _totals(finished), Counter(result.strategy for result in finished)
-        count = len({result.row["id"] for result in finished})
-        basis = f"the means of {count} finished row{'s' * (count != 1)}"
+    results = list(replay(recipe, rows, store, is_scoring=False)) if store else []
+    ended = [each for each in results if not each.is_pending or each.is_unscored]
+    finished = [each for each in ended if each.failed is None]
+    recorded = _totals(results)
+    if any(each.answered for each in finished):
+        typical, units = _totals(finished), Counter(each.strategy for each in finished)
+        basis = _basis(finished, [each for each in results if each.is_pending and not each.is_unscored])
     else:
-        totals, units = _totals_of_stand_ins(recipe, rows[:50])
+        typical, units = _totals_of_stand_ins(recipe, rows[:50])
         basis = (
             f"{min(50, len(rows))} rows. Every answer is counted with max_new_tokens tokens, every prompt with a token per "
             f"{CHARACTERS_PER_TOKEN} characters. Requests that depend on an answer, such as those to a judge, may be missing. For a better "
             "estimate run contralto data preview first, whose rows are then used"
         )
+    missing = _missing(typical, units, len(rows), results)
     estimates = []
     for name, role in recipe.roles.items():
-        sums = [0.0, 0.0, 0.0]
-        for strategy, count in units.items():
-            sums = [s + each * len(rows) / count for s, each in zip(sums, totals[strategy, name], strict=True)]
-        money = role.price.of(sums[1], sums[2])
+        known, left = [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
+        for use in recipe.strategies:
+            place = (use.name, name)
+            each = recorded[place] if recorded[place][0] else typical[place]
+            requests = missing.get(place, 0.0)
+            left = [sum_ + requests * of / max(each[0], 1) for sum_, of in zip(left, each, strict=True)]
+            known = [sum_ + of for sum_, of in zip(known, recorded[place], strict=True)]
+        total = [one + other for one, other in zip(known, left, strict=True)]
+        money, to_pay = (role.price.of(tokens[1], tokens[2]) for tokens in (total, left))
         model, currency = str(role.engine.identity.get("model", "")), role.price.currency
-        estimates.append(Estimate(name, model, sums[0], sums[1], sums[2], money, currency))
+        estimates.append(Estimate(name, model, total[0], total[1], total[2], money, currency, int(known[0]), to_pay))
     return estimates, basis
+
+
+def _basis(finished: Sequence[Result], pending: Sequence[Result]) -> str:
+    """Return what an estimate from recorded rows is based on."""
+    count = len({result.row["id"] for result in finished if result.answered})
+    others = " and the recorded answers of the others" * any(result.answered for result in pending)
+    return f"the means of {count} finished row{'s' * (count != 1)}{others}"
+
+
+def _missing(
+    typical: Totals, units: Mapping[str, int], count: int, results: Sequence[Result]
+) -> dict[tuple[str, str], float]:
+    """Return the expected numbers of requests that are not recorded, by strategy and role.
+
+    Args:
+        typical: the totals of the rows on which the estimate is based.
+        units: their numbers, by strategy.
+        count: the number of all rows.
+        results: the results of all rows, [] without a store.
+    """
+    missing: dict[tuple[str, str], float] = {}
+    for (strategy, role), total in typical.items():
+        own = [each for each in results if each.strategy == strategy]
+        each_row = total[0] / units[strategy]
+        if not own:
+            missing[strategy, role] = each_row * count
+            continue
+        pending = [each for each in own if each.is_pending and not each.is_unscored]
+        answered = (sum(tracked.role == role for tracked, _ in each.answered) for each in pending)
+        missing[strategy, role] = sum(max(0.0, each_row - number) for number in answered)
+    return missing
 
 
 def _totals(results: Iterable[Result]) -> Totals:

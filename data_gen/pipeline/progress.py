@@ -5,6 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from contralto.common.texts import amount
 from contralto.data_gen.pipeline.rows import RowGroup
 from contralto.data_gen.recipe import Price, Recipe
 from contralto.data_gen.store import Store, TrackedRequest
@@ -66,7 +67,7 @@ class RunProgress:
             left = (self._bar.total - self._bar.n) * self._money / self._new if self._new else math.nan
             total = self._spent + self._money
             shown["money"] = (
-                f"{total:.2f} of about {total + left:.2f} {self._currency}" if self._new else f"{total:.2f}"
+                f"{amount(total)} of about {amount(total + left)} {self._currency}" if self._new else amount(total)
             )
         self._bar.set_postfix(shown, refresh=False)
 

@@ -2,12 +2,16 @@
 
 import re
 import statistics
+from functools import partial
 
 import pytest
 import yaml
 
+from contralto.common.hashing import source_digest
 from contralto.data_gen import card, checks
 from contralto.data_gen import dataset as rows
+from contralto.data_gen.score_memory import noted_scorers
+from contralto.data_gen.scorers import chrf, score_answers
 from contralto.testbed import questions as world
 from contralto.testbed import worlds
 
@@ -115,6 +119,33 @@ def test_every_contrast_is_recomputed(made):
         assert line[6] == f"{23 / 24:.1%}"
         assert line[7] == ("20 of 24" if name == "clair" else "")
         assert line[8] == f"{statistics.mean(margins):.3g}"
+
+
+def test_scorers_and_functions_have_the_hash_of_their_code(tmp_path, made):
+    _, pairs, page = made
+    assert "## Scorers" not in page
+    assert (
+        "*Margin* is the score of the chosen answer minus that of the rejected one, in the unit of the scorer below."
+        in page
+    )
+    models = {**SUMMARY["models"], "reviser": {"engine": "function", "model": "mine:revise", "source": "ab12"}}
+    about = SUMMARY | {"scorers": {"mine:shortest": "0123", "mine:partial": ""}, "models": models}
+    card.write(tmp_path, pairs, about)
+    page = (tmp_path / "README.md").read_text()
+    assert _table(page, "Scorers")[2:] == [["mine:shortest", "0123"], ["mine:partial", "not known"]]
+    assert _table(page, "Who wrote it, and what it cost")[3][1] == "mine:revise @ ab12"
+    assert "scorers below" in page
+    assert "from contralto.data_gen import load_pairs" in page
+
+
+def test_the_scorers_of_an_export_are_noted():
+    row = {"id": "a", "reference": "x"}
+    with noted_scorers() as used:
+        assert score_answers(chrf, row, ["x"]) == [100.0]
+        score_answers(partial(chrf), row, ["x"])
+    assert used == {"contralto.data_gen.scorers:chrf": source_digest(chrf), "functools:partial": ""}
+    score_answers(chrf, row, ["y"])
+    assert len(used) == 2
 
 
 def test_what_is_not_known_is_left_out():

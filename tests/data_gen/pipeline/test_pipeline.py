@@ -601,6 +601,8 @@ def test_pairs_that_filters_drop_are_exported_even_if_all_are(folder, capsys):
     lines = [json.loads(line) for line in rejected.read_text().splitlines()]
     assert [line["reason"] for line in lines] == ["length above 0"] * 8
     assert all(line[name][0]["content"] for line in lines for name in ("chosen", "rejected"))
+    assert cli.main(["data", "run", str(write(folder))]) == 0
+    assert {path.name for path in data.iterdir()} == {"train.jsonl", "train.parquet"}
 
 
 def test_files_of_settings_lie_beside_the_recipe(folder, monkeypatch):
@@ -667,6 +669,47 @@ def test_preview_estimate_and_status(folder, capsys):
     out = capsys.readouterr().out
     cells = [cell.strip() for cell in next(line for line in out.splitlines() if "refined" in line).split("│")]
     assert cells[1:-1] == ["refined", "8", "2", "2", "0", "0", "6"]
+
+
+PAID = """
+from contralto.data_gen.types import Answer
+
+def answer(request):
+    return Answer(text=request.messages[0]["content"].upper() * len(request.messages), prompt_tokens=10, completion_tokens=20)
+"""
+
+
+def test_an_estimate_after_an_interruption_says_what_is_still_to_pay(folder, capsys, monkeypatch):
+    """All targets and three revisions are recorded: five revisions are left, at the mean of the recorded ones."""
+    (folder / "my_paid.py").write_text(PAID)
+    paid = {"engine": "function", "use": "my_paid:answer"}
+    roles = {"target": {**paid, "price": {"input": 20}}, "reviser": {**paid, "price": {"output": 50}}}
+    ran(folder, strategies=["my_strategies:stumbling"], roles=roles)[1].close()
+    path = write(folder, roles=roles)
+    recipe, rows = loaded(folder, roles=roles)
+    with closing(Store(recipe.output / "answers.sqlite")) as store:
+        early, _ = pipeline.estimate(recipe, rows, store)
+        assert [(each.role, each.requests, each.recorded) for each in early] == [("reviser", 8, 0), ("target", 8, 8)]
+        assert early[1].to_pay == 0
+        pipeline.run(recipe, rows[:3], store, is_shown=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["data", "estimate", str(path)]) == 0
+    narrow = capsys.readouterr().out
+    assert "…" not in narrow
+    assert "my_paid" in narrow
+    monkeypatch.setenv("COLUMNS", "120")
+    assert cli.main(["data", "estimate", str(path)]) == 0
+    sys.modules.pop("my_paid")
+    out = capsys.readouterr().out
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "my_paid" in line]
+    assert cells == [
+        ["reviser", "my_paid:answer", "8", "3", "80", "160", "0.0080 USD", "0.0050 USD"],
+        ["target", "my_paid:answer", "8", "8", "80", "160", "0.0016 USD", "0.00 USD"],
+    ]
+    assert (
+        "total for 8 rows: 0.0096 USD, still to pay: 0.0050 USD, estimated from the means of 3 finished rows and the "
+        "recorded answers of the others." in out
+    )
 
 
 SCORER = """
