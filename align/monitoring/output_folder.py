@@ -131,7 +131,7 @@ def _set_measurements_aside(folder: Path) -> None:
     target = folder / EARLIER / str(max(taken, default=0) + 1)
     target.mkdir(parents=True)
     for path in found:
-        path.replace(target / path.name)
+        set_aside(path, into=target)
     logger.warning(
         "%s holds measurements of an earlier run, which this run does not resume: %s moved into %s",
         *(folder, ", ".join(path.name for path in found), target),

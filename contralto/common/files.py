@@ -159,16 +159,17 @@ def replace_file(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-def set_aside(path: Path) -> None:
+def set_aside(path: Path, *, into: Path | None = None) -> None:
     """Rename a file so that its name ends in `.earlier`; one that was set aside before is replaced.
 
     Args:
         path: the file.
+        into: a folder to which the file is moved with its own name instead.
 
     Raises:
         OSError: the file does not exist, or cannot be renamed.
     """
-    path.replace(earlier(path))
+    path.replace(earlier(path) if into is None else into / path.name)
 
 
 def earlier(path: Path) -> Path:
