@@ -214,7 +214,9 @@ def test_what_an_amateur_rules_out_is_no_error(pair):
         (lambda main, other: None, TypeError, "must return a tensor of scores, not NoneType"),
     ],
 )
-@pytest.mark.parametrize("how", ["processor", "loop", "score"])
+@pytest.mark.parametrize(
+    "how", ["processor", *(pytest.param(how, marks=pytest.mark.slow) for how in ("loop", "score"))]
+)
 def test_scores_of_another_shape_are_rejected(rule, error, message, how):
     model, tokenizer = testbed.load("expert"), testbed.tokenizer()
     inputs = tokenizer(["Ben went out"] * 2, return_tensors="pt")
