@@ -77,8 +77,8 @@ def used_code(module: str, name: str | None) -> list[str]:
         The statements, sorted; the text of a whole module where names cannot be followed.
 
     Examples:
-        >>> codes = used_code("contralto.common.used_code", "source_path")
-        >>> any("def source_path" in code for code in codes), any("def used_code" in code for code in codes)
+        >>> codes = used_code("contralto.common.suggestions", "closest")
+        >>> any("def closest" in code for code in codes), any("def did_you_mean" in code for code in codes)
         (True, False)
     """
     path = source_path(module)
