@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from contralto.data_gen.engines.bodies import CHARACTERS_PER_TOKEN
+from contralto.data_gen.engines.bodies import CHARACTERS_PER_TOKEN, prompt_token_guess
 from contralto.data_gen.pipeline.rows import Result, RowRun, replay, run_on_stand_ins
 from contralto.data_gen.recipe import Recipe
 from contralto.data_gen.store import Store
@@ -62,13 +62,14 @@ def estimate(recipe: Recipe, rows: Sequence[Row], store: Store | None) -> tuple[
             f"{CHARACTERS_PER_TOKEN} characters. Requests that depend on an answer, such as those to a judge, may be missing. For a better "
             "estimate run contralto data preview first, whose rows are then used"
         )
-    missing = _missing(typical, units, len(rows), results)
+    waiting = _waiting(results)
+    missing = _missing(typical, units, len(rows), results, waiting)
     estimates = []
     for name, role in recipe.roles.items():
         known, left = [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
         for use in recipe.strategies:
             place = (use.name, name)
-            each = recorded[place] if recorded[place][0] else typical[place]
+            each = next((totals[place] for totals in (recorded, typical) if totals[place][0]), waiting[place])
             requests = missing.get(place, 0.0)
             left = [sum_ + requests * of / max(each[0], 1) for sum_, of in zip(left, each, strict=True)]
             known = [sum_ + of for sum_, of in zip(known, recorded[place], strict=True)]
@@ -87,7 +88,7 @@ def _basis(finished: Sequence[Result], pending: Sequence[Result]) -> str:
 
 
 def _missing(
-    typical: Totals, units: Mapping[str, int], count: int, results: Sequence[Result]
+    typical: Totals, units: Mapping[str, int], count: int, results: Sequence[Result], waiting: Totals
 ) -> dict[tuple[str, str], float]:
     """Return the expected numbers of requests that are not recorded, by strategy and role.
 
@@ -96,18 +97,36 @@ def _missing(
         units: their numbers, by strategy.
         count: the number of all rows.
         results: the results of all rows, [] without a store.
+        waiting: the totals of the requests that rows wait for, at least which are missing.
     """
     missing: dict[tuple[str, str], float] = {}
-    for (strategy, role), total in typical.items():
+    for strategy, role in dict.fromkeys([*waiting, *typical]):
         own = [each for each in results if each.strategy == strategy]
-        each_row = total[0] / units[strategy]
+        each_row = typical[strategy, role][0] / units[strategy] if units[strategy] else 0.0
         if not own:
             missing[strategy, role] = each_row * count
             continue
         pending = [each for each in own if each.is_pending and not each.is_unscored]
         answered = (sum(tracked.role == role for tracked, _ in each.answered) for each in pending)
-        missing[strategy, role] = sum(max(0.0, each_row - number) for number in answered)
+        missing[strategy, role] = max(
+            sum(max(0.0, each_row - number) for number in answered), waiting[strategy, role][0]
+        )
     return missing
+
+
+def _waiting(results: Iterable[Result]) -> Totals:
+    """Return the totals of the requests that rows wait for, each once, with answers of the greatest length."""
+    totals: Totals = defaultdict(lambda: [0.0, 0.0, 0.0])
+    seen: set[str] = set()
+    for result in results:
+        for tracked in result.waiting:
+            if tracked.request.key not in seen:
+                seen.add(tracked.request.key)
+                total = totals[result.strategy, tracked.role]
+                tokens = prompt_token_guess(tracked.request), tracked.request.sampling.max_new_tokens
+                for i, each in enumerate((1, *tokens)):
+                    total[i] += each
+    return totals
 
 
 def _totals(results: Iterable[Result]) -> Totals:

@@ -40,6 +40,8 @@ class Result(NamedTuple):
     """The reason of a failure: a request without an answer, or an error in the strategy."""
     is_unscored: bool = False
     """True if all answers are recorded, but not their scores, and none were computed."""
+    waiting: Sequence[TrackedRequest] = ()
+    """The requests that the strategy waits for."""
 
     @property
     def is_pending(self) -> bool:
@@ -119,7 +121,8 @@ class RowRun:
 
     def result(self) -> Result:
         """Return the result so far."""
-        return Result(self._row, self.strategy, self.answered, self.outcomes, self.failed, self.is_unscored)
+        waiting = self.requests if self.is_live else ()
+        return Result(self._row, self.strategy, self.answered, self.outcomes, self.failed, self.is_unscored, waiting)
 
 
 def _tracked(recipe: Recipe, ask: Ask, strategy: str, row: str) -> TrackedRequest:

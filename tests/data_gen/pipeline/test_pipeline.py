@@ -712,6 +712,24 @@ def test_an_estimate_after_an_interruption_says_what_is_still_to_pay(folder, cap
     )
 
 
+def test_an_estimate_counts_the_requests_that_rows_wait_for(folder):
+    """The finished row needed no judge, the other seven wait for one."""
+    (folder / "my_pairs.py").write_text(
+        "def answer(request):\n"
+        "    same = '0' in request.messages[0]['content']\n"
+        "    return 'same' if same else str(request.seed)\n"
+    )
+    answers = {"engine": "function", "use": "my_pairs:answer"}
+    roles = {"target": answers, "judge": {**ECHO, "max_new_tokens": 7}}
+    recipe, rows = loaded(folder, strategies=["on_policy_judge"], roles=roles)
+    with closing(Store(recipe.output / "answers.sqlite")) as store:
+        targets, _ = loaded(folder, strategies=["on_policy_judge"], roles={**roles, "judge": answers})
+        pipeline.run(targets, rows, store, is_shown=False)
+        judge = next(each for each in pipeline.estimate(recipe, rows, store)[0] if each.role == "judge")
+    sys.modules.pop("my_pairs")
+    assert (judge.requests, judge.recorded, judge.completion_tokens) == (14, 0, 98)
+
+
 SCORER = """
 CALLS = []
 
