@@ -56,7 +56,7 @@ class CardMixin:
                 raise ValueError(
                     f"the latest run in {folder} has no complete checkpoint: leave resume_from_checkpoint out, or give the path of one"
                 )
-        return super().train(resume_from_checkpoint, **kwargs)  # type: ignore[misc]
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, **kwargs: Any) -> None:
         """Save the model, and its card if the folder is the output folder.
