@@ -21,7 +21,7 @@ def draw(logits, seeds, step=0, **how):
 
 
 @pytest.mark.parametrize("step", [0, pytest.param(3, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("temperature", [1.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_draws_have_the_distribution(temperature, step):
     logits = [1.0, 0.0, -1.0, 2.0, -math.inf]
     tokens = draw(logits, range(20000), step, temperature=temperature)

@@ -83,6 +83,7 @@ def test_targets_are_files_with_tests():
         assert all(map(_is_test, tests)), pattern
 
 
+@pytest.mark.slow
 def test_equivalent_changes_are_changes_of_the_sources_as_they_are(operators):
     for entry in _read(HERE / "equivalent.yaml"):
         found = operators.mutants((ROOT / entry["file"]).read_text(encoding="utf-8"))

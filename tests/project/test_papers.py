@@ -19,6 +19,7 @@ PAGES = [f"docs/reproduce/{path.name}" for path in sorted(papers.FOLDER.glob("*.
 REMAKE = "python docs/generators/papers.py"
 
 
+@pytest.mark.slow
 def test_every_paper_that_is_cited_as_implemented_has_a_page_and_no_other_has():
     declared, entries = papers.declared(), papers.entries()
     assert {number: declared[number] for number in declared.keys() - entries.keys()} == {}, "write an entry"

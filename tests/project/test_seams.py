@@ -95,6 +95,7 @@ def _names():
     return {name for name in read if re.match("_[^_]", name)}, defined
 
 
+@pytest.mark.slow
 def test_every_private_part_is_listed():
     read, defined = _names()
     listed = {name for names in SEAMS.values() for name in names}
