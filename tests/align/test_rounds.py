@@ -22,6 +22,8 @@ from contralto.cli import align as cli_align
 from contralto.common.files import locked_folder
 from contralto.data_gen.store import Store
 
+pytestmark = pytest.mark.slow
+
 JUDGED = """
 rows: {source: "contralto.testbed.questions:problems", arguments: {count: 12, seed: 3}}
 strategies: [on_policy_judge]

@@ -15,6 +15,8 @@ from contralto.data_gen.scorers import chrf, score_answers
 from contralto.testbed import questions as world
 from contralto.testbed import worlds
 
+pytestmark = pytest.mark.slow
+
 
 def _pairs(count=24):
     """Revisions of solutions that stop early, and pairs of two styles, as strategies would make them."""

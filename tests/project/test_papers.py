@@ -15,6 +15,8 @@ from generators import papers
 
 from contralto.align.cards.papers import PAPERS
 
+pytestmark = pytest.mark.slow
+
 PAGES = [f"docs/reproduce/{path.name}" for path in sorted(papers.FOLDER.glob("*.md"))]
 REMAKE = "python docs/generators/papers.py"
 

@@ -18,6 +18,8 @@ from contralto.decoding.rules import combine
 from contralto.testbed import scenes, vision
 from contralto.testbed.scenes import HOMES, OBJECTS
 
+pytestmark = pytest.mark.slow
+
 
 def _take(n, endless):
     return list(islice(endless, n))

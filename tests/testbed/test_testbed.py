@@ -19,6 +19,8 @@ from contralto.testbed import tokenization, training, worlds
 from contralto.testbed.__main__ import main
 from contralto.testbed.measure import decode, is_right
 
+pytestmark = pytest.mark.slow
+
 
 def _take(n, endless):
     return list(itertools.islice(endless, n))

@@ -29,6 +29,8 @@ from contralto.data_gen.recipe import load_recipe
 from contralto.data_gen.types import Answer, Ask, Failure, Sampling, digest, drive, make_request
 from contralto.testbed import worlds
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = [problem.question for problem, _ in zip(worlds.problems(3, "dev"), range(24), strict=False)]
 GREEDY, SAMPLED = Sampling(temperature=0, max_new_tokens=48), Sampling(temperature=1.3, top_p=0.95, max_new_tokens=48)
 

@@ -37,6 +37,8 @@ from contralto.data_gen.store import Store, TrackedRequest
 from contralto.data_gen.strategies.verdicts import compare_answers
 from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, Sampling, drive, make_request
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-0123456789abcdefghijklmnopqrstuvwxyz"
 DEEP = "[" * 100_000
 GOOD = {"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 1}}

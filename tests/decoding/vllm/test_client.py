@@ -13,6 +13,8 @@ from helpers.serving import Server
 
 from contralto.decoding.vllm import PairClient, client, replies
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-0123456789abcdefghijklmnopqrstuvwxyz"
 
 

@@ -11,6 +11,8 @@ import pytest
 from contralto.cli import serve
 from contralto.decoding.vllm.middleware import PairMiddleware
 
+pytestmark = pytest.mark.slow
+
 GOOD = {"contrast_id": "x", "contrast_branch": 0, "contrast_marker": 0, "contrast_method": "cad"}
 
 

@@ -412,6 +412,7 @@ def test_disagreements_are_shown_in_both_directions(answered):
     assert {document["said"][0]["score"] for document in shown} == {0.0, 1.0}
 
 
+@pytest.mark.slow
 def test_holm_is_over_splits_and_models_of_one_line():
     tasks = comparisons.comparison()["tasks"]
     family = [

@@ -11,6 +11,8 @@ from contralto.cli.compare import SUFFIXES, _task_names
 from contralto.eval.comparison import report
 from contralto.eval.comparison.report.formats import CSV_COLUMNS, FORMATS, _tex, render
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def comparison():

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from contralto.eval.comparison import report
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def comparison():
