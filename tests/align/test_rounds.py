@@ -231,6 +231,7 @@ def _killed_at(argv, point):
     return killed_at(lambda: cli_align.run(argv), *point)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 def test_kills_and_the_same_model(recipes, in_process):

@@ -197,6 +197,7 @@ def test_evaluation_reads_adapters(folders):
         ContraltoLM("testbed:expert", peft=str(folders / "amateur"), device="cpu")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_comparisons_read_adapters(folders, tmp_path, run):
     how = ["--tasks", "testbed_arithmetic", "--methods", "cd", "--limit", 4, "--seeds", 0, "--metadata", '{"n": 4}']

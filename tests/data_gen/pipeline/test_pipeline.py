@@ -417,6 +417,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_a_sentence(folder):
         assert sum(usage.requests for usage in store.usage()) == 16 > recorded
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_2000_requests_at_a_server_that_fails_a_fifth_of_the_time(folder):
     """No loss, no duplicate, the rate limit kept, the failed rows listed with reasons."""
