@@ -47,15 +47,8 @@ class UnscoredError(LookupError):
     """The error where a score is not recorded, and none may be computed."""
 
 
-class StandInScores:
-    """A memory with which no scorer is called: the scores are 0, 1, 2, ..., for strategies that run on placeholder answers."""
-
-    def known_scores(self, key: str) -> None:
-        """Return None.
-
-        Args:
-            key: not read.
-        """
+class _KeepsNothing:
+    """Keep neither scores nor notes."""
 
     def keep_scores(self, key: str, scores: Sequence[float]) -> None:
         """Keep nothing.
@@ -75,7 +68,18 @@ class StandInScores:
         return ""
 
 
-class RecordedScores:
+class StandInScores(_KeepsNothing):
+    """A memory with which no scorer is called: the scores are 0, 1, 2, ..., for strategies that run on placeholder answers."""
+
+    def known_scores(self, key: str) -> None:
+        """Return None.
+
+        Args:
+            key: not read.
+        """
+
+
+class RecordedScores(_KeepsNothing):
     """A memory with which no scorer is called: a score that is not recorded raises an error.
 
     Args:
@@ -98,23 +102,6 @@ class RecordedScores:
         if scores is None:
             raise UnscoredError(key)
         return scores
-
-    def keep_scores(self, key: str, scores: Sequence[float]) -> None:
-        """Keep nothing.
-
-        Args:
-            key: not read.
-            scores: not read.
-        """
-
-    def note_scorer(self, name: str, source: str) -> str:
-        """Note nothing.
-
-        Args:
-            name: not read.
-            source: not read.
-        """
-        return ""
 
 
 _MEMORY: ContextVar[ScoreMemory | None] = ContextVar("score memory", default=None)
