@@ -122,6 +122,18 @@ PAPERS = {
             f"Huayu Chen {_OTHERS}",
             2024,
         ),
+        Paper(
+            "2402.13228",
+            "Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive",
+            f"Arka Pal {_OTHERS}",
+            2024,
+        ),
+        Paper(
+            "2403.07691",
+            "ORPO: Monolithic Preference Optimization without Reference Model",
+            f"Jiwoo Hong {_OTHERS}",
+            2024,
+        ),
         Paper("2402.10571", "Direct Preference Optimization with an Offset", f"Afra Amini {_OTHERS}", 2024),
         Paper(
             "2403.00409",
@@ -189,6 +201,19 @@ PAPERS = {
             "Beyond the Binary: Capturing Diverse Preferences With Reward Regularization",
             f"Vishakh Padmakumar {_OTHERS}",
             2024,
+        ),
+        Paper(
+            "2412.14516",
+            "Cal-DPO: Calibrated Direct Preference Optimization for Language Model Alignment",
+            f"Teng Xiao {_OTHERS}",
+            2024,
+        ),
+        Paper("2501.03884", "AlphaPO: Reward Shape Matters for LLM Alignment", f"Aman Gupta {_OTHERS}", 2025),
+        Paper(
+            "2502.00883",
+            "SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters",
+            f"Teng Xiao {_OTHERS}",
+            2025,
         ),
         Paper(
             "2502.13928",

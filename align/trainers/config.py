@@ -230,7 +230,10 @@ class PreferenceConfig(StagedConfig):
             `simpo`.
         loss_settings: settings of losses from other packages that are no options here.
         cpo_alpha: the weight of the likelihood of chosen completions in `cpo`, `cpo_simpo` and `arpo`.
-        simpo_gamma: the reward margin of `simpo` and `cpo_simpo`.
+        simpo_gamma: the reward margin of `simpo`, `cpo_simpo` and `alphapo`.
+        alphapo_alpha: the shape of the reward in `alphapo`.
+        dpop_lambda: the weight of the penalty in `dpop` on chosen completions that lose likelihood.
+        cal_alpha: the weight of the calibration in `cal_dpo`.
         odpo_alpha: the weight of the offset in `odpo`.
         arpo_eta: the growth of the penalty of `arpo`.
         arpo_scale: the start of the penalty of `arpo`.
@@ -278,6 +281,9 @@ class PreferenceConfig(StagedConfig):
     )
     cpo_alpha: float = loss_option("cpo_alpha", "Weight of the negative log-likelihood of chosen completions.")
     simpo_gamma: float = loss_option("simpo_gamma", "Reward margin.")
+    alphapo_alpha: float = loss_option("alphapo_alpha", "Shape of the reward; 0 is SimPO.")
+    dpop_lambda: float = loss_option("dpop_lambda", "Weight of the penalty on chosen completions that lose likelihood.")
+    cal_alpha: float = loss_option("cal_alpha", "Weight of the calibration.")
     odpo_alpha: float = loss_option("odpo_alpha", "Weight of the offset.")
     arpo_eta: float = loss_option("arpo_eta", "Growth of the penalty with the gap between the two completions.")
     arpo_scale: float = loss_option("arpo_scale", "Start of the penalty.")

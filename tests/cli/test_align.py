@@ -264,7 +264,7 @@ def test_flags_of_accelerate_are_passed_on(pairs, tmp_path, monkeypatch):
 
 
 MISTAKES = [
-    (["no_such"], "there is no recipe no_such: give a YAML file, or one of apo_auto"),
+    (["no_such"], "there is no recipe no_such: give a YAML file, or one of alphapo, apo_auto"),
     (["cpo", "--config", "other.yaml"], "there are two recipes"),
     (["cpo", "--no_such_flag", "1"], "--no_such_flag is no flag of contralto align or of accelerate launch"),
     (["cpo", "--beta", "-1"], "beta must be a finite number above 0"),

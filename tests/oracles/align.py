@@ -80,7 +80,7 @@ def loss(name: str, pairs: Sequence[Pair], **settings: float) -> list[float]:
         return aot(name, pairs, **settings)
     if name == "sft":
         return [nll(pairs)] * len(pairs)
-    alpha = settings.pop("alpha", 1.0) if name in ("cpo", "cpo_simpo", "arpo") else 0.0
+    alpha = settings.pop("alpha", 1.0) if name in ("cpo", "cpo_simpo", "arpo", "orpo") else 0.0
     rule = {"cpo_simpo": simpo}.get(name) or globals()[name]
     return [rule(pair, **settings) + alpha * (nll(pairs) if alpha else 0.0) for pair in pairs]
 
@@ -205,6 +205,33 @@ def sparsepo(p: Pair, *, beta: float, lambda_u: float, lambda_d: float, common: 
     delta = beta * (weighted(p.l.m_d, p.l.kl) - weighted(p.w.m_d, p.w.kl))
     norms = lambda_u * (sum(p.w.m_u) + sum(p.l.m_u)) + lambda_d * (sum(p.w.m_d) + sum(p.l.m_d))
     return -logsig(u - delta) + (norms / 2 if common else norms)
+
+
+def dpop(p: Pair, *, beta: float, penalty: float) -> float:
+    fallen = max(0.0, p.w.ref - p.w.logp)
+    return -logsig(beta * (p.w.r - p.l.r - penalty * fallen))
+
+
+def cal_dpo(p: Pair, *, beta: float, alpha: float) -> float:
+    squares = (p.w.r - 1 / (2 * beta)) ** 2 + (p.l.r - -1 / (2 * beta)) ** 2
+    return -logsig(p.w.r - p.l.r) + alpha * squares
+
+
+def orpo(p: Pair, *, beta: float) -> float:
+    """Without the likelihood, which `loss` adds."""
+    odds = [q / (1 - q) for q in (math.exp(mean(y.policy)) for y in (p.w, p.l))]
+    return -beta * logsig(math.log(odds[0] / odds[1]))
+
+
+def alphapo(p: Pair, *, beta: float, alpha: float, gamma: float) -> float:
+    rewards = [beta * (1 - math.exp(mean(y.policy)) ** -alpha) / alpha for y in (p.w, p.l)]
+    return -logsig(rewards[0] - rewards[1] - gamma)
+
+
+def simper(p: Pair) -> float:
+    """Of inverse perplexities."""
+    w, l = (1 / math.exp(-mean(y.policy)) for y in (p.w, p.l))
+    return l - w
 
 
 def svco(p: Pair, *, beta: float) -> float:

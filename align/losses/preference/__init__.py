@@ -12,7 +12,7 @@ parameters of a loss name the data that it needs (`objective.Pairs`); the keywor
 - `pairwise`: losses of the difference of two scores: DPO and its variants.
 - `pointwise`: losses that compare each completion with the reference: APO, BCO, NCA, SPPO.
 - `transport`: losses that sort the batch: AOT.
-- `reference_free`: losses without a reference model: SFT, CPO, SimPO, ARPO.
+- `reference_free`: losses without a reference model: SFT, CPO, SimPO, ARPO, ORPO, AlphaPO, SimPER.
 - `token_level`: losses with a divergence or a mask per token: TDPO, SparsePO.
 - `visual`: losses that compare images: S-VCO.
 - `transforms`: what is done to log-probabilities before and after: f-divergences, LD-DPO, WPO.
@@ -22,7 +22,9 @@ parameters of a loss name the data that it needs (`objective.Pairs`); the keywor
 """
 
 from contralto.align.losses.preference.pairwise import (
+    cal_dpo,
     discopop,
+    dpop,
     exo_pair,
     hinge,
     ipo,
@@ -42,7 +44,16 @@ from contralto.align.losses.preference.pointwise import (
     nca_pair,
     sppo_hard,
 )
-from contralto.align.losses.preference.reference_free import arpo, cpo, cpo_simpo, sft, simpo
+from contralto.align.losses.preference.reference_free import (
+    alphapo,
+    arpo,
+    cpo,
+    cpo_simpo,
+    orpo,
+    sft,
+    simper,
+    simpo,
+)
 from contralto.align.losses.preference.settings import check_setting, check_settings
 from contralto.align.losses.preference.token_level import sparsepo, tdpo1, tdpo2
 from contralto.align.losses.preference.transforms import (
@@ -57,6 +68,7 @@ from contralto.align.losses.preference.visual import svco
 
 __all__ = [
     "F_DIVERGENCES",
+    "alphapo",
     "aot",
     "aot_unpaired",
     "apo_auto",
@@ -66,11 +78,13 @@ __all__ = [
     "apo_zero_norm",
     "arpo",
     "bco_pair",
+    "cal_dpo",
     "check_setting",
     "check_settings",
     "cpo",
     "cpo_simpo",
     "discopop",
+    "dpop",
     "exo_pair",
     "f_divergence_scores",
     "hinge",
@@ -79,11 +93,13 @@ __all__ = [
     "margin",
     "nca_pair",
     "odpo",
+    "orpo",
     "per_token",
     "robust",
     "sft",
     "sigmoid",
     "sigmoid_norm",
+    "simper",
     "simpo",
     "sparsepo",
     "sppo_hard",

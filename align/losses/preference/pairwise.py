@@ -8,7 +8,19 @@ from torch.nn.functional import logsigmoid, relu
 from contralto.align.losses.preference.settings import check_settings
 from contralto.align.losses.preference.transforms import per_token
 
-__all__ = ["discopop", "exo_pair", "hinge", "ipo", "margin", "odpo", "robust", "sigmoid", "sigmoid_norm"]
+__all__ = [
+    "cal_dpo",
+    "discopop",
+    "dpop",
+    "exo_pair",
+    "hinge",
+    "ipo",
+    "margin",
+    "odpo",
+    "robust",
+    "sigmoid",
+    "sigmoid_norm",
+]
 
 
 def sigmoid(chosen_scores: Tensor, rejected_scores: Tensor, *, beta: float = 0.1) -> Tensor:
@@ -264,3 +276,63 @@ def odpo(
     if not (margin > 0).all():
         raise ValueError(f"odpo takes the logarithm of the margin, which must be above 0, not {margin.min().item():g}")
     return -logsigmoid(beta * (chosen_scores - rejected_scores) - alpha * margin.log())
+
+
+def dpop(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float = 0.3, penalty: float = 50.0) -> Tensor:
+    """Compute the loss of DPO-Positive, DPOP (Pal et al. 2024, arXiv 2402.13228, equation 3).
+
+        L = -log sigmoid(beta (r_w - r_l - lambda max(0, -r_w)))
+
+    The last term is above 0 where the policy finds the chosen completion less likely than the reference does, which DPO allows as long as
+    the rejected one falls further.
+
+    Args:
+        chosen_logratios: `(B,)` log-ratios of the chosen completions.
+        rejected_logratios: `(B,)` log-ratios of the rejected completions.
+        beta: strength of the pull towards the reference, above 0; 0.3 in the paper.
+        penalty: the paper's lambda, at least 0; 50 in the paper. With 0 the loss is DPO's.
+
+    Returns:
+        `(B,)` loss per pair.
+
+    Raises:
+        ValueError: a setting is out of range.
+
+    Examples:
+        >>> dpop(torch.tensor([0.0, -0.1]), torch.tensor([0.0, -5.1]), beta=1.0)  # 5 - 50 * 0.1 = 0
+        tensor([0.6931, 0.6931])
+    """
+    check_settings(beta=beta, penalty=penalty)
+    loss_of_likelihood = relu(-chosen_logratios)
+    return -logsigmoid(beta * (chosen_logratios - rejected_logratios - penalty * loss_of_likelihood))
+
+
+def cal_dpo(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float = 0.001, alpha: float = 1.0) -> Tensor:
+    """Compute the loss of calibrated DPO, Cal-DPO (Xiao et al. 2024, arXiv 2412.14516).
+
+        L = -log sigmoid(r_w - r_l) + alpha [(r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2]
+
+    The rewards beta r are drawn to 1/2 and -1/2 and not only apart. There is no beta in the sigmoid. The released code
+    (tengxiao1/Cal-DPO, scripts/dpo_trainer.py) has alpha = 0.5 and trains with beta from 0.001 to 0.002: log-ratios are then drawn to
+    250 to 500 nats.
+
+    Args:
+        chosen_logratios: `(B,)` log-ratios of the chosen completions.
+        rejected_logratios: `(B,)` log-ratios of the rejected completions.
+        beta: above 0.
+        alpha: weight of the calibration, at least 0.
+
+    Returns:
+        `(B,)` loss per pair.
+
+    Raises:
+        ValueError: a setting is out of range.
+
+    Examples:
+        >>> cal_dpo(torch.tensor([5.0, 4.0]), torch.tensor([-5.0, -5.0]), beta=0.1)  # log(1 + exp(-10)); that of 9, and 1^2
+        tensor([4.5399e-05, 1.0001e+00])
+    """
+    check_settings(beta=beta, alpha=alpha)
+    target = 1 / (2 * beta)
+    calibration = (chosen_logratios - target) ** 2 + (rejected_logratios + target) ** 2
+    return -logsigmoid(chosen_logratios - rejected_logratios) + alpha * calibration

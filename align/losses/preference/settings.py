@@ -25,6 +25,7 @@ _RANGES = {
     "eta": _WEIGHT,
     "lambda_u": _WEIGHT,
     "lambda_d": _WEIGHT,
+    "penalty": _WEIGHT,
 }
 
 

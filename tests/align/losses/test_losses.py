@@ -26,6 +26,9 @@ SETTINGS = {
     "simpo": {"gamma": 0.4, "label_smoothing": 0.1},
     "cpo_simpo": {"gamma": 0.4, "label_smoothing": 0.1, "alpha": 0.7},
     "arpo": {"eta": 0.4, "scale": 0.9, "label_smoothing": 0.1, "alpha": 0.7},
+    "dpop": {"penalty": 0.7},
+    "cal_dpo": {"alpha": 0.6},
+    "alphapo": {"alpha": 0.4, "gamma": 0.3},
     "tdpo2": {"alpha": 0.3},
     "sparsepo": {"lambda_u": 0.02, "lambda_d": 0.05},
 }
@@ -35,7 +38,7 @@ TRL_LOSSES = [loss.name for loss in BUILT_IN if loss.from_trl]
 
 
 def _settings(name, beta):
-    return SETTINGS.get(name, {}) | ({} if name == "sft" else {"beta": beta})
+    return SETTINGS.get(name, {}) | ({} if name in ("sft", "simper") else {"beta": beta})
 
 
 def _by_option(name, settings):
@@ -183,6 +186,18 @@ def test_limits():
     cpo = _value("cpo", short, beta=0.3, alpha=0)
     assert_close(_value("simpo", short, beta=0.3, gamma=0), cpo)
     assert_close(_value("arpo", short, beta=0.3, alpha=0, eta=0, scale=2), cpo)
+    assert_close(_value("dpop", sample, beta=0.3, penalty=0), dpo)
+    assert_close(_value("cal_dpo", sample, beta=0.3, alpha=0), _value("sigmoid", sample, beta=1.0))
+    assert_close(_value("alphapo", sample, beta=0.3, alpha=0, gamma=0.2), _value("simpo", sample, beta=0.3, gamma=0.2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_odds_of_a_certain_completion_are_finite(dtype):
+    certain, mask = torch.zeros(2, dtype=dtype, requires_grad=True), torch.ones(2, 1).bool()
+    loss = losses.orpo(certain, certain - 3, mask.sum(-1), mask.sum(-1), certain[:, None], mask).sum()
+    loss.backward()
+    assert loss.isfinite()
+    assert certain.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("divergence", losses.F_DIVERGENCES)
@@ -273,7 +288,7 @@ def test_every_loss_checks_its_settings(name):
         ("beta tau scale", (1e-9, 1e9), (0.0, math.inf, math.nan)),
         ("epsilon", (1e-9, 0.4999), (0.0, 0.5)),
         ("label_smoothing", (0.0, 0.4999), (-1e-9, 0.5)),
-        ("alpha gamma eta lambda_u lambda_d", (0.0, 1e9), (-1e-9, math.inf, math.nan)),
+        ("alpha gamma eta lambda_u lambda_d penalty", (0.0, 1e9), (-1e-9, math.inf, math.nan)),
     ],
 )
 def test_ranges_of_settings(letters, inside, outside):
@@ -319,7 +334,7 @@ def test_stacked_pairs_are_the_same_pairs():
 def test_needs():
     needs = {name: set(loss.needs) for name, loss in LOSSES.items()}
     free = {name for name, need in needs.items() if not need & {"reference", "reference_tokens", "kl"}}
-    assert free == {"sft", "cpo", "simpo", "cpo_simpo", "arpo"}
+    assert free == {"sft", "cpo", "simpo", "cpo_simpo", "arpo", "orpo", "alphapo", "simper"}
     assert needs["sigmoid"] == needs["apo_zero"] == {"reference"}
     assert needs["ipo"] == {"reference", "lengths"} == needs["apo_auto"]
     assert needs["cpo"] == {"tokens"}
@@ -512,23 +527,42 @@ def test_mixtures_weights_and_tails_equal_trl():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cpo", "simpo"])
+@pytest.mark.parametrize("name", ["cpo", "simpo", "alphapo"])
 def test_equals_trls_cpo(name, monkeypatch):
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental.cpo import CPOTrainer
 
+    smoothing = 0.0 if name == "alphapo" else 0.1
     trainer = SimpleNamespace(
-        alpha=0.0,
+        alpha=0.3 if name == "alphapo" else 0.0,
         beta=0.7,
         simpo_gamma=0.4,
-        label_smoothing=0.1,
-        loss_type={"cpo": "sigmoid"}.get(name, name),
+        label_smoothing=smoothing,
+        loss_type={"cpo": "sigmoid"}.get(name, "simpo"),
         accelerator=SimpleNamespace(device="cpu"),
     )
     pairs = _pairs(_sample())
     sums = [pairs.chosen.logps, pairs.rejected.logps]
-    if name == "simpo":
+    if name != "cpo":
         sums = [pairs.chosen.logps / pairs.chosen.lengths, pairs.rejected.logps / pairs.rejected.lengths]
-    settings = {"cpo": {"cpo_alpha": 0.0}, "simpo": {"simpo_gamma": 0.4}}[name]
-    ours = Objective([name], beta=0.7, label_smoothing=0.1, **settings)(pairs).terms[name]
+    settings = {
+        "cpo": {"cpo_alpha": 0.0, "label_smoothing": smoothing},
+        "simpo": {"simpo_gamma": 0.4, "label_smoothing": smoothing},
+        "alphapo": {"simpo_gamma": 0.4, "alphapo_alpha": 0.3},
+    }[name]
+    ours = Objective([name], beta=0.7, **settings)(pairs).terms[name]
     assert_close(ours, CPOTrainer.cpo_loss(trainer, *sums)[0])
+
+
+@pytest.mark.slow
+def test_equals_trls_orpo(monkeypatch):
+    """But for the likelihood, which TRL computes from the logits of prompt and completion; its odds are in float32."""
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.experimental.orpo import ORPOTrainer
+
+    trainer = SimpleNamespace(beta=0.7, accelerator=SimpleNamespace(device="cpu"))
+    pairs = _pairs(_sample())
+    means = [side.logps / side.lengths for side in (pairs.chosen, pairs.rejected)]
+    weighted = ORPOTrainer.odds_ratio_loss(trainer, *means)[0]
+    ours = Objective(["orpo"], beta=0.7)(pairs).terms["orpo"] - Objective(["sft"])(pairs).terms["sft"]
+    assert_close(ours.float(), -weighted)

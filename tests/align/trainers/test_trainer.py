@@ -328,8 +328,8 @@ def own(root):
 
 @pytest.mark.parametrize("name", OWN_LOSSES)
 def test_own_losses_equal_whole_logits(own, name):
-    options = {"beta": 0.3} | ({"label_smoothing": 0.1} if "label_smoothing" in LOSSES[name].settings else {})
-    own.objective = Objective([name], **options)
+    options = {"beta": 0.3, "label_smoothing": 0.1}
+    own.objective = Objective([name], **{key: options[key] for key in options if key in LOSSES[name].settings})
     own.needs = own.objective.needs
     own.uses_reference = bool({"reference", "kl"} & own.needs)
     loss, grads, metrics = _step(own)
