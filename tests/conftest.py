@@ -13,7 +13,9 @@ LONGEST = (
     "test_testbed_card_compares_with_the_card",
     "test_demo",
     "test_a_sample_of_changes_is_noticed",
-    "test_six_kills_and_the_same_weights",
+    "test_kills_and_the_same_weights",
+    "test_tutorials",
+    "test_the_commands_of_the_page_run_in_their_order",
     "test_kills_and_the_same_model",
     "test_two_processes_equal_one",
 )

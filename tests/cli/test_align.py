@@ -327,7 +327,8 @@ def _killed_at(argv, point):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*")
-def test_six_kills_and_the_same_weights(pairs, tmp_path):
+@pytest.mark.parametrize("kills", [3, pytest.param(6, marks=pytest.mark.full)])
+def test_kills_and_the_same_weights(pairs, tmp_path, kills):
     """Killed at random micro-batches and while a checkpoint is written, resumed each time."""
     rng = random.Random(0)
     options = [
@@ -352,7 +353,7 @@ def test_six_kills_and_the_same_weights(pairs, tmp_path):
     options += ["--disable_dropout", "false", "--reference_cache", str(tmp_path / "cache")]
     whole, broken = (_argv("apo_zero", pairs, tmp_path / name, *options) for name in ("whole", "broken"))
     assert _killed_at(whole, ("step", -1)) == 0
-    for kill in range(6):
+    for kill in range(kills):
         point = ("save", rng.randint(0, 1)) if kill % 3 == 2 else ("step", rng.randint(1, 9))
         assert os.WTERMSIG(_killed_at(broken, point)) == signal.SIGKILL
     assert _killed_at(broken, ("step", 35)) == 0  # a run that started over would have 36 micro-batches
@@ -368,7 +369,12 @@ FSDP2 = "fsdp: true\nfsdp_config: {version: 2, transformer_layer_cls_to_wrap: [L
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "adapter", "sharded"),
-    [("apo_zero", LORA, ""), ("tdpo2", LORA, ""), ("tdpo1", [], FSDP2), ("cpo", [], FSDP2)],
+    [
+        ("apo_zero", LORA, ""),
+        pytest.param("tdpo2", LORA, "", marks=pytest.mark.full),
+        ("tdpo1", [], FSDP2),
+        pytest.param("cpo", [], FSDP2, marks=pytest.mark.full),
+    ],
     ids=["apo_zero-lora", "tdpo2-lora", "tdpo1-fsdp2", "cpo-fsdp2"],
 )
 def test_two_processes_equal_one_with_twice_the_accumulation(pairs, tmp_path, loss, adapter, sharded):

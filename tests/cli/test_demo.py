@@ -45,17 +45,17 @@ def test_demo(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(alignment, "PAIRS", 32)
     monkeypatch.setattr(alignment, "STEPS", 4)
     page = tmp_path / "demo.html"
-    assert cli.main(["demo", "--problems", "30", "--html", str(page)]) == 0
+    assert cli.main(["demo", "--problems", "16", "--html", str(page)]) == 0
     out = capsys.readouterr().out
     assert out.count("Problem ") == 3
     assert "How to read it." in out
 
-    tokenizer, problems = testbed.tokenizer(), list(islice(worlds.problems(comparison.PROBLEM_SEED, "test"), 30))
+    tokenizer, problems = testbed.tokenizer(), list(islice(worlds.problems(comparison.PROBLEM_SEED, "test"), 16))
     greedy_row = next(line for line in out.splitlines() if line.startswith("greedy "))
     *shares, aligned = re.findall(r"(\d\.\d{3}) \[", greedy_row)
     for pair, shown in zip(pairs, shares, strict=True):
         texts = decode(testbed.load(pair.expert), tokenizer, problems)
-        assert float(shown) == round(sum(map(is_right, problems, texts)) / 30, 3)
+        assert float(shown) == round(sum(map(is_right, problems, texts)) / 16, 3)
 
     aligned_row = next(line for line in out.splitlines() if line.startswith("aligned  "))
     assert aligned in aligned_row  # before and after: the same answers as in its own column

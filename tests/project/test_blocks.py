@@ -54,7 +54,7 @@ RUN = [
     if page not in RUN_BY and page not in NOT_RUN and any(not block.reason for block in command_blocks(page))
 ]
 PAPERS = [page for page in RUN if page.startswith("docs/reproduce/")]
-"""Pages of papers, whose commands have much code in common: a fifth is run by the slow tests, all by test-all."""
+"""Pages of papers, whose commands have much code in common: a tenth is run by the slow tests, all by test-all."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -67,7 +67,8 @@ def test_pages_of_tests_of_their_own_are_run_there():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.full] if page in {*PAPERS} - {*PAPERS[::5]} else []) for page in RUN]
+    "page",
+    [pytest.param(page, marks=[pytest.mark.full] if page in {*PAPERS} - {*PAPERS[::10]} else []) for page in RUN],
 )
 def test_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

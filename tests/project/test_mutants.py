@@ -100,6 +100,6 @@ def _run(*words):
 @pytest.mark.slow
 def test_a_sample_of_changes_is_noticed():
     """A change that no test notices is printed, and the status says so."""
-    result = _run("--declared", "--sample", "3", "--fresh")
+    result = _run("--declared", "--sample", "2", "--fresh")
     assert result.returncode == 0, result.stdout + result.stderr
     assert " survived" in result.stdout

@@ -92,6 +92,7 @@ class Addresses(HTMLParser):
 
 
 @pytest.mark.slow
+@pytest.mark.full  # `make docs` builds it, too
 @pytest.mark.skipif(find_spec("mkdocstrings") is None, reason="needs the extra docs")
 def test_the_built_site_has_no_broken_link_and_loads_nothing_from_elsewhere(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]

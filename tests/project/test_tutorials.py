@@ -11,6 +11,8 @@ nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 
 TUTORIALS = sorted((Path(__file__).parents[2] / "docs" / "tutorials").glob("*.ipynb"))
+MINUTES = [path for path in TUTORIALS if path.stem != "contrastive_decoding"]
+"""Notebooks that only `make test-all` runs."""
 
 
 def printed(notebook):
@@ -24,7 +26,9 @@ def printed(notebook):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[pytest.mark.full] * (path in MINUTES), id=path.stem) for path in TUTORIALS]
+)
 def test_tutorials(path, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
