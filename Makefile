@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PARTS := align data_gen decoding eval testbed
+PARTS := align data_gen decoding eval recipes testbed
 
 .PHONY: demo test test-all check lint slow real docs mutants test-install test-vllm vllm-v1 vllm-v2 links clean
 

@@ -68,6 +68,12 @@ COMMANDS = {
             has_parser=False,
             resumes="--resume_from_checkpoint last goes on from the last checkpoint, if there is one",
         ),
+        Command(
+            "reproduce",
+            "run the recipe of a paper, on its own models or on the embedded ones: list, check, estimate, run, resume",
+            extra="demo",
+            resumes="the same command goes on: commands that ended are not run again",
+        ),
         Command("convert", "make a folder that every command reads from a GGUF file", extra="convert"),
         Command(
             "amateur",

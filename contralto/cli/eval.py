@@ -52,8 +52,8 @@ def run(argv: Sequence[str]) -> None:
         raise ImportError("contralto eval runs lm-eval: pip install 'contralto[eval]'") from error
     command = HarnessCLI()
     argv = _checked_words(command, argv)
-    argv, data_dir = _take(argv, "--data_dir", "a folder")
-    argv, backend = _take(argv, "--backend", " or ".join(BACKENDS))
+    argv, data_dir = take(argv, "--data_dir", "a folder")
+    argv, backend = take(argv, "--backend", " or ".join(BACKENDS))
     if backend not in (None, *BACKENDS):
         raise ValueError(f"--backend must be {' or '.join(BACKENDS)}, not {backend!r}{did_you_mean(backend, BACKENDS)}")
     sys.argv = ["contralto eval", *argv]  # lm-eval's parser reads no other
@@ -146,7 +146,7 @@ def _written(args: Namespace) -> set[Path] | None:
     return set(path.rglob("results_*.json"))
 
 
-def _take(argv: list[str], flag: str, expected: str) -> tuple[list[str], str | None]:
+def take(argv: list[str], flag: str, expected: str) -> tuple[list[str], str | None]:
     """Return the arguments without one of contralto's flags, and the value of that flag."""
     for i, word in enumerate(argv):
         if word.startswith(f"{flag}="):

@@ -28,7 +28,7 @@ def document() -> str:
     lines = [HEAD, diagram(), counts(), ""]
     parts = [
         "contralto.cli",
-        *(f"contralto.{part}" for part in ("decoding", "align", "data_gen", "eval", "testbed", "common")),
+        *(f"contralto.{part}" for part in ("decoding", "align", "data_gen", "eval", "recipes", "testbed", "common")),
     ]
     for part in parts:
         lines += ["", f"## {part}", "", _paragraph(part), "", *_folders(part)]

@@ -1,14 +1,11 @@
-"""The pages about reproducing papers, from the entries in `docs/generators/papers/`.
+"""The pages about reproducing papers, from the recipes in `recipes/reproduce/`.
 
 python docs/generators/papers.py     write them anew into docs/reproduce/
 
-Each of `decoding.yaml`, `alignment.yaml`, `data.yaml` and `evaluation.yaml` is a list of papers. Their fields are those of `Entry`, and
-the short forms of `SHORT`. What contralto implements of a paper is not written there but found in declarations, recipes and docstrings,
-see `declared`.
+What contralto implements of a paper is not written in its recipe but found in declarations, recipes and docstrings, see `declared`.
 """
 
 import ast
-import dataclasses
 import html
 import json
 import os.path
@@ -24,101 +21,17 @@ for _folder in (ROOT, ROOT / "tests", ROOT / "docs"):
     if str(_folder) not in sys.path:
         sys.path.insert(0, str(_folder))
 
-import yaml
 from project import structure
 
+from contralto.recipes.papers import PARTS, PaperRecipe, paper_recipes
 from generators import links, tables
 
-FOLDER = ROOT / "docs" / "reproduce"
-ENTRIES = ROOT / "docs" / "generators" / "papers"
-PARTS = {
-    "decoding": "Decoding",
-    "alignment": "Alignment and distillation",
-    "data": "Preference data",
-    "evaluation": "Evaluation",
-}
-"""The files of entries, with their headings."""
+PAGES = ROOT / "docs" / "reproduce"
 TABLE = {"alignment": "alignment", "data": "preference-pairs"}
 """The section of docs/papers.md with the table of a part, preferred where several sections name a paper."""
 NUMBER = re.compile(r"\b\d{4}\.\d{5}\b")
 FIGURES = re.compile(r"<!-- figures (\{.*?\}) -->")
 HEADING = re.compile(r"^(#{2,4}) (.+)$", re.MULTILINE)
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A paper, and how to run it."""
-
-    arxiv: str
-    name: str
-    """The heading of the page: a short name of the method."""
-    claim: str
-    """One sentence: what the paper claims."""
-    models: str
-    """Sentences about `hub`: which models and data, and where they are not those of the paper."""
-    hub: str = ""
-    """Commands with models from the hub; empty if there is none."""
-    here: str = ""
-    """Commands that take about a minute on a CPU, with the embedded models; empty if there is none."""
-    note: str = ""
-    """Sentences about `here`."""
-    files: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Files that `here` needs: texts by name, or a null for those of files.yaml."""
-    hub_files: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Files that `hub` needs."""
-    not_run: str = ""
-    """Why the tests do not run `here`; empty if they do."""
-    published: tuple[tuple[str, str], ...] = ()
-    """Figures of the paper, each with the place where they stand."""
-    measured: tuple[tuple[str, str], ...] = ()
-    """Sentences with our own figures, each with `DOCUMENT#SECTION`. `{NAME}` is a figure by its name in the section."""
-    title: str = ""
-    authors: str = ""
-    year: int = 0
-    """These three are left out for papers of `contralto.align.cards.papers.PAPERS`, which win."""
-    part: str = ""
-    """The file of the entry."""
-
-    @property
-    def page(self) -> Path:
-        """Return the page."""
-        return FOLDER / f"{self.arxiv}.md"
-
-
-SMALL = "--max_steps 2 --per_device_train_batch_size 4 --gradient_accumulation_steps 1 --output_dir tuned"
-EVERY_LOSS = "tests/align trains with every loss"
-SHORT: dict[str, dict[str, Any]] = {
-    "align": {
-        "models": "A common model and data set, not those of the paper.",
-        "hub": "contralto align {} --model_name_or_path alignment-handbook/zephyr-7b-sft-full"
-        " --dataset_name HuggingFaceH4/ultrafeedback_binarized --dataset_train_split train_prefs --output_dir tuned",
-        "here": "contralto align {} --model_name_or_path testbed:expert --dataset_name pairs.jsonl --conversations --use_peft"
-        f" {SMALL}",
-        "files": {"pairs.jsonl": None},
-        "not_run": EVERY_LOSS,
-    },
-    "distill": {
-        "models": "A teacher and a student of today. `texts` is a data set of their texts, which the strategy `teacher_student` has made.",
-        "hub": "contralto align {} --model_name_or_path Qwen/Qwen2.5-1.5B-Instruct"
-        " --teacher_model_name_or_path Qwen/Qwen2.5-7B-Instruct --dataset_name texts --output_dir student",
-        "here": "contralto align {} --model_name_or_path testbed:student --teacher_model_name_or_path testbed:expert"
-        f" --dataset_name pairs.jsonl --conversations {SMALL}",
-        "files": {"pairs.jsonl": None},
-        "not_run": EVERY_LOSS,
-    },
-    "recipe": {
-        "files": {
-            "recipe.yaml": """output: pairs
-rows:
-  source: contralto.testbed.questions:problems
-  arguments: {{count: 8, seed: 0, split: train}}
-{}"""
-        },
-        "here": "contralto data run recipe.yaml",
-    },
-}
-"""Short forms of entries: `align` and `distill` hold a recipe of `contralto align` and its options, `recipe` the end of a data recipe.
-Each stands for these fields, with its text in place of `{}`; a field that the entry has wins, files are added."""
 
 
 class Declaration(NamedTuple):
@@ -127,58 +40,6 @@ class Declaration(NamedTuple):
     kind: str
     """`method`, `loss`, `recipe`, `strategy`, `check`, or `code`."""
     name: str
-
-
-# ------------------------------------------------------------------------------------------------------------------- entries
-
-
-@cache
-def entries() -> dict[str, Entry]:
-    """Return all entries by their numbers on arXiv, in the order of the files.
-
-    Raises:
-        ValueError: two entries have a number, or one has a wrong field.
-    """
-    found: dict[str, Entry] = {}
-    shared = yaml.safe_load((ENTRIES / "files.yaml").read_text(encoding="utf-8"))
-    for part in PARTS:
-        for fields in yaml.safe_load((ENTRIES / f"{part}.yaml").read_text(encoding="utf-8")):
-            entry = _entry(fields, part, shared)
-            if found.setdefault(entry.arxiv, entry) is not entry:
-                raise ValueError(f"{part}.yaml: there are two entries of {entry.arxiv}")
-    return found
-
-
-def _entry(fields: dict[str, Any], part: str, shared: dict[str, str]) -> Entry:
-    from contralto.align.cards.papers import PAPERS
-
-    known = PAPERS.get(str(fields["arxiv"]))
-    fields = expanded(fields)
-    about = {"title": known.title, "authors": known.authors, "year": known.year} if known else {}
-    files = {
-        kind: {name: text if text is not None else shared[name] for name, text in fields.get(kind, {}).items()}
-        for kind in ("files", "hub_files")
-    }
-    tuples = {kind: tuple(map(tuple, fields.get(kind, ()))) for kind in ("published", "measured")}
-    return Entry(**{**fields, **about, **files, **tuples, "part": part})
-
-
-def expanded(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of an entry without its short form; `run: true` drops the reason why `here` is not run.
-
-    Args:
-        fields: as in the file.
-    """
-    for form, others in SHORT.items():
-        if form in fields:
-            text = fields[form]
-            filled = {name: value.format(text) if isinstance(value, str) else value for name, value in others.items()}
-            files = {name: value and value.format(text) for name, value in others["files"].items()}
-            fields = filled | fields | {"files": {**fields.get("files", {}), **files}}
-            del fields[form]
-    if fields.pop("run", False):
-        fields["not_run"] = ""
-    return fields
 
 
 # -------------------------------------------------------------------------------------------------------------- declarations
@@ -264,7 +125,7 @@ def split(text: str) -> dict[str, str]:
     return found
 
 
-def difference(entry: Entry) -> str:
+def difference(entry: PaperRecipe) -> str:
     """Return the anchor of the section of docs/papers.md about a paper: of its own heading, or of the table that names it.
 
     Raises:
@@ -315,7 +176,16 @@ LISTS = {
 }
 
 
-def implemented(entry: Entry) -> str:
+def page_of(entry: PaperRecipe) -> Path:
+    """Return the page of a paper.
+
+    Args:
+        entry: the paper.
+    """
+    return PAGES / f"{entry.arxiv}.md"
+
+
+def implemented(entry: PaperRecipe) -> str:
     """Return a sentence that says what contralto has of a paper."""
     things = declared()[entry.arxiv]
     parts = []
@@ -335,10 +205,16 @@ def implemented(entry: Entry) -> str:
 
 
 def _relative(document: str) -> str:
-    return os.path.relpath(ROOT / document, FOLDER)
+    return os.path.relpath(ROOT / document, PAGES)
 
 
-def document(entry: Entry) -> str:
+RUN = (
+    "`contralto reproduce {}` runs these commands; with `--dry-run` it checks every name, and estimates hours and cost."
+)
+"""What a page says about the command that runs its recipe."""
+
+
+def document(entry: PaperRecipe) -> str:
     """Return the page of a paper."""
     authors = ", ".join(entry.authors.split(" and ")).replace(", others", " et al.")
     link = f"[arXiv {entry.arxiv}](https://arxiv.org/abs/{entry.arxiv})"
@@ -356,6 +232,7 @@ def document(entry: Entry) -> str:
         "## With models of the hub",
         "",
         _line(entry.models),
+        *(["", RUN.format(entry.key)] if entry.hub else []),
         "",
         *_blocks(entry.hub_files),
         *(_commands(entry.hub, "needs models from the hub") if entry.hub else []),
@@ -400,7 +277,7 @@ def wrapped(command: str, width: int = 88) -> str:
     return " \\\n".join(lines)
 
 
-def _figures(entry: Entry) -> Iterator[str]:
+def _figures(entry: PaperRecipe) -> Iterator[str]:
     rows = [(_line(place), _line(figure)) for figure, place in entry.published]
     for text, link in entry.measured:
         path, _, name = link.partition("#")
@@ -425,6 +302,11 @@ is measured in [Controlled experiments](../controlled_experiments.md), and with 
 
 A figure of a paper is quoted only where its text, its repository or its abstract was read. To reach one takes GPUs, and often
 checkpoints that the authors did not release; nothing here claims that a figure was reproduced.
+
+`contralto reproduce --list` lists the recipes behind these pages with the GPU hours that they take, `contralto reproduce NAME --dry-run`
+checks one, `contralto reproduce NAME` runs it in a folder, command by command, and goes on there after an interruption; `--small` runs the
+same methods on the embedded models. The recipes are `recipes/reproduce/*.yaml`; estimates follow from sizes alone, and are right within a
+factor of about three.
 """
 
 
@@ -433,8 +315,8 @@ def index() -> str:
     lines = [HEAD]
     for part, title in PARTS.items():
         rows = [
-            (f"[{entry.name}]({entry.page.name})", f"{_cited(entry)}, arXiv {entry.arxiv}", implemented(entry))
-            for entry in entries().values()
+            (f"[{entry.name}]({page_of(entry).name})", f"{_cited(entry)}, arXiv {entry.arxiv}", implemented(entry))
+            for entry in paper_recipes().values()
             if entry.part == part
         ]
         if rows:
@@ -442,7 +324,7 @@ def index() -> str:
     return "\n".join(lines)
 
 
-def _cited(entry: Entry) -> str:
+def _cited(entry: PaperRecipe) -> str:
     names = [name.split()[-1] for name in entry.authors.split(" and ")]
     authors = f"{names[0]} et al." if names[-1] == "others" or len(names) > 2 else " & ".join(names)
     return f"{authors} {entry.year}"
@@ -450,14 +332,16 @@ def _cited(entry: Entry) -> str:
 
 def pages() -> dict[Path, str]:
     """Return the texts of all pages."""
-    return {FOLDER / "index.md": index()} | {entry.page: document(entry) for entry in entries().values()}
+    return {PAGES / "index.md": index()} | {page_of(entry): document(entry) for entry in paper_recipes().values()}
 
 
 def navigation() -> list[Any]:
     """Return the pages for the navigation of the site, by part."""
     groups: list[Any] = [{"All papers": "reproduce/index.md"}]
     for part, title in PARTS.items():
-        inner = [{entry.name: f"reproduce/{entry.page.name}"} for entry in entries().values() if entry.part == part]
+        inner = [
+            {entry.name: f"reproduce/{page_of(entry).name}"} for entry in paper_recipes().values() if entry.part == part
+        ]
         groups += [{title: inner}] if inner else []
     return groups
 
@@ -469,7 +353,7 @@ def main() -> None:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
             print(path.relative_to(ROOT))
-    for path in set(FOLDER.glob("*.md")) - set(texts):
+    for path in set(PAGES.glob("*.md")) - set(texts):
         path.unlink()
         print(path.relative_to(ROOT), "removed")
 

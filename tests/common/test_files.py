@@ -12,7 +12,7 @@ import pytest
 from contralto.common import files
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("align", "contralto", "data_gen", "decoding", "eval", "testbed", "examples")
+PARTS = ("align", "contralto", "data_gen", "decoding", "eval", "recipes", "testbed", "examples")
 STRANGE = "one\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\rstill one"
 """All that `str.splitlines` splits at, but the line feed."""
 

@@ -616,7 +616,7 @@ print("LOSSES " + json.dumps(losses))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", ["0", "3"])
+@pytest.mark.parametrize("seed", ["0", pytest.param("3", marks=pytest.mark.full)])
 def test_trl_trains_on_every_schema_whatever_the_hash_seed(tmp_path, seed):
     """Seeds 0 and 3 give the two verdicts of `is_conversational` on a mixed row, and both kill a training on it."""
     from contralto import testbed

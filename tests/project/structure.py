@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("align", "data_gen", "decoding", "eval", "testbed")
+PARTS = ("align", "data_gen", "decoding", "eval", "recipes", "testbed")
 OWN = ("cli", "common")
 LONGEST_MODULE = 500
 LONGEST_FUNCTION = 50
@@ -23,12 +23,13 @@ DECLARATIONS = "contralto.decoding.methods"
 PARSERS = ("contralto.cli", "contralto.align.parsing", "contralto.testbed.__main__")
 """Modules that may use argparse."""
 MAY_NOT_IMPORT = {
-    "common": ("align", "cli", "data_gen", "decoding", "eval", "testbed"),
-    "decoding": ("align", "cli", "data_gen", "eval", "testbed"),
-    "align": ("cli", "eval", "testbed"),
-    "data_gen": ("align", "cli", "eval", "testbed"),
-    "eval": ("align", "cli", "data_gen", "testbed"),
-    "testbed": ("align", "cli", "eval"),
+    "common": ("align", "cli", "data_gen", "decoding", "eval", "recipes", "testbed"),
+    "decoding": ("align", "cli", "data_gen", "eval", "recipes", "testbed"),
+    "align": ("cli", "eval", "recipes", "testbed"),
+    "data_gen": ("align", "cli", "eval", "recipes", "testbed"),
+    "eval": ("align", "cli", "data_gen", "recipes", "testbed"),
+    "recipes": ("cli", "data_gen", "decoding", "eval", "testbed"),
+    "testbed": ("align", "cli", "eval", "recipes"),
 }
 """The parts that a part does not know."""
 EVALUATED_WORLDS = "contralto.eval.tasks.testbed"

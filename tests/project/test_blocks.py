@@ -18,6 +18,7 @@ from project.blocks import ROOT, blocks, command_blocks
 from project.test_site import DOCUMENTS
 
 from contralto import cli
+from contralto.cli.parsed import check_command
 
 RUN_BY = {
     "docs/amateurs.md": "tests/cli/test_amateurs.py",
@@ -118,7 +119,7 @@ def test_commands_are_accepted_by_their_parsers(page, tmp_path, monkeypatch):
         for command in block.commands:
             try:
                 parse(command, (page, block.line))
-            except SystemExit as error:
+            except (SystemExit, ValueError) as error:
                 raise AssertionError((page, block.line, command)) from error
 
 
@@ -126,7 +127,7 @@ def parse(command, where):
     """Let the parser of a command read it."""
     program, *words = command
     if program == "contralto":
-        parse_own(words, where)
+        check_command(words)
     elif program in ("accelerate", "torchrun"):
         parse_launched(program, words, where)
     elif program == "make":
@@ -157,37 +158,7 @@ def parse_launched(program, words, where):
         place = words.index("-m")
         program, words = words[place + 1], words[place + 2 :]
     if program.startswith("contralto"):
-        parse_own(words if program == "contralto" else [program.split(".")[1], *words], where)
-
-
-def parse_own(words, where):
-    """Parse a command of contralto."""
-    if words[:1] in (["--version"], ["--help"]) or words[-1:] == ["--help"]:
-        return
-    name, *words = words
-    if name == "align" and words[0] == "report":
-        from contralto.cli.align_report import make_parser
-
-        make_parser().parse_args(words[1:])
-    elif name == "align":
-        from contralto.align import parsing
-
-        *_, of_recipe, of_command = parsing.parse(parsing.resolve_recipe(words))
-        parsing.launch_options(of_recipe, of_command)
-    elif name == "eval":
-        from lm_eval._cli.harness import HarnessCLI
-
-        from contralto.cli import eval as command
-
-        for flag in ("--data_dir", "--backend"):
-            words, _ = command._take(words, flag, "")
-        argv, sys.argv = sys.argv, ["contralto eval", *words]
-        try:
-            HarnessCLI().parse_args()
-        finally:
-            sys.argv = argv
-    elif name != "serve":  # its flags are vLLM's: tests/with_vllm
-        cli._parser([cli.COMMANDS[name]])[0].parse_args([name, *words])
+        check_command(words if program == "contralto" else [program.split(".")[1], *words])
 
 
 def test_blocks_are_read_as_they_are_written():

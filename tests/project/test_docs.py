@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-PARTS = ("align", "contralto", "data_gen", "decoding", "eval", "testbed")
+PARTS = ("align", "contralto", "data_gen", "decoding", "eval", "recipes", "testbed")
 
 
 def modules():

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PARTS = ["align", "data_gen", "decoding", "eval", "testbed"]
+PARTS = ["align", "data_gen", "decoding", "eval", "recipes", "testbed"]
 OWN = ["cli", "common"]
 """Packages in the import root itself."""
 

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("align", "contralto", "data_gen", "decoding", "eval", "testbed")
+PARTS = ("align", "contralto", "data_gen", "decoding", "eval", "recipes", "testbed")
 TESTED = {"transformers": "5.23.0", "trl": "1.16.0", "peft": "0.21.2", "lm_eval": "0.4.13"}
 """The newest releases that the tests have passed with; the bounds lie above them."""
 SEAMS = {

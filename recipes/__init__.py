@@ -1,0 +1,1 @@
+"""Recipes that reproduce papers: models, data, commands, figures to compare with, and what they cost."""
