@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
+    AutoModelForTokenClassification,
     AutoProcessor,
     AutoTokenizer,
 )
@@ -22,11 +23,11 @@ from contralto.common.hub import adapter_base, check_weights, from_pretrained, h
 from contralto.common.options import Option, OptionError
 from contralto.decoding.aligned import amateur_tokenizer
 from contralto.decoding.branches import AdaptersOff
-from contralto.decoding.methods import DecodingConfig
+from contralto.decoding.methods import Critic, DecodingConfig
 from contralto.decoding.methods.variants import is_variant, make_variant
 from contralto.decoding.quantization import MAIN, check_bits, check_quantized, quantization_config
 
-__all__ = ["Models", "check_device", "check_dtype", "load_models", "weights_digests"]
+__all__ = ["Models", "check_device", "check_dtype", "load_critic", "load_models", "weights_digests"]
 
 
 class Models(NamedTuple):
@@ -123,6 +124,8 @@ def load_models(
     def load(option: str, name: str, adapter: str | None = None) -> Any:
         quantised = quantization_config(bits.get(option), dtype)
         load_kwargs = placement if quantised is None else placement | {"quantization_config": quantised}
+        if isinstance(config.declaration.models.get(option), Critic):
+            return load_critic(name, load_kwargs)
         return _load(name, load_kwargs, with_images=with_images, adapter=adapter)
 
     main = load(MAIN, base, adapter)
@@ -163,6 +166,35 @@ def _load(name: str, load_kwargs: dict[str, Any], *, with_images: bool, adapter:
     model = _load_whole(name, load_kwargs, with_images=with_images)
     check_quantized(model, name)
     return model if adapter is None else with_adapter(model, adapter).eval()
+
+
+def load_critic(name: str, load_kwargs: Mapping[str, Any]) -> Any:
+    """Load a token classifier with one label, the critic of critic-guided decoding.
+
+    Args:
+        name: a folder or a hub id.
+        load_kwargs: keyword arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: the model is an adapter, has another number of labels, or has no weights for its head.
+    """
+    if adapter_base(name) is not None:
+        raise ValueError(f"{name} is an adapter, and a critic must be a whole model: merge it into its base first")
+    check_weights(name)
+    labels = from_pretrained(AutoConfig, name).num_labels
+    if labels != 1:
+        raise ValueError(
+            f"{name} is no critic: it has {labels} labels, and a critic has one, the value of a text so far; train one with contralto critic"
+        )
+    critic, loaded = from_pretrained(
+        AutoModelForTokenClassification, name, output_loading_info=True, num_labels=1, **load_kwargs
+    )
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(
+            f"{name} is no critic: it has no weights for {', '.join(missing)}; train one with contralto critic"
+        )
+    check_quantized(critic, name)
+    return critic.eval()
 
 
 def _load_whole(name: str, load_kwargs: dict[str, Any], *, with_images: bool) -> Any:

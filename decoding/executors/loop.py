@@ -77,7 +77,9 @@ class ContrastiveLoop(CustomGenerate):
 
             def advance() -> None:
                 main, contrasts = forward(generation)
-                generation.step(main, lambda scores: method.combine(scores, contrasts, generation.generated))
+                generation.step(
+                    main, lambda scores: method.contrast(generation.ids, scores, contrasts, generation.generated)
+                )
 
             generation.run(advance)
         return {}

@@ -17,7 +17,7 @@ from contralto.decoding.rules.candidates import (
 )
 from contralto.decoding.validity import check_logits
 
-__all__ = ["CandidateReader", "ReplicatedCandidates", "SearchPath", "SearchState", "check_parameters"]
+__all__ = ["CandidateReader", "ReplicatedCandidates", "SearchPath", "SearchState", "check_parameters", "choose_reader"]
 
 SearchPath = Literal["auto", "tree", "replicate"]
 
@@ -119,7 +119,7 @@ class SearchState:
         self._check(logits, "logits of the main branch")
         candidates = logits.topk(min(self._k, logits.shape[-1])).indices
         if self._candidate_reader is None:
-            self._candidate_reader = _choose_reader(self.reader, candidates, self._path)
+            self._candidate_reader = choose_reader(self.reader, candidates, self._path)
         self._candidates = candidates
         self._outputs = self._candidate_reader.read(candidates)
         self._units = unit_vectors(self._outputs.hidden)
@@ -179,8 +179,17 @@ class SearchState:
         self._candidates = None
 
 
-def _choose_reader(reader: CachedReader, candidates: Tensor, path: SearchPath) -> CandidateReader:
-    """Return a tree if it is requested or possible, else replicas."""
+def choose_reader(reader: CachedReader, candidates: Tensor, path: SearchPath) -> CandidateReader:
+    """Return a tree if it is requested or possible, else replicas.
+
+    Args:
+        reader: rows that have read their prompts.
+        candidates: `(B, k)` int64, the first candidates.
+        path: how candidates are read, see `ContrastiveSearch`.
+
+    Raises:
+        ValueError: a tree is requested, and the model cannot read it.
+    """
     obstacle = None if path == "replicate" else tree_obstacle(reader, candidates)
     if path == "tree" and obstacle is not None:
         raise ValueError(

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from contralto.decoding.methods.reference import Reference, argument_docs, load, signature_of
 from contralto.decoding.methods.views import VIEWS, Extra
 
-__all__ = ["Form", "Method", "MethodParameter", "Support", "Unsupported"]
+__all__ = ["Critic", "Form", "Method", "MethodParameter", "Support", "Unsupported"]
 
 KINDS: Mapping[str, type] = {"float": float, "int": int, "bool": bool, "int | None": int, "float | None": float}
 """Types of parameters by their annotation."""
@@ -34,6 +34,19 @@ class Unsupported(NamedTuple):
 
 Support = Literal[True] | Unsupported
 """A capability: True, or the reason why the method does not have it."""
+
+
+class Critic(str):
+    """The description of another model that is a token classifier with one label, the value of a text so far.
+
+    It stands among the `models` of a method in place of a plain text, which describes a language model.
+
+    Examples:
+        >>> f"the critic: {Critic('a token classifier')}"
+        'the critic: a token classifier'
+    """
+
+    __slots__ = ()
 
 
 class MethodParameter(NamedTuple):
@@ -129,7 +142,8 @@ class Method:
         likelihoods: the logits processor whose scores are its log-probabilities, or why it has none.
         forms: its formulas by name, the default first; the name of a single formula is empty.
         branches: names of the distributions that it combines, the main branch first; empty if it combines none.
-        models: descriptions of the other models, by name, if the other branches are other models.
+        models: descriptions of the other models, by name, if the other branches are other models, or, of a method without branches, if it
+            scores its candidates by other models; a `Critic` is a token classifier, the others are language models.
         views: names in `VIEWS`, if the other branches are the same model with other inputs.
         contrast_prompt_optional: whether it works without a contrast prompt, if it has the view `prompt`.
         extra: parameters that are not of the rule.
@@ -178,6 +192,11 @@ class Method:
         return bool(self.forms)
 
     @property
+    def other_names(self) -> tuple[str, ...]:
+        """Return the names of the other branches, or of the models that score its candidates."""
+        return self.branches[1:] or tuple(self.models)
+
+    @property
     def default_form(self) -> str:
         """Return the name of the first form."""
         return next(iter(self.forms), "")
@@ -192,7 +211,7 @@ class Method:
     @property
     def sources(self) -> tuple[str, ...]:
         """Return the options that provide the inputs or models of the other branches."""
-        adapters_off = ("adapters_off",) if self.models else ()
+        adapters_off = ("adapters_off",) if self.models and self.branches else ()
         return (*self.models, *adapters_off, *(("contrast_prompt",) if "prompt" in self.views else ()))
 
     @property
@@ -251,7 +270,8 @@ def _problems(method: Method) -> Iterator[str]:
     if method.models and method.views:
         yield "a method may have models or views, not both"
     others = len(method.models) + len(method.views)
-    if others and len(method.branches) != others + 1:
+    scores_candidates = bool(method.models) and not method.branches
+    if others and not scores_candidates and len(method.branches) != others + 1:
         yield f"it has {len(method.branches)} branches, but {others} models or views in addition to the main branch"
     if len(method.forms) > 1 and "" in method.forms:
         yield "each form of a method with several forms needs a name"

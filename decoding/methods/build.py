@@ -126,8 +126,9 @@ def cost(config: DecodingConfig, model: Any, branch_models: Sequence[Any]) -> st
     )
     sizes = []
     if method.models:
-        named = zip(method.branches[1:], branch_models, strict=True)
-        sizes = [_size(name, other, method.branches[0], model) for name, other in named]
+        named = zip(method.other_names, branch_models, strict=True)
+        main_name = method.branches[0] if method.branches else "model"
+        sizes = [_size(name, other, main_name, model) for name, other in named]
     return f"{config.method}: {'; '.join([line, *sizes])}"
 
 
@@ -135,7 +136,7 @@ def _models(config: DecodingConfig, branch_models: Sequence[Any]) -> str:
     """Return how many models run for a token, where the first layers of a model count as a part of one."""
     from contralto.decoding.branches import ModelVariant
 
-    count = 1.0
+    count = 1.0  # the main model
     for other in branch_models:
         variant = other if isinstance(other, ModelVariant) else None
         joint = variant is not None and variant.joint and config.executor == "loop"

@@ -7,7 +7,7 @@ from typing import Any
 
 from contralto.common.options import Option, OptionError
 from contralto.common.suggestions import closest, did_you_mean
-from contralto.decoding.methods.base import Method, MethodParameter, Unsupported
+from contralto.decoding.methods.base import Critic, Method, MethodParameter, Unsupported
 from contralto.decoding.methods.reference import load
 from contralto.decoding.methods.registry import METHODS
 from contralto.decoding.methods.variants import is_variant, variant_options
@@ -337,7 +337,8 @@ def _check_models(config: DecodingConfig) -> None:
         raise OptionError("set either {last} or {off}, not both", last=Option(last), off=Option("adapters_off"))
     needed = names[:-1] if config.adapters_off else names
     if missing := [name for name in needed if name not in config.models]:
-        other = ", or {off} for {tuned} without its adapters" if missing[0] == last else ""
+        can_be_off = missing[0] == last and "adapters_off" in config.declaration.sources
+        other = ", or {off} for {tuned} without its adapters" if can_be_off else ""
         raise OptionError(
             "{method} needs other models: set {missing}" + other,
             method=Option("method", config.method),
@@ -349,6 +350,11 @@ def _check_models(config: DecodingConfig) -> None:
 
 def _check_variant(name: str, config: DecodingConfig) -> None:
     """Raise OptionError for the model itself as an amateur, where it is misspelled or cannot be."""
+    if isinstance(config.declaration.models.get(name), Critic):
+        raise OptionError(
+            "{name} must be the folder or hub id of a token classifier, not the model itself: train one with contralto critic",
+            name=Option(name, config.models[name]),
+        )
     try:
         variant_options(config.models[name])
     except ValueError as error:

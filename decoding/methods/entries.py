@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from contralto.decoding.methods.base import Form, Method, Unsupported
+from contralto.decoding.methods.base import Critic, Form, Method, Unsupported
 from contralto.decoding.methods.registry import METHODS
 from contralto.decoding.methods.views import Extra
 
@@ -59,6 +59,7 @@ RULES = "contralto.decoding.rules"
 PROCESSORS = "contralto.decoding.processors"
 CONTRASTIVE = f"{PROCESSORS}:ContrastiveDecodingLogitsProcessor"
 SPECULATIVE = "contralto.decoding.executors.speculative:SpeculativeContrastiveDecoding"
+CRITIC = f"{PROCESSORS}:CriticGuidedLogitsProcessor"
 SEARCH = "contralto.decoding.executors.search:ContrastiveSearch"
 
 MODELS_COST = {"loop": "{models} per token", "processor": "{models} per token"}
@@ -198,6 +199,41 @@ METHODS.register(
         cost={
             "loop": "1 forward pass per token for all {k} candidates",
             "processor": "2 forward passes per token, one of them for all {k} candidates",
+        },
+    )
+)
+METHODS.register(
+    Method(
+        name="critic",
+        description="critic-guided decoding: weight the k most likely tokens by the values of a trained critic",
+        papers=("2212.10938",),
+        processor=CRITIC,
+        loop=None,
+        likelihoods=Unsupported("has no likelihoods: it scores only the candidates that its critic reads"),
+        forms={
+            "": Form(
+                rule=f"{RULES}.candidates:check_candidates",
+                internal=(),
+                stacked=False,
+                mask=None,
+                weight=keep_scale,
+                off=None,
+            )
+        },
+        branches=(),
+        models={"critic": Critic("a token classifier with one label, the value of a text so far: contralto critic")},
+        views=(),
+        contrast_prompt_optional=False,
+        extra={},
+        beams=Unsupported("has no beams: their sums would count the value of a text at each of its tokens"),
+        sampling=True,
+        row_seeds=True,
+        streaming=True,
+        encoder_decoder=Unsupported("is for decoder-only models: the critic reads the prompt"),
+        vllm=Unsupported("reads its candidates by a second model with a cache of its own, which vLLM does not run"),
+        cost={
+            "loop": "{models} per token, of which the critic reads all {k} candidates in one forward pass",
+            "processor": "{models} per token, of which the critic reads all {k} candidates in one forward pass",
         },
     )
 )

@@ -1,7 +1,7 @@
 """Logits processors: contrastive decoding in an unmodified `generate()`. Each joins a rule and its branches.
 
 `base` holds `ContrastiveLogitsProcessor`, from which the methods derive: those that contrast `models`, `prompts`, `images` and
-`layers`. `critic` reranks candidate tokens, and so does contrastive `search`.
+`layers`. `guidance` reranks candidate tokens, and so does contrastive `search`.
 """
 
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from contralto.common.lazy import exports
 
 if TYPE_CHECKING:
     from contralto.decoding.processors.base import ContrastiveLogitsProcessor as ContrastiveLogitsProcessor
-    from contralto.decoding.processors.critic import CriticGuidedLogitsProcessor as CriticGuidedLogitsProcessor
+    from contralto.decoding.processors.guidance import CriticGuidedLogitsProcessor as CriticGuidedLogitsProcessor
     from contralto.decoding.processors.images import (
         InstructionContrastiveDecodingLogitsProcessor as InstructionContrastiveDecodingLogitsProcessor,
     )
@@ -42,7 +42,7 @@ __getattr__, __dir__, __all__ = exports(
     __name__,
     {
         "base": ["ContrastiveLogitsProcessor"],
-        "critic": ["CriticGuidedLogitsProcessor"],
+        "guidance": ["CriticGuidedLogitsProcessor"],
         "images": [
             "InstructionContrastiveDecodingLogitsProcessor",
             "M3IDLogitsProcessor",

@@ -119,6 +119,20 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         """
         return {}
 
+    def contrast(self, input_ids: Tensor, scores: Tensor, contrasts: Sequence[Tensor], step: int) -> Tensor:
+        """Return contrastive scores in a decoding loop, which has run the branches; a method without branches overrides this.
+
+        Args:
+            input_ids: `(B, T)` int64, the rows.
+            scores: `(B, V)` of the main model.
+            contrasts: `(B, V)` of each branch.
+            step: number of tokens generated before.
+
+        Returns:
+            `(B, V)`.
+        """
+        return self.combine(scores, contrasts, step)
+
     def combine(
         self,
         scores: Tensor,

@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 from contralto.decoding.rules.base import rule_out_
 
 __all__ = [
+    "check_candidates",
     "check_penalty_weight",
     "contrastive_search",
     "critic_guided",
@@ -16,6 +17,19 @@ __all__ = [
     "largest_cosine",
     "unit_vectors",
 ]
+
+
+def check_candidates(*, k: int = 10) -> None:
+    """Raise ValueError unless critic-guided decoding has a candidate.
+
+    Args:
+        k: number of candidate tokens that the critic reads, at least 1.
+
+    Raises:
+        ValueError: `k` below 1.
+    """
+    if k < 1 or k != int(k):
+        raise ValueError(f"k must be at least 1 (candidate tokens), not {k}")
 
 
 def critic_guided(logits: Tensor, values: Tensor, candidates: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def _alone(choices: Sequence[DecoderChoice]) -> dict[str, ComparisonRow]:
     rows = {}
     for choice in choices:
         models = list(choice.config.declaration.models)
-        if len(models) == 1 and models[0] in choice.config.models:
+        if choice.config.declaration.branches and len(models) == 1 and models[0] in choice.config.models:
             name = f"{models[0]} alone"
             rows[name] = ComparisonRow(name=name, role="control", alone=models[0], note="what is subtracted, by itself")
     return rows

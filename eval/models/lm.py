@@ -204,7 +204,7 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
     @property
     def models(self) -> dict[str, torch.nn.Module]:
         """Return the models that run, by the names of their branches; `main` generates."""
-        others = zip(self.decoder.config.declaration.branches[1:], self._others, strict=False)
+        others = zip(self.decoder.config.declaration.other_names, self._others, strict=False)
         return {"main": self.model} | {name: model for name, model in others if not isinstance(model, ModelVariant)}
 
     @property

@@ -13,6 +13,8 @@ from transformers import AutoTokenizer
 from contralto.common.adapters import split_adapter
 from contralto.common.hub import check_weights, from_pretrained, has_own, locate, with_adapter
 from contralto.decoding import quantization
+from contralto.decoding.loading import load_critic
+from contralto.decoding.methods import Critic
 
 __all__ = ["ModelLoading"]
 
@@ -22,6 +24,8 @@ class ModelLoading:
 
     bits: dict[str, int]
     """4 or 8 for quantised models, by the option that names the model, see `contralto.decoding.quantization.take_bits`."""
+    decoder: Any
+    """The decoder with its method."""
     tokenizer_class: Any = AutoTokenizer
     """The class that reads the tokenizer or the processor."""
 
@@ -71,7 +75,7 @@ class ModelLoading:
         Args:
             option: The option that names it.
             name: A folder, a hub id, or `testbed:NAME`.
-            auto: The class that loads it.
+            auto: The class that loads it, unless it is a critic.
             dtype: A torch dtype.
             device: The device.
             trusted: Whether the model may run code that comes with it.
@@ -79,7 +83,10 @@ class ModelLoading:
         how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trusted}
         if option in self.bits:
             quantised = quantization.quantization_config(self.bits[option], dtype)
-            model = from_pretrained(auto, name, device_map={"": str(device)}, quantization_config=quantised, **how)
+            how |= {"device_map": {"": str(device)}, "quantization_config": quantised}
+        is_critic = isinstance(self.decoder.config.declaration.models.get(option), Critic)
+        model = load_critic(name, how) if is_critic else from_pretrained(auto, name, **how)
+        if option in self.bits:
             quantization.check_quantized(model, name)
             return model.eval()
-        return from_pretrained(auto, name, **how).to(device).eval()
+        return model.to(device).eval()

@@ -1,31 +1,35 @@
 """Provide critic-guided decoding, which weights candidate tokens by the values of a critic."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
-from contralto.common.placement import input_device
 from contralto.decoding import rules
-from contralto.decoding.branches.padding import KnownTokens, check_mask, fit_mask, padding_of, refuse_unknown_padding
-from contralto.decoding.branches.prompts import takes_positions
+from contralto.decoding.branches.padding import check_mask, fit_mask, padding_of, refuse_unknown_padding
+from contralto.decoding.branches.variants import inner_model
+from contralto.decoding.executors.candidate_values import CandidateValues
+from contralto.decoding.processors.base import ContrastiveLogitsProcessor
+from contralto.decoding.rules.candidates import check_candidates
 from contralto.decoding.validity import check_logits
 from contralto.decoding.vocabulary import Vocabulary
 
 __all__ = ["CriticGuidedLogitsProcessor"]
 
 
-class CriticGuidedLogitsProcessor(LogitsProcessor):
+class CriticGuidedLogitsProcessor(ContrastiveLogitsProcessor):
     """Critic-guided decoding: weight the likeliest tokens by the values of a critic (Kim et al. 2023, arXiv 2212.10938).
 
     Scores `log p(v) + log sigmoid(Q(v))` for the `k` likeliest tokens, `-inf` elsewhere, see
-    `rules.critic_guided`. The critic reads `k` sequences per row and step.
+    `rules.critic_guided`. A critic that takes a cache reads `k` tokens per row and step, on the cached prefix; another one
+    reads `k` whole sequences, see `CandidateValues`. `contralto critic` trains critics.
 
     Args:
-        critic: a model with one value per token (`AutoModelForTokenClassification` with `num_labels=1`), which is read at
-            the last token of each sequence; or any function of `input_ids` `(N, T)` and `attention_mask` `(N, T)` that returns
-            logits `(N,)`, higher for better sequences.
+        critic: a model with one value per token (`AutoModelForTokenClassification` with `num_labels=1`), or a PEFT model of one, which is
+            read at the last token of each sequence; or any function of `input_ids` `(N, T)` and `attention_mask` `(N, T)` that
+            returns logits `(N,)`, higher for better sequences.
         k: number of candidate tokens, at least 1. Default 10.
         attention_mask: `(prompts, T)` of the prompts. Without it, padding is found by the critic's pad token; a critic without
             one, such as a function, needs it for several prompts.
@@ -49,8 +53,7 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
     def __init__(
         self, critic: Any, *, k: int = 10, attention_mask: Tensor | None = None, tokenizer: Any = None
     ) -> None:
-        if k < 1:
-            raise ValueError(f"k must be at least 1 (candidate tokens), not {k}")
+        check_candidates(k=k)
         if not callable(critic):
             raise TypeError(f"the critic must be a model or a function of tokens and mask, not {critic!r}")
         labels = getattr(getattr(critic, "config", None), "num_labels", 1)
@@ -61,10 +64,57 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
             )
         if attention_mask is not None:
             check_mask(attention_mask)
-        self._critic, self._k, self._mask = critic, k, attention_mask
-        self._vocabulary = Vocabulary([critic] if isinstance(critic, PreTrainedModel) else [], tokenizer)
+        super().__init__(_plain, [])
+        self._critic, self._k, self._mask = inner_model(critic), k, attention_mask
+        self._vocabulary = Vocabulary([self._critic] if isinstance(self._critic, PreTrainedModel) else [], tokenizer)
+        self._values = CandidateValues(self._critic) if isinstance(self._critic, torch.nn.Module) else None
         self._prompts: Tensor | None = None
         self._masks: Tensor | None = None
+
+    def reset(self) -> None:
+        """Discard the rows of the last call, and free the critic's cache."""
+        self._prompts = self._masks = None
+        if self._values is not None:
+            self._values.reset()
+
+    def contrast(self, input_ids: Tensor, scores: Tensor, contrasts: Sequence[Tensor], step: int) -> Tensor:
+        """Return the scores of the candidates in a decoding loop.
+
+        Args:
+            input_ids: `(B, T)` int64, the rows.
+            scores: `(B, V)` of the main model.
+            contrasts: none.
+            step: not read.
+
+        Returns:
+            `(B, V)`, `-inf` except for the `k` likeliest tokens.
+        """
+        return self(input_ids, scores)
+
+    def combine(
+        self,
+        scores: Tensor,
+        contrasts: Sequence[Tensor],
+        step: int | Tensor,
+        *,
+        place: Callable[..., str] | None = None,
+        **changed: Any,
+    ) -> NoReturn:
+        """Reject scores of logits alone, without the rows that the critic reads.
+
+        Args:
+            scores: `(..., V)` of the main model.
+            contrasts: none.
+            step: not read.
+            place: not read.
+            changed: not read.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "critic-guided decoding has no likelihoods: it scores only the candidates that its critic reads"
+        )
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -82,10 +132,7 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
         """
         self._vocabulary.check_size(scores.shape[-1])
         candidates = scores.topk(min(self._k, scores.shape[-1])).indices
-        count = candidates.shape[-1]
-        sequences = torch.cat([input_ids.repeat_interleave(count, dim=0), candidates.reshape(-1, 1)], dim=1)
-        mask = fit_mask(self._find_mask(input_ids).repeat_interleave(count, dim=0), sequences.shape[1])
-        values = self._values(sequences, mask).view_as(candidates)
+        values = self._candidate_values(input_ids, self._find_mask(input_ids), candidates)
         weighted = rules.critic_guided(scores, values, candidates)
         # a value of `-inf` is valid: the candidate is never chosen; the other values are checked
         check_logits(
@@ -121,22 +168,17 @@ class CriticGuidedLogitsProcessor(LogitsProcessor):
         refuse_unknown_padding(ids, "a critic without a configuration")
         return torch.ones_like(ids)
 
-    def _values(self, sequences: Tensor, mask: Tensor) -> Tensor:
-        """Return the critic's values `(B * k,)` of sequences `(B * k, T + 1)`."""
-        if not isinstance(self._critic, torch.nn.Module):
-            return torch.as_tensor(self._critic(sequences, mask))
-        origin, device = sequences.device, input_device(self._critic)
-        sequences, mask = sequences.to(device), mask.to(device)
-        if hasattr(self._critic, "config"):
-            sequences = KnownTokens.of(self._critic).replace(sequences, mask)
-        inputs = {"input_ids": sequences, "attention_mask": mask}
-        if takes_positions(self._critic):
-            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits: Tensor = self._critic(**inputs).logits
-        if logits.ndim != 3:
-            raise TypeError(
-                "the critic returns one value per sequence, and finds the end of a sequence by its padding, which a "
-                "candidate token may equal: load it with AutoModelForTokenClassification and num_labels=1, or pass a "
-                "function"
-            )
-        return logits[:, -1, 0].to(origin)
+    def _candidate_values(self, ids: Tensor, mask: Tensor, candidates: Tensor) -> Tensor:
+        """Return the critic's values `(B, k)` of rows `(B, T)` with each candidate `(B, k)` appended."""
+        mask = fit_mask(mask, ids.shape[1])
+        if self._values is not None:
+            return self._values(ids, mask, candidates)
+        count = candidates.shape[-1]
+        rows = torch.cat([ids.repeat_interleave(count, dim=0), candidates.reshape(-1, 1)], dim=1)
+        visible = fit_mask(mask.repeat_interleave(count, dim=0), rows.shape[1])
+        return torch.as_tensor(self._critic(rows, visible)).view_as(candidates)
+
+
+def _plain(main: Tensor) -> Tensor:
+    """Return the scores of the main model: the place of a rule, which reads the rows."""
+    return main
