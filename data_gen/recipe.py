@@ -45,7 +45,7 @@ from contralto.data_gen.settings import check_call
 from contralto.data_gen.strategies.registry import STRATEGIES, StrategyFunction, check_strategy
 from contralto.data_gen.types import Row, Sampling, Strategy
 
-__all__ = ["Price", "Recipe", "Role", "Use", "load_recipe"]
+__all__ = ["Price", "Recipe", "Role", "Use", "load_recipe", "read_role"]
 
 KEYS = {
     "rows": "the rows to make pairs of: a source, or a mapping with `source` and the options below",
@@ -173,7 +173,8 @@ def load_recipe(
         own = _mapping(mapping.get("roles", {}), f"{path}: roles")
         for name, options in _with_options(own, roles or {}, path).items():
             with mistakes.collected():
-                roles_by_name[name] = _role(name, options, path, engines)
+                where = f"{path}: role {name!r}"
+                roles_by_name[name] = read_role(name, options, where=where, folder=path.parent, engines=engines)
     with mistakes.collected():
         _check_text(path, text, mapping, engines.values())
     rows: RowSource | None = None
@@ -263,9 +264,19 @@ def _call_at(where: str, make: Callable[..., Any], **arguments: Any) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _role(name: str, options: Any, path: Path, engines: dict[str, Engine]) -> Role:
-    """Return a role; roles with equal engines share one."""
-    where = f"{path}: role {name!r}"
+def read_role(name: str, options: Any, *, where: str, folder: Path, engines: dict[str, Engine]) -> Role:
+    """Return a role with its engine; roles with equal engines share one.
+
+    Args:
+        name: the name of the role.
+        options: `engine` with the options of its class, those of `Sampling`, and `price`.
+        where: the beginning of errors.
+        folder: the folder in which functions may lie.
+        engines: the engines so far, by their options; the role's own is added.
+
+    Raises:
+        ValueError: an option is unknown or has a wrong value.
+    """
     options = dict(_mapping(options, where))
     if "engine" not in options:
         raise ValueError(f"{where} needs an engine: {', '.join(ENGINES)}, or module:class")
@@ -276,7 +287,7 @@ def _role(name: str, options: Any, path: Path, engines: dict[str, Engine]) -> Ro
     _check_keys(price, f"{where}: price", needed=[], optional=[f.name for f in fields(Price)])
     key = json.dumps(options, sort_keys=True, default=str)
     if key not in engines:
-        engines[key] = _engine(where, **options, folder=path.parent)
+        engines[key] = _engine(where, **options, folder=folder)
     sampled = _call_at(where, Sampling, **sampling)
     engine = engines[key]
     if hasattr(engine, "check"):

@@ -56,6 +56,12 @@ COMMANDS = {
             resumes="the same command goes on: finished runs and answers are kept in its output",
         ),
         Command(
+            "judge",
+            "compare the answers of two systems by judges, in both orders; or judges and reward models on known pairs",
+            extra="demo",
+            resumes="the same command goes on: every reply is kept in its output",
+        ),
+        Command(
             "data",
             "make preference pairs by contrast: preview, estimate, run, resume",
             extra="data",

@@ -1,7 +1,6 @@
 """`contralto data`: make preference pairs from a recipe; interrupted runs resume without repeated requests."""
 
 import argparse
-import os
 import re
 import sys
 import textwrap
@@ -10,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contralto.cli.estimates import show_estimates, table_width
 from contralto.cli.pairs_view import show
 from contralto.common.suggestions import did_you_mean
-from contralto.common.texts import amount, printable
+from contralto.common.texts import printable
 
 if TYPE_CHECKING:
-    from contralto.data_gen.pipeline.costs import Estimate
     from contralto.data_gen.recipe import Recipe
     from contralto.data_gen.store import Store
 
@@ -277,7 +276,7 @@ def _status(job: DataJob, args: argparse.Namespace) -> None:
     from contralto.data_gen import pipeline
     from contralto.data_gen.export import DELAY
 
-    console = Console(width=_width())
+    console = Console(width=table_width())
     with job.store(read_only=True) as store:
         rows = tqdm(job.rows, desc="reading answers", unit="row", delay=DELAY, leave=False)
         results = list(pipeline.replay(job.recipe, rows, store, is_scoring=False))
@@ -324,10 +323,6 @@ def _without_numbers(text: str) -> str:
 
 
 def _estimate(job: DataJob, args: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Column, Table
-    from rich.text import Text
-
     from contralto.data_gen import pipeline
 
     pipeline.check(job.recipe, job.rows)
@@ -336,31 +331,7 @@ def _estimate(job: DataJob, args: argparse.Namespace) -> None:
     estimates, basis = pipeline.estimate(job.recipe, job.rows, store)
     if store:
         store.close()
-    names = (Column(name, overflow="fold") for name in ("role", "model"))
-    counts = (Column(name, min_width=len(name)) for name in ("requests", "recorded"))
-    table = Table(*names, *counts, "tokens in", "tokens out", "money", "still to pay")
-    for each in estimates:
-        figures = (f"{value:,.0f}" for value in (each.requests, each.recorded, *each[3:5]))
-        money = (f"{amount(value)} {each.currency}" for value in (each.money, each.to_pay))
-        table.add_row(*(Text(printable(name)) for name in each[:2]), *figures, *money)
-    Console(width=_width()).print(table)
-    total = f"total for {_count(len(job.rows), 'row')}: {_sum(estimates, 'money')}"
-    if any(each.recorded for each in estimates):
-        total += f", still to pay: {_sum(estimates, 'to_pay')}"
-    print(f"{total}, estimated from {basis}.")
-
-
-def _sum(estimates: Sequence["Estimate"], field: str) -> str:
-    """Return the sum of a field of estimates, by currency."""
-    totals = dict[str, float]()
-    for each in estimates:
-        totals[each.currency] = totals.get(each.currency, 0.0) + getattr(each, field)
-    return ", ".join(f"{amount(money)} {currency}" for currency, money in totals.items())
-
-
-def _width() -> int | None:
-    """Return the width of tables, None for that of the terminal."""
-    return None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "120"))
+    show_estimates(estimates, basis, _count(len(job.rows), "row"))
 
 
 def _preview(job: DataJob, args: argparse.Namespace) -> None:
@@ -373,4 +344,4 @@ def _preview(job: DataJob, args: argparse.Namespace) -> None:
     rows = job.rows[: args.n]
     with pipeline.locked(job.folder), job.store() as store:
         pipeline.run(job.recipe, rows, store, is_shown=sys.stderr.isatty())
-        show(Console(width=_width()), pipeline.replay(job.recipe, rows, store))
+        show(Console(width=table_width()), pipeline.replay(job.recipe, rows, store))

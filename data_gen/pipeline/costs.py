@@ -32,7 +32,15 @@ class Estimate(NamedTuple):
     """The part of the money for requests that are not answered."""
 
 
-def estimate(recipe: Recipe, rows: Sequence[Row], store: Store | None) -> tuple[list[Estimate], str]:
+ADVICE = (
+    "Requests that depend on an answer, such as those to a judge, may be missing. For a better estimate run contralto data preview "
+    "first, whose rows are then used"
+)
+
+
+def estimate(
+    recipe: Recipe, rows: Sequence[Row], store: Store | None, *, advice: str = ADVICE
+) -> tuple[list[Estimate], str]:
     """Estimate tokens and money for all rows.
 
     Recorded answers count with their own tokens. The number of further requests of a row is the mean of the finished rows, if there are
@@ -44,6 +52,7 @@ def estimate(recipe: Recipe, rows: Sequence[Row], store: Store | None) -> tuple[
         recipe: the recipe.
         rows: all rows.
         store: recorded answers, if any.
+        advice: how to get a better estimate, where no row is finished.
 
     Returns:
         The estimates by role, and what they are based on.
@@ -59,8 +68,7 @@ def estimate(recipe: Recipe, rows: Sequence[Row], store: Store | None) -> tuple[
         typical, units = _totals_of_stand_ins(recipe, rows[:50])
         basis = (
             f"{min(50, len(rows))} rows. Every answer is counted with max_new_tokens tokens, every prompt with a token per "
-            f"{CHARACTERS_PER_TOKEN} characters. Requests that depend on an answer, such as those to a judge, may be missing. For a better "
-            "estimate run contralto data preview first, whose rows are then used"
+            f"{CHARACTERS_PER_TOKEN} characters. {advice}"
         )
     waiting = _waiting(results)
     missing = _missing(typical, units, len(rows), results, waiting)

@@ -11,7 +11,7 @@ from contralto.data_gen.strategies.shared import MOST_ANSWERS, check_count, exis
 from contralto.data_gen.strategies.verdicts import load_judge_template
 from contralto.data_gen.types import Answer, Ask, Rejected, Row, Strategy, digest
 
-__all__ = ["con_j"]
+__all__ = ["con_j", "parse_better"]
 
 _BETTER = re.compile(r"[\"'“”]?better(?:[_ ]answer)?[\"'“”]?\s*[:=]\s*[\"'“”]?(?:answer\s*)?([12])\b", re.IGNORECASE)
 
@@ -65,7 +65,7 @@ def con_j(
 
 def _without_pairs(judgements: Sequence[Answer]) -> str:
     """Return the reason why judgements make no pair."""
-    if all(_parse_better(judgement.text) is None for judgement in judgements):
+    if all(parse_better(judgement.text) is None for judgement in judgements):
         return f"no judgement holds {BETTER}"
     return "no right and wrong judgement, not even with a hint"
 
@@ -87,10 +87,18 @@ def _ask(role: str, prompt: str, seed: int, tag: str, template: templates.Templa
 
 def _with_verdict(judgements: Sequence[Answer], better: int) -> list[Answer]:
     """Return the judgements that prefer answer `better`, 1 or 2."""
-    return [judgement for judgement in judgements if _parse_better(judgement.text) == better]
+    return [judgement for judgement in judgements if parse_better(judgement.text) == better]
 
 
-def _parse_better(judgement: str) -> int | None:
-    """Return the answer that a judgement prefers, 1 or 2, by its last statement."""
+def parse_better(judgement: str) -> int | None:
+    """Return the answer that a judgement prefers, 1 or 2, by its last statement; None without one.
+
+    Args:
+        judgement: the judge's reply.
+
+    Examples:
+        >>> parse_better('{"reason": "It names the cause.", "better": 2}'), parse_better("Both are fine.")
+        (2, None)
+    """
     statements = _BETTER.findall(judgement)
     return int(statements[-1]) if statements else None

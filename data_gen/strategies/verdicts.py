@@ -19,6 +19,7 @@ __all__ = [
     "Comparison",
     "Contrasting",
     "compare_answers",
+    "is_readable",
     "judge_direction",
     "judged",
     "judged_pair",
@@ -127,7 +128,16 @@ def verdict_of(reply: Answer) -> Verdict | None:
     Args:
         reply: the reply; see `parse_verdict`.
     """
-    return None if reply.is_cut and len(reply.text.split()) > 3 else parse_verdict(reply.text)
+    return parse_verdict(reply.text) if is_readable(reply) else None
+
+
+def is_readable(reply: Answer) -> bool:
+    """Return False for a truncated reply, whose reasons may name either answer.
+
+    Args:
+        reply: a judge's reply.
+    """
+    return not reply.is_cut or len(reply.text.split()) <= 3
 
 
 def _as_position(verdict: Verdict | None, *, a: str, b: str) -> str | None:

@@ -34,6 +34,8 @@ MAY_NOT_IMPORT = {
 """The parts that a part does not know."""
 EVALUATED_WORLDS = "contralto.eval.tasks.testbed"
 """Tasks about the embedded worlds, which only the worlds can check."""
+JUDGING = "contralto.eval.judging"
+"""Judges that evaluate, whose requests `data_gen` sends and records."""
 OTHER_NAMES = {"contralto.eval.metrics.pope"}
 """Modules in which a method's name names something else: the published code whose parser of answers it is."""
 NO_SENTENCE = re.compile(r"(What|How|Whether|Of|Where|Why|When|Who|But|That|So|If)\b")
@@ -179,7 +181,8 @@ def arrows(module: Module) -> Iterator[str]:
     """Yield imports of parts that a part does not know, and argparse outside of the commands."""
     for other, line in imports(module).items():
         worlds = module.name.startswith(EVALUATED_WORLDS) and part_of(other) == "testbed"
-        if part_of(other) in MAY_NOT_IMPORT.get(module.part, ()) and not worlds:
+        judges = module.name.startswith(JUDGING) and part_of(other) == "data_gen"
+        if part_of(other) in MAY_NOT_IMPORT.get(module.part, ()) and not (worlds or judges):
             yield f"{line}: {module.part} may not import {other}"
     if not module.name.startswith(PARSERS):
         for node in nodes(module.tree):

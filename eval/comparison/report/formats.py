@@ -2,12 +2,15 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from contralto.eval.comparison.report.tabulate import Cell, Table, glance, tables
 
-__all__ = ["FORMATS", "render"]
+__all__ = ["FORMATS", "render", "render_tables"]
+
+Sections = Sequence[tuple[str, Table]]
+"""Tables, each with the name of its section."""
 
 CSV_COLUMNS = ("task", "table", "row", "role", "column", "value", "detail", "significant")
 LATEX = {
@@ -33,13 +36,24 @@ LATEX = {
 def render(comparison: Mapping[str, Any], form: str) -> str:
     """Return all tables of a comparison, those of the page, in a format.
 
-    `csv` has one line per cell, with the columns `CSV_COLUMNS`. `latex` needs the package booktabs.
-
     Args:
         comparison: The result of `compare`.
         form: A key of `FORMATS`.
     """
-    return FORMATS[form](comparison)
+    return render_tables(comparison["verdict"]["sentence"], list(_all_tables(comparison)), form)
+
+
+def render_tables(sentence: str, sections: Sections, form: str) -> str:
+    """Return tables as a text in a format.
+
+    `csv` has one line per cell, with the columns `CSV_COLUMNS`. `latex` needs the package booktabs.
+
+    Args:
+        sentence: The result in words, which stands first.
+        sections: The tables, each with the name of its section; an empty name for none.
+        form: A key of `FORMATS`.
+    """
+    return FORMATS[form](sentence, sections)
 
 
 def _all_tables(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
@@ -49,9 +63,9 @@ def _all_tables(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
         yield from ((task["name"], table) for table in tables(task))
 
 
-def _markdown(comparison: Mapping[str, Any]) -> str:
-    parts, last = [comparison["verdict"]["sentence"]], ""
-    for task, table in _all_tables(comparison):
+def _markdown(sentence: str, sections: Sections) -> str:
+    parts, last = [sentence], ""
+    for task, table in sections:
         if task != last:
             parts.append(f"## {task}")
         last = task
@@ -72,11 +86,11 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _csv(comparison: Mapping[str, Any]) -> str:
+def _csv(sentence: str, sections: Sections) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for task, table in _all_tables(comparison):
+    for task, table in sections:
         for name, role, cells in table.rows:
             for column, cell in zip(table.head, cells, strict=True):
                 found = "yes" if cell.is_found else ""
@@ -84,9 +98,9 @@ def _csv(comparison: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def _latex(comparison: Mapping[str, Any]) -> str:
-    parts = [f"% {' '.join(comparison['verdict']['sentence'].split())}"]
-    for task, table in _all_tables(comparison):
+def _latex(sentence: str, sections: Sections) -> str:
+    parts = [f"% {' '.join(sentence.split())}"]
+    for task, table in sections:
         caption = ". ".join(filter(None, [f"{task}: {table.title}" if task else table.title, table.note]))
         lines = [f"{_tex(name)} & {' & '.join(map(_latex_cell, cells))} \\\\" for name, _, cells in table.rows]
         parts.append(
@@ -117,5 +131,5 @@ def _tex(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text.replace("\n", " "))
 
 
-FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {"markdown": _markdown, "csv": _csv, "latex": _latex}
+FORMATS: dict[str, Callable[[str, Sections], str]] = {"markdown": _markdown, "csv": _csv, "latex": _latex}
 """The formats by name."""

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from contralto.eval.comparison.report.tabulate import Cell, Table, glance, tables
 
-__all__ = ["show"]
+__all__ = ["rich_table", "show"]
 
 WIDE = 5
 """Tables with more columns have no room for intervals."""
@@ -28,8 +28,8 @@ def show(comparison: Mapping[str, Any], console: Console | None = None) -> None:
         out.print(f"\n[bold]{escape(task['name'])}[/bold]", highlight=False)
         for table in tables(task):
             if not table.is_detail:
-                out.print(_rich_table(table))
-    out.print(_rich_table(glance(comparison)))
+                out.print(rich_table(table))
+    out.print(rich_table(glance(comparison)))
     out.print(f"\n[bold]{escape(comparison['verdict']['sentence'])}[/bold]", highlight=False)
     for task in comparison["tasks"]:
         if task["verdict"]:
@@ -44,18 +44,23 @@ def _controls(task: Mapping[str, Any]) -> str:
     return f"{task['name']}: {verdict['row']} {verdict['scores'][1]:.3f}, against {others}{times}"
 
 
-def _rich_table(table: Table) -> Group:
-    rich_table = RichTable(
+def rich_table(table: Table) -> Group:
+    """Return a table for a console.
+
+    Args:
+        table: The table.
+    """
+    grid = RichTable(
         title=escape(table.title), title_justify="left", box=None, header_style="dim", padding=(0, 2, 0, 0)
     )
-    rich_table.add_column("", overflow="fold")
+    grid.add_column("", overflow="fold")
     for name in table.head:
-        rich_table.add_column(escape(name), justify="right")
+        grid.add_column(escape(name), justify="right")
     for name, role, cells in table.rows:
         style = "bold" if role == "method" else ""
         short = len(cells) > WIDE
-        rich_table.add_row(Text(name, style=style), *(_rich_cell(cell, short=short) for cell in cells))
-    return Group("", rich_table, Text(table.note, style="dim"))
+        grid.add_row(Text(name, style=style), *(_rich_cell(cell, short=short) for cell in cells))
+    return Group("", grid, Text(table.note, style="dim"))
 
 
 def _rich_cell(cell: Cell, *, short: bool) -> Text:

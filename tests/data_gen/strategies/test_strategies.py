@@ -11,7 +11,7 @@ from contralto.data_gen.scorers import chrf, resolve_scorer
 from contralto.data_gen.strategies import STRATEGIES, popalign
 from contralto.data_gen.strategies.best_of_n import best_of_n
 from contralto.data_gen.strategies.clair import clair, parse_revision
-from contralto.data_gen.strategies.con_j import _parse_better, con_j
+from contralto.data_gen.strategies.con_j import con_j, parse_better
 from contralto.data_gen.strategies.images import mvc
 from contralto.data_gen.strategies.judge import off_policy_judge, verify_direction
 from contralto.data_gen.strategies.on_policy import on_policy_judge, stronger_preferred, teacher_student
@@ -512,7 +512,7 @@ def test_con_j_hints_where_all_judgements_agree():
     ],
 )
 def test_judgements_are_read(text, better):
-    assert _parse_better(text) == better
+    assert parse_better(text) == better
 
 
 # --------------------------------------------------------------------------------------------------------------- PopAlign
