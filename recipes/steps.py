@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import yaml
@@ -68,6 +69,9 @@ def _step(words: tuple[str, ...], files: Mapping[str, str]) -> RecipeStep:
     pairs = dict(word.split("=", 1) for word in _model_args(words) if "=" in word)
     if words[1:2] == ("amateur",):
         models.insert(0, words[2])
+    if words[1:2] == ("judge",):
+        models += [name for name in _judges(words) if is_hub(name)]  # others are those of an endpoint
+        data += [*_values(words, ("questions", "pairs")), *takewhile(lambda word: word[:2] != "--", words[2:])]
     if words[1:2] == ("eval",):  # its --model is a kind of models
         models = [pairs[name] for name in ("pretrained", *MODELS) if name in pairs]
     recipe = yaml.safe_load(files[words[3]]) if words[1:3] == ("data", "run") and words[3] in files else {}
@@ -78,6 +82,12 @@ def _step(words: tuple[str, ...], files: Mapping[str, str]) -> RecipeStep:
         made.append(recipe.get("output", "pairs"))
     data += [name for names in _values(words, ("tasks",)) for name in names.split(",")]
     return RecipeStep(words, tuple(dict.fromkeys(models)), tuple(data), tuple(made))
+
+
+def _judges(words: Sequence[str]) -> Iterator[str]:
+    """Yield the models of judges and reward models."""
+    yield from (word.partition("=")[2] for word in words if word.startswith("model="))
+    yield from _values(words, ("reward_model",))
 
 
 def _scorers(recipe: Mapping[str, Any]) -> Iterator[str]:

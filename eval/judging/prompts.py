@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from contralto.common.files import read_json_lines, read_text
 from contralto.common.hashing import content_digest
+from contralto.common.suggestions import did_you_mean
 from contralto.common.yaml_file import parse_yaml
 from contralto.data_gen import templates
 from contralto.eval.judging.games import Game
@@ -34,6 +35,7 @@ PACKAGED = {
     "judge_mt_bench": "letters",
 }
 """The packaged templates with the forms of their verdicts."""
+TEMPLATES = Path(__file__).parent / "templates"
 REFERENCE = "_reference"
 """The end of the name of a packaged template for questions with a reference answer."""
 FIELDS = {
@@ -126,7 +128,7 @@ def load_prompts(name: str, *, verdict: str | None = None) -> PromptSet:
 
     Raises:
         OSError: there is no such file.
-        ValueError: there is no such template or form, or a file has no pairwise prompt.
+        ValueError: there is no such template, `.txt` file or form, or a file has no pairwise prompt.
 
     Examples:
         >>> load_prompts("judge_arena_hard").verdict.name
@@ -137,7 +139,7 @@ def load_prompts(name: str, *, verdict: str | None = None) -> PromptSet:
         prompts, form = _fastchat(Path(name)), "letters"
     elif suffix in (".yaml", ".yml"):
         prompts, form = _arena_hard(Path(name))
-    elif suffix == ".txt" and "<|im_start|>" in (text := read_text(name)):
+    elif suffix == ".txt" and Path(name).is_file() and "<|im_start|>" in (text := read_text(name)):
         prompts, form = [_published(Path(name).stem, *_chat_ml(text, name), name)], "identifier"
     else:
         prompts, form = _jinja(name), PACKAGED.get(name, "letters")
@@ -146,23 +148,23 @@ def load_prompts(name: str, *, verdict: str | None = None) -> PromptSet:
 
 def _jinja(name: str) -> list[JudgePrompt]:
     """Return the prompts of a packaged template or a file of the user."""
-    if not name.endswith(".txt"):
-        prompts = [_of_template(templates.load(name, "task", "first", "second"), has_reference=False)]
-        if f"{name}{REFERENCE}" in _with_reference():
-            prompts.append(
-                _of_template(
-                    templates.load(f"{name}{REFERENCE}", "task", "first", "second", "reference"), has_reference=True
-                )
-            )
-        return prompts
-    has_reference = re.search(r"\{\{[^}]*\breference\b", read_text(name)) is not None
+    if name.endswith(".txt"):
+        return [_of_file(name)]
+    own = sorted(file.stem for file in TEMPLATES.glob("*.txt"))
+    if name in own:
+        return [_of_file(str(TEMPLATES / f"{each}.txt")) for each in (name, f"{name}{REFERENCE}") if each in own]
+    if name not in PACKAGED:
+        raise ValueError(
+            f"there is no template {name!r}{did_you_mean(name, PACKAGED)}: give a file of prompts, or one of {', '.join(PACKAGED)}"
+        )
+    return [_of_template(templates.load(name, "task", "first", "second"), has_reference=False)]
+
+
+def _of_file(name: str) -> JudgePrompt:
+    """Return the prompt of a Jinja file, with a field for a reference answer or without."""
+    has_reference = Path(name).is_file() and re.search(r"\{\{[^}]*\breference\b", read_text(name)) is not None
     fields = ("task", "first", "second", *(("reference",) if has_reference else ()))
-    return [_of_template(templates.load(name, *fields), has_reference=has_reference)]
-
-
-def _with_reference() -> tuple[str, ...]:
-    """Return the packaged templates for questions with a reference answer."""
-    return (f"judge_mt_bench{REFERENCE}",)
+    return _of_template(templates.load(name, *fields), has_reference=has_reference)
 
 
 def _of_template(template: templates.Template, *, has_reference: bool) -> JudgePrompt:

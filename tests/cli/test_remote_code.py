@@ -99,6 +99,7 @@ COMMANDS = {
     "eval, amateur": f"eval --model_args pretrained=testbed:expert,amateur=PLACE/model {TASK}",
     "compare": f"compare --model PLACE/model --methods dola --output PLACE/compare {TASK}",
     "compare, amateur": f"compare --model testbed:expert --amateur PLACE/tokenizer --methods cd --output PLACE/compare {TASK}",
+    "judge": "judge --pairs PLACE/pairs.jsonl --reward-model PLACE/model --output PLACE/judged",
     "align": f"align dpo --model_name_or_path PLACE/model {ALIGN}",
     "align, tokenizer": f"align dpo --model_name_or_path PLACE/tokenizer {ALIGN}",
     "align distill, teacher": f"align distill --model_name_or_path testbed:amateur --teacher_model_name_or_path PLACE/model {ALIGN}",

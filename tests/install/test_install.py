@@ -65,6 +65,7 @@ COMMANDS = {
             "compared",
         ],
     ),
+    "judge": ("demo", ["judge", "--pairs", "pairs.jsonl", "--scorer", "contralto.testbed.questions:score", "--help"]),
     "data": ("data", ["data", "preview", str(ROOT / "examples" / "clair_testbed.yaml"), "-n", "1"]),
     "align": ("align", ["align", "simpo", "--model_name_or_path", "testbed:expert", *TRAINING.split()]),
     "convert": ("convert", ["convert", "model.gguf", "--output", "converted"]),

@@ -116,6 +116,8 @@ def test_failed_games_are_asked_for_again(judges, tmp_path, capsys, monkeypatch)
         ([*RUN, "base.json"], "options are NAME=VALUE, not 'base.json'"),
         ([*RUN[:4], "functoin", "use=x:y"], "did you mean 'function'?"),
         ([*RUN, "verdict=letter"], "did you mean 'letters'?"),
+        ([*RUN, "template=judge_mtbench"], "did you mean 'judge_mt_bench'?"),
+        ([*RUN, "template=mine.txt"], "there is no template file mine.txt"),
         ([*RUN, *RUN[3:]], "two judges are the same"),
         ([*RUN, "--preset", "alpaca"], "there is no preset 'alpaca'"),
         ([*RUN, "--scorer", "judges_of_tests:size"], "need --pairs"),
