@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from contralto.align.losses.objective import Objective as Objective
     from contralto.align.losses.registry import LOSSES as LOSSES
     from contralto.align.losses.registry import register as register
+    from contralto.align.losses.unpaired import UNPAIRED as UNPAIRED
+    from contralto.align.losses.unpaired import UnpairedLoss as UnpairedLoss
     from contralto.align.trainers.config import PreferenceConfig as PreferenceConfig
     from contralto.align.trainers.distillation import DistillationPairTrainer as DistillationPairTrainer
     from contralto.align.trainers.distillation_config import DistillationConfig as DistillationConfig
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from contralto.align.trainers.sft import CALTrainer as CALTrainer
     from contralto.align.trainers.sft import SimCTGConfig as SimCTGConfig
     from contralto.align.trainers.sft import SimCTGTrainer as SimCTGTrainer
+    from contralto.align.trainers.unpaired import UnpairedTrainer as UnpairedTrainer
+    from contralto.align.trainers.unpaired_config import UnpairedConfig as UnpairedConfig
 
 __getattr__, __dir__, __all__ = exports(
     __name__,
@@ -37,6 +41,7 @@ __getattr__, __dir__, __all__ = exports(
         "losses.loss": ["Loss"],
         "losses.objective": ["Objective"],
         "losses.registry": ["LOSSES", "register"],
+        "losses.unpaired": ["UNPAIRED", "UnpairedLoss"],
         "trainers.config": ["PreferenceConfig"],
         "trainers.distillation": ["DistillationPairTrainer"],
         "trainers.distillation_config": ["DistillationConfig"],
@@ -44,5 +49,7 @@ __getattr__, __dir__, __all__ = exports(
         "trainers.preference": ["PreferenceTrainer"],
         "trainers.reward": ["MarginRewardConfig", "MarginRewardTrainer"],
         "trainers.sft": ["CALConfig", "CALTrainer", "SimCTGConfig", "SimCTGTrainer"],
+        "trainers.unpaired": ["UnpairedTrainer"],
+        "trainers.unpaired_config": ["UnpairedConfig"],
     },
 )

@@ -13,37 +13,36 @@ def training_data(data: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
 
     Args:
         data: a `DataArguments`.
-        args: the configuration of the trainer: `eval_strategy` says whether there is an evaluation, and `reads_rejected`, if
-            there is one, whether rows need `rejected`.
+        args: the configuration of the trainer: `eval_strategy` says whether there is an evaluation, `reads_rejected`, if
+            there is one, whether rows need `rejected`, and `reads_labels` whether they are single completions with labels.
         mixture: a `trl.DatasetMixtureConfig`.
 
     Returns:
-        Rows with prompt, chosen and rejected; the second dataset is None without an evaluation.
+        Rows with prompt, chosen and rejected, or with prompt, completion and label; the second dataset is None without an evaluation.
 
     Raises:
         ValueError: no dataset is named, or there is none to evaluate on.
     """
-    needs_rejected: bool = getattr(args, "reads_rejected", True)
     if mixture.datasets:
-        train, test = _mixture(data, mixture, needs_rejected)
+        train, test = _mixture(data, mixture, args)
     elif data.dataset_name is None:
         raise ValueError("no dataset: set --dataset_name to a JSONL, JSON or parquet file, a folder, or a hub id")
     else:
-        train, test = _pairs(data, data.dataset_name, data.dataset_train_split, needs_rejected), None
+        train, test = _rows(data, data.dataset_name, data.dataset_train_split, args), None
     if args.eval_strategy == "no":
         return train, None
     if data.eval_dataset_name is not None:
-        return train, _pairs(data, data.eval_dataset_name, data.dataset_test_split, needs_rejected)
+        return train, _rows(data, data.eval_dataset_name, data.dataset_test_split, args)
     if test is None and mixture.datasets:
         raise ValueError("datasets has no split to evaluate on: set --test_split_size or --eval_dataset_name")
     if test is None and Path(data.dataset_name).is_file():
         raise ValueError(f"{data.dataset_name} is one file, without a split to evaluate on: set --eval_dataset_name")
     if test is None:
-        test = _pairs(data, data.dataset_name, data.dataset_test_split, needs_rejected)
+        test = _rows(data, data.dataset_name, data.dataset_test_split, args)
     return train, test
 
 
-def _mixture(data: Any, mixture: Any, needs_rejected: bool) -> tuple[Any, Any]:
+def _mixture(data: Any, mixture: Any, args: Any) -> tuple[Any, Any]:
     """Return the training and test splits of a mixture of datasets; None for a missing test split."""
     from trl import get_dataset  # type: ignore[attr-defined]
 
@@ -59,13 +58,16 @@ def _mixture(data: Any, mixture: Any, needs_rejected: bool) -> tuple[Any, Any]:
     test = data.dataset_test_split if data.dataset_test_split in splits else None
     data.dataset_config, data.dataset_streaming = None, mixture.streaming
     names = (data.dataset_train_split, test)
-    train, evaluation = (None if name is None else _pairs(data, splits[name], name, needs_rejected) for name in names)
+    train, evaluation = (None if name is None else _rows(data, splits[name], name, args) for name in names)
     return train, evaluation
 
 
-def _pairs(data: Any, source: Any, split: str, needs_rejected: bool) -> Any:
-    from contralto.data_gen.dataset import load_pairs, stream_pairs
+def _rows(data: Any, source: Any, split: str, args: Any) -> Any:
+    """Return the rows of one split, pairs or completions with labels as the trainer reads them."""
+    from contralto.data_gen import load_pairs, load_unpaired, stream_pairs, stream_unpaired
 
-    load = stream_pairs if data.dataset_streaming else load_pairs
-    options = {"config": data.dataset_config, "conversations": data.conversations, "needs_rejected": needs_rejected}
-    return load(source, split=split, **options)
+    options = {"config": data.dataset_config, "conversations": data.conversations}
+    if getattr(args, "reads_labels", False):
+        return (stream_unpaired if data.dataset_streaming else load_unpaired)(source, split=split, **options)
+    options["needs_rejected"] = getattr(args, "reads_rejected", True)
+    return (stream_pairs if data.dataset_streaming else load_pairs)(source, split=split, **options)

@@ -109,16 +109,16 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
 
 
 def _batch_line(trainer: Any) -> str:
-    """Return the number of pairs per step and its factors, which may come from the recipe, the command line and the launcher."""
+    """Return the number of rows per step and its factors, which may come from the recipe, the command line and the launcher."""
     args, processes = trainer.args, trainer.accelerator.num_processes
     size, accumulation = int(args.train_batch_size), int(args.gradient_accumulation_steps)
-    pairs, data = size * accumulation * int(processes), trainer.train_dataset
-    rows = len(data) if hasattr(data, "__len__") else pairs
+    in_step, data, unit = size * accumulation * int(processes), trainer.train_dataset, getattr(args, "unit", "pair")
+    rows = len(data) if hasattr(data, "__len__") else in_step
     return (
-        f"batch: {pairs} pair{'s' * (pairs != 1)} per step = {size} per device (per_device_train_batch_size) "
+        f"batch: {in_step} {unit}{'s' * (in_step != 1)} per step = {size} per device (per_device_train_batch_size) "
         f"x {accumulation} (gradient_accumulation_steps) x {processes} process{'es' * (processes != 1)}"
         + f"; the data have {rows}, so that a step sees {rows}"
-        * (rows < pairs)
+        * (rows < in_step)
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig
-from trl import DPOTrainer  # type: ignore[attr-defined]
+from trl import DPOTrainer, KTOTrainer  # type: ignore[attr-defined]
 from trl.trainer.utils import (
     create_model_from_path,
     get_comet_experiment_url,
@@ -31,6 +31,7 @@ from trl.trainer.utils import (
 __all__ = [
     "NoReference",
     "PairTrainer",
+    "RowTrainer",
     "attention_of",
     "create_model_from_path",
     "default_attention",
@@ -220,6 +221,95 @@ class PairTrainer(DPOTrainer):
         self.model_wrapped = self.model
         self.accelerator.free_memory()
         super().end()  # type: ignore[no-untyped-call]
+
+
+class RowTrainer(KTOTrainer):
+    """Give public names to the private methods and attributes of `KTOTrainer` that contralto overrides or reads.
+
+    `KTOTrainer` has two losses, and decides by their names whether it makes completions of other prompts for a KL term. Here `reads_kl`
+    decides. Its advice about the weights of KTO is left to `contralto.align.trainers.unpaired`.
+
+    Args:
+        model: see `trl.KTOTrainer`.
+        ref_model: see `trl.KTOTrainer`; a `NoReference` keeps it from loading one.
+        reads_kl: the losses need log-probabilities of completions of other prompts.
+        kwargs: the other arguments of `trl.KTOTrainer`.
+    """
+
+    args: Any
+    model: Any
+
+    def __init__(self, model: Any, ref_model: Any = None, *, reads_kl: bool, **kwargs: Any) -> None:
+        args = kwargs["args"]
+        own, args.loss_type = args.loss_type, "kto" if reads_kl else "apo_zero_unpaired"
+        try:
+            super().__init__(model, ref_model, **kwargs)
+        finally:
+            args.loss_type = own
+        if isinstance(self.ref_model, NoReference):
+            self.ref_model = None
+
+    @property
+    def mode(self) -> str:
+        """Return `train` or `eval`, the name of the metrics that are being collected."""
+        return "train" if self.model.training else "eval"
+
+    def compute_step(self, model: Any, batch: dict[str, Any]) -> Any:
+        """Return the loss of a batch, and record metrics.
+
+        Args:
+            model: the policy, with wrappers.
+            batch: the batch as the collator returned it, on the device.
+        """
+        raise NotImplementedError
+
+    def train_sampler(self) -> Any:
+        """Return the sampler of the training data; None leaves it to `train_sampling_strategy`."""
+        return None
+
+    def kl_logps(self, model: Any, batch: Mapping[str, Any]) -> Any:
+        """Return `(n,)` log-probabilities of the completions of other prompts, without gradients; None if no loss reads them.
+
+        Args:
+            model: the policy, with wrappers.
+            batch: the batch.
+        """
+        return self._compute_kl_logps(model, batch)  # type: ignore[no-untyped-call]
+
+    def reference_logps(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return log-probabilities `(n,)` under the reference: of the completions, and of those of other prompts (or None).
+
+        Args:
+            batch: the batch.
+        """
+        if self.precompute_ref_logps:
+            return batch["ref_logps"], batch.get("ref_KL_logps")
+        model = self.model if self.ref_model is None else self.ref_model
+        found: tuple[Any, Any] = self.compute_ref_log_probs(model, batch)  # type: ignore[no-untyped-call]
+        return found
+
+    def count_tokens(self, tokens: int) -> None:
+        """Add to the number of tokens that were trained on, which is logged as a total.
+
+        Args:
+            tokens: tokens of a batch, summed over processes.
+        """
+        if self.mode == "train":
+            self._total_train_tokens += tokens // self._tp_size
+        self._metrics[self.mode]["num_tokens"] = [self._total_train_tokens]
+
+    def _compute_loss(self, model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
+        if return_outputs:
+            raise ValueError("compute_metrics reads logits, which are not made here: leave compute_metrics out")
+        return self.compute_step(model, dict(self._prepare_inputs(inputs)))  # type: ignore[arg-type]
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        # TRL advises on the weights of KTO for the data set named train, whatever the loss
+        return super()._prepare_dataset(dataset, processing_class, args, f"{dataset_name} rows")
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = self.train_sampler()
+        return super()._get_train_sampler(train_dataset) if sampler is None else sampler
 
 
 def record_metrics(trainer: Any, mode: str, **values: float) -> None:

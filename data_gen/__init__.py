@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from contralto.data_gen.types import Row as Row
     from contralto.data_gen.types import Sampling as Sampling
     from contralto.data_gen.types import Strategy as Strategy
+    from contralto.data_gen.unpaired_rows import load_unpaired as load_unpaired
+    from contralto.data_gen.unpaired_rows import stream_unpaired as stream_unpaired
 
 __getattr__, __dir__, __all__ = exports(
     __name__,
@@ -32,5 +34,6 @@ __getattr__, __dir__, __all__ = exports(
         "dataset": ["load_pairs", "stream_pairs", "to_dataset"],
         "scorers": ["RewardModel", "chrf"],
         "types": ["Answer", "Ask", "Failure", "Pair", "Rejected", "Request", "Row", "Sampling", "Strategy"],
+        "unpaired_rows": ["load_unpaired", "stream_unpaired"],
     },
 )

@@ -105,6 +105,24 @@ PAPERS = {
             2024,
         ),
         Paper(
+            "2401.06121",
+            "TOFU: A Task of Fictitious Unlearning for LLMs",
+            f"Pratyush Maini {_OTHERS}",
+            2024,
+        ),
+        Paper(
+            "2402.01306",
+            "KTO: Model Alignment as Prospect Theoretic Optimization",
+            f"Kawin Ethayarajh {_OTHERS}",
+            2024,
+        ),
+        Paper(
+            "2404.05868",
+            "Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning",
+            f"Ruiqi Zhang {_OTHERS}",
+            2024,
+        ),
+        Paper(
             "2402.00856",
             "Towards Efficient Exact Optimization of Language Model Alignment",
             f"Haozhe Ji {_OTHERS}",

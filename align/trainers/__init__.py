@@ -15,5 +15,9 @@ TRAINERS = {
         "contralto.align.trainers.reward:MarginRewardTrainer",
         "contralto.align.trainers.reward:MarginRewardConfig",
     ),
+    "unpaired": (
+        "contralto.align.trainers.unpaired:UnpairedTrainer",
+        "contralto.align.trainers.unpaired_config:UnpairedConfig",
+    ),
 }
 """The values of the option `trainer`: trainer and configuration, each as `module:class`."""

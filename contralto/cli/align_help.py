@@ -77,7 +77,11 @@ def _dependencies() -> dict[str, Any]:
     return {
         "versions": versions(),
         "files": [[str(path), path.stat().st_mtime_ns] for path in sorted([*files, Path(__file__)])],
-        "losses": sorted(point.value for point in entry_points(group="contralto.losses")),
+        "losses": sorted(
+            point.value
+            for group in ("contralto.losses", "contralto.unpaired_losses")
+            for point in entry_points(group=group)
+        ),
         "width": shutil.get_terminal_size().columns,
     }
 

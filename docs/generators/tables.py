@@ -234,9 +234,9 @@ def recipe_sources() -> str:
 
 def training_options() -> str:
     """Return the options of `contralto align` that TRL does not have, by trainer, and those with another default."""
-    from trl import DPOConfig, ModelConfig, RewardConfig, ScriptArguments  # type: ignore[attr-defined]
+    from trl import DPOConfig, KTOConfig, ModelConfig, RewardConfig, ScriptArguments  # type: ignore[attr-defined]
 
-    from contralto.align import DistillationConfig, MarginRewardConfig, PreferenceConfig
+    from contralto.align import DistillationConfig, MarginRewardConfig, PreferenceConfig, UnpairedConfig
     from contralto.align.arguments import DataArguments, ModelArguments
 
     groups = {
@@ -245,6 +245,7 @@ def training_options() -> str:
         "trainer: preference": (PreferenceConfig, DPOConfig),
         "trainer: distill": (DistillationConfig, DPOConfig),
         "trainer: reward": (MarginRewardConfig, RewardConfig),
+        "trainer: unpaired": (UnpairedConfig, KTOConfig),
     }
     lines: list[str] = []
     for title, (kind, base) in groups.items():

@@ -45,6 +45,18 @@ def _argv(recipe, pairs, out, *more, adapter=LORA):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["kto", "npo", "gradient_difference"])
+def test_completions_with_labels_are_trained_on(recipe, pairs, tmp_path, capsys):
+    """Pairs are taken apart; rejected completions are forgotten."""
+    evaluation = ["--eval_strategy", "steps", "--eval_steps", "3", "--eval_dataset_name", pairs]
+    cli_align.run(_argv(recipe, pairs, tmp_path / "out", *evaluation))
+    assert "batch: 4 rows per step" in capsys.readouterr().out
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "trained on completions with labels" in card
+
+
+@pytest.mark.slow
 def test_a_recipe_and_flags_train_an_adapter(pairs, tmp_path):
     evaluation = ["--eval_strategy", "steps", "--eval_steps", "3", "--eval_dataset_name", pairs]
     cli_align.run(
@@ -206,7 +218,7 @@ def test_help_shows_options_of_contralto_first_and_is_kept(tmp_path, monkeypatch
         cli_align.run(["--help"])
 
 
-@pytest.mark.parametrize("trainer", ["distill", "reward"])
+@pytest.mark.parametrize("trainer", ["distill", "reward", "unpaired"])
 def test_help_of_the_other_trainers(trainer):
     from contralto.cli.align_help import help_text
 

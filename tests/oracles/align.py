@@ -245,6 +245,27 @@ def ld(y: Text, other: Text, alpha: float) -> float:
     return sum(y.policy[:shared]) + alpha * sum(y.policy[shared:])
 
 
+# Single completions with a label
+
+
+def kto(y: Text, label: bool, z: float, *, beta: float, desirable_weight: float, undesirable_weight: float) -> float:
+    """KTO, equations 7 and 8: lambda_y - v(x, y)."""
+    if label:
+        return desirable_weight - desirable_weight * sig(beta * (y.r - z))
+    return undesirable_weight - undesirable_weight * sig(beta * (z - y.r))
+
+
+def npo(y: Text, *, beta: float) -> float:
+    """NPO, equation 3: -2 / beta log sigmoid(-beta log ratio)."""
+    ratio = math.exp(y.logp) / math.exp(y.ref)
+    return 2 / beta * math.log(1 + ratio**beta)
+
+
+def mean_logp(texts: Sequence[Text]) -> float:
+    """Of all tokens of all texts."""
+    return mean([x for y in texts for x in y.policy])
+
+
 # Divergences
 
 

@@ -12,6 +12,7 @@ from contralto.align.losses import preference as losses
 from contralto.align.losses.loss import Loss
 from contralto.align.losses.objective import Objective, Pairs
 from contralto.align.losses.registry import BUILT_IN, LOSSES, register
+from contralto.align.losses.unpaired import BUILT_IN as UNPAIRED_LOSSES
 from contralto.align.trainers.config import LOSS_OPTIONS, OPTIONS_OF_NEEDS, PreferenceConfig
 from contralto.align.trainers.preference import PreferenceTrainer
 from contralto.common.hub import locate
@@ -140,8 +141,14 @@ def test_the_documentation_lists_every_loss():
         f"| `{loss.name}` | {loss.description} | {cells(sorted(loss.needs))} | {cells(loss.settings)} | {cells(loss.forbids)} |"
         for loss in BUILT_IN
     ]
-    table = [line for line in DOCS.splitlines() if line.startswith("| `")]
-    assert table == rows
+    pairs, unpaired = DOCS.split("## Completions with labels")
+    assert [line for line in pairs.splitlines() if line.startswith("| `")] == rows
+    rows = [
+        f"| `{loss.name}` | {loss.description} | {', '.join(str(label).lower() for label in sorted(loss.labels, reverse=True))} "
+        f"| {cells(sorted(loss.needs))} | {cells(loss.settings)} |"
+        for loss in UNPAIRED_LOSSES
+    ]
+    assert [line for line in unpaired.splitlines() if line.startswith("| `")] == rows
 
 
 def test_every_public_loss_is_declared():
