@@ -12,6 +12,7 @@ a mask it takes position ids that start again for the beginning of another seque
 """
 
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -284,8 +285,18 @@ class RowTrainer(KTOTrainer):
         """
         if self.precompute_ref_logps:
             return batch["ref_logps"], batch.get("ref_KL_logps")
-        model = self.model if self.ref_model is None else self.ref_model
-        found: tuple[Any, Any] = self.compute_ref_log_probs(model, batch)  # type: ignore[no-untyped-call]
+        return self.compute_ref_log_probs(self.model if self.ref_model is None else self.ref_model, batch)
+
+    def compute_ref_log_probs(self, model: Any, inputs: Any) -> tuple[Any, Any]:
+        """Return log-probabilities under the reference, as TRL computes them, without its warning of a method of transformers 5.
+
+        Args:
+            model: the reference, or the policy whose adapter is switched off.
+            inputs: the batch.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`gradient_checkpointing_(dis|en)able` is deprecated")
+            found: tuple[Any, Any] = super().compute_ref_log_probs(model, inputs)  # type: ignore[no-untyped-call]
         return found
 
     def count_tokens(self, tokens: int) -> None:

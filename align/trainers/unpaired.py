@@ -48,7 +48,7 @@ class ForgetAndRetain(Sampler[int]):
 
     Examples:
         >>> list(ForgetAndRetain([False, True, True, True, False], seed=0, epoch=lambda: 0))
-        [4, 3, 0, 2]
+        [0, 1, 4, 3]
     """
 
     def __init__(self, labels: Sequence[bool], *, seed: int, epoch: Callable[[], int]) -> None:
