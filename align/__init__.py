@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from contralto.align.losses.unpaired import UNPAIRED as UNPAIRED
     from contralto.align.losses.unpaired import UnpairedLoss as UnpairedLoss
     from contralto.align.trainers.config import PreferenceConfig as PreferenceConfig
+    from contralto.align.trainers.constraints import ConstrainedRewards as ConstrainedRewards
+    from contralto.align.trainers.constraints import ThresholdSearch as ThresholdSearch
     from contralto.align.trainers.distillation import DistillationPairTrainer as DistillationPairTrainer
     from contralto.align.trainers.distillation_config import DistillationConfig as DistillationConfig
-    from contralto.align.trainers.grpo import ConstrainedRewards as ConstrainedRewards
     from contralto.align.trainers.grpo import ContrastiveReward as ContrastiveReward
+    from contralto.align.trainers.grpo_trainer import RewardsConfig as RewardsConfig
+    from contralto.align.trainers.grpo_trainer import RewardsTrainer as RewardsTrainer
     from contralto.align.trainers.preference import PreferenceTrainer as PreferenceTrainer
     from contralto.align.trainers.reward import MarginRewardConfig as MarginRewardConfig
     from contralto.align.trainers.reward import MarginRewardTrainer as MarginRewardTrainer
@@ -45,7 +48,9 @@ __getattr__, __dir__, __all__ = exports(
         "trainers.config": ["PreferenceConfig"],
         "trainers.distillation": ["DistillationPairTrainer"],
         "trainers.distillation_config": ["DistillationConfig"],
-        "trainers.grpo": ["ConstrainedRewards", "ContrastiveReward"],
+        "trainers.constraints": ["ConstrainedRewards", "ThresholdSearch"],
+        "trainers.grpo": ["ContrastiveReward"],
+        "trainers.grpo_trainer": ["RewardsConfig", "RewardsTrainer"],
         "trainers.preference": ["PreferenceTrainer"],
         "trainers.reward": ["MarginRewardConfig", "MarginRewardTrainer"],
         "trainers.sft": ["CALConfig", "CALTrainer", "SimCTGConfig", "SimCTGTrainer"],

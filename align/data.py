@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from contralto.align.prompt_data import load_prompts
 from contralto.common.suggestions import did_you_mean
 
 __all__ = ["training_data"]
@@ -14,11 +15,13 @@ def training_data(data: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
     Args:
         data: a `DataArguments`.
         args: the configuration of the trainer: `eval_strategy` says whether there is an evaluation, `reads_rejected`, if
-            there is one, whether rows need `rejected`, and `reads_labels` whether they are single completions with labels.
+            there is one, whether rows need `rejected`, `reads_labels` whether they are single completions with labels, and
+            `reads_prompts` whether they are prompts alone.
         mixture: a `trl.DatasetMixtureConfig`.
 
     Returns:
-        Rows with prompt, chosen and rejected, or with prompt, completion and label; the second dataset is None without an evaluation.
+        Rows with prompt, chosen and rejected, with prompt, completion and label, or with prompts for rewards; the second dataset is None
+        without an evaluation.
 
     Raises:
         ValueError: no dataset is named, or there is none to evaluate on.
@@ -67,6 +70,10 @@ def _rows(data: Any, source: Any, split: str, args: Any) -> Any:
     from contralto.data_gen import load_pairs, load_unpaired, stream_pairs, stream_unpaired
 
     options = {"config": data.dataset_config, "conversations": data.conversations}
+    if getattr(args, "reads_prompts", False):
+        if data.dataset_streaming:
+            raise ValueError("rewards are computed on prompts of known number: leave dataset_streaming out")
+        return load_prompts(source, split=split, **options)
     if getattr(args, "reads_labels", False):
         return (stream_unpaired if data.dataset_streaming else load_unpaired)(source, split=split, **options)
     options["needs_rejected"] = getattr(args, "reads_rejected", True)

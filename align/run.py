@@ -1,6 +1,7 @@
 """The training run behind `contralto align` and `python -m contralto.align`."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from contralto.align.parsing import (
@@ -94,6 +95,8 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
         model.dtype = model.dtype or "bfloat16"  # the dtype of products of 4-bit weights
     args.model_init_kwargs = _model_init_kwargs(args, model) or None
     train, evaluation = training_data(data, args, mixture)
+    if getattr(args, "baselines", 0):
+        train = _with_baselines(args, model, train)
     trainer = _make_trainer(data, args, model, train, evaluation)
     trainer.accelerator.print(_batch_line(trainer))
     if not getattr(args, "monitor_pairs", True):
@@ -108,6 +111,24 @@ def _train(data: Any, args: Any, model: Any, mixture: Any) -> None:
     trainer.end()
 
 
+def _with_baselines(args: Any, model: Any, train: Any) -> Any:
+    """Let the untrained model write its baselines, in one process; the others read what it has written."""
+    from accelerate import PartialState
+
+    from contralto.align.prompt_data import with_baselines
+
+    sampling = {"max_new_tokens": args.max_completion_length, "temperature": args.temperature, "top_p": args.top_p}
+    with PartialState().main_process_first():
+        return with_baselines(
+            train,
+            model.model_name_or_path,
+            Path(args.output_dir),
+            count=args.baselines,
+            sampling=sampling,
+            seed=args.seed,
+        )
+
+
 def _batch_line(trainer: Any) -> str:
     """Return the number of rows per step and its factors, which may come from the recipe, the command line and the launcher."""
     args, processes = trainer.args, trainer.accelerator.num_processes
@@ -118,7 +139,7 @@ def _batch_line(trainer: Any) -> str:
         f"batch: {in_step} {unit}{'s' * (in_step != 1)} per step = {size} per device (per_device_train_batch_size) "
         f"x {accumulation} (gradient_accumulation_steps) x {processes} process{'es' * (processes != 1)}"
         + f"; the data have {rows}, so that a step sees {rows}"
-        * (rows < in_step)
+        * (rows < in_step and not getattr(args, "reads_prompts", False))
     )
 
 

@@ -14,13 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from contralto.common.texts import without_bos
 from contralto.data_gen.engines.base import Engine
-from contralto.data_gen.engines.outcomes import checked_outcomes
-from contralto.data_gen.store import Store, TrackedRequest
-from contralto.data_gen.types import Answer, Ask, Row, Sampling, make_request
+from contralto.data_gen.engines.recorded import recorded_answers
+from contralto.data_gen.store import Store
+from contralto.data_gen.types import Answer, Ask, Row, Sampling
 
 __all__ = ["Text", "opening_words", "user_turn", "write_texts"]
 
@@ -136,6 +134,15 @@ def _chats(
             yield Text(turn, rendered.removeprefix(turn))
 
 
+def _answers(
+    engine: Engine, store: Store, asks: Sequence[Ask], sampling: Sampling, seed: int, title: str
+) -> list[Answer | None]:
+    rows = [f"{ask.tag}-{ask.seed}" for ask in asks]
+    return recorded_answers(
+        engine, store, asks, rows=rows, strategy="amateur", sampling=sampling, seed=seed, title=title
+    )
+
+
 def _of_prompt(tokenizer: Any, ask: Ask, answer: Answer) -> Text:
     """Return the answer to a prompt of the user's, with the prompt as the expert read it."""
     messages = list(ask.messages or ())
@@ -143,43 +150,3 @@ def _of_prompt(tokenizer: Any, ask: Ask, answer: Answer) -> Text:
         return Text(str(messages[-1]["content"]), answer.text)
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return Text(without_bos(rendered, tokenizer), answer.text)
-
-
-def _answers(
-    engine: Engine, store: Store, asks: Sequence[Ask], sampling: Sampling, seed: int, title: str
-) -> list[Answer | None]:
-    """Return the recorded answers to requests, after requesting those that are missing; None for a failure."""
-    identity = engine.identity
-    tracked = [
-        TrackedRequest(
-            request=make_request(ask, engine=identity, sampling=sampling, seed=seed, row=f"{ask.tag}-{ask.seed}"),
-            row=f"{ask.tag}-{ask.seed}",
-            strategy="amateur",
-            role=ROLE,
-            tag=ask.tag,
-            model=str(identity.get("model", "")),
-        )
-        for ask in asks
-    ]
-    keys = [each.request.key for each in tracked]
-    with tqdm(total=len(tracked), desc=title, unit="text") as bar:
-        for start in range(0, len(tracked), engine.rows_together):  # the same rounds in a resumed run
-            _answer_round(engine, store, tracked[start : start + engine.rows_together], bar)
-    outcomes = store.get(keys)
-    answers = (outcomes.get(key) for key in keys)
-    return [answer if isinstance(answer, Answer) else None for answer in answers]
-
-
-def _answer_round(engine: Engine, store: Store, tracked: Sequence[TrackedRequest], bar: Any) -> None:
-    """Request the missing answers of a round, and record each batch as it comes."""
-    known = store.get([each.request.key for each in tracked])
-    bar.update(sum(each.request.key in known for each in tracked))
-    waiting = {each.request.key: each.request for each in tracked if each.request.key not in known}
-    by_key = {each.request.key: each for each in tracked}
-    if not waiting:
-        return
-    requests = [replace(each.request, known=each.request.key in known) for each in by_key.values()]
-    for outcomes in engine.answer(requests):
-        answered = checked_outcomes(outcomes, waiting)
-        store.record([(by_key[request.key], outcome) for request, outcome in answered])
-        bar.update(len(answered))

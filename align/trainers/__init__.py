@@ -19,5 +19,9 @@ TRAINERS = {
         "contralto.align.trainers.unpaired:UnpairedTrainer",
         "contralto.align.trainers.unpaired_config:UnpairedConfig",
     ),
+    "grpo": (
+        "contralto.align.trainers.grpo_trainer:RewardsTrainer",
+        "contralto.align.trainers.grpo_trainer:RewardsConfig",
+    ),
 }
 """The values of the option `trainer`: trainer and configuration, each as `module:class`."""

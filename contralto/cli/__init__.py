@@ -103,8 +103,8 @@ COMMANDS = {
     )
 }
 
-RENAMED = ".is_gradient_checkpointing. is deprecated"
-"""The message of transformers about a property that TRL 1.16 and peft 0.21 read by its old name."""
+RENAMED = ".(is_)?gradient_checkpointing(_enable|_disable)?. is deprecated"
+"""The messages of transformers about what TRL 1.16 and peft 0.21 call by old names."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

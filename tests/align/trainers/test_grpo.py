@@ -1,6 +1,7 @@
 """Constrained and contrastive rewards for GRPO, in TRL's own trainer."""
 
 import itertools
+import json
 import math
 from types import SimpleNamespace
 
@@ -11,8 +12,11 @@ from helpers.trl_warnings import RENAMED_OPTIONS
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig
 
-from contralto import testbed
-from contralto.align.trainers.grpo import ConstrainedRewards, ContrastiveReward, dual_step
+from contralto import cli, testbed
+from contralto.align import prompt_data
+from contralto.align.trainers.constraints import ConstrainedRewards, ThresholdSearch, dual_step, nelder_mead
+from contralto.align.trainers.grpo import ContrastiveReward
+from contralto.align.trainers.grpo_trainer import RewardsConfig, RewardsTrainer, reward_function
 from contralto.testbed import worlds
 
 pytestmark = RENAMED_OPTIONS
@@ -137,7 +141,7 @@ def digits(completions, **_):
 @pytest.mark.slow
 def test_a_constraint_holds_and_not_where_the_scale_is_divided_out(tmp_path, monkeypatch):
     """The reward climbs over its threshold in both runs, and comes back in one."""
-    monkeypatch.setattr("contralto.align.trainers.grpo.check_scale", lambda *_: None)
+    monkeypatch.setattr("contralto.align.trainers.constraints.check_scale", lambda *_: None)
     ends = {}
     for scale in ("none", "group"):
         size = {"per_device_train_batch_size": 32, "num_generations": 8, "max_steps": 60}
@@ -242,11 +246,12 @@ def test_mistakes_in_contrasts_are_one_sentence(call, message):
 
 
 def test_the_dual_step_is_the_gradient():
-    for multiplier, mean, threshold in ((0.0, 0.2, 0.6), (1.3, 2.0, 0.5), (-2.0, -1.0, 3.0)):
-        value = torch.tensor(multiplier, dtype=torch.float64, requires_grad=True)
-        (value.sigmoid() * (mean - threshold)).backward()
-        expected = multiplier - 0.3 * value.grad.item()
-        assert dual_step(multiplier, mean, threshold, lr=0.3) == pytest.approx(expected)
+    for weight, equality in ((torch.sigmoid, False), (torch.tanh, True)):
+        for multiplier, mean, threshold in ((0.0, 0.2, 0.6), (1.3, 2.0, 0.5), (-2.0, -1.0, 3.0)):
+            value = torch.tensor(multiplier, dtype=torch.float64, requires_grad=True)
+            (weight(value) * (mean - threshold)).backward()
+            expected = multiplier - 0.3 * value.grad.item()
+            assert dual_step(multiplier, mean, threshold, lr=0.3, equality=equality) == pytest.approx(expected)
 
 
 def fake(*names, beta=0.0, weights=None, **options):
@@ -333,3 +338,280 @@ def test_multipliers_move_in_training_and_come_back(tmp_path):
     again.add_callback(second)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert second.multipliers == pytest.approx(callback.multipliers, rel=1e-3)
+
+
+def test_an_equality_pushes_a_reward_down_that_is_far_above():
+    one, state = fake("task", "over"), SimpleNamespace(log_history=[])
+    callback = ConstrainedRewards(one, thresholds={"over": 0.5}, task="task", lr=0.5, equality=True)
+    assert one.reward_weights.tolist() == [1.0, 0.0]
+    _tell(callback, state, task=1.0, over=2.5)
+    weight = math.tanh(-1.0)
+    assert one.reward_weights.tolist() == pytest.approx([1 - weight, weight])
+
+
+# ------------------------------------------------------------------------------------------------------------- the search
+
+
+def evaluated(search, function, most):
+    """The points that a search asks for, with their values."""
+    points, point = [], next(search)
+    for _ in range(most):
+        points.append((point, function(point)))
+        try:
+            point = search.send(points[-1][1])
+        except StopIteration:
+            break
+    return points
+
+
+@pytest.mark.parametrize("simplex", [[[0.0, 0.0], [1.0, 0.2], [0.1, 1.0]], [[3.0], [2.0]]])
+def test_the_search_asks_for_the_points_of_scipy(simplex):
+    """Where the contraction is inside, scipy's points; it also contracts outside, which the paper's code does not."""
+    from scipy.optimize import minimize
+
+    def bowl(point):
+        return sum((each - 0.4) ** 2 for each in point) + 0.1 * point[0]
+
+    points = evaluated(nelder_mead(simplex, tolerance=1e-9), bowl, 200)
+    found = minimize(bowl, simplex[0], method="Nelder-Mead", options={"initial_simplex": simplex})
+    assert min(value for _, value in points) == pytest.approx(found.fun, abs=1e-6)
+    assert min(points, key=lambda each: each[1])[0] == pytest.approx(list(found.x), abs=1e-3)
+    assert len(points) < 200
+
+
+def test_a_step_of_the_search_by_hand():
+    search = nelder_mead([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    points = [next(search)]
+    points += [search.send(value) for value in (1.0, 2.0, 3.0)]  # the last corner is the worst: reflected at (.5, 0)
+    assert points[3] == [1.0, -1.0]
+    assert search.send(0.5) == [1.5, -2.0]  # better than the best: expanded
+    assert search.send(0.6) == [0.0, -1.0]  # no better: the reflected point stays; now (1, 0) is reflected at (.5, -.5)
+    assert search.send(5.0) == [0.75, -0.25]  # worse than all: contracted
+    assert search.send(5.0) == [0.5, -0.5]  # no better: all shrink towards (1, -1)
+    assert search.send(9.0) == [1.0, -0.5]
+
+
+def searching(state, steps=12, best=0.7):
+    """A search over a reward that follows its threshold; the objective is highest where the reward is `best`."""
+    one = fake("proxy", "gold", beta=0.1, weights=[1.0, 0.0])
+    callback = ThresholdSearch(one, bounds={"proxy": (0.1, 0.4)}, objective="gold", steps=steps, averaged=2)
+    value = 0.0
+    for _ in range(400):
+        value += 0.5 * (callback.thresholds["proxy"] - value)
+        _tell(callback, state, proxy=value, gold=-10 * (value - best) ** 2)
+    return callback
+
+
+def test_the_thresholds_end_where_the_objective_is_highest(tmp_path):
+    state = SimpleNamespace(log_history=[], is_world_process_zero=True)
+    callback = searching(state)
+    assert callback.best["proxy"] == pytest.approx(0.7, abs=0.06)
+    assert callback.thresholds == callback.best, "the search has ended, and the best thresholds stay"
+    callback.on_train_end(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+    written = json.loads((tmp_path / "thresholds.json").read_text())
+    assert written["best"] == callback.best
+    assert written["has_ended"]
+    assert [each["thresholds"] for each in written["tried"]] == [point for point, _ in callback.tried]
+    assert state.log_history[-1]["thresholds/proxy"] == callback.thresholds["proxy"]
+
+    again = ThresholdSearch(
+        fake("proxy", "gold", beta=0.1, weights=[1.0, 0.0]),
+        bounds={"proxy": (0.1, 0.4)},
+        objective="gold",
+        steps=12,
+        averaged=2,
+    )
+    again.on_train_begin(None, state, None)
+    assert (again.tried, again.thresholds, again.multipliers) == (
+        callback.tried,
+        callback.thresholds,
+        callback.multipliers,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bounds": {"a": (1.0, 1.0)}, "objective": "b"}, "the range of a is empty: 1 is not below 1"),
+        (
+            {"bounds": {"a": (0.0, 1.0)}, "objective": "b", "steps": 0},
+            "steps and averaged must be at least 1, not 0 and 5",
+        ),
+        (
+            {"bounds": {"a": (0.0, 1.0)}, "objective": "b"},
+            "the objective 'b' must be a reward whose weight in reward_weights is 0",
+        ),
+        ({"bounds": {"a": (0.0, 1.0)}, "objective": "d"}, "the objective 'd' must be a reward whose weight"),
+    ],
+)
+def test_mistakes_in_a_search_are_one_sentence(options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        ThresholdSearch(fake("a", "b", "c", beta=0.1), **options)
+    assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------------------ the command
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"there is no reward: give reward_funcs \(module:function\)"),
+        ({"reward_funcs": ["a:b"], "baselines": 2}, "baselines are for contrastive rewards: give contrast"),
+        ({"reward_funcs": ["a:b"], "task_reward": "b"}, "task_reward is for constrained rewards: give constraints"),
+        (
+            {"reward_funcs": ["a:b"], "constraints": ["b"]},
+            "a constraint is NAME=THRESHOLD, such as length=0.5, not 'b'",
+        ),
+        ({"reward_funcs": ["a:b"], "constraints": ["b=x"]}, "a constraint is NAME=THRESHOLD"),
+        (
+            {"reward_funcs": ["a:b"], "constraints": ["b=1"], "search_objective": "c"},
+            "a constraint is NAME=LOW..HIGH, such as length=0.2..0.8, not 'b=1'",
+        ),
+    ],
+)
+def test_mistakes_in_the_configuration_are_one_sentence(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as error:
+        RewardsConfig(str(tmp_path), report_to="none", **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("accuracy_rewrd", r"there is no reward 'accuracy_rewrd' \(did you mean 'accuracy_reward'\?\)"),
+        ("no_module:f", "the reward no_module:f: there is no module no_module"),
+        ("math:nothing", "the reward math:nothing: the module math has no function nothing"),
+    ],
+)
+def test_rewards_that_are_not_there_are_named(name, message):
+    with pytest.raises(ValueError, match=message):
+        reward_function(name)
+
+
+def test_rewards_are_found_by_name_and_by_dotted_path():
+    assert reward_function("math.sqrt") is reward_function("math:sqrt") is math.sqrt
+    assert reward_function("get_soft_overlong_punishment")(completion_ids=[[1] * 1300], completions=["a"])[0] == -1
+
+
+def test_rewards_of_one_name_and_scales_that_are_divided_out_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="two rewards are called sqrt"):
+        RewardsTrainer("x", RewardsConfig(str(tmp_path), report_to="none", reward_funcs=["math:sqrt", "cmath:sqrt"]))
+    with pytest.raises(ValueError, match=r"scale_rewards is .group., .* undoes contrast: set it to .none."):
+        RewardsTrainer("x", RewardsConfig(str(tmp_path), report_to="none", reward_funcs=["math:sqrt"], contrast="clip"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question": "a"}], "row 1: a row needs a column `prompt`, a text or a list of messages, not None"),
+        ([{"prompt": "a"}, {"prompt": " "}], "row 2: a row needs a column `prompt`"),
+        (
+            [{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}]}],
+            "some prompts are texts and some are messages",
+        ),
+    ],
+)
+def test_rows_without_prompts_are_named(rows, message, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=message):
+        prompt_data.load_prompts(str(file))
+
+
+def test_columns_of_every_row_are_kept_for_rewards(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a", "chosen": "c"}\n{"prompt": "b", "answer": 3}\n')
+    rows = prompt_data.load_prompts(str(file), conversations=True)
+    assert rows.to_list() == [
+        {"prompt": [{"role": "user", "content": "a"}], "source_chosen": "c", "answer": None},
+        {"prompt": [{"role": "user", "content": "b"}], "source_chosen": None, "answer": 3},
+    ]
+
+
+REWARDS = """
+def _texts(completions):
+    return [each if isinstance(each, str) else each[-1]["content"] for each in completions]
+
+def length(completions, **_):
+    return [len(text) / 40 for text in _texts(completions)]
+
+def digits(completions, **_):
+    return [sum(map(str.isdigit, text)) / max(1, len(text)) for text in _texts(completions)]
+"""
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Run a recipe on four prompts, and return the lines of its log."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_rewards.py").write_text(REWARDS)
+    problems = itertools.islice(worlds.problems(0, "train"), 4)
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": each.question}) + "\n" for each in problems))
+
+    def run(recipe, *more):
+        words = ["--model_name_or_path", "testbed:expert", "--dataset_name", "prompts.jsonl", "--conversations"]
+        words += [
+            "--use_peft",
+            "--max_steps",
+            "3",
+            "--gradient_accumulation_steps",
+            "1",
+            "--max_completion_length",
+            "12",
+        ]
+        words += [
+            "--num_generations",
+            "4",
+            "--per_device_train_batch_size",
+            "8",
+            "--report_to",
+            "none",
+            "--use_cpu",
+            "true",
+        ]
+        words += ["--save_strategy", "no", "--output_dir", "out", *more]
+        assert cli.main(["align", recipe, *words]) == 0
+        return words
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_command_takes_rewards_in_contrast_to_texts_of_the_untrained_model(command, tmp_path, capfd):
+    command("grpo_contrastive", "--reward_funcs", "my_rewards:length", "--baselines", "2")
+    printed = capfd.readouterr()
+    assert "batch: 8 completions per step" in printed.out
+    assert "rewards/contrastive_length/mean" in printed.out
+    assert "deprecated" not in printed.err
+    assert (tmp_path / "out/adapter_model.safetensors").exists()
+    assert "2403.07708" in (tmp_path / "out/README.md").read_text()
+    command("grpo_contrastive", "--reward_funcs", "my_rewards:length", "--baselines", "2")
+    assert "baselines: 100%" in (again := capfd.readouterr().err)
+    assert "0/8 [" in again or "8/8 [00:00" in again  # all of them were kept
+
+
+@pytest.mark.slow
+def test_the_command_searches_thresholds(command, tmp_path):
+    rewards = ["--reward_funcs", "my_rewards:length", "my_rewards:digits"]
+    command(
+        "grpo_constrained",
+        *rewards,
+        "--constraints",
+        "length=0.2..0.8",
+        "--search_objective",
+        "digits",
+        "--search_steps",
+        "1",
+    )
+    written = json.loads((tmp_path / "out/thresholds.json").read_text())
+    assert len(written["tried"]) in (2, 3)
+    assert "2310.04373" in (tmp_path / "out/README.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_command_holds_one_reward_and_maximises_another(command, capfd):
+    rewards = ["--reward_funcs", "my_rewards:length", "my_rewards:digits"]
+    command("grpo_constrained", *rewards, "--constraints", "length=0.5", "--task_reward", "digits")
+    assert "rewards/digits/mean" in capfd.readouterr().out
