@@ -1,6 +1,6 @@
 """The options of `contralto align` besides those of the trainer: data, model, rounds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trl import ModelConfig, ScriptArguments  # type: ignore[attr-defined]
 
@@ -18,6 +18,13 @@ class DataArguments(ScriptArguments):
         "preference", "The trainer, each with options of its own; recipes set it.", choices=list(TRAINERS)
     )
     eval_dataset_name: str | None = option(None, "Other data to evaluate on, spelled like dataset_name.")
+    columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Columns of the data under other names: prompt=question chosen=good rejected=bad; also images, responses, scores, "
+            "choice, response, score, completion, label."
+        },
+    )
     conversations: bool = option(
         False,
         "Make conversations of strings: the prompt is the user's turn, chosen and rejected are the assistant's. Otherwise strings "

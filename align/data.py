@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from contralto.align.prompt_data import load_prompts
+from contralto.common.column_names import column_names
 from contralto.common.suggestions import did_you_mean
 
 __all__ = ["training_data"]
@@ -68,8 +69,10 @@ def _mixture(data: Any, mixture: Any, args: Any) -> tuple[Any, Any]:
 def _rows(data: Any, source: Any, split: str, args: Any) -> Any:
     """Return the rows of one split, pairs or completions with labels as the trainer reads them."""
     from contralto.data_gen import load_pairs, load_unpaired, stream_pairs, stream_unpaired
+    from contralto.data_gen.published_forms import COLUMN_NAMES
 
     options = {"config": data.dataset_config, "conversations": data.conversations}
+    options |= {"columns": column_names(data.columns or [], COLUMN_NAMES)}
     if getattr(args, "reads_prompts", False):
         if data.dataset_streaming:
             raise ValueError("rewards are computed on prompts of known number: leave dataset_streaming out")

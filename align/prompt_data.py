@@ -4,13 +4,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from contralto.common.column_names import rename_columns
+
 __all__ = ["load_prompts", "with_baselines"]
 
 OTHER_KINDS = ("chosen", "rejected", "messages", "completion")
 """Columns of other kinds of training data."""
 
 
-def load_prompts(source: Any, *, split: str = "train", config: str | None = None, conversations: bool = False) -> Any:
+def load_prompts(
+    source: Any,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    conversations: bool = False,
+    columns: Mapping[str, str] | None = None,
+) -> Any:
     """Return prompts with all their other columns, which reward functions may read.
 
     Columns of other kinds of training data, such as `chosen`, become `source_chosen` and so on: TRL would mistake the rows for these.
@@ -20,6 +29,7 @@ def load_prompts(source: Any, *, split: str = "train", config: str | None = None
         split: the split to read, if there are several.
         config: the configuration of a folder or of a data set of the Hub.
         conversations: make a conversation of each text: it becomes the user's turn.
+        columns: columns under other names: `{"prompt": "question"}`.
 
     Raises:
         ValueError: there is no such source; a row has no prompt; some are texts and some are messages.
@@ -29,7 +39,11 @@ def load_prompts(source: Any, *, split: str = "train", config: str | None = None
     from contralto.data_gen.sources import records
 
     name, source_rows = records(source, split, config)
-    rows = [_row(record, f"{name}, row {at}", conversations=conversations) for at, record in enumerate(source_rows, 1)]
+    numbered = ((f"{name}, row {at}", record) for at, record in enumerate(source_rows, 1))
+    rows = [
+        _row(rename_columns(record, columns or {}, where), where, conversations=conversations)
+        for where, record in numbered
+    ]
     if not rows:
         raise ValueError(f"{name} has no rows")
     if len({isinstance(row["prompt"], str) for row in rows}) > 1:

@@ -6,17 +6,23 @@ the order of a set of strings, so that PYTHONHASHSEED decides which error ends t
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contralto.data_gen.columns import stored, to_dataset
 from contralto.data_gen.preference_rows import as_row
+from contralto.data_gen.published_forms import form_of, grouped_pairs, pairs_of, renamed
 from contralto.data_gen.sources import IMAGES, records
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-__all__ = ["load_pairs", "stream_pairs", "template_options", "to_dataset"]
+__all__ = ["load_pairs", "pair_records", "stream_pairs", "template_options", "to_dataset"]
+
+logger = logging.getLogger(__name__)
 
 
 def load_pairs(
@@ -26,6 +32,7 @@ def load_pairs(
     config: str | None = None,
     conversations: bool = False,
     needs_rejected: bool = True,
+    columns: Mapping[str, str] | None = None,
 ) -> "Dataset":
     """Read preference pairs in any published form.
 
@@ -35,6 +42,10 @@ def load_pairs(
     | UltraFeedback-CLAIR, distilabel, DistiLLM-2, UltraFeedback-binarized | text | whole conversations |
     | implicit prompt | none | whole conversations, or texts: transcripts of `Human:` and `Assistant:`, or any with a common beginning |
     | plain texts | text, or a transcript | texts |
+
+    Forms without `chosen` and `rejected` (scores, indices, labels, other names) are those of
+    `contralto.data_gen.published_forms.PREFERENCE_FORMS`; a row is recognized by its columns. Rows without a preference, such as
+    equal scores, make no pair, and a warning counts them.
 
     Rows of texts alone stay texts, which TRL trains on without a chat template; all others become conversations, also texts with
     images, since only messages have places for images.
@@ -47,6 +58,7 @@ def load_pairs(
             the answers become assistant messages.
         needs_rejected: reject rows without `rejected`; False puts the chosen answer in its place, for losses that do not read
             it, such as `forward_kl` of `contralto align`.
+        columns: columns under other names, by the names of `published_forms.COLUMN_NAMES`: `{"prompt": "question"}`.
 
     Returns:
         A `Dataset` with `prompt`, `chosen`, `rejected`, as lists of messages or as texts; `images` if there are any, and all
@@ -63,7 +75,7 @@ def load_pairs(
         ValueError: pairs.csv: preference pairs are read from .jsonl, .json and .parquet files, not from .csv
     """
     name, source_rows = records(source, split, config)
-    rows = list(_rows(source_rows, name, conversations=conversations, needs_rejected=needs_rejected))
+    rows = list(_rows(source_rows, name, columns or {}, conversations=conversations, needs_rejected=needs_rejected))
     if not rows:
         raise ValueError(f"{name} has no rows")
     try:
@@ -79,6 +91,7 @@ def stream_pairs(
     config: str | None = None,
     conversations: bool = False,
     needs_rejected: bool = True,
+    columns: Mapping[str, str] | None = None,
 ) -> "IterableDataset":
     """Read the rows of `load_pairs` as a stream: each is read and checked when it is needed.
 
@@ -88,6 +101,7 @@ def stream_pairs(
         config: the configuration of a folder or of a data set of the Hub.
         conversations: turn texts into conversations.
         needs_rejected: as for `load_pairs`.
+        columns: as for `load_pairs`.
 
     Raises:
         ValueError: the source does not exist, or has no such split; a mistake in a row, when it is read.
@@ -98,7 +112,8 @@ def stream_pairs(
 
     def rows() -> Iterator[dict[str, Any]]:
         name, source_rows = records(source, split, config, streaming=True)
-        for row in _rows(source_rows, name, conversations=conversations, needs_rejected=needs_rejected):
+        options = {"conversations": conversations, "needs_rejected": needs_rejected, "is_stream": True}
+        for row in _rows(source_rows, name, columns or {}, **options):
             shown = {
                 name: [Image().decode_example(stored(image)) for image in row[name]] for name in IMAGES if name in row
             }
@@ -107,19 +122,76 @@ def stream_pairs(
     return IterableDataset.from_generator(rows)
 
 
-def _rows(source_rows: Any, name: str, *, conversations: bool, needs_rejected: bool) -> Iterator[dict[str, Any]]:
+def _rows(
+    source_rows: Any,
+    name: str,
+    columns: Mapping[str, str],
+    *,
+    conversations: bool,
+    needs_rejected: bool,
+    is_stream: bool = False,
+) -> Iterator[dict[str, Any]]:
     """Yield the rows of one data set, all of them texts or all of them messages."""
     first = None
-    for at, record in enumerate(source_rows, 1):
-        row = as_row(record, where=f"{name}, row {at}", conversations=conversations, needs_rejected=needs_rejected)
+    for where, record in pair_records(source_rows, name, columns, is_stream=is_stream):
+        row = as_row(record, where=where, conversations=conversations, needs_rejected=needs_rejected)
         kind = "texts" if isinstance(row["prompt"], str) else "messages"
         first = first or kind
         if kind != first:
             raise ValueError(
-                f"{name}, row {at}: it is made of {kind}, and the rows before it of {first}: bring them into one form, or make "
+                f"{where}: it is made of {kind}, and the rows before it of {first}: bring them into one form, or make "
                 "conversations of texts (conversations)"
             )
         yield row
+
+
+def pair_records(
+    source_rows: Iterable[Any], name: str, columns: Mapping[str, str], *, is_stream: bool = False
+) -> Iterator[tuple[str, Any]]:
+    """Yield the pairs of a data set as records with `chosen` and `rejected`, each with the beginning of errors.
+
+    Args:
+        source_rows: the records as they were read.
+        name: of the data set.
+        columns: columns under other names.
+        is_stream: group neighbouring records alone, for forms with one answer a row.
+
+    Raises:
+        ValueError: a record cannot be read, or no record makes a pair.
+    """
+    numbered = ((f"{name}, row {at}", record) for at, record in enumerate(source_rows, 1))
+    folder = Path(name).parent if Path(name).is_file() else None
+    mapped = ((where, renamed(record, columns, where, folder=folder)) for where, record in numbered)
+    start = next(mapped, None)
+    if start is None:
+        return
+    form = form_of(start[1], start[0])
+    rows = chain([start], mapped)
+    if form is not None and form.is_grouped:
+        made: Iterable[tuple[str, Sequence[Any]]] = grouped_pairs(rows, form, is_stream=is_stream)
+    else:
+        made = ((where, _pairs_of(record, where)) for where, record in rows)
+    without = total = 0
+    for where, pairs in made:
+        total += 1
+        without += not pairs
+        yield from ((where, pair) for pair in pairs)
+    if without == total:
+        raise ValueError(f"{name}: no row makes a pair: in each the answers have equal scores, or all the same label")
+    if without:
+        logger.warning(
+            "%s: %d of %d prompts make no pair: their answers have equal scores or labels", name, without, total
+        )
+
+
+def _pairs_of(record: Any, where: str) -> Sequence[Any]:
+    """Return the pairs of a record; one that has `chosen` and `rejected` is its own."""
+    form = form_of(record, where)
+    if form is None:
+        return [record]
+    if form.is_grouped:
+        raise ValueError(f"{where}: it is of the form {form.name}, and the rows before it are not")
+    return pairs_of(record, form, where)
 
 
 def template_options(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -326,6 +326,10 @@ def _row_source(value: Any, path: Path) -> RowSource:
     _check_keys(value, where, needed=["source"], optional=[f.name for f in fields(RowSource) if f.name != "source"])
     check_texts(value, where, "source", "prompt", "split")
     check_texts({k: v for k, v in value.items() if v is not None}, where, "id", "images", "image_folder", "name")
+    columns = _mapping(value.get("columns", {}), f"{where}: columns")
+    check_texts(columns, f"{where}: columns", *columns)
+    if type(value.get("pairs", False)) is not bool:
+        raise ValueError(f"{where}: pairs must be true or false, not {value['pairs']!r}")
     rows = RowSource(**value)
     if rows.limit is not None and (not isinstance(rows.limit, int) or isinstance(rows.limit, bool) or rows.limit < 1):
         raise ValueError(f"{where}: limit must be a whole number of at least 1, not {rows.limit!r}")

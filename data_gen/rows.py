@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from contralto.common.column_names import rename_columns
 from contralto.common.errors import during
 from contralto.common.files import read_json_lines, read_lines
 from contralto.data_gen.functions import find_function
 from contralto.data_gen.image_files import images_of, placed, with_located
+from contralto.data_gen.preference_rows import as_row
+from contralto.data_gen.sources import records
 from contralto.data_gen.types import digest
 
 __all__ = ["RowSource", "read_rows"]
@@ -22,6 +25,8 @@ class RowSource:
         source: a file (.jsonl, .json, .csv, .parquet, .txt with a prompt per line), a data set's folder or hub id, or
             `module:function`, called with `arguments`, for rows that are computed.
         prompt: the column with the prompt, a text or messages.
+        columns: columns under other names, such as `{chosen: better_answer}`; a name with dots is a field of an object.
+        pairs: read preference pairs of any published form, with `chosen` and `rejected`, for strategies that use them.
         id: the column with a unique id; default: `id`, and if there is none, the id is a hash of the row.
         images: the column with the images; default: `images` or `image`, if there is one.
         image_folder: the folder below which all images must lie, and relative to which they are named; default: that of the recipe.
@@ -33,6 +38,8 @@ class RowSource:
 
     source: str
     prompt: str = "prompt"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    pairs: bool = False
     id: str | None = None
     images: str | None = None
     image_folder: str | None = None
@@ -55,13 +62,29 @@ def read_rows(source: RowSource, *, folder: Path) -> list[dict[str, Any]]:
     """
     read: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
-    for number, row in enumerate(_records(source, folder), 1):
+    for number, row in enumerate(_pairs(source, folder) if source.pairs else _mapped(source, folder), 1):
         if source.limit is not None and number > source.limit:
             break
         read.append(_row(source, row, number, seen, folder))
     if not read:
         raise ValueError(f"{source.source} contains no rows")
     return read
+
+
+def _mapped(source: RowSource, folder: Path) -> Iterator[Any]:
+    """Yield the records with columns under the names by which they are read."""
+    for number, record in enumerate(_records(source, folder), 1):
+        yield rename_columns(record, source.columns, f"{source.source}, row {number}")
+
+
+def _pairs(source: RowSource, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield preference pairs with their prompts as messages."""
+    from contralto.data_gen.dataset import pair_records
+
+    file = folder / source.source
+    name, rows = records(file if file.exists() else source.source, source.split, source.name)
+    for where, record in pair_records(rows, name, source.columns):
+        yield as_row(record, where=where, conversations=True)
 
 
 def _records(source: RowSource, folder: Path) -> Iterator[dict[str, Any]]:

@@ -108,7 +108,7 @@ def _in_folder(record: Any, folder: Path) -> Any:
     if not isinstance(record, dict):
         return record
     moved: dict[str, Any] = {}
-    for name in (*IMAGES, "image"):
+    for name in (*IMAGES, "image", "chosen_images"):
         value = record.get(name)
         if isinstance(value, str):
             moved[name] = str(folder / value)

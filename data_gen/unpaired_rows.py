@@ -2,11 +2,14 @@
 
 # ruff: noqa: TRY004 (a wrong type in somebody's data is a ValueError like any other mistake in it)
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from contralto.data_gen.conversations import parse_content
+from contralto.data_gen.dataset import pair_records
 from contralto.data_gen.preference_rows import as_row
+from contralto.data_gen.published_forms import renamed
 from contralto.data_gen.sources import IMAGES, records
 
 if TYPE_CHECKING:
@@ -18,7 +21,12 @@ PAIR = ("chosen", "rejected")
 
 
 def load_unpaired(
-    source: Any, *, split: str = "train", config: str | None = None, conversations: bool = False
+    source: Any,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    conversations: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> "Dataset":
     """Read rows of a prompt, a completion and a label.
 
@@ -30,6 +38,7 @@ def load_unpaired(
         split: the split to read, if there are several.
         config: the configuration of a folder or of a data set of the Hub.
         conversations: turn texts into conversations: the prompt becomes a user message, the completion an assistant message.
+        columns: columns under other names, as for `load_pairs`.
 
     Returns:
         A `Dataset` with `prompt` and `completion`, both texts or both lists of messages, `label`, and all other columns.
@@ -40,14 +49,19 @@ def load_unpaired(
     from datasets import Dataset
 
     name, source_rows = records(source, split, config)
-    rows = list(_rows(source_rows, name, conversations=conversations))
+    rows = list(_rows(_read(source_rows, name, columns or {}), conversations=conversations))
     if not rows:
         raise ValueError(f"{name} has no rows")
     return Dataset.from_list(rows)
 
 
 def stream_unpaired(
-    source: Any, *, split: str = "train", config: str | None = None, conversations: bool = False
+    source: Any,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    conversations: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> "IterableDataset":
     """Read the rows of `load_unpaired` as a stream: each is read and checked when it is needed.
 
@@ -56,6 +70,7 @@ def stream_unpaired(
         split: the split to read, if there are several.
         config: the configuration of a folder or of a data set of the Hub.
         conversations: turn texts into conversations.
+        columns: as for `load_unpaired`.
 
     Raises:
         ValueError: the source does not exist, or has no such split; a mistake in a row, when it is read.
@@ -66,16 +81,32 @@ def stream_unpaired(
 
     def rows() -> Iterator[dict[str, Any]]:
         name, source_rows = records(source, split, config, streaming=True)
-        yield from _rows(source_rows, name, conversations=conversations)
+        read = _read(source_rows, name, columns or {}, is_stream=True)
+        yield from _rows(read, conversations=conversations)
 
     return IterableDataset.from_generator(rows)
 
 
-def _rows(source_rows: Any, name: str, *, conversations: bool) -> Iterator[dict[str, Any]]:
+def _read(
+    source_rows: Iterable[Any], name: str, columns: Mapping[str, str], *, is_stream: bool = False
+) -> Iterator[tuple[str, Any]]:
+    """Yield records with their completions or pairs, each with the beginning of errors; pairs of any published form."""
+    records_left = iter(source_rows)
+    start = list(islice(records_left, 1))
+    rows = chain(start, records_left)
+    first = renamed(start[0], columns, f"{name}, row 1") if start else None
+    if not isinstance(first, Mapping) or "completion" in first:
+        for at, record in enumerate(rows, 1):
+            where = f"{name}, row {at}"
+            yield where, renamed(record, columns, where)
+    else:
+        yield from pair_records(rows, name, columns, is_stream=is_stream)
+
+
+def _rows(read: Iterable[tuple[str, Any]], *, conversations: bool) -> Iterator[dict[str, Any]]:
     """Yield the rows of one data set, all of one form."""
     first = None
-    for at, record in enumerate(source_rows, 1):
-        where = f"{name}, row {at}"
+    for where, record in read:
         rows = unpaired_rows(record, where=where, conversations=conversations)
         kind = "pairs" if len(rows) > 1 else "single completions"
         form = f"{kind} of {'texts' if isinstance(rows[0]['prompt'], str) else 'messages'}"

@@ -6,11 +6,13 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contralto.cli.estimates import show_estimates, table_width
 from contralto.cli.pairs_view import show
+from contralto.common.column_names import column_names
 from contralto.common.suggestions import did_you_mean
 from contralto.common.texts import printable
 
@@ -46,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("recipe", type=Path, help="the recipe, a YAML file")
         action.add_argument(
             "--output", type=Path, help="the folder of the data set and its answers, instead of the recipe's"
+        )
+        action.add_argument(
+            "--columns",
+            nargs="+",
+            default=[],
+            metavar="NAME=COLUMN",
+            help="columns of the rows under other names, such as prompt=question, besides the recipe's",
         )
         action.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with models")
         action.add_argument(
@@ -93,6 +102,9 @@ class DataJob:
         from contralto.data_gen.rows import read_rows
 
         self.recipe: Recipe = recipes.load_recipe(args.recipe, output=args.output)
+        if columns := column_names(args.columns, None, "--columns"):
+            rows = replace(self.recipe.rows, columns={**self.recipe.rows.columns, **columns})
+            self.recipe = replace(self.recipe, rows=rows)
         if self.recipe.checks or self.recipe.filters:
             checks.check_settings(self.recipe.checks, self.recipe.filters)
         self.rows: Sequence[Any] = read_rows(self.recipe.rows, folder=args.recipe.parent)

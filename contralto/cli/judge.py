@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from contralto.eval.judging.presets import Preset
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
-PAIR_COLUMNS = ("prompt", "chosen", "rejected", "subset")
-"""Names to which `--columns` maps the columns of pairs."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -222,12 +220,13 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 
 def _games(args: argparse.Namespace) -> tuple[list["Game"], list[dict[str, Any]], tuple[str, str]]:
     """Return the games, the rows of pairs ([] for systems), and the names of both sides."""
+    from contralto.data_gen.published_forms import COLUMN_NAMES
     from contralto.eval.judging import answers
     from contralto.eval.judging.accuracy import read_pairs
     from contralto.eval.judging.games import pair_answers
 
     if args.pairs is not None:
-        columns = column_names(args.columns, PAIR_COLUMNS, "--columns")
+        columns = column_names(args.columns, (*COLUMN_NAMES, "subset"), "--columns")
         games, rows = read_pairs(args.pairs, split=args.split, columns=columns, limit=args.limit)
         return games, rows, ("chosen", "rejected")
     columns = column_names(args.columns, answers.NAMES, "--columns")

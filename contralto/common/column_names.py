@@ -10,12 +10,12 @@ from contralto.common.suggestions import did_you_mean
 __all__ = ["column_names", "rename_columns"]
 
 
-def column_names(words: Sequence[str], known: Sequence[str], where: str = "columns") -> dict[str, str]:
+def column_names(words: Sequence[str], known: Sequence[str] | None, where: str = "columns") -> dict[str, str]:
     """Return the names of the columns that a user maps, by the names under which they are read.
 
     Args:
         words: `NAME=COLUMN` each; `COLUMN` may have dots, for a field of an object or an index of a list: `answers.0.text`.
-        known: the names that can be mapped.
+        known: the names that can be mapped; None is all.
         where: the option, for errors.
 
     Raises:
@@ -34,7 +34,7 @@ def column_names(words: Sequence[str], known: Sequence[str], where: str = "colum
         name, equals, column = word.partition("=")
         if not equals or not column:
             raise ValueError(f"{where}: must be NAME=COLUMN, such as prompt=question, not {word!r}")
-        if name not in known:
+        if known is not None and name not in known:
             raise ValueError(
                 f"{where}: there is no column {name!r} to map{did_you_mean(name, known)}; there are {', '.join(known)}"
             )

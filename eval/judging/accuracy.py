@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from tqdm import tqdm
 
-from contralto.common.column_names import rename_columns
 from contralto.data_gen import templates
+from contralto.data_gen.dataset import pair_records
 from contralto.data_gen.preference_rows import as_row
 from contralto.data_gen.score_memory import remembered_scores
 from contralto.data_gen.scorers import resolve_scorer, score_answers
@@ -69,11 +70,8 @@ def read_pairs(
     """
     name, source_rows = records(source, split)
     games, rows = [], []
-    for number, record in enumerate(source_rows, 1):
-        if limit is not None and number > limit:
-            break
-        where = f"{name}, row {number}"
-        row = as_row(rename_columns(record, columns or {}, where), where=where, conversations=True)
+    for number, (where, record) in enumerate(islice(pair_records(source_rows, name, columns or {}), limit), 1):
+        row = as_row(record, where=where, conversations=True)
         if row.get("images"):
             raise ValueError(f"{where}: judges of pairs read no images: drop the column, or the row")
         rows.append(row)

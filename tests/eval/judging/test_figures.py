@@ -103,11 +103,11 @@ def test_win_rates_and_outcomes():
 
 
 def test_a_clear_verdict_counts_three_times_in_arena_hard():
-    columns = {"j": [_judged(1, 1, game=0, is_clear=True), _judged(0, 1, game=1), _judged(1, 0, game=2)]}
+    columns = {"j": [_judged(1, 0, game=0, is_clear=True), _judged(0, 1, game=1), _judged(1, 0, game=2)]}
     assert _summary(columns, "arena_hard")["judges"][0]["win_rate"]["value"] == pytest.approx(
-        (3 + 0 + 0 + 0 + 1 + 1) / 10
+        (3 + 3 + 0 + 0 + 1 + 1) / 10
     )
-    assert _summary(columns, "pairs")["judges"][0]["win_rate"]["value"] == pytest.approx(0.5)
+    assert _summary(columns, "pairs")["judges"][0]["win_rate"]["value"] == pytest.approx(4 / 6)
 
 
 def test_several_judges_are_compared_and_pooled():
