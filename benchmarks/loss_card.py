@@ -167,8 +167,8 @@ def unlearning(bench: Bench) -> list[str]:
         logps = [bench.logp(model, problems[:50]) for problems in tests]
         return Outcome(hits[0], hits[1], (logps[0], logps[1]))
 
-    head = ("losses", "seed", f"{THING}: right of {len(tests[0])}", f"others: right of {len(tests[1])}")
-    head = (*head, "others, over before", f"{THING}: log p", "others: log p")
+    shown = (f"{THING}: right of {len(tests[0])}", f"others: right of {len(tests[1])}")
+    head = ("losses", "seed", *shown, "others, over before", f"{THING}: log p", "others: log p")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     before = bench.run("before", lambda: testbed.load(EXPERT), measure)
     lines.append(_unlearning_line("before", "", before, before))

@@ -6,123 +6,16 @@ to the token that the model predicts there: activations and hidden states of pos
 The last position predicts nothing: if the mask of valid tokens is one shorter than the sequence, it is left out.
 """
 
-import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["KINDS", "Activations", "Density", "DensityMonitor", "LearnedMask", "Masks", "density", "mapo", "record"]
+from contralto.align.losses.activations import Activations
 
-Kind = Literal["attention", "mlp", "residual"]
-KINDS: tuple[Kind, ...] = ("attention", "mlp", "residual")
-Activations = dict[str, list[Tensor]]
-"""By kind: for each hooked module `(B, T)` float32, the mean of the activation over its features."""
-
-_ATTENTION = re.compile(r"attn|attention|mixer", re.IGNORECASE)
-_ROUTER = re.compile(r"(^|[._])(gate|router)$")
-
-
-@contextmanager
-def record(model: nn.Module, *, kinds: Sequence[Kind] = KINDS) -> Iterator[Activations]:
-    """Record the activations of every forward pass within the context, for `mapo`.
-
-    Works on any decoder of transformers, wrapped by PEFT or not, by hooks:
-
-        attention   outputs of every projection but the last, and inputs of the last: queries, keys, values, mixed values
-        mlp         inputs of the MLP's last projection: the features after the non-linearity
-        residual    outputs of every layer
-
-    Only means over features are kept, one number per token and hook. Modules without a vector per token (experts that get
-    some of the tokens) are skipped. The official code needs its own model files, and hooks a few more modules around the norms.
-
-    Args:
-        model: the model, to be run within the context: `model(input_ids=..., attention_mask=...)`.
-        kinds: some of `KINDS`.
-
-    Yields:
-        The activations by kind, filled by the forward pass; a second forward pass within the context starts over.
-
-    Raises:
-        ValueError: a kind is unknown, or no decoder layers are found in the model.
-
-    Examples:
-        >>> from transformers import GPT2Config, GPT2LMHeadModel
-        >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=5, bos_token_id=0, eos_token_id=0))
-        >>> with torch.no_grad(), record(model) as activations:
-        ...     _ = model(input_ids=torch.tensor([[1, 2, 3]]))
-        >>> {kind: [tuple(place.shape) for place in places] for kind, places in sorted(activations.items())}
-        {'attention': [(1, 3), (1, 3), (1, 3), (1, 3)], 'mlp': [(1, 3), (1, 3)], 'residual': [(1, 3), (1, 3)]}
-    """
-    if unknown := sorted(set(kinds) - set(KINDS)):
-        raise ValueError(f"kinds must be of {', '.join(KINDS)}, not {', '.join(unknown)}")
-    recorder, layers = _Recorder(), _layers(model)
-    handles = [layers[0].register_forward_pre_hook(recorder.start, with_kwargs=True)]
-    for layer in layers:
-        handles += [hook for kind in kinds for hook in recorder.hooks(layer, kind)]
-    try:
-        yield recorder.activations
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers of the language model: its longest list of modules that contain projections."""
-    decoder: Any = getattr(model, "get_decoder", lambda: model)()
-    lists: list[Any] = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and m and _projections(m[0])]
-    if not lists:
-        raise ValueError(
-            f"no decoder layers found in {type(model).__name__}: it has no list of modules with projections"
-        )
-    longest: list[nn.Module] = max(lists, key=len)
-    return list(longest)
-
-
-def _projections(layer: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules with a weight matrix by name, except routers; an adapter around a projection counts as that projection."""
-    projections: dict[str, nn.Module] = {}
-    for name, module in layer.named_modules():
-        weight = getattr(module, "weight", None)
-        is_matrix = isinstance(weight, Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding)
-        inside = any(name.startswith(f"{outer}.") for outer in projections)
-        if name and is_matrix and not inside and not _ROUTER.search(name):
-            projections[name] = module
-    return projections
-
-
-class _Recorder:
-    """The store of the hooks."""
-
-    def __init__(self) -> None:
-        self.activations: Activations = {}
-        self.shape = torch.Size()
-
-    def start(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Clear the store, and keep the numbers of rows and tokens of the new forward pass."""
-        self.activations.clear()
-        self.shape = (args[0] if args else kwargs["hidden_states"]).shape[:2]
-
-    def keep(self, kind: Kind, value: Any) -> None:
-        value = value[0] if isinstance(value, tuple) else value
-        if value.shape[:-1] in (self.shape, (self.shape.numel(),)):  # some layers flatten rows and tokens
-            mean = value.detach().mean(-1, dtype=torch.float32).view(self.shape)
-            self.activations.setdefault(kind, []).append(mean)
-
-    def hooks(self, layer: nn.Module, kind: Kind) -> list[Any]:
-        if kind == "residual":
-            return [layer.register_forward_hook(lambda module, args, output: self.keep(kind, output))]
-        is_attention = kind == "attention"
-        chosen = [m for name, m in _projections(layer).items() if bool(_ATTENTION.search(name)) == is_attention]
-        hooks: list[Any] = [
-            m.register_forward_pre_hook(lambda module, args: self.keep(kind, args[0])) for m in chosen[-1:]
-        ]
-        if is_attention:
-            hooks += [m.register_forward_hook(lambda module, args, out: self.keep(kind, out)) for m in chosen[:-1]]
-        return hooks
+__all__ = ["Density", "DensityMonitor", "LearnedMask", "Masks", "density", "mapo"]
 
 
 def mapo(activations: Activations, valid: Tensor) -> Tensor:
@@ -134,7 +27,7 @@ def mapo(activations: Activations, valid: Tensor) -> Tensor:
     factor. Where all tokens have the same activation (a completion of one token) the official code divides by 0; here the mask is 1.
 
     Args:
-        activations: activations from `record`, `(B, T)` each.
+        activations: activations from `contralto.align.losses.activations.record`, `(B, T)` each.
         valid: `(B, T)` or `(B, T - 1)`, true at positions that predict a token of the completion.
 
     Returns:

@@ -15,8 +15,8 @@ from datasets import Dataset, IterableDataset
 from transformers import IntervalStrategy
 from trl import DPOConfig  # type: ignore[attr-defined]
 
+from contralto.align.losses.activations import KINDS
 from contralto.align.losses.loss import Loss
-from contralto.align.losses.masks import KINDS
 from contralto.align.losses.objective import Objective
 from contralto.align.losses.preference import F_DIVERGENCES
 from contralto.align.losses.registry import BUILT_IN, LOSSES
@@ -241,7 +241,7 @@ class PreferenceConfig(StagedConfig):
         lambda_u: the weight of the L1 norm of the learned mask on log-ratios, in `sparsepo`.
         lambda_d: the weight of the L1 norm of the learned mask on the divergence, in `sparsepo`.
         mask: the token masks of `sparsepo`: `ones`, `mapo` (from the reference's activations) or `learned`.
-        mask_kinds: the activations that `mapo` reads, of `attention`, `mlp` and `residual`.
+        mask_kinds: the activations that `mapo` reads, of `attention`, `mlp`, `residual` and `logits`.
         mask_independent: learn two masks, for log-ratios and divergence.
         mask_dropout: the dropout of the learned mask.
         mask_learning_rate: the learning rate of the learned mask; None takes `learning_rate`.

@@ -13,8 +13,9 @@ from contralto.align.caches.blocks import default_folder
 from contralto.align.caches.reference import ReferenceCache
 from contralto.align.cards.methods import preference_methods, preference_notation
 from contralto.align.cards.model_card import TrainedCard
+from contralto.align.losses.activations import Activations, record
 from contralto.align.losses.chunked import Head
-from contralto.align.losses.masks import Activations, DensityMonitor, LearnedMask, Masks, mapo, record
+from contralto.align.losses.masks import DensityMonitor, LearnedMask, Masks, mapo
 from contralto.align.losses.objective import Losses, Objective, Pairs
 from contralto.align.losses.preference import length_desensitized, per_token, wpo_weights
 from contralto.align.monitoring.monitor import Monitor

@@ -11,8 +11,9 @@ from torch.testing import assert_close
 
 from contralto import testbed
 from contralto.align.losses import preference as losses
+from contralto.align.losses.activations import KINDS, record
 from contralto.align.losses.curriculum import PAPER, RELEASED, RELEASED_GRADUAL, Curriculum
-from contralto.align.losses.masks import KINDS, DensityMonitor, LearnedMask, Masks, density, mapo, record
+from contralto.align.losses.masks import DensityMonitor, LearnedMask, Masks, density, mapo
 
 DECODERS = sorted(set(zoo.FAMILIES) - zoo.ENCODER_DECODERS)
 
@@ -58,32 +59,109 @@ def test_mapo_of_a_single_token_is_1():
     assert mapo({"mlp": [torch.tensor([[3.0, 4.0]])]}, torch.tensor([[True, False]])).tolist() == [[1.0, 0.0]]
 
 
-def test_record_takes_what_the_model_computes(expert):
-    """Against hooks put by hand on a Llama's modules, and against its hidden states."""
-    seen, layers, ids = {kind: [] for kind in KINDS}, expert.model.layers, _rows()
-    handles = []
-    for layer in layers:
-        attention = layer.self_attn
-        handles += [
-            layer.mlp.down_proj.register_forward_pre_hook(lambda _, args: seen["mlp"].append(_means(args[0]))),
-            attention.o_proj.register_forward_pre_hook(lambda _, args: seen["attention"].append(_means(args[0]))),
-            *(
-                projection.register_forward_hook(lambda _, args, out: seen["attention"].append(_means(out)))
-                for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-            ),
-        ]
-    with torch.no_grad(), record(expert) as activations:
-        states = expert(input_ids=ids, output_hidden_states=True).hidden_states
-    for handle in handles:
-        handle.remove()
-    assert [len(activations[kind]) for kind in KINDS] == [4 * len(layers), len(layers), len(layers)]
-    for kind in ("mlp", "attention"):
+def _places_by_hand(model, ids):
+    """The activations that the released code reads of a model like Llama, `(B, T, features)`, from its weights alone."""
+    config, base = model.config, model.model
+    heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+
+    def norm(x, weight):
+        return x / (x.pow(2).mean(-1, keepdim=True) + config.rms_norm_eps).sqrt() * weight
+
+    def rotated(x):  # (B, T, n, size)
+        half = torch.arange(0, size, 2, dtype=torch.float64) / size
+        angle = torch.arange(x.shape[1])[:, None] / config.rope_parameters["rope_theta"] ** half
+        cos, sin = (f(angle).repeat(1, 2)[:, None] for f in (torch.cos, torch.sin))
+        return x * cos + torch.cat([-x[..., size // 2 :], x[..., : size // 2]], -1) * sin
+
+    h = base.embed_tokens.weight[ids]
+    found = {"residual": [h], "attention": [], "mlp": [], "logits": []}
+    for layer in base.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        normed = norm(h, layer.input_layernorm.weight)
+        q, k, v = (normed @ p.weight.T for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+        rows, length = ids.shape
+        q_turned, k_turned = rotated(q.view(rows, length, heads, size)), rotated(k.view(rows, length, groups, size))
+        keys, values = (x.repeat_interleave(heads // groups, 2) for x in (k_turned, v.view(rows, length, groups, size)))
+        scores = torch.einsum("bqhd,bkhd->bhqk", q_turned, keys) / size**0.5
+        scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf).softmax(-1)
+        mixed = torch.einsum("bhqk,bkhd->bqhd", scores, values).flatten(2)
+        found["attention"] += [q, k, v, q_turned.flatten(2), k_turned.flatten(2), mixed]
+        out = mixed @ attention.o_proj.weight.T
+        between = h + out
+        second = norm(between, layer.post_attention_layernorm.weight)
+        inner = torch.nn.functional.silu(second @ mlp.gate_proj.weight.T) * (second @ mlp.up_proj.weight.T)
+        delta = inner @ mlp.down_proj.weight.T
+        found["mlp"].append(inner)
+        h = between + delta
+        found["residual"] += [normed, out, between, second, delta, h]
+    last = norm(h, base.norm.weight)
+    found["residual"].append(last)
+    found["logits"].append(last @ model.lm_head.weight.T)
+    return found
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_masks_equal_those_computed_from_the_weights_by_hand(attention):
+    """The released recipe of MaPO: the places, the mean over features, z-norm and scaling over tokens, means of places and kinds."""
+    model, ids = zoo.build("llama").double(), _rows()
+    model.set_attn_implementation(attention)
+    valid = torch.tensor([[0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]).bool()
+    with torch.no_grad(), record(model) as activations:
+        model(input_ids=ids)
+        places = _places_by_hand(model, ids)
+    assert {kind: len(each) for kind, each in activations.items()} == {kind: len(each) for kind, each in places.items()}
+    for kind, each in places.items():
         for mine, theirs in zip(
-            sorted(activations[kind], key=torch.sum), sorted(seen[kind], key=torch.sum), strict=True
+            sorted(activations[kind], key=torch.sum), sorted(map(_means, each), key=torch.sum), strict=True
         ):
-            assert_close(mine, theirs)
-    for mine, theirs in zip(activations["residual"][:-1], states[1:-1], strict=True):  # the last state is normalised
-        assert_close(mine, _means(theirs))
+            assert_close(mine, theirs.float(), rtol=1e-4, atol=1e-5)
+    found = mapo(activations, valid)
+    for row in range(2):
+        kinds = [[place[row][valid[row]].tolist() for place in each] for each in places.values()]
+        assert_close(found[row][valid[row]], torch.tensor(reference.mapo(kinds)), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "attention", "stream"), [("gpt2", 4, 6), ("gpt_neox", 6, 5), ("qwen3", 6, 6)])
+def test_places_of_families_of_the_released_code(family, attention, stream):
+    """GPT-2 has no rotary embedding; a layer of GPT-NeoX whose MLP reads what the attention reads has no sum in between."""
+    model, ids = zoo.build(family), _rows()
+    with torch.no_grad(), record(model) as activations:
+        states = model(input_ids=ids, output_hidden_states=True).hidden_states
+    layers = model.config.num_hidden_layers
+    assert [len(activations[kind]) for kind in KINDS] == [attention * layers, layers, stream * layers + 2, 1]
+    residual = [place.sum().item() for place in activations["residual"]]
+    for state in states:  # the last one is normalised
+        assert any(total == pytest.approx(_means(state).sum().item(), rel=1e-4) for total in residual)
+
+
+def test_a_fused_projection_is_split_into_queries_keys_and_values():
+    for family in ("gpt2", "gpt_neox"):
+        model, ids, seen = zoo.build(family), _rows(), []
+        layer = (model.transformer.h if family == "gpt2" else model.gpt_neox.layers)[0]
+        fused = layer.attn.c_attn if family == "gpt2" else layer.attention.query_key_value
+        handle = fused.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output))
+        with torch.no_grad(), record(model, kinds=["attention"]) as activations:
+            model(input_ids=ids)
+        handle.remove()
+        heads = model.config.num_attention_heads
+        parts = seen[0].chunk(3, -1) if family == "gpt2" else seen[0].view(*ids.shape, heads, 3, -1).unbind(-2)
+        for mine, part in zip(activations["attention"], parts, strict=False):
+            assert_close(mine, _means(part.reshape(*ids.shape, -1)))
+
+
+def test_the_attention_functions_are_restored():
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def own(*args, **kwargs):
+        raise AssertionError
+
+    ALL_ATTENTION_FUNCTIONS["own"] = own
+    before = dict(ALL_ATTENTION_FUNCTIONS)
+    with record(zoo.build("llama")):
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before["sdpa"]
+    assert dict(ALL_ATTENTION_FUNCTIONS) == before
+    del ALL_ATTENTION_FUNCTIONS["own"]
+    assert "eager" not in ALL_ATTENTION_FUNCTIONS
 
 
 def test_routers_and_experts_are_passed_over():
@@ -100,7 +178,7 @@ def test_routers_and_experts_are_passed_over():
     model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(vocab_size=zoo.VOCAB, **small, **more)).eval()
     with torch.no_grad(), record(model) as activations:
         model(input_ids=_rows())
-    assert {kind: len(places) for kind, places in activations.items()} == {"attention": 8, "residual": 2}
+    assert {kind: len(places) for kind, places in activations.items()} == {"attention": 12, "residual": 14, "logits": 1}
 
 
 class _Tower(torch.nn.Module):
@@ -127,7 +205,7 @@ def test_record_reads_the_longest_list_of_layers_and_keeps_float32():
         model = _Tower(sizes)
         with torch.no_grad(), record(model, kinds=["residual"]) as activations:
             model(torch.ones(2, 3, 4, dtype=torch.bfloat16))
-        assert len(activations["residual"]) == expected
+        assert len(activations["residual"]) == 1 + expected
         assert {place.dtype for place in activations["residual"]} == {torch.float32}
 
 
@@ -144,8 +222,9 @@ def test_record_finds_its_places_in_every_family(family):
         model(input_ids=ids)
         model(input_ids=ids)  # the second forward starts over
     layers = model.config.num_hidden_layers
-    assert len(activations["residual"]) == layers
-    assert len(activations["attention"]) >= layers
+    assert len(activations["residual"]) >= 3 * layers + 2
+    assert len(activations["attention"]) >= 3 * layers
+    assert len(activations["logits"]) == 1
     assert len(activations.get("mlp", [])) == (0 if family == "mamba" else layers)
     assert all(place.shape == ids.shape for places in activations.values() for place in places)
     mask = mapo(activations, torch.ones_like(ids[:, 1:]))
@@ -160,7 +239,7 @@ def test_record_reads_the_language_model_of_a_vision_language_model():
     inputs = zoo_vision.batch([case[0] for case in zoo_vision.cases("llava", 2)])
     with torch.no_grad(), record(model) as activations:
         model(**inputs)
-    assert len(activations["residual"]) == model.config.get_text_config().num_hidden_layers
+    assert len(activations["residual"]) == 6 * model.config.get_text_config().num_hidden_layers + 2
     assert activations["mlp"][0].shape == inputs["input_ids"].shape
 
 
@@ -301,7 +380,7 @@ def test_density_and_its_warning():
     [
         (
             lambda: record(torch.nn.Linear(2, 2), kinds=["norms"]).__enter__(),
-            "kinds must be of attention, mlp, residual, not norms",
+            "kinds must be of attention, mlp, residual, logits, not norms",
         ),
         (lambda: record(torch.nn.Linear(2, 2)).__enter__(), "no decoder layers found in Linear"),
         (lambda: mapo({}, torch.ones(1, 1)), "nothing was recorded"),
