@@ -100,7 +100,7 @@ def estimate(recipe: PaperRecipe, steps: Sequence[RecipeStep]) -> list[Need]:
         sizes = [size for size in models if size is not None]
         needs.append(_need(step, sizes, [size for size in rows if size], unknown))
         for made in step.made:
-            weights |= {made: sizes[0]} if sizes and step.name in ("align", "amateur") else {}
+            weights |= {made: sizes[0]} if sizes and step.name in ("align", "amateur", "critic") else {}
             known |= {made: _made(step, rows[0])} if rows and rows[0] else {}
     return needs
 

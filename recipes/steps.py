@@ -13,7 +13,7 @@ from contralto.recipes.papers import PaperRecipe
 
 __all__ = ["RecipeStep", "brought", "is_hub", "steps_of", "substituted"]
 
-MODELS = ("model_name_or_path", "teacher_model_name_or_path", "model", "amateur", "expert", "antiexpert")
+MODELS = ("model_name_or_path", "teacher_model_name_or_path", "model", "amateur", "critic", "expert", "antiexpert")
 """Options, and arguments of `--model_args`, that name models."""
 DATA = ("dataset_name", "file", "data_dir", "prompts")
 MADE = ("output", "output_dir", "output_path")
@@ -67,7 +67,7 @@ def steps_of(commands: str, files: Mapping[str, str]) -> list[RecipeStep]:
 def _step(words: tuple[str, ...], files: Mapping[str, str]) -> RecipeStep:
     models, data, made = (list(_values(words, names)) for names in (MODELS, DATA, MADE))
     pairs = dict(word.split("=", 1) for word in _model_args(words) if "=" in word)
-    if words[1:2] == ("amateur",):
+    if words[1:2] in (("amateur",), ("critic",)):
         models.insert(0, words[2])
     if words[1:2] == ("judge",):
         models += [name for name in _judges(words) if is_hub(name)]  # others are those of an endpoint

@@ -18,6 +18,7 @@ from contralto.align.amateur.report import AmateurFigures, compare_models, token
 from contralto.align.amateur.settings import AmateurConfig
 from contralto.align.amateur.texts import Text, write_texts
 from contralto.align.amateur.training import train_amateur
+from contralto.align.work_folder import check_begun, record_settings
 from contralto.common.files import locked_folder, read_text, replace_file, replace_text
 from contralto.common.hashing import weights_digest
 from contralto.common.head import find_layers
@@ -61,23 +62,10 @@ def make_amateur(config: AmateurConfig) -> Amateur:
     """
     folder = Path(config.output)
     settings = config.describe() | {"weights": weights_digest(config.model)}
-    _check_folder(folder, settings)
+    check_begun(folder, settings, "the amateur")
     with locked_folder(config.work, f"process {{pid}} makes the amateur {folder}: wait for it"):
-        replace_text(config.work / "settings.json", json.dumps(settings, indent=1))
+        record_settings(folder, settings)
         return _Making(config).run()
-
-
-def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise ValueError for a folder that was begun with other settings, or that holds anything else."""
-    begun = folder / "work" / "settings.json"
-    if begun.is_file():
-        earlier = json.loads(read_text(begun))
-        if changed := sorted(name for name in settings if earlier.get(name) != json.loads(json.dumps(settings[name]))):
-            raise ValueError(
-                f"{folder} was begun with another {', '.join(changed)}: use the same options, or name another folder"
-            )
-    elif folder.is_dir() and any(each.name != "work" for each in folder.iterdir()):
-        raise ValueError(f"{folder} is not empty: name another folder for the amateur")
 
 
 class _Making:

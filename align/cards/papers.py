@@ -61,6 +61,12 @@ PAPERS = {
             2022,
         ),
         Paper(
+            "2212.10938",
+            "Critic-Guided Decoding for Controlled Text Generation",
+            f"Minbeom Kim {_OTHERS}",
+            2022,
+        ),
+        Paper(
             "2305.10425",
             "SLiC-HF: Sequence Likelihood Calibration with Human Feedback",
             f"Yao Zhao {_OTHERS}",

@@ -88,6 +88,12 @@ COMMANDS = {
             resumes="the same command goes on: its texts are kept",
         ),
         Command(
+            "critic",
+            "train a critic on rewards of texts, to guide a model by: a function, a reward model, or a file of texts",
+            extra="align",
+            resumes="the same command goes on: its texts and scores are kept",
+        ),
+        Command(
             "serve",
             "vLLM's OpenAI-compatible server, configured for contrastive decoding; every flag of it",
             extra="vllm",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 __all__ = ["ALIASES", "Alias", "aliases_of", "options_of", "page", "respelled", "spelled"]
 
-FOLDERS = ("amateur", "compare", "convert", "data", "judge")
+FOLDERS = ("amateur", "compare", "convert", "critic", "data", "judge")
 """Commands whose output is a folder."""
 TRUTH = {"true": True, "false": False}
 """Values of a switch, in lower case."""
@@ -51,10 +51,10 @@ ALIASES = (
     Alias("dola_layers", "layers", "transformers", ("generate", "explain"), DOLA),
     Alias("output_file", "output", "transformers", ("generate",)),
     Alias("output_dir", "output", "transformers, TRL", FOLDERS),
-    Alias("output_path", "output", "lm-eval", ("compare", "judge")),
-    Alias("num_train_epochs", "epochs", "transformers, TRL", ("amateur",)),
+    Alias("output_path", "output", "lm-eval", ("compare",)),
+    Alias("num_train_epochs", "epochs", "transformers, TRL", ("amateur", "critic")),
     Alias("max_steps", "steps", "transformers, TRL", ("amateur",)),
-    Alias("per_device_train_batch_size", "batch_size", "transformers, TRL", ("amateur",)),
+    Alias("per_device_train_batch_size", "batch_size", "transformers, TRL", ("amateur", "critic")),
 )
 
 

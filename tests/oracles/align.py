@@ -332,3 +332,17 @@ def alpha(p: Floats, q: Floats, *, alpha_0: float = 0.1, low: float = 0.01, high
 def beta(epoch: int, epochs: int, step: int, steps: int, *, beta_0: float = 0.5, beta_max: float = 1.0) -> float:
     """DistiLLM-2, algorithm 1: clip(e / E + tau / T, beta_0, 1)."""
     return min(max(epoch / epochs + step / steps, beta_0), beta_max)
+
+
+def lambda_return(values: Sequence[float], reward: float, t: int, *, lam: float, gamma: float) -> float:
+    """The lambda-return of state t of a text with a reward at its end, as the mixture of n-step returns (Sutton & Barto, 12.3).
+
+    `values[n]` is the value of state n; the last state's return is the reward. An n-step return goes n states on and takes that
+    state's value, or the reward at the end; it has the weight `(1 - lam) lam^(n - 1)`, the one to the end all the rest.
+    """
+    last = len(values) - 1
+    if t == last:
+        return reward
+    steps = last - t
+    mixed = sum((1 - lam) * lam ** (n - 1) * gamma**n * values[t + n] for n in range(1, steps + 1))
+    return mixed + lam**steps * gamma**steps * reward
