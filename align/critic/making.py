@@ -48,19 +48,6 @@ def make_critic(config: CriticConfig) -> TrainedCritic:
     Raises:
         ValueError: the folder holds something else, the scores are no rewards, or the model cannot have a head.
         OSError: another process makes the critic.
-
-    Examples:
-        >>> from tempfile import TemporaryDirectory
-        >>> def is_short(row, completions):
-        ...     return [float(len(completion.split()) < 12) for completion in completions]
-        >>> prompts = "contralto.testbed.questions:problems"
-        >>> with TemporaryDirectory() as folder:
-        ...     config = CriticConfig(
-        ...         model="testbed:amateur", output=f"{folder}/critic", scorer=is_short, prompts=prompts, samples=1, epochs=1
-        ...     )
-        ...     made = make_critic(config)
-        >>> made.figures.texts
-        10
     """
     folder = Path(config.output)
     search_folder(Path())
