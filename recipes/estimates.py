@@ -18,6 +18,8 @@ from contralto.recipes.steps import LOCAL, PLACEHOLDER, RecipeStep
 
 __all__ = ["Need", "estimate", "parameters", "total"]
 
+MAKES_MODELS = ("align", "amateur", "critic")
+"""Commands whose output is a model of the size of the first one that they read."""
 MEMORY = 80e9
 """Bytes of a GPU: an H100 or A100."""
 OPERATIONS = 0.35 * 989e12
@@ -100,7 +102,7 @@ def estimate(recipe: PaperRecipe, steps: Sequence[RecipeStep]) -> list[Need]:
         sizes = [size for size in models if size is not None]
         needs.append(_need(step, sizes, [size for size in rows if size], unknown))
         for made in step.made:
-            weights |= {made: sizes[0]} if sizes and step.name in ("align", "amateur", "critic") else {}
+            weights |= {made: sizes[0]} if sizes and step.name in MAKES_MODELS else {}
             known |= {made: _made(step, rows[0])} if rows and rows[0] else {}
     return needs
 

@@ -37,7 +37,7 @@ class ScoredText(NamedTuple):
     """In [0, 1]."""
 
 
-class _Completion(NamedTuple):
+class _WrittenText(NamedTuple):
     text: str
     is_whole: bool
 
@@ -103,7 +103,7 @@ def write_texts(
     with remembered_scores(store):
         for at, row in enumerate(rows):
             given = [answer for answer in answers[at * count : (at + 1) * count] if answer is not None]
-            completions = [_Completion(answer.text, answer.is_whole) for answer in given]
+            completions = [_WrittenText(answer.text, answer.is_whole) for answer in given]
             texts += _scored(config, tokenizer, row, completions)
     return _checked(texts, config)
 
@@ -133,7 +133,7 @@ def read_texts(config: CriticConfig, tokenizer: Any, store: Store) -> list[Score
                 )
             if not isinstance(finished := row.get("finished", True), bool):
                 raise ValueError(f"{where}: finished must be true or false, not {finished!r}")  # noqa: TRY004
-            completion = _Completion(row["completion"], finished)
+            completion = _WrittenText(row["completion"], finished)
             given = None if config.score_source is not None else [_reward_of(row, where)]
             texts += _scored(config, tokenizer, row, [completion], given)
     return _checked(texts, config)
@@ -155,7 +155,7 @@ def _scored(
     config: CriticConfig,
     tokenizer: Any,
     row: Row,
-    completions: Sequence[_Completion],
+    completions: Sequence[_WrittenText],
     scores: Sequence[float] | None = None,
 ) -> Iterator[ScoredText]:
     """Yield the completions of a row with their rewards; those without tokens are left out."""
