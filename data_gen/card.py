@@ -19,6 +19,7 @@ from contralto.data_gen.checks import annotate, answer_text
 from contralto.data_gen.escaping import Markdown, fenced, inline, quoted
 from contralto.data_gen.publication import read_publication
 from contralto.data_gen.templates import as_text
+from contralto.data_gen.votes import summarise_votes
 
 __all__ = ["Contrast", "contrastiveness", "markdown", "write"]
 
@@ -165,6 +166,7 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str,
         has_images=any(row.get("images") for row in rows),
         table=Markdown(markdown(contrasts)),
         tokens=_tokens(summary["recipe"]),
+        votes=summarise_votes(measured),
         judged=any(contrast.judged for contrast in contrasts),
         has_ches=any(contrast.ln_ches is not None for contrast in contrasts),
         plot=_plot(Path(folder), measured, [contrast.strategy for contrast in contrasts]),

@@ -30,6 +30,7 @@ from contralto.data_gen.score_memory import noted_scorers, remembered_scores
 from contralto.data_gen.store import Store
 from contralto.data_gen.strategies.verdicts import verdict_of
 from contralto.data_gen.types import Pair, Rejected, Row
+from contralto.data_gen.votes import summarise_votes
 
 __all__ = ["Exported", "export", "folder_of", "pair_rows", "push_to_hub", "summary"]
 
@@ -53,6 +54,8 @@ class Exported(NamedTuple):
     """Pairs with an answer that was cut off at its limit of tokens."""
     unread: int = 0
     """Replies of judges without a verdict."""
+    votes: str = ""
+    """The agreement of annotators in words, if pairs have votes."""
 
 
 def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
@@ -103,8 +106,16 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
     _save(pairs, folder)
     unfinished = sum(result.is_pending for result in results)
     cut = sum("length" in [row.get(f"{name}_finish_reason") for name in ("chosen", "rejected")] for row in pairs)
+    votes = summarise_votes(pairs)
     exported = Exported(
-        len(pairs), len(lost["rejected"]), len(lost["failed"]), len(dropped), unfinished, cut, _unread(results)
+        len(pairs),
+        len(lost["rejected"]),
+        len(lost["failed"]),
+        len(dropped),
+        unfinished,
+        cut,
+        _unread(results),
+        "" if votes is None else str(votes),
     )
     about = summary(recipe, results, rows=len(rows), pairs=len(pairs), dropped=dropped_lines)
     card.write(folder, pairs, about | {"scorers": scorers})

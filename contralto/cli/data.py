@@ -195,6 +195,8 @@ def _write(job: DataJob, store: "Store") -> None:
         )
     if exported.unread:
         print(f"{_count(exported.unread, 'reply')} of a judge without a verdict: it must have {VERDICT}")
+    if exported.votes:
+        print(exported.votes)
     if exported.failed:
         print(
             f"the failed rows, with reasons: {folder_of(job.recipe) / 'failed.jsonl'}; retry-failed asks for them again"

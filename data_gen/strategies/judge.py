@@ -1,8 +1,6 @@
 """Strategies in which a judge compares existing answers, or answers of other models."""
 
-from typing import Any
-
-from contralto.data_gen.strategies.shared import ask_prompt, best_and_worst, existing_answer
+from contralto.data_gen.strategies.shared import ask_prompt, best_and_worst, existing_answer, list_column
 from contralto.data_gen.strategies.verdicts import judge_direction, judged_pair, load_judge_template
 from contralto.data_gen.types import Answer, Pair, Row, Strategy
 
@@ -66,18 +64,10 @@ def off_policy_judge(
         answers = yield [ask_prompt(row, first), ask_prompt(row, second)]
         pair = yield from judged_pair(row, answers, "off_policy_judge", judge=judge, template=template)
         return pair
-    answers = [Answer(text=text) for text in _list_column(row, responses, str)]
+    answers = [Answer(text=text) for text in list_column(row, responses, str, "off_policy_judge")]
     if scores:
-        return best_and_worst(row, answers, _list_column(row, scores, int | float), "off_policy_judge")
+        return best_and_worst(
+            row, answers, list_column(row, scores, int | float, "off_policy_judge"), "off_policy_judge"
+        )
     pair = yield from judged_pair(row, answers[:2], "off_policy_judge", judge=judge, template=template)
     return pair
-
-
-def _list_column(row: Row, name: str, kind: Any) -> list[Any]:
-    """Return a column of the row that holds at least two values of one type."""
-    values = row.get(name)
-    if not isinstance(values, list | tuple) or len(values) < 2 or not all(isinstance(value, kind) for value in values):
-        raise ValueError(
-            f"off_policy_judge: column {name} of row {row['id']} is not a list of at least two answers or scores"
-        )
-    return list(values)

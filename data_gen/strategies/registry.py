@@ -13,6 +13,7 @@ from contralto.data_gen.strategies.judge import off_policy_judge, verify_directi
 from contralto.data_gen.strategies.on_policy import on_policy_judge, stronger_preferred, teacher_student
 from contralto.data_gen.strategies.popalign import SIX, popalign
 from contralto.data_gen.strategies.translation import mono_system
+from contralto.data_gen.strategies.voting import vote
 from contralto.data_gen.types import Strategy
 
 __all__ = ["STRATEGIES", "StrategyFunction", "check_strategy"]
@@ -39,6 +40,6 @@ def check_strategy(function: Any) -> None:
 STRATEGIES: Registry[StrategyFunction] = Registry("strategy", group="contralto.strategies", check=check_strategy)
 """The strategies by name. Packages add theirs by entry points of the group `contralto.strategies`."""
 _BUILT_IN: list[StrategyFunction] = [clair, *SIX.values(), popalign, best_of_n, con_j, mono_system, off_policy_judge]
-_BUILT_IN += [on_policy_judge, stronger_preferred, teacher_student, verify_direction, mvc]
+_BUILT_IN += [on_policy_judge, stronger_preferred, teacher_student, verify_direction, vote, mvc]
 for _strategy in _BUILT_IN:
     STRATEGIES.register(_strategy, name=_strategy.__name__)

@@ -22,6 +22,7 @@ __all__ = [
     "best_and_worst",
     "check_count",
     "existing_answer",
+    "list_column",
     "make_pair",
     "pair_columns",
     "sample_answers",
@@ -119,6 +120,26 @@ def existing_answer(row: Row, column: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"row {row['id']} has no answer in its column {column}")  # noqa: TRY004 - a mistake in the data
     return value
+
+
+def list_column(row: Row, name: str, kind: Any, strategy: str) -> list[Any]:
+    """Return a column of the row that holds at least two values of one type.
+
+    Args:
+        row: the row.
+        name: the column.
+        kind: the type of its values.
+        strategy: the name of the strategy, for the error.
+
+    Raises:
+        ValueError: the column holds something else.
+    """
+    values = row.get(name)
+    if not isinstance(values, list | tuple) or len(values) < 2 or not all(isinstance(value, kind) for value in values):
+        raise ValueError(
+            f"{strategy}: column {name} of row {row['id']} is not a list of at least two answers or scores"
+        )
+    return list(values)
 
 
 def check_count(strategy: str, n: int) -> None:
