@@ -112,3 +112,30 @@ METHODS.register(
         cost=ROWS_COST,
     )
 )
+METHODS.register(
+    Method(
+        name="vdd",
+        description="visual debias decoding: subtract the prompt without its image, with the same weight at every token",
+        papers=("2403.05262",),
+        processor=f"{PROCESSORS}:VisualContrastiveDecodingLogitsProcessor",
+        loop=None,
+        likelihoods=f"{PROCESSORS}:VisualContrastiveDecodingLogitsProcessor",
+        forms={
+            "": Form(
+                rule=f"{RULES}:visual_contrastive_decoding",
+                internal=(),
+                stacked=False,
+                mask="beta",
+                weight=lambda alpha, **_: 1 + alpha,
+                off={"alpha": 0},
+            )
+        },
+        branches=("image", "no image"),
+        models={},
+        views=("blind",),
+        contrast_prompt_optional=False,
+        extra={},
+        **(EVERYWHERE | DECODER_ONLY),
+        cost=ROWS_COST,
+    )
+)

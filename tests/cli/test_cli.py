@@ -355,6 +355,10 @@ VISION = {
         lambda s: decoding.RitualVCDLogitsProcessor(s.model, s.turned, s.noised, kappa=2, alpha=0.5),
     ),
     "m3id": ("--lam 0.5 --beta 0.01", lambda s: decoding.M3IDLogitsProcessor(s.model, s.blind, lam=0.5, beta=0.01)),
+    "vdd": (
+        "--alpha 2 --beta 0.01",
+        lambda s: decoding.VisualContrastiveDecodingLogitsProcessor(s.model, s.blind, alpha=2, beta=0.01),
+    ),
     "icd": ("--alpha 2", lambda s: decoding.InstructionContrastiveDecodingLogitsProcessor(s.model, s.other, alpha=2)),
     "dola": (
         "--layers 1 --relative-top 0.01",

@@ -198,7 +198,9 @@ def test_every_method_of_texts(explain, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "pictures"), [("vcd", 2), ("ritual", 2), ("m3id", 1), ("icd", 1), ("dola", 1)])
+@pytest.mark.parametrize(
+    ("name", "pictures"), [("vcd", 2), ("ritual", 2), ("m3id", 1), ("vdd", 1), ("icd", 1), ("dola", 1)]
+)
 def test_every_method_of_images(explain, tmp_path, name, pictures):
     zoo_llava.save(tmp_path, pictures=1)
     how = ["--model", tmp_path, "--image", tmp_path / "0.png", "--method", name, "--max-new-tokens", 6]

@@ -196,8 +196,9 @@ def test_answers_do_not_depend_on_the_batch(options):
         pytest.param({"method": "ritual"}, marks=pytest.mark.slow),
         pytest.param({"method": "ritual-vcd", "temperature": 1.0}, marks=pytest.mark.slow),
         {"method": "m3id", "lam": 1.0},
+        pytest.param({"method": "vdd", "alpha": 2.0}, marks=pytest.mark.slow),
     ],
-    ids=["vcd", "ritual", "ritual-vcd", "m3id"],
+    ids=["vcd", "ritual", "ritual-vcd", "m3id", "vdd"],
 )
 def test_answers_to_images_do_not_depend_on_the_batch(options):
     lm = vision_lm().decoding_by(**options)
