@@ -37,6 +37,7 @@ from contralto.align.trainers.distillation_checks import (
     with_unread_rejected,
 )
 from contralto.align.trainers.distillation_config import LOSS_OPTIONS, DistillationConfig
+from contralto.align.trainers.on_policy import is_drawn, sampling_of, with_own_completions
 from contralto.align.trainers.scoring import Scoring, TokenScores, install_head
 from contralto.align.trainers.selection import CompletionBatch, select_sides
 from contralto.align.trainers.teachers import (
@@ -143,6 +144,7 @@ class DistillationPairTrainer(StagedTrainer):
         """The divergence of each side that has a weight in any step."""
         self._teacher: Any = without_adapter(teacher)
         self._head: Head | None = None
+        self._batches = 0
         args = with_adapter_dtype(args, model, kwargs.get("peft_config"))
         originals = {name: kwargs.get(name) for name in ("train_dataset", "eval_dataset")}
         # where both models write the same, there is nothing wrong
@@ -183,6 +185,22 @@ class DistillationPairTrainer(StagedTrainer):
         )
 
     # ------------------------------------------------------------------------------------------------------ the stages
+
+    def compute_step(self, model: Any, inputs: Any, *, return_outputs: bool) -> Any:
+        """Run the four stages on a batch, in some steps with completions that the student writes first.
+
+        Args:
+            model: the student, with wrappers.
+            inputs: the batch as the collator returned it, on the device.
+            return_outputs: see `StagedTrainer.compute_step`.
+        """
+        share, training = self.args.on_policy, self.mode == "train"
+        self._batches += training
+        part = self._batches % self.args.gradient_accumulation_steps
+        key = (self.args.seed, self.state.global_step, part, self.accelerator.process_index)
+        if share == 1 or (training and is_drawn(share, *key)):
+            inputs = with_own_completions(self.unwrap(model), inputs, sampling_of(self))
+        return super().compute_step(model, inputs, return_outputs=return_outputs)
 
     def reference(self, batch: PairBatch) -> TeacherOutput | None:
         """Return the teacher's hidden states at the completion tokens, read or computed; None without a teacher.

@@ -36,9 +36,15 @@ def check_distillation(model: Any, teacher: Any, args: DistillationConfig, kwarg
         raise ValueError(
             "the teacher's whole head is read, which ZeRO 3 and FSDP 1 keep in shards: set precompute_teacher, or use FSDP 2 or ZeRO 2"
         )
+    if args.head_in_shards and args.on_policy:
+        raise ValueError(
+            "on_policy generates with the student, which ZeRO 3 and FSDP 1 keep in shards: use FSDP 2 or ZeRO 2"
+        )
     for name, dataset, first in args.checked_pairs(kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
         if args.precompute_teacher:
             _check_can_precompute(name, dataset, first)
+        if args.on_policy and has_images(first):
+            raise ValueError(f"{name} has images, and on_policy generates from prompts of text alone: leave it at 0")
     if teacher is not None or args.teacher_model_name_or_path is not None:
         _check_tokenizers(model, teacher, args, kwargs.get("processing_class"))
 

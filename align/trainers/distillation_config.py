@@ -68,7 +68,9 @@ TEACHER = (
     *("teacher_model_name_or_path", "teacher_model_revision", "teacher_model_init_kwargs"),
     *("teacher_load_in_4bit", "teacher_load_in_8bit", "precompute_teacher", "teacher_cache", "teacher_dtype"),
 )
-SKEW, SHARED = ("alpha_0",), ("temperature", *TEACHER)
+ON_POLICY = ("on_policy", "max_new_tokens", "sampling_temperature")
+"""Options of completions that the student writes during training."""
+SKEW, SHARED = ("alpha_0",), ("temperature", *ON_POLICY, *TEACHER)
 DISTILLATION_LOSSES = {
     "distillm2": DivergencePair(
         "skew_kl", "skew_reverse_kl", 0.5, (*SHARED, *SCHEDULE, "curriculum", "srkl", "first_epoch", "all_epochs")
@@ -104,6 +106,10 @@ class DistillationConfig(StagedConfig):
         lmbda: the weight of the student's completions, in [0, 1] (GKD's lambda); None takes the default of the loss.
         beta: the teacher's share of the mixture in `jsd`, in [0, 1].
         temperature: both models' logits are divided by it in the divergence.
+        on_policy: the share of steps in which the student writes the rejected completions anew, in [0, 1]. At 1 rows need no `rejected`,
+            and evaluations are of new completions, too.
+        max_new_tokens: the longest of them.
+        sampling_temperature: the temperature at which they are sampled.
         curriculum: the schedules of `distillm2`: `paper`; `released` for what the released code computes (SKL + SRKL, alpha 0.1, the skew
             reverse KL's mixture held fixed); or `released_gradual`, the same with the weights going from (1, 1) to (0.5, 1.5)
             over the first half of the steps.
@@ -156,6 +162,9 @@ class DistillationConfig(StagedConfig):
     lmbda: float | None = option(None, "Weight of the student's completions (default: that of the loss).")
     beta: float = option(0.5, "The teacher's share of the mixture in jsd.")
     temperature: float = option(1.0, "Temperature by which both models' logits are divided in the divergence.")
+    on_policy: float = option(0.0, "Share of steps in which the student writes its completions anew.")
+    max_new_tokens: int = option(128, "With on_policy: the longest new completion, in tokens.")
+    sampling_temperature: float = option(1.0, "With on_policy: the temperature of sampling.")
     curriculum: str = option("paper", "The schedules of alpha and beta in distillm2.", choices=list(CURRICULA))
     alpha_0: float | None = option(None, "The skew alpha without adaptive_alpha.")
     alpha_low: float | None = option(None, "Lower bound of alpha.")
@@ -208,6 +217,7 @@ class DistillationConfig(StagedConfig):
         self._check_teacher()
         self._check_numbers()
         self._check_curriculum()
+        self._check_on_policy()
         self.precompute_ref_log_probs = self.precompute_teacher  # so DPOTrainer asks for the columns of all data sets
         super().__post_init__()
         alone = self.per_device_train_batch_size * self.world_size == 1
@@ -227,7 +237,12 @@ class DistillationConfig(StagedConfig):
 
     @property
     def reads_rejected(self) -> bool:
-        """Return whether the student's completion has a weight in any step, so that rows need `rejected`."""
+        """Return whether completions of the student in the data have a weight in any step, so that rows need `rejected`."""
+        return self.reads_own and self.on_policy < 1
+
+    @property
+    def reads_own(self) -> bool:
+        """Return whether the student's completions have a weight in any step, those of the data or new ones."""
         return self.kind.follows_curriculum or self.weights[1] > 0
 
     @property
@@ -281,6 +296,25 @@ class DistillationConfig(StagedConfig):
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(
                 f"max_length must be at least 2 tokens (one to read, one to predict), not {self.max_length}"
+            )
+
+    def _check_on_policy(self) -> None:
+        """Reject options with which the student cannot write its completions, or does so in vain."""
+        if not 0 <= self.on_policy <= 1:
+            raise ValueError(f"on_policy must lie in [0, 1] (a share of steps), not {self.on_policy}")
+        if not self.on_policy:
+            unread = ("max_new_tokens", 128), ("sampling_temperature", 1.0)
+            if given := [name for name, default in unread if getattr(self, name) != default]:
+                raise ValueError(f"{given[0]} is set, but is only used with on_policy: set on_policy above 0")
+            return
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        check_positive("sampling_temperature", self.sampling_temperature)
+        if not self.reads_own:
+            raise ValueError("on_policy is set, but the student's completions have no weight: set lmbda above 0")
+        if self.precompute_teacher:
+            raise ValueError(
+                "on_policy writes completions in every step, and precompute_teacher reads the teacher on given ones: set one of them"
             )
 
     def _schedule(self, preset: Curriculum) -> Curriculum:

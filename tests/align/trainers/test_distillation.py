@@ -33,6 +33,7 @@ from contralto.align.trainers import distillation
 from contralto.align.trainers.config import StagedConfig
 from contralto.align.trainers.distillation import DistillationPairTrainer, IdleSides
 from contralto.align.trainers.distillation_config import DISTILLATION_LOSSES, DistillationConfig
+from contralto.align.trainers.on_policy import ROWS, _until_end, sampling_of, with_own_completions
 from contralto.cli import align as cli_align
 from contralto.data_gen.preference_rows import as_row
 from contralto.testbed import worlds
@@ -755,6 +756,94 @@ def test_options_that_trl_has_for_preferences_are_rejected(tmp_path, monkeypatch
 
 
 PROMPTS = PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+# ------------------------------------------------------------------------------------------------------------ on policy
+
+
+def test_completions_of_the_student_take_the_place_of_the_rejected_ones(root, tmp_path, teacher_folder):
+    """They are what generate() samples; the step is that of a batch with these completions."""
+    options = {"loss_type": "jsd", "on_policy": 1.0, "max_new_tokens": 7, "sampling_temperature": 1.3}
+    one = trainer(
+        tmp_path, _folder("llama", root), teacher_model_name_or_path=teacher_folder, peft_config=lora(), **options
+    )
+    batch = one._prepare_inputs(next(iter(one.get_train_dataloader())))
+    one.model.train()
+    torch.manual_seed(5)
+    fresh = with_own_completions(one.model, batch, sampling_of(one))
+    assert one.model.training
+    rows = len(batch["input_ids"]) // 2
+    for row in range(rows):
+        kept = batch["attention_mask"][row].bool()
+        assert fresh["input_ids"][row][: kept.sum()].tolist() == batch["input_ids"][row][kept].tolist()
+        assert fresh["completion_mask"][row].sum() == batch["completion_mask"][row].sum()
+    torch.manual_seed(5)
+    prompts = [
+        ids[(mask == 1) & (scored == 0)]
+        for ids, mask, scored in zip(*(batch[name][rows:] for name in ROWS), strict=True)
+    ]
+    longest = max(map(len, prompts))
+    left = torch.stack(
+        [torch.cat([torch.full((longest - len(p),), one.processing_class.pad_token_id), p]) for p in prompts]
+    )
+    mask = torch.stack([(torch.arange(longest) >= longest - len(p)).long() for p in prompts])
+    sampled = one.model.eval().generate(
+        input_ids=left, attention_mask=mask, do_sample=True, top_k=0, temperature=1.3, max_new_tokens=7
+    )[:, longest:]
+    for row, prompt in enumerate(prompts):
+        own = fresh["input_ids"][rows + row][fresh["completion_mask"][rows + row].bool()]
+        assert own.tolist() == sampled[row][: len(own)].tolist()
+        before = fresh["input_ids"][rows + row][: len(prompt)]
+        assert before.tolist() == prompt.tolist()
+        assert len(own) == 7 or own[-1] in sampling_of(one).end_tokens
+    torch.manual_seed(5)
+    anew = one._compute_loss(one.model.train(), dict(batch), return_outputs=False)
+    one.args.on_policy = 0.0
+    assert_close(anew, one._compute_loss(one.model, dict(fresh), return_outputs=False))
+    assert anew != one._compute_loss(one.model, dict(batch), return_outputs=False)
+
+
+@pytest.mark.slow
+def test_the_student_writes_in_a_share_of_the_steps_and_needs_no_rejected_completions(
+    root, tmp_path, teacher_folder, monkeypatch
+):
+    written = []
+    monkeypatch.setattr(
+        distillation, "with_own_completions", lambda model, batch, sampling: written.append(1) or dict(batch)
+    )
+    named = {"teacher_model_name_or_path": teacher_folder, "max_steps": 12, "loss_type": "reverse_kl"}
+    trainer(tmp_path, _folder("llama", root), on_policy=0.5, **named).train()
+    assert 2 <= len(written) <= 10
+    monkeypatch.undo()
+    alone = pairs().remove_columns("rejected")
+    one = trainer(tmp_path, _folder("llama", root), dataset=alone, on_policy=1.0, max_new_tokens=4, **named)
+    one.train()
+    assert not one.args.reads_rejected
+    assert one.state.log_history[0]["loss/rejected"] > 0
+
+
+def test_new_completions_end_where_the_student_ends_and_where_the_rows_are_full():
+    tokens = torch.tensor([4, 9, 7, 2, 2])
+    assert _until_end(tokens, (2, 7)).tolist() == [4, 9, 7]
+    assert _until_end(tokens, (3,)).tolist() == tokens.tolist() == _until_end(tokens, ()).tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_policy": 1.5}, "on_policy must lie in"),
+        ({"max_new_tokens": 9}, "max_new_tokens is set, but is only used with on_policy"),
+        ({"on_policy": 0.5, "max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"on_policy": 0.5, "sampling_temperature": 0.0}, "sampling_temperature must be"),
+        ({"on_policy": 0.5, "loss_type": "forward_kl"}, "the student's completions have no weight: set lmbda above 0"),
+        ({"on_policy": 0.5, "precompute_teacher": True}, "precompute_teacher reads the teacher on given ones"),
+        ({"on_policy": 0.5, "loss_type": "sft"}, "on_policy is set, but sft does not use it"),
+    ],
+)
+def test_wrong_options_of_on_policy_are_one_sentence(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        config(tmp_path, **{"loss_type": "jsd"} | options)
+    assert "\n" not in str(error.value)
+
+
 WRONG_TRAINERS = [
     ({"args": StagedConfig}, "args must be a DistillationConfig, not StagedConfig"),
     ({"model": 5}, "model must be a name, a folder or a loaded model"),
