@@ -45,7 +45,7 @@ def summarise_votes(rows: Iterable[Mapping[str, Any]]) -> VoteSummary | None:
 
     Examples:
         >>> print(summarise_votes([{"id": "a", "votes": ["chosen"] * 3}, {"id": "b", "votes": ["chosen", "chosen", "tie"]}]))
-        votes of up to 3 annotators on 2 pairs: unanimous on 50%, mean margin 0.83, Fleiss' kappa 0.45
+        votes of up to 3 annotators on 2 pairs: unanimous on 50%, mean margin 0.83, Fleiss' kappa -0.20
         >>> summarise_votes([{"id": "a"}]) is None
         True
     """

@@ -5,7 +5,7 @@ import re
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,8 +103,7 @@ class DataJob:
 
         self.recipe: Recipe = recipes.load_recipe(args.recipe, output=args.output)
         if columns := column_names(args.columns, None, "--columns"):
-            rows = replace(self.recipe.rows, columns={**self.recipe.rows.columns, **columns})
-            self.recipe = replace(self.recipe, rows=rows)
+            self.recipe = _with_columns(self.recipe, {**self.recipe.rows.columns, **columns})
         if self.recipe.checks or self.recipe.filters:
             checks.check_settings(self.recipe.checks, self.recipe.filters)
         self.rows: Sequence[Any] = read_rows(self.recipe.rows, folder=args.recipe.parent)
@@ -125,6 +124,14 @@ class DataJob:
         from contralto.data_gen.store import Store
 
         return Store(self.folder / "answers.sqlite", read_only=read_only)
+
+
+def _with_columns(recipe: "Recipe", columns: Mapping[str, str]) -> "Recipe":
+    """Return a recipe with columns of its rows under other names, also in the text that the data set's card shows."""
+    given = recipe.mapping["rows"]
+    rows = {**({"source": given} if isinstance(given, str) else given), "columns": dict(columns)}
+    mapping = {**recipe.mapping, "rows": rows}
+    return replace(recipe, rows=replace(recipe.rows, columns=columns), mapping=mapping)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -323,6 +323,21 @@ def _write(job: JudgeJob, args: argparse.Namespace, judgements: Mapping[str, Seq
         _show(sentence, tables)
     note = f"{_page(args)} shows the same with games; {args.output / 'verdicts.jsonl'} has every verdict and reply."
     print(f"\n{note}", file=sys.stderr if args.format else sys.stdout)
+    _warn(job, judgements)
+
+
+def _warn(job: JudgeJob, judgements: Mapping[str, Sequence["Judgement"]]) -> None:
+    """Print how many replies had no verdict, were cut off, or are missing."""
+    for judge in job.judges:
+        column = judgements[judge.name]
+        if unread := sum(each.is_unread for each in column):
+            shape = judge.prompts.verdict.shape
+            print(
+                f"{judge.name}: {unread} games without a readable verdict in both orders: it must reply with {shape}",
+                file=sys.stderr,
+            )
+        if cut := sum(each.cut for each in column):
+            print(f"{judge.name}: {cut} replies were cut off at max_new_tokens: raise it", file=sys.stderr)
     if failed := sum(bool(each.failed) for column in judgements.values() for each in column):
         print(f"{failed} games have no reply; the same command asks for them again", file=sys.stderr)
 

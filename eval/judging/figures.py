@@ -106,23 +106,37 @@ def _answers(games: Sequence[Any]) -> tuple[list[Any], list[Any]]:
 
 
 def _lines(
-    judgements: Mapping[str, Sequence[Judgement]], judges: Sequence[Rater], preset: Preset, resamples: int
+    judgements: Mapping[str, Sequence[Judgement]],
+    judges: Sequence[Rater],
+    preset: Preset,
+    resamples: int,
+    *,
+    is_part: bool = False,
 ) -> list[dict[str, Any]]:
     """Return the figures of each judge, and, of several, those of all together."""
     columns = [judgements[judge.name] for judge in judges]
-    lines = [_line(judge, [column], preset, resamples) for judge, column in zip(judges, columns, strict=True)]
-    return lines if len(judges) == 1 else [*lines, _line(None, columns, preset, resamples)]
+    of_one = [(judge, [column]) for judge, column in zip(judges, columns, strict=True)]
+    of_all = [(None, columns)] if len(judges) > 1 else []
+    return [_line(judge, own, preset, resamples, is_part=is_part) for judge, own in [*of_one, *of_all]]
 
 
 def _line(
-    judge: Rater | None, columns: Sequence[Sequence[Judgement]], preset: Preset, resamples: int
+    judge: Rater | None,
+    columns: Sequence[Sequence[Judgement]],
+    preset: Preset,
+    resamples: int,
+    *,
+    is_part: bool = False,
 ) -> dict[str, Any]:
-    """Return the figures of a judge, or, for None, of several together on the games that all of them could judge."""
+    """Return the figures of a judge, or, for None, of several together on the games that all of them could judge.
+
+    Those of a category are the win rate and the outcomes alone.
+    """
     games = [row for row in zip(*columns, strict=True) if all(each.shares is not None for each in row)]
     line: dict[str, Any] = {
         "name": ALL if judge is None else judge.name,
         "games": len(games),
-        "unread": sum(None in each.votes and not each.failed for column in columns for each in column),
+        "unread": sum(each.is_unread for column in columns for each in column),
         "failed": sum(bool(each.failed) for column in columns for each in column),
     }
     if not games:
@@ -132,6 +146,8 @@ def _line(
     line["win_rate"] = _win_rate(table, clusters, resamples)
     outcomes = [_majority(row) for row in games]
     line["outcomes"] = {each: outcomes.count(each) for each in OUTCOMES}
+    if is_part:
+        return line
     line["length_controlled"] = _length_controlled(table[:, 0] / table[:, 1], [row[0].game for row in games])
     if isinstance(judge, Judge):
         read = [each for (each,) in games if not each.game.is_same]
@@ -236,7 +252,7 @@ def _categories(
     parts = []
     for name in names:
         own = {judge: [j for j in column if j.game.category == name] for judge, column in judgements.items()}
-        parts.append({"name": name or "(none)", "judges": _lines(own, judges, preset, resamples)})
+        parts.append({"name": name or "(none)", "judges": _lines(own, judges, preset, resamples, is_part=True)})
     return parts
 
 

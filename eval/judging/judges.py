@@ -59,6 +59,13 @@ class Judgement(NamedTuple):
     replies: tuple[str, str] = ("", "")
     failed: str = ""
     """The reason why there is no reply; empty otherwise."""
+    cut: int = 0
+    """The number of replies that were cut off at the limit of tokens."""
+
+    @property
+    def is_unread(self) -> bool:
+        """Return True if there are replies, and one of them has no verdict."""
+        return not self.failed and None in self.votes
 
     @property
     def shares(self) -> tuple[float, float] | None:
@@ -198,7 +205,8 @@ def judgement_of(result: Result, judge: Judge) -> Judgement:
     if len(result.answered) < 2:
         return Judgement(game, (None, None), failed=result.failed or "not judged yet")
     first, swapped = (answer for _, answer in result.answered)
-    return Judgement(game, (_vote(first, judge), _vote(swapped, judge)), (first.text, swapped.text))
+    votes = _vote(first, judge), _vote(swapped, judge)
+    return Judgement(game, votes, (first.text, swapped.text), cut=first.is_cut + swapped.is_cut)
 
 
 def _vote(reply: Answer, judge: Judge) -> Vote | None:

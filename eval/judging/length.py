@@ -1,5 +1,6 @@
 """The win rate that two systems would have with answers of equal length."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ __all__ = ["LengthControlled", "length_controlled"]
 Array = NDArray[np.float64]
 RIDGE = 0.01
 """The weight of the squared coefficients, which keeps them finite where one system wins everything."""
+CHUNK = 2_000_000
+"""The number of weights of questions to hold in memory at a time."""
 STEPS = 50
 """The largest number of Newton steps; the objective is strictly convex."""
 
@@ -65,8 +68,9 @@ def length_controlled(
             f"a length-controlled win rate needs lengths of both answers to every question, not {one.size} and {other.size} for {y.size}"
         )
     features = np.stack((np.ones_like(y), np.tanh(_scaled(one - other))), axis=1)
-    drawn = _draws(y.size, resamples, seed)
-    coefficients = _fit(features, y, np.concatenate((np.ones((1, y.size)), drawn)))
+    parts = [_fit(features, y, np.ones((1, y.size)))]
+    parts += [_fit(features, y, drawn) for drawn in _draws(y.size, resamples, seed)]
+    coefficients = np.concatenate(parts)
     rates = 1 / (1 + np.exp(-coefficients[:, 0]))
     low, high = np.quantile(rates[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
     return LengthControlled(float(rates[0]), float(low), float(high), float(coefficients[0, 1]))
@@ -78,11 +82,13 @@ def _scaled(differences: Array) -> Array:
     return differences / deviation if deviation > 0 else np.zeros_like(differences)
 
 
-def _draws(count: int, resamples: int, seed: int) -> Array:
-    """Return how often each question is drawn, `(R, n)`."""
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(count, size=(resamples, count)) + count * np.arange(resamples)[:, None]
-    return np.bincount(drawn.ravel(), minlength=resamples * count).reshape(resamples, count).astype(np.float64)
+def _draws(count: int, resamples: int, seed: int) -> Iterator[Array]:
+    """Yield how often each question is drawn, `(r, n)` at a time."""
+    rng, step = np.random.default_rng(seed), max(1, CHUNK // count)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
 
 
 def _fit(features: Array, y: Array, weights: Array) -> Array:

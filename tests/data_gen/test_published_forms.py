@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from contralto import cli
 from contralto.align.arguments import DataArguments
 from contralto.data_gen.dataset import load_pairs, stream_pairs
 from contralto.data_gen.published_forms import PREFERENCE_FORMS, form_of
@@ -307,3 +308,19 @@ def test_completions_with_labels_are_read_under_other_names_and_from_every_form(
     scored = load_unpaired(str(_written(tmp_path, RECORDS["UltraFeedback"])))
     for rows in (named, scored):
         assert [(row["prompt"], row["completion"], row["label"]) for row in rows] == [(Q, GOOD, True), (Q, BAD, False)]
+
+
+@pytest.mark.slow
+def test_the_command_takes_columns_and_its_card_says_so(tmp_path, capsys):
+    rows = [{"q": Q, "good": GOOD, "bad": BAD}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    roles = {"judge": {"engine": "function", "use": "reprlib:repr"}}
+    recipe = {"rows": "rows.jsonl", "strategies": ["verify_direction"], "roles": roles}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    argv = ["data", "run", str(tmp_path / "recipe.yaml"), "--columns"]
+    assert cli.main([*argv, "prompt=q", "chosen=good", "rejected=bad"]) == 0, capsys.readouterr().err
+    (row,) = load_pairs(str(tmp_path / "recipe" / "dataset"))
+    assert row["chosen"] == [{"role": "assistant", "content": GOOD}]
+    assert "chosen: good" in (tmp_path / "recipe" / "dataset" / "README.md").read_text()
+    assert cli.main([*argv, "prompt=question"]) != 0
+    assert "there is no column 'question'" in capsys.readouterr().err

@@ -30,6 +30,12 @@ def failing(request):
 def wordless(request):
     return "Hm."
 
+def half(request):
+    from contralto.data_gen.types import Answer
+
+    long = "q1" in request.messages[-1]["content"] or "q2" in request.messages[-1]["content"]
+    return Answer(text="I think that A is", finish_reason="length") if long else "Verdict: A"
+
 def better(request):
     text = request.messages[-1]["content"]
     return '{"reason": "-", "better": %d}' % (1 if "good" in text.split("Answer 1:")[1].split("Answer 2:")[0] else 2)
@@ -106,6 +112,18 @@ def test_failed_games_are_asked_for_again(judges, tmp_path, capsys, monkeypatch)
     assert cli.main(argv) == 0
     assert "no reply" not in capsys.readouterr().err
     assert json.loads((tmp_path / "judge" / "judge.json").read_text())["judges"][0]["failed"] == 0
+
+
+def test_replies_that_are_cut_or_have_no_verdict_are_left_out_and_counted(judges, tmp_path, capsys):
+    assert cli.main([*RUN[:-1], "use=judges_of_tests:half"]) == 0
+    said = capsys.readouterr().err
+    assert (
+        "judges_of_tests:half: 1 games without a readable verdict in both orders: it must reply with a last line"
+        in said
+    )
+    assert "2 replies were cut off at max_new_tokens" in said
+    (line,) = json.loads((tmp_path / "judge" / "judge.json").read_text())["judges"]
+    assert (line["games"], line["unread"]) == (8, 1)
 
 
 @pytest.mark.parametrize(
