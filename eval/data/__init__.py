@@ -2,7 +2,7 @@
 
 - `local`: the data folder of `--data_dir`, and the tasks that read from it.
 - `hub`: GSM8K and HellaSwag, which lm-eval otherwise loads from the Hugging Face Hub.
-- `documents`: POPE and CHAIR.
+- `documents`: POPE and CHAIR; `image_questions`: MME, MMVP, AMBER and HallusionBench.
 - `rows`: rows of JSON and JSON Lines files.
 """
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from contralto.eval.data.documents import pope_documents as pope_documents
     from contralto.eval.data.documents import pope_tasks as pope_tasks
     from contralto.eval.data.hub import jsonl_dataset as jsonl_dataset
+    from contralto.eval.data.image_questions import question_documents as question_documents
     from contralto.eval.data.local import TASKS as TASKS
     from contralto.eval.data.local import LocalTasks as LocalTasks
     from contralto.eval.data.local import local_tasks as local_tasks
@@ -29,6 +30,7 @@ __getattr__, __dir__, __all__ = exports(
     {
         "documents": ["ImageDocuments", "chair_documents", "pope_documents", "pope_tasks"],
         "hub": ["jsonl_dataset"],
+        "image_questions": ["question_documents"],
         "local": ["TASKS", "LocalTasks", "local_tasks"],
         "rows": ["Document", "dataset", "image", "rows_of"],
     },

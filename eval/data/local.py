@@ -7,6 +7,7 @@ DIR/coco/val2014/*.jpg                                             images of POP
 DIR/coco/annotations/instances_val2014.json, captions_val2014.json
 DIR/gqa/images/*.jpg                                               images of POPE's GQA
 DIR/chair/synonyms.txt                                             names of objects, see `contralto.eval.metrics.vocabulary`
+DIR/mme, DIR/mmvp, DIR/amber, DIR/hallusionbench                   see `contralto.eval.data.image_questions`
 """
 
 import fnmatch
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from contralto.eval.data.documents import chair_documents, pope_documents, pope_tasks
 from contralto.eval.data.hub import hub_tasks, local_task
+from contralto.eval.data.image_questions import question_documents, question_tasks
 
 __all__ = ["TASKS", "LocalTasks", "local_tasks"]
 
@@ -38,7 +40,7 @@ def local_tasks(
     """Redirect tasks to local files, after checking these files.
 
     GSM8K and HellaSwag, in all variants that lm-eval has, keep lm-eval's prompts, filters and metrics; a file in `folder` includes
-    lm-eval's own and replaces the data. POPE and CHAIR receive the data folder as metadata. Other tasks are unchanged.
+    lm-eval's own and replaces the data. POPE, CHAIR and the benchmarks of `contralto.eval.data.image_questions` receive the data folder as metadata. Other tasks are unchanged.
 
     Args:
         tasks: Names of tasks and groups, or shell patterns.
@@ -54,7 +56,7 @@ def local_tasks(
     data_dir, folder = data_dir.resolve(), folder.resolve()
     hub, settings = hub_tasks(), {**(options or {}), "data_dir": str(data_dir)}
     names = []
-    known = sorted([*hub, *pope_tasks(), "chair"])
+    known = sorted([*hub, *pope_tasks(), *question_tasks(), "chair"])
     for task in [name for pattern in tasks for name in fnmatch.filter(known, pattern) or [pattern]]:
         path = folder / f"{task}.yaml"
         if task in hub:
@@ -62,6 +64,8 @@ def local_tasks(
         names.append(str(path) if task in hub else task)
         for source, negatives in pope_tasks().get(task, []):
             pope_documents(source=source, negatives=negatives, **settings)
+        for split in question_tasks().get(task, []):
+            question_documents(**settings, **split)
         if task == "chair":
             chair_documents(**settings)
     return LocalTasks(names, {"data_dir": str(data_dir)})
