@@ -114,7 +114,7 @@ def test_decoders_of_comparisons_exist(page):
     for command in of_program(page, "contralto", "compare"):
         args = cli._parser([cli.COMMANDS["compare"]])[0].parse_args(command[1:])
         sources = {"amateur": (args.amateur or [None])[0], "contrast_prompt": args.contrast_prompt}
-        for method in args.methods.split(","):
+        for method in [*filter(None, (args.methods or "").split(",")), *args.decoder]:
             assert parse_decoder(method, sources).config
 
 
