@@ -240,6 +240,12 @@ PAPERS = {
             2025,
         ),
         Paper(
+            "2406.11839",
+            "mDPO: Conditional Preference Optimization for Multimodal Large Language Models",
+            f"Fei Wang {_OTHERS}",
+            2024,
+        ),
+        Paper(
             "2502.13928",
             "Symmetrical Visual Contrastive Optimization: Aligning Vision-Language Models with Minimal Contrastive Images",
             f"Shengguang Wu {_OTHERS}",

@@ -424,6 +424,18 @@ BUILT_IN = (
         saturates=False,
         from_trl=False,
     ),
+    Loss(
+        name="mdpo",
+        description="mDPO (Wang et al. 2024, arXiv 2406.11839)",
+        function=losses.mdpo,
+        options={"delta": "mdpo_delta"},
+        requires=frozenset({"alone"}),
+        forbids=_NO_SCORE | _VISUAL,
+        length_normalised=False,
+        lowers_chosen=False,
+        saturates=False,
+        from_trl=False,
+    ),
 )
 """The losses of contralto, those of TRL first."""
 

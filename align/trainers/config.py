@@ -234,6 +234,7 @@ class PreferenceConfig(StagedConfig):
         alphapo_alpha: the shape of the reward in `alphapo`.
         dpop_lambda: the weight of the penalty in `dpop` on chosen completions that lose likelihood.
         cal_alpha: the weight of the calibration in `cal_dpo`.
+        mdpo_delta: the reward that the chosen completion should reach in `mdpo`.
         odpo_alpha: the weight of the offset in `odpo`.
         arpo_eta: the growth of the penalty of `arpo`.
         arpo_scale: the start of the penalty of `arpo`.
@@ -284,6 +285,7 @@ class PreferenceConfig(StagedConfig):
     alphapo_alpha: float = loss_option("alphapo_alpha", "Shape of the reward; 0 is SimPO.")
     dpop_lambda: float = loss_option("dpop_lambda", "Weight of the penalty on chosen completions that lose likelihood.")
     cal_alpha: float = loss_option("cal_alpha", "Weight of the calibration.")
+    mdpo_delta: float = loss_option("mdpo_delta", "Reward that the chosen completion should reach.")
     odpo_alpha: float = loss_option("odpo_alpha", "Weight of the offset.")
     arpo_eta: float = loss_option("arpo_eta", "Growth of the penalty with the gap between the two completions.")
     arpo_scale: float = loss_option("arpo_scale", "Start of the penalty.")

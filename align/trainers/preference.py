@@ -74,8 +74,8 @@ class PreferenceTrainer(StagedTrainer):
     - `prefix_sharing` computes once what the two rows of a pair begin with, prompt and all; `padding_free` lays all rows of a batch end
       to end. Neither changes a number, see `contralto.align.trainers.layouts`; a model for which one would is rejected, by its
       configuration or in the first step.
-    - `svco` takes rows with two lists of images, `images` and `rejected_images`, and reads each completion under its own, under the
-      other, and under none. In metrics, chosen and rejected then stand for its own image and the other one.
+    - `svco` and `mdpo` take rows with two lists of images, `images` and `rejected_images`, and read each completion under its own, under the
+      other, and under none (`mdpo` does not use the last). In metrics, chosen and rejected then stand for its own image and the other one.
     - On an accelerator a model that is given by name is loaded in bfloat16 if only an adapter is trained.
 
     A step has four stages, each a method to override: `reference`, `score`, `loss`, `report`.

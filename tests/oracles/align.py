@@ -234,6 +234,15 @@ def simper(p: Pair) -> float:
     return l - w
 
 
+def mdpo(p: Pair, *, beta: float, delta: float) -> float:
+    """The rejected text under the image of the chosen one is its swapped form."""
+    return (
+        -logsig(beta * p.w.r - beta * p.l.swapped)
+        - logsig(beta * p.w.r - beta * p.w.swapped)
+        - logsig(beta * p.w.r - delta)
+    )
+
+
 def svco(p: Pair, *, beta: float) -> float:
     steps = [(y.r, y.blind) for y in (p.w, p.l)] + [(y.blind, y.swapped) for y in (p.w, p.l)]
     return sum(-logsig(beta * (a - b)) for a, b in steps)

@@ -14,7 +14,7 @@ parameters of a loss name the data that it needs (`objective.Pairs`); the keywor
 - `transport`: losses that sort the batch: AOT.
 - `reference_free`: losses without a reference model: SFT, CPO, SimPO, ARPO, ORPO, AlphaPO, SimPER.
 - `token_level`: losses with a divergence or a mask per token: TDPO, SparsePO.
-- `visual`: losses that compare images: S-VCO.
+- `visual`: losses that compare images: S-VCO, mDPO.
 - `transforms`: what is done to log-probabilities before and after: f-divergences, LD-DPO, WPO.
 - `settings`: the ranges of the settings.
 
@@ -64,7 +64,7 @@ from contralto.align.losses.preference.transforms import (
     wpo_weights,
 )
 from contralto.align.losses.preference.transport import aot, aot_unpaired
-from contralto.align.losses.preference.visual import svco
+from contralto.align.losses.preference.visual import mdpo, svco
 
 __all__ = [
     "F_DIVERGENCES",
@@ -91,6 +91,7 @@ __all__ = [
     "ipo",
     "length_desensitized",
     "margin",
+    "mdpo",
     "nca_pair",
     "odpo",
     "orpo",

@@ -26,6 +26,7 @@ _RANGES = {
     "lambda_u": _WEIGHT,
     "lambda_d": _WEIGHT,
     "penalty": _WEIGHT,
+    "delta": _WEIGHT,
     "desirable_weight": _WEIGHT,
     "undesirable_weight": _WEIGHT,
 }

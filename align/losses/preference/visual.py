@@ -5,7 +5,47 @@ from torch.nn.functional import logsigmoid
 
 from contralto.align.losses.preference.settings import check_settings
 
-__all__ = ["svco"]
+__all__ = ["mdpo", "svco"]
+
+
+def mdpo(
+    chosen_logratios: Tensor,
+    chosen_swapped_logratios: Tensor,
+    rejected_swapped_logratios: Tensor,
+    *,
+    beta: float = 0.1,
+    delta: float = 0.0,
+) -> Tensor:
+    """Compute the loss of multimodal DPO, mDPO (Wang et al. 2024, arXiv 2406.11839, equations 3 to 5).
+
+        L = -log sigmoid(beta (r(y_w | m) - r(y_l | m)))
+            -log sigmoid(beta (r(y_w | m) - r(y_w | m')))
+            -log sigmoid(beta r(y_w | m) - delta)
+
+    m is the image, the column `images` of a row, and m' one that does not show what the chosen completion says, its column
+    `rejected_images`: in the paper a crop of m of at most a fifth of its area. Both completions are read under m.
+
+    Args:
+        chosen_logratios: `(B,)` log-ratios of the chosen completions with the image.
+        chosen_swapped_logratios: `(B,)` log-ratios of the chosen completions with the other image.
+        rejected_swapped_logratios: `(B,)` log-ratios of the rejected completions with the image of the chosen ones.
+        beta: of all three terms, above 0.
+        delta: the anchor that the reward of the chosen completion should reach, at least 0; 0 in the paper.
+
+    Returns:
+        `(B,)` loss per pair.
+
+    Raises:
+        ValueError: a setting is out of range.
+
+    Examples:
+        >>> mdpo(*torch.zeros(3, 1))  # 3 log 2
+        tensor([2.0794])
+    """
+    check_settings(beta=beta, delta=delta)
+    response = logsigmoid(beta * (chosen_logratios - rejected_swapped_logratios))
+    image = logsigmoid(beta * (chosen_logratios - chosen_swapped_logratios))
+    return -(response + image + logsigmoid(beta * chosen_logratios - delta))
 
 
 def svco(

@@ -28,6 +28,7 @@ SETTINGS = {
     "arpo": {"eta": 0.4, "scale": 0.9, "label_smoothing": 0.1, "alpha": 0.7},
     "dpop": {"penalty": 0.7},
     "cal_dpo": {"alpha": 0.6},
+    "mdpo": {"delta": 0.3},
     "alphapo": {"alpha": 0.4, "gamma": 0.3},
     "tdpo2": {"alpha": 0.3},
     "sparsepo": {"lambda_u": 0.02, "lambda_d": 0.05},
@@ -288,7 +289,7 @@ def test_every_loss_checks_its_settings(name):
         ("beta tau scale", (1e-9, 1e9), (0.0, math.inf, math.nan)),
         ("epsilon", (1e-9, 0.4999), (0.0, 0.5)),
         ("label_smoothing", (0.0, 0.4999), (-1e-9, 0.5)),
-        ("alpha gamma eta lambda_u lambda_d penalty", (0.0, 1e9), (-1e-9, math.inf, math.nan)),
+        ("alpha gamma eta lambda_u lambda_d penalty delta", (0.0, 1e9), (-1e-9, math.inf, math.nan)),
     ],
 )
 def test_ranges_of_settings(letters, inside, outside):
@@ -341,7 +342,7 @@ def test_needs():
     assert needs["tdpo1"] == {"reference", "kl"}
     assert needs["sparsepo"] == {"reference", "reference_tokens", "tokens", "kl", "masks"}
     assert needs["odpo"] == {"reference", "margin"}
-    assert needs["svco"] == {"reference", "images"}
+    assert needs["svco"] == needs["mdpo"] == {"reference", "images"}
     assert Objective(["tdpo1", "sft"]).needs == {"reference", "kl", "tokens"}
 
 

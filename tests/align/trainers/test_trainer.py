@@ -22,6 +22,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.functional import softplus
 from torch.testing import assert_close
 from transformers import (
     AutoModelForCausalLM,
@@ -512,6 +513,31 @@ def test_svco_equals_six_forwards_in_float64(tmp_path):
     assert metrics["rewards/rejected"] == pytest.approx(sum(swapped) / 6, abs=1e-5)
     assert metrics["rewards/accuracies"] == pytest.approx(sum(a > b for a, b in zip(own, swapped, strict=True)) / 6)
     assert metrics["entropy"] > 0
+
+
+@pytest.mark.slow
+def test_mdpo_reads_both_completions_under_the_image_and_the_chosen_one_under_the_other(tmp_path):
+    dataset = view_pairs(3)
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, lora_alpha=2)
+    args = config(PreferenceConfig, tmp_path, loss_type=["mdpo"], mdpo_delta=0.2, max_length=None)
+    one = PreferenceTrainer(str(testbed.path("vision-0")), args=args, train_dataset=dataset, peft_config=adapter)
+    one._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(dataset)
+    loss = _step(one)[0]
+    base = AutoModelForImageTextToText.from_pretrained(testbed.path("vision-0"))
+    model, processor = get_peft_model(base, adapter).double(), one.processing_class
+    model.load_state_dict(one.model.state_dict())
+    expected = []
+    with torch.no_grad():
+        for row in dataset:
+            image, other = row["images"][0], row["rejected_images"][0]
+            views = [(image, "chosen"), (image, "rejected"), (other, "chosen")]
+            policy = [_alone(model, processor, row, *view) for view in views]
+            with model.disable_adapter():
+                chosen, rejected, swapped = (
+                    0.3 * (p - _alone(model, processor, row, *view)) for p, view in zip(policy, views, strict=True)
+                )
+            expected.append(sum(softplus(-x) for x in (chosen - rejected, chosen - swapped, chosen - 0.2)))
+    assert_close(loss.double(), torch.stack(expected).mean(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
