@@ -1,6 +1,7 @@
 """The figures of a judgement, as plain data."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -47,15 +48,11 @@ def summarise_judgements(
         resamples: the number of bootstrap draws.
 
     Raises:
-        ValueError: no reply of a judge has a readable verdict, or no game has replies in both orders.
+        ValueError: a judge could decide no game, since its replies are missing or have no verdict.
     """
     for judge in judges:
         _check_readable(judge, judgements[judge.name])
     lines = _lines(judgements, judges, preset, resamples)
-    if not any(line["games"] for line in lines):
-        raise ValueError(
-            "no game has a readable verdict in both orders: look at the replies, and at the form of the verdicts"
-        )
     adjusted = holm([line["win_rate"]["p"] for line in lines[: len(judges)] if line["games"]])
     for line, p in zip((each for each in lines[: len(judges)] if each["games"]), adjusted, strict=True):
         line["win_rate"]["holm"] = float(p)
@@ -81,11 +78,17 @@ def summarise_judgements(
 
 
 def _check_readable(judge: Rater, column: Sequence[Judgement]) -> None:
-    """Raise ValueError for a judge none of whose replies has a verdict."""
-    replies = [each for each in column if any(each.replies)]
-    if replies and all(each.votes == (None, None) for each in replies):
-        form = f" it must reply with {judge.prompts.verdict.shape}, not" if isinstance(judge, Judge) else ""
-        raise ValueError(f"no reply of {judge.name} has a readable verdict:{form} {replies[0].replies[0]:.60}")
+    """Raise ValueError for a judge without a single game that it could decide, with the reason."""
+    needed = [each for each in column if not each.game.is_same]
+    if not needed or any(each.shares is not None for each in needed):
+        return
+    failures = Counter(each.failed for each in needed if each.failed)
+    replies = [reply for each in needed for reply in each.replies if reply]
+    if not replies:
+        reason, count = failures.most_common(1)[0]
+        raise ValueError(f"{judge.name} has no replies: {reason} ({count} times); the same command asks again")
+    form = f" it must reply with {judge.prompts.verdict.shape}, not" if isinstance(judge, Judge) else ""
+    raise ValueError(f"{judge.name} has no readable verdict in both orders of any game:{form} {replies[0]:.60}")
 
 
 def outcome(shares: tuple[float, float]) -> str:

@@ -203,7 +203,8 @@ def judgement_of(result: Result, judge: Judge) -> Judgement:
     if game.is_same and not result.failed:
         return Judgement(game, (Vote(0.5), Vote(0.5)))
     if len(result.answered) < 2:
-        return Judgement(game, (None, None), failed=result.failed or "not judged yet")
+        reason = (result.failed or "not judged yet").removeprefix(f"{judge.name}: ")
+        return Judgement(game, (None, None), failed=reason)
     first, swapped = (answer for _, answer in result.answered)
     votes = _vote(first, judge), _vote(swapped, judge)
     return Judgement(game, votes, (first.text, swapped.text), cut=first.is_cut + swapped.is_cut)

@@ -139,5 +139,5 @@ def test_outcomes_need_both_orders():
 
 
 def test_nothing_readable_is_an_error():
-    with pytest.raises(ValueError, match="no reply of j has a readable verdict"):
+    with pytest.raises(ValueError, match="j has no readable verdict in both orders of any game"):
         _summary({"j": [_judged(None, None)]})

@@ -27,6 +27,9 @@ def first(request):
 def failing(request):
     return Failure("down") if "q2" in request.messages[-1]["content"] else longer(request)
 
+def broken(request):
+    return Failure("status 503: overloaded")
+
 def wordless(request):
     return "Hm."
 
@@ -142,7 +145,11 @@ def test_replies_that_are_cut_or_have_no_verdict_are_left_out_and_counted(judges
         ([*RUN, "--columns", "promt=x"], "did you mean 'prompt'?"),
         (
             [*RUN[:-1], "use=judges_of_tests:wordless"],
-            "no reply of judges_of_tests:wordless has a readable verdict: it must reply with a last line",
+            "wordless has no readable verdict in both orders of any game: it must reply with a last line",
+        ),
+        (
+            [*RUN[:-1], "use=judges_of_tests:broken"],
+            "broken has no replies: status 503: overloaded (6 times); the same command asks again",
         ),
     ],
 )
