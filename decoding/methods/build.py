@@ -73,6 +73,8 @@ def generate_kwargs(config: DecodingConfig, batch: "DecodingBatch", *, streamer:
         keep["min_tokens_to_keep"] = (
             2  # with one plausible token, beams that are sure of it have nothing to branch into
         )
+    if "beams" in _accepted(method.processor):
+        keep["beams"] = config.beams
     processor = _construct(method.processor, config, batch, **keep)
     if config.executor == "loop":
         return {"custom_generate": processor.loop(streamer=streamer)}

@@ -107,6 +107,14 @@ LI = Form(
     weight=keep_scale,
     off=None,
 )
+RELEASED = Form(
+    rule=f"{RULES}:contrastive_decoding_released",
+    internal=("min_tokens_to_keep",),
+    stacked=False,
+    mask="alpha",
+    weight=keep_scale,
+    off=None,
+)
 
 METHODS.register(
     Method(
@@ -134,7 +142,7 @@ METHODS.register(
         processor=CONTRASTIVE,
         loop=None,
         likelihoods=CONTRASTIVE,
-        forms={"obrien": OBRIEN, "li": LI},
+        forms={"obrien": OBRIEN, "li": LI, "released": RELEASED},
         branches=("expert", "amateur"),
         models=AMATEUR,
         views=(),

@@ -1,6 +1,6 @@
 """Provide the methods that contrast different models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, overload
 
@@ -11,6 +11,7 @@ from contralto.decoding.branches.aligned import AlignedBranch
 from contralto.decoding.branches.base import Branch
 from contralto.decoding.branches.layer import model_branch
 from contralto.decoding.processors.base import ContrastiveLogitsProcessor, Rule, try_rule
+from contralto.decoding.rules.models import propose_by_expert
 from contralto.decoding.vocabulary import differing_tokens
 
 __all__ = ["ContrastiveDecodingLogitsProcessor", "ProxyTuningLogitsProcessor", "bind_rule", "is_aligned"]
@@ -27,7 +28,10 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
       section 2.2), see `rules.contrastive_decoding`;
     - `form="li"`: `log p_expert - log p_amateur` (Li et al. 2022, arXiv 2210.15097, equation 3), see
       `rules.contrastive_decoding_li`. The paper's beam search is `num_beams=5`, with `min_tokens_to_keep=2` and
-      `amateur_window=1`.
+      `amateur_window=1`;
+    - `form="released"`: `log p_expert - st_coef * log p_amateur / tau` (the code of Li et al., see
+      `rules.contrastive_decoding_released`). In beam search the expert proposes `2 * beams` candidates per prompt, and the difference
+      ranks them: `beams=5, min_tokens_to_keep=2` with `generate(num_beams=5)`.
 
     Works with greedy search, sampling, beam search and several returned sequences, with batches of left-padded prompts,
     with encoder-decoders, and in assisted decoding. It runs before temperature, top-k and top-p, as in both papers, and
@@ -40,7 +44,9 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         beta: contrast strength of `form="obrien"`, at least 0. Default 0.5.
         alpha: plausibility threshold, in [0, 1].
         form: the paper whose scores are used.
-        amateur_temperature: temperature of the amateur in `form="li"`, above 0. Default 1.0.
+        amateur_temperature: temperature of the amateur in `form="li"` and `form="released"`, above 0. Default 1.0.
+        st_coef: weight of the amateur in `form="released"`, at least 0. Default 1.0.
+        beams: the `num_beams` of `generate()`, which `form="released"` reads.
         amateur_window: number of last prompt tokens that the amateur sees; None for all, 1 as in Li et al.
         min_tokens_to_keep: number of likeliest tokens that are always plausible. Use 2 for beam search, as in Li's code:
             with 1, a beam whose next token is certain has no second candidate.
@@ -115,14 +121,37 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         amateur_inputs: Mapping[str, Tensor] | None = None,
     ) -> None: ...
 
+    @overload
+    def __init__(
+        self,
+        amateur: Any,
+        *,
+        alpha: float = 0.1,
+        form: Literal["released"],
+        amateur_temperature: float = 1.0,
+        st_coef: float = 1.0,
+        beams: int = 1,
+        amateur_window: int | None = None,
+        min_tokens_to_keep: int = 1,
+        attention_mask: Tensor | None = None,
+        encoder_inputs: Mapping[str, Tensor] | None = None,
+        vision_inputs: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
+        vocabulary: Literal["aligned"] | None = None,
+        amateur_tokenizer: Any = None,
+        amateur_inputs: Mapping[str, Tensor] | None = None,
+    ) -> None: ...
+
     def __init__(
         self,
         amateur: Any,
         *,
         beta: float | None = None,
         alpha: float = 0.1,
-        form: Literal["obrien", "li"] = "obrien",
+        form: Literal["obrien", "li", "released"] = "obrien",
         amateur_temperature: float | None = None,
+        st_coef: float | None = None,
+        beams: int = 1,
         amateur_window: int | None = None,
         min_tokens_to_keep: int = 1,
         attention_mask: Tensor | None = None,
@@ -133,7 +162,8 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
         amateur_tokenizer: Any = None,
         amateur_inputs: Mapping[str, Tensor] | None = None,
     ) -> None:
-        own = {"beta": beta, "amateur_temperature": amateur_temperature}
+        own = {"beta": beta, "amateur_temperature": amateur_temperature, "st_coef": st_coef}
+        self._proposal = _proposal(form, beams=beams, alpha=alpha, min_tokens_to_keep=min_tokens_to_keep)
         rule = bind_rule(form, own, {"alpha": alpha, "min_tokens_to_keep": min_tokens_to_keep})
         shared = tokenizer
         if is_aligned(vocabulary, tokenizer, amateur_tokenizer, amateur_inputs):
@@ -163,6 +193,48 @@ class ContrastiveDecodingLogitsProcessor(ContrastiveLogitsProcessor):
                 vision_inputs=vision_inputs,
             )
         super().__init__(rule, [branch], threshold="alpha", tokenizer=shared)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return contrastive scores; `generate()` calls this.
+
+        Args:
+            input_ids: `(B, T)` int64, the rows.
+            scores: `(B, V)` of the main model.
+
+        Returns:
+            `(B, V)`.
+
+        Raises:
+            ValueError: see `combine`; `form="released"` with another number of beams.
+        """
+        return self._proposed(input_ids, scores, super().__call__(input_ids, scores))
+
+    def contrast(self, input_ids: Tensor, scores: Tensor, contrasts: Sequence[Tensor], step: int) -> Tensor:
+        """Return contrastive scores in a decoding loop.
+
+        Args:
+            input_ids: `(B, T)` int64, the rows.
+            scores: `(B, V)` of the main model.
+            contrasts: `(B, V)` of the amateur.
+            step: number of tokens generated before.
+
+        Returns:
+            `(B, V)`.
+        """
+        return self._proposed(input_ids, scores, super().contrast(input_ids, scores, contrasts, step))
+
+    def _proposed(self, input_ids: Tensor, scores: Tensor, contrasted: Tensor) -> Tensor:
+        """Return the scores of the tokens that the expert proposes; all scores in the forms of the papers."""
+        if self._proposal is None:
+            return contrasted
+        return propose_by_expert(scores, contrasted, input_ids, **self._proposal)
+
+
+def _proposal(form: str, *, beams: int, **options: Any) -> dict[str, Any] | None:
+    """Return the options of `propose_by_expert`; None for the forms of the papers, in which all tokens are candidates."""
+    if beams < 1 or beams != int(beams):
+        raise ValueError(f"beams must be at least 1, as num_beams of generate(), not {beams}")
+    return {"beams": beams, **options} if form == "released" else None
 
 
 class ProxyTuningLogitsProcessor(ContrastiveLogitsProcessor):
@@ -238,21 +310,24 @@ def bind_rule(form: str, own: Mapping[str, float | None], common: Mapping[str, f
     """Return the rule of a form of contrastive decoding with its parameters, and check them.
 
     Args:
-        form: "obrien" or "li".
-        own: parameters that only one form has, None for the default.
-        common: parameters of both forms.
+        form: "obrien", "li" or "released".
+        own: parameters that not every form has, None for the default. Without `st_coef` among them there is no form "released".
+        common: parameters of all forms.
 
     Raises:
         ValueError: an unknown form, a parameter of the other form, or one outside its range.
     """
-    forms: dict[str, tuple[str, Rule]] = {
-        "obrien": ("beta", rules.contrastive_decoding),
-        "li": ("amateur_temperature", rules.contrastive_decoding_li),
+    forms: dict[str, tuple[tuple[str, ...], Rule]] = {
+        "obrien": (("beta",), rules.contrastive_decoding),
+        "li": (("amateur_temperature",), rules.contrastive_decoding_li),
+        "released": (("amateur_temperature", "st_coef"), rules.contrastive_decoding_released),
     }
-    if form not in forms:
-        raise ValueError(f"form must be 'obrien' or 'li', not {form!r}")
-    parameter, rule = forms[form]
+    known = [name for name, (parameters, _) in forms.items() if set(parameters) <= set(own)]
+    if form not in known:
+        raise ValueError(f"form must be {' or '.join(map(repr, known))}, not {form!r}")
+    parameters, rule = forms[form]
     values = {name: value for name, value in own.items() if value is not None}
-    if foreign := set(values) - {parameter}:
-        raise ValueError(f"form={form!r} has no {foreign.pop()}; its parameter is {parameter}")
+    if foreign := set(values) - set(parameters):
+        plural = "parameters are" if len(parameters) > 1 else "parameter is"
+        raise ValueError(f"form={form!r} has no {min(foreign)}; its {plural} {' and '.join(parameters)}")
     return try_rule(partial(rule, **values, **common), 2)

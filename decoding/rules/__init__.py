@@ -21,7 +21,12 @@ from contralto.decoding.rules.images import (
     visual_contrastive_decoding,
 )
 from contralto.decoding.rules.layers import dola, dola_jsd
-from contralto.decoding.rules.models import contrastive_decoding, contrastive_decoding_li, proxy_tuning
+from contralto.decoding.rules.models import (
+    contrastive_decoding,
+    contrastive_decoding_li,
+    contrastive_decoding_released,
+    proxy_tuning,
+)
 from contralto.decoding.rules.prompts import (
     classifier_free_guidance,
     context_aware_decoding,
@@ -35,6 +40,7 @@ __all__ = [
     "context_aware_decoding",
     "contrastive_decoding",
     "contrastive_decoding_li",
+    "contrastive_decoding_released",
     "contrastive_input_decoding",
     "contrastive_input_decoding_log_ratio",
     "contrastive_search",

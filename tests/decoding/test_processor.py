@@ -430,7 +430,7 @@ def test_no_memory_for_the_amateur(llama, monkeypatch):
     [
         ({"alpha": 1.5}, r"alpha must lie in \[0, 1\] .*, not 1.5"),
         ({"beta": -0.1}, "beta must be a finite number of at least 0 .*, not -0.1"),
-        ({"form": "lee"}, "form must be 'obrien' or 'li', not 'lee'"),
+        ({"form": "lee"}, "form must be 'obrien' or 'li' or 'released', not 'lee'"),
         ({"form": "li", "beta": 0.5}, "form='li' has no beta; its parameter is amateur_temperature"),
         ({"amateur_temperature": 0.5}, "form='obrien' has no amateur_temperature; its parameter is beta"),
         ({"form": "li", "amateur_temperature": 0.0}, "amateur_temperature must be a finite number above 0, not 0.0"),

@@ -132,3 +132,35 @@ def beam(score: Scorer, prompt: Tensor, steps: int, eos: int, num_beams: int) ->
         if len(finished) == num_beams and running[0][0] / step <= finished[-1][0]:
             break
     return list(finished[0][1][len(prompt) :].tolist())
+
+
+def beam_released(
+    expert: Scorer,
+    amateur: Scorer,
+    prompt: Tensor,
+    steps: int,
+    num_beams: int,
+    *,
+    tau: float,
+    st_coef: float,
+    alpha: float,
+) -> list[int]:
+    """The beam search of the code of Li et al. 2022 (`beam_search` in its transformers fork), without an end token.
+
+    Each step: log-probabilities of the expert, masked (at least two tokens stay); from those of all beams that are not masked (in the
+    first step from the masked ones of the first beam, whose copies have the sum -1e9) the 2 * num_beams highest are taken, and
+    ranked by the beam's sum + the masked log-probability - st_coef * log p_amateur / tau. The best num_beams go on.
+    """
+    beams = [(0.0 if i == 0 else -1e9, prompt) for i in range(num_beams)]
+    for step in range(steps):
+        pool = []
+        for total, ids in beams:
+            e, a = log_softmax(expert(ids).tolist()), log_softmax(amateur(ids).tolist())
+            keep = plausible(e, alpha, 2)
+            for token, (x, y, k) in enumerate(zip(e, a, keep, strict=True)):
+                masked = x if k else -math.inf
+                rank = masked + total if step == 0 else x
+                pool.append((rank, total + masked - st_coef * y / tau, torch.cat([ids, torch.tensor([token])])))
+        pool = sorted(pool, key=lambda each: -each[0])[: 2 * num_beams]
+        beams = [(score, ids) for _, score, ids in sorted(pool, key=lambda each: -each[1])[:num_beams]]
+    return list(beams[0][1][len(prompt) :].tolist())

@@ -98,7 +98,7 @@ def test_adapters_off_may_be_left_out_but_is_a_truth_value():
 
 def test_a_form_is_one_of_the_method():
     assert DecodingConfig(method="cd", models=AMATEUR, form="li").form == "li"
-    with pytest.raises(OptionError, match=r"^method='cd' has no form='ly': it has obrien and li$"):
+    with pytest.raises(OptionError, match=r"^method='cd' has no form='ly': it has obrien and li and released$"):
         DecodingConfig(method="cd", models=AMATEUR, form="ly")
     with pytest.raises(OptionError, match=r"^method='cad' has no form='li': leave form out$"):
         DecodingConfig(method="cad", form="li", contrast_prompt="")

@@ -36,7 +36,7 @@ def test_the_methods_are_those_of_everything_else():
             logits = torch.randn(len(method.branches), 3, 11, generator=torch.Generator().manual_seed(1))
             own = method.forms[form].scores(logits, **defaults)
             assert torch.equal(rule(list(logits), torch.zeros(3)), own)
-    left_out = {"none", "scd", "search", "dola"}
+    left_out = {"critic", "none", "scd", "search", "dola"}
     assert set(methods.METHODS) - set(settings.supported()) == left_out
 
 
@@ -80,7 +80,10 @@ def test_every_row_draws_as_if_alone():
         ({"contrast_start": -2}, "contrast_start must be at least 0, not -2"),
         ({"contrast_seed": "a"}, "contrast_seed must be a whole number, not 'a'"),
         ({"contrast_method": "proxy", "contrast_branch": 3}, r"must be 0, 1 or 2 \(base, expert, antiexpert\), not 3"),
-        ({"contrast_method": "cd", "contrast_form": "x"}, "contrast_form of cd must be obrien or li, not 'x'"),
+        (
+            {"contrast_method": "cd", "contrast_form": "x"},
+            "contrast_form of cd must be obrien or li or released, not 'x'",
+        ),
         ({"contrast_method": "ritual", "contrast_normalize": 2}, "contrast_normalize must be true or false, not 2"),
         ({"contrast_alpha": float("nan")}, "contrast_method cad: alpha must be"),
         ({"contrast_temperature": float("inf")}, "contrast_temperature must be a finite number of at least 0"),
