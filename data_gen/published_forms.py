@@ -4,6 +4,8 @@ Each form is declared once, with the columns by which its rows are recognized, a
 hold a single answer make pairs of the rows with the same prompt.
 """
 
+# ruff: noqa: TRY004 (a wrong type in somebody's data is a ValueError like any other mistake in it)
+
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -389,6 +391,38 @@ def _nectar(record: Record, where: str) -> Pairs:
     return _best_and_worst(_without(record, "prompt", "answers"), record["prompt"], answers, scores, where)
 
 
+def _shp(record: Record, where: str) -> Pairs:
+    """Read two comments on a post; the label is 1 if the first is preferred."""
+    kept = _without(record, "history", "human_ref_A", "human_ref_B", "labels")
+    responses = [record["human_ref_A"], record["human_ref_B"]]
+    if record["labels"] not in (0, 1):
+        raise ValueError(f"{where}, column labels: must be 0 or 1, not {record['labels']!r:.40}")
+    return _chosen_one(kept, record["history"], responses, 1 - int(record["labels"]), where)
+
+
+def _webgpt(record: Record, where: str) -> Pairs:
+    """Read two answers with scores of people, whose sign says which is better."""
+    question = record["question"]
+    if not isinstance(question, Mapping) or not isinstance(question.get("full_text"), str):
+        raise ValueError(f"{where}, column question: must be an object with full_text")
+    answers, scores = ([record.get(f"{name}_{at}") for at in (0, 1)] for name in ("answer", "score"))
+    kept = _without(record, "question", "answer_0", "answer_1")
+    return _best_and_worst(kept, question["full_text"], answers, scores, where)
+
+
+def _arena(record: Record, where: str) -> Pairs:
+    """Read two conversations with the first question in common, and the one that a person preferred."""
+    sides = {"model_a": "conversation_a", "model_b": "conversation_b"}
+    if record["winner"] not in sides:
+        if str(record["winner"]).startswith("tie"):
+            return []
+        raise ValueError(f"{where}, column winner: must be model_a, model_b or a tie, not {record['winner']!r:.40}")
+    chosen = sides[record["winner"]]
+    (rejected,) = set(sides.values()) - {chosen}
+    kept = _without(record, *sides.values())
+    return [{**kept, "chosen": record[chosen], "rejected": record[rejected]}]
+
+
 def _generations(record: Record, where: str) -> Pairs:
     kept = _without(record, "instruction", "generations", "ratings")
     return _best_and_worst(kept, record["instruction"], record["generations"], record["ratings"], where)
@@ -437,6 +471,11 @@ for _form in (
     PreferenceForm(name="RLHF-V", columns=("ds_name", "text", "image"), read=_rlhf_v),
     PreferenceForm(name="ShareGPT", columns=("conversations", "chosen", "rejected"), read=_share_gpt),
     PreferenceForm(name="Nectar", columns=("prompt", "answers"), read=_nectar),
+    PreferenceForm(name="SHP", columns=("history", "human_ref_A", "human_ref_B", "labels"), read=_shp),
+    PreferenceForm(name="webgpt_comparisons", columns=("question", "answer_0", "answer_1", "score_0"), read=_webgpt),
+    PreferenceForm(
+        name="chatbot_arena_conversations", columns=("conversation_a", "conversation_b", "winner"), read=_arena
+    ),
     PreferenceForm(
         name="distilabel, generations", columns=("instruction", "generations", "ratings"), read=_generations
     ),

@@ -183,6 +183,43 @@ RECORDS = {
             "turns": 1,
         }
     ],
+    "SHP": [
+        {
+            "post_id": "x",
+            "domain": "askbaking_train",
+            "history": Q,
+            "human_ref_A": BAD,
+            "human_ref_B": GOOD,
+            "labels": 0,
+            "score_A": 2,
+            "score_B": 9,
+        }
+    ],
+    "webgpt_comparisons": [
+        {
+            "question": {"dataset": "eli5", "id": "x", "full_text": Q},
+            "quotes_0": {"title": []},
+            "answer_0": GOOD,
+            "tokens_0": {},
+            "score_0": 0.5,
+            "quotes_1": {"title": []},
+            "answer_1": BAD,
+            "tokens_1": {},
+            "score_1": -0.5,
+        }
+    ],
+    "chatbot_arena_conversations": [
+        {
+            "question_id": "x",
+            "model_a": "m",
+            "model_b": "n",
+            "winner": "model_b",
+            "judge": "arena_user_1",
+            "conversation_a": [{"role": "user", "content": Q}, {"role": "assistant", "content": BAD}],
+            "conversation_b": [{"role": "user", "content": Q}, {"role": "assistant", "content": GOOD}],
+            "turn": 1,
+        }
+    ],
     "distilabel, generations": [
         {"instruction": Q, "generations": [BAD, GOOD], "ratings": [2.0, 5.0], "rationales": ["", ""]}
     ],
@@ -248,6 +285,8 @@ def test_rows_without_a_preference_are_counted(tmp_path, caplog):
     tie = {"prompt": "x", "responses": ["a", "b"], "scores": [1, 1]}
     assert len(load_pairs(str(_written(tmp_path, [tie, *RECORDS["scored responses"]])))) == 1
     assert "1 of 2 prompts make no pair" in caplog.text
+    arena = RECORDS["chatbot_arena_conversations"][0]
+    assert len(load_pairs(str(_written(tmp_path, [arena, {**arena, "winner": "tie (bothbad)"}])))) == 1
     with pytest.raises(ValueError, match="no row makes a pair"):
         load_pairs(str(_written(tmp_path, [tie])))
 
@@ -265,6 +304,8 @@ def test_rows_without_a_preference_are_counted(tmp_path, caplog):
         ({"prompt": Q, "responses": ["a", "b"], "scores": ["good", 1]}, "a score must be a number, not 'good'"),
         ({**RECORDS["RLHF-V"][0], "text": "{"}, "column text: not JSON"),
         ({**RECORDS["ShareGPT"][0], "chosen": {"value": "a"}}, "column chosen: a turn has from"),
+        ({**RECORDS["chatbot_arena_conversations"][0], "winner": "a"}, "must be model_a, model_b or a tie, not 'a'"),
+        ({**RECORDS["SHP"][0], "labels": 2}, "column labels: must be 0 or 1"),
         ({"prompt": Q, "completion": "a", "label": "yes"}, "column label: must be true or false"),
     ],
 )
