@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from contralto.decoding.branches import AdaptersOff as AdaptersOff
     from contralto.decoding.branches import Dropout as Dropout
     from contralto.decoding.branches import EarlyExit as EarlyExit
+    from contralto.decoding.branches import HiddenImage as HiddenImage
+    from contralto.decoding.branches import Steered as Steered
     from contralto.decoding.branches import quantized_copy as quantized_copy
     from contralto.decoding.executors.score import score as score
     from contralto.decoding.executors.search import ContrastiveSearch as ContrastiveSearch
@@ -58,7 +60,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "branches": ["AdaptersOff", "Dropout", "EarlyExit", "quantized_copy"],
+        "branches": ["AdaptersOff", "Dropout", "EarlyExit", "HiddenImage", "Steered", "quantized_copy"],
         "processors": [
             "ClassifierFreeGuidanceLogitsProcessor",
             "ContextAwareDecodingLogitsProcessor",

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from contralto.decoding.branches.layer import LayerBranch as LayerBranch
     from contralto.decoding.branches.model import ModelBranch as ModelBranch
     from contralto.decoding.branches.reader import CachedReader as CachedReader
+    from contralto.decoding.branches.steering import HiddenImage as HiddenImage
+    from contralto.decoding.branches.steering import Steered as Steered
+    from contralto.decoding.branches.steering import mean_difference as mean_difference
     from contralto.decoding.branches.variants import AdaptersOff as AdaptersOff
     from contralto.decoding.branches.variants import Dropout as Dropout
     from contralto.decoding.branches.variants import EarlyExit as EarlyExit
@@ -29,6 +32,7 @@ __getattr__, __dir__, __all__ = exports(
         "layer": ["LayerBranch"],
         "model": ["ModelBranch"],
         "reader": ["CachedReader"],
+        "steering": ["HiddenImage", "Steered", "mean_difference"],
         "variants": ["AdaptersOff", "Dropout", "EarlyExit", "ModelVariant", "quantized_copy"],
     },
 )
