@@ -8,8 +8,8 @@ Stopped, a command goes on where it was: the folder keeps the outcome of every t
 *unlearning*: problems about one thing (coins) are to be forgotten, those about all others to be retained. Accuracies are of test problems,
 none of which was trained on. Controls: the model before, `retain` alone, and both forgetting losses without `retain`.
 
-*pairs*: right solutions against solutions that stop after two steps, the mistake of the corpus. The learning rate of each loss is the better
-of two on dev problems, with the first seed; `sft` sees the chosen solutions alone. KTO gets the same pairs, taken apart.
+*pairs*: right solutions against solutions that stop after two steps, the mistake of the corpus. The learning rate of each loss is the best of
+`--rates` on dev problems, with the first seed; `sft` sees the chosen solutions alone. KTO gets the same pairs, taken apart.
 """
 
 import argparse
@@ -49,7 +49,6 @@ SHARED: dict[str, Any] = {
     "use_cpu": True,
 }
 PAIRS_ALONE: dict[str, Any] = {"monitor_pairs": 0, "audit": "off", "head_metrics": "none", "report": False}
-RATES = (5e-5, 2e-4)
 LOSSES: dict[str, dict[str, Any]] = {
     "sft": {},
     "sigmoid": {"beta": 0.1},
@@ -61,14 +60,17 @@ LOSSES: dict[str, dict[str, Any]] = {
     "kto": {"beta": 0.1},
 }
 """Losses of pairs, and KTO, with their settings."""
-UNLEARNING: dict[str, tuple[list[str], float]] = {
-    "retain alone": (["retain"], 1e-4),
-    "npo": (["npo"], 1e-4),
-    "npo, retain": (["npo", "retain"], 1e-4),
-    "gradient_ascent": (["gradient_ascent"], 1e-4),
-    "gradient_ascent, retain": (["gradient_ascent", "retain"], 1e-4),
+UNLEARNING: dict[str, tuple[list[str], list[float]]] = {
+    "retain alone": (["retain"], [1.0]),
+    "npo": (["npo"], [1.0]),
+    "npo, retain": (["npo", "retain"], [1.0, 1.0]),
+    "npo, 30 retain": (["npo", "retain"], [1.0, 30.0]),
+    "gradient_ascent": (["gradient_ascent"], [1.0]),
+    "gradient_ascent, retain": (["gradient_ascent", "retain"], [1.0, 1.0]),
 }
-"""Losses, and the learning rate, which is that of the recipe `npo` for adapters."""
+"""Losses, and their weights. NPO is of whole completions, of some 30 tokens, and `retain` a mean of tokens."""
+RATE = 1e-4
+"""That of the recipe `npo` for adapters."""
 
 
 class Outcome(NamedTuple):
@@ -172,13 +174,16 @@ def unlearning(bench: Bench) -> list[str]:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     before = bench.run("before", lambda: testbed.load(EXPERT), measure)
     lines.append(_unlearning_line("before", "", before, before))
-    for title, (losses, rate) in UNLEARNING.items():
+    for title, (losses, weights) in UNLEARNING.items():
         read = UnpairedConfig("unused", loss_type=losses, report_to="none", use_cpu=True).objective.labels
         data = Dataset.from_list([row for row in rows if row["label"] in read])
         for seed in range(args.seeds):
 
-            def train(losses: list[str] = losses, rate: float = rate, data: Dataset = data, seed: int = seed) -> Any:
-                return bench.adapted(UnpairedTrainer, UnpairedConfig, data, seed, loss_type=losses, learning_rate=rate)
+            def train(
+                losses: list[str] = losses, weights: list[float] = weights, data: Dataset = data, seed: int = seed
+            ) -> Any:
+                options: dict[str, Any] = {"loss_type": losses, "loss_weights": weights, "learning_rate": RATE}
+                return bench.adapted(UnpairedTrainer, UnpairedConfig, data, seed, **options)
 
             outcome = bench.run(f"{title}, seed {seed}", train, measure)
             lines.append(_unlearning_line(title, str(seed), outcome, before))
@@ -220,11 +225,14 @@ def pairs(bench: Bench) -> list[str]:
         "before": [(0.0, bench.run("before", lambda: testbed.load(EXPERT), measure))]
     }
     for name in tqdm(LOSSES, desc="losses"):
-        tuned = [
-            bench.run(f"{name}, {rate}, dev", lambda n=name, r=rate: train(n, r, 0), lambda m: measure(m, bench.dev))
-            for rate in RATES
-        ]
-        rate = RATES[0] if sum(tuned[0].first) >= sum(tuned[1].first) else RATES[1]
+        rate = args.rates[0]
+        if len(args.rates) > 1:
+            tuned = [
+                bench.run(f"{name}, {r}, dev", lambda n=name, r=r: train(n, r, 0), lambda m: measure(m, bench.dev))
+                for r in args.rates
+            ]
+            right = [sum(outcome.first) for outcome in tuned]
+            rate = args.rates[right.index(max(right))]
         outcomes[name] = [
             (rate, bench.run(f"{name}, {rate}, seed {seed}", lambda n=name, r=rate, s=seed: train(n, r, s), measure))
             for seed in range(args.seeds)
@@ -266,6 +274,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="pairs or rows per step (default 8)")
     parser.add_argument("--problems", type=int, default=200, help="test problems of each kind (default 200)")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each setting (default 2)")
+    parser.add_argument("--rates", type=float, nargs="+", default=[5e-5, 2e-4], help="learning rates of pairs")
     parser.add_argument("--results", type=Path, help="file for the table")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -274,6 +283,10 @@ def main() -> None:
     lines = PARTS[args.part](Bench(args))
     text = (__doc__ or "").split(f"*{args.part}*: ")[1].split("\n\n")[0].strip()
     title = text[0].upper() + text[1:]
+    if args.part == "pairs" and len(args.rates) == 1:
+        title = title.replace(
+            "the best of\n`--rates` on dev problems, with the first seed", f"{args.rates[0]:g}, not tuned"
+        )
     about = f"{args.rows} rows, {args.steps} steps of {args.batch}, LoRA of rank 8 on {EXPERT}."
     versions = named_versions("contralto", "torch", "transformers", "trl", "peft")
     publish([f"# {args.part.capitalize()}", "", title, "", *lines, "", f"{about} {versions}"], args.results)
