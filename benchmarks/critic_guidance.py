@@ -25,6 +25,7 @@ from transformers import AutoModelForTokenClassification, set_seed
 from contralto import testbed
 from contralto.align.critic import CriticConfig, make_critic
 from contralto.align.critic.card import critic_table
+from contralto.common.hub import from_pretrained
 from contralto.decoding import CriticGuidedLogitsProcessor
 from contralto.decoding.branches.values import values_of
 from contralto.eval.stats import mcnemar_exact, proportion
@@ -117,7 +118,7 @@ def _value(critic: Any, row: Tensor) -> Tensor:
 
 def random_head(critic: Path) -> Any:
     """Return the critic's layers with a head of random weights."""
-    model = AutoModelForTokenClassification.from_pretrained(critic).eval()
+    model = from_pretrained(AutoModelForTokenClassification, str(critic)).eval()
     torch.manual_seed(SEED)
     with torch.no_grad():
         model.score.weight.normal_()
@@ -128,7 +129,7 @@ def random_head(critic: Path) -> Any:
 def decode(expert: str, critic: Path, count: int) -> dict[str, list[bool]]:
     """Return for each line which problems were solved."""
     chosen = list(islice(worlds.problems(SEED, "test"), count))
-    decoder, guide = Decoder(expert, chosen), AutoModelForTokenClassification.from_pretrained(critic).eval()
+    decoder, guide = Decoder(expert, chosen), from_pretrained(AutoModelForTokenClassification, str(critic)).eval()
     untrained = random_head(critic)
     drawn = [decoder.texts(seed=seed) for seed in tqdm(range(SAMPLES), desc=f"{expert}, samples")]
     answers = {

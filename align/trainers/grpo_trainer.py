@@ -49,7 +49,7 @@ class RewardsConfig(RecipeOptions, GRPOConfig):
         search_steps: the largest number of logs at a point of the search.
 
     Raises:
-        ValueError: there is no reward; an option has no meaning without another one; a constraint cannot be read.
+        ValueError: an option has no meaning without another one; a constraint cannot be read.
     """
 
     reads_prompts: ClassVar[bool] = True
@@ -76,17 +76,21 @@ class RewardsConfig(RecipeOptions, GRPOConfig):
 
     @records_settings
     def __post_init__(self) -> None:
-        if not self.reward_funcs and not self.reward_model_name_or_path:
-            raise ValueError("there is no reward: give reward_funcs (module:function) or reward_model_name_or_path")
         if self.contrast is None and self.baselines:
             raise ValueError("baselines are for contrastive rewards: give contrast (sigmoid or clip) too")
-        if not self.constraints:
-            for name in ("equality_constraints", "task_reward", "search_objective"):
-                if getattr(self, name):
-                    raise ValueError(f"{name} is for constrained rewards: give constraints (NAME=THRESHOLD) too")
         self.limits()
         apply_machine_defaults(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
+
+    def check_constraints(self) -> None:
+        """Reject options of constraints where there are none; a recipe may have them, and leave the constraints to the command.
+
+        Raises:
+            ValueError: there is such an option.
+        """
+        for name in ("equality_constraints", "task_reward", "search_objective"):
+            if getattr(self, name) and not self.constraints:
+                raise ValueError(f"{name} is for constrained rewards: give constraints (NAME=THRESHOLD) too")
 
     def limits(self) -> dict[str, tuple[float, ...]]:
         """Return the threshold of each constrained reward, or its range.
@@ -153,7 +157,7 @@ class RewardsTrainer(CardMixin, GRPOTrainer):  # type: ignore[misc]  # `create_m
         kwargs: its other arguments.
 
     Raises:
-        ValueError: `args` has another type; two rewards have one name; a constraint names no reward; TRL would divide the scale of rewards
+        ValueError: `args` has another type; there is no reward; two rewards have one name; a constraint names no reward; TRL would divide the scale of rewards
             out again (`scale_rewards` must be none), see `contralto.align.trainers.grpo`.
     """
 
@@ -161,6 +165,7 @@ class RewardsTrainer(CardMixin, GRPOTrainer):  # type: ignore[misc]  # `create_m
 
     def __init__(self, model: Any, args: RewardsConfig | None = None, reward_funcs: Any = None, **kwargs: Any) -> None:
         args = require_config(args, RewardsConfig)
+        args.check_constraints()
         if args.contrast or args.constraints:
             check_scale(args, "contrast" if args.contrast else "constraints")
         rewards = _rewards(args, reward_funcs)
@@ -205,6 +210,8 @@ def _rewards(args: RewardsConfig, given: Any) -> list[Any]:
     if not rewards:
         rewards = [reward_function(name) for name in args.reward_funcs or ()]
         rewards += [located(args.reward_model_name_or_path)] if args.reward_model_name_or_path else []
+    if not rewards:
+        raise ValueError("there is no reward: give reward_funcs (module:function) or reward_model_name_or_path")
     names = [_name(each) for each in rewards]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(

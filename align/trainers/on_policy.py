@@ -36,7 +36,7 @@ def is_drawn(share: float, *key: int) -> bool:
 
     Examples:
         >>> is_drawn(1.0, 0, 3), is_drawn(0.0, 0, 3), sum(is_drawn(0.25, 0, step) for step in range(1000))
-        (True, False, 247)
+        (True, False, 256)
     """
     return random.Random(repr(key)).random() < share
 

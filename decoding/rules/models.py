@@ -145,7 +145,7 @@ def propose_by_expert(
         ValueError: the rows are not a multiple of the beams.
 
     Examples:
-        >>> expert = torch.tensor([[0.5, 0.4, 0.1], [0.8, 0.1, 0.1]]).log()
+        >>> expert = torch.tensor([[0.5, 0.4, 0.1], [0.7, 0.2, 0.1]]).log()
         >>> scores = propose_by_expert(
         ...     expert, torch.zeros(2, 3), torch.tensor([[1], [2]]), beams=2, alpha=0.0, min_tokens_to_keep=1
         ... )

@@ -75,7 +75,7 @@ def test_what_is_missing_is_said_before_anything_runs(capsys, tmp_path, monkeypa
         (["vcd", "--set", "X=y"], "the recipe of Visual contrastive decoding (VCD) needs no X; it takes DIR"),
         (["simpo", "--set", "X=y"], "the recipe of SimPO needs no X; it takes nothing"),
         (["cal"], "the recipe of CAL has no commands for a full run: there is only --small"),
-        (["vdc"], "there is no recipe 'vdc' (did you mean 'vcd'?)"),
+        (["rituall"], "there is no recipe 'rituall' (did you mean 'ritual'?)"),
     ],
 )
 def test_mistakes_are_sentences(argv, message, capsys):

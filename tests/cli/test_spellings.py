@@ -89,7 +89,7 @@ MISTAKES = {
     "generate --model m --betta 1 x": "there is no option --betta (did you mean --beta?); contralto generate --help lists them",
     "generate --model m --num_beam 1 x": "there is no option --num_beam (did you mean --num_beams?)",
     "generate --model m --top 3 x": "there is no option --top",
-    "generate --model m --method vdc x": "(did you mean 'vcd'?)",
+    "generate --model m --method rituall x": "(did you mean 'ritual'?)",
     "generate --model m --penalty_alpha 0.6 --method cd x": "--penalty_alpha is an option of --method search, and --method is cd",
     "generate --model m --no_normalize=false x": "argument --normalize/--no-normalize: ignored explicit argument 'false'",
     "genrate --model m": "(did you mean 'generate'?)",

@@ -456,9 +456,7 @@ def test_mistakes_in_a_search_are_one_sentence(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"there is no reward: give reward_funcs \(module:function\)"),
         ({"reward_funcs": ["a:b"], "baselines": 2}, "baselines are for contrastive rewards: give contrast"),
-        ({"reward_funcs": ["a:b"], "task_reward": "b"}, "task_reward is for constrained rewards: give constraints"),
         (
             {"reward_funcs": ["a:b"], "constraints": ["b"]},
             "a constraint is NAME=THRESHOLD, such as length=0.5, not 'b'",
@@ -495,6 +493,11 @@ def test_rewards_are_found_by_name_and_by_dotted_path():
 
 
 def test_rewards_of_one_name_and_scales_that_are_divided_out_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no reward: give reward_funcs \(module:function\)"):
+        RewardsTrainer("x", RewardsConfig(str(tmp_path), report_to="none"))
+    for option in ({"task_reward": "b"}, {"equality_constraints": True}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} is for constrained rewards: give constraints"):
+            RewardsTrainer("x", RewardsConfig(str(tmp_path), report_to="none", reward_funcs=["math:sqrt"], **option))
     with pytest.raises(ValueError, match="two rewards are called sqrt"):
         RewardsTrainer("x", RewardsConfig(str(tmp_path), report_to="none", reward_funcs=["math:sqrt", "cmath:sqrt"]))
     with pytest.raises(ValueError, match=r"scale_rewards is .group., .* undoes contrast: set it to .none."):
