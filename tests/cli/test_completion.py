@@ -79,7 +79,7 @@ def test_scripts_hold_the_options_of_other_libraries(shell, capsys):
     shown = capsys.readouterr().out
     for word in ("num_fewshot", "data_dir", "learning_rate", "teacher_dtype", "apo_zero", "contrast-timeout"):
         assert word in shown
-    assert "lora-r" not in shown
+    assert "lora-alpha" not in shown
 
 
 def test_a_missing_package_is_named(monkeypatch, capsys):

@@ -42,6 +42,7 @@ SEAMS = {
         "_validate_model_kwargs": "generation.utils",
     },
     "trl": {
+        "_compute_kl_logps": "trainer.kto_trainer",
         "_compute_loss": "trainer.dpo_trainer",
         "_metrics": "trainer.dpo_trainer",
         "_precompute_ref_logps": "trainer.dpo_trainer",
