@@ -194,8 +194,12 @@ def head(args: argparse.Namespace) -> list[str]:
         "",
         *(f"- {name}: {what}" for name, what in LINES.items()),
         "",
+        "Greedy decoding by the critic keeps the expert's arithmetic and corrects where it stops. Samples at temperature 1 also calculate",
+        "wrongly, which this critic hardly sees in its values: that is what limits the best of the samples and the sampled critic.",
+        "",
         f"A critic costs a second model; best of {SAMPLES} costs {SAMPLES} texts. {named_versions('torch', 'transformers')}.",
-        "Command: `python benchmarks/critic_guidance.py --folder out`.",
+        f"Experts: {', '.join(args.experts)}, one training of a critic each.",
+        f"Command: `python benchmarks/critic_guidance.py --folder out --experts {' '.join(args.experts)} --problems {args.problems}`.",
     ]
 
 

@@ -31,6 +31,13 @@ def test_stacked_branches():
     assert result.stdout.count("| 50M | 1 | 16 |") == 1
 
 
+def test_critic_guidance(tmp_path):
+    small = f"--folder {tmp_path} --experts expert-0 --prompts 4 --problems 4 --no-write"
+    result = _run("critic_guidance.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| best of 8") == 2
+
+
 @pytest.mark.full
 def test_testbed_card_compares_with_the_card():
     """Few problems make wide scatter, so the verdict is open; every figure of the card must be compared."""
