@@ -104,7 +104,7 @@ def _rate_cell(figure: Mapping[str, float]) -> Cell:
 
 
 def _trust(figures: Mapping[str, Any]) -> Table:
-    head = ["same in both orders", "kappa", "first shown preferred", "longer preferred", "unread", "failed"]
+    head = ["same in both orders", "kappa", "first shown preferred", "longer preferred", "unread / failed"]
     note = (
         "Same in both orders: the share of games with one verdict in both, and Cohen's kappa. First shown preferred: its share of the "
         "verdicts that are no ties, 0.5 without a bias, with the exact test. Longer preferred: the coefficient of length, 0 without. "
@@ -118,8 +118,8 @@ def _trust(figures: Mapping[str, Any]) -> Table:
         if position.get("p") is not None:
             shown = Cell(shown.main, f"p {position['p']:.2g}")
         phi = f"{line['length_controlled']['coefficient']:+.2f}" if line["games"] else ""
-        counts = (Cell(str(line[name])) for name in ("unread", "failed"))
-        cells = [_share(orders.get("same")), _share(orders.get("kappa")), shown, Cell(phi), *counts]
+        counts = Cell(f"{line['unread']} / {line['failed']}")
+        cells = [_share(orders.get("same")), _share(orders.get("kappa")), shown, Cell(phi), counts]
         rows.append((line["name"], "", cells))
     return Table("What the judges are worth", note, head, rows)
 

@@ -34,6 +34,8 @@ class VerdictForm(NamedTuple):
 VERDICTS: Registry[VerdictForm] = Registry("form of verdicts", group="contralto.verdicts")
 """The forms by name. Packages add theirs by entry points of the group `contralto.verdicts`."""
 
+_AT_END = re.compile(r"(?<![A-Za-z])([mM])[\s\"'`.*]*\Z")
+_IS_BETTER = re.compile(r"(?<![A-Za-z])([mM])[\"'`*]*\s+is\s+(?:clearly\s+|slightly\s+|the\s+)*(?:better|best)\b")
 _SHARES = {"A": 1.0, "tie": 0.5, "B": 0.0}
 _FIVE = re.compile(r"\[\[([AB<>=]+)\]\]")
 _FIVE_SHARES = {
@@ -58,9 +60,9 @@ def _five(text: str) -> Vote | None:
 
 
 def _identifier(text: str) -> Vote | None:
-    """Return the vote of a reply that ends with `m`, the first answer, or `M`."""
-    last = re.search(r"(?<![A-Za-z])([mM])[\s\"'`.*]*\Z", text)
-    return None if last is None else Vote(1.0 if last[1] == "m" else 0.0)
+    """Return the vote of a reply that ends with `m`, the first answer, or `M`, or says that one of them is better."""
+    statements = _IS_BETTER.findall(text)[-1:] + _AT_END.findall(text)
+    return Vote(1.0 if statements[0] == "m" else 0.0) if len(set(statements)) == 1 else None
 
 
 def _better(text: str) -> Vote | None:

@@ -219,6 +219,9 @@ def test_prompts_of_presets_show_both_answers_and_request_readable_verdicts(name
         ("identifier", "M", Vote(0.0)),
         ("identifier", "### Which is best, m or M?\nm", Vote(1.0)),
         ("identifier", "The better one is from him", None),
+        ("identifier", "The answer of m is better.", Vote(1.0)),
+        ("identifier", "M is clearly the best, so: M", Vote(0.0)),
+        ("identifier", "m is better than M", None),
         ("better", '{"reason": "x", "better": 2}', Vote(0.0)),
     ],
 )
