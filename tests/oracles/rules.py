@@ -35,6 +35,13 @@ def vcd(e: Logits, a: Logits, *, alpha: float = 1.0, beta: float = 0.1) -> list[
     return weighted([e, a], [1 + alpha, -alpha], beta)
 
 
+def cd_released(
+    e: Logits, a: Logits, *, alpha: float = 0.1, amateur_temperature: float = 1.0, st_coef: float = 1.0
+) -> list[float]:
+    """The score in the beam search of the code of Li et al. (2210.15097): log p_e - st_coef log p_a / tau."""
+    return weighted([e, a], [1, -st_coef / amateur_temperature], alpha)
+
+
 def ritual(e: Logits, t: Logits, *, kappa: float = 3.0, beta: float = 0.1, normalise: bool = False) -> list[float]:
     """RITUAL (2405.17821): log p + kappa log p_T, the mask from p; divided by 1 + kappa where asked for."""
     scale = 1 / (1 + kappa) if normalise else 1

@@ -16,6 +16,10 @@ VOCAB, ROWS = 13, 7
 TWO = {
     "visual_contrastive_decoding": (oracle.vcd, [{}, {"alpha": 0.3, "beta": 0.4}, {"alpha": 0.0, "beta": 0.0}]),
     "instruction_contrastive_decoding": (oracle.vcd, [{}, {"alpha": 2.0, "beta": 0.02}]),
+    "contrastive_decoding_released": (
+        oracle.cd_released,
+        [{}, {"amateur_temperature": 0.5, "st_coef": 0.8, "alpha": 0.3}, {"st_coef": 0.0}],
+    ),
     "ritual": (oracle.ritual, [{}, {"kappa": 0.5, "beta": 0.3}, {"kappa": 0.0}]),
     "m3id": (oracle.m3id, [{"step": 0}, {"step": 1}, {"step": 40, "lam": 0.05, "beta": 0.01}]),
     "contrastive_input_decoding": (oracle.cid, [{}, {"lam": 7.0}, {"lam": 0.0}]),
