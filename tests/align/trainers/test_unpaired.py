@@ -6,14 +6,17 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
+from helpers.ranks import run_ranks
 from helpers.trl_warnings import RENAMED_OPTIONS
 from peft import LoraConfig
+from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 from trl import KTOTrainer
 
 from contralto import testbed
 from contralto.align import UnpairedConfig, UnpairedTrainer
+from contralto.align import run as align_run
 from contralto.align.trainers.unpaired import ForgetAndRetain
 from contralto.testbed import worlds
 
@@ -116,6 +119,36 @@ def test_unlearning_lowers_what_is_to_be_forgotten_alone(tmp_path):
     assert last["loss/gradient_ascent"] < first["loss/gradient_ascent"] - 0.5
     assert last["loss/retain"] < first["loss/retain"] + 0.5
     assert "rewards/chosen" not in first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("losses", [["npo", "retain"], ["kto"]])
+def test_two_processes_equal_one(losses, tmp_path, monkeypatch):
+    """Each process gets whole batches of both labels. KTO has one reference point for all, which accumulation does not have: it only runs."""
+    monkeypatch.chdir(tmp_path)
+    rows().to_json("rows.jsonl")
+    data = ["--trainer", "unpaired", "--dataset_name", "rows.jsonl", "--model_name_or_path", "testbed:student"]
+    adapter = ["--use_peft", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj"]
+    quiet = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--save_strategy", "no"]
+    small = [
+        "--max_steps",
+        "2",
+        "--per_device_train_batch_size",
+        "2",
+        "--learning_rate",
+        "0.01",
+        "--logging_steps",
+        "1",
+    ]
+    same = [*data, *adapter, *quiet, *small, "--loss_type", *losses]
+    align_run.run([*same, "--output_dir", "one", "--gradient_accumulation_steps", "2"], launched=True)
+    both = [*same, "--output_dir", "two", "--gradient_accumulation_steps", "1"]
+    run_ranks(lambda: align_run.run(both, launched=True))
+    one, two = (load_file(f"{folder}/adapter_model.safetensors") for folder in ("one", "two"))
+    assert one.keys() == two.keys()
+    if losses != ["kto"]:
+        for key, weight in one.items():
+            assert_close(two[key], weight, rtol=1e-4, atol=1e-5)
 
 
 def test_batches_are_half_to_forget_and_another_order_each_epoch():
