@@ -70,6 +70,8 @@ COMMANDS = {
     "align": ("align", ["align", "simpo", "--model_name_or_path", "testbed:expert", *TRAINING.split()]),
     "convert": ("convert", ["convert", "model.gguf", "--output", "converted"]),
     "amateur": ("align", ["amateur", "testbed:expert", "--layers", "2", "--output", "made", "--help"]),
+    "critic": ("align", ["critic", "testbed:expert", "--output", "made", "--help"]),
+    "reproduce": ("", ["reproduce", "--help"]),
     "serve": ("vllm", ["serve", "testbed:expert"]),
     "demo": ("demo", ["demo", "--help"]),
 }
