@@ -10,10 +10,22 @@ from contralto.decoding.inputs import Prompt
 from contralto.decoding.methods import METHODS
 from contralto.decoding.methods.reference import load
 
+ELSEWHERE = {
+    ("critic", ""): "its model classifies tokens: tests/decoding/methods/test_critic_method.py",
+    (
+        "cd",
+        "released",
+    ): "its candidates are those of all beams, not of a row: tests/decoding/methods/test_released_beam.py",
+}
+"""Methods and forms whose references are not scores of a row under language models, with the tests that have them."""
 TEXT_METHODS = [
-    (name, form) for name, method in METHODS.items() if not method.reads_images for form in (method.forms or {"": None})
+    (name, form)
+    for name, method in METHODS.items()
+    if not method.reads_images
+    for form in (method.forms or {"": None})
+    if (name, form) not in ELSEWHERE
 ]
-"""Every declared method that contrasts no images, with each of its forms."""
+"""Every declared method that contrasts no images, with each of its forms, but for those of `ELSEWHERE`."""
 FIRST_LAYERS = (6, 10)
 """Depths of the models of the other branches: the first layers of the main model."""
 
