@@ -1,6 +1,7 @@
 """The settings of an amateur that is made of its expert, checked before anything is loaded."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from contralto.align.amateur.choice import CHOICES, check_keep
 from contralto.common.options import Option, OptionError
 
-__all__ = ["AmateurConfig", "fast_bfloat16"]
+__all__ = ["AmateurConfig", "check_making", "fast_bfloat16"]
 
 
 def fast_bfloat16() -> bool:
@@ -16,6 +17,35 @@ def fast_bfloat16() -> bool:
     import torch
 
     return torch.accelerator.is_available() or bool(torch.cpu._is_amx_tile_supported())
+
+
+def check_making(config: Any, least: Mapping[str, float]) -> None:
+    """Check the settings that models which are made in stages share, and choose the dtype where none is given.
+
+    Args:
+        config: a frozen dataclass with `learning_rate`, `epochs`, `temperature`, `held_out` and `bf16`.
+        least: the least value of further settings, by name.
+
+    Raises:
+        OptionError: a setting is out of its range.
+    """
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            raise OptionError(
+                "{name} must be at least {bound}, not {value}",
+                name=Option(name),
+                bound=bound,
+                value=getattr(config, name),
+            )
+    for name in ("learning_rate", "epochs", "temperature"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise OptionError(
+                "{name} must be a finite number above 0, not {value}", name=Option(name), value=getattr(config, name)
+            )
+    if not 0 < config.held_out < 1:
+        raise OptionError("{name} must lie in (0, 1), not {value}", name=Option("held_out"), value=config.held_out)
+    if config.bf16 is None:
+        object.__setattr__(config, "bf16", fast_bfloat16())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,23 +106,7 @@ class AmateurConfig:
                 keep=Option("keep"),
             )
         least = {"texts": 0, "batch_size": 1, "max_new_tokens": 1} | ({"steps": 0} if self.steps is not None else {})
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise OptionError(
-                    "{name} must be at least {bound}, not {value}",
-                    name=Option(name),
-                    bound=bound,
-                    value=getattr(self, name),
-                )
-        for name in ("learning_rate", "epochs", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise OptionError(
-                    "{name} must be a finite number above 0, not {value}", name=Option(name), value=getattr(self, name)
-                )
-        if not 0 < self.held_out < 1:
-            raise OptionError("{name} must lie in (0, 1), not {value}", name=Option("held_out"), value=self.held_out)
-        if self.bf16 is None:
-            object.__setattr__(self, "bf16", fast_bfloat16())
+        check_making(self, least)
 
     @property
     def trains(self) -> bool:

@@ -1,11 +1,10 @@
 """The settings of a critic, checked before anything is loaded."""
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from contralto.align.amateur.settings import fast_bfloat16
+from contralto.align.amateur.settings import check_making
 from contralto.common.options import Option, OptionError
 
 __all__ = ["CriticConfig"]
@@ -78,27 +77,11 @@ class CriticConfig:
 
     def __post_init__(self) -> None:
         self._check_sources()
-        for name, bound in LEAST.items():
-            if getattr(self, name) < bound:
-                raise OptionError(
-                    "{name} must be at least {bound}, not {value}",
-                    name=Option(name),
-                    bound=bound,
-                    value=getattr(self, name),
-                )
-        for name in ("learning_rate", "epochs", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise OptionError(
-                    "{name} must be a finite number above 0, not {value}", name=Option(name), value=getattr(self, name)
-                )
-        if not 0 < self.held_out < 1:
-            raise OptionError("{name} must lie in (0, 1), not {value}", name=Option("held_out"), value=self.held_out)
+        check_making(self, LEAST)
         if not 0 <= self.lam <= 1:
             raise OptionError("{name} must lie in [0, 1], not {value}", name=Option("lam"), value=self.lam)
         if not 0 < self.gamma <= 1:
             raise OptionError("{name} must lie in (0, 1], not {value}", name=Option("gamma"), value=self.gamma)
-        if self.bf16 is None:
-            object.__setattr__(self, "bf16", fast_bfloat16())
 
     def _check_sources(self) -> None:
         """Raise OptionError unless there is one source of texts and at most one of rewards."""
