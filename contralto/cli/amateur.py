@@ -10,7 +10,7 @@ command: no text is written twice, and training resumes from its last checkpoint
 import argparse
 from dataclasses import fields
 
-from contralto.cli.flags import errors_with_flags, flag
+from contralto.cli.flags import add_fields, add_making_flags, errors_with_flags
 
 __all__ = ["add_arguments", "run"]
 
@@ -43,17 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("model", metavar="MODEL", help="the expert: a folder, a hub id, or testbed:NAME")
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder of the amateur")
-    defaults = {field.name: field.default for field in fields(AmateurConfig)}
-    for name, text in HELP.items():
-        default = defaults[name]
-        kind = KINDS.get(name) or (str if default is None else type(default))
-        parser.add_argument(flag(name), type=kind, default=default, help=text)
-    parser.add_argument(
-        "--bf16",
-        action=argparse.BooleanOptionalAction,
-        help="write and train in bfloat16 (default: where the machine multiplies it in hardware)",
-    )
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with the model")
+    add_fields(parser, AmateurConfig, HELP, KINDS)
+    add_making_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
