@@ -3,20 +3,26 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from contralto.common.files import read_text
+from contralto.common.hub import from_pretrained
 from contralto.decoding.inputs import DecodingBatch
 from contralto.decoding.methods import METHODS, DecodingConfig, Method, generate_kwargs
+from contralto.decoding.methods.base import Critic
 from real.line import Context, Figure, Line, Section
 from real.tables import table
 
 GREEDY, TRANSFORMERS = "greedy", "transformers' own guidance"
 GUIDANCE = 1.5
+DTYPE = torch.bfloat16
+"""The dtype in which SmolLM2 and its like are published, which `from_pretrained` keeps."""
 Inputs = dict[str, Tensor]
 Times = dict[str, list[float]]
 """Seconds of the wall clock and of processor time, by system."""
@@ -28,7 +34,7 @@ def run(context: Context) -> None:
     Args:
         context: The context of the line.
     """
-    model = context.model()
+    model = _model(context)
     for batch, length in _settings(context):
         inputs = _prompts(context, batch, length)
         systems = {**_builtin(inputs), **_methods(context, inputs)}
@@ -53,7 +59,7 @@ def _keys(context: Context, batch: int, length: int) -> list[dict[str, Any]]:
     rounds = context.sizes["rounds"] if batch * length <= 1024 else context.sizes["rounds"] // 2 + 1
     roles = ("model", "amateur") if context.has("amateur") else ("model",)
     how = {"batch": batch, "length": length, "tokens": context.sizes["tokens"]}
-    return [context.key(*roles, **how, round=i) for i in range(rounds)]
+    return [context.key(*roles, **how, dtype=str(DTYPE), round=i) for i in range(rounds)]
 
 
 def _prompts(context: Context, batch: int, length: int) -> Inputs:
@@ -96,8 +102,11 @@ def _methods(context: Context, inputs: Inputs) -> dict[str, System]:
 
 
 def _system(context: Context, method: Method, executor: str, inputs: Inputs) -> System:
-    # All other models are the amateur: the anti-expert of proxy tuning has its size.
-    others = tuple(context.model("amateur") for _ in method.models)
+    # All other models are the amateur: the anti-expert of proxy tuning has its size, and so may a critic have.
+    others = tuple(
+        _critic(context.path("amateur")) if isinstance(description, Critic) else _model(context, "amateur")
+        for description in method.models.values()
+    )
     options: dict[str, Any] = {name: context.path("amateur") for name in method.models}
     views = (_second_half(inputs),) if "prompt" in method.views else ()
     if views:
@@ -105,7 +114,24 @@ def _system(context: Context, method: Method, executor: str, inputs: Inputs) -> 
     if "guidance_scale" in method.parameters():
         options["guidance_scale"] = GUIDANCE
     config = DecodingConfig.from_options(method=method.name, executor=executor, **options)
-    return lambda: generate_kwargs(config, DecodingBatch(context.model(), others, inputs, views))
+    return lambda: generate_kwargs(config, DecodingBatch(_model(context), others, inputs, views))
+
+
+@cache
+def _critic(path: str) -> Any:
+    """Return a critic on the layers of a model. Its head is random: a trained one takes the same time."""
+    torch.manual_seed(0)
+    model = from_pretrained(AutoModelForTokenClassification, path, num_labels=1, dtype=DTYPE)
+    return model.eval()
+
+
+def _model(context: Context, role: str = "model") -> Any:
+    return _in_bfloat16(context.path(role))
+
+
+@cache
+def _in_bfloat16(path: str) -> Any:
+    return from_pretrained(AutoModelForCausalLM, path, dtype=DTYPE).eval()
 
 
 def _round(context: Context, model: Any, inputs: Inputs, systems: Mapping[str, System]) -> Times:
@@ -163,11 +189,15 @@ def render(context: Context) -> Section | None:
 def _intro(context: Context) -> list[str]:
     counts = sorted({len(_keys(context, *setting)) for setting in _settings(context)})
     lines = [
-        f"Seconds of `generate()` for {context.sizes['tokens']} new tokens, the prompts of WikiText included, over those of greedy search: median (smallest to",
+        f"Seconds of `generate()` in bfloat16 for {context.sizes['tokens']} new tokens, the prompts of WikiText included, over those of greedy search: median (smallest to",
         f"largest) of {' or '.join(map(str, counts))} rounds, in each of which all systems run one after the other; then the ratio of processor time. Contrast",
         f"prompts are half as long as the prompts. Guidance is {GUIDANCE:g} in both implementations. Other parameters have their defaults.",
     ]
-    if not context.has("amateur"):
+    if context.has("amateur"):
+        lines.append(
+            "Other models are the amateur; a critic has its layers and a head of random weights, which takes the time of a trained one."
+        )
+    else:
         lines.append("Not run yet: methods with other models, which need an amateur.")
     return lines
 
@@ -178,7 +208,7 @@ LINE = Line(
     question="What does each method cost over greedy search, beside the guidance that transformers has?",
     order=90,
     needs=("model",),
-    full={"batches": [1, 8], "contexts": [64, 1024], "rounds": 5, "tokens": 32},
+    full={"batches": [1, 8], "contexts": [64, 1024], "rounds": 3, "tokens": 32},
     small={"batches": [1, 2], "contexts": [8, 16], "rounds": 2, "tokens": 4},
     revision=1,
     run=run,

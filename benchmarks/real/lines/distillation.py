@@ -113,7 +113,7 @@ def _student(context: Context, name: str, rate: str, seed: int) -> Any:
     columns = ("prompt", "chosen", "rejected") if loss.reads_both else ("prompt", "chosen")
     rows = [{column: row[column] for column in columns} for row in made]
     epochs = EPOCHS if loss.reads_both else 2 * EPOCHS
-    options = {"learning_rate": rate, "seed": seed, "num_train_epochs": epochs, **dict(loss.options)}
+    options = {"learning_rate": rate, "seed": seed, "num_train_epochs": epochs, "bf16": "true", **dict(loss.options)}
     if loss.recipe != LOSSES["SFT"].recipe:
         options["teacher_model_name_or_path"] = context.path("model")
     folder = trained(context, loss.recipe, context.path("pruned"), rows, options)
