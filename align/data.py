@@ -4,10 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from contralto.align.prompt_data import load_prompts
+from contralto.align.text_data import TEXT_COLUMNS, load_texts
 from contralto.common.column_names import column_names
 from contralto.common.suggestions import did_you_mean
 
 __all__ = ["training_data"]
+
+WHOLE = {
+    "reads_prompts": (load_prompts, "rewards are computed on prompts of known number"),
+    "reads_texts": (load_texts, "texts are read whole"),
+}
+"""Readers of rows that are no streams, by the attribute of the trainer's configuration, with the reason."""
 
 
 def training_data(data: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
@@ -16,13 +23,13 @@ def training_data(data: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
     Args:
         data: a `DataArguments`.
         args: the configuration of the trainer: `eval_strategy` says whether there is an evaluation, `reads_rejected`, if
-            there is one, whether rows need `rejected`, `reads_labels` whether they are single completions with labels, and
-            `reads_prompts` whether they are prompts alone.
+            there is one, whether rows need `rejected`, `reads_labels` whether they are single completions with labels,
+            `reads_prompts` whether they are prompts alone, and `reads_texts` whether they are texts.
         mixture: a `trl.DatasetMixtureConfig`.
 
     Returns:
-        Rows with prompt, chosen and rejected, with prompt, completion and label, or with prompts for rewards; the second dataset is None
-        without an evaluation.
+        Rows with prompt, chosen and rejected, with prompt, completion and label, with prompts for rewards, or with texts; the second
+        dataset is None without an evaluation.
 
     Raises:
         ValueError: no dataset is named, or there is none to evaluate on.
@@ -72,11 +79,13 @@ def _rows(data: Any, source: Any, split: str, args: Any) -> Any:
     from contralto.data_gen.published_forms import COLUMN_NAMES
 
     options = {"config": data.dataset_config, "conversations": data.conversations}
-    options |= {"columns": column_names(data.columns or [], COLUMN_NAMES)}
-    if getattr(args, "reads_prompts", False):
-        if data.dataset_streaming:
-            raise ValueError("rewards are computed on prompts of known number: leave dataset_streaming out")
-        return load_prompts(source, split=split, **options)
+    known = (*COLUMN_NAMES, *TEXT_COLUMNS) if getattr(args, "reads_texts", False) else COLUMN_NAMES
+    options |= {"columns": column_names(data.columns or [], known)}
+    for flag, (load, why) in WHOLE.items():
+        if getattr(args, flag, False):
+            if data.dataset_streaming:
+                raise ValueError(f"{why}: leave dataset_streaming out")
+            return load(source, split=split, **options)
     if getattr(args, "reads_labels", False):
         return (stream_unpaired if data.dataset_streaming else load_unpaired)(source, split=split, **options)
     options["needs_rejected"] = getattr(args, "reads_rejected", True)

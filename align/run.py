@@ -194,7 +194,8 @@ def _check_template(name: str, train: Any, args: Any, model: Any) -> None:
     from contralto.common.hub import from_pretrained
 
     first = next(iter(train))
-    if isinstance(first["prompt"], str) or first.get("images"):  # for images, the processor has the template
+    leading = next(first[name] for name in ("prompt", "messages", "text") if name in first)
+    if isinstance(leading, str) or first.get("images"):  # for images, the processor has the template
         return
     options = {"revision": model.model_revision, "trust_remote_code": args.trust_remote_code}
     if not from_pretrained(AutoTokenizer, name, **options).chat_template:

@@ -16,7 +16,7 @@ from contralto.data_gen.conversations import (
 from contralto.data_gen.image_files import check_image
 from contralto.data_gen.sources import IMAGES
 
-__all__ = ["as_row"]
+__all__ = ["as_row", "check_stored_image"]
 
 RESERVED = ("messages", "completion")
 """Columns by which TRL would recognize another kind of row; they are kept as `source_messages`, `source_completion`."""
@@ -191,7 +191,7 @@ def _images(record: Mapping[str, Any], row: Mapping[str, Any], where: str) -> di
         if not isinstance(images, list):
             raise ValueError(f"{where}, column {name}: it is a {type(images).__name__}, not a list of images")
         for at, image in enumerate(images, 1):
-            _check_image(image, f"{where}, column {name}, image {at}")
+            check_stored_image(image, f"{where}, column {name}, image {at}")
     for name in ("chosen", "rejected"):
         places = _places(row["prompt"]) + _places(row[name])
         if places and places != len(found.get("images", ())):
@@ -207,7 +207,16 @@ def _places(value: Any) -> int:
     return sum(part["type"] == "image" for content in contents if isinstance(content, list) for part in content)
 
 
-def _check_image(image: Any, where: str) -> None:
+def check_stored_image(image: Any, where: str) -> None:
+    """Reject what is no image: neither a path of one, nor its bytes, nor a Pillow image.
+
+    Args:
+        image: the image, as a row holds it.
+        where: its place, for the message.
+
+    Raises:
+        ValueError: it is of another type, or there is no such file or image.
+    """
     from PIL import Image
 
     if isinstance(image, Image.Image):

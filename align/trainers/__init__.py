@@ -23,5 +23,7 @@ TRAINERS = {
         "contralto.align.trainers.grpo_trainer:RewardsTrainer",
         "contralto.align.trainers.grpo_trainer:RewardsConfig",
     ),
+    "simctg": ("contralto.align.trainers.sft:SimCTGTrainer", "contralto.align.trainers.sft:SimCTGConfig"),
+    "cal": ("contralto.align.trainers.sft:CALTrainer", "contralto.align.trainers.sft:CALConfig"),
 }
 """The values of the option `trainer`: trainer and configuration, each as `module:class`."""

@@ -7,7 +7,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import is_peft_model
@@ -22,11 +22,11 @@ from contralto.align.losses.chunked import Head
 from contralto.align.trainers.batches import IGNORED
 from contralto.align.trainers.config import apply_machine_defaults, option, require_config, with_own_peft_config
 from contralto.align.trainers.scoring import Scoring, install_head
-from contralto.align.trainers.settings import records_settings
+from contralto.align.trainers.settings import RecipeOptions, records_settings
 from contralto.align.trl_compat import gathered, record_metrics
 from contralto.common.head import head_of
 
-__all__ = ["CALConfig", "CALTrainer", "SimCTGConfig", "SimCTGTrainer", "contrastive_loss", "image_weights"]
+__all__ = ["CALConfig", "CALTrainer", "SimCTGConfig", "SimCTGTrainer", "contrastive_loss", "image_weights", "isotropy"]
 
 
 # ------------------------------------------------------------------------------------------------------------ the losses
@@ -59,14 +59,45 @@ def contrastive_loss(states: Tensor, mask: Tensor, *, rho: float = 0.5) -> Tenso
     """
     if not 0 <= rho <= 2:
         raise ValueError(f"rho must lie in [0, 2] (the margin between cosines), not {rho}")
+    cosines, others = _cosines(states, mask)
+    lost = relu(rho - 1 + cosines).masked_fill(~others, 0)
+    return lost.sum((1, 2)) / others.sum((1, 2)).clamp(min=1)
+
+
+def isotropy(states: Tensor, mask: Tensor) -> Tensor:
+    """Return how far the tokens of a text point apart (Su & Collier 2023, arXiv 2210.14140, section 3.1).
+
+        isotropy = 1 - 1 / (|x| (|x| - 1)) sum_i sum_{j != i} s(h_i, h_j)
+
+    It is 1 less the mean of the cosines `s` of its last hidden states, and `contrastive_loss` at `rho = 1` unless a cosine is negative.
+    Contrastive search needs a high one, which most models have as they are.
+
+    Args:
+        states: `(B, T, H)`. Time and memory grow with `T` squared.
+        mask: `(B, T)`, true for the tokens of x.
+
+    Returns:
+        `(B,)`, at least float32, NaN for a sequence of fewer than two tokens.
+
+    Raises:
+        ValueError: the mask has another shape.
+
+    Examples:
+        >>> isotropy(torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]]), torch.ones(1, 3))
+        tensor([0.6667])
+    """
+    cosines, others = _cosines(states, mask)
+    return 1 - cosines.masked_fill(~others, 0).sum((1, 2)) / others.sum((1, 2))
+
+
+def _cosines(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cosines `(B, T, T)` of the states, and which of them are of two tokens of x."""
     if mask.shape != states.shape[:2]:
         raise ValueError(f"the mask has shape {tuple(mask.shape)}, the hidden states {tuple(states.shape)}")
     kept = mask.bool()
     directions = normalize(states if states.dtype == torch.float64 else states.float(), dim=-1)
-    cosines = directions @ directions.transpose(1, 2)  # (B, T, T)
     others = kept[:, :, None] & kept[:, None] & ~torch.eye(kept.shape[1], dtype=torch.bool, device=kept.device)
-    lost = relu(rho - 1 + cosines).masked_fill(~others, 0)
-    return lost.sum((1, 2)) / others.sum((1, 2)).clamp(min=1)
+    return directions @ directions.transpose(1, 2), others
 
 
 def image_weights(with_image: Tensor, without: Tensor, mask: Tensor, *, low: float = 1.0, high: float = 5.0) -> Tensor:
@@ -108,7 +139,7 @@ def image_weights(with_image: Tensor, without: Tensor, mask: Tensor, *, low: flo
 
 
 @dataclass
-class SimCTGConfig(SFTConfig):
+class SimCTGConfig(RecipeOptions, SFTConfig):
     """The options of `SimCTGTrainer`: those of `trl.SFTConfig`, and the margin.
 
     Args:
@@ -118,6 +149,8 @@ class SimCTGConfig(SFTConfig):
         ValueError: `rho` is out of range, or an option puts several sequences into one row.
     """
 
+    reads_texts: ClassVar[bool] = True
+    unit: ClassVar[str] = "text"
     rho: float = option(0.5, "The margin of the contrastive loss, in [0, 2].")
 
     @records_settings
@@ -136,7 +169,7 @@ class SimCTGTrainer(CardMixin, SFTTrainer):  # type: ignore[misc]  # `create_mod
     """`SFTTrainer` with SimCTG's loss: `L = L_MLE + L_CL` (Su et al. 2022, arXiv 2202.06417, equation 3).
 
     The contrast is between the tokens that are trained on: with prompts and completions, those of the completion. Its mean is logged as
-    `contrastive_loss`. Hidden states are taken from the backbone's output, so the head still makes no logits.
+    `contrastive_loss`, and that of `isotropy` by its name. Hidden states are taken from the backbone's output, so the head still makes no logits.
 
     Args:
         model: see `trl.SFTTrainer`.
@@ -173,16 +206,19 @@ class SimCTGTrainer(CardMixin, SFTTrainer):  # type: ignore[misc]  # `create_mod
         with _last_states(_policy(self)) as seen:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         mask = inputs["labels"] != IGNORED
-        contrast = contrastive_loss(seen[0][:, -mask.shape[1] :], mask, rho=self.args.rho).mean()
+        states = seen[0][:, -mask.shape[1] :]
+        contrast = contrastive_loss(states, mask, rho=self.args.rho).mean()
+        means = torch.stack([contrast.detach(), isotropy(states.detach(), mask).nanmean()])
+        loss_mean, isotropy_mean = self.accelerator.gather(means[None]).nanmean(0).tolist()
         mode = "train" if self.model.training else "eval"
-        record_metrics(self, mode, contrastive_loss=self.accelerator.gather(contrast.detach()).mean().item())
+        record_metrics(self, mode, contrastive_loss=loss_mean, isotropy=isotropy_mean)
         if num_items_in_batch is not None:  # then the Trainer leaves gradient accumulation to the loss
             contrast = contrast / self.current_gradient_accumulation_steps
         return (loss[0] + contrast, loss[1]) if return_outputs else loss + contrast
 
 
 @dataclass
-class CALConfig(SFTConfig):
+class CALConfig(RecipeOptions, SFTConfig):
     """The options of `CALTrainer`: those of `trl.SFTConfig`, and the bounds of the weights.
 
     Args:
@@ -193,6 +229,8 @@ class CALConfig(SFTConfig):
         ValueError: the bounds are not ordered, or the loss of tokens is another one.
     """
 
+    reads_texts: ClassVar[bool] = True
+    unit: ClassVar[str] = "text"
     cal_low: float = option(1.0, "Weight of a token that does not depend on the image.")
     cal_high: float = option(5.0, "Largest weight of a token.")
 

@@ -23,6 +23,7 @@ from contralto.align.trainers.sft import (
     SimCTGTrainer,
     contrastive_loss,
     image_weights,
+    isotropy,
 )
 from contralto.testbed import worlds
 
@@ -50,6 +51,23 @@ def test_contrastive_loss_is_equation_2(rho):
     expected = [_contrast(row.tolist(), kept.tolist(), rho) for row, kept in zip(states, mask, strict=True)]
     assert_close(contrastive_loss(states, mask, rho=rho), torch.tensor(expected, dtype=torch.float64))
     assert expected[3] == 0
+
+
+def test_isotropy_is_one_less_the_mean_cosine():
+    torch.manual_seed(0)
+    states = torch.randn(3, 6, 3, dtype=torch.float64)
+    mask = torch.tensor([[1] * 6, [0, 1, 1, 0, 1, 0], [1, 0, 0, 0, 0, 0]])
+    rows = [
+        [state for state, keep in zip(*pair, strict=True) if keep] for pair in zip(states.tolist(), mask, strict=True)
+    ]
+    expected = [
+        1 - sum(_cosine(a, b) for a in row for b in row if a is not b) / (len(row) * (len(row) - 1)) for row in rows[:2]
+    ]
+    found = isotropy(states, mask)
+    assert_close(found[:2], torch.tensor(expected, dtype=torch.float64))
+    assert found[2].isnan()
+    with pytest.raises(ValueError, match="the mask has shape"):
+        isotropy(states, mask[:, 1:])
 
 
 def test_contrastive_loss_has_gradients_where_cosines_are_close():
