@@ -118,6 +118,16 @@ rows:
 """Short forms of entries: `align` and `distill` hold a recipe of `contralto align` and its options, `recipe` the end of a data recipe.
 Each stands for these fields, with its text in place of `{}`; a field that the entry has wins, files are added."""
 
+ALPACA_EVAL: dict[str, Any] = {
+    "models": "`questions.jsonl` has AlpacaEval's 805 instructions as `prompt`, `reference.json` the published answers of its reference model.",
+    "commands": "contralto generate --model {made} --file questions.jsonl --max-new-tokens 1024 --output answers.jsonl\n"
+    "contralto judge answers.jsonl reference.json --preset alpaca_eval --judge openai model=gpt-4-1106-preview"
+    " 'price={input: 10, output: 30}' --output alpaca",
+    "sizes": {"questions.jsonl": {"rows": 805, "tokens": 60}}
+    | {name: {"rows": 805, "tokens": 1200} for name in ("answers.jsonl", "reference.json")},
+}
+"""What `alpaca_eval: true` adds to an entry whose paper reports win rates of AlpacaEval 2."""
+
 
 @cache
 def paper_recipes() -> dict[str, PaperRecipe]:
@@ -178,7 +188,8 @@ def expanded(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of an entry without its short form.
 
     `run: true` drops the reason why `here` is not run; `evaluate` is a command that is added to `hub`, where `{made}` is the folder
-    of the model that was trained last.
+    of the model that was trained last; `alpaca_eval: true` adds the commands of `ALPACA_EVAL`, which answer its questions and judge the
+    answers.
 
     Args:
         fields: as in the file.
@@ -193,6 +204,10 @@ def expanded(fields: dict[str, Any]) -> dict[str, Any]:
             fields = filled | fields | {"files": {**fields.get("files", {}), **files}}
             del fields[form]
     if evaluation := fields.pop("evaluate", ""):
+        if fields.pop("alpaca_eval", False):
+            evaluation = f"{evaluation}\n{ALPACA_EVAL['commands']}"
+            fields["models"] = f"{fields['models'].rstrip()} {ALPACA_EVAL['models']}"
+            fields["sizes"] = fields.get("sizes", {}) | ALPACA_EVAL["sizes"]
         made = re.findall(r"--output_dir (\S+)", fields["hub"])
         fields["hub"] = f"{fields['hub'].rstrip()}\n{evaluation.replace('{made}', made[-1])}\n"
     if fields.pop("run", False):
