@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from contralto.decoding.methods import Method as Method
     from contralto.decoding.methods import SamplingConfig as SamplingConfig
     from contralto.decoding.methods import register as register
+    from contralto.decoding.processors import AVISCLogitsProcessor as AVISCLogitsProcessor
     from contralto.decoding.processors import (
         ClassifierFreeGuidanceLogitsProcessor as ClassifierFreeGuidanceLogitsProcessor,
     )
@@ -48,9 +49,12 @@ if TYPE_CHECKING:
         InstructionContrastiveDecodingLogitsProcessor as InstructionContrastiveDecodingLogitsProcessor,
     )
     from contralto.decoding.processors import M3IDLogitsProcessor as M3IDLogitsProcessor
+    from contralto.decoding.processors import ONLYLogitsProcessor as ONLYLogitsProcessor
+    from contralto.decoding.processors import PAILogitsProcessor as PAILogitsProcessor
     from contralto.decoding.processors import ProxyTuningLogitsProcessor as ProxyTuningLogitsProcessor
     from contralto.decoding.processors import RitualLogitsProcessor as RitualLogitsProcessor
     from contralto.decoding.processors import RitualVCDLogitsProcessor as RitualVCDLogitsProcessor
+    from contralto.decoding.processors import SIDLogitsProcessor as SIDLogitsProcessor
     from contralto.decoding.processors import (
         VisualContrastiveDecodingLogitsProcessor as VisualContrastiveDecodingLogitsProcessor,
     )
@@ -62,6 +66,7 @@ __getattr__, __dir__, __all__ = exports(
     {
         "branches": ["AdaptersOff", "Dropout", "EarlyExit", "HiddenImage", "Steered", "quantized_copy"],
         "processors": [
+            "AVISCLogitsProcessor",
             "ClassifierFreeGuidanceLogitsProcessor",
             "ContextAwareDecodingLogitsProcessor",
             "ContrastiveDecodingLogitsProcessor",
@@ -72,9 +77,12 @@ __getattr__, __dir__, __all__ = exports(
             "DoLaLogitsProcessor",
             "InstructionContrastiveDecodingLogitsProcessor",
             "M3IDLogitsProcessor",
+            "ONLYLogitsProcessor",
+            "PAILogitsProcessor",
             "ProxyTuningLogitsProcessor",
             "RitualLogitsProcessor",
             "RitualVCDLogitsProcessor",
+            "SIDLogitsProcessor",
             "VisualContrastiveDecodingLogitsProcessor",
         ],
         "methods": ["DecodingConfig", "Method", "SamplingConfig", "register"],

@@ -238,6 +238,8 @@ def batch_of(
         names = ()
 
     def view(name: str) -> Any:
+        if name == "shown":
+            return inputs
         if name == "noised":
             from contralto.decoding.images import noised
 
@@ -282,7 +284,7 @@ _VIEWED: Mapping[str, Callable[[Sequence[Prompt], Sequence[int]], list[Prompt]]]
     "blind": _blind,
     "prompt": _contrasted,
 }
-"""The prompts of each view; the view `noised` is made of the inputs, since the noise comes after the image processor."""
+"""The prompts of each view; the views `shown` and `noised` are made of the inputs, since the noise comes after the image processor."""
 
 
 def _noise_seeds(inputs: Mapping[str, Any], seeds: Sequence[int]) -> list[int] | int:

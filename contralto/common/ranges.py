@@ -1,8 +1,9 @@
 """Check ranges of numbers that several parts take."""
 
 import math
+from typing import Any
 
-__all__ = ["check_positive"]
+__all__ = ["check_positive", "check_share"]
 
 
 def check_positive(name: str, value: float, hint: str = "") -> None:
@@ -24,3 +25,30 @@ def check_positive(name: str, value: float, hint: str = "") -> None:
     """
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, not {value}{f': {hint}' if hint else ''}")
+
+
+def check_share(name: str, value: Any) -> float:
+    """Return a share above 0 and at most 1, or raise ValueError for anything else.
+
+    Args:
+        name: the name of the parameter.
+        value: a number, or a number in a string.
+
+    Raises:
+        ValueError: no number, or one out of range.
+
+    Examples:
+        >>> check_share("gamma", "0.5")
+        0.5
+        >>> check_share("gamma", 2)
+        Traceback (most recent call last):
+            ...
+        ValueError: gamma must lie in (0, 1], not 2
+    """
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = math.nan
+    if not 0 < share <= 1:
+        raise ValueError(f"{name} must lie in (0, 1], not {value!r}")
+    return share

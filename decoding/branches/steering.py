@@ -10,26 +10,30 @@ Read from transformers 5.23.0: attention modules take `attention_mask` by name, 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch import Tensor
 
 from contralto.common.head import find_layers
 from contralto.common.head.hooks import hooked, in_this_thread
 from contralto.common.placement import input_device
-from contralto.decoding.branches.prompts import IMAGE_TOKENS
+from contralto.decoding.branches.attention import attention_module, check_implementation
+from contralto.decoding.branches.marks import TokenMarks, find_image_token
 from contralto.decoding.branches.variants import ModelVariant, inner_model
 
-__all__ = ["HiddenImage", "Steered", "mean_difference"]
-
-IMPLEMENTATIONS = ("eager", "sdpa")
-"""Implementations of attention that add a float mask to the scores."""
+__all__ = ["HiddenImage", "Steered", "chosen_layers", "layers_of", "mean_difference"]
 
 
-def _chosen_layers(model: Any, layers: Sequence[int] | None) -> list[int]:
-    """Return the numbers of layers, all of them for None."""
+def chosen_layers(model: Any, layers: Sequence[int] | None) -> list[int]:
+    """Return the numbers of layers, all of them for None.
+
+    Args:
+        model: a decoder-only transformers model.
+        layers: numbers of layers, from 0.
+
+    Raises:
+        ValueError: no layers, or numbers out of range.
+    """
     depth = find_layers(model).depth
     chosen = list(range(depth)) if layers is None else list(layers)
     if not chosen or any(layer != int(layer) or not 0 <= layer < depth for layer in chosen):
@@ -37,8 +41,12 @@ def _chosen_layers(model: Any, layers: Sequence[int] | None) -> list[int]:
     return chosen
 
 
-def _parts(model: Any) -> Any:
-    """Return the list of layers of a model."""
+def layers_of(model: Any) -> Any:
+    """Return the list of layers of a model.
+
+    Args:
+        model: a decoder-only transformers model.
+    """
     return model.get_submodule(find_layers(model).name)
 
 
@@ -49,10 +57,8 @@ class HiddenImage(ModelVariant):
 
     for the attention weights `a` of each head, that is `log(scale)` added to their scores; `scale=0` hides the image. The
     image is encoded, and takes its positions, as in the model. As the subtracted branch, `scale=0` in all layers is a contrast with
-    a model that cannot see (compare no image at all, `--method vdd`), and from layer 2 on, with `tokens` for those that are to be hidden,
-    the contrast branch of SID (arXiv 2408.02032: all but the image tokens of least attention are hidden after layer 2) and of AVISC
-    (2405.17820: all but the "blind" tokens are hidden). With `scale > 1` it looks at the image more, as PAI does (2407.21771),
-    whose increase `w + alpha |w|` depends on the score and is not this one. Choosing tokens by their attention is left to the caller.
+    a model that cannot see (compare no image at all, `--method vdd`); with `scale > 1` it looks at the image more. Variants that choose
+    tokens by their attention, or amplify by the score, are in `looking`.
 
     Args:
         model: a decoder-only transformers model, or a PEFT model, whose adapters stay enabled.
@@ -88,101 +94,32 @@ class HiddenImage(ModelVariant):
         self.model = inner_model(model)
         if not 0 <= scale < float("inf"):
             raise ValueError(f"scale must be a finite number of at least 0, not {scale}")
-        config = self.model.config.get_text_config(decoder=True)
-        if config._attn_implementation not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"the attention of the model is {config._attn_implementation!r}, and only {' and '.join(IMPLEMENTATIONS)} take a "
-                "float mask: load it with attn_implementation='sdpa'"
-            )
-        self.scale, self.layers, self._tokens = float(scale), _chosen_layers(self.model, layers), tokens
-        self.token_id = self._image_token() if token_id is None else token_id
-        self._modules = [_attention_of(_parts(self.model)[layer], layer) for layer in self.layers]
-        self._marks: WeakKeyDictionary[Any, Tensor] = WeakKeyDictionary()
-        self._current: Tensor | None = None
+        check_implementation(self.model)
+        self.scale, self.layers = float(scale), chosen_layers(self.model, layers)
+        token = find_image_token(self.model) if token_id is None else token_id
+        self._marks = TokenMarks(token, tokens=tokens)
+        self._modules = [attention_module(layers_of(self.model)[layer], layer) for layer in self.layers]
         self.description = f"the same model with its attention to images times {scale:g} in {len(self.layers)} layers"
-
-    def _image_token(self) -> int:
-        found = (getattr(self.model.config, name, None) for name in IMAGE_TOKENS)
-        token = next((token for token in found if token is not None), None)
-        if token is None:
-            raise ValueError(f"{type(self.model).__name__} names no image token: pass token_id=")
-        return int(token)
 
     @contextmanager
     def context(self) -> Iterator[None]:
         """Scale the attention in this thread."""
-        own = [
-            self.model.register_forward_pre_hook(_guarded(self._begin), with_kwargs=True),
-            self.model.register_forward_hook(_guarded(self._end), with_kwargs=True),
-        ]
-        own += [module.register_forward_pre_hook(_guarded(self._scale), with_kwargs=True) for module in self._modules]
-        with hooked(own):
+        scale = in_this_thread(self._scale)
+        own = [module.register_forward_pre_hook(scale, with_kwargs=True) for module in self._modules]
+        with hooked([*self._marks.hooks(self.model), *own]):
             yield
-
-    def _begin(self, _module: Any, args: Any, kwargs: Any) -> None:
-        """Find the marked tokens of the rows: of whole prompts in their tokens, of later tokens by their cache."""
-        ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
-        if ids is None:
-            raise ValueError("image tokens are found in input_ids: pass them, not inputs_embeds")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        if past and cache not in self._marks:
-            raise ValueError("the cache was filled without this variant: read the prompts with it first")
-        if self._tokens is not None:
-            self._current = self._own_tokens(ids, past + ids.shape[1])
-            return
-        new = ids == self.token_id
-        if past and ids.shape[1] == 1 and new.any():
-            raise ValueError(
-                f"token {self.token_id} was generated, and only tokens of prompts can be scaled: pass tokens="
-            )
-        self._current = new if not past else torch.cat([self._marks[cache][:, :past], new], dim=1)
-
-    def _own_tokens(self, ids: Tensor, length: int) -> Tensor:
-        """Return the tokens that the caller has marked, `(B, length)`."""
-        assert self._tokens is not None
-        repeats, rest = divmod(len(ids), len(self._tokens))
-        if rest or self._tokens.shape[1] > length:
-            raise ValueError(
-                f"tokens of shape {tuple(self._tokens.shape)} do not fit rows of shape {(len(ids), length)}: they belong to one batch of prompts"
-            )
-        marked = self._tokens.to(ids.device).bool().repeat_interleave(repeats, dim=0)
-        return pad(marked, (0, length - marked.shape[1]))
-
-    def _end(self, _module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
-        """Remember the marked tokens with the cache that the pass has filled."""
-        cache = getattr(output, "past_key_values", None)
-        if cache is not None and self._current is not None:
-            self._marks[cache] = self._current
 
     def _scale(self, module: Any, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Add the logarithm of the scale to the mask of an attention module."""
         states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        marked, cache = self._current, kwargs.get("past_key_values")
-        assert marked is not None
-        count = states.shape[1]
+        cache, count = kwargs.get("past_key_values"), states.shape[1]
         keys, start = (count, 0) if cache is None else cache.get_mask_sizes(count, module.layer_idx)
         mask = _float_mask(kwargs.get("attention_mask"), states, keys, count)
         low = torch.finfo(states.dtype).min
-        own = pad(marked, (0, max(0, start + keys - marked.shape[1])))[:, start : start + keys].to(mask.device)
-        if len(own) != len(states):
-            raise ValueError(f"the marked tokens are those of {len(own)} rows, not of {len(states)}")
+        own = self._marks.of_keys(start, keys, rows=len(states)).to(mask.device)
         bias = torch.zeros(own.shape, dtype=mask.dtype, device=mask.device)
         bias = bias.masked_fill(own, low if self.scale == 0 else float(torch.tensor(self.scale).log()))
         return args, {**kwargs, "attention_mask": (mask + bias[:, None, None]).clamp(min=low)}
-
-
-def _guarded(hook: Any) -> Any:
-    return in_this_thread(hook)
-
-
-def _attention_of(layer: nn.Module, number: int) -> nn.Module:
-    """Return the self-attention module of a layer."""
-    found = [each for each in layer.modules() if "Attention" in type(each).__name__ and hasattr(each, "layer_idx")]
-    if len(found) != 1:
-        raise ValueError(
-            f"layer {number} has {len(found)} attention modules, and attention can be scaled in layers with one: leave it out of layers"
-        )
-    return found[0]
 
 
 def _float_mask(mask: Tensor | None, states: Tensor, keys: int, count: int) -> Tensor:
@@ -225,7 +162,7 @@ class Steered(ModelVariant):
         self.model = inner_model(model)
         if not vectors:
             raise ValueError("vectors is empty: give a vector for each layer that is steered")
-        self.layers = _chosen_layers(self.model, list(vectors))
+        self.layers = chosen_layers(self.model, list(vectors))
         size = self.model.config.get_text_config(decoder=True).hidden_size
         for layer, vector in vectors.items():
             if tuple(vector.shape) != (size,) or not vector.isfinite().all():
@@ -240,7 +177,7 @@ class Steered(ModelVariant):
     @contextmanager
     def context(self) -> Iterator[None]:
         """Add the vectors in this thread."""
-        parts = _parts(self.model)
+        parts = layers_of(self.model)
         with hooked(parts[layer].register_forward_hook(self._hook(layer)) for layer in self.layers):
             yield
 
@@ -283,12 +220,12 @@ def mean_difference(
     from contralto.decoding.branches.padding import check_mask
 
     model = inner_model(model)
-    chosen, means = _chosen_layers(model, layers), []
+    chosen, means = chosen_layers(model, layers), []
     for inputs in (positive, negative):
         if inputs.get("attention_mask") is not None:
             check_mask(inputs["attention_mask"])
         seen: dict[int, Tensor] = {}
-        handles = [_parts(model)[layer].register_forward_hook(_last_token(layer, seen)) for layer in chosen]
+        handles = [layers_of(model)[layer].register_forward_hook(_last_token(layer, seen)) for layer in chosen]
         with hooked(handles):
             model(**{name: value.to(input_device(model)) for name, value in inputs.items()})
         means.append({layer: states.double().mean(0) for layer, states in seen.items()})

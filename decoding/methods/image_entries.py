@@ -1,8 +1,13 @@
 """The declarations of the built-in methods that contrast images."""
 
-from contralto.decoding.methods.base import Form, Method
+from functools import partial
+from typing import Any
+
+from contralto.common.ranges import check_share
+from contralto.decoding.methods.base import Form, Method, Unsupported
 from contralto.decoding.methods.entries import DECODER_ONLY, EVERYWHERE, PROCESSORS, ROWS_COST, RULES, keep_scale
 from contralto.decoding.methods.registry import METHODS
+from contralto.decoding.methods.views import Extra
 
 METHODS.register(
     Method(
@@ -137,5 +142,129 @@ METHODS.register(
         extra={},
         **(EVERYWHERE | DECODER_ONLY),
         cost=ROWS_COST,
+    )
+)
+
+
+SID, AVISC, PAI, ONLY = (f"{PROCESSORS}:{name}LogitsProcessor" for name in ("SID", "AVISC", "PAI", "ONLY"))
+INSIDE: dict[str, Any] = DECODER_ONLY | {
+    "vllm": Unsupported("changes the attention inside the model, which vLLM does not allow")
+}
+"""The restrictions of methods whose branches are the model with another attention."""
+PASSES_COST = {
+    "loop": "{rows} forward passes per token ({branches})",
+    "processor": "{rows} forward passes per token ({branches})",
+}
+
+
+METHODS.register(
+    Method(
+        name="sid",
+        description="self-introspective decoding: subtract the image tokens of the least attention",
+        papers=("2408.02032",),
+        processor=SID,
+        loop=None,
+        likelihoods=SID,
+        forms={
+            "": Form(
+                rule=f"{RULES}:visual_contrastive_decoding",
+                internal=(),
+                stacked=False,
+                mask="beta",
+                weight=lambda alpha, **_: 1 + alpha,
+                off={"alpha": 0},
+            )
+        },
+        branches=("image", "least attended image tokens"),
+        models={},
+        views=("shown",),
+        contrast_prompt_optional=False,
+        extra={"start_layer": Extra(of=SID, least=1), "keep": Extra(of=SID, least=1)},
+        **(EVERYWHERE | INSIDE),
+        cost=PASSES_COST,
+    )
+)
+METHODS.register(
+    Method(
+        name="avisc",
+        description="attentional vision calibration: subtract the blind tokens of the image, attended to whatever is asked",
+        papers=("2405.17820",),
+        processor=AVISC,
+        loop=None,
+        likelihoods=AVISC,
+        forms={
+            "": Form(
+                rule=f"{RULES}:visual_contrastive_decoding",
+                internal=(),
+                stacked=False,
+                mask="beta",
+                weight=lambda alpha, **_: 1 + alpha,
+                off={"alpha": 0},
+            )
+        },
+        branches=("image", "blind image tokens"),
+        models={},
+        views=("shown",),
+        contrast_prompt_optional=False,
+        extra={"layer_gamma": Extra(of=AVISC, convert=partial(check_share, "layer_gamma")), "lam": Extra(of=AVISC)},
+        **(EVERYWHERE | INSIDE),
+        cost=PASSES_COST,
+    )
+)
+METHODS.register(
+    Method(
+        name="pai",
+        description="pay attention to image: an image attended to more, against no image",
+        papers=("2407.21771",),
+        processor=PAI,
+        loop=None,
+        likelihoods=PAI,
+        forms={
+            "": Form(
+                rule=f"{RULES}:pay_attention_to_image",
+                internal=(),
+                stacked=False,
+                mask="beta",
+                weight=lambda gamma, **_: gamma,
+                off={"gamma": 1},
+            )
+        },
+        branches=("image", "amplified image", "no image"),
+        models={},
+        views=("shown", "blind"),
+        contrast_prompt_optional=False,
+        extra={"alpha": Extra(of=PAI, least=0), "start_layer": Extra(of=PAI, least=0)},
+        **(EVERYWHERE | INSIDE),
+        cost={
+            "loop": "{rows} rows per prompt in 2 forward passes per token ({branches})",
+            "processor": "{rows} forward passes per token ({branches})",
+        },
+    )
+)
+METHODS.register(
+    Method(
+        name="only",
+        description="ONLY: add or subtract the model with one layer's attention to the text enhanced",
+        papers=("2507.00898",),
+        processor=ONLY,
+        loop=None,
+        likelihoods=ONLY,
+        forms={
+            "": Form(
+                rule=f"{RULES}:one_layer_intervention",
+                internal=(),
+                stacked=False,
+                mask="beta",
+                weight=lambda alpha_pos, alpha_neg, **_: 1 + max(alpha_pos, alpha_neg),
+                off={"alpha_pos": 0, "alpha_neg": 0},
+            )
+        },
+        branches=("image", "text-enhanced"),
+        models={},
+        views=("shown",),
+        contrast_prompt_optional=False,
+        extra={"layer": Extra(of=ONLY, least=0)},
+        **(EVERYWHERE | INSIDE),
+        cost=PASSES_COST,
     )
 )

@@ -70,5 +70,11 @@ VIEWS = {
         is_seeded=False,
         parameters={},
     ),
+    "shown": View(
+        description="the prompt itself, read in another way",
+        reads_image=True,
+        is_seeded=False,
+        parameters={},
+    ),
 }
 """Every view, by name. `contralto.decoding.inputs` makes them."""

@@ -1,7 +1,7 @@
 """Logits processors: contrastive decoding in an unmodified `generate()`. Each joins a rule and its branches.
 
-`base` holds `ContrastiveLogitsProcessor`, from which the methods derive: those that contrast `models`, `prompts`, `images` and
-`layers`. `guidance` reranks candidate tokens, and so does contrastive `search`.
+`base` holds `ContrastiveLogitsProcessor`, from which the methods derive: those that contrast `models`, `prompts`, `images`, the
+`attention` to an image, and `layers`. `guidance` reranks candidate tokens, and so does contrastive `search`.
 """
 
 from typing import TYPE_CHECKING
@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING
 from contralto.common.lazy import exports
 
 if TYPE_CHECKING:
+    from contralto.decoding.processors.attention import AVISCLogitsProcessor as AVISCLogitsProcessor
+    from contralto.decoding.processors.attention import ONLYLogitsProcessor as ONLYLogitsProcessor
+    from contralto.decoding.processors.attention import PAILogitsProcessor as PAILogitsProcessor
+    from contralto.decoding.processors.attention import SIDLogitsProcessor as SIDLogitsProcessor
     from contralto.decoding.processors.base import ContrastiveLogitsProcessor as ContrastiveLogitsProcessor
     from contralto.decoding.processors.guidance import CriticGuidedLogitsProcessor as CriticGuidedLogitsProcessor
     from contralto.decoding.processors.images import (
@@ -41,6 +45,12 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
+        "attention": [
+            "AVISCLogitsProcessor",
+            "ONLYLogitsProcessor",
+            "PAILogitsProcessor",
+            "SIDLogitsProcessor",
+        ],
         "base": ["ContrastiveLogitsProcessor"],
         "guidance": ["CriticGuidedLogitsProcessor"],
         "images": [

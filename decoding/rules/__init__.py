@@ -16,6 +16,8 @@ from contralto.decoding.rules.candidates import contrastive_search, critic_guide
 from contralto.decoding.rules.images import (
     instruction_contrastive_decoding,
     m3id,
+    one_layer_intervention,
+    pay_attention_to_image,
     ritual,
     ritual_vcd,
     visual_contrastive_decoding,
@@ -50,6 +52,8 @@ __all__ = [
     "dola_jsd",
     "instruction_contrastive_decoding",
     "m3id",
+    "one_layer_intervention",
+    "pay_attention_to_image",
     "plausible",
     "proxy_tuning",
     "ritual",

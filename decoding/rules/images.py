@@ -1,11 +1,21 @@
 """Define the rules that contrast the logits of one model given different images, or none."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from contralto.decoding.rules.base import check_strength, check_threshold, combine
 
-__all__ = ["instruction_contrastive_decoding", "m3id", "ritual", "ritual_vcd", "visual_contrastive_decoding"]
+__all__ = [
+    "instruction_contrastive_decoding",
+    "m3id",
+    "one_layer_intervention",
+    "pay_attention_to_image",
+    "ritual",
+    "ritual_vcd",
+    "visual_contrastive_decoding",
+]
 
 
 def visual_contrastive_decoding(
@@ -162,3 +172,84 @@ def m3id(
     exponent = lam * torch.as_tensor(step, dtype=torch.float64, device=conditioned.device)
     weight = torch.expm1(exponent).to(conditioned.dtype)
     return combine((conditioned, unconditioned), (1 + weight, -weight), alpha=beta)
+
+
+def pay_attention_to_image(
+    original: Tensor, amplified: Tensor, unconditioned: Tensor, *, gamma: float = 1.1, beta: float = 0.1
+) -> Tensor:
+    """Score tokens by PAI: an image that is attended to more, against no image (Liu et al. 2024, arXiv 2407.21771).
+
+        scores(v) = gamma * log p_a(v) - (gamma - 1) * log p(v | no image)    if v is plausible under p_a, else -inf
+
+    where `p_a` is the model with amplified attention to its image. The main model's own distribution has no part in it; only tokens that are
+    impossible there, such as those that a logits processor has ruled out, stay so.
+
+    Args:
+        original: `(..., V)` logits of the model given the image.
+        amplified: `(..., V)` logits of the model with amplified attention to the image.
+        unconditioned: `(..., V)` logits without the image.
+        gamma: guidance scale, at least 1; 1 is no contrast. 1.1 in the released commands.
+        beta: plausibility threshold in [0, 1] on `amplified`, see `plausible`. 0.1 in the released code.
+
+    Raises:
+        ValueError: `gamma` below 1, `beta` outside [0, 1], different shapes.
+
+    Examples:
+        >>> seen, unseen = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
+        >>> pay_attention_to_image(unseen, seen, unseen, gamma=2).softmax(-1)
+        tensor([[0.9000, 0.1000]])
+    """
+    if isinstance(gamma, str) or not 1 <= gamma < math.inf:
+        raise ValueError(f"gamma must be a finite number of at least 1 (the guidance scale), not {gamma!r}")
+    check_threshold("beta", beta)
+    _check_shapes(original, amplified)
+    possible = amplified.masked_fill(original == -math.inf, -math.inf)
+    is_empty = possible.amax(-1, keepdim=True) == -math.inf
+    main = torch.where(is_empty, amplified, possible)
+    return combine((main, unconditioned), (gamma, 1 - gamma), alpha=beta)
+
+
+def one_layer_intervention(
+    original: Tensor,
+    enhanced: Tensor,
+    *,
+    alpha_pos: float = 3.0,
+    alpha_neg: float = 1.0,
+    gamma: float = 0.2,
+    beta: float = 0.1,
+) -> Tensor:
+    """Score tokens by ONLY, which adds or subtracts a branch that hears the text more (Wan et al. 2025, arXiv 2507.00898).
+
+        scores(v) = log p + alpha_pos * log p_e                        if sum_v |p - p_e| < gamma
+                    (1 + alpha_neg) * log p - alpha_neg * log p_e      otherwise,          on the plausible tokens of p
+
+    Args:
+        original: `(..., V)` logits of the model.
+        enhanced: `(..., V)` logits of the text-enhanced branch, see `contralto.decoding.branches.TextEnhanced`.
+        alpha_pos: weight of the branch where the two agree, at least 0.
+        alpha_neg: contrast strength where they differ, at least 0.
+        gamma: distance from which they differ, at least 0. Default 0.2, that of the released script for POPE; 0.25 for CHAIR and MME.
+        beta: plausibility threshold in [0, 1] on `original`, see `plausible`.
+
+    Raises:
+        ValueError: a strength or `gamma` negative, `beta` outside [0, 1], different shapes.
+
+    Examples:
+        >>> p, near, far = (torch.tensor([row]).log() for row in ([0.75, 0.25], [0.7, 0.3], [0.25, 0.75]))
+        >>> one_layer_intervention(p, near).softmax(-1), one_layer_intervention(p, far).softmax(-1)
+        (tensor([[0.9744, 0.0256]]), tensor([[0.9643, 0.0357]]))
+    """
+    check_strength("alpha_pos", alpha_pos)
+    check_strength("alpha_neg", alpha_neg)
+    check_strength("gamma", gamma)
+    check_threshold("beta", beta)
+    _check_shapes(original, enhanced)
+    distance = (original.softmax(-1) - enhanced.softmax(-1)).abs().sum(-1, keepdim=True)
+    weight = torch.where(distance < gamma, alpha_pos, -alpha_neg).to(original)
+    own = torch.where(distance < gamma, 1.0, 1 + alpha_neg).to(original)
+    return combine((original, enhanced), (own, weight), alpha=beta)
+
+
+def _check_shapes(one: Tensor, other: Tensor) -> None:
+    if one.shape != other.shape:
+        raise ValueError(f"the branches' logits differ in shape: {[tuple(one.shape), tuple(other.shape)]}")

@@ -85,6 +85,8 @@ class ContraltoVLM(ContraltoLM, HFMultimodalLM):  # type: ignore[misc]
             raise ValueError(
                 f"method={self.decoder.config.method!r} contrasts images, and a prompt has none: {missing.context[:60]!r}"
             )
+        if view == "shown":
+            return self._encode(requests, room)
         if view == "noised":
             step = self.decoder.config.parameters["noise_step"]
             inputs = dict(self._encode(requests, room))

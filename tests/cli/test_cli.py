@@ -359,6 +359,22 @@ VISION = {
         "--alpha 2 --beta 0.01",
         lambda s: decoding.VisualContrastiveDecodingLogitsProcessor(s.model, s.blind, alpha=2, beta=0.01),
     ),
+    "sid": (
+        "--start-layer 1 --keep 3 --alpha 2",
+        lambda s: decoding.SIDLogitsProcessor(s.model, s.inputs, start_layer=1, keep=3, alpha=2),
+    ),
+    "avisc": (
+        "--layer-gamma 0.6 --lam 0.5 --alpha 2.5",
+        lambda s: decoding.AVISCLogitsProcessor(s.model, s.inputs, layer_gamma=0.6, lam=0.5, alpha=2.5),
+    ),
+    "pai": (
+        "--start-layer 1 --alpha 0.5 --gamma 1.5",
+        lambda s: decoding.PAILogitsProcessor(s.model, s.inputs, s.blind, start_layer=1, alpha=0.5, gamma=1.5),
+    ),
+    "only": (
+        "--layer 1 --alpha-pos 2 --alpha-neg 2 --gamma 0.5",
+        lambda s: decoding.ONLYLogitsProcessor(s.model, s.inputs, layer=1, alpha_pos=2, alpha_neg=2, gamma=0.5),
+    ),
     "icd": ("--alpha 2", lambda s: decoding.InstructionContrastiveDecodingLogitsProcessor(s.model, s.other, alpha=2)),
     "dola": (
         "--layers 1 --relative-top 0.01",

@@ -199,7 +199,8 @@ def test_every_method_of_texts(explain, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "pictures"), [("vcd", 2), ("ritual", 2), ("m3id", 1), ("vdd", 1), ("icd", 1), ("dola", 1)]
+    ("name", "pictures"),
+    [("vcd", 2), ("ritual", 2), ("m3id", 1), ("vdd", 1), ("only", 1), ("avisc", 1), ("icd", 1), ("dola", 1)],
 )
 def test_every_method_of_images(explain, tmp_path, name, pictures):
     zoo_llava.save(tmp_path, pictures=1)

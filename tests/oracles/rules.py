@@ -62,6 +62,23 @@ def m3id(e: Logits, a: Logits, step: int, *, lam: float = 0.02, alpha: float = 0
     return weighted([e, a], [1 + strength, -strength], alpha)
 
 
+def pai(e: Logits, amplified: Logits, blind: Logits, *, gamma: float = 1.1, beta: float = 0.1) -> list[float]:
+    """PAI (2407.21771), CFG.py: gamma (log p_a - log p_0) + log p_0 on the plausible tokens of p_a; none that is impossible for the model."""
+    possible = [a if x > -math.inf else -math.inf for x, a in zip(e, amplified, strict=True)]
+    possible = possible if max(possible) > -math.inf else list(amplified)
+    return weighted([possible, blind], [gamma, 1 - gamma], beta)
+
+
+def only(
+    e: Logits, h: Logits, *, alpha_pos: float = 3.0, alpha_neg: float = 1.0, gamma: float = 0.2, beta: float = 0.1
+) -> list[float]:
+    """ONLY (2507.00898), only_sample.py: added where the distributions are closer than gamma, subtracted otherwise."""
+    pairs = zip(log_softmax(e), log_softmax(h), strict=True)
+    distance = math.fsum(abs(math.exp(x) - math.exp(y)) for x, y in pairs)
+    weights = [1, alpha_pos] if distance < gamma else [1 + alpha_neg, -alpha_neg]
+    return weighted([e, h], weights, beta)
+
+
 def cid(e: Logits, a: Logits, *, lam: float = 10.0) -> list[float]:
     """CID as a difference of probabilities: log p + lam (p - p'). No mask; p' = 0 rules nothing out."""
     log_p, log_q = log_softmax(e), log_softmax(a)

@@ -26,6 +26,10 @@ TWO = {
     "contrastive_input_decoding_log_ratio": (oracle.cid_log_ratio, [{}, {"lam": 0.2, "alpha": 0.5}]),
     "context_aware_decoding": (oracle.cad, [{}, {"alpha": 1.0}, {"alpha": 0.0}]),
     "classifier_free_guidance": (oracle.cfg, [{}, {"guidance_scale": 3.0}, {"guidance_scale": 0.0}]),
+    "one_layer_intervention": (
+        oracle.only,
+        [{}, {"gamma": 1.2}, {"alpha_pos": 0.5, "alpha_neg": 2.0, "gamma": 0.9, "beta": 0.3}],
+    ),
 }
 THREE = {
     "ritual_vcd": (
@@ -33,6 +37,7 @@ THREE = {
         [{}, {"alpha": 0.5, "kappa": 1.0, "beta": 0.3}],
     ),
     "proxy_tuning": (oracle.proxy_tuning, [{}, {"alpha": 2.5}, {"alpha": 0.0}]),
+    "pay_attention_to_image": (oracle.pai, [{}, {"gamma": 2.5, "beta": 0.3}, {"gamma": 1.0, "beta": 0.0}]),
 }
 RENAMED = {"guidance_scale": "gamma", "normalize": "normalise"}
 CASES = [(name, *rest) for name, rest in [*TWO.items(), *THREE.items()]]
@@ -167,6 +172,12 @@ def test_search_and_its_penalty_equal_their_formulas():
     assert_close(rules.degeneration_penalty(hidden, context), torch.tensor([63 / 65, 0.0]))
 
 
+def test_only_adds_a_branch_that_agrees_and_subtracts_one_that_differs():
+    p, near, far = (torch.tensor(row).double().log() for row in ([0.75, 0.25], [0.7, 0.3], [0.5, 0.5]))
+    for other, weights in ((near, (1, 3)), (far, (2, -1))):  # distances 0.1 and 0.5
+        assert_close(rules.one_layer_intervention(p, other), rules.combine((p, other), weights, alpha=0.1))
+
+
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_the_ends_of_the_penaltys_weight_are_greedy_and_the_penalty_alone(alpha):
     logits, candidates, penalty = torch.tensor([0.6, 0.4]).log(), torch.tensor([0, 1]), torch.tensor([0.3, 0.2])
@@ -204,6 +215,11 @@ def test_nothing_is_changed_in_place_and_dtypes_stay(name, reference, grid):
         ("instruction_contrastive_decoding", {"alpha": math.inf}, "alpha must be a finite number"),
         ("ritual", {"kappa": -0.1}, "kappa must be a finite number"),
         ("m3id", {"lam": -1, "step": 0}, "lam must be a finite number"),
+        ("one_layer_intervention", {"alpha_pos": -1}, "alpha_pos must be a finite number of at least 0"),
+        ("one_layer_intervention", {"alpha_neg": -1}, "alpha_neg must be a finite number of at least 0"),
+        ("one_layer_intervention", {"gamma": -1}, "gamma must be a finite number of at least 0"),
+        ("pay_attention_to_image", {"gamma": 0.5}, "gamma must be a finite number of at least 1"),
+        ("pay_attention_to_image", {"beta": 2}, r"beta must lie in \[0, 1\]"),
         ("contrastive_input_decoding", {"lam": math.nan}, "lam must be a finite number"),
         ("contrastive_input_decoding_log_ratio", {"alpha": -0.1}, r"alpha must lie in \[0, 1\]"),
         ("context_aware_decoding", {"alpha": -1}, "alpha must be a finite number"),
@@ -212,7 +228,7 @@ def test_nothing_is_changed_in_place_and_dtypes_stay(name, reference, grid):
 )
 def test_ranges(name, settings, message):
     with pytest.raises(ValueError, match=message):
-        getattr(rules, name)(*_branches(2), **settings)
+        getattr(rules, name)(*_branches(3 if name in THREE else 2), **settings)
 
 
 def test_shapes():

@@ -197,8 +197,12 @@ def test_answers_do_not_depend_on_the_batch(options):
         pytest.param({"method": "ritual-vcd", "temperature": 1.0}, marks=pytest.mark.slow),
         {"method": "m3id", "lam": 1.0},
         pytest.param({"method": "vdd", "alpha": 2.0}, marks=pytest.mark.slow),
+        {"method": "sid", "start_layer": 1, "keep": 4},
+        pytest.param({"method": "avisc", "alpha": 2.5}, marks=pytest.mark.slow),
+        pytest.param({"method": "pai", "start_layer": 1, "alpha": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"method": "only"}, marks=pytest.mark.slow),
     ],
-    ids=["vcd", "ritual", "ritual-vcd", "m3id", "vdd"],
+    ids=["vcd", "ritual", "ritual-vcd", "m3id", "vdd", "sid", "avisc", "pai", "only"],
 )
 def test_answers_to_images_do_not_depend_on_the_batch(options):
     lm = vision_lm().decoding_by(**options)
