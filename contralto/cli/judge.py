@@ -2,6 +2,7 @@
 
 contralto judge tuned.jsonl base.jsonl --judge openai model=gpt-4.1 --preset alpaca_eval --estimate
 contralto judge --pairs reward_bench.parquet --reward-model my-model
+contralto judge answers.json --rating mmhal --judge openai model=gpt-4.1
 """
 
 import argparse
@@ -11,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contralto.cli import ratings
 from contralto.cli.estimates import show_estimates, sum_of
 from contralto.cli.outputs import check_output_file, check_output_folder
+from contralto.cli.ratings import SUFFIXES
 from contralto.common.column_names import column_names
 from contralto.common.errors import require
 from contralto.common.files import replace_text
@@ -24,8 +27,6 @@ if TYPE_CHECKING:
     from contralto.eval.judging.games import Game
     from contralto.eval.judging.judges import Judge, Judgement
     from contralto.eval.judging.presets import Preset
-
-SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="FILE",
-        help="the answers of two systems; the first is the one evaluated",
+        help="the answers of two systems; the first is the one evaluated (with --rating, of any number of systems)",
     )
     _add_data(parser.add_argument_group("answers and pairs"))
     _add_judges(parser.add_argument_group("judges"))
@@ -80,8 +81,8 @@ def _add_data(group: Any) -> None:
     )
     group.add_argument(
         "--names",
-        nargs=2,
-        metavar=("FIRST", "SECOND"),
+        nargs="+",
+        metavar="NAME",
         help="names of the systems (default: those in the files, or of the files)",
     )
     group.add_argument("--common", action="store_true", help="judge only the prompts that both systems have answered")
@@ -101,6 +102,11 @@ def _add_judges(group: Any) -> None:
         "--preset",
         default="pairs",
         help="prompts and settings of a benchmark: pairs (default), alpaca_eval, arena_hard, mt_bench, evol",
+    )
+    group.add_argument(
+        "--rating",
+        metavar="NAME",
+        help="rate the answers of one or several files one by one, in place of comparing two: mmhal",
     )
     group.add_argument(
         "--reward-model", action="append", default=[], metavar="MODEL", help="with --pairs: a reward model; repeatable"
@@ -157,6 +163,9 @@ def run(args: argparse.Namespace) -> None:
         ValueError: a flag has an invalid value, a file is not valid, or no verdict can be read.
         ModuleNotFoundError: a package is missing.
     """
+    if args.rating:
+        ratings.run(args, [_options(words) for words in args.judge])
+        return
     _check(args)
     require("rich", "scipy", "datasets", "tqdm")
     job = JudgeJob(args)
@@ -176,6 +185,8 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.pairs is not None and (args.answers or args.questions or args.common or args.names):
         raise ValueError("--pairs has both answers itself: leave out the files, --questions, --common and --names")
+    if args.names and len(args.names) != 2:
+        raise ValueError(f"--names must name both systems, not {len(args.names)}")
     if args.pairs is None and (args.reward_model or args.scorer):
         raise ValueError("--reward-model and --scorer need --pairs, whose better answer is known")
     if not (args.judge or args.reward_model or args.scorer):

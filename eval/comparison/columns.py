@@ -30,6 +30,8 @@ class Column:
     """By row, log p(yes) and log p(no) of each question."""
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     """By row, `forwards` and `flops` per unit."""
+    attention: dict[str, Any] = field(default_factory=dict)
+    """The attention to text and image, see `Runner.attention`; empty for tasks without questions of yes and no about images."""
     images: list[Any] = field(default_factory=list)
     """The images of each document; none if the task has no images."""
 
@@ -67,6 +69,8 @@ def gather(
         if row.is_run:
             own = lm if row.alone is None else _other_model(lm, rows, row.alone)
             _add_row(column, own, task, requests, row, runner, progress)
+    if task.has_images and task.yes_no:
+        column.attention = runner.attention(lm.decoding_by(), task, requests)
     for label, folder in (logged or {}).items():
         column.runs[label] = [logged_samples(folder, task, task.identities(requests))]
     return column

@@ -34,6 +34,8 @@ from contralto.eval.comparison.samples import (
 )
 from contralto.eval.comparison.scoring import is_scored_alike, scoring_digest
 from contralto.eval.comparison.tasks import Conditions, Task
+from contralto.eval.metrics import dominance
+from contralto.eval.models.attention import measured_attention
 
 __all__ = ["Run", "Runner", "logged_samples"]
 
@@ -41,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 METERED = 2
 """The number of documents on which forward passes and operations are counted."""
+SEEN = 8
+"""The number of documents on which attention is measured."""
 
 
 @dataclass
@@ -200,6 +204,29 @@ class Runner:
         replace_text(path, json.dumps(cost))
         return cost
 
+    def attention(self, lm: Any, task: Task, requests: Sequence[Any]) -> dict[str, Any]:
+        """Measure the attention to the text and to the image on the first documents.
+
+        Args:
+            lm: A `ContraltoVLM` that decodes greedily.
+            task: A task with images.
+            requests: Its requests.
+
+        Returns:
+            The stages of `contralto.eval.metrics.dominance.summary`, and `documents`; `reason` alone where attention cannot be measured.
+        """
+        path = self.output / "runs" / self._key(lm) / f"{task.name}.attention.json"
+        if path.is_file():
+            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return kept
+        try:
+            found = _attention(lm, [request for request in requests if request.doc_id < SEEN])
+        except ValueError as error:
+            return {"reason": str(error)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(found))
+        return found
+
     def _key(self, lm: Any) -> str:
         return f"{lm.key}-{value_digest(self.conditions.describe())[:6]}"
 
@@ -238,6 +265,14 @@ def _metered(lm: Any, requests: Sequence[Any]) -> tuple[ModelCost, int]:
     with metered(lm.models) as cost, redirect_stderr(io.StringIO()):
         getattr(lm, requests[0].request_type)(requests)
     return cost, lm.generated - before
+
+
+def _attention(lm: Any, requests: Sequence[Any]) -> dict[str, Any]:
+    """Return the indices of attention on a few documents, answered one at a time."""
+    lm.batch_size_per_gpu = 1
+    with measured_attention(lm.model) as masses, redirect_stderr(io.StringIO()):
+        lm.generate_until(requests)
+    return {**dominance.summary(masses), "documents": len(masses)}
 
 
 def _one_token_request(request: Any) -> Instance:

@@ -88,6 +88,7 @@ def _heading(frame: TaskFrame, columns: Sequence[Column]) -> dict[str, Any]:
         "bucket": task.bucket if frame.buckets else None,
         "buckets": sorted(set(frame.buckets), key=_natural),
         "columns": [column.model for column in columns],
+        "attention": {column.model: column.attention for column in columns if column.attention},
     }
 
 

@@ -2,7 +2,7 @@
 
 - `local`: the data folder of `--data_dir`, and the tasks that read from it.
 - `hub`: GSM8K and HellaSwag, which lm-eval otherwise loads from the Hugging Face Hub.
-- `documents`: POPE and CHAIR; `image_questions`: MME, MMVP, AMBER and HallusionBench.
+- `documents`: POPE and CHAIR; `image_questions`: MME, MMVP, AMBER and HallusionBench; `captions`: AMBER's generative part and MMHal-Bench.
 - `rows`: rows of JSON and JSON Lines files.
 """
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from contralto.common.lazy import exports
 
 if TYPE_CHECKING:
+    from contralto.eval.data.captions import amber_documents as amber_documents
+    from contralto.eval.data.captions import mmhal_documents as mmhal_documents
     from contralto.eval.data.documents import ImageDocuments as ImageDocuments
     from contralto.eval.data.documents import chair_documents as chair_documents
     from contralto.eval.data.documents import pope_documents as pope_documents
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
+        "captions": ["amber_documents", "mmhal_documents"],
         "documents": ["ImageDocuments", "chair_documents", "pope_documents", "pope_tasks"],
         "hub": ["jsonl_dataset"],
         "image_questions": ["question_documents"],

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from contralto.common.suggestions import did_you_mean
 from contralto.eval.data.rows import Document, check_text_fields, rows_of
 from contralto.eval.metrics import pope
+from contralto.eval.metrics.chair import cut
 from contralto.eval.metrics.coco import coco_objects
 from contralto.eval.metrics.vocabulary import ObjectVocabulary, read_synonyms
 
@@ -117,6 +118,7 @@ def chair_documents(
     chair_synonyms: str | None = None,
     chair_prompt: str = "Please describe this image in detail.",
     chair_seed: int = 0,
+    chair_words: int = 30,
     n: int = 500,
     **_: Any,
 ) -> tuple[ImageDocuments, ObjectVocabulary]:
@@ -129,11 +131,13 @@ def chair_documents(
         chair_synonyms: A synonym list; None for that of `data_dir`.
         chair_prompt: The prompt for every image.
         chair_seed: The seed of the choice of images.
+        chair_words: The number of words at the beginning of captions whose CHAIR is computed, too.
         n: The number of images.
 
     Raises:
         ValueError: See `read_synonyms` and `coco_objects`; or images are missing.
     """
+    cut("", chair_words)  # checks the number
     root = _root(data_dir)
     vocabulary = read_synonyms(Path(chair_synonyms or root / "chair/synonyms.txt"))
     folder = Path(coco_annotations or root / "coco/annotations")

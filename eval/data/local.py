@@ -8,19 +8,27 @@ DIR/coco/annotations/instances_val2014.json, captions_val2014.json
 DIR/gqa/images/*.jpg                                               images of POPE's GQA
 DIR/chair/synonyms.txt                                             names of objects, see `contralto.eval.metrics.vocabulary`
 DIR/mme, DIR/mmvp, DIR/amber, DIR/hallusionbench                   see `contralto.eval.data.image_questions`
+DIR/amber, DIR/mmhal                                               see `contralto.eval.data.captions`
 """
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from contralto.eval.data.captions import amber_documents, mmhal_documents
 from contralto.eval.data.documents import chair_documents, pope_documents, pope_tasks
 from contralto.eval.data.hub import hub_tasks, local_task
 from contralto.eval.data.image_questions import question_documents, question_tasks
 
 __all__ = ["TASKS", "LocalTasks", "local_tasks"]
 
+DOCUMENTS: Mapping[str, Callable[..., Any]] = {
+    "chair": chair_documents,
+    "amber_generative": amber_documents,
+    "mmhal": mmhal_documents,
+}
+"""Functions that read and check the files of a task without splits."""
 TASKS = Path(__file__).parents[1] / "tasks"
 """The folder of contralto's own tasks, for lm-eval's `include_path`."""
 
@@ -40,7 +48,7 @@ def local_tasks(
     """Redirect tasks to local files, after checking these files.
 
     GSM8K and HellaSwag, in all variants that lm-eval has, keep lm-eval's prompts, filters and metrics; a file in `folder` includes
-    lm-eval's own and replaces the data. POPE, CHAIR and the benchmarks of `contralto.eval.data.image_questions` receive the data folder as metadata. Other tasks are unchanged.
+    lm-eval's own and replaces the data. POPE, CHAIR and the benchmarks of `contralto.eval.data.image_questions` and `captions` receive the data folder as metadata. Other tasks are unchanged.
 
     Args:
         tasks: Names of tasks and groups, or shell patterns.
@@ -56,7 +64,7 @@ def local_tasks(
     data_dir, folder = data_dir.resolve(), folder.resolve()
     hub, settings = hub_tasks(), {**(options or {}), "data_dir": str(data_dir)}
     names = []
-    known = sorted([*hub, *pope_tasks(), *question_tasks(), "chair"])
+    known = sorted([*hub, *pope_tasks(), *question_tasks(), *DOCUMENTS])
     for task in [name for pattern in tasks for name in fnmatch.filter(known, pattern) or [pattern]]:
         path = folder / f"{task}.yaml"
         if task in hub:
@@ -66,6 +74,6 @@ def local_tasks(
             pope_documents(source=source, negatives=negatives, **settings)
         for split in question_tasks().get(task, []):
             question_documents(**settings, **split)
-        if task == "chair":
-            chair_documents(**settings)
+        if task in DOCUMENTS:
+            DOCUMENTS[task](**settings)
     return LocalTasks(names, {"data_dir": str(data_dir)})

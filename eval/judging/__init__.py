@@ -6,6 +6,7 @@
 - `figures`, `length`: win rates, tests, agreement, and the length-controlled win rate.
 - `accuracy`: judges and reward models on pairs whose better answer is known.
 - `report`: tables, and a page.
+- `ratings`, `rating_figures`: ratings of single answers, as in MMHal-Bench, with their figures and tables.
 """
 
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from contralto.eval.judging.judges import make_judge as make_judge
     from contralto.eval.judging.length import length_controlled as length_controlled
     from contralto.eval.judging.presets import PRESETS as PRESETS
+    from contralto.eval.judging.ratings import RATINGS as RATINGS
+    from contralto.eval.judging.ratings import make_rating_judge as make_rating_judge
+    from contralto.eval.judging.ratings import read_rated as read_rated
 
 __getattr__, __dir__, __all__ = exports(
     __name__,
@@ -30,5 +34,6 @@ __getattr__, __dir__, __all__ = exports(
         "judges": ["Judge", "make_judge"],
         "length": ["length_controlled"],
         "presets": ["PRESETS"],
+        "ratings": ["RATINGS", "make_rating_judge", "read_rated"],
     },
 )

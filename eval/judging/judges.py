@@ -4,11 +4,12 @@ A judge reads both answers to a prompt in both orders, in two independent reques
 interrupted run goes on where it was, and a run with one more judge asks that one alone.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from contralto.data_gen.pipeline.rows import Result
 from contralto.data_gen.recipe import Recipe, Role, Use, read_role
@@ -115,7 +116,11 @@ def make_judge(
     return Judge(name=name, role=role, prompts=prompts, seed=own.get("seed", 0))
 
 
-def check_judges(judges: Sequence[Judge]) -> list[Judge]:
+AnyJudge = TypeVar("AnyJudge", bound=Any)
+"""A judge of pairs, or of single answers: a dataclass with `name` and `identity`."""
+
+
+def check_judges(judges: Sequence[AnyJudge]) -> list[AnyJudge]:
     """Return judges with names of their own.
 
     Args:
@@ -133,7 +138,7 @@ def check_judges(judges: Sequence[Judge]) -> list[Judge]:
             )
     names = [judge.name for judge in judges]
     return [
-        judge if names.count(judge.name) == 1 else Judge(**{**vars(judge), "name": f"{judge.name} {number}"})
+        judge if names.count(judge.name) == 1 else dataclasses.replace(judge, name=f"{judge.name} {number}")
         for number, judge in enumerate(judges, 1)
     ]
 

@@ -1,6 +1,6 @@
 """CHAIR: the rate of objects that captions name but images do not show (Rohrbach et al. 2018, arXiv 1809.02156)."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from contralto.eval import stats
@@ -8,7 +8,20 @@ from contralto.eval.metrics.base import Metric, is_counts, stack
 from contralto.eval.metrics.vocabulary import ObjectVocabulary, mentions
 from contralto.eval.stats.counts import Array, CountMetric
 
-__all__ = ["METRICS", "CaptionCounts", "ChairRates", "chair_i", "count", "document_metrics", "rates", "recall"]
+__all__ = [
+    "CUT_METRICS",
+    "METRICS",
+    "CaptionCounts",
+    "ChairRates",
+    "chair_i",
+    "count",
+    "cut",
+    "cut_metrics",
+    "document_metrics",
+    "equal_length",
+    "rates",
+    "recall",
+]
 
 
 class CaptionCounts(NamedTuple):
@@ -93,6 +106,84 @@ def document_metrics(caption: str, counts: CaptionCounts) -> dict[str, Any]:
     }
 
 
+def cut(caption: str, words: int) -> str:
+    """Return the first words of a caption.
+
+    Args:
+        caption: The caption.
+        words: The number of words, separated by white space, at least 1.
+
+    Raises:
+        ValueError: `words` is below 1 or no whole number.
+
+    Examples:
+        >>> cut("A cat on a bed.  A dog below it.", 5)
+        'A cat on a bed.'
+    """
+    if type(words) is not int or words < 1:
+        raise ValueError(f"chair_words must be a whole number of at least 1, not {words!r}")
+    return " ".join(caption.split()[:words])
+
+
+def cut_metrics(caption: str, objects: Collection[str], vocabulary: ObjectVocabulary, *, words: int) -> dict[str, Any]:
+    """Return CHAIR of the beginning of a caption, so that systems that write at different length are compared at the same length.
+
+    Args:
+        caption: The caption.
+        objects: The objects of the image.
+        vocabulary: The names of objects.
+        words: The number of words that count.
+
+    Returns:
+        `chair_i_cut` and `recall_cut`, the counts; `chair_s_cut`; `reached`, 1.0 for a caption that is long enough.
+    """
+    counts = count(cut(caption, words), objects, vocabulary)
+    return {
+        "chair_i_cut": tuple(counts),
+        "chair_s_cut": float(counts.wrong > 0),
+        "recall_cut": tuple(counts),
+        "reached": float(len(caption.split()) >= words),
+    }
+
+
+def equal_length(
+    captions: Mapping[str, Sequence[str]], objects: Sequence[Collection[str]], vocabulary: ObjectVocabulary
+) -> dict[str, list[CaptionCounts]]:
+    """Count the objects of several systems' captions at equal length: of each image as many words as the shortest caption has.
+
+    `rates` of the counts is CHAIR at equal length, and paired intervals of a difference come from
+    `contralto.eval.stats.Bootstrap`, since every image has counts of every system.
+
+    Args:
+        captions: The captions of each system, one per image.
+        objects: The objects of each image.
+        vocabulary: The names of objects.
+
+    Returns:
+        The counts of each system, one per image.
+
+    Raises:
+        ValueError: The systems have captions of different numbers of images.
+
+    Examples:
+        >>> vocabulary = ObjectVocabulary.of([["cat"], ["dog"], ["bed"]])
+        >>> captions = {"short": ["A cat on a bed."], "long": ["A cat lies on a bed, and a dog below it."]}
+        >>> {name: rates(each).chair_s for name, each in equal_length(captions, [["cat", "bed"]], vocabulary).items()}
+        {'short': 0.0, 'long': 0.0}
+    """
+    if len({len(objects), *(len(each) for each in captions.values())}) != 1:
+        numbers = ", ".join(f"{name} {len(each)}" for name, each in captions.items())
+        raise ValueError(f"systems must have one caption for each of the {len(objects)} images, and have {numbers}")
+    shortest = [min(len(caption.split()) for caption in each) for each in zip(*captions.values(), strict=True)]
+    return {
+        name: [
+            count(" ".join(caption.split()[:words]), present, vocabulary)
+            for caption, words, present in zip(each, shortest, objects, strict=True)
+        ]
+        for name, each in captions.items()
+    }
+
+
 def _names_wrong_object(values: Sequence[Sequence[int]]) -> Array:
     return stats.score_table([wrong > 0 for _, wrong, *_ in values])
 
@@ -126,4 +217,15 @@ METRICS = (
     ),
 )
 """lm-eval keeps `CaptionCounts` of each caption; in the order of `ChairRates`."""
+CUT_METRICS = tuple(
+    _declare(
+        f"{each.logged_as}_cut",
+        f"{each.description}, in its first words",
+        each.value,
+        higher_is_better=bool(each.higher_is_better),
+        is_share=each.numerators is not None,
+    )
+    for each in METRICS
+)
+"""The same of the beginnings of captions."""
 chair_i, recall = METRICS[0].aggregate, METRICS[2].aggregate

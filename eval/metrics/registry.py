@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from contralto.common.registry import Registry
 from contralto.eval import stats
-from contralto.eval.metrics import chair, openended, perplexity, pope
+from contralto.eval.metrics import amber, chair, openended, perplexity, pope
 from contralto.eval.metrics.base import Metric
 from contralto.eval.stats.counts import Array, CountMetric
 
@@ -21,7 +21,14 @@ METRICS: Registry[Metric] = Registry("metric", group="contralto.metrics", check=
 """All metrics by name; other packages add to them by `register` or by entry points of the group `contralto.metrics`."""
 register, unregister = METRICS.register, METRICS.unregister
 
-for _metric in (*pope.METRICS, *chair.METRICS, *openended.METRICS, *perplexity.METRICS):
+for _metric in (
+    *pope.METRICS,
+    *chair.METRICS,
+    *chair.CUT_METRICS,
+    *amber.METRICS,
+    *openended.METRICS,
+    *perplexity.METRICS,
+):
     register(_metric)
 
 

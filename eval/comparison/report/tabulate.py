@@ -77,6 +77,8 @@ def tables(task: Mapping[str, Any]) -> list[Table]:
     found = [_score_table(task), _test_table(task)]
     if task["kind"] == "yes_no":
         found += [_yes_no_table(task, model, i > 0) for i, model in enumerate(task["columns"])]
+    if task.get("attention"):
+        found.append(_attention_table(task["attention"]))
     return found + [_cost_table(task, model, i > 0) for i, model in enumerate(task["columns"])]
 
 
@@ -188,6 +190,27 @@ def _auroc(auroc: Mapping[str, Any]) -> Cell:
     difference = auroc.get("difference")
     small = f"{difference['value']:+.3f}, {_p(difference)}" if difference else ""
     return Cell(f"{auroc['value']:.3f}", small, difference is not None and _is_found([difference], 1))
+
+
+def _attention_table(attention: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return the table of attention to text and image, a line per model and stage."""
+    head = ["MDI", "without the first token", "AEI of the text", "AEI of the image", "documents"]
+    rows, reasons = [], []
+    for model, found in attention.items():
+        if "reason" in found:
+            reasons.append(f" {model}: not measured, {found['reason']}.")
+            continue
+        for stage in ("early", "middle", "late", "all"):
+            figures = found[stage]
+            values = [figures[name] for name in ("mdi", "mdi_without_first", "aei_text", "aei_image")]
+            cells = [Cell(f"{value:.2f}") for value in values]
+            rows.append((f"{model}, {stage} layers", "", [*cells, Cell(str(found["documents"]))]))
+    note = (
+        "Attention of the queries that predict a greedy answer, to the text and to the image of the prompt, per token (arXiv 2508.10552): "
+        "MDI, the text's by the image's, and AEI, the share of attention by the share of tokens; 1 is balance. Early and late: the first and the "
+        "last two layers. The first token, on which many models rest their attention, is a part of the text."
+    )
+    return Table("Attention to text and image", note + "".join(reasons), head, rows)
 
 
 def _cost_table(task: Mapping[str, Any], model: str, is_detail: bool) -> Table:

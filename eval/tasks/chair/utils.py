@@ -16,7 +16,7 @@ def captions(**options: Any) -> Any:
         options: See `contralto.eval.data.chair_documents`.
     """
     found, vocabulary = data.chair_documents(**options)
-    _given.update(images=found.images, vocabulary=vocabulary)
+    _given.update(images=found.images, vocabulary=vocabulary, words=options.get("chair_words", 30))
     return data.dataset({"test": found.rows})
 
 
@@ -36,4 +36,5 @@ def results(doc: dict[str, Any], responses: list[str]) -> dict[str, Any]:
         doc: The document.
         responses: The caption, as the only member.
     """
-    return chair.document_metrics(responses[0], chair.count(responses[0], doc["objects"], _given["vocabulary"]))
+    named = (responses[0], doc["objects"], _given["vocabulary"])
+    return chair.document_metrics(responses[0], chair.count(*named)) | chair.cut_metrics(*named, words=_given["words"])

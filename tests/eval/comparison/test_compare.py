@@ -23,6 +23,7 @@ from contralto.eval.comparison.columns import Column, gather
 from contralto.eval.comparison.controls import generation_rows, ranking_rows
 from contralto.eval.comparison.decoders import parse_decoder
 from contralto.eval.comparison.planning import Subject
+from contralto.eval.comparison.report.tabulate import tables
 from contralto.eval.comparison.rows import ComparisonRow
 from contralto.eval.comparison.samples import Identity, check_same_documents, read_samples
 from contralto.eval.comparison.significance import adjust, smallest_difference
@@ -51,6 +52,11 @@ WAYS = {
     "cfg guidance_scale=1.7": (1, 0),
     "dola form=jsd final_norm=false": (1, 0),
     "proxy alpha=0.8 expert=x antiexpert=y": (1, 1, 0),
+    "sid alpha=2": (1, 0),
+    "avisc alpha=2": (1, 0),
+    "pai gamma=1.5": (1, 1, 0),
+    "only alpha_pos=2": (1, 1),
+    "only alpha_pos=0.5 alpha_neg=2": (1, 0),
 }
 """Methods, and which of their branches add up: those that do believe the same, the others know nothing."""
 
@@ -817,6 +823,12 @@ def test_images_and_texts_in_one_comparison(tmp_path):
     assert cells["vcd"]["cost"]["forwards"] == 2 * cells["greedy"]["cost"]["forwards"]
     assert cells["vcd"]["cost"]["flops"] == pytest.approx(2 * cells["greedy"]["cost"]["flops"], rel=0.1)
     assert 0.5 < cells["greedy"]["auroc"]["value"] <= 1
+    attention = scenes["attention"]["vision-0"]
+    assert attention["documents"] == 8
+    assert attention["late"]["aei_text"] > 0 < attention["late"]["mdi"]
+    assert "attention" not in stories or not stories["attention"]
+    (table,) = [each for each in tables(scenes) if each.title == "Attention to text and image"]
+    assert table.rows[-1][2][0].main == f"{attention['all']['mdi']:.2f}"
     ranked = {row["name"]: row["cells"]["expert"] for row in stories["rows"]}
     assert ranked["cd, mask"]["ruled_out"] == ranked["plain, mask 0.1"]["ruled_out"] > 0
     assert ranked["plain, mask 0.1"]["cost"]["forwards"] == ranked["plain"]["cost"]["forwards"]
