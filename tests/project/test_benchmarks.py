@@ -54,6 +54,12 @@ def test_vision_card_compares_with_the_card():
     assert result.stdout.count("  card ") == 60
 
 
+def test_image_attention():
+    result = _run("image_attention.py", "--pictures", "3", "--models", "vision-0")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| vision-0 | ") == 6
+
+
 def test_distill_loss():
     small = "--tokens 16 --vocabulary 500 --widths 8 12 --rounds 1 --no-write"
     result = _run("distill_loss.py", *small.split())
