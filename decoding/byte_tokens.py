@@ -1,8 +1,9 @@
 """Read a tokenizer as strings of bytes, so that the tokens of different vocabularies can be compared.
 
-Two kinds of tokenizers can be read: byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM2), whose tokens spell bytes with 256 characters, and
-BPE with byte fallback (Llama 2, Gemma), whose tokens spell spaces as U+2581 and unknown bytes as `<0x0A>`. Any other kind, and
-any that changes text before it is split, is rejected: the bytes of its tokens are not those of the text.
+Three kinds of tokenizers can be read: byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM2), whose tokens spell bytes with 256 characters; BPE
+with byte fallback (Llama 2, Gemma), whose tokens spell spaces as U+2581 and unknown bytes as `<0x0A>`; and whole words whose spaces are
+spelled so (the testbed). Any other kind, and any that changes text before it is split, is rejected: the bytes of its tokens are not those
+of the text.
 """
 
 import json
@@ -33,7 +34,7 @@ class ByteTokens:
     """The tokens of a tokenizer as bytes, and its encoding of any bytes within a text.
 
     Args:
-        tokenizer: a fast transformers tokenizer of byte-level BPE or of BPE with byte fallback.
+        tokenizer: a fast transformers tokenizer of byte-level BPE, of BPE with byte fallback, or of words with their spaces.
         name: of its model, for errors.
 
     Attributes:
@@ -41,6 +42,7 @@ class ByteTokens:
         special: the ids of special tokens, by content.
         begin: the tokens that the tokenizer puts before every text.
         prepends: whether it puts a space before every text.
+        prepends_always: whether it puts a space after every special token, too.
 
     Raises:
         ValueError: the tokenizer cannot be read as bytes, or changes text before it is split.
@@ -62,7 +64,8 @@ class ByteTokens:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ValueError(
-                f"vocabulary='aligned' needs fast tokenizers, and that of {name} is none: use another model"
+                f"tokens of different vocabularies are compared as bytes, which needs fast tokenizers, and that of {name} is "
+                "none: use another model"
             )
         state = json.loads(backend.to_str())
         self.is_byte_level = _is_byte_level(state)
@@ -71,6 +74,7 @@ class ByteTokens:
         self.texts = dict(self._texts(state))
         self.begin = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
         self.prepends = _prepends(state)
+        self.prepends_always = _prepends(state, always=True)
         self._ids = {text: token for token, text in self.texts.items()}
         self._continuing = Tokenizer.from_str(json.dumps(_continuing(state)))
 
@@ -103,7 +107,8 @@ class ByteTokens:
         while data:
             valid, rest = _split(data)
             if valid:
-                ids += self._continuing.encode(valid, add_special_tokens=False).ids
+                found = self._continuing.encode(valid, add_special_tokens=False).ids
+                ids += [token for token in found if token in self.texts]  # without unknown tokens
             ids += self._encode_broken(rest)
             data = data[len(valid.encode()) + len(rest) :]
         return ids
@@ -156,11 +161,12 @@ def _steps(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
 
 def _check_kind(state: dict[str, Any], name: str, *, is_byte_level: bool) -> None:
     """Raise ValueError unless tokens can be read as bytes and text is not changed."""
-    falls_back = bool(state["model"].get("byte_fallback"))
-    if state["model"]["type"] != "BPE" or not (is_byte_level or falls_back):
+    kind = state["model"]["type"]
+    spells_bytes = kind == "BPE" and (is_byte_level or bool(state["model"].get("byte_fallback")))
+    if not (spells_bytes or (kind == "WordLevel" and _keeps_spaces(state))):
         raise ValueError(
-            f"vocabulary='aligned' reads byte-level BPE and BPE with byte fallback, and the tokenizer of {name} is neither "
-            f"({state['model']['type']}): use a model with another tokenizer"
+            "tokens of different vocabularies are compared as bytes, which can be read from byte-level BPE, BPE with byte fallback and "
+            f"words with their spaces, and the tokenizer of {name} is neither ({kind}): use a model with another tokenizer"
         )
     for step in _steps(state["normalizer"], "normalizers"):
         if step["type"] not in ("NFC", "Prepend", "Replace") or (step["type"] == "Replace" and not _is_space(step)):
@@ -174,11 +180,19 @@ def _is_space(step: dict[str, Any]) -> bool:
     return bool(step["pattern"] == {"String": " "} and step["content"] == SPACE)
 
 
-def _prepends(state: dict[str, Any]) -> bool:
-    """Return whether a tokenizer puts a space before every text."""
+def _keeps_spaces(state: dict[str, Any]) -> bool:
+    """Return whether a tokenizer splits text without dropping any of it, and spells spaces as `SPACE`."""
+    steps = _steps(state["pre_tokenizer"], "pretokenizers")
+    kept = all(step["type"] in ("Metaspace", "Split") and step.get("behavior") != "Removed" for step in steps)
+    return kept and any(step.get("replacement") == SPACE for step in steps)
+
+
+def _prepends(state: dict[str, Any], *, always: bool = False) -> bool:
+    """Return whether a tokenizer puts a space before every text; with `always`, whether it does so after special tokens, too."""
     steps = [*_steps(state["normalizer"], "normalizers"), *_steps(state["pre_tokenizer"], "pretokenizers")]
+    schemes = ("always",) if always else ("always", "first")
     return any(
-        step["type"] == "Prepend" or step.get("add_prefix_space") or step.get("prepend_scheme", "never") != "never"
+        step["type"] == "Prepend" or step.get("add_prefix_space") or step.get("prepend_scheme") in schemes
         for step in steps
     )
 

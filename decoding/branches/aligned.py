@@ -13,6 +13,7 @@ from contralto.decoding.branches.input import GeneratedTokens
 from contralto.decoding.branches.model import ModelBranch
 from contralto.decoding.branches.padding import check_mask, find_padding, fit_mask
 from contralto.decoding.byte_tokens import ByteTokens
+from contralto.decoding.rereading import reread
 from contralto.decoding.token_map import TokenMap, scatter_logsumexp
 from contralto.decoding.vocabulary import vocabulary_size
 
@@ -101,7 +102,6 @@ class AlignedBranch(Branch):
         self._model = ModelBranch(amateur).model
         self._tokenizer, self._amateur_tokenizer = tokenizer, amateur_tokenizer
         self._own, self._other = byte_tokens(tokenizer, "the expert"), byte_tokens(amateur_tokenizer, "the amateur")
-        self._names = {at: content for content, at in self._own.special.items()}
         self._mask = attention_mask
         if attention_mask is not None:
             check_mask(attention_mask)
@@ -205,33 +205,9 @@ class AlignedBranch(Branch):
             begins: whether they begin a text; otherwise they continue one.
 
         Raises:
-            ValueError: they begin a text, hold none, and the amateur's tokenizer begins texts with nothing.
+            ValueError: see `reread`.
         """
-        row, text = list(row), b""
-        if begins and row[: len(self._own.begin)] == self._own.begin:
-            row = row[len(self._own.begin) :]
-        ids = list(self._other.begin) if begins else []
-        parts: list[bytes | int] = []
-        for token in row:
-            name = self._names.get(token)
-            if name in self._other.special:
-                parts += [text, self._other.special[name]]
-                text = b""
-            else:
-                text += self._own.texts.get(token, b"") if name is None else name.encode()
-        parts.append(text)
-        if begins and isinstance(parts[0], bytes):
-            parts[0] = self._at_begin(parts[0])
-        for part in parts:
-            ids += self._other.encode(part) if isinstance(part, bytes) else [part]
-        if begins and not ids:
-            raise ValueError("the prompt has no text, and the amateur's tokenizer begins texts with nothing")
-        return ids
-
-    def _at_begin(self, text: bytes) -> bytes:
-        """Return text without the space that the expert's tokenizer puts before it, and with that of the amateur's."""
-        text = text.removeprefix(b" ") if self._own.prepends else text
-        return b" " + text if self._other.prepends and text else text
+        return reread(self._own, self._other, row, begins=begins)
 
     def _text_mask(self, ids: Tensor) -> Tensor:
         """Return the mask of the prompts that rows begin with, `(B, T')`, 0 for padding."""

@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 import zoo
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from helpers.vocabularies import byte_level, fallback, merging
+from tokenizers import Tokenizer, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from contralto import testbed
 from contralto.decoding import ContrastiveDecodingLogitsProcessor
 from contralto.decoding.branches.aligned import AlignedBranch
 from contralto.decoding.byte_tokens import ByteTokens
@@ -18,49 +18,14 @@ from contralto.decoding.token_extensions import TokenExtensions
 from contralto.decoding.token_map import TokenMap
 from contralto.decoding.trace import trace
 
-CORPUS = ["the cat thought that they had the hat", "naïve cats 😀 think", "12 hats and 345 cats, then a dog"]
 GREEDY = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": 1}
-
-
-def _wrapped(tokenizer, **names):
-    tokenizer.decoder = tokenizer.decoder or decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", padding_side="left", **names)
-
-
-def _byte_level(size):
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<pad>", "<eos>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return _wrapped(tokenizer, pad_token="<pad>")
-
-
-def _fallback(prepend=False):
-    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
-    names = ["<pad>", "<eos>", "<unk>", *fallback, *"▁theca", "▁t", "▁th", "▁the"]
-    merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e")]
-    model = models.BPE({name: i for i, name in enumerate(names)}, merges, unk_token="<unk>", byte_fallback=True)
-    tokenizer = Tokenizer(model)
-    steps = [normalizers.Prepend("▁")] * prepend + [normalizers.Replace(" ", "▁")]
-    tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    return _wrapped(tokenizer, unk_token="<unk>", pad_token="<pad>")
-
-
-def _merging(*merges):
-    """Return a tokenizer of the letters a, b and c with these merges."""
-    names = ["<eos>", *"abc", *("".join(pair) for pair in merges)]
-    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, list(merges)))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return _wrapped(tokenizer)
 
 
 def _model(size, seed):
     return zoo.build("llama", seed=seed, vocab_size=size, pad_token_id=0, eos_token_id=1)
 
 
-LARGE, SMALL, SPELLING = _byte_level(290), _byte_level(270), _fallback()
+LARGE, SMALL, SPELLING = byte_level(290), byte_level(270), fallback()
 
 
 def _inputs(*texts):
@@ -75,7 +40,7 @@ def test_tokens_spell_any_bytes(tokenizer):
 
 
 def test_bytes_without_a_token_are_left_out_as_the_tokenizer_does():
-    tokenizer = _merging(("a", "b"))
+    tokenizer = merging(("a", "b"))
     assert ByteTokens(tokenizer, "it").encode(b"abxc") == tokenizer("abxc")["input_ids"] == [4, 3]
     assert ByteTokens(tokenizer, "it").split([b"abxc", b"abc", b"ab"]) == [[], [4, 3], [4]]
 
@@ -126,7 +91,7 @@ def test_equal_tokenizers_are_contrasted_as_ever():
     expert, amateur = _model(len(LARGE), 1), _model(len(LARGE), 2)
     inputs = _inputs("the cat thought", "a dog")
     aligned = ContrastiveDecodingLogitsProcessor(
-        amateur, vocabulary="aligned", tokenizer=LARGE, amateur_tokenizer=_byte_level(290)
+        amateur, vocabulary="aligned", tokenizer=LARGE, amateur_tokenizer=byte_level(290)
     )
     plain = ContrastiveDecodingLogitsProcessor(amateur)
     main = expert(**inputs).logits[:, -1]
@@ -195,20 +160,20 @@ def _distances(expert, amateur, rewound, monkeypatch, counts=(1, 2)):
 
 @pytest.mark.parametrize("case", range(3))
 def test_map_is_exact_where_tokens_of_one_vocabulary_are_joined_in_the_other(case, monkeypatch):
-    expert, amateur = (_merging(*merges) for merges in MERGES[case])
+    expert, amateur = (merging(*merges) for merges in MERGES[case])
     assert max(_distances(expert, amateur, 4, monkeypatch)) < 1e-12
     if case < 2:  # the amateur joins tokens of the expert
         assert max(_distances(expert, amateur, 0, monkeypatch)) > 0.5
 
 
 def test_map_is_exact_within_a_token_of_the_last_two_tokens(monkeypatch):
-    expert, amateur = _merging(), _merging(("b", "c"), ("a", "bc"))  # "ab" is two tokens, "abc" is one
+    expert, amateur = merging(), merging(("b", "c"), ("a", "bc"))  # "ab" is two tokens, "abc" is one
     assert max(_distances(expert, amateur, 4, monkeypatch, counts=(3,))) < 1e-12
     assert max(_distances(expert, amateur, 1, monkeypatch, counts=(3,))) > 0.5
 
 
 def test_longer_tokens_that_the_expert_splits_elsewhere_are_left_out():
-    expert = ByteTokens(_merging(("a", "b")), "it")
+    expert = ByteTokens(merging(("a", "b")), "it")
     b, c, ab = (expert.encode(text)[0] for text in (b"b", b"c", b"ab"))
     extensions = TokenExtensions([(9, b"abc", [ab, c])], expert)
     found = extensions.find(b"ab", ab)
@@ -218,7 +183,7 @@ def test_longer_tokens_that_the_expert_splits_elsewhere_are_left_out():
 
 @pytest.mark.slow
 def test_map_is_closer_with_longer_tokens_where_tokens_overlap(monkeypatch):
-    expert, amateur = (_merging(*merges) for merges in MERGES[3])
+    expert, amateur = (merging(*merges) for merges in MERGES[3])
     found, without = (_distances(expert, amateur, rewound, monkeypatch) for rewound in (4, 0))
     assert sum(found) / len(found) < 0.24
     assert sum(without) / len(without) > 0.28
@@ -275,7 +240,7 @@ def test_special_tokens_padding_and_spaces_of_a_row():
     assert back.encode([SPELLING.unk_token_id, *SPELLING(" the")["input_ids"]]) == ByteTokens(LARGE, "it").encode(
         b"<unk> the"
     )
-    spaced = _fallback(prepend=True)
+    spaced = fallback(prepend=True)
     assert spaced("the")["input_ids"] == SPELLING(" the")["input_ids"]
     read = AlignedBranch(_model(len(spaced), 2), tokenizer=LARGE, amateur_tokenizer=spaced)
     assert read.encode(the) == spaced("the")["input_ids"]
@@ -286,7 +251,7 @@ def test_special_tokens_padding_and_spaces_of_a_row():
 
 
 def test_rows_may_lack_the_token_that_the_tokenizer_begins_texts_with():
-    begun = _byte_level(290)
+    begun = byte_level(290)
     begun.backend_tokenizer.post_processor = processors.TemplateProcessing("<pad> $A", special_tokens=[("<pad>", 0)])
     branch = AlignedBranch(_model(len(SMALL), 2), tokenizer=begun, amateur_tokenizer=SMALL)
     assert begun("the cat")["input_ids"] == [0, *LARGE("the cat")["input_ids"]]
@@ -309,8 +274,11 @@ def test_rows_that_have_ended_are_not_read(monkeypatch):
 
 def test_what_cannot_be_right_is_rejected():
     amateur = _model(len(SMALL), 2)
-    with pytest.raises(ValueError, match="neither"):
-        ByteTokens(testbed.tokenizer(), "testbed:expert")
+    pieces = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordPiece({"a": 0, "[UNK]": 1})))
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "<unk>": 1})))
+    for other in (pieces, words):  # words without their spaces
+        with pytest.raises(ValueError, match="neither"):
+            ByteTokens(other, "it")
     with pytest.raises(ValueError, match="needs both tokenizers"):
         ContrastiveDecodingLogitsProcessor(amateur, vocabulary="aligned", tokenizer=LARGE)
     with pytest.raises(ValueError, match="alone: leave it out"):
@@ -319,7 +287,7 @@ def test_what_cannot_be_right_is_rejected():
         ContrastiveDecodingLogitsProcessor(amateur, vocabulary="bytes", tokenizer=LARGE, amateur_tokenizer=SMALL)
     with pytest.raises(ValueError, match="leave it or amateur_window out"):
         _aligned(amateur, SMALL, amateur_window=1)
-    lowered = _byte_level(270)
+    lowered = byte_level(270)
     lowered.backend_tokenizer.normalizer = normalizers.Lowercase()
     with pytest.raises(ValueError, match="changes text"):
         ByteTokens(lowered, "it")
