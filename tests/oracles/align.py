@@ -307,6 +307,42 @@ def divergence(name: str, student: Floats, teacher: Floats, *, alpha: float = 0.
     }[name]
 
 
+def uld(student: Floats, teacher: Floats, c: float = 1.0, d: float = 1.0) -> float:
+    """ULD's distance of rows of logits of any two sizes, of probabilities scaled by c (student) and d (teacher)."""
+    return sorted_l1([c * x for x in softmax(student)], [d * x for x in softmax(teacher)])
+
+
+def sorted_l1(q: Floats, p: Floats) -> float:
+    size = max(len(q), len(p))
+    q, p = (sorted([*x, *[0.0] * (size - len(x))], reverse=True) for x in (q, p))
+    return math.fsum(abs(x - y) for x, y in zip(q, p, strict=True))
+
+
+def gold(
+    student: Floats,
+    teacher: Floats,
+    matched: Sequence[tuple[int, int]],
+    c: float = 1.0,
+    d: float = 1.0,
+    *,
+    beta: float = 0.5,
+    weights: tuple[float, float] | None = None,
+) -> float:
+    """GOLD's hybrid loss of rows of logits; pairs are ids of student and teacher."""
+    q, p = [c * x for x in softmax(student)], [d * x for x in softmax(teacher)]
+    own, other = [q[i] for i, _ in matched], [p[j] for _, j in matched]
+    m = mix(beta, other, own)
+    jsd = {
+        0: kl(other, own) - math.fsum(other) + math.fsum(own),
+        1: kl(own, other) - math.fsum(own) + math.fsum(other),
+    }.get(beta, beta * kl(other, m) + (1 - beta) * kl(own, m))
+    share = len(matched) / len(p)
+    w_m, w_u = weights or (share, 1 - share)
+    rest = [x for i, x in enumerate(q) if i not in {i for i, _ in matched}]
+    other_rest = [x for j, x in enumerate(p) if j not in {j for _, j in matched}]
+    return w_m * jsd + w_u * sorted_l1(rest, other_rest)
+
+
 def head(hidden: Floats, weight: Sequence[Floats], bias: Floats, scale: float, softcap: float | None) -> list[float]:
     """Logits of one hidden state."""
     z = [
