@@ -26,7 +26,7 @@ from torch import Tensor
 from contralto.decoding.byte_tokens import ByteTokens
 from contralto.decoding.token_extensions import TokenExtensions
 
-__all__ = ["TokenMap", "scatter_logsumexp"]
+__all__ = ["TokenMap", "equal_tokens", "scatter_logsumexp"]
 
 LOWEST = -1e30
 
@@ -108,6 +108,36 @@ class TokenMap:
         own = p_e[..., expert].clamp(min=torch.finfo(p_e.dtype).tiny)
         whole = own.new_zeros((*own.shape[:-1], self._amateur_size)).index_add(-1, amateur, own)
         return own / whole[..., amateur]
+
+
+def equal_tokens(own: ByteTokens, other: ByteTokens) -> list[tuple[int, int]]:
+    """Return the tokens of two vocabularies that stand for the same bytes, and the special tokens of the same name.
+
+    Of several tokens for the same bytes, such as "A" and the fallback "<0x41>", the one counts that the tokenizer takes for a text.
+
+    Args:
+        own: the tokens of one vocabulary.
+        other: the tokens of the other one.
+
+    Returns:
+        Pairs of ids, sorted; each id is in one pair at most.
+
+    Examples:
+        >>> from contralto import testbed
+        >>> tokens = ByteTokens(testbed.tokenizer(), "it")
+        >>> pairs = equal_tokens(tokens, tokens)
+        >>> len(pairs) == len(testbed.tokenizer()), all(a == b for a, b in pairs)
+        (True, True)
+    """
+    there, back = (_whole(own, other), _whole(other, own))
+    pairs = [(a, b) for a, b in there.items() if back.get(b) == a]
+    return sorted([*pairs, *((at, other.special[name]) for name, at in own.special.items() if name in other.special)])
+
+
+def _whole(own: ByteTokens, other: ByteTokens) -> dict[int, int]:
+    """Return for every token its bytes' token in another vocabulary, without those that are several tokens there."""
+    pieces = other.split(list(own.texts.values()))
+    return {token: parts[0] for token, parts in zip(own.texts, pieces, strict=True) if len(parts) == 1}
 
 
 def scatter_logsumexp(values: Tensor, index: Tensor, size: int) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from contralto.align.cards.papers import Paper, papers_in
-from contralto.align.losses import divergences, preference
+from contralto.align.losses import cross_tokenizer, divergences, preference
 from contralto.align.losses.curriculum import Curriculum
 from contralto.align.losses.registry import LOSSES
 
@@ -74,6 +74,8 @@ DIVERGENCES: dict[str, Callable[..., Any]] = {
     "tvd": divergences.total_variation,
     "skew_kl": divergences.skew_kl,
     "skew_reverse_kl": divergences.skew_reverse_kl,
+    "uld": cross_tokenizer.universal_logit_distance,
+    "gold": cross_tokenizer.gold,
 }
 CURRICULUM = "DistiLLM-2 with its curriculum (Ko et al. 2025, arXiv 2503.07067)"
 LIKELIHOOD = "likelihood of the teacher's completions: sequence-level distillation (Kim & Rush 2016, arXiv 1606.07947)"

@@ -123,6 +123,12 @@ PAPERS = {
             2024,
         ),
         Paper(
+            "2402.12030",
+            "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs",
+            f"Nicolas Boizard {_OTHERS}",
+            2024,
+        ),
+        Paper(
             "2404.05868",
             "Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning",
             f"Ruiqi Zhang {_OTHERS}",

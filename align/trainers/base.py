@@ -19,6 +19,7 @@ from contralto.align.trainers.batches import (
     PAIR_COLUMNS,
     REFERENCE_COLUMNS,
     STATES,
+    TEACHER_PROMPTS,
     Arrange,
     PairBatch,
 )
@@ -103,7 +104,7 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
 
     def extra_columns(self) -> tuple[str, ...]:
         """Return the names of data set columns that reach the collator beside those of TRL."""
-        return (*PAIR_COLUMNS, *REFERENCE_COLUMNS, STATES, *(IMAGE_COLUMNS if self.has_views else ()))
+        return (*PAIR_COLUMNS, *REFERENCE_COLUMNS, STATES, TEACHER_PROMPTS, *(IMAGE_COLUMNS if self.has_views else ()))
 
     # ------------------------------------------------------------------------------------------------------ the stages
 

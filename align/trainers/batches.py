@@ -18,6 +18,8 @@ REFERENCE_COLUMNS = ("ref_chosen_token_logps", "ref_rejected_token_logps")
 """Columns of a precomputed reference, with a number per scored token."""
 STATES = "teacher_states"
 """The column that locates a row's precomputed hidden states of a teacher, and the entry of a batch that holds them."""
+TEACHER_PROMPTS = "teacher_prompt_ids"
+"""The column of a row's prompt in the tokens of a teacher with another tokenizer, and the entry of a batch that holds them."""
 BLIND = "blind"
 """The entry of a batch that holds its completions without an image."""
 IMAGE_COLUMNS = ("rejected_images",)
@@ -28,6 +30,7 @@ NOT_FOR_THE_MODEL = {
     "ref_rejected_logps",
     "ref_token_logps",
     STATES,
+    TEACHER_PROMPTS,
     BLIND,
     *PAIR_COLUMNS,
 }
@@ -53,6 +56,8 @@ class PairBatch(NamedTuple):
     """`(2B, T - 1)` log-probabilities of a precomputed reference."""
     teacher_states: Tensor | None = None
     """`(N, H)` precomputed hidden states of a teacher at the scored tokens."""
+    teacher_prompts: Tensor | None = None
+    """`(B, P)` prompts in the tokens of a teacher with another tokenizer, padded with `IGNORED`."""
     layout: Layout | None = None
     """Inputs of the model in place of the padded rows."""
     blind: "PairBatch | None" = None
@@ -77,6 +82,7 @@ class PairBatch(NamedTuple):
             columns={name: inputs[name] for name in PAIR_COLUMNS if name in inputs},
             ref_token_logps=None if cached is None else _unpacked(cached, mask),
             teacher_states=inputs.get(STATES),
+            teacher_prompts=inputs.get(TEACHER_PROMPTS),
             layout=None if arrange is None else arrange(inputs["input_ids"], inputs["attention_mask"]),
             blind=cls.of(inputs[BLIND]) if BLIND in inputs else None,
         )

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from contralto.align.caches.teacher import read_states
-from contralto.align.trainers.batches import BLIND, PAIR_COLUMNS, REFERENCE_COLUMNS, STATES
+from contralto.align.trainers.batches import BLIND, IGNORED, PAIR_COLUMNS, REFERENCE_COLUMNS, STATES, TEACHER_PROMPTS
 
-__all__ = ["ColumnCollator", "TeacherStatesCollator", "TwoImageCollator"]
+__all__ = ["ColumnCollator", "TeacherPromptsCollator", "TeacherStatesCollator", "TwoImageCollator"]
 
 
 class ColumnCollator:
@@ -51,6 +51,23 @@ class TeacherStatesCollator:
             sides = zip(*(read_states(place) for place in places), strict=True)
             batch[STATES] = torch.cat([states for side in sides for states in side])
         return batch
+
+
+class TeacherPromptsCollator:
+    """A collator that also pads the prompts in the tokens of a teacher with another tokenizer, `(B, P)`, with `IGNORED`.
+
+    Args:
+        collator: the collator that makes the rest of the batch.
+    """
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = self.collator(_without(examples, (TEACHER_PROMPTS,)))
+        prompts = [torch.tensor(example[TEACHER_PROMPTS], dtype=torch.long) for example in examples]
+        padded = nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=IGNORED)
+        return batch | {TEACHER_PROMPTS: padded}
 
 
 class TwoImageCollator:

@@ -13,7 +13,7 @@ never has one (`sft`, `forward_kl`, and others with `lmbda` 0), rows need no `re
 
 import logging
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from contralto.align.monitoring.log_report import LogReport
 from contralto.align.trainers.base import StagedTrainer
 from contralto.align.trainers.batches import PairBatch
 from contralto.align.trainers.checks import located
-from contralto.align.trainers.collators import TeacherStatesCollator
+from contralto.align.trainers.collators import TeacherPromptsCollator, TeacherStatesCollator
 from contralto.align.trainers.config import require_config, with_adapter_dtype
 from contralto.align.trainers.distillation_checks import (
     check_distillation,
@@ -37,6 +37,7 @@ from contralto.align.trainers.distillation_checks import (
     with_unread_rejected,
 )
 from contralto.align.trainers.distillation_config import LOSS_OPTIONS, DistillationConfig
+from contralto.align.trainers.distillation_results import DistillationLoss, TeacherOutput, row_means
 from contralto.align.trainers.on_policy import is_drawn, sampling_of, with_own_completions
 from contralto.align.trainers.scoring import Scoring, TokenScores, install_head
 from contralto.align.trainers.selection import CompletionBatch, select_sides
@@ -48,6 +49,7 @@ from contralto.align.trainers.teachers import (
     teacher_states,
     without_adapter,
 )
+from contralto.align.trainers.text_comparison import TextComparison
 from contralto.align.trl_compat import NoReference, gathered
 from contralto.common.head import head_of
 
@@ -56,29 +58,6 @@ __all__ = ["DistillationLoss", "DistillationPairTrainer", "TeacherOutput"]
 logger = logging.getLogger(__name__)
 
 SIDES = ("chosen", "rejected")
-
-
-class TeacherOutput(NamedTuple):
-    """The teacher's distributions at the completion tokens."""
-
-    states: Tensor
-    """Hidden states `(N, H)`, or logits `(N, V)` if there is no head."""
-    head: Head | None
-
-
-class DistillationLoss(NamedTuple):
-    """The loss of R completions of N tokens, as the student's forward computes it."""
-
-    total: Tensor
-    """The scalar to minimise."""
-    values: Tensor
-    """`(R,)` mean divergence of each completion, without gradient."""
-    alpha: Tensor | None
-    """`(R,)` skew; None for other divergences."""
-    logps: Tensor | None
-    """`(R,)` the student's mean log-probability per token; None where neither alpha nor the log needs it."""
-    teacher_logps: Tensor | None
-    """`(R,)` the same of the teacher."""
 
 
 class IdleSides(TrainerCallback):
@@ -106,7 +85,8 @@ class DistillationPairTrainer(StagedTrainer):
 
     It takes everything that TRL's `DPOTrainer` takes but the options of preference losses: data, collators, callbacks, PEFT, saving,
     accelerate. Only the tokens of completions go through the heads, a few at a time, and no logits are kept. Where the two vocabularies
-    differ in size, as they do where models of one family pad theirs, both softmaxes are over the tokens that both have.
+    differ in size, as they do where models of one family pad theirs, both softmaxes are over the tokens that both have. A teacher with
+    another tokenizer is for `uld` and `gold`, see `contralto.align.trainers.text_comparison`.
 
     The curriculum's mean gap m is over the batch of all processes. An evaluation takes alpha_0 and beta_0, so that its losses are
     comparable over time.
@@ -154,12 +134,18 @@ class DistillationPairTrainer(StagedTrainer):
         super().__init__(model, self._initial_reference(args), args=args, **kwargs)
         if not self.uses_teacher or args.precompute_teacher:
             self.ref_model = None
-        else:
+        elif not args.kind.text:
             check_vocabulary_size(
                 self.processing_class, self.unwrap(self.ref_model).config.get_text_config().vocab_size
             )
         self._teacher = None
         self.data_collator = TeacherStatesCollator(self.data_collator)
+        self._text = TextComparison(self) if args.kind.text else None
+        if self._text is not None:
+            self.train_dataset, self.eval_dataset = map(
+                self._text.with_prompts, (self.train_dataset, self.eval_dataset)
+            )
+            self.data_collator = TeacherPromptsCollator(self.data_collator)
 
     def _initial_reference(self, args: DistillationConfig) -> Any:
         """Return what `DPOTrainer.__init__` gets as `ref_model`: the teacher, or a placeholder if none is loaded."""
@@ -215,11 +201,15 @@ class DistillationPairTrainer(StagedTrainer):
             assert states is not None
             assert self._head is not None
             return TeacherOutput(states.to(self._head.weight.dtype), self._head)
+        own, spans = self.weighted(batch).batch, None
+        if self._text is not None:
+            own, spans = self._text.read(self.weighted(batch))
         with self.reference_model() as (model, bare):
-            states = self.score_tokens(model, self.weighted(batch).batch, Scoring(hidden=True)).hidden
+            states = self.score_tokens(model, own, Scoring(hidden=True)).hidden
             head = head_of(bare, gather=gathered)
         assert states is not None
-        return TeacherOutput(states if head is None else states.to(head.weight.dtype), head)
+        output = TeacherOutput(states if head is None else states.to(head.weight.dtype), head)
+        return output if spans is None else output.with_spans(spans, own)
 
     def score(self, model: Any, batch: PairBatch, reference: TeacherOutput | None) -> TokenScores:
         """Run the student's forward pass, which also computes the divergences, and return its result.
@@ -259,7 +249,7 @@ class DistillationPairTrainer(StagedTrainer):
         """
         completions = self.weighted(batch)
         pairs, tokens = torch.tensor(completions.pairs), completions.batch.inputs["attention_mask"].sum()
-        sums = {"pairs": pairs, "tokens": tokens}
+        sums = {"pairs": pairs, "tokens": tokens, **loss.more}
         values = {"loss": loss.values, "alpha": loss.alpha, "logps": loss.logps, "teacher_logps": loss.teacher_logps}
         for side, rows in completions.rows.items():
             sums |= {f"{name}/{side}": value[rows].sum() for name, value in values.items() if value is not None}
@@ -351,15 +341,19 @@ class DistillationPairTrainer(StagedTrainer):
         weights = self._token_weights(completions, lengths.to(exact))[row_of]
         if teacher is None:
             logps = chunked_logps(hidden, head, targets).logps
-            return DistillationLoss(-(weights * logps).sum(), -_row_means(logps, row_of, lengths), None, None, None)
-        size = min(vocabulary_size(hidden, head), vocabulary_size(*teacher))
-        teacher = TeacherOutput(*first_tokens(*teacher, size))
+            return DistillationLoss(-(weights * logps).sum(), -row_means(logps, row_of, lengths), None, None, None)
+        if self._text is not None:
+            weights = self._token_weights(completions, torch.ones_like(lengths, dtype=exact))
+            logs, divergence = self.is_logging_step(), next(iter(self.divergences.values()))
+            return self._text.loss(completions, teacher, (hidden, head), (targets, weights), divergence, logs=logs)
+        size = min(vocabulary_size(hidden, head), vocabulary_size(teacher.states, teacher.head))
+        teacher = TeacherOutput(*first_tokens(teacher.states, teacher.head, size))
         hidden, head = first_tokens(hidden, head, size)
         means = self._mean_logps((hidden, head), teacher, targets, row_of, lengths)
         alpha = self._alpha(completions, *means, like=weights.new_empty(len(lengths)))
         token_alpha = None if alpha is None else alpha[row_of]
         total, values = self._divergence(completions, (hidden, head), teacher, weights, token_alpha)
-        return DistillationLoss(total, _row_means(values, row_of, lengths), alpha, *means)
+        return DistillationLoss(total, row_means(values, row_of, lengths), alpha, *means)
 
     def _divergence(
         self,
@@ -376,7 +370,8 @@ class DistillationPairTrainer(StagedTrainer):
         compared = chunked_divergence(
             tokens,
             *student,
-            *teacher,
+            teacher.states,
+            teacher.head,
             weights=weights if torch.is_grad_enabled() else None,
             alpha=self.args.alpha if alpha is None else alpha,
             beta=self.args.beta,
@@ -408,8 +403,8 @@ class DistillationPairTrainer(StagedTrainer):
         hidden, head = student
         if head is not None:
             head = head._replace(weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
-        models = ((hidden.detach(), head), teacher)
-        own, other = (_row_means(chunked_logps(*model, targets).logps, row_of, lengths) for model in models)
+        models = ((hidden.detach(), head), (teacher.states, teacher.head))
+        own, other = (row_means(chunked_logps(*model, targets).logps, row_of, lengths) for model in models)
         return own, other
 
     def _alpha(
@@ -486,9 +481,3 @@ class DistillationPairTrainer(StagedTrainer):
         install_head(teacher)
         sides = list(self.divergences)
         return teacher_states(self, teacher, lambda batch: select_sides(batch, sides, cached=sides), rows, batch_size)
-
-
-def _row_means(values: Tensor, row_of: Tensor, lengths: Tensor) -> Tensor:
-    """Return the mean of `(N,)` values over each completion's tokens, `(R,)`, without gradient."""
-    values = values.detach()
-    return values.new_zeros(len(lengths)).index_add_(0, row_of, values) / lengths

@@ -9,6 +9,8 @@
 | `forward_kl` | forward KL | the same | 1, 0: knowledge distillation, Hinton et al. 2015, arXiv 1503.02531 |
 | `reverse_kl` | reverse KL | the same | 0, 1: MiniLLM's divergence, Gu et al. 2024, arXiv 2306.08543, here per token |
 | `tvd` | total variation | the same | 1 - lmbda, lmbda: Wen et al. 2023, arXiv 2307.15190 |
+| `uld` | ULD, of any vocabularies | the same | 1 - lmbda, lmbda: Boizard et al. 2024, arXiv 2402.12030; and -log q |
+| `gold` | GOLD, of any vocabularies | the same | 1 - lmbda, lmbda: Patiño et al. 2025 |
 | `sft` | -log q | none | 1, 0: sequence-level distillation, Kim & Rush 2016, arXiv 1606.07947; no teacher is loaded |
 
 D_t and D_s are the divergences on the completions of the teacher and of the student, which `contralto.align.trainers.distillation` adds up.
@@ -24,10 +26,22 @@ from trl import DPOConfig  # type: ignore[attr-defined]
 from contralto.align.losses.curriculum import PAPER, RELEASED, RELEASED_GRADUAL, Curriculum
 from contralto.align.trainers.config import StagedConfig, option
 from contralto.align.trainers.settings import records_settings
+from contralto.align.trainers.text_spans import MERGES, PAIRINGS, Pairing
 from contralto.common.ranges import check_positive
 from contralto.common.suggestions import did_you_mean
 
 __all__ = ["DISTILLATION_LOSSES", "LOSS_OPTIONS", "DistillationConfig", "DivergencePair"]
+
+
+class TextOptions(NamedTuple):
+    """The default options of a loss that compares models with different vocabularies."""
+
+    pairing: Pairing
+    """See `contralto.align.trainers.text_spans.PAIRINGS`."""
+    crossentropy: float
+    """The weight of -log q on the teacher's completions."""
+    distillation: float
+    """The weight of the divergence."""
 
 
 class DivergencePair(NamedTuple):
@@ -41,6 +55,8 @@ class DivergencePair(NamedTuple):
     """The default weight of the student's completion."""
     settings: tuple[str, ...]
     """The options that the loss reads, of `LOSS_OPTIONS`."""
+    text: TextOptions | None
+    """For losses that compare models by text, whatever their tokenizers; None for those that need one vocabulary."""
 
     @property
     def uses_teacher(self) -> bool:
@@ -70,18 +86,30 @@ TEACHER = (
 )
 ON_POLICY = ("on_policy", "max_new_tokens", "sampling_temperature")
 """Options of completions that the student writes during training."""
+OF_CACHE = ("precompute_teacher", "teacher_cache")
+"""Options of a teacher whose states are kept for tokens of the student."""
 SKEW, SHARED = ("alpha_0",), ("temperature", *ON_POLICY, *TEACHER)
+BY_TEXT = (
+    *(name for name in SHARED if name not in OF_CACHE),
+    *("lmbda", "merge", "crossentropy_weight", "distillation_weight"),
+)
 DISTILLATION_LOSSES = {
     "distillm2": DivergencePair(
-        "skew_kl", "skew_reverse_kl", 0.5, (*SHARED, *SCHEDULE, "curriculum", "srkl", "first_epoch", "all_epochs")
+        "skew_kl", "skew_reverse_kl", 0.5, (*SHARED, *SCHEDULE, "curriculum", "srkl", "first_epoch", "all_epochs"), None
     ),
-    "skew_kl": DivergencePair("skew_kl", "skew_kl", 0.5, (*SHARED, *SKEW, "lmbda")),
-    "skew_reverse_kl": DivergencePair("skew_reverse_kl", "skew_reverse_kl", 0.5, (*SHARED, *SKEW, "srkl", "lmbda")),
-    "jsd": DivergencePair("jsd", "jsd", 0.5, (*SHARED, "beta", "lmbda")),
-    "forward_kl": DivergencePair("forward_kl", "forward_kl", 0.0, (*SHARED, "lmbda")),
-    "reverse_kl": DivergencePair("reverse_kl", "reverse_kl", 1.0, (*SHARED, "lmbda")),
-    "tvd": DivergencePair("tvd", "tvd", 0.5, (*SHARED, "lmbda")),
-    "sft": DivergencePair("nll", "nll", 0.0, ()),
+    "skew_kl": DivergencePair("skew_kl", "skew_kl", 0.5, (*SHARED, *SKEW, "lmbda"), None),
+    "skew_reverse_kl": DivergencePair(
+        "skew_reverse_kl", "skew_reverse_kl", 0.5, (*SHARED, *SKEW, "srkl", "lmbda"), None
+    ),
+    "jsd": DivergencePair("jsd", "jsd", 0.5, (*SHARED, "beta", "lmbda"), None),
+    "forward_kl": DivergencePair("forward_kl", "forward_kl", 0.0, (*SHARED, "lmbda"), None),
+    "reverse_kl": DivergencePair("reverse_kl", "reverse_kl", 1.0, (*SHARED, "lmbda"), None),
+    "tvd": DivergencePair("tvd", "tvd", 0.5, (*SHARED, "lmbda"), None),
+    "uld": DivergencePair("uld", "uld", 0.0, (*BY_TEXT, "pairing"), TextOptions("positions", 1.0, 1.5)),
+    "gold": DivergencePair(
+        "gold", "gold", 0.5, (*BY_TEXT, "beta", "matched_weight", "unmatched_weight"), TextOptions("text", 0.0, 1.0)
+    ),
+    "sft": DivergencePair("nll", "nll", 0.0, (), None),
 }
 """The losses by name; see the table above."""
 LOSS_OPTIONS = tuple(dict.fromkeys(name for kind in DISTILLATION_LOSSES.values() for name in kind.settings))
@@ -104,12 +132,20 @@ class DistillationConfig(StagedConfig):
     Args:
         loss_type: one of `DISTILLATION_LOSSES`.
         lmbda: the weight of the student's completions, in [0, 1] (GKD's lambda); None takes the default of the loss.
-        beta: the teacher's share of the mixture in `jsd`, in [0, 1].
+        beta: the teacher's share of the mixture in `jsd` and `gold`, in [0, 1].
         temperature: both models' logits are divided by it in the divergence.
         on_policy: the share of steps in which the student writes the rejected completions anew, in [0, 1]. At 1 rows need no `rejected`,
             and evaluations are of new completions, too.
         max_new_tokens: the longest of them.
         sampling_temperature: the temperature at which they are sampled.
+        pairing: the tokens that `uld` compares: `positions` for the first with the first and so on, as published, or `text` for spans that
+            stand for the same text, as in `gold`.
+        merge: the distribution of a span of several tokens: that at its first token times the probabilities of the later ones (`observed`),
+            or that at its last token times those of the earlier ones (`bayesian`).
+        crossentropy_weight: the weight of -log q on the teacher's completions in `uld` and `gold`; None takes the default of the loss.
+        distillation_weight: the weight of the divergence in `uld` and `gold`; None takes the default of the loss.
+        matched_weight: the weight of tokens of both vocabularies in `gold`; None takes their share of the teacher's.
+        unmatched_weight: the weight of the other tokens; None takes the rest.
         curriculum: the schedules of `distillm2`: `paper`; `released` for what the released code computes (SKL + SRKL, alpha 0.1, the skew
             reverse KL's mixture held fixed); or `released_gradual`, the same with the weights going from (1, 1) to (0.5, 1.5)
             over the first half of the steps.
@@ -148,7 +184,7 @@ class DistillationConfig(StagedConfig):
         >>> DistillationConfig("out", loss_type="sft", beta=0.1, report_to="none")
         Traceback (most recent call last):
             ...
-        ValueError: beta is set, but sft does not use it; it is an option of jsd
+        ValueError: beta is set, but sft does not use it; it is an option of jsd, gold
     """
 
     default_loss: ClassVar[str] = "distillm2"
@@ -160,11 +196,25 @@ class DistillationConfig(StagedConfig):
         metadata={"help": f"The loss, one of: {', '.join(DISTILLATION_LOSSES)}."},
     )
     lmbda: float | None = option(None, "Weight of the student's completions (default: that of the loss).")
-    beta: float = option(0.5, "The teacher's share of the mixture in jsd.")
+    beta: float = option(0.5, "The teacher's share of the mixture in jsd and gold.")
     temperature: float = option(1.0, "Temperature by which both models' logits are divided in the divergence.")
     on_policy: float = option(0.0, "Share of steps in which the student writes its completions anew.")
     max_new_tokens: int = option(128, "With on_policy: the longest new completion, in tokens.")
     sampling_temperature: float = option(1.0, "With on_policy: the temperature of sampling.")
+    pairing: str | None = option(
+        None, "Tokens that uld compares: by position (default) or by text.", choices=list(PAIRINGS)
+    )
+    merge: str = option("observed", "Distribution of a span of several tokens in uld and gold.", choices=list(MERGES))
+    crossentropy_weight: float | None = option(
+        None, "Weight of the likelihood of the teacher's completions in uld and gold (default: 1 in uld, 0 in gold)."
+    )
+    distillation_weight: float | None = option(
+        None, "Weight of the divergence in uld and gold (default: 1.5 in uld, 1 in gold)."
+    )
+    matched_weight: float | None = option(
+        None, "Weight of tokens of both vocabularies in gold (default: their share of the teacher's)."
+    )
+    unmatched_weight: float | None = option(None, "Weight of the other tokens in gold (default: the rest).")
     curriculum: str = option("paper", "The schedules of alpha and beta in distillm2.", choices=list(CURRICULA))
     alpha_0: float | None = option(None, "The skew alpha without adaptive_alpha.")
     alpha_low: float | None = option(None, "Lower bound of alpha.")
@@ -216,6 +266,7 @@ class DistillationConfig(StagedConfig):
         self._check_read(names[0])
         self._check_teacher()
         self._check_numbers()
+        self._check_text()
         self._check_curriculum()
         self._check_on_policy()
         self.precompute_ref_log_probs = self.precompute_teacher  # so DPOTrainer asks for the columns of all data sets
@@ -244,6 +295,14 @@ class DistillationConfig(StagedConfig):
     def reads_own(self) -> bool:
         """Return whether the student's completions have a weight in any step, those of the data or new ones."""
         return self.kind.follows_curriculum or self.weights[1] > 0
+
+    @property
+    def text_options(self) -> TextOptions:
+        """Return the options of comparisons by text; the defaults of the loss where none is set."""
+        default = self.kind.text or TextOptions("positions", 0.0, 1.0)
+        crossentropy = default.crossentropy if self.crossentropy_weight is None else self.crossentropy_weight
+        distillation = default.distillation if self.distillation_weight is None else self.distillation_weight
+        return TextOptions(cast(Pairing, self.pairing or default.pairing), crossentropy, distillation)
 
     @property
     def alpha(self) -> float:
@@ -297,6 +356,20 @@ class DistillationConfig(StagedConfig):
             raise ValueError(
                 f"max_length must be at least 2 tokens (one to read, one to predict), not {self.max_length}"
             )
+
+    def _check_text(self) -> None:
+        """Reject options of comparisons by text that are out of range, or without effect."""
+        if self.pairing not in (None, *PAIRINGS) or self.merge not in MERGES:
+            name, choices = ("merge", MERGES) if self.merge not in MERGES else ("pairing", PAIRINGS)
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        if self.merge != "observed" and self.text_options.pairing != "text":
+            raise ValueError("merge is set, but tokens compared by position are not merged: set pairing to text")
+        for name in ("crossentropy_weight", "distillation_weight", "matched_weight", "unmatched_weight"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number of at least 0, not {value}")
+        if (self.matched_weight is None) != (self.unmatched_weight is None):
+            raise ValueError("matched_weight and unmatched_weight belong together: set both, or neither")
 
     def _check_on_policy(self) -> None:
         """Reject options with which the student cannot write its completions, or does so in vain."""
