@@ -53,15 +53,24 @@ class TextBatch(NamedTuple):
     """`(B, T)`, `IGNORED` on prompts and padding."""
 
 
-def train(name: str, out: Path, report: Callable[[int], None] = lambda steps: None) -> None:
+def train(
+    name: str,
+    out: Path,
+    report: Callable[[int], None] = lambda steps: None,
+    *,
+    recipe: ModelRecipe | None = None,
+    tokenizer: Any = None,
+) -> None:
     """Train one of `RECIPES` and save it, its tokenizer, and its early checkpoint if it has one, below `out`.
 
     Args:
         name: a key of `RECIPES`.
         out: the folder that gets a folder per model.
         report: called after every step with 1, for a progress bar.
+        recipe: another recipe than that of the name.
+        tokenizer: another tokenizer than that of the worlds, with a chat template.
     """
-    recipe, tokenizer = RECIPES[name], tokenization.build()
+    recipe, tokenizer = recipe or RECIPES[name], tokenizer or tokenization.build()
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(_config(recipe, tokenizer)).train()
 

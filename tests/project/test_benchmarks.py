@@ -38,6 +38,14 @@ def test_critic_guidance(tmp_path):
     assert result.stdout.count("| best of 8") == 2
 
 
+@pytest.mark.parametrize("teacher", ["shuffled", "bpe"])
+def test_text_distillation(tmp_path, teacher):
+    small = f"--folder {tmp_path} --teacher {teacher} --teacher_steps 2 --rows 4 --batch 4 --problems 4 --seeds 1"
+    result = _run("text_distillation.py", *small.split(), "--losses", "sft", "uld", "gold, bayesian")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| 0.0002 | 0 |") == 3
+
+
 @pytest.mark.full
 def test_testbed_card_compares_with_the_card():
     """Few problems make wide scatter, so the verdict is open; every figure of the card must be compared."""
