@@ -210,11 +210,13 @@ def _intro(context: Context) -> list[str]:
     return [
         f"The teacher is the model, the student the same with layers left out, untrained. Both write on {sizes['prompts']} prompts of",
         f"`contralto.testbed.instructions` (T .8, {NEW_TOKENS} tokens) before training. {EPOCHS} epochs of both texts, or {2 * EPOCHS} of the teacher's alone",
-        "for losses that read no other, so that all see about as many tokens; batch 4, AdamW, constant rate, all weights, the best of",
-        f"{len(_rates(context))} rates by the loss on {sizes['dev']} dev texts of the teacher with seed 0. n = {sizes['test']} test texts and prompts of",
+        "for losses that read no other, so that all see about as many tokens; batch 4, AdamW, constant rate, all weights, products in",
+        f"bfloat16, the best of {len(_rates(context))} rates by the loss on {sizes['dev']} dev texts of the teacher with seed 0. n = {sizes['test']} test texts and prompts of",
         f"other topics, and {sizes['windows']} pieces of {WINDOW} tokens of WikiText-2's test half. Perplexity is exp of the mean over texts of -log p",
         "per token, agreement the share of tokens at which the student's first choice is the teacher's.",
-        "Scaled to what one core trains in an hour or two: a student needs more texts than these to write well.",
+        "Scaled to what one core trains in an hour or two: a student needs more texts than these to write well. Losses that also read the",
+        "student's texts see the teacher's half as often, and an untrained student writes noise; whether that is why they fall behind here",
+        "is not tested, nor rates beyond the highest, which is the best one of forward KL.",
     ]
 
 
