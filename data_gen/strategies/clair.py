@@ -41,7 +41,7 @@ def clair(
         row: the row.
         target: the role that answers.
         reviser: the role that revises; the paper uses GPT-4-turbo at temperature 0.7.
-        template: with `task` and `student_solution`; None is `clair`, or `clair_worsen`.
+        template: with `task` and `student_solution`; None is `clair`, or `clair_worsen`. `clair_paper` is the published prompt.
         worsen: choose the target's answer and reject a minimally worsened one.
         answer_column: a column with the answer to revise (as in the paper's notebook), in place of the target's.
         judge: a role that judges the pair in both orders; None is no judge.

@@ -13,7 +13,11 @@ from contralto.data_gen.types import Answer, Ask, Rejected, Row, Strategy, diges
 
 __all__ = ["con_j", "parse_better"]
 
-_BETTER = re.compile(r"[\"'“”]?better(?:[_ ]answer)?[\"'“”]?\s*[:=]\s*[\"'“”]?(?:answer\s*)?([12])\b", re.IGNORECASE)
+_BETTER = re.compile(
+    r"[\"'“”]?(?:better(?:[_ ]answer)?|更好的回答)[\"'“”]?\s*[:=：]\s*[\"'“”]?(?:answer\s*|回答\s*)?([12])\b",  # noqa: RUF001
+    re.IGNORECASE,
+)
+"""The verdict of a judgement, in English, or in Chinese as the template `con_j_paper` requests it."""
 
 
 def con_j(
@@ -38,7 +42,8 @@ def con_j(
         target: the role that judges, and learns to.
         n: judgements per row, at least 2.
         most: the largest number of pairs per row, each of two judgements of its own.
-        template: with `task`, `first`, `second`; the reply holds `"better": 1` or `"better": 2`.
+        template: with `task`, `first`, `second`; the reply holds `"better": 1` or `"better": 2`. `con_j_paper` is the published prompt,
+            in Chinese.
         hint_template: with `judgement_prompt` and `better`.
 
     Raises:
@@ -99,6 +104,8 @@ def parse_better(judgement: str) -> int | None:
     Examples:
         >>> parse_better('{"reason": "It names the cause.", "better": 2}'), parse_better("Both are fine.")
         (2, None)
+        >>> parse_better('{"原因": "It names the cause.", "更好的回答": 1}')
+        1
     """
     statements = _BETTER.findall(judgement)
     return int(statements[-1]) if statements else None

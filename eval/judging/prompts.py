@@ -30,6 +30,7 @@ __all__ = ["PACKAGED", "JudgePrompt", "PromptSet", "load_prompts"]
 PACKAGED = {
     "judge": "letters",
     "con_j": "better",
+    "con_j_paper": "better",
     "judge_alpaca_eval": "identifier",
     "judge_arena_hard": "five",
     "judge_mt_bench": "letters",
