@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from contralto.data_gen.types import Answer as Answer
     from contralto.data_gen.types import Ask as Ask
     from contralto.data_gen.types import Failure as Failure
+    from contralto.data_gen.types import Labelled as Labelled
     from contralto.data_gen.types import Pair as Pair
     from contralto.data_gen.types import Rejected as Rejected
     from contralto.data_gen.types import Request as Request
@@ -33,7 +34,7 @@ __getattr__, __dir__, __all__ = exports(
     {
         "dataset": ["load_pairs", "stream_pairs", "to_dataset"],
         "scorers": ["RewardModel", "chrf"],
-        "types": ["Answer", "Ask", "Failure", "Pair", "Rejected", "Request", "Row", "Sampling", "Strategy"],
+        "types": ["Answer", "Ask", "Failure", "Labelled", "Pair", "Rejected", "Request", "Row", "Sampling", "Strategy"],
         "unpaired_rows": ["load_unpaired", "stream_unpaired"],
     },
 )

@@ -134,9 +134,11 @@ def markdown(contrasts: Sequence[Contrast]) -> str:
 def write(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Path:
     """Write README.md and its plot into the folder of a data set.
 
+    Single completions have no contrast and no plot: the card counts them by strategy and label.
+
     Args:
         folder: of the data set, whose pairs lie in `data/*.parquet`.
-        rows: the pairs, with the columns of the checks.
+        rows: the pairs, with the columns of the checks; or single completions.
         summary: `recipe` (the mapping that was read), `models` (the identities of engines, by role), `counts` (`rows`, `pairs`,
             and by reason `rejected`, `failed`, `dropped`), `costs` (of each role `role`, `requests`, `prompt_tokens`,
             `completion_tokens`, `money`, `currency`), `templates` (requests by name@version), and optionally `scorers` (digests of
@@ -150,8 +152,9 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str,
     """
     if not rows:
         raise ValueError("a card needs at least one pair")
-    measured = _measured(rows)
-    contrasts = contrastiveness(measured)
+    is_paired = "completion" not in rows[0]
+    measured = _measured(rows) if is_paired else rows
+    contrasts = contrastiveness(measured) if is_paired else []
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True, finalize=inline
     )
@@ -164,17 +167,18 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str,
         size=next(name for limit, name in SIZES if len(rows) < limit),
         counts=summary["counts"],
         has_images=any(row.get("images") for row in rows),
-        table=Markdown(markdown(contrasts)),
+        is_paired=is_paired,
+        table=Markdown(markdown(contrasts) if is_paired else label_table(rows)),
         tokens=_tokens(summary["recipe"]),
         votes=summarise_votes(measured),
         judged=any(contrast.judged for contrast in contrasts),
         has_ches=any(contrast.ln_ches is not None for contrast in contrasts),
-        plot=_plot(Path(folder), measured, [contrast.strategy for contrast in contrasts]),
+        plot=_plot(Path(folder), measured, [contrast.strategy for contrast in contrasts]) if is_paired else "",
         roles=[_role(cost, summary["models"][cost["role"]]) for cost in summary["costs"]],
         templates=summary["templates"],
         scorers=summary.get("scorers", {}),
         has_margin=any(contrast.margin is not None for contrast in contrasts),
-        examples=[_example(measured, contrast.strategy) for contrast in contrasts],
+        examples=[_example(measured, contrast.strategy) for contrast in contrasts] or _single_examples(rows),
         recipe=yaml.safe_dump(summary["recipe"], sort_keys=False, allow_unicode=True),
     )
     path = Path(folder) / "README.md"
@@ -205,6 +209,34 @@ def _example(rows: Sequence[Mapping[str, Any]], strategy: str) -> dict[str, str]
     row = pairs[len(pairs) // 2]
     answers = {name: answer_text(row, name) for name in ("chosen", "rejected")}
     return {"strategy": strategy, "prompt": as_text(row["prompt"]), **answers}
+
+
+def label_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the numbers of single completions by strategy and label as a table in Markdown.
+
+    Args:
+        rows: the completions.
+
+    Examples:
+        >>> print(label_table([{"strategy": "c_rag", "label": True}, {"strategy": "c_rag", "label": False}, {"strategy": "c_rag", "label": True}]))
+        | strategy | completions | to learn | to avoid |
+        |---|---|---|---|
+        | c_rag | 3 | 2 | 1 |
+    """
+    labels: dict[str, list[bool]] = {}
+    for row in rows:
+        labels.setdefault(row["strategy"], []).append(row["label"])
+    lines = [f"| {inline(name)} | {len(own)} | {sum(own)} | {len(own) - sum(own)} |" for name, own in labels.items()]
+    return "\n".join(["| strategy | completions | to learn | to avoid |", "|---|---|---|---|", *lines])
+
+
+def _single_examples(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return the first completion of each strategy."""
+    first = {row["strategy"]: row for row in reversed(rows)}
+    return [
+        {"strategy": name, "prompt": as_text(row["prompt"]), "completion": answer_text(row, "completion")}
+        for name, row in reversed(first.items())
+    ]
 
 
 PANELS = (

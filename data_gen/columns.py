@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = ["stored", "to_dataset"]
 
-CONVERSATIONS = ("prompt", "chosen", "rejected")
+CONVERSATIONS = ("prompt", "chosen", "rejected", "completion")
 
 
 def to_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
-    """Return rows of pairs as a `datasets.Dataset` of one schema, with images stored inside.
+    """Return rows of pairs or completions as a `datasets.Dataset` of one schema, with images stored inside.
 
     Args:
-        rows: with `prompt`, `chosen`, `rejected` as messages, or all three as texts; images as paths, bytes or Pillow images.
+        rows: with `prompt`, and `chosen` and `rejected` or `completion`, all as messages or all as texts; images as paths, bytes or Pillow images.
             A column that a row lacks is None there.
 
     Raises:
@@ -41,9 +41,14 @@ def to_dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
 
 def _alike(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """Convert the contents of all rows to lists of parts if one of them is a list, since templates expect one form."""
-    if not any(isinstance(m["content"], list) for row in rows for name in CONVERSATIONS for m in _messages(row[name])):
+    if not any(isinstance(m["content"], list) for row in rows for name in _named(row) for m in _messages(row[name])):
         return rows
-    return [{**row, **{name: [_in_parts(m) for m in row[name]] for name in CONVERSATIONS}} for row in rows]
+    return [{**row, **{name: [_in_parts(m) for m in row[name]] for name in _named(row)}} for row in rows]
+
+
+def _named(row: Mapping[str, Any]) -> list[str]:
+    """Return the columns of a row that hold conversations."""
+    return [name for name in CONVERSATIONS if name in row]
 
 
 def _messages(value: Any) -> Sequence[Message]:

@@ -57,7 +57,8 @@ def load_pairs(
         conversations: turn texts into conversations: the prompt becomes a user message, or the messages of a transcript, and
             the answers become assistant messages.
         needs_rejected: reject rows without `rejected`; False puts the chosen answer in its place, for losses that do not read
-            it, such as `forward_kl` of `contralto align`.
+            it, such as `forward_kl` of `contralto align`; rows of `prompt` and `completion` are read then, too, without those
+            whose `label` is false.
         columns: columns under other names, by the names of `published_forms.COLUMN_NAMES`: `{"prompt": "question"}`.
 
     Returns:
@@ -133,7 +134,8 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of one data set, all of them texts or all of them messages."""
     first = None
-    for where, record in pair_records(source_rows, name, columns, is_stream=is_stream):
+    options = {"is_stream": is_stream, "takes_completions": not needs_rejected}
+    for where, record in pair_records(source_rows, name, columns, **options):
         row = as_row(record, where=where, conversations=conversations, needs_rejected=needs_rejected)
         kind = "texts" if isinstance(row["prompt"], str) else "messages"
         first = first or kind
@@ -146,7 +148,12 @@ def _rows(
 
 
 def pair_records(
-    source_rows: Iterable[Any], name: str, columns: Mapping[str, str], *, is_stream: bool = False
+    source_rows: Iterable[Any],
+    name: str,
+    columns: Mapping[str, str],
+    *,
+    is_stream: bool = False,
+    takes_completions: bool = False,
 ) -> Iterator[tuple[str, Any]]:
     """Yield the pairs of a data set as records with `chosen` and `rejected`, each with the beginning of errors.
 
@@ -155,13 +162,18 @@ def pair_records(
         name: of the data set.
         columns: columns under other names.
         is_stream: group neighbouring records alone, for forms with one answer a row.
+        takes_completions: read a `completion` as the chosen answer of a record without a rejected one, unless its `label` is false.
 
     Raises:
         ValueError: a record cannot be read, or no record makes a pair.
     """
     numbered = ((f"{name}, row {at}", record) for at, record in enumerate(source_rows, 1))
     folder = Path(name).parent if Path(name).is_file() else None
-    mapped = ((where, renamed(record, columns, where, folder=folder)) for where, record in numbered)
+    mapped: Iterator[tuple[str, Any]] = (
+        (where, renamed(record, columns, where, folder=folder)) for where, record in numbered
+    )
+    if takes_completions:
+        mapped = _with_completions_chosen(mapped)
     start = next(mapped, None)
     if start is None:
         return
@@ -182,6 +194,19 @@ def pair_records(
         logger.warning(
             "%s: %d of %d prompts make no pair: their answers have equal scores or labels", name, without, total
         )
+
+
+def _with_completions_chosen(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield records, those of a prompt and a completion as pairs of the completion with itself; completions to avoid are left out.
+
+    Both answers are set, since other columns, such as `answers`, would make a record without `rejected` one of another form.
+    """
+    for where, record in rows:
+        if not isinstance(record, Mapping) or record.get("completion") is None or "chosen" in record:
+            yield where, record
+        elif record.get("label", True):
+            others = {name: value for name, value in record.items() if name not in ("completion", "label")}
+            yield where, {**others, "chosen": record["completion"], "rejected": record["completion"]}
 
 
 def _pairs_of(record: Any, where: str) -> Sequence[Any]:

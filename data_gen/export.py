@@ -1,7 +1,7 @@
 """The export of pairs: TRL's explicit-prompt conversational rows with their origin, as parquet and JSON lines, and a card.
 
 dataset/README.md           the card
-dataset/data/               the pairs, train.parquet and train.jsonl
+dataset/data/               the pairs, or the single completions, train.parquet and train.jsonl
 dataset/images/             their images, if there are any
 dataset/rejected.jsonl      rows without a pair, with the reasons and all answers, and pairs that a filter dropped
 dataset/failed.jsonl        rows without an answer, with the reasons
@@ -29,7 +29,7 @@ from contralto.data_gen.recipe import Recipe
 from contralto.data_gen.score_memory import noted_scorers, remembered_scores
 from contralto.data_gen.store import Store
 from contralto.data_gen.strategies.verdicts import verdict_of
-from contralto.data_gen.types import Pair, Rejected, Row
+from contralto.data_gen.types import Labelled, Pair, Rejected, Row
 from contralto.data_gen.votes import summarise_votes
 
 __all__ = ["Exported", "export", "folder_of", "pair_rows", "push_to_hub", "summary"]
@@ -38,12 +38,14 @@ __all__ = ["Exported", "export", "folder_of", "pair_rows", "push_to_hub", "summa
 DELAY = 3.0
 """Seconds after which a progress bar appears."""
 IMAGES = ("images", "rejected_images")
+ANSWERS = ("chosen", "rejected", "completion")
 
 
 class Exported(NamedTuple):
     """The numbers of rows and pairs in the files."""
 
     pairs: int
+    """Or single completions."""
     rejected: int
     failed: int
     dropped: int
@@ -56,6 +58,8 @@ class Exported(NamedTuple):
     """Replies of judges without a verdict."""
     votes: str = ""
     """The agreement of annotators in words, if pairs have votes."""
+    unit: str = "pair"
+    """The word for a row: `pair` or `completion`."""
 
 
 def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
@@ -69,7 +73,7 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
         store: the recorded answers.
 
     Raises:
-        ValueError: there is no pair, or the filters leave none.
+        ValueError: there is no pair, the filters leave none, or some strategies make pairs and others single completions.
     """
     from contralto.data_gen import card, checks
 
@@ -79,14 +83,8 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
     pairs = [row for result in results for row in pair_rows(result)]
     lost, folder = _lost(results), folder_of(recipe)
     if not pairs:
-        renamed = _write_without_pairs(folder, lost, [])
-        reasons = Counter(_reason(result) for result in results).most_common(3)
-        raise ValueError(
-            f"{recipe.output}: there are no pairs: "
-            + "; ".join(f"{reason} ({count} times)" for reason, count in reasons)
-            + f"; the answers and the reasons are in {folder / 'rejected.jsonl'}" * bool(lost["rejected"])
-            + renamed
-        )
+        raise ValueError(_without_pairs(recipe, results, lost))
+    unit = _unit(recipe, pairs)
     if recipe.checks:
         with remembered_scores(store), noted_scorers() as of_checks:
             pairs = checks.annotate(pairs, recipe.checks)
@@ -99,7 +97,7 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
         renamed = _write_without_pairs(folder, lost, dropped_lines)
         reason, count = Counter(reason for _, reason in dropped).most_common(1)[0]
         raise ValueError(
-            f"{recipe.path}: the filters drop all {len(dropped)} pairs ({count} of them: {reason}); they are in "
+            f"{recipe.path}: the filters drop all {len(dropped)} {unit}s ({count} of them: {reason}); they are in "
             f"{folder / 'rejected.jsonl'}{renamed}"
         )
     _write_lost(folder, lost, dropped_lines)
@@ -116,10 +114,46 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
         cut,
         _unread(results),
         "" if votes is None else str(votes),
+        unit,
     )
     about = summary(recipe, results, rows=len(rows), pairs=len(pairs), dropped=dropped_lines)
     card.write(folder, pairs, about | {"scorers": scorers})
     return exported
+
+
+def _without_pairs(recipe: Recipe, results: Sequence[Result], lost: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Write the rows without a pair, and return the error that there are none."""
+    folder = folder_of(recipe)
+    renamed = _write_without_pairs(folder, lost, [])
+    reasons = Counter(_reason(result) for result in results).most_common(3)
+    return (
+        f"{recipe.output}: there are no pairs: "
+        + "; ".join(f"{reason} ({count} times)" for reason, count in reasons)
+        + f"; the answers and the reasons are in {folder / 'rejected.jsonl'}" * bool(lost["rejected"])
+        + renamed
+    )
+
+
+def _unit(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the word for the rows of a data set.
+
+    Raises:
+        ValueError: some are pairs and some single completions, or there are checks of single completions.
+    """
+    singles = sorted({row["strategy"] for row in rows if "completion" in row})
+    if not singles:
+        return "pair"
+    if len(singles) < len({row["strategy"] for row in rows}):
+        raise ValueError(
+            f"{recipe.path}: {', '.join(singles)} makes single completions, and another strategy pairs, and a data set holds one kind of rows: "
+            "put the strategies into two recipes with outputs of their own"
+        )
+    if recipe.checks:
+        raise ValueError(
+            f"{recipe.path}: {', '.join(singles)} makes single completions, and checks measure pairs: leave checks out; filters may read the "
+            "strategy's own columns"
+        )
+    return "completion"
 
 
 def _unread(results: Iterable[Result]) -> int:
@@ -171,26 +205,32 @@ def summary(
 def pair_rows(result: Result) -> list[dict[str, Any]]:
     """Return the pairs of a result as rows of the data set: prompt, chosen, rejected, images, their origin, the source's own columns.
 
+    Single completions become rows of prompt, completion and label.
+
     Args:
         result: as `replay` yields it.
     """
-    return [_row(pair, result) for pair in result.outcomes or [] if isinstance(pair, Pair)]
+    return [_row(made, result) for made in result.outcomes or [] if isinstance(made, Pair | Labelled)]
 
 
-def _row(pair: Pair, result: Result) -> dict[str, Any]:
-    images = {name: list(getattr(pair, name)) for name in IMAGES if getattr(pair, name)}
+def _row(pair: Pair | Labelled, result: Result) -> dict[str, Any]:
+    images = {name: list(getattr(pair, name)) for name in IMAGES if getattr(pair, name, None)}
     for image in [image for each in images.values() for image in each if isinstance(image, str | Path)]:
         check_image(Path(image), f"row {result.row['id']}")
     made = {
         "id": result.row["id"],
         "prompt": [dict(message) for message in pair.prompt],
-        "chosen": [{"role": "assistant", "content": pair.chosen}],
-        "rejected": [{"role": "assistant", "content": pair.rejected}],
+        **{name: _assistant(getattr(pair, name)) for name in ANSWERS if hasattr(pair, name)},
+        **({"label": pair.label} if isinstance(pair, Labelled) else {}),
         **images,
         **pair.columns,
         **_provenance(result),
     }
     return made | kept_columns(result.row, made)
+
+
+def _assistant(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
 
 
 def _provenance(result: Result) -> dict[str, Any]:
@@ -228,7 +268,7 @@ def _answers(result: Result) -> list[dict[str, str]]:
 def _dropped(row: Mapping[str, Any], reason: str) -> dict[str, Any]:
     """Return the line of a pair that a filter dropped."""
     return {"id": row["id"], "strategy": row["strategy"], "reason": reason} | {
-        name: row[name] for name in ("chosen", "rejected")
+        name: row[name] for name in ANSWERS if name in row
     }
 
 

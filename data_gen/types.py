@@ -1,7 +1,7 @@
 """Types that strategies and engines exchange: requests, answers, pairs.
 
 A strategy is a generator function of a row. It yields an `Ask`, or a list of them that may be answered at the same time,
-receives the `Answer`, or the list of them in the same order, and returns a pair, a rejection, or a list of them:
+receives the `Answer`, or the list of them in the same order, and returns a pair, a single completion, a rejection, or a list of them:
 
     def stronger(row: Row) -> Strategy:
         weak, strong = yield [Ask(role="target", messages=row["prompt"]), Ask(role="stronger", messages=row["prompt"])]
@@ -28,7 +28,9 @@ __all__ = [
     "Answer",
     "Ask",
     "Failure",
+    "Labelled",
     "Message",
+    "Outcome",
     "Pair",
     "Rejected",
     "Request",
@@ -172,6 +174,19 @@ class Pair:
     """Further columns, JSON values: the reviser's reasoning, the judge's scores, ..."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """A single completion of a prompt, to be learnt by fine-tuning, or with others by the losses of completions with labels."""
+
+    prompt: Sequence[Message]
+    completion: str
+    label: bool = True
+    """True for a completion to learn, False for one to avoid."""
+    images: Sequence[Any] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns, JSON values."""
+
+
 @dataclass(frozen=True)
 class Rejected:
     """The result of a row whose answers make no pair: they cannot be parsed, tie, ... It is final."""
@@ -188,8 +203,10 @@ class Failure:
     """Whether every further request is pointless: the key is rejected, the budget is spent, ... The run ends then."""
 
 
-StrategyResult = Pair | Rejected | Sequence[Pair | Rejected]
-"""The result of a strategy on a row: one pair, none, or several."""
+Outcome = Pair | Labelled | Rejected
+"""A part of the result of a strategy on a row."""
+StrategyResult = Outcome | Sequence[Outcome]
+"""The result of a strategy on a row: one pair or completion, none, or several."""
 Strategy = Generator[Ask | list[Ask], Any, StrategyResult]
 """The generator that a strategy function returns. It receives an `Answer` for an `Ask`, and a `list[Answer]` for a list."""
 
@@ -279,7 +296,7 @@ def image_digest(image: Any) -> str:
     return pixels_digest(image, separator=" ")
 
 
-def drive(strategy: Strategy) -> Generator[list[Ask], list[Answer], list[Pair | Rejected]]:
+def drive(strategy: Strategy) -> Generator[list[Ask], list[Answer], list[Outcome]]:
     """Wrap a strategy in a uniform generator: it yields lists of asks, receives lists of answers, and returns a list.
 
     Args:
@@ -311,13 +328,16 @@ def drive(strategy: Strategy) -> Generator[list[Ask], list[Answer], list[Pair | 
             received = yield asks
             answers = received if isinstance(yielded, list) else received[0]
     except StopIteration as end:
-        return list(_checked_pairs(end.value))
+        return list(_checked_outcomes(end.value))
 
 
-def _checked_pairs(value: Any) -> Iterator[Pair | Rejected]:
-    """Yield the pairs that a strategy returned; one with an empty answer is rejected."""
+def _checked_outcomes(value: Any) -> Iterator[Outcome]:
+    """Yield the pairs and completions that a strategy returned; one with an empty answer is rejected."""
     for item in value if isinstance(value, list | tuple) else [value]:
-        if not isinstance(item, Pair | Rejected):
-            raise TypeError(f"a strategy must return a Pair, a Rejected or a list of them, not {item!r}")
+        if not isinstance(item, Outcome):
+            raise TypeError(f"a strategy must return a Pair, a Labelled, a Rejected or a list of them, not {item!r}")
+        if isinstance(item, Labelled):
+            yield item if item.completion.strip() else Rejected("the completion is empty")
+            continue
         empty = [name for name in ("chosen", "rejected") if isinstance(item, Pair) and not getattr(item, name).strip()]
         yield Rejected(f"the {' and the '.join(empty)} answer of the pair is empty") if empty else item

@@ -190,7 +190,7 @@ def _write(job: DataJob, store: "Store") -> None:
 
     exported = export(job.recipe, job.rows, store)
     print(
-        f"{folder_of(job.recipe)}: {_count(exported.pairs, 'pair')}, {exported.rejected} rejected, {exported.failed} failed",
+        f"{folder_of(job.recipe)}: {_count(exported.pairs, exported.unit)}, {exported.rejected} rejected, {exported.failed} failed",
         end="",
     )
     print(f", {exported.dropped} dropped by filters" * bool(exported.dropped), end="")
@@ -328,11 +328,11 @@ def _status(job: DataJob, args: argparse.Namespace) -> None:
 
 
 def _counts(results: Sequence[Any]) -> tuple[int, int, int, int, int]:
-    """Return the numbers of rows that are finished, of pairs, of rejected pairs, of failed rows, and of rows to do."""
-    from contralto.data_gen.types import Pair
+    """Return the numbers of rows that are finished, of pairs or completions, of rejected ones, of failed rows, and of rows to do."""
+    from contralto.data_gen.types import Rejected
 
     outcomes = [each for result in results for each in result.outcomes or []]
-    pairs = sum(isinstance(each, Pair) for each in outcomes)
+    pairs = sum(not isinstance(each, Rejected) for each in outcomes)
     failed = sum(result.failed is not None for result in results)
     to_do = sum(result.is_pending for result in results)
     return len(results) - failed - to_do, pairs, len(outcomes) - pairs, failed, to_do

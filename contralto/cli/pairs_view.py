@@ -13,6 +13,8 @@ __all__ = ["highlighted", "show"]
 def show(console: Any, results: Iterable[Any]) -> None:
     """Print pairs side by side, with their differences highlighted, or the reasons why there are none and the answers.
 
+    Single completions are printed below each other.
+
     Args:
         console: a console of rich.
         results: as `pipeline.replay` returns them.
@@ -21,7 +23,7 @@ def show(console: Any, results: Iterable[Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from contralto.data_gen.types import Pair
+    from contralto.data_gen.types import Pair, Rejected
 
     for result in results:
         title = printable(f"{result.row['id']} · {result.strategy}")
@@ -30,13 +32,17 @@ def show(console: Any, results: Iterable[Any]) -> None:
         if result.failed is not None:
             console.print(Text(printable(f"failed: {result.failed}"), style="bold red"))
         for pair in result.outcomes or []:
-            if not isinstance(pair, Pair):
+            if isinstance(pair, Rejected):
                 console.print(Text(printable(f"rejected: {pair.reason}"), style="yellow"))
                 for tracked, answer in result.answered:
                     console.print(Text(printable(f"{tracked.role}: {answer.text}"), style="dim"))
                 continue
-            table = Table("[green]chosen", "[red]rejected", expand=True)
-            table.add_row(*highlighted(*map(printable, (pair.chosen, pair.rejected))))
+            if isinstance(pair, Pair):
+                table = Table("[green]chosen", "[red]rejected", expand=True)
+                table.add_row(*highlighted(*map(printable, (pair.chosen, pair.rejected))))
+            else:
+                table = Table("[green]to learn" if pair.label else "[red]to avoid", expand=True)
+                table.add_row(Text(printable(pair.completion)))
             console.print(table)
             for name, value in pair.columns.items():
                 console.print(Text(printable(f"{name}: {value}"), style="dim"))

@@ -9,7 +9,7 @@ from contralto.data_gen.engines.outcomes import described
 from contralto.data_gen.recipe import Recipe, Use
 from contralto.data_gen.score_memory import RecordedScores, ScoreMemory, StandInScores, UnscoredError, remembered_scores
 from contralto.data_gen.store import Store, TrackedRequest
-from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, Row, digest, drive, make_request
+from contralto.data_gen.types import Answer, Ask, Failure, Outcome, Row, digest, drive, make_request
 
 __all__ = [
     "Result",
@@ -34,8 +34,8 @@ class Result(NamedTuple):
     strategy: str
     answered: list[tuple[TrackedRequest, Answer]]
     """The requests with their answers."""
-    outcomes: list[Pair | Rejected] | None = None
-    """The pairs, or the reasons why there are none; None if the strategy failed or is not finished."""
+    outcomes: list[Outcome] | None = None
+    """The pairs or completions, or the reasons why there are none; None if the strategy failed or is not finished."""
     failed: str | None = None
     """The reason of a failure: a request without an answer, or an error in the strategy."""
     is_unscored: bool = False
@@ -71,7 +71,7 @@ class RowRun:
         self.requests: list[TrackedRequest] = []
         """The requests that the strategy waits for."""
         self.answered: list[tuple[TrackedRequest, Answer]] = []
-        self.outcomes: list[Pair | Rejected] | None = None
+        self.outcomes: list[Outcome] | None = None
         self.failed: str | None = None
         self.is_unscored = False
         """True if the strategy stopped at a score that is not recorded and may not be computed."""

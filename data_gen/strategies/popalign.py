@@ -4,8 +4,8 @@ In the paper's own test on 200 prompts, GPT-4 confirms the direction of elicitiv
 84, demonstration 76.5, prefix 75.5 and refine 55.5: refine is close to chance. Each contrast also has the settings `judge` and
 `judge_template`, see `verdicts.judged`: every pair is judged then, the judge's opinion becomes the column `direction`, and nothing is dropped.
 
-The paper's prompts are not reproduced: the templates in `prompts/` are our own, for the same purpose, and a user's file can
-replace each of them.
+The templates in `prompts/` are our own, for the same purpose: the paper has no released code, and its prompts no licence that we
+know of. A user's file can replace each of them.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 from contralto.data_gen import templates
 from contralto.data_gen.strategies.shared import ask_prompt
 from contralto.data_gen.strategies.verdicts import AnswerContrast, Contrasting, judged
-from contralto.data_gen.types import Answer, Ask, Pair, Rejected, Row, Strategy, drive
+from contralto.data_gen.types import Answer, Ask, Outcome, Rejected, Row, Strategy, drive
 
 __all__ = ["demonstration", "elicitive", "leaderboard", "nparam", "popalign", "prefix", "refine"]
 
@@ -184,10 +184,10 @@ def popalign(row: Row, *, contrasts: Sequence[str] = tuple(SIX), judge: str | No
     return pairs
 
 
-def _in_step(strategies: Sequence[Strategy]) -> Generator[list[Ask], list[Answer], list[Pair | Rejected]]:
+def _in_step(strategies: Sequence[Strategy]) -> Generator[list[Ask], list[Answer], list[Outcome]]:
     """Run strategies in parallel, so that requests are answered together; return their pairs in order."""
     driven = [drive(strategy) for strategy in strategies]
-    finished: dict[int, list[Pair | Rejected]] = {}
+    finished: dict[int, list[Outcome]] = {}
     waiting: dict[int, list[Ask]] = {}
 
     def step(at: int, answers: Any) -> None:
