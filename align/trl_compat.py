@@ -13,11 +13,12 @@ a mask it takes position ids that start again for the beginning of another seque
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig
 from trl import DPOTrainer, KTOTrainer  # type: ignore[attr-defined]
@@ -224,6 +225,22 @@ class PairTrainer(DPOTrainer):
         super().end()  # type: ignore[no-untyped-call]
 
 
+class NumberCollator:
+    """A collator that also passes on columns with a number per row, which TRL's drops.
+
+    Args:
+        collator: the collator that makes the rest of the batch.
+        columns: the names of the columns.
+    """
+
+    def __init__(self, collator: Any, columns: Sequence[str]) -> None:
+        self.collator, self.columns = collator, tuple(columns)
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = self.collator(examples)
+        return batch | {name: torch.tensor([float(each[name]) for each in examples]) for name in self.columns}
+
+
 class RowTrainer(KTOTrainer):
     """Give public names to the private methods and attributes of `KTOTrainer` that contralto overrides or reads.
 
@@ -234,13 +251,16 @@ class RowTrainer(KTOTrainer):
         model: see `trl.KTOTrainer`.
         ref_model: see `trl.KTOTrainer`; a `NoReference` keeps it from loading one.
         reads_kl: the losses need log-probabilities of completions of other prompts.
+        numbers: columns with a number per row that reach the batch.
         kwargs: the other arguments of `trl.KTOTrainer`.
     """
 
     args: Any
     model: Any
 
-    def __init__(self, model: Any, ref_model: Any = None, *, reads_kl: bool, **kwargs: Any) -> None:
+    def __init__(
+        self, model: Any, ref_model: Any = None, *, reads_kl: bool, numbers: Sequence[str] = (), **kwargs: Any
+    ) -> None:
         args = kwargs["args"]
         own, args.loss_type = args.loss_type, "kto" if reads_kl else "apo_zero_unpaired"
         try:
@@ -249,6 +269,15 @@ class RowTrainer(KTOTrainer):
             args.loss_type = own
         if isinstance(self.ref_model, NoReference):
             self.ref_model = None
+        self._numbers = tuple(numbers)
+        if numbers:
+            self.data_collator = NumberCollator(self.data_collator, numbers)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        is_first = self._signature_columns is None
+        super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
+        if is_first:
+            self._signature_columns = [*self._signature_columns, *self._numbers]  # type: ignore[assignment, misc]
 
     @property
     def mode(self) -> str:

@@ -129,6 +129,12 @@ PAPERS = {
             2024,
         ),
         Paper(
+            "2405.13014",
+            "QCRD: Quality-guided Contrastive Rationale Distillation for Large Language Models",
+            f"Wei Wang {_OTHERS}",
+            2024,
+        ),
+        Paper(
             "2404.05868",
             "Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning",
             f"Ruiqi Zhang {_OTHERS}",

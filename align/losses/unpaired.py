@@ -1,4 +1,4 @@
-"""Losses of single completions with a label, and several of them as one objective: KTO, APO-zero, NPO, gradient difference.
+"""Losses of single completions with a label, and several of them as one objective: KTO, APO-zero, NPO, gradient difference, QCRD.
 
 A row is a prompt, a completion and a label: true for a completion that is desirable (KTO) or to be retained (unlearning), false for one
 that is undesirable or to be forgotten. Notation, in nats, for a completion `y` of a prompt x:
@@ -6,6 +6,7 @@ that is undesirable or to be forgotten. Notation, in nats, for a completion `y` 
     r(y) = log pi(y | x) - log pi_ref(y | x)    the log-ratio, summed over the tokens of y
     z                                           KTO's reference point: the mean log-ratio of completions of other prompts, at least 0
     |y|                                         the number of tokens of y
+    s(y)                                        the quality of y, in [0, 1], a column of the data
 
 A loss reads all rows of a batch, or those of one label, and returns one number for each row that it reads; its value is their mean, and 0
 for a batch without such rows. The positional parameters of its function name its inputs (`INPUTS`), the keyword-only ones are its settings.
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
 
 from contralto.align.losses.objective import Losses
 from contralto.align.losses.preference import check_setting, check_settings
@@ -40,6 +41,7 @@ __all__ = [
     "gradient_ascent",
     "kto",
     "npo",
+    "qcrd",
     "retain",
 ]
 
@@ -188,12 +190,55 @@ def retain(logps: Tensor, lengths: Tensor) -> Tensor:
     return -gradient_ascent(logps, lengths)
 
 
+def qcrd(
+    logps: Tensor,
+    lengths: Tensor,
+    label: Tensor,
+    quality: Tensor,
+    *,
+    qcrd_beta: float = 0.2,
+    qcrd_delta: float = 3.0,
+) -> Tensor:
+    """Compute the loss of quality-guided contrastive rationale distillation, QCRD (Wang et al. 2024, arXiv 2405.13014).
+
+        L = s CE(y)                                  if y is a positive rationale, or an answer
+        L = beta (1 - s) max(0, delta - CE(y))       else,    CE(y) = -log pi(y | x) / |y|
+
+    A negative rationale is pushed away only while the model finds it likelier than delta nats per token: worse ones teach nothing. The
+    quality s of a discriminator weakens both terms where it disagrees with the label. The paper has the term min(CE - delta, 0) of a
+    negative rationale, subtracted, and of several positive ones takes the likeliest; here each counts.
+
+    Args:
+        logps: `(n,)` summed log-probabilities of the completions.
+        lengths: `(n,)` their tokens.
+        label: `(n,)`, true for completions to learn.
+        quality: `(n,)` s, in [0, 1].
+        qcrd_beta: the weight of negative rationales, at least 0.
+        qcrd_delta: the paper's delta, at least 0.
+
+    Returns:
+        `(n,)` loss per row.
+
+    Raises:
+        ValueError: a setting is out of range.
+
+    Examples:
+        >>> logps, lengths = torch.tensor([-4.0, -4.0, -8.0]), torch.tensor([2, 2, 2])
+        >>> qcrd(logps, lengths, torch.tensor([True, False, False]), torch.tensor([0.5, 0.25, 0.25]))  # 0.5 * 2; 0.2 * 0.75 * (3 - 2); 0
+        tensor([1.0000, 0.1500, 0.0000])
+    """
+    check_settings(qcrd_beta=qcrd_beta, qcrd_delta=qcrd_delta)
+    entropy = -logps / lengths.clamp(min=1)
+    return torch.where(label, quality * entropy, qcrd_beta * (1 - quality) * relu(qcrd_delta - entropy))
+
+
 # ------------------------------------------------------------------------------------------------------- declarations
 
 INPUTS: Mapping[str, tuple[str, ...]] = {
     "logps": (),
     "lengths": (),
     "label": (),
+    "quality": ("quality",),
     "logratios": ("reference",),
     "reference_point": ("reference", "kl"),
 }
@@ -214,6 +259,8 @@ class LabelledRows:
     """`(n,)` summed log-probabilities under the reference."""
     reference_point: Tensor | None = None
     """KTO's z, a scalar."""
+    quality: Tensor | None = None
+    """`(n,)` in [0, 1]."""
 
     @property
     def logratios(self) -> Tensor | None:
@@ -270,7 +317,8 @@ class UnpairedLoss:
 
     @cached_property
     def needs(self) -> frozenset[str]:
-        """Return what has to be computed: some of `reference` (its log-probabilities) and `kl` (completions of other prompts)."""
+        """Return what has to be computed or passed: some of `reference` (its log-probabilities), `kl` (completions of other prompts) and
+        `quality` (a column of the data)."""
         return frozenset(need for name in self.inputs for need in INPUTS[name])
 
 
@@ -317,6 +365,12 @@ BUILT_IN = (
         description="likelihood of completions to retain",
         function=retain,
         labels=frozenset({True}),
+    ),
+    UnpairedLoss(
+        name="qcrd",
+        description="QCRD, rationales by their quality (Wang et al. 2024, arXiv 2405.13014)",
+        function=qcrd,
+        labels=BOTH,
     ),
 )
 """The unpaired losses of contralto."""

@@ -1,4 +1,4 @@
-"""Training on completions with labels: KTO, and unlearning by NPO or gradient difference, on TRL's `KTOTrainer`."""
+"""Training on completions with labels: KTO, QCRD, and unlearning by NPO or gradient difference, on TRL's `KTOTrainer`."""
 
 # ruff: noqa: TRY004 (a wrong type in somebody's data is a ValueError like any other mistake in it)
 
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 WORDS = {True: "true (desirable, to be retained)", False: "false (undesirable, to be forgotten)"}
 COLUMNS = ("prompt", "completion", "label")
+QUALITY = "quality"
+"""The column with a number in [0, 1] for each row, and the need of losses that read it."""
 BALANCE = (1.0, 4 / 3)
 """The range that TRL advises for the weight of desirable rows divided by that of undesirable ones (equation 8 of KTO)."""
 
@@ -73,7 +75,7 @@ class ForgetAndRetain(Sampler[int]):
 
 
 class UnpairedTrainer(CardMixin, RowTrainer):  # type: ignore[misc]  # `create_model_card` has the signature of TRL's
-    """Trains a language model on completions with labels: KTO, NPO, gradient difference, APO-zero.
+    """Trains a language model on completions with labels: KTO, NPO, gradient difference, APO-zero, QCRD.
 
     It takes what TRL's `KTOTrainer` takes, and with the losses `kto` and `apo_zero_unpaired` has its loss. Differences:
 
@@ -82,6 +84,7 @@ class UnpairedTrainer(CardMixin, RowTrainer):  # type: ignore[misc]  # `create_m
       are taken apart begin with all chosen completions.
     - Losses that forget and losses that retain get batches of half rows to forget and half rows to retain; an epoch is one pass over
       the rows to forget.
+    - `qcrd` reads the column `quality`, a number in [0, 1] for each row.
     - Rows that no loss reads, labels that are missing, empty completions and images are rejected before a model is loaded.
 
     Logged as chosen and rejected are the rows of the labels true and false.
@@ -125,8 +128,11 @@ class UnpairedTrainer(CardMixin, RowTrainer):  # type: ignore[misc]  # `create_m
         args = with_adapter_dtype(args, model, kwargs.get("peft_config"))
         if not self.uses_reference:
             ref_model = NoReference()
-        reads_kl = "kl" in self.objective.needs
-        super().__init__(model, ref_model, reads_kl=reads_kl, args=args, **with_own_peft_config(kwargs))
+        needs = {
+            "reads_kl": "kl" in self.objective.needs,
+            "numbers": [QUALITY] if QUALITY in self.objective.needs else [],
+        }
+        super().__init__(model, ref_model, **needs, args=args, **with_own_peft_config(kwargs))
 
     def _advise_on_weights(self, train: Any) -> None:
         """Warn if rows of one label outweigh those of the other, under losses that weigh them."""
@@ -176,6 +182,7 @@ class UnpairedTrainer(CardMixin, RowTrainer):  # type: ignore[misc]  # `create_m
             label=batch["label"].bool(),
             ref_logps=ref_logps,
             reference_point=None if ref_kl is None else self._reference_point(self.kl_logps(model, batch), ref_kl),
+            quality=batch.get(QUALITY),
         )
         losses = self.objective(rows)
         total = losses.total
@@ -246,6 +253,11 @@ def _rows(name: str, dataset: Any, args: UnpairedConfig) -> Any:
     if {"chosen", "rejected", "prompt"} <= first.keys() and "completion" not in first:
         dataset = unpair_preference_dataset(dataset)
         first = next(iter(dataset))
+    if QUALITY in args.objective.needs and QUALITY not in first:
+        names = ", ".join(loss.name for loss in args.objective.losses if QUALITY in loss.needs)
+        raise ValueError(
+            f"{name} has no column {QUALITY}, which {names} needs: a number in [0, 1] for each row, as the strategy qcrd of contralto data writes it"
+        )
     if missing := [column for column in COLUMNS if column not in first]:
         raise ValueError(
             f"{name} has no column {missing[0]}; a row has {', '.join(COLUMNS)}, or prompt, chosen and rejected"
@@ -261,7 +273,16 @@ def _rows(name: str, dataset: Any, args: UnpairedConfig) -> Any:
             )
         return dataset
     _check_labels(name, dataset, args)
+    if QUALITY in args.objective.needs:
+        _check_qualities(name, dataset)
     return dataset
+
+
+def _check_qualities(name: str, dataset: Dataset) -> None:
+    """Reject qualities that are no numbers in [0, 1]."""
+    for at, value in enumerate(dataset[QUALITY], 1):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"{name}, row {at}, column {QUALITY}: it must be a number in [0, 1], not {value!r}")
 
 
 def _check_labels(name: str, dataset: Dataset, args: UnpairedConfig) -> None:

@@ -24,6 +24,8 @@ class UnpairedConfig(RecipeOptions, KTOConfig):
     Args:
         loss_type: names of losses in `contralto.align.losses.unpaired.UNPAIRED`, which are added up by `loss_weights`.
         loss_weights: one per loss; 1 each by default.
+        qcrd_beta: the weight of negative rationales in `qcrd`.
+        qcrd_delta: nats per token below which `qcrd` pushes negative rationales away.
         train_sampling_strategy: None takes the order that the losses need: sequential for `kto`, which pairs each row with its neighbour
             (the data are shuffled once), random otherwise. Losses to forget and to retain get batches of half each, in random order.
 
@@ -50,6 +52,8 @@ class UnpairedConfig(RecipeOptions, KTOConfig):
     loss_weights: list[float] | None = field(
         default=None, metadata={"help": "Weights of the losses (default: 1 each)."}
     )
+    qcrd_beta: float = option(0.2, "Weight of negative rationales in qcrd.")
+    qcrd_delta: float = option(3.0, "Nats per token below which qcrd pushes negative rationales away.")
     train_sampling_strategy: str | None = option(  # type: ignore[assignment]
         None, "Order of the training data (default: as the losses need it).", choices=["random", "sequential"]
     )

@@ -270,6 +270,12 @@ def npo(y: Text, *, beta: float) -> float:
     return 2 / beta * math.log(1 + ratio**beta)
 
 
+def qcrd(y: Text, label: bool, quality: float, *, beta: float, delta: float) -> float:
+    """QCRD: s CE of a positive text, -beta (1 - s) min(CE - delta, 0) of a negative one; CE is the mean over the tokens."""
+    entropy = -mean(y.policy)
+    return quality * entropy if label else -beta * (1 - quality) * min(entropy - delta, 0.0)
+
+
 def mean_logp(texts: Sequence[Text]) -> float:
     """Of all tokens of all texts."""
     return mean([x for y in texts for x in y.policy])

@@ -29,6 +29,8 @@ _RANGES = {
     "delta": _WEIGHT,
     "desirable_weight": _WEIGHT,
     "undesirable_weight": _WEIGHT,
+    "qcrd_beta": _WEIGHT,
+    "qcrd_delta": _WEIGHT,
 }
 
 

@@ -13,8 +13,10 @@ from contralto.align.losses.unpaired import BOTH, UNPAIRED, LabelledRows, Unpair
 
 LABELS = [True, False, False, True, False]
 WEIGHTS = {"desirable_weight": 1.3, "undesirable_weight": 0.7}
-SETTINGS = {"kto": WEIGHTS, "apo_zero_unpaired": WEIGHTS}
+OF_QCRD = {"qcrd_beta": 0.7, "qcrd_delta": 1.9}
+SETTINGS = {"kto": WEIGHTS, "apo_zero_unpaired": WEIGHTS, "qcrd": OF_QCRD}
 Z = 0.4
+QUALITIES = [0.9, 0.2, 0.6, 0.1, 1.0]
 
 
 def _texts(seed=0):
@@ -30,6 +32,7 @@ def _rows(texts, labels=LABELS):
         label=torch.tensor(labels),
         ref_logps=torch.tensor([t.ref for t in texts], dtype=torch.float64),
         reference_point=torch.tensor(Z, dtype=torch.float64),
+        quality=torch.tensor(QUALITIES, dtype=torch.float64),
     )
 
 
@@ -39,6 +42,9 @@ def _expected(name, texts, beta):
     if name in ("kto", "apo_zero_unpaired"):
         z = Z if name == "kto" else 0.0
         return [reference.kto(t, label, z, beta=beta, **WEIGHTS) for t, label in zip(texts, LABELS, strict=True)]
+    if name == "qcrd":
+        rows = zip(texts, LABELS, QUALITIES, strict=True)
+        return [reference.qcrd(t, label, s, beta=0.7, delta=1.9) for t, label, s in rows]
     if name == "npo":
         return [reference.npo(t, beta=beta) for t in forget]
     if name == "gradient_ascent":

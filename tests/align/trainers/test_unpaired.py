@@ -151,6 +151,45 @@ def test_two_processes_equal_one(losses, tmp_path, monkeypatch):
             assert_close(two[key], weight, rtol=1e-4, atol=1e-5)
 
 
+def with_qualities(values=None):
+    data = rows()
+    return data.add_column("quality", values or [round(0.05 + i / 13, 3) for i in range(len(data))])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delta", [0.5, 6.0])
+def test_qcrd_equals_whole_logits_with_the_qualities_of_its_rows(tmp_path, delta):
+    one = trainer(tmp_path, "qcrd", with_qualities(), adapter=lora(), qcrd_beta=0.7, qcrd_delta=delta)
+    assert one.ref_model is None
+    batch = next(iter(one.get_train_dataloader()))
+    loss = one._compute_loss(one.model, dict(batch), False)
+    scored = batch["completion_mask"][:, 1:].bool()
+    with torch.no_grad():
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logps = torch.log_softmax(one.model(**inputs).logits[:, :-1].double(), -1)
+        logps = logps.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+    entropy = -torch.where(scored, logps, 0).sum(-1) / scored.sum(-1)
+    quality_of = {tuple(row["completion_ids"]): row["quality"] for row in one.train_dataset}
+    completions = [
+        tuple(ids[mask.bool()].tolist()) for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)
+    ]
+    expected = [
+        quality_of[ids] * ce if label else 0.7 * (1 - quality_of[ids]) * max(0.0, delta - ce)
+        for ids, ce, label in zip(completions, entropy.tolist(), batch["label"].tolist(), strict=True)
+    ]
+    assert loss.item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_qcrd_avoids_what_it_finds_likely_and_leaves_the_rest_alone(tmp_path):
+    data = with_qualities([1.0 if i % 3 else 0.0 for i in range(12)])
+    for delta, falls in ((6.0, True), (0.0, False)):
+        one = trainer(tmp_path, "qcrd", data, max_steps=20, learning_rate=3e-4, qcrd_beta=1.0, qcrd_delta=delta)
+        one.train()
+        logged = [entry["logps/rejected"] for entry in one.state.log_history if "logps/rejected" in entry]
+        assert (logged[-1] < logged[0] - 5) is falls
+
+
 def test_batches_are_half_to_forget_and_another_order_each_epoch():
     labels = [True, False, True, True, False, True, False]
     epochs = [list(ForgetAndRetain(labels, seed=1, epoch=lambda e=e: e)) for e in (0, 0, 1, 2, 3)]
@@ -220,6 +259,9 @@ WRONG_OPTIONS = [
     ),
     ({"loss_type": ["npo", "retain"], "train_sampling_strategy": "random"}, "as many rows to retain as to forget"),
     ({"loss_type": ["npo"], "beta": -1.0}, "beta must be a finite number above 0"),
+    ({"loss_type": ["kto"], "qcrd_delta": 1.0}, "qcrd_delta is set, but kto does not use it"),
+    ({"loss_type": ["qcrd"], "beta": 0.3}, "beta is set, but qcrd does not use it"),
+    ({"loss_type": ["qcrd"], "qcrd_beta": -1.0}, "qcrd_beta must be a finite number of at least 0"),
 ]
 
 
@@ -246,6 +288,9 @@ WRONG_DATA = [
         rows().remove_columns("label").add_column("label", ["yes"] * 12),
         "row 1, column label: it must be true or false, not",
     ),
+    ("qcrd", rows(), "train_dataset has no column quality, which qcrd needs: a number in"),
+    ("qcrd", with_qualities([0.5] * 11 + [1.5]), r"row 12, column quality: it must be a number in \[0, 1\], not 1.5"),
+    ("qcrd", with_qualities([None] * 12), "row 1, column quality: it must be a number in"),
 ]
 
 
