@@ -3,6 +3,8 @@
 # ruff: noqa: TRY004 (a wrong type in a recipe is a ValueError like any other mistake in it)
 
 import math
+import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, cast
@@ -14,7 +16,16 @@ from contralto.data_gen.ranges import check_batch
 from contralto.data_gen.score_memory import is_computing, remembered
 from contralto.data_gen.types import Row
 
-__all__ = ["RewardModel", "Scorer", "chrf", "finite_scores", "resolve_scorer", "score_answers"]
+__all__ = [
+    "RewardModel",
+    "Scorer",
+    "answer_matches",
+    "chrf",
+    "finite_scores",
+    "normalize_answer",
+    "resolve_scorer",
+    "score_answers",
+]
 
 Scorer = Callable[[Row, Sequence[str]], Sequence[float]]
 """A function that returns one number per answer to a row; higher is better."""
@@ -162,6 +173,38 @@ class RewardModel:
             rewards = self.model(**inputs.to(input_device(self.model))).logits[:, 0]
         scores: list[float] = rewards.float().tolist()
         return scores
+
+
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Return a short answer in lower case, without punctuation, articles and repeated spaces, as SQuAD compares answers.
+
+    Args:
+        text: the answer.
+
+    Examples:
+        >>> normalize_answer("The  U.S. Army!")
+        'us army'
+    """
+    words = re.sub(r"\b(?:a|an|the)\b", " ", text.lower().translate(_WITHOUT_PUNCTUATION)).split()
+    return " ".join(words)
+
+
+def answer_matches(text: str, forms: Sequence[str]) -> bool:
+    """Return True if a text contains one of the forms of an answer, as whole words, both normalised by `normalize_answer`.
+
+    Args:
+        text: the text.
+        forms: the forms, such as "US" and "United States".
+
+    Examples:
+        >>> answer_matches("It was the U.S. Army.", ["US Army", "army of the US"]), answer_matches("13 coins", ["3"])
+        (True, False)
+    """
+    words = f" {normalize_answer(text)} "
+    return any(f" {form} " in words for form in map(normalize_answer, forms) if form)
 
 
 def chrf(row: Row, answers: Sequence[str]) -> list[float]:

@@ -87,5 +87,20 @@ REPLIES: tuple[Reply, ...] = (
         example="{question}:\nWhat is on the left?\n{answer}:\nA ball is on the left.",
         tags=("mvc_describe", "mvc_contrast"),
     ),
+    Reply(
+        roles=("teacher",),
+        request="of `c_rag`: the prompt of the row after `{question}:`, the passages after `{passages}:`, each after its number, such as `[1]`",
+        reply="a line for each passage under `{contrast}:`, such as `[1] relevant: ...`, an argument under `{explanation}:`, and the answer under "
+        "`{answer}:`",
+        example="{contrast}:\n[1] relevant: it names the cause.\n{explanation}:\nBlue light is scattered more [1].\n{answer}:\nscattering",
+        tags=("demonstration",),
+    ),
+    Reply(
+        roles=("teacher", "student"),
+        request="of `qcrd`: the prompt of the row, for the teacher after `{task}:`",
+        reply="an explanation under `{rationale}:` and the answer under `{answer}:`; of the student the explanation alone, as it is",
+        example="{rationale}:\nAir scatters short waves more.\n{answer}:\nscattering",
+        tags=("rationale",),
+    ),
 )
 """All kinds of requests."""

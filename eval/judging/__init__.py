@@ -5,6 +5,7 @@
 - `judges`: judges as roles of `contralto.data_gen`, whose store keeps every reply.
 - `figures`, `length`: win rates, tests, agreement, and the length-controlled win rate.
 - `accuracy`: judges and reward models on pairs whose better answer is known.
+- `rag`: answers with retrieved passages, and the support of what they cite.
 - `report`: tables, and a page.
 - `ratings`, `rating_figures`: ratings of single answers, as in MMHal-Bench, with their figures and tables.
 """

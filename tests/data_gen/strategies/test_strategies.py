@@ -10,15 +10,17 @@ from contralto.data_gen.checks.models import image_similarity
 from contralto.data_gen.scorers import chrf, resolve_scorer
 from contralto.data_gen.strategies import STRATEGIES, popalign
 from contralto.data_gen.strategies.best_of_n import best_of_n
+from contralto.data_gen.strategies.c_rag import c_rag
 from contralto.data_gen.strategies.clair import clair, parse_revision
 from contralto.data_gen.strategies.con_j import con_j, parse_better
 from contralto.data_gen.strategies.images import mvc
 from contralto.data_gen.strategies.judge import off_policy_judge, verify_direction
 from contralto.data_gen.strategies.on_policy import on_policy_judge, stronger_preferred, teacher_student
+from contralto.data_gen.strategies.qcrd import qcrd
 from contralto.data_gen.strategies.replies import REPLIES, VERDICT
 from contralto.data_gen.strategies.translation import mono_system
 from contralto.data_gen.strategies.verdicts import compare_answers, parse_verdict
-from contralto.data_gen.types import Answer, Ask, Pair, Rejected, Request, Sampling, drive
+from contralto.data_gen.types import Answer, Ask, Labelled, Pair, Rejected, Request, Sampling, drive
 from contralto.testbed import questions as world
 
 ROW = {"id": "r1", "prompt": [{"role": "user", "content": "Why is the sky blue?"}], "images": ()}
@@ -58,6 +60,7 @@ def test_replies_to_roles_are_listed_with_their_form():
     """Every strategy runs to its end with the examples of the documentation, and asks no role that is not listed."""
     by_tag = {tag: reply for reply in REPLIES for tag in reply.tags}
     row = {**ROW, "chosen": "one", "rejected": "two", "caption": "a", "contrast_caption": "b"}
+    row |= {"passages": ["Air scatters light."], "answers": "scattering"}
     asked = []
     for name in STRATEGIES.names():
         if not (strategy := STRATEGIES.get(name)).__module__.startswith("contralto."):
@@ -705,16 +708,31 @@ def test_every_packaged_template_is_used_and_versioned():
     from importlib import resources
 
     files = {f.name for f in (resources.files("contralto.data_gen") / "prompts").iterdir()}
-    judged = by_role(target="a", reviser="b", judge="c", larger="d", smaller="e", higher="f", lower="g", rewriter="h")
+    judged = by_role(
+        target="a",
+        reviser="b",
+        judge="c",
+        larger="d",
+        smaller="e",
+        higher="f",
+        lower="g",
+        rewriter="h",
+        teacher="{rationale}: a\n{answer}: b",
+        student="i",
+    )
     used = set()
     for strategy in (
         clair(ROW, judge="judge"),
         clair(ROW, worsen=True),
         popalign.popalign(ROW),
         con_j(_labelled(0), n=2),
+        clair(ROW, template="clair_paper"),
+        con_j(_labelled(0), n=2, template="con_j_paper"),
+        c_rag(ROW | {"passages": ["a"], "answers": "a"}),
     ):
         used |= {ask.template for ask in run(strategy, judged)[1] if ask.template}
     used |= {ask.template for ask in run(mvc(IMAGES_ROW), _rewriter)[1]}
+    used |= {label for made in run(qcrd(ROW), judged)[0] for label in made.columns["template"].split()}
     used |= {ask.template for ask in run(verify_direction(_labelled(0)), judged)[1]}
     assert {label.partition("@")[0] + ".txt" for label in used} == files
     assert all(re.fullmatch(r"\w+@[0-9a-f]{12}", label) for label in used)
@@ -857,8 +875,9 @@ def test_the_testbeds_rows():
 def test_strategies_are_pure():
     """Driven twice they ask and make the same, and answers of another kind are left as they are."""
     row = {**_labelled(1), "reference": "x", **{k: IMAGES_ROW[k] for k in ("images", "caption", "contrast_caption")}}
+    row |= {"passages": ["a", "b"], "answers": "target"}
     scored = {"best_of_n", "mono_system"}  # their scorer reads numbers
     for strategy in (strategy for name, strategy in STRATEGIES.items() if name not in scored):
         one, two = (run(strategy(row), lambda ask: f"{{answer}}: {ask.role} {ask.tag} {ask.seed}") for _ in range(2))
         assert one == two
-        assert all(isinstance(item, Pair | Rejected) for item in one[0])
+        assert all(isinstance(item, Pair | Labelled | Rejected) for item in one[0])
