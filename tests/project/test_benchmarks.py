@@ -68,6 +68,18 @@ def test_image_attention():
     assert result.stdout.count("| vision-0 | ") == 6
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(("part", "rows", "lines"), [("c_rag", 40, 5), ("qcrd", 6, 5)])
+def test_rationale_card(part, rows, lines, tmp_path):
+    small = f"{part} --folder {tmp_path / 'kept'} --rows {rows} --steps 2 --problems 4 --seeds 1"
+    result = _run("rationale_card.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    table = [line for line in result.stdout.splitlines() if line.startswith("| ") and " | 0 | " in line]
+    assert len(table) == lines
+    again = _run("rationale_card.py", *small.split())
+    assert [line for line in again.stdout.splitlines() if line in table] == table, "outcomes are kept"
+
+
 def test_distill_loss():
     small = "--tokens 16 --vocabulary 500 --widths 8 12 --rounds 1 --no-write"
     result = _run("distill_loss.py", *small.split())

@@ -146,6 +146,9 @@ STAND_IN = {
     "prompt": [{"role": "user", "content": "2 + 2?"}],
     "chosen": [{"role": "assistant", "content": "4"}],
     "rejected": [{"role": "assistant", "content": "5"}],
+    "passages": ["2 and 2 make 4."],
+    "answers": ["4"],
+    "gold": [0],
 }
 
 
