@@ -27,7 +27,7 @@ MATCHED = MatchedTokens(*torch.tensor(PAIRS).T)
 OPTIONS = [
     {},
     {"beta": 0.2, "matched_weight": 0.6, "unmatched_weight": 0.4},
-    {"beta": 0.0, "matched_weight": 0.0, "unmatched_weight": 2.0},
+    {"beta": 0.0, "matched_weight": 0.5, "unmatched_weight": 0.0},
     {"beta": 1.0},
 ]
 
