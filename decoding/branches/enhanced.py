@@ -62,8 +62,11 @@ def _without_peaks(weights: Tensor, part: Tensor) -> Tensor:
 
 
 def _entropy(weights: Tensor, part: Tensor, *, empty: float) -> Tensor:
-    """Return the entropy of the weights of a part, `(B, H, q, 1)`; `empty` where they sum to 0."""
-    inside = weights * part
+    """Return the entropy of the weights of a part, `(B, H, q, 1)` in double; `empty` where they sum to 0.
+
+    That of a single token is about `-TINY`, whose sign, and with it that of a ratio, single precision cannot tell.
+    """
+    inside = (weights * part).double()
     p = inside / inside.sum(-1, keepdim=True)
     return -(p * (p + TINY).log()).sum(-1, keepdim=True).nan_to_num(nan=-empty)
 

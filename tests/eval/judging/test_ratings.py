@@ -166,11 +166,13 @@ def test_samples_of_lm_eval_are_read(tmp_path):
 
 def test_answers_without_a_reply_are_left_out():
     judge = make_rating_judge({"engine": "function", "use": "reprlib:repr"}, scale=RATINGS["mmhal"])
-    answers = [RatedAnswer(str(i), "Q", "A", "R", "C") for i in range(3)]
+    answers = [RatedAnswer(str(i), "Q", "A", "R", "C") for i in range(4)]
     column = [Rating(answers[0], 6, "Rating: 6"), Rating(answers[1], None, failed="down"), Rating(answers[2], 2, "r")]
+    column.append(Rating(answers[3], 3, "Rating: 3"))  # not informative, but no hallucination
     figures = summarise_ratings({judge.name: {"one": column}}, [judge], RATINGS["mmhal"], resamples=100)
     ((line,),) = (each["systems"] for each in figures["judges"])
-    assert (line["answers"], line["failed"], line["score"]["value"]) == (2, 1, 4.0)
+    assert (line["answers"], line["failed"], line["score"]["value"]) == (3, 1, pytest.approx(11 / 3))
+    assert line["hallucination"]["value"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(
