@@ -14,6 +14,7 @@ import torch
 from oracles import attention as oracle
 from oracles import decoding as reference
 from oracles import rules as reference_rules
+from transformers import AutoModelForImageTextToText
 from zoo import vision as zoo
 
 from contralto import decoding, testbed
@@ -306,6 +307,23 @@ def test_likelihoods_are_those_without_a_cache(name):
             if token
         ]
         assert float(found.total[row]) == pytest.approx(math.fsum(steps), abs=1e-3)
+
+
+def test_the_whole_prompt_sees_what_its_last_token_has_chosen():
+    """With two layers that hide: what earlier tokens of the prompt see in the first of them reaches the last one."""
+    config = zoo.FAMILIES["llava"]()
+    config.text_config.num_hidden_layers = 3
+    torch.manual_seed(0)
+    own = AutoModelForImageTextToText.from_config(config).eval()
+    for weight in own.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.4)
+    given = inputs("llava")
+    ids = given["input_ids"]
+    hidden = least_attended(prompt_attention(own, given, layers=[0])[0], ids == zoo.IMAGE, keep=KEEP)
+    least = InputBranch(LeastAttended(own, prompt_length=ids.shape[1], start_layer=1, keep=KEEP), given)
+    other = InputBranch(decoding.HiddenImage(own, layers=[1, 2], tokens=hidden), given)
+    torch.testing.assert_close(least(ids), other(ids), atol=1e-4, rtol=0)
 
 
 # -------------------------------------------------------------------------------------------------------- the choices
