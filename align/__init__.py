@@ -20,9 +20,13 @@ if TYPE_CHECKING:
     from contralto.align.losses.registry import register as register
     from contralto.align.losses.unpaired import UNPAIRED as UNPAIRED
     from contralto.align.losses.unpaired import UnpairedLoss as UnpairedLoss
+    from contralto.align.trainers.brio import BrioConfig as BrioConfig
+    from contralto.align.trainers.brio import BrioTrainer as BrioTrainer
     from contralto.align.trainers.config import PreferenceConfig as PreferenceConfig
     from contralto.align.trainers.constraints import ConstrainedRewards as ConstrainedRewards
     from contralto.align.trainers.constraints import ThresholdSearch as ThresholdSearch
+    from contralto.align.trainers.cont import ContConfig as ContConfig
+    from contralto.align.trainers.cont import ContTrainer as ContTrainer
     from contralto.align.trainers.distillation import DistillationPairTrainer as DistillationPairTrainer
     from contralto.align.trainers.distillation_config import DistillationConfig as DistillationConfig
     from contralto.align.trainers.grpo import ContrastiveReward as ContrastiveReward
@@ -45,7 +49,9 @@ __getattr__, __dir__, __all__ = exports(
         "losses.objective": ["Objective"],
         "losses.registry": ["LOSSES", "register"],
         "losses.unpaired": ["UNPAIRED", "UnpairedLoss"],
+        "trainers.brio": ["BrioConfig", "BrioTrainer"],
         "trainers.config": ["PreferenceConfig"],
+        "trainers.cont": ["ContConfig", "ContTrainer"],
         "trainers.distillation": ["DistillationPairTrainer"],
         "trainers.distillation_config": ["DistillationConfig"],
         "trainers.constraints": ["ConstrainedRewards", "ThresholdSearch"],

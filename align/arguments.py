@@ -22,7 +22,7 @@ class DataArguments(ScriptArguments):
         default=None,
         metadata={
             "help": "Columns of the data under other names: prompt=question chosen=good rejected=bad; also images, responses, scores, "
-            "choice, response, score, completion, label."
+            "choice, response, score, completion, label, candidates, reference."
         },
     )
     conversations: bool = option(

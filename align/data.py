@@ -24,12 +24,13 @@ def training_data(data: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
         data: a `DataArguments`.
         args: the configuration of the trainer: `eval_strategy` says whether there is an evaluation, `reads_rejected`, if
             there is one, whether rows need `rejected`, `reads_labels` whether they are single completions with labels,
-            `reads_prompts` whether they are prompts alone, and `reads_texts` whether they are texts.
+            `reads_prompts` whether they are prompts alone, `reads_texts` whether they are texts, and `reads_references` whether they
+            are prompts with references and candidates.
         mixture: a `trl.DatasetMixtureConfig`.
 
     Returns:
-        Rows with prompt, chosen and rejected, with prompt, completion and label, with prompts for rewards, or with texts; the second
-        dataset is None without an evaluation.
+        Rows with prompt, chosen and rejected, with prompt, completion and label, with prompts for rewards, with texts, or with
+        references and candidates; the second dataset is None without an evaluation.
 
     Raises:
         ValueError: no dataset is named, or there is none to evaluate on.
@@ -75,7 +76,7 @@ def _mixture(data: Any, mixture: Any, args: Any) -> tuple[Any, Any]:
 
 def _rows(data: Any, source: Any, split: str, args: Any) -> Any:
     """Return the rows of one split, pairs or completions with labels as the trainer reads them."""
-    from contralto.data_gen import load_pairs, load_unpaired, stream_pairs, stream_unpaired
+    from contralto.data_gen import load_candidates, load_pairs, load_unpaired, stream_pairs, stream_unpaired
     from contralto.data_gen.published_forms import COLUMN_NAMES
 
     options = {"config": data.dataset_config, "conversations": data.conversations}
@@ -86,6 +87,10 @@ def _rows(data: Any, source: Any, split: str, args: Any) -> Any:
             if data.dataset_streaming:
                 raise ValueError(f"{why}: leave dataset_streaming out")
             return load(source, split=split, **options)
+    if getattr(args, "reads_references", False):
+        if data.dataset_streaming:
+            raise ValueError("candidates are tokenised before training: leave dataset_streaming out")
+        return load_candidates(source, split=split, needs_candidates=args.needs_candidates, **options)
     if getattr(args, "reads_labels", False):
         return (stream_unpaired if data.dataset_streaming else load_unpaired)(source, split=split, **options)
     options["needs_rejected"] = getattr(args, "reads_rejected", True)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, Trainer
 from trl import DPOTrainer, KTOTrainer  # type: ignore[attr-defined]
 from trl.trainer.utils import (
     create_model_from_path,
@@ -33,6 +33,7 @@ from trl.trainer.utils import (
 __all__ = [
     "NoReference",
     "PairTrainer",
+    "PlainTrainer",
     "RowTrainer",
     "attention_of",
     "create_model_from_path",
@@ -350,6 +351,51 @@ class RowTrainer(KTOTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = self.train_sampler()
         return super()._get_train_sampler(train_dataset) if sampler is None else sampler
+
+
+class PlainTrainer(Trainer):
+    """Give public names to the private methods of `transformers.Trainer` 5.23 that trainers without one of TRL override.
+
+    The loss of a batch is a mean, which the Trainer divides by the number of accumulated batches.
+    """
+
+    loss_is_scaled_for_ga = False
+    _tag_names: Sequence[str] = ("contralto",)
+    args: Any
+    model: Any
+    model_wrapped: Any
+
+    @property
+    def mode(self) -> str:
+        """Return `train` or `eval`, the name of the metrics that are being collected."""
+        return "train" if self.model.training else "eval"
+
+    def without_extra(self) -> AbstractContextManager[Any]:
+        """Return a context in which the model has no modules but its own, for loading and saving."""
+        return nullcontext()
+
+    def load_extra(self, folder: Path) -> None:
+        """Load the modules that are trained beside the model.
+
+        Args:
+            folder: a checkpoint.
+        """
+
+    def end(self) -> None:
+        """Finish the trackers and the process group, as `PairTrainer.end` does and for its reason. Call it last in a script."""
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        super().end()  # type: ignore[no-untyped-call]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with self.without_extra():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.load_extra(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        with self.without_extra():
+            super()._load_best_model()
+        self.load_extra(Path(str(self.state.best_model_checkpoint)))
 
 
 def record_metrics(trainer: Any, mode: str, **values: float) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from contralto.common.lazy import exports
 
 if TYPE_CHECKING:
+    from contralto.data_gen.candidate_rows import load_candidates as load_candidates
     from contralto.data_gen.dataset import load_pairs as load_pairs
     from contralto.data_gen.dataset import stream_pairs as stream_pairs
     from contralto.data_gen.dataset import to_dataset as to_dataset
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
+        "candidate_rows": ["load_candidates"],
         "dataset": ["load_pairs", "stream_pairs", "to_dataset"],
         "scorers": ["RewardModel", "chrf"],
         "types": ["Answer", "Ask", "Failure", "Labelled", "Pair", "Rejected", "Request", "Row", "Sampling", "Strategy"],

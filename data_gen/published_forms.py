@@ -22,7 +22,7 @@ __all__ = ["COLUMN_NAMES", "PREFERENCE_FORMS", "PreferenceForm", "form_of", "gro
 
 COLUMN_NAMES = (
     *("prompt", "chosen", "rejected", "images", "rejected_images", "system"),
-    *("responses", "scores", "choice", "response", "score", "completion", "label"),
+    *("responses", "scores", "choice", "response", "score", "completion", "label", "candidates", "reference"),
 )
 """The names to which the columns of a row can be mapped: those of pairs, and of the general forms below."""
 Pairs = Sequence[Mapping[str, Any]]

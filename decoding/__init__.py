@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from contralto.decoding.branches import HiddenImage as HiddenImage
     from contralto.decoding.branches import Steered as Steered
     from contralto.decoding.branches import quantized_copy as quantized_copy
+    from contralto.decoding.executors.diverse import DiverseBeamsLogitsProcessor as DiverseBeamsLogitsProcessor
+    from contralto.decoding.executors.diverse import diverse_beams as diverse_beams
+    from contralto.decoding.executors.reranking import SequenceProjection as SequenceProjection
+    from contralto.decoding.executors.reranking import SimilarityReranker as SimilarityReranker
     from contralto.decoding.executors.score import score as score
     from contralto.decoding.executors.search import ContrastiveSearch as ContrastiveSearch
     from contralto.decoding.executors.speculative import (
@@ -88,6 +92,8 @@ __getattr__, __dir__, __all__ = exports(
         "methods": ["DecodingConfig", "Method", "SamplingConfig", "register"],
         "sampling": ["SeededSampling"],
         "streaming": ["BatchTextStreamer"],
+        "executors.diverse": ["DiverseBeamsLogitsProcessor", "diverse_beams"],
+        "executors.reranking": ["SequenceProjection", "SimilarityReranker"],
         "executors.score": ["score"],
         "executors.search": ["ContrastiveSearch"],
         "executors.speculative": ["SpeculativeContrastiveDecoding"],

@@ -53,6 +53,20 @@ PAPERS = {
     paper.arxiv: paper
     for paper in (
         Paper("1503.02531", "Distilling the Knowledge in a Neural Network", f"Geoffrey Hinton {_OTHERS}", 2015),
+        Paper(
+            "1610.02424",
+            "Diverse Beam Search: Decoding Diverse Solutions from Neural Sequence Models",
+            f"Ashwin K. Vijayakumar {_OTHERS}",
+            2016,
+        ),
+        Paper("2203.16804", "BRIO: Bringing Order to Abstractive Summarization", f"Yixin Liu {_OTHERS}", 2022),
+        Paper("2205.14690", "CoNT: Contrastive Neural Text Generation", f"Chenxin An {_OTHERS}", 2022),
+        Paper(
+            "2307.04507",
+            "Improving Factuality of Abstractive Summarization via Contrastive Reward Learning",
+            f"I-Chun Chern {_OTHERS}",
+            2023,
+        ),
         Paper("1606.07947", "Sequence-Level Knowledge Distillation", "Yoon Kim and Alexander M. Rush", 2016),
         Paper(
             "2210.15097",

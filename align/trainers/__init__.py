@@ -19,6 +19,14 @@ TRAINERS = {
         "contralto.align.trainers.unpaired:UnpairedTrainer",
         "contralto.align.trainers.unpaired_config:UnpairedConfig",
     ),
+    "brio": (
+        "contralto.align.trainers.brio:BrioTrainer",
+        "contralto.align.trainers.brio:BrioConfig",
+    ),
+    "cont": (
+        "contralto.align.trainers.cont:ContTrainer",
+        "contralto.align.trainers.cont:ContConfig",
+    ),
     "grpo": (
         "contralto.align.trainers.grpo_trainer:RewardsTrainer",
         "contralto.align.trainers.grpo_trainer:RewardsConfig",

@@ -11,7 +11,8 @@
 
 A recipe is a YAML file of options, or the name of one that comes with contralto (`contralto.align.parsing.recipes`). Options on the
 command line win. The option `trainer` chooses the trainer, each with options of its own: `preference` (default, `PreferenceTrainer`),
-`distill` (`DistillationPairTrainer`), `reward` (`MarginRewardTrainer`) or `unpaired` (`UnpairedTrainer`: completions with labels).
+`distill` (`DistillationPairTrainer`), `reward` (`MarginRewardTrainer`), `unpaired` (`UnpairedTrainer`: completions with labels), `brio` and
+`cont` (`BrioTrainer`, `ContTrainer`: ranked candidates).
 `lora_learning_rate` in a recipe replaces `learning_rate` where an adapter is trained and the command line gives no rate.
 
 Beyond `trl dpo`:

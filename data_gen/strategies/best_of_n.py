@@ -1,15 +1,24 @@
 """The strategy that takes the best and the worst of n samples."""
 
+from dataclasses import replace
 from typing import Any
 
 from contralto.data_gen.scorers import resolve_scorer
 from contralto.data_gen.strategies.shared import ask_scores, best_and_worst, check_count, sample_answers
-from contralto.data_gen.types import Row, Strategy
+from contralto.data_gen.types import Rejected, Row, Strategy
 
 __all__ = ["best_of_n"]
 
 
-def best_of_n(row: Row, *, scorer: Any = None, n: int = 8, target: str = "target", scoring: str = "scorer") -> Strategy:
+def best_of_n(
+    row: Row,
+    *,
+    scorer: Any = None,
+    n: int = 8,
+    target: str = "target",
+    scoring: str = "scorer",
+    candidates: bool = False,
+) -> Strategy:
     """Prefer the best of n answers of the target to the worst (West-of-N, Pace et al. 2024, arXiv 2401.12086).
 
         y_w = argmax_i r(x, y_i),    y_l = argmin_i r(x, y_i),    y_1 ... y_n ~ M(x)
@@ -21,6 +30,7 @@ def best_of_n(row: Row, *, scorer: Any = None, n: int = 8, target: str = "target
         n: the number of answers, at least 2. The target's role needs a temperature, or all of them are the same.
         target: the role that answers.
         scoring: a role that replies with a number to the prompt with an answer: a reward model.
+        candidates: keep all answers and their scores as the columns `candidates` and `scores`, which `contralto align brio` ranks.
 
     Raises:
         ValueError: `n` is below 2, or the scorer does not return n finite numbers.
@@ -41,4 +51,8 @@ def best_of_n(row: Row, *, scorer: Any = None, n: int = 8, target: str = "target
     reward = None if scorer is None else resolve_scorer(scorer)  # before the first request, which may cost money
     answers = yield sample_answers(row, target, n)
     scores = yield from ask_scores(row, answers, reward, scoring)
-    return best_and_worst(row, answers, scores, "best_of_n")
+    pair = best_and_worst(row, answers, scores, "best_of_n")
+    if not candidates or isinstance(pair, Rejected):
+        return pair
+    kept = {"candidates": [answer.text for answer in answers], "scores": list(scores)}
+    return replace(pair, columns={**pair.columns, **kept})

@@ -218,7 +218,7 @@ def test_help_shows_options_of_contralto_first_and_is_kept(tmp_path, monkeypatch
         cli_align.run(["--help"])
 
 
-@pytest.mark.parametrize("trainer", ["distill", "reward", "unpaired"])
+@pytest.mark.parametrize("trainer", ["distill", "reward", "unpaired", "brio", "cont"])
 def test_help_of_the_other_trainers(trainer):
     from contralto.cli.align_help import help_text
 
