@@ -113,7 +113,8 @@ class Bench:
             args = BrioConfig(str(self.args.folder / f"{expert}-candidates"), **SHARED | own)
             one = BrioTrainer(str(testbed.path(expert)), args=args, train_dataset=self.rows)
             columns = ["prompt", "reference", "candidates", "scores"]
-            one.train_dataset.select_columns(columns).to_json(path)
+            written: Any = one.train_dataset
+            written.select_columns(columns).to_json(path)
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         return Dataset.from_list(rows)
 

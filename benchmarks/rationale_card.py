@@ -25,6 +25,7 @@ import statistics
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,7 +192,7 @@ def vocabulary(texts: Sequence[str]) -> Any:
     special = tokenization.SPECIAL_TOKENS
     template = {"chat_template": tokenization.CHAT_TEMPLATE}
     first = tokenization.word_level([*special, "x"], pattern, special[4:], **template)
-    split = first.backend_tokenizer.pre_tokenizer  # type: ignore[attr-defined]
+    split = first.backend_tokenizer.pre_tokenizer
     words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
     return tokenization.word_level([*special, *words], pattern, special[4:], **template)
 
@@ -283,7 +284,7 @@ def c_rag_card(args: argparse.Namespace) -> list[str]:
 
     for arm in ARMS:
         for seed in range(args.seeds):
-            whole[arm, seed] = kept.run(f"{arm}, seed {seed}", lambda arm=arm, seed=seed: measured(arm, seed))
+            whole[arm, seed] = kept.run(f"{arm}, seed {seed}", partial(measured, arm, seed))
             print(arm, seed, statistics.mean(whole[arm, seed]["hits"]), whole[arm, seed]["support"], flush=True)
     for (arm, seed), outcome in whole.items():
         support = "" if outcome["support"] is None else f"{outcome['support']:.3f}"
@@ -390,12 +391,14 @@ def qcrd_card(args: argparse.Namespace) -> list[str]:
             made = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().eval()
         return {"hits": solved(made), "rows": len(rows), "qualities": qualities}
 
+    def untrained(student: int) -> dict[str, Any]:
+        return {"hits": solved(testbed.load(f"expert-{student}"))}
+
     lines = []
     for student in range(args.seeds):
-        before = kept.run(f"before, {student}", lambda s=student: {"hits": solved(testbed.load(f"expert-{s}"))})
+        before = kept.run(f"before, {student}", partial(untrained, student))
         outcomes = {
-            loss: kept.run(f"{loss}, {student}, {args.rate}", lambda o=loss, s=student: trained(o, s))
-            for loss in LOSSES
+            loss: kept.run(f"{loss}, {student}, {args.rate}", partial(trained, loss, student)) for loss in LOSSES
         }
         control = outcomes["positive alone"]["hits"]
         lines.append(

@@ -35,6 +35,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from contralto import testbed
 from contralto.align import DistillationConfig, DistillationPairTrainer
+from contralto.common.hub import from_pretrained
 from contralto.eval.stats import holm, mcnemar_exact, proportion
 from contralto.testbed import tokenization, training, worlds
 from contralto.testbed.measure import decode, is_right
@@ -98,7 +99,11 @@ def make_bpe(folder: Path, steps: int) -> None:
     """Train the teacher with byte-level BPE, and save it below a folder."""
     recipe, unfinished = training.RECIPES[TEACHER]._replace(steps=steps), folder.with_suffix(".part")
     with tqdm(total=steps, desc="teacher") as bar:
-        training.train(TEACHER, unfinished, bar.update, recipe=recipe, tokenizer=byte_level())
+
+        def report(count: int) -> None:
+            bar.update(count)
+
+        training.train(TEACHER, unfinished, report, recipe=recipe, tokenizer=byte_level())
     unfinished.rename(folder)
 
 
@@ -142,7 +147,7 @@ class Bench:
         if not folder.is_dir():
             TEACHERS[args.teacher](folder, args.teacher_steps)
         self.teacher_folder = str(folder / TEACHER)
-        self.teacher = AutoModelForCausalLM.from_pretrained(self.teacher_folder).eval()
+        self.teacher: Any = from_pretrained(AutoModelForCausalLM, self.teacher_folder).eval()
         self.teacher_tokenizer = PreTrainedTokenizerFast.from_pretrained(self.teacher_folder)
 
     def texts(self, seed: int) -> Dataset:
@@ -162,7 +167,9 @@ class Bench:
     def train(self, name: str, rate: float, seed: int) -> tuple[Any, float]:
         """Return a trained student, and the share of its tokens that were compared."""
         options = LOSSES[name]
-        teacher = {} if options["loss_type"] == "sft" else {"teacher_model_name_or_path": self.teacher_folder}
+        teacher: dict[str, Any] = (
+            {} if options["loss_type"] == "sft" else {"teacher_model_name_or_path": self.teacher_folder}
+        )
         with tempfile.TemporaryDirectory(dir=self.args.folder) as out:
             sizes = {"num_train_epochs": self.args.epochs, "per_device_train_batch_size": self.args.batch}
             args = DistillationConfig(out, seed=seed, learning_rate=rate, **SHARED, **sizes, **options, **teacher)
