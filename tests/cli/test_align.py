@@ -204,7 +204,7 @@ def test_help_shows_options_of_contralto_first_and_is_kept(tmp_path, monkeypatch
     ]
     assert places == sorted(places)
     assert "--lora-r" not in text
-    assert "cpo_simpo, distill,\n  distill_forward_kl, " in text
+    assert "arpo, brio, cal, cal_dpo, cont, cpo,\n  cpo_simpo, distill, " in text
     assert all(
         text.count(f"\n  {option} ") == 1 for option in ("--beta", "--loss_weights", "--output_dir", "--adapter")
     )
