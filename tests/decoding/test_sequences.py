@@ -85,14 +85,16 @@ def test_diverse_tokens_equal_the_reference(penalty):
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_diverse_beams_equal_a_search_without_cache(family):
-    """The first group is greedy search; each group is that of a loop over whole rows."""
+    """Each group is that of a loop over whole rows; the end token is one that the first group writes, then others go on."""
     model = zoo.build(family, seed=1)
     rows, inputs = _inputs(family, batch=2)
-    found = diverse_beams(model, inputs, num_candidates=3, diversity_penalty=1.5, max_new_tokens=5)
-    ends = model.generation_config.eos_token_id
+    options = {"num_candidates": 3, "diversity_penalty": 1.5, "max_new_tokens": 8}
+    ends = int(diverse_beams(model, inputs, **options)[0, 0, 1])
+    model.generation_config.eos_token_id = ends
+    found = diverse_beams(model, inputs, **options)
     for at, row in enumerate(rows):
         groups = [[] for _ in range(3)]
-        for _ in range(5):
+        for _ in range(8):
             ended = [bool(group) and group[-1] == ends for group in groups]
             logits = [_next(model, row, group) for group in groups]
             for group, token, over in zip(groups, reference.diverse(logits, 1.5, ended), ended, strict=True):
