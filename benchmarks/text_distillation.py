@@ -148,7 +148,7 @@ class Bench:
             TEACHERS[args.teacher](folder, args.teacher_steps)
         self.teacher_folder = str(folder / TEACHER)
         self.teacher: Any = from_pretrained(AutoModelForCausalLM, self.teacher_folder).eval()
-        self.teacher_tokenizer = PreTrainedTokenizerFast.from_pretrained(self.teacher_folder)
+        self.teacher_tokenizer = from_pretrained(PreTrainedTokenizerFast, self.teacher_folder)
 
     def texts(self, seed: int) -> Dataset:
         """Return the teacher's solutions of training problems."""

@@ -226,7 +226,7 @@ METHODS.register(
                 stacked=False,
                 mask="beta",
                 weight=lambda gamma, **_: gamma,
-                off={"gamma": 1},
+                off=None,
             )
         },
         branches=("image", "amplified image", "no image"),

@@ -51,7 +51,7 @@ def dominance(text: float, image: float, text_tokens: int, image_tokens: int) ->
         ValueError: There are no tokens of one of them, or no attention to the image.
 
     Examples:
-        >>> dominance(0.75, 0.25, 10, 10)
+        >>> dominance(0.75, 0.25, 8, 8)
         Dominance(mdi=3.0, aei_text=1.5, aei_image=0.5)
     """
     if text_tokens < 1 or image_tokens < 1:

@@ -73,8 +73,8 @@ def test_what_is_missing_is_said_before_anything_runs(capsys, tmp_path, monkeypa
     [
         (["vcd", "--set", "DIR"], "--set takes NAME=PLACE, such as DIR=/data/coco, not 'DIR'"),
         (["vcd", "--set", "X=y"], "the recipe of Visual contrastive decoding (VCD) needs no X; it takes DIR"),
-        (["simpo", "--set", "X=y"], "the recipe of SimPO needs no X; it takes nothing"),
-        (["cal"], "the recipe of CAL has no commands for a full run: there is only --small"),
+        (["dpo", "--set", "X=y"], "the recipe of DPO needs no X; it takes nothing"),
+        (["1610.02424"], "the recipe of Diverse beam search has no commands for a full run: there is only --small"),
         (["rituall"], "there is no recipe 'rituall' (did you mean 'ritual'?)"),
     ],
 )

@@ -169,7 +169,7 @@ def test_answers_are_scored_as_by_the_benchmarks():
 
 
 def test_tasks_are_checked_and_loaded_by_lm_eval(folder, tmp_path):
-    local = data.local_tasks(["mme", "mmvp", "amber*", "hallusionbench"], folder, tmp_path)
+    local = data.local_tasks(["mme", "mmvp", "amber", "amber_[aer]*", "hallusionbench"], folder, tmp_path)
     assert local.tasks == [
         "mme",
         "mmvp",
