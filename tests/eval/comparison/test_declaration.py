@@ -119,5 +119,6 @@ def _facts(row, name):
     options = {key: value for key, value in row.options.items() if key != "method"}
     texts = [row.name, row.note, *row.against, row.matched_to or ""]
     return [row.role, row.same_as, row.modified, row.hint, row.alone, options], [
-        t.replace("mask only", "mask alone").replace(name, "METHOD") for t in texts  # `only` is a method
+        t.replace("mask only", "mask alone").replace(name, "METHOD")
+        for t in texts  # `only` is a method
     ]
