@@ -197,13 +197,13 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--folder", type=Path, required=True, help="keeps the outcomes of trainings")
     parser.add_argument("--rows", type=int, default=256, help="training problems (default 256)")
-    parser.add_argument("--steps", type=int, default=120, help="steps of each training (default 120)")
+    parser.add_argument("--steps", type=int, default=80, help="steps of each training (default 80)")
     parser.add_argument(
         "--batch", type=int, default=32, help="completions per step, eight of each problem (default 32)"
     )
     parser.add_argument("--problems", type=int, default=300, help="problems of the evaluation (default 300)")
     parser.add_argument("--split", choices=["dev", "test"], default="test", help="dev for trials (default test)")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each setting (default 3)")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each setting (default 1)")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (default 1e-3)")
     parser.add_argument("--results", type=Path, help="file for the table")
     args = parser.parse_args()
