@@ -743,7 +743,9 @@ def test_what_is_no_strategy_says_so():
         next(drive(yields("hello")))
     driven = drive(returns(3))
     next(driven)
-    with pytest.raises(TypeError, match="a strategy must return a Pair, a Labelled, a Rejected or a list of them, not 3"):
+    with pytest.raises(
+        TypeError, match="a strategy must return a Pair, a Labelled, a Rejected or a list of them, not 3"
+    ):
         driven.send([Answer(text="x")])
     with pytest.raises(ValueError, match="exactly one of messages and prompt"):
         Ask(role="r")
