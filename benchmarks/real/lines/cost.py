@@ -193,6 +193,9 @@ def _intro(context: Context) -> list[str]:
         f"largest) of {' or '.join(map(str, counts))} rounds, in each of which all systems run one after the other; then the ratio of processor time. Contrast",
         f"prompts are half as long as the prompts. Guidance is {GUIDANCE:g} in both implementations. Other parameters have their defaults.",
     ]
+    lines.append(
+        "Other processes had the second core, and the time of the same work varied by a third: read the ranges, not the medians."
+    )
     if context.has("amateur"):
         lines.append(
             "Other models are the amateur; a critic has its layers and a head of random weights, which takes the time of a trained one."
