@@ -11,10 +11,11 @@ from contralto.common.suggestions import did_you_mean
 __all__ = ["training_data"]
 
 WHOLE = {
-    "reads_prompts": (load_prompts, "rewards are computed on prompts of known number"),
-    "reads_texts": (load_texts, "texts are read whole"),
+    "reads_prompts": "rewards are computed on prompts of known number",
+    "reads_texts": "texts are read whole",
+    "reads_references": "candidates are tokenised before training",
 }
-"""Readers of rows that are no streams, by the attribute of the trainer's configuration, with the reason."""
+"""Why rows are no streams, by the attribute of the trainer's configuration."""
 
 
 def training_data(data: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
@@ -82,14 +83,14 @@ def _rows(data: Any, source: Any, split: str, args: Any) -> Any:
     options = {"config": data.dataset_config, "conversations": data.conversations}
     known = (*COLUMN_NAMES, *TEXT_COLUMNS) if getattr(args, "reads_texts", False) else COLUMN_NAMES
     options |= {"columns": column_names(data.columns or [], known)}
-    for flag, (load, why) in WHOLE.items():
-        if getattr(args, flag, False):
-            if data.dataset_streaming:
-                raise ValueError(f"{why}: leave dataset_streaming out")
-            return load(source, split=split, **options)
+    for flag, reason in WHOLE.items():
+        if getattr(args, flag, False) and data.dataset_streaming:
+            raise ValueError(f"{reason}: leave dataset_streaming out")
+    if getattr(args, "reads_prompts", False):
+        return load_prompts(source, split=split, **options)
+    if getattr(args, "reads_texts", False):
+        return load_texts(source, split=split, **options)
     if getattr(args, "reads_references", False):
-        if data.dataset_streaming:
-            raise ValueError("candidates are tokenised before training: leave dataset_streaming out")
         return load_candidates(source, split=split, needs_candidates=args.needs_candidates, **options)
     if getattr(args, "reads_labels", False):
         return (stream_unpaired if data.dataset_streaming else load_unpaired)(source, split=split, **options)

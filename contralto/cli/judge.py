@@ -128,7 +128,7 @@ class JudgeJob:
     def __init__(self, args: argparse.Namespace) -> None:
         from contralto.data_gen.functions import search_folder
         from contralto.eval.judging.accuracy import PairScorer
-        from contralto.eval.judging.judges import check_judges, game_rows, make_judge, recipe_of
+        from contralto.eval.judging.judges import check_judges, game_rows, judge_game, make_judge, recipe_of
         from contralto.eval.judging.presets import PRESETS
 
         search_folder(Path.cwd())  # where functions of judges and scorers may lie
@@ -144,7 +144,7 @@ class JudgeJob:
         self.scorers += [PairScorer(name=name, scorer=name) for name in args.scorer]
         self.games, self.pairs, self.systems = _games(args)
         self.rows = game_rows(self.games)
-        self.recipe = recipe_of(self.judges, output=args.output, seed=args.seed)
+        self.recipe = recipe_of(self.judges, judge_game, output=args.output, seed=args.seed)
         self.store_path = args.output / "answers.sqlite"
 
     @property

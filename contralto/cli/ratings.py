@@ -35,8 +35,8 @@ class RatingJob:
 
     def __init__(self, args: argparse.Namespace, options: Sequence[Mapping[str, Any]]) -> None:
         from contralto.data_gen.functions import search_folder
-        from contralto.eval.judging.judges import check_judges
-        from contralto.eval.judging.ratings import RATINGS, make_rating_judge, rating_recipe, rating_rows, read_rated
+        from contralto.eval.judging.judges import check_judges, recipe_of
+        from contralto.eval.judging.ratings import RATINGS, make_rating_judge, rate_answer, rating_rows, read_rated
 
         search_folder(Path.cwd())  # where functions of judges may lie
         self.scale: RatingScale = RATINGS.get(args.rating)
@@ -57,7 +57,7 @@ class RatingJob:
             for name, path in zip(names, args.answers, strict=True)
         }
         self.rows = rating_rows(self.systems)
-        self.recipe = rating_recipe(self.judges, output=args.output, seed=args.seed)
+        self.recipe = recipe_of(self.judges, rate_answer, output=args.output, seed=args.seed)
         self.store_path = args.output / "answers.sqlite"
 
 

@@ -5,7 +5,7 @@ interrupted run goes on where it was, and a run with one more judge asks that on
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from contralto.eval.judging.presets import Preset
 from contralto.eval.judging.prompts import PromptSet, load_prompts
 from contralto.eval.judging.verdicts import Vote
 
-__all__ = ["Judge", "Judgement", "check_judges", "game_rows", "judgement_of", "make_judge", "recipe_of"]
+__all__ = ["Judge", "Judgement", "check_judges", "game_rows", "judge_game", "judgement_of", "make_judge", "recipe_of"]
 
 OWN_OPTIONS = ("name", "template", "verdict", "seed")
 """Options of a judge that are not those of a role."""
@@ -143,11 +143,12 @@ def check_judges(judges: Sequence[AnyJudge]) -> list[AnyJudge]:
     ]
 
 
-def recipe_of(judges: Sequence[Judge], *, output: Path, seed: int = 0) -> Recipe:
+def recipe_of(judges: Sequence[Any], start: Callable[..., Strategy], *, output: Path, seed: int = 0) -> Recipe:
     """Return the recipe under which `contralto.data_gen.pipeline` runs judges: a strategy and a role for each.
 
     Args:
-        judges: with names of their own.
+        judges: each with a `name` of its own and a `role`.
+        start: the strategy of a row, with the judge as the keyword `judge`: `judge_game`, or `rate_answer` of `ratings`.
         output: the folder of the store.
         seed: added to the seed of every request.
     """
@@ -156,7 +157,7 @@ def recipe_of(judges: Sequence[Judge], *, output: Path, seed: int = 0) -> Recipe
         output=output,
         seed=seed,
         rows=RowSource(source="answers"),
-        strategies=tuple(Use(name=each.name, start=partial(judge_game, judge=each)) for each in judges),
+        strategies=tuple(Use(name=each.name, start=partial(start, judge=each)) for each in judges),
         roles={each.name: each.role for each in judges},
         checks={},
         filters={},

@@ -8,7 +8,6 @@ A judge is a role of `contralto.data_gen`, as those that compare two answers: it
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +16,7 @@ from contralto.common.hashing import content_digest
 from contralto.common.registry import Registry
 from contralto.data_gen import templates
 from contralto.data_gen.pipeline.rows import Result
-from contralto.data_gen.recipe import Recipe, Role, Use, read_role
-from contralto.data_gen.rows import RowSource
+from contralto.data_gen.recipe import Role, read_role
 from contralto.data_gen.strategies.verdicts import is_readable
 from contralto.data_gen.types import Ask, Rejected, Row, Strategy
 from contralto.eval.data.captions import check_mmhal
@@ -31,8 +29,8 @@ __all__ = [
     "RatingScale",
     "make_rating_judge",
     "parse_rating",
+    "rate_answer",
     "rating_of",
-    "rating_recipe",
     "rating_rows",
     "read_rated",
 ]
@@ -275,27 +273,6 @@ def _records(path: Path) -> Iterable[tuple[int, Any]]:
 # ------------------------------------------------------------------------------------------------------------- requests
 
 
-def rating_recipe(judges: Sequence[RatingJudge], *, output: Path, seed: int = 0) -> Recipe:
-    """Return the recipe under which `contralto.data_gen.pipeline` runs judges: a strategy and a role for each.
-
-    Args:
-        judges: with names of their own.
-        output: the folder of the store.
-        seed: added to the seed of every request.
-    """
-    return Recipe(
-        path=Path("contralto judge"),
-        output=output,
-        seed=seed,
-        rows=RowSource(source="answers"),
-        strategies=tuple(Use(name=each.name, start=partial(_rate, judge=each)) for each in judges),
-        roles={each.name: each.role for each in judges},
-        checks={},
-        filters={},
-        mapping={},
-    )
-
-
 def rating_rows(systems: Mapping[str, Sequence[RatedAnswer]]) -> list[dict[str, Any]]:
     """Return the rows of answers for `contralto.data_gen.pipeline`.
 
@@ -309,7 +286,13 @@ def rating_rows(systems: Mapping[str, Sequence[RatedAnswer]]) -> list[dict[str, 
     ]
 
 
-def _rate(row: Row, *, judge: RatingJudge) -> Strategy:
+def rate_answer(row: Row, *, judge: RatingJudge) -> Strategy:
+    """Request a judge's rating of an answer.
+
+    Args:
+        row: with `answer`.
+        judge: the judge.
+    """
     messages = judge.prompt.messages(row["answer"])
     yield [Ask(role=judge.name, messages=messages, seed=judge.seed, tag="rating", template=judge.prompt.label)]
     return Rejected("rated")
