@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from contralto.decoding.processors import ContrastiveSearchLogitsProcessor as ContrastiveSearchLogitsProcessor
     from contralto.decoding.processors import CriticGuidedLogitsProcessor as CriticGuidedLogitsProcessor
     from contralto.decoding.processors import DoLaLogitsProcessor as DoLaLogitsProcessor
+    from contralto.decoding.processors import GatedLogitsProcessor as GatedLogitsProcessor
     from contralto.decoding.processors import (
         InstructionContrastiveDecodingLogitsProcessor as InstructionContrastiveDecodingLogitsProcessor,
     )
@@ -79,6 +80,7 @@ __getattr__, __dir__, __all__ = exports(
             "ContrastiveSearchLogitsProcessor",
             "CriticGuidedLogitsProcessor",
             "DoLaLogitsProcessor",
+            "GatedLogitsProcessor",
             "InstructionContrastiveDecodingLogitsProcessor",
             "M3IDLogitsProcessor",
             "ONLYLogitsProcessor",

@@ -39,6 +39,17 @@ class Branch(ABC):
             `(B, V)`.
         """
 
+    def catch_up(self, input_ids: Tensor) -> Tensor:
+        """Return the logits of the token after each row, where the rows continue those of the last call by generated tokens.
+
+        Args:
+            input_ids: `(B, T)` int64, the rows of the main model, any number of tokens longer than at the last call.
+
+        Returns:
+            `(B, V)`; by default as for any rows, of a branch that treats prompts and generated tokens alike.
+        """
+        return self(input_ids)
+
     @abstractmethod
     def score(self, input_ids: Tensor, count: int, attention_mask: Tensor | None = None) -> Tensor:
         """Return the logits of the last `count` tokens of each row, from one forward pass.

@@ -133,6 +133,14 @@ class InputBranch(Branch):
         """
         return self._branch(self._rows(input_ids, self.generated(input_ids)))
 
+    def catch_up(self, input_ids: Tensor) -> Tensor:
+        """Return the logits `(B, V)` after rows that continue those of the last call by any number of generated tokens.
+
+        Args:
+            input_ids: `(B, T)` int64, the rows of the main model.
+        """
+        return self._branch.catch_up(self._rows(input_ids, self.generated(input_ids)))
+
     def score(self, input_ids: Tensor, count: int, attention_mask: Tensor | None = None) -> Tensor:
         """Return the logits of the last `count` tokens of each row, with the contrast prompt in place of the prompt.
 

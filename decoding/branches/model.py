@@ -71,7 +71,7 @@ class ModelBranch(Branch):
         attention_mask: `(prompts, T)`, 1 for tokens and 0 for padding, of the prompts before they are expanded to beams
             or several sequences each. Without it the padding is found in the prompts, see `padding.padding_of`.
         window: number of last prompt tokens that the model sees; None for all. Generated tokens are always seen. Rows that
-            continue the last call by one token count as generated, all others as a new prompt.
+            continue the last call by one token count as generated, all others as a new prompt; see also `catch_up`.
         encoder_inputs: for an encoder-decoder, the inputs of its encoder: `input_ids`, `attention_mask`, ...
         vision_inputs: for an image-text model, the inputs besides the tokens: `pixel_values`, `image_grid_thw`,
             `mm_token_type_ids`, ... Their rows must be those of the prompts, in the same order.
@@ -213,6 +213,34 @@ class ModelBranch(Branch):
         return self._continue(ids, ids.shape[1] - continued.kept)[:, -1]
 
     @torch.no_grad()
+    def catch_up(self, input_ids: Tensor) -> Tensor:
+        """Return the model's logits after rows that continue those of the last call by any number of generated tokens.
+
+        They are read in one forward pass, or in one pass each by a model whose cache takes one token at a time. A window stays where it is,
+        and images are not read again.
+
+        Args:
+            input_ids: `(B, T)` int64, on any device. Beams may be in another order than at the last call.
+
+        Returns:
+            `(B, V)` as of a call.
+        """
+        if self._seen is None or input_ids.shape[1] <= self._seen.shape[1] + 1:
+            return self(input_ids)
+        ids = input_ids.to(self._seen.device, copy=True)
+        self._reset_if_changed()
+        seen, continued = self._seen, self._find(ids)
+        if seen is None or continued is None or continued.kept < seen.shape[1]:
+            return self(input_ids)
+        self._reorder(continued)
+        new = ids.shape[1] - continued.kept
+        if self._reader.crop(continued.kept - self._hidden, new=new):
+            return self._continue(ids, new)[:, -1]
+        for length in range(continued.kept + 1, ids.shape[1]):
+            self._continue(ids[:, :length], 1)
+        return self._continue(ids, 1)[:, -1]
+
+    @torch.no_grad()
     def score(self, input_ids: Tensor, count: int, attention_mask: Tensor | None = None) -> Tensor:
         """Return the model's logits of the last `count` tokens of each row, from one forward pass without a cache.
 
@@ -340,11 +368,16 @@ class ModelBranch(Branch):
                 return False
             if not self._reader.crop(continued.kept - self._hidden, new=new):
                 return False
+        self._reorder(continued)
+        return True
+
+    def _reorder(self, continued: _Continuation) -> None:
+        """Bring the cached rows into the order of the rows that continue them."""
+        assert self._mask is not None
         if continued.rows is not None:
             self._reader.reorder(continued.rows)
             self._mask = self._mask[continued.rows]
         self._mask = self._mask[:, : continued.kept]
-        return True
 
     def _start(self, ids: Tensor, *, scored: int = 0, mask: Tensor | None = None, unread: Tensor | int = 0) -> Tensor:
         """Run the model on whole prompts, and on the continuations to be scored. Logits `(B, ..., V)`."""

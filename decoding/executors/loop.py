@@ -73,16 +73,23 @@ class ContrastiveLoop(CustomGenerate):
     def _generate(self, model: Any, generation: Generation, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         method, prompts = self._method, _main_prompts(model, generation.ids, model_kwargs)
         with _prompts_known(method, prompts, generation.config):
-            forward = _BranchForward(method.branches, model, prompts, generation.config)
-
-            def advance() -> None:
-                main, contrasts = forward(generation)
-                generation.step(
-                    main, lambda scores: method.contrast(generation.ids, scores, contrasts, generation.generated)
-                )
-
-            generation.run(advance)
+            forward = _BranchForward(method, model, prompts, generation.config)
+            generation.run(lambda: self._advance(forward, generation))
         return {}
+
+    def _advance(self, forward: "_BranchForward", generation: Generation) -> None:
+        main, joint = forward(generation)
+
+        def contrast(scores: Tensor) -> Tensor:
+            return self._method.contrast_where_needed(
+                generation.ids,
+                scores,
+                lambda: forward.run_branches(generation, joint),
+                generation.generated,
+                generation.unfinished,
+            )
+
+        generation.step(main, contrast)
 
     def _check(self, model: Any, config: Any, model_kwargs: Mapping[str, Any], processors: Any) -> None:
         super()._check(model, config, model_kwargs, processors)
@@ -134,24 +141,28 @@ def _fills(config: Any) -> list[int]:
 class _BranchForward:
     """The forward passes of a step: one for all branches of a model, without comparing rows to the cache.
 
+    The branches of a lazy method are not joined, since a forward pass of the main model would run them at every step.
+
     Args:
-        branches: of the method.
+        method: whose branches run.
         model: the model that generates.
         main: its prompts.
         config: the prepared generation configuration.
     """
 
-    def __init__(self, branches: Sequence[Branch], model: Any, main: Prompts, config: Any) -> None:
-        self._branches, self._model, self._config = branches, model, config
+    def __init__(self, method: "ContrastiveLogitsProcessor", model: Any, main: Prompts, config: Any) -> None:
+        self._branches: Sequence[Branch] = method.branches
+        self._model, self._config = model, config
         self._rows, self._groups = len(main.ids), [main]
         self._stacked: list[Branch] = []
         self._layered: Branch | None = None
         self._reader = CachedReader(model)
-        for branch in branches:
+        for branch in self._branches:
             if (reader := branch.joint_reader(model)) is not None:
                 self._layered, self._reader = branch, reader
                 return
-        self._stack()
+        if not method.is_lazy:
+            self._stack()
 
     def _stack(self) -> None:
         """Stack the rows of the main model's branches below the main rows, if their inputs can be joined."""
@@ -168,8 +179,8 @@ class _BranchForward:
             ends = tuple(_fills(self._config))
             self._reader.limit = ContextLimit(type(self._model).__name__, length, exempt=self._rows, ends=ends)
 
-    def __call__(self, generation: Generation) -> tuple[Tensor, list[Tensor]]:
-        """Return the next-token logits `(B, V)` of the main model and of every branch."""
+    def __call__(self, generation: Generation) -> tuple[Tensor, dict[Branch, Tensor]]:
+        """Return the next-token logits `(B, V)` of the main model and of the branches that share its forward pass."""
         if not generation.generated:
             logits = self._prefill()
             self._reader.compiled = self._compiled()
@@ -177,11 +188,14 @@ class _BranchForward:
             logits = self._reader.read(generation.ids[:, -1:].repeat(1 + len(self._stacked), 1))
         if self._layered is not None:
             main, own = (part[:, -1] for part in self._layered.split_joint(logits))
-            shared = {self._layered: own}
-        else:
-            main, *others = torch.split(logits[:, -1], self._rows)
-            shared = dict(zip(self._stacked, others, strict=True))
-        return main, [shared[b] if b in shared else b(generation.ids) for b in self._branches]
+            return main, {self._layered: own}
+        main, *others = torch.split(logits[:, -1], self._rows)
+        return main, dict(zip(self._stacked, others, strict=True))
+
+    def run_branches(self, generation: Generation, joint: Mapping[Branch, Tensor]) -> list[Tensor]:
+        """Return the next-token logits `(B, V)` of every branch, after a run of those that have forward passes of their own."""
+        ids, begun = generation.ids, generation.generated > 0
+        return [joint[b] if b in joint else b.catch_up(ids) if begun else b(ids) for b in self._branches]
 
     def _prefill(self) -> Tensor:
         """Read the prompts of all rows, and return their logits `(R, 1, V)`."""

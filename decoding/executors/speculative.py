@@ -36,6 +36,7 @@ from contralto.decoding.executors.drafting import Drafter, DraftLength, accept_o
 from contralto.decoding.executors.generation import CustomGenerate, Generation
 from contralto.decoding.executors.rounds import RowReader, SpeculativeRounds, Statistics
 from contralto.decoding.processors.base import ContrastiveLogitsProcessor
+from contralto.decoding.processors.gated import GatedLogitsProcessor
 from contralto.decoding.processors.models import bind_rule
 from contralto.decoding.vocabulary import vocabulary_size
 
@@ -77,6 +78,8 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         draft_length: number of tokens in every round; None (default) decides as described above, at most 16.
         cost_ratio: `c`, at least 0. None (default) takes the share of the amateur in the expert's parameters or in its
             layers, whichever is larger.
+        gate: the largest probability of the expert from which a token has no contrast, see `GatedLogitsProcessor`. The amateur drafts
+            all the same, and its drafts are accepted more often there. None (default) contrasts every token.
         attention_mask: `(prompts, T)`, 0 for padding, as for `ContrastiveDecodingLogitsProcessor`. The mask of `generate()` is used
             anyway, so that this one is only compared with it. None (default) compares nothing.
         encoder_inputs: for an encoder-decoder amateur, the inputs of its encoder, usually the `inputs` of `generate()`.
@@ -125,6 +128,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         min_tokens_to_keep: int = 1,
         draft_length: int | None = None,
         cost_ratio: float | None = None,
+        gate: float | None = None,
         attention_mask: Tensor | None = None,
         encoder_inputs: Mapping[str, Tensor] | None = None,
         vision_inputs: Mapping[str, Any] | None = None,
@@ -150,7 +154,8 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
             ModelBranch, amateur, window=amateur_window, encoder_inputs=encoder_inputs, vision_inputs=vision_inputs
         )
         branch = self._make_branch()
-        self._method, self._model = ContrastiveLogitsProcessor(rule, [branch], tokenizer=tokenizer), branch.model
+        method, self._model = ContrastiveLogitsProcessor(rule, [branch], tokenizer=tokenizer), branch.model
+        self._method = method if gate is None else GatedLogitsProcessor(method, gate=gate)
         _new_cache(self._model)
         self.statistics = Statistics()
 

@@ -11,7 +11,7 @@ Nothing here imports torch before a configuration is checked or a processor is m
 
 from contralto.decoding.methods import entries as _entries
 from contralto.decoding.methods import image_entries as _image_entries
-from contralto.decoding.methods.base import Critic, Form, Method, MethodParameter, Support, Unsupported
+from contralto.decoding.methods.base import GATE, Critic, Form, Method, MethodParameter, Support, Unsupported
 from contralto.decoding.methods.build import cost, generate_kwargs, likelihood_processor, logits_processor
 from contralto.decoding.methods.config import (
     DecodingConfig,
@@ -25,6 +25,7 @@ from contralto.decoding.methods.registry import METHODS, register
 from contralto.decoding.methods.views import VIEWS, Extra, View
 
 __all__ = [
+    "GATE",
     "METHODS",
     "VIEWS",
     "Critic",

@@ -14,12 +14,15 @@ from typing import Any, Literal, NamedTuple
 from contralto.decoding.methods.reference import Reference, argument_docs, load, signature_of
 from contralto.decoding.methods.views import VIEWS, Extra
 
-__all__ = ["Critic", "Form", "Method", "MethodParameter", "Support", "Unsupported"]
+__all__ = ["GATE", "Critic", "Form", "Method", "MethodParameter", "Support", "Unsupported"]
 
 KINDS: Mapping[str, type] = {"float": float, "int": int, "bool": bool, "int | None": int, "float | None": float}
 """Types of parameters by their annotation."""
 COST_FIELDS = ("branches", "rows", "models")
 """Names in the cost lines, besides those of the parameters."""
+GATE = "gate"
+"""The parameter of every method whose branches can be skipped, see `Method.has_gate`."""
+GATED = "contralto.decoding.processors.gated:GatedLogitsProcessor"
 
 
 class Unsupported(NamedTuple):
@@ -220,12 +223,17 @@ class Method:
         return any(VIEWS[view].reads_image for view in self.views)
 
     @property
+    def has_gate(self) -> bool:
+        """Return True if its other branches can be skipped where the main one is sure: by its processor, or by a loop that has a gate."""
+        return len(self.branches) > 1 and (self.loop is None or GATE in signature_of(self.loop).parameters)
+
+    @property
     def is_seeded(self) -> bool:
         """Return True if a branch depends on a seed."""
         return any(VIEWS[view].is_seeded for view in self.views)
 
     def parameters(self, form: str | None = None) -> Mapping[str, MethodParameter]:
-        """Return the parameters by name: of the formula, of the method, of its views.
+        """Return the parameters by name: of the formula, of the method, of its views, and the gate.
 
         Args:
             form: the name of a form; None is the default form.
@@ -234,7 +242,8 @@ class Method:
         if form not in self._parameters:
             rule = self.forms[form].parameters if form in self.forms else {}
             extras = {**self.extra, **self.view_parameters}
-            self._parameters[form] = {**rule, **{name: _from_extra(name, each) for name, each in extras.items()}}
+            own = {**rule, **{name: _from_extra(name, each) for name, each in extras.items()}}
+            self._parameters[form] = own | ({GATE: _gate()} if self.has_gate else {})
         return self._parameters[form]
 
     @property
@@ -254,6 +263,11 @@ def _from_signature(
     text = argument_docs(of).get(parameter.name, "")
     least, is_new = (extra.least, extra.is_new) if extra else (None, False)
     return MethodParameter(name, parameter.default, kind, text, convert, least, is_new)
+
+
+def _gate() -> MethodParameter:
+    """Return the parameter that `GatedLogitsProcessor` takes, which is None without a gate."""
+    return MethodParameter(GATE, None, float, argument_docs(GATED)[GATE], is_new=True)
 
 
 def _from_extra(name: str, extra: Extra) -> MethodParameter:
@@ -279,6 +293,9 @@ def _problems(method: Method) -> Iterator[str]:
         yield "a method with a form needs a processor or a loop, and only such a method"
     if "prompt" not in method.views and method.contrast_prompt_optional:
         yield "contrast_prompt_optional is only for methods with the view 'prompt'"
+    named = {name for form in method.forms.values() for name in form.parameters} | {*method.extra, *method.view_parameters}
+    if method.has_gate and GATE in named:
+        yield f"the parameter {GATE!r} is that of every method with branches: rename its own"
     for name, form in method.forms.items():
         try:
             form.check(len(method.branches))
@@ -299,7 +316,7 @@ def _constructor_problems(method: Method, parameters: Mapping[str, MethodParamet
         if any(p.kind is SignatureParameter.VAR_KEYWORD for p in accepted.values()):
             continue
         for name in parameters:
-            if name not in accepted and name not in method.view_parameters:
+            if name not in accepted and name not in (GATE, *method.view_parameters):
                 yield f"{target!r} has no parameter {name!r}"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any
 
-from contralto.decoding.methods.base import Unsupported
+from contralto.decoding.methods.base import GATE, Unsupported
 from contralto.decoding.methods.config import DecodingConfig
 from contralto.decoding.methods.reference import Reference, load, signature_of
 
@@ -95,6 +95,10 @@ def _construct(target: Reference | Unsupported, config: DecodingConfig, batch: "
     models = batch.branch_models if method.models else (batch.model, *batch.views)
     positional = [p for p in accepted.values() if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
     made = load(target)(*models[: len(positional)], **own, **kwargs)
+    if (gate := config.parameters.get(GATE)) is not None and GATE not in accepted:
+        from contralto.decoding.processors import GatedLogitsProcessor
+
+        made = GatedLogitsProcessor(made, gate=gate)
     if hasattr(made, "check_model"):
         made.check_model(batch.model)
     return made
@@ -131,7 +135,9 @@ def cost(config: DecodingConfig, model: Any, branch_models: Sequence[Any]) -> st
         named = zip(method.other_names, branch_models, strict=True)
         main_name = method.branches[0] if method.branches else "model"
         sizes = [_size(name, other, main_name, model) for name, other in named]
-    return f"{config.method}: {'; '.join([line, *sizes])}"
+    gate = config.parameters.get(GATE)
+    gated = [] if gate is None else [f"no contrast where the largest probability is at least {gate:g}"]
+    return f"{config.method}: {'; '.join([line, *gated, *sizes])}"
 
 
 def _models(config: DecodingConfig, branch_models: Sequence[Any]) -> str:

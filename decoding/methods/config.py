@@ -7,7 +7,7 @@ from typing import Any
 
 from contralto.common.options import Option, OptionError
 from contralto.common.suggestions import closest, did_you_mean
-from contralto.decoding.methods.base import Critic, Method, MethodParameter, Unsupported
+from contralto.decoding.methods.base import GATE, Critic, Method, MethodParameter, Unsupported
 from contralto.decoding.methods.reference import load
 from contralto.decoding.methods.registry import METHODS
 from contralto.decoding.methods.variants import is_variant, variant_options
@@ -398,6 +398,8 @@ def _check_ranges(config: DecodingConfig) -> None:
     import torch
 
     method.forms[config.form or ""].scores([torch.zeros(1, 1)] * len(method.branches), **config.rule_parameters)
+    if config.parameters.get(GATE) is not None:
+        load("contralto.decoding.rules.gate:check_gate")(config.parameters[GATE])
     for name, extra in method.view_parameters.items():
         own = extra.name or name
         try:

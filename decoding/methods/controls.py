@@ -5,15 +5,21 @@ Either needs a forward pass of the main model and nothing else. They explain gai
     mask:     log p(v) if v is plausible, else -inf
     uniform:  the formula with 1 / V in place of every other distribution, such as (1 + beta) log p(v) + beta log V
 
+With a gate, either acts where the contrast does, see `contralto.decoding.rules.gated`.
+
 The raw scores of a uniform contrast add a constant for each token, so that long continuations score higher.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from contralto.decoding.methods.base import GATE
 from contralto.decoding.processors.base import ContrastiveLogitsProcessor
+from contralto.decoding.rules import gated
 
 if TYPE_CHECKING:
     from contralto.decoding.methods.base import Form
@@ -60,13 +66,27 @@ def control_processor(config: "DecodingConfig", control: str) -> ContrastiveLogi
         raise ValueError(f"control must be {' or '.join(CONTROLS)}, of a method with a contrast, not {control!r}")
     if control == "mask" and (form.mask is None or form.off is None):
         raise ValueError(f"method={config.method!r} has no control 'mask': its formula has no mask that acts alone")
+    gate = config.parameters.get(GATE)
+    rule = _rule(config, control)
+    if gate is None:
+        return _Control(rule, [], threshold=form.mask)
+
+    def gated_rule(main: Tensor, *, step: int | Tensor, **changed: Any) -> Tensor:
+        return gated(rule(main, step=step, **changed), main, gate=gate, step=step)
+
+    return _Control(gated_rule, [], threshold=form.mask)
+
+
+def _rule(config: "DecodingConfig", control: str) -> Callable[..., Tensor]:
+    """Return the formula of a control as a function of the main logits."""
+    form = config.declaration.forms[config.form or ""]
     fixed = {**config.rule_parameters, **(form.off or {} if control == "mask" else {})}
 
     def rule(main: Tensor, *, step: int | Tensor, **changed: Any) -> Tensor:
         scores: Tensor = form.scores(_branches(form, main, control), step=step, **{**fixed, **changed})
         return scores
 
-    return _Control(rule, [], threshold=form.mask)
+    return rule
 
 
 def _branches(form: "Form", main: Tensor, control: str) -> list[Tensor]:
@@ -88,7 +108,7 @@ def has_effect(config: "DecodingConfig", *, renormalized: bool) -> bool:
         >>> has_effect(added, renormalized=True), has_effect(added, renormalized=False)
         (False, True)
     """
-    processor = control_processor(config, "uniform")
+    processor = control_processor(replace(config, parameters={**config.parameters, GATE: None}), "uniform")
     main = torch.tensor([[0.6, 0.3, 0.1]], dtype=torch.float64).log()
     open_mask: dict[str, Any] = {} if processor.threshold is None else {processor.threshold: 0.0}
     scores = processor.combine(main, [], 1, **open_mask)

@@ -1,7 +1,8 @@
 """Logits processors: contrastive decoding in an unmodified `generate()`. Each joins a rule and its branches.
 
 `base` holds `ContrastiveLogitsProcessor`, from which the methods derive: those that contrast `models`, `prompts`, `images`, the
-`attention` to an image, and `layers`. `guidance` reranks candidate tokens, and so does contrastive `search`.
+`attention` to an image, and `layers`. `gated` skips the contrast of any of them where the main model is sure. `guidance` reranks
+candidate tokens, and so does contrastive `search`.
 """
 
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from contralto.decoding.processors.attention import PAILogitsProcessor as PAILogitsProcessor
     from contralto.decoding.processors.attention import SIDLogitsProcessor as SIDLogitsProcessor
     from contralto.decoding.processors.base import ContrastiveLogitsProcessor as ContrastiveLogitsProcessor
+    from contralto.decoding.processors.gated import GatedLogitsProcessor as GatedLogitsProcessor
     from contralto.decoding.processors.guidance import CriticGuidedLogitsProcessor as CriticGuidedLogitsProcessor
     from contralto.decoding.processors.images import (
         InstructionContrastiveDecodingLogitsProcessor as InstructionContrastiveDecodingLogitsProcessor,
@@ -52,6 +54,7 @@ __getattr__, __dir__, __all__ = exports(
             "SIDLogitsProcessor",
         ],
         "base": ["ContrastiveLogitsProcessor"],
+        "gated": ["GatedLogitsProcessor"],
         "guidance": ["CriticGuidedLogitsProcessor"],
         "images": [
             "InstructionContrastiveDecodingLogitsProcessor",

@@ -6,7 +6,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
     """
 
     supports_continuous_batching = False
+    is_lazy: ClassVar[bool] = False
+    """Whether its branches do not run at every step, so that a loop keeps them apart from the main model's forward pass."""
 
     def __init__(
         self, rule: Rule, branches: Sequence[Branch], *, threshold: str | None = None, tokenizer: Any = None
@@ -132,6 +134,28 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
             `(B, V)`.
         """
         return self.combine(scores, contrasts, step)
+
+    def contrast_where_needed(
+        self,
+        input_ids: Tensor,
+        scores: Tensor,
+        run: Callable[[], Sequence[Tensor]],
+        step: int,
+        unfinished: Tensor | None = None,
+    ) -> Tensor:
+        """Return contrastive scores in a decoding loop, which has not run the branches yet; `GatedLogitsProcessor` overrides this.
+
+        Args:
+            input_ids: `(B, T)` int64, the rows.
+            scores: `(B, V)` of the main model.
+            run: runs the branches, and returns the logits `(B, V)` of each.
+            step: number of tokens generated before.
+            unfinished: `(B,)` bool, the rows that have not ended; None for all.
+
+        Returns:
+            `(B, V)`.
+        """
+        return self.contrast(input_ids, scores, run(), step)
 
     def combine(
         self,

@@ -13,6 +13,7 @@ exclude the tokens that these affect.
 
 from contralto.decoding.rules.base import combine, plausible
 from contralto.decoding.rules.candidates import contrastive_search, critic_guided, degeneration_penalty
+from contralto.decoding.rules.gate import gated, sure
 from contralto.decoding.rules.images import (
     instruction_contrastive_decoding,
     m3id,
@@ -50,6 +51,7 @@ __all__ = [
     "degeneration_penalty",
     "dola",
     "dola_jsd",
+    "gated",
     "instruction_contrastive_decoding",
     "m3id",
     "one_layer_intervention",
@@ -58,5 +60,6 @@ __all__ = [
     "proxy_tuning",
     "ritual",
     "ritual_vcd",
+    "sure",
     "visual_contrastive_decoding",
 ]

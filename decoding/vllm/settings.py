@@ -8,6 +8,7 @@ values except `contrast_branch`:
     contrast_marker     a token that no completion contains; a request that lost its partners ends with it
     contrast_method     one of `supported()`: a method whose declaration says that it runs in vLLM
     contrast_form       and contrast_alpha, contrast_beta, ...: its form and parameters (default: the papers')
+    contrast_gate       no contrast where the main branch's largest probability is at least this (default: contrast every token)
     contrast_temperature, contrast_top_k, contrast_top_p, contrast_min_p, contrast_seed: sampling (default: greedy)
     contrast_start      number of tokens of the completion that the prompts already contain (default 0)
 """
@@ -21,7 +22,8 @@ import torch
 from torch import Tensor
 
 from contralto.common.suggestions import did_you_mean
-from contralto.decoding.methods import METHODS, Form, check_sampling
+from contralto.decoding.methods import GATE, METHODS, Form, check_sampling
+from contralto.decoding.rules import gated
 from contralto.decoding.vllm.sampling import RequestSampling
 
 __all__ = [
@@ -50,6 +52,8 @@ class Rule:
     method: str
     form: str
     parameters: tuple[tuple[str, Any], ...]
+    gate: float | None = None
+    """See `contralto.decoding.rules.gated`; the requests of all branches run all the same."""
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -63,7 +67,7 @@ class Rule:
     def __call__(self, logits: Sequence[Tensor], steps: Tensor) -> Tensor:
         """Return the scores `(P, V)` of logits `(P, V)` per branch, for completions of `steps` `(P,)` tokens."""
         scores: Tensor = self._declared.scores(logits, step=steps[:, None], **dict(self.parameters))
-        return scores
+        return scores if self.gate is None else gated(scores, logits[0], gate=self.gate, step=steps[:, None])
 
 
 def supported() -> list[str]:
@@ -141,7 +145,8 @@ class Row:
                 raise ValueError(f"a branch of a completion needs {PREFIX}{name}; it has {_names(values)}")
         rule = _rule(values)
         own = {name for name, _ in rule.parameters}
-        known = {"id", "branch", "marker", "method", "form", "seed", "start", *RequestSampling.__annotations__, *own}
+        general = {"id", "branch", "marker", "method", "form", "seed", "start", *RequestSampling.__annotations__}
+        known = general | own | ({GATE} if METHODS[rule.method].has_gate else set())
         if foreign := sorted(set(values) - known):
             raise ValueError(
                 f"{PREFIX}method {rule.method} has no {PREFIX}{foreign[0]}; its parameters are {_names(own)}; general "
@@ -198,7 +203,8 @@ def _rule(values: Mapping[str, Any]) -> Rule:
         )
     defaults = parameters_of(method, form)
     chosen = {n: _typed(n, values.get(n, default), type(default)) for n, default in defaults.items()}
-    return _checked(Rule(method, form, tuple(chosen.items())))
+    gate = values.get(GATE) if METHODS[method].has_gate else None
+    return _checked(Rule(method, form, tuple(chosen.items()), None if gate is None else _typed(GATE, gate, float)))
 
 
 @lru_cache(maxsize=1024)
@@ -320,4 +326,5 @@ def _difference(name: str, one: Row, two: Row) -> str:
 
 
 def _flat(row: Row) -> dict[str, Any]:
-    return {"method": row.rule.method, "form": row.rule.form, **dict(row.rule.parameters), **vars(row.sampling)}
+    rule = row.rule
+    return {"method": rule.method, "form": rule.form, **dict(rule.parameters), GATE: rule.gate, **vars(row.sampling)}

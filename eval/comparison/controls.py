@@ -3,7 +3,8 @@
 - *mask*: sampling from the plausible tokens alone, that is `min_p` with the method's threshold. It never changes a greedy
   choice, so that greedy decoding under the mask is greedy decoding.
 - *scale*: a method whose weights on what the model believes add up to w sharpens by itself, as the temperature 1 / w does.
-  The control samples at that temperature, under the same mask: `p >= m max p` before it is `p >= m^w max p` after it.
+  The control samples at that temperature, under the same mask: `p >= m max p` before it is `p >= m^w max p` after it. The controls of
+  sampling act at every token, also where a gate skips the contrast.
 - *alone*: the other model by itself.
 - *uniform*: the likelihoods of the method's formula with equal probabilities in place of its other distributions, that is sharpening by
   itself. Its raw scores add a constant for each token, so that long options score higher, as do those of the method.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from contralto.common.hashing import seed_from
-from contralto.decoding.methods import DecodingConfig, check_sampling, likelihood_processor
+from contralto.decoding.methods import GATE, DecodingConfig, check_sampling, likelihood_processor
 from contralto.decoding.methods.controls import control_processor
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Decoder:
         """Return all options that have an effect, models by name; caches and run folders are keyed by them."""
         options = {name: _model_name(value) for name, value in self.config.describe().items()}
         if self.control:
-            own = ("method", "form", *self.config.rule_parameters)
+            own = ("method", "form", GATE, *self.config.rule_parameters)
             options = {name: value for name, value in options.items() if name in own} | {"control": self.control}
         if self.temperature:
             options |= {name: getattr(self, name) for name, off in SAMPLING.items() if getattr(self, name) != off}
