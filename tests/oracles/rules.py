@@ -62,6 +62,13 @@ def m3id(e: Logits, a: Logits, step: int, *, lam: float = 0.02, alpha: float = 0
     return weighted([e, a], [1 + strength, -strength], alpha)
 
 
+def gated(scores: Sequence[float], e: Logits, step: int, *, gate: float) -> list[float]:
+    """M3ID's gate (2403.14003) on any scores: log p where the largest p is at least the gate, but not for the first token."""
+    if max(e) == -math.inf or step == 0 or math.exp(max(log_softmax(e))) < gate:
+        return list(scores)
+    return log_softmax(e)
+
+
 def pai(e: Logits, amplified: Logits, blind: Logits, *, gamma: float = 1.1, beta: float = 0.1) -> list[float]:
     """PAI (2407.21771), CFG.py: gamma (log p_a - log p_0) + log p_0 on the plausible tokens of p_a; none that is impossible for the model."""
     possible = [a if x > -math.inf else -math.inf for x, a in zip(e, amplified, strict=True)]

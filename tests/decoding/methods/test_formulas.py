@@ -74,6 +74,29 @@ def test_equals_the_reference(name, reference, grid):
         assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("step", [0, 1, 7])
+@pytest.mark.parametrize("gate", [1e-6, 0.5, 0.9, 1.0])
+def test_gated_equals_the_reference(gate, step):
+    main, other = _branches(2)
+    scores = rules.contrastive_decoding(main, other)
+    rows = zip(scores.tolist(), main.tolist(), strict=True)
+    expected = [oracle.gated(row, e, step, gate=gate) for row, e in rows]
+    assert_close(rules.gated(scores, main, gate=gate, step=step), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_gated_takes_a_step_per_position():
+    main, scores = torch.zeros(1, 2, 2).double(), torch.tensor([[[-2.0, 0.0]] * 2]).double()
+    found = rules.gated(scores, main, gate=0.5, step=torch.arange(2)[:, None])  # a probability that equals the gate is sure
+    assert_close(found, torch.stack([scores[:, 0], main[:, 1].log_softmax(-1)], dim=1))
+
+
+def test_impossible_or_invalid_rows_are_not_sure():
+    logits = torch.tensor([[math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf], [0.0, -math.inf]])
+    assert rules.sure(logits, gate=1e-6).tolist() == [False, False, False, True]
+    with pytest.raises(ValueError, match="differ in shape"):
+        rules.gated(logits, logits[:1], gate=0.5, step=1)
+
+
 def test_ritual_normalized():
     original, transformed = _branches(2)
     rows = zip(original.tolist(), transformed.tolist(), strict=True)
@@ -141,6 +164,8 @@ def _examples():
             yield name, partial(getattr(rules, name), **settings), logits[:count]
     yield "combine", lambda a, b: rules.combine((a, b), (1.5, -0.5), alpha=0.1, min_tokens_to_keep=3), logits[:2]
     yield "plausible", partial(rules.plausible, alpha=0.1, min_tokens_to_keep=3), logits[:1]
+    yield "sure", partial(rules.sure, gate=0.5), logits[:1]
+    yield "gated", partial(rules.gated, gate=0.5, step=1), logits[:2]
     yield "dola", rules.dola, (logits[0], layers)
     yield "dola_jsd", rules.dola_jsd, (logits[0], layers)
     yield "critic_guided", rules.critic_guided, (logits[0], states[:, :4, 0], candidates)

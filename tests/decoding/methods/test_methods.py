@@ -5,6 +5,7 @@ each row alone, unpadded, without a cache. One text per row, contrast prompts of
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -179,17 +180,22 @@ class Oracle:
             return zoo.layer_logits(model, self.family, torch.cat([source, new]), layers(self.family))
         return [reference.next_logits(model, torch.cat([source[-1:] if view == "last" else source, new]))]
 
-    def scores(self, name, generated, *, masked=True):
+    def scores(self, name, generated, *, masked=True, gate=None):
         method = METHODS[name]
         branches = [row for view in ("main", *method.views) for row in self.logits(view, generated)]
         rule = method.oracle if masked or method.unmasked is None else method.unmasked
-        return rule(*branches, len(generated)) if name == "m3id" else rule(*branches)
+        scores = rule(*branches, len(generated)) if name == "m3id" else rule(*branches)
+        return scores if gate is None else oracle.gated(scores, branches[0], len(generated), gate=gate)
+
+    def certainty(self, generated):
+        """The largest probability of the main model."""
+        return math.exp(max(reference.log_softmax(self.logits("main", generated)[0])))
 
 
-def _greedy(name, setting, row):
+def _greedy(name, setting, row, gate=None):
     found, teller = [], Oracle(setting, row)
     for _ in range(STEPS):
-        scores = teller.scores(name, found)
+        scores = teller.scores(name, found, gate=gate)
         found.append(scores.index(max(scores)))
         if found[-1] == zoo.EOS:
             break
@@ -200,23 +206,37 @@ def _trim(rows):
     return [row[: row.index(zoo.EOS) + 1] if zoo.EOS in row else row for row in rows]
 
 
-def _check(name, family, batch):
+def _middle_gate(name, setting, batch):
+    """A gate in the widest gap between certainties of the method's own texts, without a quarter at either end."""
+    texts = [(Oracle(setting, row), _greedy(name, setting, row)) for row in range(batch)]
+    found = sorted(teller.certainty(text[:t]) for teller, text in texts for t in range(1, len(text)))
+    below = max(range(len(found) // 4, 3 * len(found) // 4), key=lambda i: found[i + 1] - found[i])
+    return (found[below] + found[below + 1]) / 2
+
+
+def _built(name, setting, gate):
+    method = METHODS[name].build(setting)
+    return method if gate is None else decoding.GatedLogitsProcessor(method, gate=gate)
+
+
+def _check(name, family, batch, *, is_gated=False):
     setting = _setting(family, batch)
     if name in DECODER_ONLY and family in zoo.ENCODER_DECODERS:
         with pytest.raises(ValueError, match="encoder"):
             METHODS[name].build(setting)
         return
-    expected = [_greedy(name, setting, row) for row in range(batch)]
+    gate = _middle_gate(name, setting, batch) if is_gated else None
+    expected = [_greedy(name, setting, row, gate) for row in range(batch)]
     start = 1 if family in zoo.ENCODER_DECODERS else setting.inputs["input_ids"].shape[1]
     how = {"max_new_tokens": STEPS, "do_sample": False}
-    slow = setting.model.generate(**setting.inputs, logits_processor=[METHODS[name].build(setting)], **how)
-    fast = setting.model.generate(**setting.inputs, custom_generate=METHODS[name].build(setting).loop(), **how)
+    slow = setting.model.generate(**setting.inputs, logits_processor=[_built(name, setting, gate)], **how)
+    fast = setting.model.generate(**setting.inputs, custom_generate=_built(name, setting, gate).loop(), **how)
     assert _trim(slow[:, start:].tolist()) == expected
     assert torch.equal(slow, fast)
-    _check_score(name, setting, expected)
+    _check_score(name, setting, expected, gate)
 
 
-def _check_score(name, setting, expected):
+def _check_score(name, setting, expected, gate):
     """Both scores of the greedy texts, with a wrong token in the middle, and of unequal length."""
     texts = [[*text[:2], 7, *text[2:]] for text in expected]
     longest = max(map(len, texts))
@@ -224,7 +244,7 @@ def _check_score(name, setting, expected):
     mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts])
     for renormalized in (True, False):
         found = score(
-            METHODS[name].build(setting),
+            _built(name, setting, gate),
             setting.model,
             setting.inputs,
             padded,
@@ -234,7 +254,7 @@ def _check_score(name, setting, expected):
         for row, text in enumerate(texts):
             teller, total = Oracle(setting, row), 0.0
             for t, token in enumerate(text):
-                scores = teller.scores(name, text[:t], masked=False)
+                scores = teller.scores(name, text[:t], masked=False, gate=gate)
                 total += (reference.log_softmax(scores) if renormalized else scores)[token]
             assert found.total[row].item() == pytest.approx(total, abs=5e-3, rel=1e-4)
     assert found.length.tolist() == [len(text) for text in texts]
@@ -253,21 +273,33 @@ QUICK = {
 """Some methods on Llama, one on absolute positions, one on an encoder-decoder, one on scaled logits."""
 
 
-def grid():
+GATED = {("llama", "cd"), ("llama", "cfg_last_token"), ("t5", "cad"), ("mamba", "cid")}
+"""Another model, a window, an encoder-decoder, and a cache that takes one token at a time."""
+
+
+def grid(quick):
     """Yield every method on every family; but for a few they are slow."""
     for family in zoo.FAMILIES:
         for name in METHODS:
-            fast = (family, name) in QUICK
+            fast = (family, name) in quick
             yield pytest.param(name, family, marks=[] if fast else [pytest.mark.slow])
 
 
 @pytest.mark.covering
-@pytest.mark.parametrize(("name", "family"), list(grid()))
+@pytest.mark.parametrize(("name", "family"), list(grid(QUICK)))
 def test_methods(name, family):
     _check(name, family, batch=3)
 
 
+@pytest.mark.covering
+@pytest.mark.parametrize(("name", "family"), list(grid(GATED)))
+def test_gated_methods(name, family):
+    """With a gate, branches miss steps at which all rows are sure: the reference computes everything, and applies the gate."""
+    _check(name, family, batch=2, is_gated=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_one_prompt(name):
-    _check(name, "qwen2", batch=1)
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_one_prompt(name, is_gated):
+    _check(name, "qwen2", batch=1, is_gated=is_gated)
