@@ -19,8 +19,8 @@ __all__ = ["Branch", "Unwrapped", "model_state", "unwrap"]
 class Branch(ABC):
     """A source of next-token logits that a rule contrasts with those of the main model.
 
-    Three methods are required. The others let an executor run the branch together with the main model; by default a branch
-    runs on its own.
+    Three methods are required. The others let an executor run the branch together with the main model, or not at every step; by
+    default a branch runs on its own.
     """
 
     @property

@@ -78,8 +78,8 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         draft_length: number of tokens in every round; None (default) decides as described above, at most 16.
         cost_ratio: `c`, at least 0. None (default) takes the share of the amateur in the expert's parameters or in its
             layers, whichever is larger.
-        gate: the largest probability of the expert from which a token has no contrast, see `GatedLogitsProcessor`. The amateur drafts
-            all the same, and its drafts are accepted more often there. None (default) contrasts every token.
+        gate: probability of the expert's likeliest token from which there is no contrast, in (0, 1], see `GatedLogitsProcessor`. The
+            amateur drafts all the same. None (default) contrasts every token.
         attention_mask: `(prompts, T)`, 0 for padding, as for `ContrastiveDecodingLogitsProcessor`. The mask of `generate()` is used
             anyway, so that this one is only compared with it. None (default) compares nothing.
         encoder_inputs: for an encoder-decoder amateur, the inputs of its encoder, usually the `inputs` of `generate()`.

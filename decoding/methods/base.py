@@ -293,8 +293,8 @@ def _problems(method: Method) -> Iterator[str]:
         yield "a method with a form needs a processor or a loop, and only such a method"
     if "prompt" not in method.views and method.contrast_prompt_optional:
         yield "contrast_prompt_optional is only for methods with the view 'prompt'"
-    named = {name for form in method.forms.values() for name in form.parameters} | {*method.extra, *method.view_parameters}
-    if method.has_gate and GATE in named:
+    own = {name for form in method.forms.values() for name in form.parameters}
+    if method.has_gate and GATE in own | {*method.extra, *method.view_parameters}:
         yield f"the parameter {GATE!r} is that of every method with branches: rename its own"
     for name, form in method.forms.items():
         try:

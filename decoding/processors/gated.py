@@ -40,7 +40,7 @@ class GatedLogitsProcessor(ContrastiveLogitsProcessor):
 
     Args:
         method: a logits processor with branches.
-        gate: the largest probability from which a row is sure, in (0, 1].
+        gate: probability of the likeliest token from which a row is sure, and has no contrast, in (0, 1]; see `rules.sure`.
 
     Attributes:
         statistics: the steps of the last call, and those without a contrast.

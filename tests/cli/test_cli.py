@@ -314,6 +314,10 @@ TEXT = {
         "--amateur testbed:amateur --form li --alpha 0.2 --amateur-temperature 0.5 --amateur-window 3",
         lambda s: s.cd(form="li", alpha=0.2, amateur_temperature=0.5, amateur_window=3),
     ),
+    "cd gate": (
+        "--amateur testbed:amateur --beta 2 --alpha 0.01 --gate 0.6",
+        lambda s: decoding.GatedLogitsProcessor(s.cd(beta=2, alpha=0.01), gate=0.6),
+    ),
     "scd": ("--amateur testbed:amateur --beta 2 --alpha 0.01 --draft-length 3", lambda s: s.cd(beta=2, alpha=0.01)),
     "search": ("--alpha 0.7 --k 6", lambda s: ContrastiveSearchLogitsProcessor(s.model, alpha=0.7, k=6)),
     "icd": (

@@ -8,6 +8,7 @@ def generate(
     *,
     contrast_inputs=None,
     alpha=0.5,
+    gate=None,
     **kwargs,
 ):
     """Generate by context-aware decoding.
@@ -18,6 +19,8 @@ def generate(
             `attention_mask`. Required.
         alpha: contrast strength, at least 0: 0.5 for summaries, 1 for questions whose context contradicts the model's
             knowledge.
+        gate: probability of the likeliest token from which a row is sure, and has no contrast, in (0, 1]; see
+            `rules.sure`.
         kwargs: the other arguments of `generate()`.
 
     Returns:
@@ -29,4 +32,5 @@ def generate(
         kwargs,
         contrast_inputs=contrast_inputs,
         alpha=alpha,
+        gate=gate,
     )

@@ -9,6 +9,7 @@ def generate(
     negative_prompt_ids=None,
     negative_prompt_attention_mask=None,
     guidance_scale=1.5,
+    gate=None,
     **kwargs,
 ):
     """Generate by classifier-free guidance.
@@ -19,6 +20,8 @@ def generate(
             stands for the last token of each prompt, as in transformers.
         negative_prompt_attention_mask: `(prompts, T)` their mask; None if there is no padding.
         guidance_scale: `gamma`, at least 0; 1 is plain decoding, larger values follow the prompt more closely.
+        gate: probability of the likeliest token from which a row is sure, and has no contrast, in (0, 1]; see
+            `rules.sure`.
         kwargs: the other arguments of `generate()`.
 
     Returns:
@@ -31,4 +34,5 @@ def generate(
         negative_prompt_ids=negative_prompt_ids,
         negative_prompt_attention_mask=negative_prompt_attention_mask,
         guidance_scale=guidance_scale,
+        gate=gate,
     )

@@ -11,6 +11,7 @@ def generate(
     beta=None,
     alpha=0.1,
     amateur_window=None,
+    gate=None,
     amateur_temperature=None,
     st_coef=None,
     **kwargs,
@@ -26,6 +27,8 @@ def generate(
             its default is 0.5.
         alpha: plausibility threshold in [0, 1], see `plausible`.
         amateur_window: number of last prompt tokens that the amateur sees; None for all, 1 as in Li et al.
+        gate: probability of the likeliest token from which a row is sure, and has no contrast, in (0, 1]; see
+            `rules.sure`.
         amateur_temperature: `tau` > 0; the paper uses 0.5 for GPT-2 and 1.0 for OPT. Only for `form='li'`, where its
             default is 1.0.
         st_coef: weight of the amateur, at least 0; the released scripts use 1.0 or 0.8. Only for `form='released'`,
@@ -44,6 +47,7 @@ def generate(
         beta=beta,
         alpha=alpha,
         amateur_window=amateur_window,
+        gate=gate,
         amateur_temperature=amateur_temperature,
         st_coef=st_coef,
     )

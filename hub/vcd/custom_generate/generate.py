@@ -10,6 +10,7 @@ def generate(
     alpha=1.0,
     beta=0.1,
     noise_step=500,
+    gate=None,
     **kwargs,
 ):
     """Generate by visual contrastive decoding.
@@ -21,6 +22,8 @@ def generate(
         alpha: contrast strength, at least 0.
         beta: plausibility threshold in [0, 1] on `original`, see `plausible`.
         noise_step: t in 0..999; the paper's 500 leaves 86% of the amplitude, 999 leaves 29%.
+        gate: probability of the likeliest token from which a row is sure, and has no contrast, in (0, 1]; see
+            `rules.sure`.
         kwargs: the other arguments of `generate()`.
 
     Returns:
@@ -34,4 +37,5 @@ def generate(
         alpha=alpha,
         beta=beta,
         noise_step=noise_step,
+        gate=gate,
     )

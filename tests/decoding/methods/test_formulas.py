@@ -86,7 +86,8 @@ def test_gated_equals_the_reference(gate, step):
 
 def test_gated_takes_a_step_per_position():
     main, scores = torch.zeros(1, 2, 2).double(), torch.tensor([[[-2.0, 0.0]] * 2]).double()
-    found = rules.gated(scores, main, gate=0.5, step=torch.arange(2)[:, None])  # a probability that equals the gate is sure
+    # A probability that equals the gate is sure.
+    found = rules.gated(scores, main, gate=0.5, step=torch.arange(2)[:, None])
     assert_close(found, torch.stack([scores[:, 0], main[:, 1].log_softmax(-1)], dim=1))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from contralto.cli import serve
 from contralto.cli.serve import prepare
-from contralto.decoding import SeededSampling, methods
+from contralto.decoding import SeededSampling, methods, rules
 from contralto.decoding.vllm import settings
 from contralto.decoding.vllm.adapters import adapters_of, lora_options
 from contralto.decoding.vllm.engine import engine_options
@@ -47,6 +47,18 @@ def test_m3id_counts_the_steps_of_each_text():
     for i, step in enumerate((0, 5, 40)):
         assert torch.equal(together[i : i + 1], rule([row[i : i + 1] for row in logits], torch.tensor([step])))
     assert not torch.equal(together[2], rule(list(logits), torch.zeros(3))[2])
+
+
+def test_the_gate_is_that_of_transformers():
+    """The main branch's log-probabilities where it is sure, but not for the first token; `contrast_start` counts too."""
+    logits = torch.stack([torch.tensor([[2.0, 0.0, 0.0], [9.0, 0.0, 0.0]]), torch.randn(2, 3)])
+    rule = Row.of({**GOOD, "contrast_gate": 0.9}).rule
+    plain = Row.of(GOOD).rule
+    assert (rule.gate, plain.gate) == (0.9, None)
+    for steps in (torch.tensor([1, 5]), torch.tensor([0, 0]), torch.tensor([3, 0])):
+        own = plain(list(logits), steps)
+        assert torch.equal(rule(list(logits), steps), rules.gated(own, logits[0], gate=0.9, step=steps[:, None]))
+    assert torch.equal(rule(list(logits), torch.tensor([1, 5]))[1], logits[0, 1].log_softmax(-1))
 
 
 def test_every_row_draws_as_if_alone():
@@ -85,6 +97,8 @@ def test_every_row_draws_as_if_alone():
             "contrast_form of cd must be obrien or li or released, not 'x'",
         ),
         ({"contrast_method": "ritual", "contrast_normalize": 2}, "contrast_normalize must be true or false, not 2"),
+        ({"contrast_gate": 1.5}, r"contrast_method cad: gate must lie in \(0, 1\]"),
+        ({"contrast_gate": "a"}, "contrast_gate must be a number, not 'a'"),
         ({"contrast_alpha": float("nan")}, "contrast_method cad: alpha must be"),
         ({"contrast_temperature": float("inf")}, "contrast_temperature must be a finite number of at least 0"),
         ({"contrast_temperature": 1.0, "contrast_min_p": 2.0}, r"contrast_min_p must lie in \[0, 1\]"),
@@ -113,6 +127,7 @@ def test_branches_must_fit():
         (one, {"max_tokens": 4}, "two requests have branch 0"),
         (two, {"max_tokens": 5}, r"differ in max_tokens \(4 and 5\)"),
         (Row.of({**GOOD, "contrast_branch": 1, "contrast_alpha": 2}), {}, r"differ in contrast_alpha \(0.5 and 2.0\)"),
+        (Row.of({**GOOD, "contrast_branch": 1, "contrast_gate": 0.5}), {}, r"differ in contrast_gate \(None and 0.5\)"),
         (Row.of({**GOOD, "contrast_branch": 1, "contrast_start": 2}), {}, r"differ in contrast_start \(0 and 2\)"),
         (Row.of({**GOOD, "contrast_branch": 1, "contrast_method": "cfg"}), {}, r"contrast_method \('cad' and 'cfg'\)"),
     ):
