@@ -293,9 +293,6 @@ def _problems(method: Method) -> Iterator[str]:
         yield "a method with a form needs a processor or a loop, and only such a method"
     if "prompt" not in method.views and method.contrast_prompt_optional:
         yield "contrast_prompt_optional is only for methods with the view 'prompt'"
-    own = {name for form in method.forms.values() for name in form.parameters}
-    if method.has_gate and GATE in own | {*method.extra, *method.view_parameters}:
-        yield f"the parameter {GATE!r} is that of every method with branches: rename its own"
     for name, form in method.forms.items():
         try:
             form.check(len(method.branches))
@@ -303,6 +300,8 @@ def _problems(method: Method) -> Iterator[str]:
         except ValueError as error:
             yield f"form {name!r}: {error}"
             return
+        if method.has_gate and GATE in (*form.parameters, *method.extra, *method.view_parameters):
+            yield f"{GATE!r} names the gate of every method with branches: name the parameter otherwise"
         yield from _constructor_problems(method, parameters)
         yield from _cost_problems(method, parameters)
 

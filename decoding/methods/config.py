@@ -150,7 +150,7 @@ class DecodingConfig:
 
     Examples:
         >>> DecodingConfig(method="vcd", parameters={"alpha": 2}).parameters
-        {'alpha': 2.0, 'beta': 0.1, 'noise_step': 500}
+        {'alpha': 2.0, 'beta': 0.1, 'noise_step': 500, 'gate': None}
         >>> DecodingConfig(models={"amateur": "testbed:amateur"}).method
         'cd'
     """
@@ -201,7 +201,7 @@ class DecodingConfig:
             >>> DecodingConfig.from_options(method="vcd", kappa=1)
             Traceback (most recent call last):
                 ...
-            contralto.common.options.OptionError: method='vcd' has no kappa; its own are alpha, beta, noise_step
+            contralto.common.options.OptionError: method='vcd' has no kappa; its own are alpha, beta, noise_step, gate
         """
         if unknown := [name for name in options if name not in (*option_names(), *_OWN)]:
             hint = did_you_mean(unknown[0], (*option_names(), *_OWN))

@@ -171,7 +171,7 @@ def test_adapters_off(run, tmp_path):
         ([*PLAIN, "--method", "proxy", "--expert", "y", "x"], "or --adapters-off for --expert without its adapters"),
         (
             [*PLAIN, "--method", "vcd", "--kappa", "1", "x"],
-            "--method vcd has no --kappa; its own are --alpha, --beta, --noise-step",
+            "--method vcd has no --kappa; its own are --alpha, --beta, --noise-step, --gate",
         ),
         ([*PLAIN, "--kappa", "1", "x"], "--method none has no --kappa; it decodes without contrast"),
         ([*PLAIN, "--no-final-norm", "x"], "--method none has no --final-norm; it decodes without contrast"),

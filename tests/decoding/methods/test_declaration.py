@@ -137,7 +137,7 @@ def test_its_flags_are_in_the_help(toy, run, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--kappa", "1"], "--method toy has no --kappa; its own are --contrast-prompt, --gamma, --floor"),
+        (["--kappa", "1"], "--method toy has no --kappa; its own are --contrast-prompt, --gamma, --floor, --gate"),
         (["--gamma", "-1"], "gamma must be a finite number of at least 0"),
         (["--beams", "2"], "--method toy has no beams: leave --beams out"),
         ([], "--method toy contrasts prompts, and prompt 0 has no contrast prompt: set --contrast-prompt"),
@@ -161,7 +161,8 @@ def test_it_is_known_to_vllm_and_the_documentation(toy):
     assert row.rule.parameters == (("gamma", 3.0), ("floor", 0.05))
     logits = list(torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(row.rule(logits, torch.zeros(3)), toy_rule(*logits, gamma=3.0))
-    assert table.row(toy)[:5] == ["toy", "a toy", "0000.00000", "prompt, other prompt", "`gamma=2.0`, `floor=0.05`"]
+    parameters = "`gamma=2.0`, `floor=0.05`, `gate=None`"
+    assert table.row(toy)[:5] == ["toy", "a toy", "0000.00000", "prompt, other prompt", parameters]
     assert {"gamma", "floor"} <= set(option_names())
 
 
@@ -207,6 +208,17 @@ def untyped_rule(main, other, *, gamma=2.0):
     return main
 
 
+def gated_rule(main, other, *, gamma: float = 2.0, floor: float = 0.05, gate: float = 0.9):
+    """Have a gate of its own.
+
+    Args:
+        gamma: how much is subtracted.
+        floor: plausibility threshold.
+        gate: where nothing is subtracted.
+    """
+    return main
+
+
 def bare_rule(main, other, *, gamma: float):
     return main
 
@@ -235,6 +247,7 @@ WRONG = [
     ({"internal": ("step",)}, "internal names 'step', which is not a parameter of the rule"),
     ({"weight": lambda alpha, **_: alpha}, "weight cannot be computed from the parameters of the rule"),
     ({"rule": untyped_rule, "mask": None}, "the parameter 'gamma' must be annotated as one of float, int, bool"),
+    ({"rule": gated_rule}, "'gate' names the gate of every method with branches"),
     ({"rule": bare_rule, "mask": None}, "the parameter 'gamma' needs a default"),
     (
         {"rule": rules.ritual_vcd},
@@ -283,7 +296,7 @@ def test_a_method_of_another_package_is_found(tmp_path):
     _install(tmp_path, "again = toys:AGAIN")
     code = "from contralto.decoding.methods import *; print(DecodingConfig(method='again', parameters={'alpha': 2}).parameters)"
     done = _in_another_process(tmp_path, code)
-    assert done.stdout == "{'alpha': 2.0, 'beta': 0.1, 'noise_step': 500}\n", done.stderr
+    assert done.stdout == "{'alpha': 2.0, 'beta': 0.1, 'noise_step': 500, 'gate': None}\n", done.stderr
 
 
 def test_a_broken_package_is_named(tmp_path):
