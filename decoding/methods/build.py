@@ -124,8 +124,10 @@ def cost(config: DecodingConfig, model: Any, branch_models: Sequence[Any]) -> st
         model: the model that generates.
         branch_models: the models of the other branches.
     """
-    method = config.declaration
-    line = method.cost[str(config.executor)] if method.contrasts else "1 forward pass per token"
+    method, gate = config.declaration, config.parameters.get(GATE)
+    # With a gate, views are not read in the forward pass of the main rows.
+    executor = "processor" if gate is not None and method.views else str(config.executor)
+    line = method.cost[executor] if method.contrasts else "1 forward pass per token"
     names = ", ".join(method.branches)
     line = line.format(
         branches=names, rows=len(method.branches), models=_models(config, branch_models), **config.parameters
@@ -135,7 +137,6 @@ def cost(config: DecodingConfig, model: Any, branch_models: Sequence[Any]) -> st
         named = zip(method.other_names, branch_models, strict=True)
         main_name = method.branches[0] if method.branches else "model"
         sizes = [_size(name, other, main_name, model) for name, other in named]
-    gate = config.parameters.get(GATE)
     gated = [] if gate is None else [f"no contrast where the largest probability is at least {gate:g}"]
     return f"{config.method}: {'; '.join([line, *gated, *sizes])}"
 

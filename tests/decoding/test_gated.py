@@ -304,6 +304,18 @@ def test_a_configuration_with_a_gate(executor):
     assert "gate" not in DecodingConfig(models={"amateur": "testbed:amateur"}).describe()
 
 
+def test_the_cost_of_views_with_a_gate():
+    """They are no rows of the main forward pass."""
+    lines = [
+        cost(DecodingConfig(method="cad", contrast_prompt="x", parameters={"gate": gate}), None, ())
+        for gate in (None, 0.9)
+    ]
+    assert lines[0] == "cad: 2 rows per prompt in one forward pass (with context, without context)"
+    assert lines[1] == (
+        "cad: 2 forward passes per token (with context, without context); no contrast where the largest probability is at least 0.9"
+    )
+
+
 def test_controls_are_gated():
     """What explains a gain away acts where the contrast does."""
     config = DecodingConfig(models={"amateur": "any"}, parameters={"beta": 1, "alpha": 0.5, "gate": 0.8})
