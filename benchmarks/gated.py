@@ -199,7 +199,7 @@ def real(model: str, amateur: str, dtype: str, rounds: int, tokens: int) -> Pair
         from_pretrained(AutoModelForCausalLM, name, dtype=getattr(torch, dtype)).eval() for name in (model, amateur)
     ]
     return Pair(
-        Path(model).name, loaded[0], prompts(AutoTokenizer.from_pretrained(model), rounds), methods(*loaded), tokens
+        Path(model).name, loaded[0], prompts(from_pretrained(AutoTokenizer, model), rounds), methods(*loaded), tokens
     )
 
 

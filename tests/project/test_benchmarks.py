@@ -31,6 +31,13 @@ def test_stacked_branches():
     assert result.stdout.count("| 50M | 1 | 16 |") == 1
 
 
+def test_gated():
+    result = _run("gated.py", *"--problems 6 --dev-problems 4 --rounds 1 --no-write".split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| testbed | ") == 15
+    assert "Right of 4 problems of the dev split: no gate " in result.stdout
+
+
 def test_critic_guidance(tmp_path):
     small = f"--folder {tmp_path} --experts expert-0 --prompts 4 --problems 4 --no-write"
     result = _run("critic_guidance.py", *small.split())
