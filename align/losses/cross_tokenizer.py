@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from contralto.align.losses.sweep import Head
+from contralto.align.losses.workspace import precision_of
 from contralto.common.ranges import check_positive
 
 __all__ = [
@@ -299,7 +300,7 @@ class _Compared(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, log_scale: Tensor, plan: _Plan
     ) -> tuple[Tensor, Tensor]:
         tensors, wanted = (hidden, weight, bias, log_scale), ctx.needs_input_grad[:4]
-        precision = _precision(hidden)
+        precision = precision_of(hidden)
         sums = [
             torch.zeros_like(each, dtype=precision) if want and each is not None else None
             for each, want in zip(tensors, wanted, strict=True)
@@ -348,13 +349,8 @@ def _add_gradients(
 def _log_probabilities(hidden: Tensor, head: Head | None, temperature: float) -> Tensor:
     """Return log-probabilities `(n, V)` of hidden states, or of logits without a head."""
     z = hidden if head is None else torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
-    z = z.to(_precision(hidden))
+    z = z.to(precision_of(hidden))
     if head is not None:
         z = head.scale * z
         z = z if head.softcap is None else head.softcap * torch.tanh(z / head.softcap)
     return (z / temperature).log_softmax(-1)
-
-
-def _precision(tensor: Tensor) -> torch.dtype:
-    """Return the dtype of softmax and sums."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -172,10 +172,10 @@ def _jensen_shannon_term(beta: float) -> TokenTerm:
 
 
 _STATISTICS: dict[str, Callable[[Tensor, Distributions, Tensor], Tensor]] = {
-    "entropy": lambda z, tokens, targets: -(tokens.q * tokens.log_q).sum(-1),
+    "entropy": lambda z, tokens, targets: -torch.linalg.vecdot(tokens.q, tokens.log_q),
     "log_sum_sq_probs": lambda z, tokens, targets: (2 * tokens.log_q).logsumexp(-1),
     "mean_logits": lambda z, tokens, targets: z.mean(-1),
-    "is_top1": lambda z, tokens, targets: z.argmax(-1) == targets.squeeze(-1),
+    "is_top1": lambda z, tokens, targets: z.max(-1).indices == targets.squeeze(-1),  # on a CPU faster than argmax
 }
 STATISTICS = tuple(_STATISTICS)
 """Names of the numbers per token that have no gradient."""

@@ -6,9 +6,11 @@ logits exist, and only scaled in the backward pass. A trained head needs the inc
 the logits again.
 
 Softmax and sums are in float32 (float64 for float64 inputs); logits must be finite.
+
+On a CPU the passes over `(n, V)` cost as much as the products in half precision, and new memory costs more than a pass. So they write to
+buffers that a sweep allocates once, and log-probabilities of targets turn the logits into their gradient in place.
 """
 
-import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,15 +19,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from contralto.align.losses.formulas import Distributions, TokenTerm, statistic
+from contralto.align.losses.workspace import (
+    Workspace,
+    add_product,
+    compute_dtype,
+    precision_of,
+    product,
+    project_back,
+    tokens_per_chunk,
+)
 from contralto.common.head import Head
 from contralto.common.ranges import check_positive
 
 __all__ = ["Head", "LogitsSource", "SweepPlan"]
-
-_CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**28}
-"""The largest size of the logits of a chunk: enough tokens for an efficient product with the head's matrix."""
-_BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**27}
-"""The part of a chunk that is processed at once: on a CPU its cache holds half a dozen copies, on a GPU it occupies the device."""
 
 
 class LogitsSource:
@@ -55,31 +61,41 @@ class LogitsSource:
         head = None if weight is None or self.head is None else self.head._replace(weight=weight, bias=bias)
         return LogitsSource(head, self.temperature, hidden)
 
-    def write_logits(self, rows: slice, out: Tensor) -> Tensor | float:
-        """Write the logits of some tokens to `out`.
+    def multiply(self, rows: slice, out: Tensor) -> None:
+        """Write the product of hidden states and weight for some tokens to `out`, or logits as they are if there is no head.
 
         Args:
             rows: the tokens.
             out: `(n, V)`.
-
-        Returns:
-            The derivative of the logits with respect to the product of hidden state and weight: a number, or `(n, V)`.
         """
         assert self.hidden is not None
         if self.head is None:
-            out.copy_(self.hidden[rows]).div_(self.temperature)
-            return 1 / self.temperature
-        _product(self.hidden[rows], self.head.weight.t(), out)
-        if self.head.bias is not None:
-            out += self.head.bias
-        slope = self.head.scale / self.temperature
-        if self.head.softcap is None:
+            out.copy_(self.hidden[rows])
+        else:
+            product(self.hidden[rows], self.head.weight.t(), out)
+
+    def finish(self, z: Tensor) -> Tensor | float:
+        """Turn products into logits in place: bias, scale, softcap, temperature.
+
+        Args:
+            z: `(n, V)` products.
+
+        Returns:
+            The derivative of the logits with respect to the product: a number, or `(n, V)`.
+        """
+        if self.head is None:
+            slope, softcap = 1 / self.temperature, None
+        else:
+            slope, softcap = self.head.scale / self.temperature, self.head.softcap
+            if self.head.bias is not None:
+                z += self.head.bias
+        if self.head is None or softcap is None:
             if slope != 1:
-                out *= slope
+                z *= slope
             return slope
-        out.mul_(self.head.scale / self.head.softcap).tanh_()
-        curve = out.square().neg_().add_(1).mul_(slope)  # the derivative of tanh is 1 - tanh^2
-        out *= self.head.softcap / self.temperature
+        z.mul_(self.head.scale / softcap).tanh_()
+        curve = z.square().neg_().add_(1).mul_(slope)  # the derivative of tanh is 1 - tanh^2
+        z *= softcap / self.temperature
         return curve
 
 
@@ -123,7 +139,7 @@ class SweepPlan:
         Returns:
             The values of each term, `(N,)`; with weights the weighted sum of the values, and the values.
         """
-        head, dtype = self.student.head, _compute_dtype(hidden)
+        head, dtype = self.student.head, compute_dtype(hidden)
         tensors: list[Tensor | None] = [hidden, None, None]
         if head is not None:
             tensors = [None if each is None else each.to(dtype) for each in (hidden, head.weight, head.bias)]
@@ -217,11 +233,13 @@ def _sweep(
     """
     hidden, weight, bias = tensors
     assert hidden is not None
-    student, precision = plan.student.with_tensors(hidden, weight, bias), _precision(hidden)
+    student, precision = plan.student.with_tensors(hidden, weight, bias), precision_of(hidden)
     vocabulary = hidden.shape[-1] if weight is None else len(weight)
-    size = plan.chunk_size or _chunk_size(hidden, vocabulary)
+    size = plan.chunk_size or tokens_per_chunk(hidden, vocabulary)
     count = 1 + (plan.teacher is not None) + (plan.terms_per_token - 1) * per_term
-    buffers = hidden.new_empty(count, min(size, len(hidden)), vocabulary, dtype=precision)
+    mixed = plan.teacher is not None and plan.teacher.hidden is not None and plan.teacher.hidden.dtype != hidden.dtype
+    shape = min(size, len(hidden)), vocabulary
+    work = Workspace(hidden, shape, tiles=count, in_full=wanted[1] or mixed)
     result = _SweepResult(
         [hidden.new_empty(len(hidden), dtype=precision) for _ in range(plan.terms_per_token)],
         [torch.empty_like(hidden, dtype=precision) for _ in range(plan.terms_per_token)] if per_term else [],
@@ -235,48 +253,55 @@ def _sweep(
     with torch.autocast(hidden.device.type, enabled=False):
         for start in range(0, len(hidden), size):
             chunk = slice(start, min(start + size, len(hidden)))
-            tiles = list(buffers[:, : chunk.stop - start])
-            _sweep_chunk(plan, student, chunk, tiles, result, factors, records=records)
+            _sweep_chunk(plan, student, chunk, work, result, factors, records=records)
     return result
-
-
-def _chunk_size(hidden: Tensor, vocabulary: int) -> int:
-    """Return the number of tokens per chunk that divides the tokens evenly: a small last chunk is slow to multiply."""
-    most = max(1, _budget(_CHUNK_BYTES, hidden) // (vocabulary * _precision(hidden).itemsize))
-    return max(1, math.ceil(len(hidden) / max(1, math.ceil(len(hidden) / most))))
 
 
 def _sweep_chunk(
     plan: SweepPlan,
     student: LogitsSource,
     chunk: slice,
-    tiles: list[Tensor],
+    work: Workspace,
     result: _SweepResult,
     factors: Sequence[Tensor] | None,
     *,
     records: bool,
 ) -> None:
     """Fill in a chunk's part of the result. The tiles `(n, V)` hold logits first and gradients in the end."""
-    slope = student.write_logits(chunk, tiles[0])
-    logits = tiles[: 1 + (plan.teacher is not None)]
+    tiles = list(work.tiles[:, : chunk.stop - chunk.start])
+    student.multiply(chunk, tiles[0])
+    sources = 1
     if plan.teacher is not None:
-        plan.teacher.write_logits(chunk, tiles[1])
-    outputs = [tiles[0], *tiles[len(logits) :]] if result.hidden_grads else tiles[:1]
-    step = max(1, _budget(_BLOCK_BYTES, tiles[0]) // (tiles[0].shape[-1] * tiles[0].itemsize))
-    for rows, terms in plan.blocks(chunk, step):
+        plan.teacher.multiply(chunk, tiles[1])
+        sources = 2
+    outputs = [tiles[0], *tiles[sources:]] if result.hidden_grads else tiles[:1]
+    for rows, terms in plan.blocks(chunk, work.step):
         block = slice(rows.start - chunk.start, rows.stop - chunk.start)
-        gradients = _sweep_block(plan, terms, rows, [tile[block] for tile in logits], result, factors, records=records)
+        logits = [work.read("student", tiles[0][block])]
+        slope = student.finish(logits[0])
+        if plan.teacher is not None:
+            logits.append(work.read("teacher", tiles[1][block]))
+            plan.teacher.finish(logits[1])
+        gradients = _sweep_block(plan, terms, rows, logits, work, result, factors, records=records)
         for tile, gradient in zip(outputs, gradients, strict=False):
-            torch.mul(gradient, slope[block] if isinstance(slope, Tensor) else slope, out=tile[block])
+            _write(gradient, slope, out=tile[block])
     for hidden_grad, tile in zip(result.hidden_grads, outputs, strict=False):
-        _project_back(tile, student.head, hidden_grad[chunk])
+        project_back(tile, student.head, hidden_grad[chunk])
     by_hidden, by_weight, by_bias = result.sum_grads
     if by_hidden is not None:
-        _project_back(tiles[0], student.head, by_hidden[chunk])
+        project_back(tiles[0], student.head, by_hidden[chunk])
     if by_weight is not None and student.hidden is not None:
-        _add_product(by_weight, tiles[0].t(), student.hidden[chunk])
+        add_product(by_weight, tiles[0].t(), student.hidden[chunk])
     if by_bias is not None:
-        by_bias += tiles[0].sum(0)
+        by_bias += tiles[0].sum(0, dtype=by_bias.dtype)
+
+
+def _write(gradient: Tensor, slope: Tensor | float, *, out: Tensor) -> None:
+    """Write a gradient times the derivative of the logits to `out`, where it may be already."""
+    if isinstance(slope, Tensor) or slope != 1:
+        gradient.mul_(slope)
+    if gradient.data_ptr() != out.data_ptr():
+        out.copy_(gradient)
 
 
 def _sweep_block(
@@ -284,6 +309,7 @@ def _sweep_block(
     terms: list[TokenTerm],
     rows: slice,
     logits: list[Tensor],
+    work: Workspace,
     result: _SweepResult,
     factors: Sequence[Tensor] | None,
     *,
@@ -292,9 +318,12 @@ def _sweep_block(
     """Fill in the values of some tokens, and return dD / dz `(n, V)`: of every term, or of their sum weighted by the factors."""
     if plan.teacher is None and not (records and plan.statistics):
         return _sweep_targets(terms[0], rows, logits[0], result, factors)
-    logs = [z.log_softmax(-1) for z in logits]
-    probabilities = [log.exp() for log in logs]
-    tokens = Distributions(logs[0], probabilities[0], logs[-1], probabilities[-1])
+    count = rows.stop - rows.start
+    log_q, q = _log_softmax(logits[0], work.block("log q", count), work.block("q", count))
+    log_p, p = log_q, q
+    if plan.teacher is not None:
+        log_p, p = _log_softmax(logits[1], work.block("log p", count), work.block("p", count))
+    tokens = Distributions(log_q, q, log_p, p)
     if records:
         plan.record(rows, logits[0], tokens)
     gradients: list[Tensor] = []
@@ -312,18 +341,26 @@ def _sweep_block(
     return [torch.stack(gradients).sum(0)]
 
 
+def _log_softmax(z: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Write log softmax and softmax of logits `(n, V)` to the given memory, and return both."""
+    torch.sub(z, z.amax(-1, keepdim=True), out=log_q)
+    total = torch.exp(log_q, out=q).sum(-1, keepdim=True)
+    return log_q.sub_(total.log()), q.div_(total)
+
+
 def _sweep_targets(
     term: TokenTerm, rows: slice, z: Tensor, result: _SweepResult, factors: Sequence[Tensor] | None
 ) -> list[Tensor]:
-    """Compute log-probabilities of the targets and their gradients for a block, in fewer passes than `_sweep_block`."""
+    """Compute log-probabilities of the targets, and turn logits `(n, V)` into their gradient in place, in as few passes as there are."""
     assert term.per_token is not None
-    log_q, targets = z.log_softmax(-1), term.per_token[rows, None]
-    result.values[0][rows] = log_q.gather(-1, targets).squeeze(-1)
+    targets, largest = term.per_token[rows, None], z.amax(-1, keepdim=True)
+    shifted = z.gather(-1, targets) - largest
+    total = z.sub_(largest).exp_().sum(-1, keepdim=True)
+    result.values[0][rows] = (shifted - total.log()).squeeze(-1)
     if not result.hidden_grads and factors is None:
         return []
-    gradient = log_q.exp_().neg_()
-    gradient.scatter_add_(-1, targets, torch.ones_like(targets, dtype=gradient.dtype))
-    return [gradient if factors is None else gradient.mul_(factors[0][rows, None])]
+    factor = torch.ones_like(total) if factors is None else factors[0][rows, None]
+    return [z.mul_(-factor / total).scatter_add_(-1, targets, factor)]
 
 
 class _PerToken(torch.autograd.Function):
@@ -363,7 +400,7 @@ class _Weighted(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, plan: SweepPlan, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         wanted = ctx.needs_input_grad[:3]
-        factors = [weights.to(_precision(hidden))]
+        factors = [weights.to(precision_of(hidden))]
         result = _sweep(
             plan, (hidden, weight, bias), factors=factors if any(wanted) else None, wanted=wanted, records=True
         )
@@ -384,51 +421,3 @@ class _Weighted(torch.autograd.Function):
 def _cast(per_token: Tensor, q: Tensor) -> Tensor:
     """Return alpha in the dtype of `q`, and targets unchanged."""
     return per_token.to(q) if per_token.is_floating_point() else per_token
-
-
-def _precision(tensor: Tensor) -> torch.dtype:
-    """Return the dtype of softmax and sums."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the dtype of the product with the head."""
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-
-
-def _budget(bytes_by_device: dict[str, int], tensor: Tensor) -> int:
-    return bytes_by_device.get(tensor.device.type) or bytes_by_device["cuda"]
-
-
-def _is_half_on_gpu(a: Tensor) -> bool:
-    """Return whether a GPU can multiply the tensor in half precision without rounding the result to it."""
-    return a.is_cuda and a.dtype in (torch.float16, torch.bfloat16)
-
-
-def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Write `a @ b` to `out`, in the precision of `out`."""
-    if _is_half_on_gpu(a):
-        torch.mm(a, b, out_dtype=torch.float32, out=out)
-    elif a.dtype == out.dtype:
-        torch.mm(a, b, out=out)
-    else:
-        out.copy_(torch.mm(a, b))
-
-
-def _project_back(gradient: Tensor, head: Head | None, out: Tensor) -> None:
-    """Backpropagate the gradient `(n, V)` of the logits to the hidden states `(n, H)`."""
-    if head is None:
-        out.copy_(gradient)
-    elif out.dtype == _precision(head.weight):
-        _product(gradient.to(head.weight.dtype), head.weight, out)
-    else:
-        out.copy_(torch.mm(gradient.to(head.weight.dtype), head.weight))
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add `a @ b` to `total`, in the precision of `total`."""
-    if _is_half_on_gpu(b):
-        torch.addmm(total, a.to(b.dtype), b, out_dtype=torch.float32, out=total)
-    else:
-        total.addmm_(a, b.to(a.dtype))

@@ -6,7 +6,7 @@ from oracles import align as reference
 from torch.testing import assert_close
 
 from contralto import testbed
-from contralto.align.losses import divergences, sweep
+from contralto.align.losses import divergences, workspace
 from contralto.align.losses.chunked import Head, chunked_divergence, chunked_logps
 from contralto.align.losses.formulas import DIVERGENCES, STATISTICS
 
@@ -208,7 +208,7 @@ def test_blocks_within_a_chunk_change_nothing(early, monkeypatch):
     targets, other, found = torch.arange(TOKENS), _random(TOKENS, 3, seed=2), []
     alpha, weights = torch.linspace(0.1, 0.6, TOKENS), _random(TOKENS, seed=5)
     for cache in (2**21, 2 * 8 * VOCABULARY):
-        monkeypatch.setattr(sweep, "_BLOCK_BYTES", {"cpu": cache})
+        monkeypatch.setattr(workspace, "_BLOCK_BYTES", {"cpu": cache})
         hidden, head = _random(TOKENS, WIDTH).requires_grad_(), _head(**HEADS["capped"])
         how = {"weights": weights} if early else {"targets": targets}
         ours = chunked_divergence(
@@ -218,6 +218,36 @@ def test_blocks_within_a_chunk_change_nothing(early, monkeypatch):
         more = chunked_logps(hidden.detach(), head, targets, also=STATISTICS, chunk_size=5)
         found.append([x.detach() for x in (*ours, *more, hidden.grad) if x is not None])
     assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("kind", ["plain", "capped"])
+def test_half_precision_rounds_products_and_gradients_alone(kind, monkeypatch):
+    """On a CPU, in blocks of two tokens: logits are those of the rounded products, their gradient is rounded once, all else is not."""
+    monkeypatch.setattr(workspace, "_BLOCK_BYTES", {"cpu": 2 * 4 * VOCABULARY})
+    half, targets = torch.bfloat16, torch.arange(TOKENS)
+    hidden = _random(TOKENS, WIDTH, dtype=torch.float32).to(half)
+    head = _head(**HEADS[kind], dtype=torch.float32)
+    head = head._replace(weight=head.weight.to(half), bias=None if head.bias is None else head.bias.to(half))
+    moving = hidden.clone().requires_grad_()
+    logps = chunked_logps(moving, head, targets, chunk_size=5).logps
+    logps.sum().backward()
+    product = torch.mm(hidden, head.weight.t()).double().requires_grad_()
+    rest = head._replace(weight=torch.eye(VOCABULARY).double(), bias=None if head.bias is None else head.bias.double())
+    expected = _logits(product, rest).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    (grad,) = torch.autograd.grad(expected.sum(), product)
+    assert_close(logps.detach().double(), expected.detach(), rtol=1e-6, atol=1e-6)
+    assert_close(moving.grad, torch.mm(grad.to(half), head.weight), rtol=2e-2, atol=2e-2)
+
+
+def test_a_teacher_in_full_precision_is_not_rounded():
+    """Its logits do not pass through the half precision of the student."""
+    half, (teacher, teacher_head) = torch.bfloat16, (_random(TOKENS, 3, seed=2, dtype=torch.float32), _head(width=3))
+    teacher_head = teacher_head._replace(weight=teacher_head.weight.float())
+    hidden, head = _random(TOKENS, WIDTH).to(half), _head()._replace(weight=_random(VOCABULARY, WIDTH).to(half))
+    targets = torch.arange(TOKENS)
+    found = chunked_divergence("forward_kl", hidden, head, teacher, teacher_head, targets=targets).teacher_logps
+    expected = _logits(teacher.double(), teacher_head._replace(weight=teacher_head.weight.double())).log_softmax(-1)
+    assert_close(found.double(), expected.gather(-1, targets[:, None]).squeeze(-1), rtol=1e-5, atol=1e-5)
 
 
 def test_several_divergences_at_once():
