@@ -1,15 +1,17 @@
-"""Measure the cost of the DistiLLM-2 loss, from hidden states to their gradient: in chunks, and over whole logits.
+"""Measure the cost of distillation losses at the head, from hidden states to their gradient: in chunks, over whole logits, and TRL's.
 
     python benchmarks/distill_loss.py                    all settings; writes benchmarks/results/distill_loss.md
     python benchmarks/distill_loss.py --device cuda --dtype bfloat16 --tokens 2048 8192
 
 Half of the tokens are the teacher's and get the skew KL, half the student's and get the skew reverse KL. The yardstick is the
-straightforward implementation: both heads' logits, two log-softmaxes, the mixture, autograd. Each round runs both, one after the
+straightforward implementation: both heads' logits, two log-softmaxes, the mixture, autograd. The second table has the divergences that
+TRL's `DistillationTrainer` offers, by its own function, which is in chunks too (Triton on a GPU, torch on a CPU). Each round runs both, one after the
 other; ratios are taken within a round, and the table gives their medians and the middle half of the rounds. Peak memory is what the
 allocator holds at most beyond the inputs. The values and gradients of both are compared first.
 """
 
 import argparse
+import functools
 import itertools
 import statistics
 import time
@@ -18,10 +20,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from timing import parse_flags, publish, setting_lines, spread
+from timing import named_versions, parse_flags, publish, setting_lines, spread
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
+from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 from contralto.align.losses.chunked import Head, chunked_divergence
 
@@ -69,6 +72,28 @@ def whole(it: Problem) -> Tensor:
     return skl.sum(-1).mean() + srkl.sum(-1).mean()
 
 
+OFFERED_BY_TRL = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}
+"""The divergences of TRL with its beta, the teacher's share of the mixture."""
+
+
+def one_divergence(name: str, it: Problem) -> Tensor:
+    """Return the mean of a divergence, computed in chunks by contralto."""
+    weights = torch.full_like(it.hidden[:, 0], 1 / len(it.hidden), dtype=torch.float32)
+    heads = Head(it.weight), Head(it.teacher_weight)
+    found = chunked_divergence(name, it.hidden, heads[0], it.teacher_hidden, heads[1], weights=weights)
+    assert found.total is not None
+    return found.total
+
+
+def of_trl(name: str, it: Problem) -> Tensor:
+    """Return the mean of a divergence, computed by TRL."""
+    beta = OFFERED_BY_TRL[name]
+    values, _ = ChunkedDivergenceFunction.apply(  # type: ignore[no-untyped-call]
+        it.hidden, it.weight, None, it.teacher_hidden, it.teacher_weight, None, beta
+    )
+    return values.mean()  # type: ignore[no-any-return]
+
+
 def step(loss: Callable[[Problem], Tensor], it: Problem) -> tuple[float, list[Tensor]]:
     """Run one forward and backward; return the loss and the gradients."""
     leaves = [leaf for leaf in (it.hidden, it.weight) if leaf.requires_grad]
@@ -99,9 +124,9 @@ def peak(loss: Callable[[Problem], Tensor], it: Problem) -> int:
     return max(itertools.accumulate(changes))
 
 
-def check(it: Problem) -> None:
+def check(it: Problem, mine_of: Callable[[Problem], Tensor], theirs_of: Callable[[Problem], Tensor]) -> None:
     """Raise an error unless both implementations compute the same."""
-    (value, mine), (expected, theirs) = step(chunked, it), step(whole, it)
+    (value, mine), (expected, theirs) = step(mine_of, it), step(theirs_of, it)
     loose = it.hidden.dtype != torch.float32
     torch.testing.assert_close(value, expected, rtol=1e-2 if loose else 1e-4, atol=0)
     for a, b in zip(mine, theirs, strict=True):
@@ -110,19 +135,18 @@ def check(it: Problem) -> None:
             raise ValueError(f"the gradients differ by {error:.1%}, which is more than rounding")
 
 
-def row(args: argparse.Namespace, tokens: int, trained: bool) -> str:
-    """Return a line of the table."""
+def row(args: argparse.Namespace, tokens: int, trained: bool, name: str = "") -> str:
+    """Return a line of the first table, or of the second one for the name of a divergence."""
     it = problem(tokens, args.vocabulary, tuple(args.widths), trained, args.device, args.dtype)
-    check(it)  # and warm up
-    memory = [peak(loss, it) for loss in (chunked, whole)]
-    rounds = [(seconds(chunked, it), seconds(whole, it)) for _ in range(args.rounds)]
-    mine, theirs = (f"{statistics.median(column):.3f}" for column in zip(*rounds, strict=True))
+    both = [functools.partial(each, name) for each in (one_divergence, of_trl)] if name else [chunked, whole]
+    check(it, *both)  # and warm up
+    memory = [peak(loss, it) for loss in both]
+    rounds = [tuple(seconds(loss, it) for loss in both) for _ in range(args.rounds)]
+    times = (f"{statistics.median(column):.3f}" for column in zip(*rounds, strict=True))
     size = [f"{2**-20 * bytes_:.0f}" for bytes_ in memory]
-    head = "trained" if trained else "frozen"
-    return (
-        f"| {tokens} | {head} | {' | '.join(size)} | 1 / {memory[1] / memory[0]:.1f} | {mine} | {theirs} | "
-        f"{spread([a / b for a, b in rounds])} |"
-    )
+    cells = [name] if name else []
+    cells += [str(tokens), "trained" if trained else "frozen", *size, f"{memory[0] / memory[1]:.2f}", *times]
+    return f"| {' | '.join(cells)} | {spread([a / b for a, b in rounds])} |"
 
 
 def main() -> None:
@@ -135,19 +159,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parse_flags(parser)
     lines = [
-        "# What the loss of DistiLLM-2 costs",
+        "# What losses of distillation cost at the head",
         "",
-        f"Skew KL and skew reverse KL, from hidden states to their gradient, vocabulary {args.vocabulary}, widths "
+        f"Skew KL and skew reverse KL (DistiLLM-2), from hidden states to their gradient, vocabulary {args.vocabulary}, widths "
         + f"{args.widths[0]} (student) and {args.widths[1]} (teacher), {args.dtype}. In chunks as contralto does it, and over",
         "whole logits as written down. A frozen head is that of LoRA. Medians; in brackets the middle half of the rounds.",
         "",
-        "| tokens | head | MiB chunked | MiB whole | ratio | s chunked | s whole | ratio |",
+        "| tokens | head | MiB chunked | MiB whole | chunked / whole | s chunked | s whole | chunked / whole |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for tokens, head in tqdm(list(itertools.product(args.tokens, args.heads)), unit="setting"):
         lines.append(row(args, tokens, head == "trained"))
+    lines += [
+        "",
+        "## Beside TRL's own function",
+        "",
+        "| divergence | tokens | head | MiB ours | MiB TRL | ours / TRL | s ours | s TRL | ours / TRL |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, tokens, head in tqdm(list(itertools.product(OFFERED_BY_TRL, args.tokens, args.heads)), unit="setting"):
+        lines.append(row(args, tokens, head == "trained", name))
     lines += ["", *setting_lines(max(args.tokens), args.device, args.threads)]
-    lines += [f"{args.rounds} rounds. Command: `python benchmarks/distill_loss.py`."]
+    lines += [f"{args.rounds} rounds; {named_versions('trl')}. Command: `python benchmarks/distill_loss.py`."]
     publish(lines, None if args.no_write else RESULTS)
 
 

@@ -5,7 +5,7 @@
 
 Stopped, a command goes on where it was: the folder keeps the outcome of every training.
 
-*c_rag*: a question about a person's things, and four passages: one tells it, the others are of another person, of other things, or of both. A
+*c_rag*: how many of a thing a person has, and four passages: one tells it, the others are of another person, of other things, or of both. A
 program is the teacher; in one of five demonstrations it takes a wrong passage. Models of the testbed's shape learn from scratch, each from as
 many tokens. Controls: the answer alone, the explanation and the answer without the contrast, contrasts of other rows, and demonstrations that
 nobody checked.
@@ -110,13 +110,13 @@ class Question(NamedTuple):
     def row(self) -> dict[str, Any]:
         """Return the row for the strategy."""
         asked = self.problems[self.gold]
-        told = [problem._replace(aside="").question.rpartition(" How many")[0] for problem in self.problems]
+        told = [f"{problem.name} has {problem.start} {problem.thing}." for problem in self.problems]
         question = f"How many {asked.thing} does {asked.name} have?"
         return {
-            "id": question + told[0],
+            "id": f"{question} {' '.join(told)}",
             "prompt": [{"role": "user", "content": question}],
             "passages": told,
-            "answers": asked.totals[-1],
+            "answers": asked.start,
             "gold": [self.gold],
         }
 
@@ -128,20 +128,19 @@ class Question(NamedTuple):
             word = "relevant" if at == taken else "irrelevant"
             why = "who and what" if at == taken else "other who" if problem.name != asked.name else "other what"
             lines.append(f"[{at + 1}] {word}: {problem.name}, {problem.thing}, {why}.")
-        work = used.solution().rpartition(" ####")[0]
-        contrast, argument = "\n".join(lines), f"[{taken + 1}]: {used.start}. {work}"
-        return f"{{contrast}}:\n{contrast}\n{{explanation}}:\n{argument}\n{{answer}}:\n{used.totals[-1]}"
+        contrast, argument = "\n".join(lines), f"[{taken + 1}]: {used.name} has {used.start} {used.thing}."
+        return f"{{contrast}}:\n{contrast}\n{{explanation}}:\n{argument}\n{{answer}}:\n{used.start}"
 
 
 def questions(seed: int, split: worlds.Split) -> Iterator[Question]:
-    """Yield questions without end: a problem of one or two steps among three others."""
+    """Yield questions without end: the beginning of a problem among those of three others."""
     rng = random.Random(f"{seed} {split}")
-    short = (p for p in worlds.problems(seed, split) if len(p.steps) <= 2)
-    for asked in short:
+    drawn = worlds.problems(seed, split)
+    for asked in drawn:
         name, other = rng.sample([n for n in worlds.NAMES if n != asked.name], 2)
         thing, another = rng.sample([t for t in worlds.THINGS if t != asked.thing], 2)
         whose = [(asked.name, thing), (name, asked.thing), (other, another)]
-        others = [next(short)._replace(name=who, thing=what) for who, what in whose]
+        others = [next(drawn)._replace(name=who, thing=what) for who, what in whose]
         problems = [asked, *others]
         rng.shuffle(problems)
         yield Question(tuple(problems), problems.index(asked))
@@ -251,7 +250,7 @@ def replies(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
         inputs = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
-        output = model.generate(**inputs, max_new_tokens=160, do_sample=False)
+        output = model.generate(**inputs, max_new_tokens=100, do_sample=False)
         texts += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return texts
 

@@ -14,7 +14,7 @@ torch's `FlopCounterMode`, which is told of `addmm_`: it counts the product in p
 the step), the allocator's on a GPU.
 
 The metrics that need the vocabulary are computed by stock TRL in every step; `PreferenceTrainer` computes them in steps that are
-logged, by default every tenth, and the rows are of a step that is not.
+logged, by default every tenth. The rows "all metrics" are of a step that computes them, the others of one that does not.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from timing import named_versions
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import is_liger_kernel_available
 from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
 
 from contralto import testbed
@@ -53,6 +54,7 @@ SIZES = {
     "testbed": (64, 3, 128, 4, [192]),
     "50M": (512, 8, 1408, 8, [32_000, 152_000]),
     "0.5B": (896, 24, 4864, 14, [151_936]),
+    "1.5B": (1536, 28, 8960, 12, [151_936]),
 }
 """Hidden size, layers, intermediate size, heads, vocabularies."""
 LENGTHS = ["192/64", "64/192"]
@@ -69,6 +71,10 @@ class Row(NamedTuple):
     """The reference is precomputed."""
     shared: bool = False
     """`prefix_sharing`."""
+    metrics: bool = False
+    """Entropy, mean logits and accuracy in every step, as stock computes them."""
+    liger: bool = False
+    """Liger's layers (`use_liger_kernel`), where they are installed: TRL 1.16 has its own head beside them."""
 
 
 ROWS = {
@@ -76,11 +82,16 @@ ROWS = {
     "stock, reference kept": Row(kept=True),
     "stock, completion tokens only": Row(compact=True),
     "stock, completion tokens only, reference kept": Row(compact=True, kept=True),
+    "stock, completion tokens only, Liger": Row(compact=True, liger=True),
+    "ours, all metrics": Row(ours=True, metrics=True),
     "ours": Row(ours=True),
     "ours, prefix shared": Row(ours=True, shared=True),
     "ours, reference kept": Row(ours=True, kept=True),
+    "ours, both, all metrics": Row(ours=True, kept=True, shared=True, metrics=True),
     "ours, both": Row(ours=True, kept=True, shared=True),
 }
+if not is_liger_kernel_available():
+    ROWS = {name: row for name, row in ROWS.items() if not row.liger}
 COLUMNS = [
     "model",
     "vocabulary",
@@ -131,17 +142,18 @@ def build(setting: Setting, row: str, folder: str) -> Any:
         tie_word_embeddings=False,
     )
     model: Any = Qwen2ForCausalLM(model_config)
-    model.to(getattr(torch, setting.dtype))
-    compact, ours, kept, shared = ROWS[row]
+    model.to(torch.bfloat16 if setting.dtype == "bfloat16" else torch.float32)
+    compact, ours, kept, shared, metrics, liger = ROWS[row]
     kind: Any = PreferenceConfig if ours else DPOConfig
     options: dict[str, Any] = {"reference_cache": f"{folder}/reference"} if ours and kept else {}
-    options |= {"audit": "off", "monitor_pairs": 0, "prefix_sharing": shared} if ours else {}
+    options |= {"audit": "off", "monitor_pairs": 0, "prefix_sharing": shared} if ours else {"use_liger_kernel": liger}
+    options |= {"head_metrics": "all"} if metrics else {}
     args = kind(
         folder,
         per_device_train_batch_size=setting.pairs,
         precompute_ref_log_probs=kept,
         gradient_checkpointing=setting.checkpointing,
-        bf16=setting.dtype == "bfloat16",
+        bf16=setting.dtype != "float32",
         use_cpu=setting.device == "cpu",
         max_steps=100,
         max_length=None,
@@ -336,7 +348,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="per round and row (default 2)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "autocast", "bfloat16"],
+        help="autocast has weights in float32 and products in bfloat16, TRL's default; bfloat16 has both in it",
+    )
     parser.add_argument("--checkpointing", action="store_true", help="checkpoint activations, as TRL does by default")
     parser.add_argument("--append", action="store_true", help="to the results of earlier settings")
     parser.add_argument("--no-write", action="store_true")

@@ -24,6 +24,16 @@ def test_decode_overhead():
     assert result.stdout.count("| testbed | ") == 2
 
 
+def test_gpu(tmp_path):
+    """Pages of what passed; what is not installed, or has no time left, is not run, and the last lines say so."""
+    result = _run("gpu.py", "--toy", "--folder", str(tmp_path), "--checks", "decode_overhead", "vllm_pairs")
+    assert result.returncode == 0, result.stderr
+    assert "| testbed | " in (tmp_path / "decode_overhead.md").read_text()
+    assert result.stdout.splitlines()[-1] == "vllm_pairs: not run: vllm is not installed"
+    stopped = _run("gpu.py", "--toy", "--folder", str(tmp_path), "--checks", "decode_overhead", "--minutes", "0.1")
+    assert (stopped.returncode, stopped.stdout.splitlines()[-1]) == (1, "decode_overhead: stopped after 6 s")
+
+
 def test_stacked_branches():
     small = "--sizes 50M --batches 1 --contexts 16 --rounds 1 --seconds 0 --tokens 4 --no-write"
     result = _run("stacked_branches.py", *small.split())
