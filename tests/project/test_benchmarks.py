@@ -101,7 +101,7 @@ def test_distill_loss():
     small = "--tokens 16 --vocabulary 500 --widths 8 12 --rounds 1 --no-write"
     result = _run("distill_loss.py", *small.split())
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("| 16 | ") == 2
+    assert result.stdout.count("| 16 | ") == 8
 
 
 def test_data_size():
