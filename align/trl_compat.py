@@ -62,16 +62,18 @@ class NoReference(nn.Module):
 
 
 @contextmanager
-def _without_padding_free(args: Any) -> Iterator[None]:
-    """Hide `padding_free` from `DPOTrainer.__init__`, which warns that it ignores the option (TRL 1.16).
+def _hidden(args: Any, *options: str) -> Iterator[None]:
+    """Let `DPOTrainer.__init__` see options as False (TRL 1.16).
 
-    See https://github.com/huggingface/trl/pull/7014.
+    It warns that it ignores `padding_free` (https://github.com/huggingface/trl/pull/7014), and rejects `precompute_ref_log_probs` for
+    images (https://github.com/huggingface/trl/issues/5867).
     """
-    value, args.padding_free = args.padding_free, False
+    values = {option: getattr(args, option) for option in options}
+    vars(args).update(dict.fromkeys(options, False))
     try:
         yield
     finally:
-        args.padding_free = value
+        vars(args).update(values)
 
 
 class PairTrainer(DPOTrainer):
@@ -81,14 +83,18 @@ class PairTrainer(DPOTrainer):
         model: see `trl.DPOTrainer`.
         ref_model: see `trl.DPOTrainer`; a `NoReference` keeps it from loading one.
         kwargs: the other arguments of `trl.DPOTrainer`.
+
+    Attributes:
+        hidden_options: options that are False to `DPOTrainer` while it is made.
     """
 
     args: Any
     model: Any
+    hidden_options: tuple[str, ...] = ("padding_free",)
     _signature_columns: Any
 
     def __init__(self, model: Any, ref_model: Any = None, **kwargs: Any) -> None:
-        with _without_padding_free(kwargs["args"]):
+        with _hidden(kwargs["args"], *self.hidden_options):
             super().__init__(model, ref_model, **kwargs)
         if isinstance(self.unwrap(self.ref_model), NoReference):
             self.ref_model = None

@@ -42,7 +42,7 @@ from timing import named_versions
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-from transformers.utils import is_liger_kernel_available
+from transformers.utils.import_utils import is_liger_kernel_available
 from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
 
 from contralto import testbed

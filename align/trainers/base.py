@@ -23,6 +23,7 @@ from contralto.align.trainers.batches import (
     Arrange,
     PairBatch,
 )
+from contralto.align.trainers.checks import has_images
 from contralto.align.trainers.collators import ColumnCollator, TwoImageCollator
 from contralto.align.trainers.config import with_own_peft_config
 from contralto.align.trainers.scoring import Scoring, TokenScores, install_head
@@ -74,11 +75,13 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
     Attributes:
         arrange: the layout of batches for the models; None leaves them padded.
         has_views: whether rows have two images, see `TwoImageCollator`.
+        has_images: whether rows have images that are read before training.
         side_modules: modules that are trained and saved beside the model, each as a safetensors file of its name.
     """
 
     arrange: Arrange | None = None
     has_views = False
+    has_images = False
 
     def __init__(self, model: Any, ref_model: Any = None, **kwargs: Any) -> None:
         if "tokenizer" in kwargs:
@@ -86,9 +89,25 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
         self.side_modules: dict[str, nn.Module] = {}
         self._layout_is_checked = False
         kwargs = with_own_peft_config(kwargs) | {"callbacks": [*(kwargs.get("callbacks") or ()), LastLog()]}
+        if kwargs["args"].precompute_ref_log_probs and has_images(next(iter(kwargs["train_dataset"]))):
+            self.has_images, self.hidden_options = True, (*self.hidden_options, "precompute_ref_log_probs")
         super().__init__(model, ref_model, **kwargs)
         collator = TwoImageCollator(self.data_collator) if self.has_views else self.data_collator
         self.data_collator = ColumnCollator(collator)
+        if self.has_images:
+            self._precompute_images()
+
+    def _precompute_images(self) -> None:
+        """Give the data sets their columns, for which the collator has to be there, and drop the reference."""
+        args, evaluation = self.args, self.eval_dataset
+        size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
+        if isinstance(evaluation, dict):
+            self.eval_dataset = {name: self.precompute(part, name, size) for name, part in evaluation.items()}
+        elif evaluation is not None:
+            self.eval_dataset = self.precompute(evaluation, "eval", size)
+        size = args.precompute_ref_batch_size or args.per_device_train_batch_size
+        self.train_dataset = self.precompute(self.train_dataset, "train", size)
+        self.ref_model, self.precompute_ref_logps = None, True
 
     def install_heads(self) -> None:
         """Install the completion head on policy and reference."""

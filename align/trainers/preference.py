@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from contralto.align.caches.blocks import default_folder
+from contralto.align.caches.image_reference import ImageReferenceCache, processor_digest
 from contralto.align.caches.reference import ReferenceCache
 from contralto.align.cards.methods import preference_methods, preference_notation
 from contralto.align.cards.model_card import TrainedCard
@@ -69,8 +70,8 @@ class PreferenceTrainer(StagedTrainer):
     - A loss that needs no reference loads none. Its rewards are logged as `beta log pi(y)`, per token where the loss normalises.
     - Only tokens of completions go through the language-model head, on every device; entropy, mean logits and accuracy are computed
       when they are logged (`head_metrics`).
-    - `precompute_ref_log_probs` keeps a number per token on disk, see `contralto.align.caches.reference`; a streamed data set is read once
-      for it.
+    - `precompute_ref_log_probs` keeps a number per token on disk, see `contralto.align.caches.reference`, also for rows with images; a
+      streamed data set of texts is read once for it.
     - `prefix_sharing` computes once what the two rows of a pair begin with, prompt and all; `padding_free` lays all rows of a batch end
       to end. Neither changes a number, see `contralto.align.trainers.layouts`; a model for which one would is rejected, by its
       configuration or in the first step.
@@ -152,6 +153,7 @@ class PreferenceTrainer(StagedTrainer):
             return ReferenceScores()
         if batch.ref_token_logps is not None:
             return ReferenceScores(batch.ref_token_logps)
+        self._check_reference_is_there()
         kl, sparse = "kl" in self.needs, "masks" in self.needs
         learned, by_activation = sparse and self.args.mask == "learned", sparse and self.args.mask == "mapo"
         with self.reference_model() as (model, bare):
@@ -260,6 +262,14 @@ class PreferenceTrainer(StagedTrainer):
 
     # --------------------------------------------------------------------------------------------------------- helpers
 
+    def _check_reference_is_there(self) -> None:
+        """Reject rows whose reference was not precomputed once the policy is all that is left of it."""
+        if self.args.precompute_ref_log_probs and self.ref_model is None and not is_peft_model(self.unwrap(self.model)):
+            raise ValueError(
+                "the reference is gone, since precompute_ref_log_probs is set, and these rows were not among its data sets: pass them as "
+                "eval_dataset when the trainer is made"
+            )
+
     def reports_head(self) -> bool:
         """Return whether this step computes the metrics that need the whole vocabulary."""
         return bool(self.args.head_metrics == "all" or (self.args.head_metrics == "logged" and self.is_logging_step()))
@@ -313,14 +323,15 @@ class PreferenceTrainer(StagedTrainer):
         """Return the data set with the reference's log-probabilities of all tokens; compute those not on disk.
 
         Args:
-            dataset: a tokenised data set.
+            dataset: a tokenised data set, or one with images.
             name: its name, for the progress bar.
             batch_size: rows per forward pass.
         """
         model = self.unwrap(self.model if self.ref_model is None else self.ref_model)
         precision = (self.accelerator.mixed_precision, self.args.max_length, self.args.truncation_mode, "measured head")
-        key = model_digest(model, frozen_only=is_peft_model(model), extra=precision)
-        cache = ReferenceCache(
+        reads = (processor_digest(self.processing_class),) if self.has_images else ()
+        key = model_digest(model, frozen_only=is_peft_model(model), extra=(*precision, *reads))
+        cache = (ImageReferenceCache if self.has_images else ReferenceCache)(
             self.args.reference_cache or default_folder("reference"),
             self.broadcast(key),
             lambda rows: reference_logps(self, rows, batch_size),

@@ -51,7 +51,7 @@ def check_preference(model: Any, ref_model: Any, args: PreferenceConfig, kwargs:
         if "images" in objective.needs:
             _check_views(name, first, next(loss.name for loss in objective.losses if "images" in loss.needs))
         if has_images(first):
-            _check_image_options(name, args)
+            _check_image_options(name, dataset, args)
     _check_layout(model, args, adapter)
 
 
@@ -163,11 +163,15 @@ def _check_numbers(name: str, column: str, values: Sequence[Any], logarithmic: S
             )
 
 
-def _check_image_options(name: str, args: PreferenceConfig) -> None:
+def _check_image_options(name: str, dataset: Dataset | IterableDataset, args: PreferenceConfig) -> None:
     """Reject options that do not support the images of a data set."""
-    if args.precompute_ref_log_probs:
+    if args.precompute_ref_log_probs and isinstance(dataset, IterableDataset):
         raise ValueError(
-            f"{name} has images, which are read as they come: precompute_ref_log_probs is for text, set it to False"
+            f"{name} is streamed and has images, which precompute_ref_log_probs would read twice: load it as a whole, or set it to False"
+        )
+    if args.precompute_ref_log_probs and "images" in args.objective.needs:
+        raise ValueError(
+            f"{name} is read under two images and none: precompute_ref_log_probs keeps one of them, set it to False"
         )
     if option := next((option for option in LAYOUTS if getattr(args, option)), None):
         raise ValueError(f"{name} has images, whose tokens {option} cannot move: leave it out")

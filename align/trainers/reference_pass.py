@@ -18,13 +18,13 @@ def reference_logps(trainer: StagedTrainer, rows: TokenRows, batch_size: int) ->
 
     Args:
         trainer: the trainer.
-        rows: tokenised rows, the same on all processes.
+        rows: tokenised rows, or rows with images, whose order stays; the same on all processes.
         batch_size: rows per forward pass and process.
 
     Returns:
         Log-probabilities `(tokens,)` of each row's chosen and of each row's rejected completion, the same on all processes.
     """
-    order = sorted(range(len(rows)), key=lambda i: -sum(len(rows[i][name]) for name in ID_COLUMNS))
+    order = sorted(range(len(rows)), key=lambda i: -sum(len(rows[i].get(name, ())) for name in ID_COLUMNS))
     sides: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
     world_size, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
     training = trainer.model.training

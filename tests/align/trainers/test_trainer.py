@@ -744,8 +744,12 @@ WRONG_TRAINERS = [
     ),
     ({"loss_type": ["tdpo1"], "fsdp": True, "fsdp_config": {"version": 1}}, "which ZeRO 3 and FSDP 1 keep in shards"),
     (
-        {"precompute_ref_log_probs": True, "train_dataset": {"images": [["a"], ["b"]]}},
-        "precompute_ref_log_probs is for text",
+        {
+            "loss_type": ["svco"],
+            "precompute_ref_log_probs": True,
+            "train_dataset": {"images": [["a"], ["b"]], "rejected_images": [["c"], ["d"]], "prompt": [[], []]},
+        },
+        "is read under two images and none",
     ),
     ({"prefix_sharing": True, "train_dataset": {"images": [["a"], ["b"]]}}, "has images, whose tokens prefix_sharing"),
     (
