@@ -1,5 +1,6 @@
 """The base of trainers on pairs: TRL's `DPOTrainer` with its loss in four stages."""
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +32,10 @@ from contralto.align.trl_compat import PairTrainer, use_adapter
 
 __all__ = ["LastLog", "StagedTrainer"]
 
-_HALVES = (torch.float16, torch.bfloat16)
+logger = logging.getLogger(__name__)
+
+ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
+"""Nats per token by which log-probabilities in another layout may differ on average, by the dtype of the model's products."""
 
 
 class LastLog(TrainerCallback):
@@ -135,7 +139,7 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
             inputs: the batch as the collator returned it, on the device.
             return_outputs: return the model's outputs as well, for a `compute_metrics` that reads logits.
         """
-        batch = PairBatch.of(inputs, self.arrange)
+        batch = self.arranged(model, inputs)
         reference = self.reference(batch)
         policy = self.score(model, batch, reference)
         loss = self.loss(batch, policy, reference)
@@ -194,32 +198,54 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
             model: policy or reference, with wrappers.
             batch: the pairs.
             scoring: what to return; None returns log-probabilities.
-
-        Raises:
-            ValueError: the model computes something else in the layout of the batch.
         """
-        if batch.layout is not None and not self._layout_is_checked:
-            self._check_layout(model, batch)
         scoring = (scoring or Scoring())._replace(layout=batch.layout)
         scores: TokenScores = model(**batch.inputs, labels=batch.labels, scoring=scoring)
         return scores.last(batch.mask.shape[1])
 
-    def _check_layout(self, model: Any, batch: PairBatch) -> None:
-        """Reject a model that ignores masks or positions, on the first batch: its results would be silently wrong."""
-        self._layout_is_checked, training = True, model.training
+    def arranged(self, model: Any, inputs: Mapping[str, Any]) -> PairBatch:
+        """Make a batch in the layout of the trainer, or padded if the model does not compute the same there.
+
+        A model that ignores masks or positions would be silently wrong, so the first batch is scored in both. If they differ, all further
+        batches stay padded.
+
+        Args:
+            model: policy or reference, with wrappers.
+            inputs: the batch as the collator returned it, on the device.
+        """
+        batch = PairBatch.of(inputs, self.arrange)
+        if batch.layout is None or self._layout_is_checked:
+            return batch
+        self._layout_is_checked = True
+        off, allowed = self._layout_error(model, batch), ROUNDING[self._product_dtype(batch.mask.device.type)]
+        differs = self.sum_over_processes({"differs": torch.tensor(not off < allowed)})
+        if not differs["differs"]:
+            return batch
+        logger.warning(
+            "%s does not compute the same without padding: its log-probabilities are %.2g nats per token off, of which rounding explains "
+            "%.2g; batches stay padded, and prefix_sharing, padding_free and packing have no effect",
+            type(self.policy).__name__,
+            off,
+            allowed,
+        )
+        self.arrange = None
+        return batch._replace(layout=None)
+
+    def _layout_error(self, model: Any, batch: PairBatch) -> float:
+        """Return the mean difference between log-probabilities in the batch's layout and in padded rows."""
+        training = model.training
         model.eval()
         with torch.no_grad():
             moved, padded = (self.score_tokens(model, b).logps for b in (batch, batch._replace(layout=None)))
         model.train(training)
         assert moved is not None
         assert padded is not None
-        off = float((moved - padded).abs().sum() / batch.mask.sum())
-        rounds = self.policy.dtype in _HALVES or torch.is_autocast_enabled(batch.mask.device.type)
-        if not off < (0.1 if rounds else 1e-3):
-            raise ValueError(
-                f"{type(self.policy).__name__} does not compute the same in the layout of prefix_sharing or padding_free: its "
-                f"log-probabilities are {off:.2g} nats per token off; leave the option out"
-            )
+        return float((moved - padded).abs().sum() / batch.mask.sum())
+
+    def _product_dtype(self, device: str) -> torch.dtype:
+        """Return the dtype in which the policy multiplies matrices."""
+        dtype: torch.dtype = self.policy.dtype
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
     @contextmanager
     def reference_model(self) -> Iterator[tuple[Any, Any]]:

@@ -222,7 +222,8 @@ class PreferenceConfig(StagedConfig):
     loaded.
 
     `padding_free`, which TRL ignores, puts all sequences of a batch into one row without padding. It is for flash attention: other
-    kernels take time quadratic in the length of the row.
+    kernels take time quadratic in the length of the row. `packing` makes several rows, of pairs with `prefix_sharing`, of sequences
+    without it; a batch keeps its `per_device_train_batch_size` pairs, so that loss and gradients stay what they are.
 
     Args:
         loss_type: names of losses, which are added up by `loss_weights`.
@@ -253,6 +254,9 @@ class PreferenceConfig(StagedConfig):
         freeze_vision_encoder: train only the language model of a vision-language model, and the projector.
         prefix_sharing: compute the common prefix of the two sequences of a pair once. It gives the same loss, gradients and metrics, see
             `contralto.align.trainers.layouts`.
+        packing: pack the sequences of a batch into rows with little padding; with `prefix_sharing` pairs, each with its common prefix
+            once. See `contralto.align.trainers.packing`.
+        pack_length: the tokens of a row with `packing`, at least `max_length`; None takes the longest pair, or sequence, of each batch.
         audit: the audit of data, reference and adapter before the first step: `stop` ends the run at an error, `warn` only logs it, `off`.
         monitor_pairs: the number of pairs, held-out ones if there are any, whose log-probabilities and divergence from the reference are
             measured before training, in up to 29 logged steps and in the last one; 0 measures none.
@@ -310,6 +314,12 @@ class PreferenceConfig(StagedConfig):
     )
     freeze_vision_encoder: bool = option(False, "Train the language model and the projector, not the vision encoder.")
     prefix_sharing: bool = option(False, "Compute the common prefix of the two sequences of a pair once.")
+    packing: bool = option(
+        False, "Pack sequences, with prefix_sharing pairs, into rows with little padding; a batch keeps its pairs."
+    )
+    pack_length: int | None = option(
+        None, "Tokens of a row with packing, at least max_length (default: the longest pair or sequence of each batch)."
+    )
     monitor_pairs: int = option(
         32, "Number of pairs that are measured before training and in up to 29 logged steps; 0 disables the monitor."
     )
@@ -334,6 +344,7 @@ class PreferenceConfig(StagedConfig):
         self._check_forbidden()
         self._check_divergence()
         self._check_reference()
+        self._check_layouts()
         self._check_masks()
         self._check_numbers()
         self._check_monitoring()
@@ -392,10 +403,21 @@ class PreferenceConfig(StagedConfig):
             raise ValueError(
                 "sync_ref_model moves the reference and precompute_ref_log_probs freezes it: set one of them"
             )
-        if self.prefix_sharing and self.padding_free:
-            raise ValueError("prefix_sharing and padding_free are two layouts of a batch: set one of them")
         if self.reference_cache is not None and not self.precompute_ref_log_probs:
             raise ValueError("reference_cache is set, but is only used with precompute_ref_log_probs: set both")
+
+    def _check_layouts(self) -> None:
+        if self.padding_free and (other := next((o for o in ("prefix_sharing", "packing") if getattr(self, o)), None)):
+            raise ValueError(f"{other} and padding_free are two layouts of a batch: set one of them")
+        if self.pack_length is None:
+            return
+        if not self.packing:
+            raise ValueError("pack_length is set, but is only used with packing: set both")
+        if self.max_length is None or self.pack_length < self.max_length:
+            raise ValueError(
+                f"pack_length is {self.pack_length} and max_length {self.max_length}, so that a sequence may not fit into a row: set a "
+                "max_length of at most pack_length"
+            )
 
     def _check_masks(self) -> None:
         for option, allowed in (("mask", MASKS), ("head_metrics", HEAD_METRICS)):

@@ -6,8 +6,9 @@ of the chosen row:
 
     prompt x, y_w = a b c, y_l = a d:    x a b c d,    positions 0 1 2 3 2,    d attends to x a and itself
 
-`packed` concatenates all rows without padding, each attending to itself alone. Both need a model that obeys position ids and masks;
-`unsupported_reason` rejects those that do not, as far as a configuration shows it.
+`packed` concatenates all rows without padding, each attending to itself alone. `contralto.align.trainers.packing` puts several pairs, or
+several sequences, into each of a few rows. All need a model that obeys position ids and masks; `unsupported_reason` rejects those that
+do not, as far as a configuration shows it.
 """
 
 import inspect
@@ -16,32 +17,34 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from contralto.align.trl_compat import attention_of, is_stateful
+from contralto.align.trainers.layout_masks import MASKED, WINDOWED, layer_windows, model_mask
+from contralto.align.trl_compat import is_stateful
 
-__all__ = ["LAYOUTS", "Layout", "packed", "shared_prefixes", "unsupported_reason"]
+__all__ = ["LAYOUTS", "Layout", "at_places", "common_prefix", "packed", "shared_prefixes", "unsupported_reason"]
 
 
 class Layout(NamedTuple):
     """A batch of 2B rows in another layout."""
 
-    inputs: dict[str, Tensor | None]
-    """Arguments of the model in place of `input_ids` and `attention_mask`."""
+    inputs: dict[str, Tensor]
+    """`input_ids` and `position_ids`, `(rows, width)`."""
     source: Tensor
     """`(2B, T)` position of each token of the padded batch in the flattened layout; 0 for padding."""
+    ends: Tensor | None = None
+    """`(rows, width)` the position in its row before which each token is attended to, see `contralto.align.trainers.layout_masks`. None
+    if a sequence attends to itself alone and begins where positions start again at 0."""
     repeated: Tensor | None = None
     """`(2B, T - 1)` true where a rejected row shares its token with the chosen row, so that it need not be scored again."""
 
-    def inputs_for(self, model: Any) -> dict[str, Tensor | None]:
-        """Return the inputs with the mask that a model's attention takes: eager attention adds it, others select by it.
+    def inputs_for(self, model: Any) -> dict[str, Any]:
+        """Return the arguments of a model in place of `input_ids` and `attention_mask`, with the mask in the form of its attention.
 
         Args:
             model: a model of transformers, not wrapped.
         """
-        mask = self.inputs["attention_mask"]
-        if mask is None or attention_of(model.config) != "eager":
-            return self.inputs
-        closed = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
-        return self.inputs | {"attention_mask": closed.masked_fill(~mask, torch.finfo(model.dtype).min)}
+        if self.ends is None:
+            return self.inputs | {"attention_mask": None}
+        return self.inputs | {"attention_mask": model_mask(model, self.ends, self.inputs["position_ids"])}
 
     def to(self, device: torch.device) -> "Layout":
         """Return the layout with `source` and `repeated` on a device; models can be spread over several.
@@ -107,44 +110,66 @@ def shared_prefixes(input_ids: Tensor, attention_mask: Tensor) -> Layout:
         >>> layout = shared_prefixes(ids, (ids > 0).long())
         >>> layout.inputs["input_ids"], layout.inputs["position_ids"]
         (tensor([[5, 6, 7, 8, 9]]), tensor([[0, 1, 2, 3, 2]]))
-        >>> layout.inputs["attention_mask"][0, 0, -1].long()
-        tensor([1, 1, 0, 0, 1])
+        >>> layout.ends
+        tensor([[5, 5, 4, 4, 5]])
         >>> layout.source
         tensor([[0, 1, 2, 3],
                 [0, 1, 4, 0]])
     """
-    valid = attention_mask.bool()
+    valid, common = attention_mask.bool(), common_prefix(input_ids, attention_mask)
     chosen_length, rejected_length = valid.sum(-1, keepdim=True).chunk(2)
-    same = (input_ids.chunk(2)[0] == input_ids.chunk(2)[1]) & valid.chunk(2)[0] & valid.chunk(2)[1]
-    common = same.long().cumprod(-1).sum(-1, keepdim=True)
     width = int((chosen_length + rejected_length - common).max())
-    source = _sources(valid, chosen_length, common, width)
-    ids, positions = (_moved(values, source, valid, width) for values in (input_ids, _positions(input_ids)))
-    query, key = torch.arange(width, device=input_ids.device)[:, None], torch.arange(width, device=input_ids.device)
-    chosen, common = chosen_length[..., None], common[..., None]
-    attends = (key <= query) & ((query < chosen) | (key < common) | (key >= chosen))  # (B, width, width)
-    at = _positions(input_ids)[: len(common), 1:]
-    repeated = torch.cat([torch.zeros_like(at, dtype=torch.bool), at < common[..., 0]])
-    return Layout({"input_ids": ids, "position_ids": positions, "attention_mask": attends[:, None]}, source, repeated)
+    chosen = width * torch.arange(len(common), device=valid.device)[:, None]
+    places = torch.cat([chosen, chosen + chosen_length])
+    return at_places(input_ids, valid, common=common, places=places, shape=(len(common), width))
 
 
-def _sources(valid: Tensor, chosen_length: Tensor, common: Tensor, width: int) -> Tensor:
-    """Return `Layout.source`: tokens of the chosen row stay, those of the rejected row follow after the common prefix."""
-    at = torch.arange(valid.shape[1], device=valid.device)
-    rejected = torch.where(at < common, at, chosen_length + at - common)
-    rows = width * torch.arange(len(common), device=valid.device)[:, None]
-    return torch.cat([at + rows, rejected + rows]).masked_fill(~valid, 0)
+def common_prefix(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return `(B, 1)` the number of tokens with which both rows of a pair begin.
+
+    Args:
+        input_ids: `(2B, T)`, padded on the right, the chosen rows first.
+        attention_mask: `(2B, T)`.
+    """
+    (chosen, rejected), valid = input_ids.chunk(2), attention_mask.bool().chunk(2)
+    same = (chosen == rejected) & valid[0] & valid[1]
+    return same.long().cumprod(-1).sum(-1, keepdim=True)
+
+
+def at_places(input_ids: Tensor, valid: Tensor, *, common: Tensor, places: Tensor, shape: tuple[int, int]) -> Layout:
+    """Return the layout in which the tokens of each row stand in a given place.
+
+    Args:
+        input_ids: `(2B, T)`, padded on the right, the chosen rows first.
+        valid: `(2B, T)`, false for padding.
+        common: `(B, 1)` tokens that a rejected row shares with its chosen row, and which are computed there; 0 shares none.
+        places: `(2B, 1)` the position in the flattened layout of a chosen row's first token, and of the first token that a rejected row
+            does not share. All are within one row of the layout, and those of a pair that shares tokens are one behind the other.
+        shape: rows and width of the layout.
+    """
+    chosen, rejected = places.chunk(2)
+    at, (chosen_length, rejected_length) = _positions(input_ids)[: len(common)], valid.sum(-1, keepdim=True).chunk(2)
+    shared = at < common
+    source = torch.cat([chosen + at, torch.where(shared, chosen + at, rejected + at - common)]).masked_fill(~valid, 0)
+    chosen_end, rejected_end = chosen + chosen_length, rejected + rejected_length - common
+    ends = torch.cat([torch.where(shared, rejected_end, chosen_end), rejected_end.expand_as(at)])
+    alone = torch.arange(1, shape[1] + 1, device=valid.device).repeat(shape[0])  # padding attends to itself
+    blank = torch.zeros_like(alone)
+    moved = (
+        filled.scatter(0, source[valid], values[valid]).view(shape)
+        for filled, values in (
+            (blank, input_ids),
+            (blank, _positions(input_ids)),
+            (alone, ends - source // shape[1] * shape[1]),
+        )
+    )
+    ids, positions, ends = moved
+    repeated = torch.cat([torch.zeros_like(shared), shared])[:, 1:]
+    return Layout({"input_ids": ids, "position_ids": positions}, source, ends, repeated if bool(shared.any()) else None)
 
 
 def _positions(input_ids: Tensor) -> Tensor:
     return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-
-
-def _moved(values: Tensor, source: Tensor, valid: Tensor, width: int) -> Tensor:
-    """Return values of the padded batch `(2B, T)` in rows of the new width `(B, width)`, 0 at padding."""
-    moved = values.new_zeros(len(values) // 2 * width)
-    moved[source[valid]] = values[valid]
-    return moved.view(-1, width)
 
 
 def packed(input_ids: Tensor, attention_mask: Tensor) -> Layout:
@@ -166,42 +191,37 @@ def packed(input_ids: Tensor, attention_mask: Tensor) -> Layout:
     valid = attention_mask.bool()
     source = (valid.flatten().cumsum(0) - 1).view_as(input_ids).masked_fill(~valid, 0)
     inputs = {"input_ids": input_ids[valid][None], "position_ids": _positions(input_ids)[valid][None]}
-    return Layout({**inputs, "attention_mask": None}, source)
+    return Layout(inputs, source)
 
 
 LAYOUTS = {"prefix_sharing": shared_prefixes, "padding_free": packed}
 """The functions by the option of `PreferenceConfig` that selects them."""
-_DENSE_MASKS = ("sdpa", "eager")
 
 
-def unsupported_reason(option: str, model_class: Any, config: Any, attention: str) -> str | None:
+def unsupported_reason(model_class: Any, config: Any, attention: str, *, masked: bool) -> str | None:
     """Return the reason why a model does not support a layout; None if its configuration shows none.
 
     Args:
-        option: a key of `LAYOUTS`.
         model_class: the model's class, of transformers.
         config: its configuration.
         attention: its `attn_implementation`.
+        masked: whether the layout needs a mask of pairs of tokens, as all but `packed` do.
 
     Examples:
         >>> from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
-        >>> unsupported_reason("padding_free", MambaForCausalLM, MambaConfig(), "eager")
+        >>> unsupported_reason(MambaForCausalLM, MambaConfig(), "eager", masked=False)
         'MambaForCausalLM carries a state from token to token'
-        >>> unsupported_reason("prefix_sharing", LlamaForCausalLM, LlamaConfig(), "sdpa")
+        >>> unsupported_reason(LlamaForCausalLM, LlamaConfig(), "sdpa", masked=True)
     """
     name, config = model_class.__name__, config.get_text_config()
     if is_stateful(model_class):
         return f"{name} carries a state from token to token"
     if "position_ids" not in inspect.signature(model_class.forward).parameters:
         return f"{name} takes no position_ids"
-    if option == "padding_free":
+    if not masked:
         return None
-    layers = getattr(config, "layer_types", None)
-    windows = set(layers or ()) - {"full_attention"}
-    if windows or (layers is None and getattr(config, "sliding_window", None) is not None):
-        return f"{name} has layers of {min(windows, default='sliding_attention')}, which go by the distance of two tokens in a row"
-    if attention not in _DENSE_MASKS:
-        return (
-            f"attn_implementation {attention} takes no mask of pairs of tokens, which {' and '.join(_DENSE_MASKS)} do"
-        )
+    if others := sorted(set(layer_windows(config)) - set(WINDOWED)):
+        return f"{name} has layers of {others[0]}, for which no mask is made; it is made for {' and '.join(WINDOWED)}"
+    if attention not in MASKED:
+        return f"attn_implementation {attention} takes no mask of pairs of tokens, which {', '.join(MASKED)} do"
     return None

@@ -24,8 +24,7 @@ from contralto.align.trainers.base import StagedTrainer
 from contralto.align.trainers.batches import PAIR_COLUMNS, PairBatch
 from contralto.align.trainers.checks import located
 from contralto.align.trainers.config import PreferenceConfig, require_config, with_adapter_dtype
-from contralto.align.trainers.layouts import LAYOUTS
-from contralto.align.trainers.preference_checks import check_preference
+from contralto.align.trainers.preference_checks import check_preference, checked_arrangement
 from contralto.align.trainers.preference_metrics import (
     HEAD_METRICS,
     head_metrics,
@@ -73,8 +72,9 @@ class PreferenceTrainer(StagedTrainer):
     - `precompute_ref_log_probs` keeps a number per token on disk, see `contralto.align.caches.reference`, also for rows with images; a
       streamed data set of texts is read once for it.
     - `prefix_sharing` computes once what the two rows of a pair begin with, prompt and all; `padding_free` lays all rows of a batch end
-      to end. Neither changes a number, see `contralto.align.trainers.layouts`; a model for which one would is rejected, by its
-      configuration or in the first step.
+      to end; `packing` puts several pairs, or several sequences, into each row. None changes a number, see
+      `contralto.align.trainers.layouts`. A model for which one would is rejected by its configuration; if the first batch shows it, batches
+      stay padded, with a warning.
     - `svco` and `mdpo` take rows with two lists of images, `images` and `rejected_images`, and read each completion under its own, under the
       other, and under none (`mdpo` does not use the last). In metrics, chosen and rejected then stand for its own image and the other one.
     - On an accelerator a model that is given by name is loaded in bfloat16 if only an adapter is trained.
@@ -112,7 +112,7 @@ class PreferenceTrainer(StagedTrainer):
         if not self.uses_reference and args.deepspeed_plugin is None:
             ref_model = NoReference()
         args = with_adapter_dtype(args, model, kwargs.get("peft_config"))
-        self.arrange = next((LAYOUTS[option] for option in LAYOUTS if getattr(args, option)), None)
+        self.arrange = checked_arrangement(model, args, kwargs.get("peft_config"))
         if self.has_views:
             args = copy.copy(args)
             args.monitor_pairs, args.report = 0, False  # they compare the completions of a pair under one image

@@ -14,13 +14,19 @@ from transformers import AutoConfig
 
 from contralto.align.losses.objective import Objective
 from contralto.align.trainers.checks import check_adapter, check_model, has_images
+from contralto.align.trainers.batches import Arrange
 from contralto.align.trainers.config import PreferenceConfig
+from contralto.align.trainers.layout_masks import MASKED
 from contralto.align.trainers.layouts import LAYOUTS, unsupported_reason
+from contralto.align.trainers.packing import arrangement
 from contralto.align.trl_compat import attention_of, default_attention
 from contralto.common.hub import from_pretrained
 from contralto.decoding.vocabulary import differing_tokens, find_tokenizer, vocabulary_size
 
-__all__ = ["check_preference"]
+__all__ = ["check_preference", "checked_arrangement"]
+
+LAYOUT_OPTIONS = (*LAYOUTS, "packing")
+"""Options that select a layout of batches."""
 
 
 def check_preference(model: Any, ref_model: Any, args: PreferenceConfig, kwargs: Mapping[str, Any]) -> None:
@@ -52,7 +58,6 @@ def check_preference(model: Any, ref_model: Any, args: PreferenceConfig, kwargs:
             _check_views(name, first, next(loss.name for loss in objective.losses if "images" in loss.needs))
         if has_images(first):
             _check_image_options(name, dataset, args)
-    _check_layout(model, args, adapter)
 
 
 def _check_reference(model: Any, ref_model: Any, objective: Objective) -> None:
@@ -103,26 +108,52 @@ def _check_head_adapter(adapter: Any) -> None:
         raise ValueError("an adapter on lm_head would not be trained, since only its weight is read: leave lm_head out")
 
 
-def _check_layout(model: Any, args: PreferenceConfig, adapter: Any) -> None:
-    """Reject layouts of batches that the model does not support, as far as its configuration shows it."""
-    option = next((option for option in LAYOUTS if getattr(args, option)), None)
+def checked_arrangement(model: Any, args: PreferenceConfig, adapter: Any) -> Arrange | None:
+    """Return the layout of batches that the options select, None for padded rows.
+
+    Args:
+        model: the policy, loaded or by name.
+        args: the options.
+        adapter: the argument `peft_config` of the trainer.
+
+    Raises:
+        ValueError: the model does not support the layout, as far as its configuration shows it.
+    """
+    option = next((option for option in LAYOUT_OPTIONS if getattr(args, option)), None)
     if option is None:
-        return
+        return None
     if isinstance(adapter, PeftConfig) and adapter.is_prompt_learning:
         raise ValueError(
             f"{option} moves tokens, and prompts that are learned stand before each row: leave one of them out"
         )
     model_class, config, attention = _architecture(model, args)
-    if model_class is None:
-        return  # code of a model's own repository: the first step compares the log-probabilities
-    if reason := unsupported_reason(option, model_class, config, attention):
+    masked = args.prefix_sharing or (args.packing and attention in MASKED)
+    # of code from a model's own repository nothing is known: the first step compares the log-probabilities
+    reason = None if model_class is None else unsupported_reason(model_class, config, attention, masked=masked)
+    if reason:
         raise ValueError(f"{option} is set, but {reason}: leave {option} out")
+    if masked:
+        _check_masked(option, args, config, attention)
+    elif args.pack_length is not None:
+        raise ValueError(
+            f"pack_length is set, but attn_implementation {attention} reads a batch as one row without padding: leave pack_length out"
+        )
+    return arrangement(args, attention)
+
+
+def _check_masked(option: str, args: PreferenceConfig, config: Any, attention: str) -> None:
+    """Reject options that do not support a mask of pairs of tokens."""
+    if attention == "flex_attention" and args.device.type == "cpu":
+        raise ValueError(
+            f"{option} is set with attn_implementation flex_attention, which has no backward pass on a CPU: use sdpa"
+        )
     text: Any = config.get_text_config()
     given = args.router_aux_loss_coef
     balance = getattr(text, "router_aux_loss_coef", 0.0) if given is None else given
-    if option == "prefix_sharing" and balance and hasattr(text, "output_router_logits"):
+    if balance and hasattr(text, "output_router_logits"):
         raise ValueError(
-            "prefix_sharing counts a prompt once where router_aux_loss_coef balances the experts over both copies: set one of them to 0"
+            f"{option} is set, and router_aux_loss_coef balances the experts over padded rows, in which a prompt counts twice: set one of "
+            "them to 0"
         )
 
 
@@ -173,7 +204,7 @@ def _check_image_options(name: str, dataset: Dataset | IterableDataset, args: Pr
         raise ValueError(
             f"{name} is read under two images and none: precompute_ref_log_probs keeps one of them, set it to False"
         )
-    if option := next((option for option in LAYOUTS if getattr(args, option)), None):
+    if option := next((option for option in LAYOUT_OPTIONS if getattr(args, option)), None):
         raise ValueError(f"{name} has images, whose tokens {option} cannot move: leave it out")
     if args.monitor_generate:
         raise ValueError(

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from contralto.align.caches.blocks import ID_COLUMNS, TokenRows
 from contralto.align.trainers.base import StagedTrainer
-from contralto.align.trainers.batches import PairBatch
 
 __all__ = ["reference_logps"]
 
@@ -42,8 +41,9 @@ def reference_logps(trainer: StagedTrainer, rows: TokenRows, batch_size: int) ->
 
 def _batch_logps(trainer: StagedTrainer, rows: TokenRows) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and their mask, both `(2B, T - 1)`."""
-    batch = PairBatch.of(trainer.to_device(trainer.data_collator([dict(row) for row in rows])), trainer.arrange)
+    inputs = trainer.to_device(trainer.data_collator([dict(row) for row in rows]))
     with trainer.reference_model() as (model, _):
+        batch = trainer.arranged(model, inputs)
         logps = trainer.score_tokens(model, batch).logps
     assert logps is not None
     return logps, batch.mask

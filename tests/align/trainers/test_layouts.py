@@ -1,5 +1,7 @@
 """Layouts of a batch of pairs: the log-probabilities and gradients of every architecture that obeys them are those of the padded rows."""
 
+from functools import partial
+
 import pytest
 import torch
 import zoo
@@ -7,11 +9,20 @@ from torch.testing import assert_close
 
 from contralto.align.trainers.batches import IGNORED
 from contralto.align.trainers.layouts import LAYOUTS, Layout, packed, shared_prefixes, unsupported_reason
+from contralto.align.trainers.packing import packed_rows
 from contralto.align.trainers.scoring import Scoring, install_head
 
-OBEY = [(family, option) for family in ("llama", "qwen3", "gpt2", "gpt_neox") for option in LAYOUTS] + [
-    ("opt", "prefix_sharing")
+ARRANGEMENTS = {
+    **LAYOUTS,
+    "packing": partial(packed_rows, share=False),
+    "packing and sharing": packed_rows,
+    "rows of 12": partial(packed_rows, pack_length=12),
+}
+OBEY = [
+    (family, name) for family in ("llama", "qwen3", "gpt2", "gpt_neox", "mistral", "gemma3") for name in ARRANGEMENTS
 ]
+OBEY += [("opt", name) for name in ARRANGEMENTS if name != "padding_free"]
+QUICK = {("llama", "rows of 12"), ("gpt2", "packing"), ("gemma3", "packing and sharing"), ("mistral", "prefix_sharing")}
 PAIRS = [
     ([5, 6, 7], [8, 9, 10, 11], [8, 9, 12]),  # the texts begin alike
     ([5, 6], [13], [14, 15, 16, 17]),
@@ -39,13 +50,15 @@ def scored(model, layout=None, **more):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("family", "option"), OBEY)
-def test_every_architecture_that_obeys_computes_the_same(family, option, attention):
+@pytest.mark.parametrize(
+    ("family", "name"), [pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow) for each in OBEY]
+)
+def test_every_architecture_that_obeys_computes_the_same(family, name, attention):
     model = zoo.build(family).double()  # but norms and eager softmax, which are in float32
     model.set_attn_implementation(attention)
     install_head(model)
-    assert unsupported_reason(option, type(model), model.config, attention) is None
-    layout = LAYOUTS[option](*padded()[:2])
+    assert unsupported_reason(type(model), model.config, attention, masked=True) is None
+    layout = ARRANGEMENTS[name](*padded()[:2])
     found = []
     for each in (None, layout):
         model.zero_grad()
@@ -92,26 +105,32 @@ def test_tokens_that_only_one_text_counts_are_scored():
 
 
 REFUSED = {
-    "mamba": ("padding_free", "carries a state from token to token"),
-    "bloom": ("padding_free", "takes no position_ids"),
-    "mistral": ("prefix_sharing", "has layers of sliding_attention"),
-    "gemma3": ("prefix_sharing", "has layers of sliding_attention"),
+    "mamba": "carries a state from token to token",
+    "bloom": "takes no position_ids",
 }
 
 
 @pytest.mark.parametrize("family", REFUSED)
-def test_other_architectures_are_refused(family):
-    option, message = REFUSED[family]
+@pytest.mark.parametrize("masked", [False, True])
+def test_other_architectures_are_refused(family, masked):
     model = zoo.build(family)
-    assert message in unsupported_reason(option, type(model), model.config, "sdpa")
+    assert REFUSED[family] in unsupported_reason(type(model), model.config, "sdpa", masked=masked)
+
+
+def test_kinds_of_layers_without_a_mask_are_refused():
+    model = zoo.build("llama", layer_types=["chunked_attention", "full_attention"])
+    assert "has layers of chunked_attention, for which no mask is made" in unsupported_reason(
+        type(model), model.config, "sdpa", masked=True
+    )
+    assert unsupported_reason(type(model), model.config, "sdpa", masked=False) is None
 
 
 def test_flash_attention_takes_no_mask():
     model = zoo.build("llama")
     assert "flash_attention_2 takes no mask" in unsupported_reason(
-        "prefix_sharing", type(model), model.config, "flash_attention_2"
+        type(model), model.config, "flash_attention_2", masked=True
     )
-    assert unsupported_reason("padding_free", type(model), model.config, "flash_attention_2") is None
+    assert unsupported_reason(type(model), model.config, "flash_attention_2", masked=False) is None
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
