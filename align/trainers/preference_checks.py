@@ -13,8 +13,8 @@ from torch import nn
 from transformers import AutoConfig
 
 from contralto.align.losses.objective import Objective
-from contralto.align.trainers.checks import check_adapter, check_model, has_images
 from contralto.align.trainers.batches import Arrange
+from contralto.align.trainers.checks import check_adapter, check_model, has_images
 from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.layout_masks import MASKED
 from contralto.align.trainers.layouts import LAYOUTS, unsupported_reason

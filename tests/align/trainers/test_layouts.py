@@ -67,8 +67,8 @@ def test_every_architecture_that_obeys_computes_the_same(family, name, attention
         found.append((one, [weight.grad for weight in model.parameters()]))
     (stock, grads), (own, own_grads) = found
     valid = padded()[2][:, 1:] != IGNORED
-    for name in ("logps", "entropy", "is_top1"):
-        assert_close(getattr(own, name), getattr(stock, name), rtol=1e-6, atol=1e-5)
+    for value in ("logps", "entropy", "is_top1"):
+        assert_close(getattr(own, value), getattr(stock, value), rtol=1e-6, atol=1e-5)
     for states, others in zip(own.states, stock.states, strict=True):
         assert_close(states[valid], others[valid], rtol=1e-6, atol=1e-5)
     for grad, other in zip(own_grads, grads, strict=True):

@@ -40,10 +40,11 @@ from contralto.align import run as align_run
 from contralto.align.losses.objective import Objective, Pairs
 from contralto.align.losses.registry import BUILT_IN, LOSSES
 from contralto.align.monitoring.output_folder import last_checkpoint
+from contralto.align.trainers import layouts
 from contralto.align.trainers.base import LastLog
 from contralto.align.trainers.batches import IGNORED, PairBatch
 from contralto.align.trainers.config import PreferenceConfig
-from contralto.align.trainers.layouts import LAYOUTS
+from contralto.align.trainers.packing import arrangement
 from contralto.align.trainers.preference import PreferenceTrainer
 from contralto.align.trainers.preference_checks import check_preference
 from contralto.align.trainers.scoring import Scoring, install_head
@@ -216,11 +217,22 @@ def test_equals_stock_trl_in_its_options(both, options):
     _assert_same(*both, atol=1e-4 if takes_exponential else 1e-5)  # of differences of sums near -200, in float32
 
 
+SELECTED = {
+    "prefix_sharing": {"prefix_sharing": True},
+    "padding_free": {"padding_free": True},
+    "packing": {"packing": True},
+    "both": {"packing": True, "prefix_sharing": True},
+    "fixed": {"packing": True, "prefix_sharing": True, "max_length": 256, "pack_length": 256},
+}
+"""Options of layouts."""
+
+
 @pytest.mark.covering
-@pytest.mark.parametrize("option", LAYOUTS)
+@pytest.mark.parametrize("options", SELECTED)
 @pytest.mark.parametrize("name", ["sigmoid", "sft", "nca_pair"])
-def test_layouts_equal_stock_trl(both, name, option, monkeypatch):
-    monkeypatch.setattr(both[1], "arrange", LAYOUTS[option])
+def test_layouts_equal_stock_trl(both, name, options, monkeypatch):
+    chosen = {"prefix_sharing": False, "padding_free": False, "packing": False, "pack_length": None} | SELECTED[options]
+    monkeypatch.setattr(both[1], "arrange", arrangement(SimpleNamespace(**chosen), "sdpa"))
     _set(*both, [name])
     _assert_same(*both)
 
@@ -683,6 +695,10 @@ WRONG_CONFIGS = [
     ({"loss_type": ["svco"], "use_weighting": True}, "use_weighting is set, but svco compares images"),
     ({"loss_type": ["svco"], "ld_alpha": 0.5}, "ld_alpha is set, but svco compares a completion with itself"),
     ({"prefix_sharing": True, "padding_free": True}, "two layouts of a batch: set one of them"),
+    ({"packing": True, "padding_free": True}, "packing and padding_free are two layouts of a batch: set one of them"),
+    ({"pack_length": 2048}, "pack_length is set, but is only used with packing"),
+    ({"packing": True, "pack_length": 512, "max_length": 513}, "pack_length is 512 and max_length 513"),
+    ({"packing": True, "pack_length": 512, "max_length": None}, "set a max_length of at most pack_length"),
     ({"loss_type": ["cpo"], "precompute_ref_log_probs": True}, "cpo uses no reference"),
     ({"loss_type": ["simpo"], "sync_ref_model": True}, "simpo uses no reference"),
     ({"loss_type": ["tdpo2"], "precompute_ref_log_probs": True}, "tdpo2 needs the whole distribution of the reference"),
@@ -752,6 +768,7 @@ WRONG_TRAINERS = [
         "is read under two images and none",
     ),
     ({"prefix_sharing": True, "train_dataset": {"images": [["a"], ["b"]]}}, "has images, whose tokens prefix_sharing"),
+    ({"packing": True, "train_dataset": {"images": [["a"], ["b"]]}}, "has images, whose tokens packing cannot move"),
     (
         {"padding_free": True, "peft_config": PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")},
         "prompts that are learned stand before each row",
@@ -783,7 +800,9 @@ def test_wrong_arguments_are_seen_before_a_model_is_loaded(tmp_path, wrong, mess
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("family", "option"), [("mistral", "prefix_sharing"), ("mamba", "padding_free")])
+@pytest.mark.parametrize(
+    ("family", "option"), [("bloom", "prefix_sharing"), ("mamba", "padding_free"), ("mamba", "packing")]
+)
 @pytest.mark.parametrize("loaded", [False, True])
 def test_a_layout_that_a_model_cannot_have_is_refused(tmp_path, family, option, loaded):
     """By the configuration alone, if the model is not loaded yet."""
@@ -830,23 +849,68 @@ def test_experts_are_not_balanced_over_prompts_that_count_once(tmp_path):
         PreferenceTrainer(str(tmp_path), args=args, train_dataset=pairs(2))
 
 
-def test_a_layout_that_is_not_obeyed_is_seen_in_the_first_step(root, tmp_path):
-    """OPT takes position_ids, and sees the other texts of a packed row all the same."""
-    one = trainer(tmp_path, _folder("opt", root), peft_config=lora(), padding_free=True)
-    with pytest.raises(ValueError, match=r"OPTForCausalLM does not compute the same .* nats per token off"):
+@pytest.mark.parametrize(
+    ("attention", "options", "message"),
+    [
+        ("flex_attention", {"packing": True}, "flex_attention, which has no backward pass on a CPU: use sdpa"),
+        ("flash_attention_2", {"packing": True, "prefix_sharing": True}, "flash_attention_2 takes no mask of pairs"),
+        (
+            "flash_attention_2",
+            {"packing": True, "pack_length": 1024},
+            "flash_attention_2 reads a batch as one row without padding: leave pack_length out",
+        ),
+    ],
+)
+def test_an_attention_that_cannot_have_a_layout_is_refused(root, tmp_path, attention, options, message):
+    args = config(PreferenceConfig, tmp_path, model_init_kwargs={"attn_implementation": attention}, **options)
+    with pytest.raises(ValueError, match=message) as error:
+        PreferenceTrainer(_folder("llama", root), args=args, train_dataset=pairs(2))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{"padding_free": True}, {"packing": True}], ids=str)
+@pytest.mark.parametrize("reference", ["live", "cached"])
+def test_batches_stay_padded_if_the_first_step_shows_that_a_layout_is_not_obeyed(
+    root, tmp_path, options, reference, monkeypatch, caplog
+):
+    """OPT takes position_ids, and sees the other texts of a row all the same, unless a mask hides them."""
+    if "packing" in options:  # which OPT obeys
+        monkeypatch.setattr(layouts, "model_mask", lambda model, ends, positions: None)
+    how = {"precompute_ref_log_probs": reference == "cached", "learning_rate": 1e-2}
+    ends = []
+    for given in ({}, options):
+        one = trainer(tmp_path / str(given), _folder("opt", root), peft_config=lora(), **how, **given)
         one.train()
+        assert one.arrange is None
+        ends.append(one)
+    assert caplog.text.count("OPTForCausalLM does not compute the same without padding") == 1
+    for stock, own in zip(*(one.model.parameters() for one in ends), strict=True):
+        assert_close(own, stock, rtol=0, atol=0)
+
+
+def test_a_layout_is_compared_once(root, tmp_path, monkeypatch):
+    one = trainer(tmp_path, _folder("llama", root), peft_config=lora(), packing=True, prefix_sharing=True)
+    compared, error = [], one._layout_error
+    monkeypatch.setattr(one, "_layout_error", lambda *of: compared.append(error(*of)) or compared[-1])
+    one.train()
+    assert one.arrange is not None
+    assert len(compared) == 1
+    assert 0 <= compared[0] < 1e-5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", LAYOUTS)
-def test_whole_runs_in_other_layouts_end_in_the_same_weights(root, tmp_path, option):
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", SELECTED)
+def test_whole_runs_in_other_layouts_end_in_the_same_weights(root, tmp_path, name, checkpointing):
     """With a reference that is precomputed, in the same layout; MaPO's masks are put back in their places."""
     ends = []
-    for given in ({}, {option: True}):
+    for given in ({}, SELECTED[name]):
         options = {"loss_type": ["sparsepo"], "mask": "mapo", "learning_rate": 1e-3, "monitor_pairs": 0} | given
+        options |= {"gradient_checkpointing": checkpointing}
         one = trainer(tmp_path, _folder("llama", root), peft_config=lora(), **options)
         one.train()
-        assert one.args.padding_free == (given == {"padding_free": True})
+        assert one.args.padding_free == ("padding_free" in given)
+        assert (one.arrange is None) == (not given)
         ends.append(one)
     for stock, own in zip(*(one.model.parameters() for one in ends), strict=True):
         assert_close(own, stock, rtol=1e-4, atol=1e-6)
@@ -855,10 +919,10 @@ def test_whole_runs_in_other_layouts_end_in_the_same_weights(root, tmp_path, opt
             tmp_path,
             _folder("llama", root),
             precompute_ref_log_probs=True,
-            reference_cache=str(tmp_path / name),
+            reference_cache=str(tmp_path / folder),
             **given,
         )
-        for name, given in (("a", {}), ("b", {option: True}))
+        for folder, given in (("a", {}), ("b", SELECTED[name]))
     ]
     for row, other in zip(*(one.train_dataset for one in made), strict=True):
         assert_close(torch.tensor(row["ref_chosen_token_logps"]), torch.tensor(other["ref_chosen_token_logps"]))
@@ -929,7 +993,7 @@ def _files(folder):
 TWO = {
     "svco": "--dataset_name views.jsonl --model_name_or_path testbed:vision-0 --loss_type svco --use_peft --lora_r 2 "
     "--lora_target_modules q_proj v_proj",
-    "fsdp2": "--dataset_name pairs.jsonl --model_name_or_path testbed:student --prefix_sharing true",
+    "fsdp2": "--dataset_name pairs.jsonl --model_name_or_path testbed:student --prefix_sharing true --packing true",
 }
 
 
