@@ -27,6 +27,7 @@ from contralto.align.trainers.batches import (
 from contralto.align.trainers.checks import has_images
 from contralto.align.trainers.collators import ColumnCollator, TwoImageCollator
 from contralto.align.trainers.config import with_own_peft_config
+from contralto.align.trainers.layouts import shared_prefixes
 from contralto.align.trainers.scoring import Scoring, TokenScores, install_head
 from contralto.align.trl_compat import PairTrainer, use_adapter
 
@@ -217,7 +218,10 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
         if batch.layout is None or self._layout_is_checked:
             return batch
         self._layout_is_checked = True
-        off, allowed = self._layout_error(model, batch), ROUNDING[self._product_dtype(batch.mask.device.type)]
+        probe = batch
+        if batch.layout.holds_single_sequences:  # which would show nothing of masks
+            probe = PairBatch.of(inputs, shared_prefixes)
+        off, allowed = self._layout_error(model, probe), ROUNDING[self._product_dtype(batch.mask.device.type)]
         differs = self.sum_over_processes({"differs": torch.tensor(not off < allowed)})
         if not differs["differs"]:
             return batch

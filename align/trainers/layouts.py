@@ -36,6 +36,11 @@ class Layout(NamedTuple):
     repeated: Tensor | None = None
     """`(2B, T - 1)` true where a rejected row shares its token with the chosen row, so that it need not be scored again."""
 
+    @property
+    def holds_single_sequences(self) -> bool:
+        """Return whether each row holds one sequence alone."""
+        return len(self.inputs["input_ids"]) == len(self.source)
+
     def inputs_for(self, model: Any) -> dict[str, Any]:
         """Return the arguments of a model in place of `input_ids` and `attention_mask`, with the mask in the form of its attention.
 

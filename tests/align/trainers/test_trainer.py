@@ -868,18 +868,21 @@ def test_an_attention_that_cannot_have_a_layout_is_refused(root, tmp_path, atten
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("options", [{"padding_free": True}, {"packing": True}], ids=str)
+@pytest.mark.parametrize("name", ["padding_free", "packing", "both"])
 @pytest.mark.parametrize("reference", ["live", "cached"])
 def test_batches_stay_padded_if_the_first_step_shows_that_a_layout_is_not_obeyed(
-    root, tmp_path, options, reference, monkeypatch, caplog
+    root, tmp_path, name, reference, monkeypatch, caplog
 ):
-    """OPT takes position_ids, and sees the other texts of a row all the same, unless a mask hides them."""
-    if "packing" in options:  # which OPT obeys
+    """OPT takes position_ids, and sees the other texts of a row all the same, unless a mask hides them.
+
+    The first batch leaves each sequence a row of its own where they are packed, and shows it all the same.
+    """
+    if name != "padding_free":  # a mask, which OPT obeys
         monkeypatch.setattr(layouts, "model_mask", lambda model, ends, positions: None)
     how = {"precompute_ref_log_probs": reference == "cached", "learning_rate": 1e-2}
     ends = []
-    for given in ({}, options):
-        one = trainer(tmp_path / str(given), _folder("opt", root), peft_config=lora(), **how, **given)
+    for given in ({}, SELECTED[name]):
+        one = trainer(tmp_path / str(len(ends)), _folder("opt", root), peft_config=lora(), **how, **given)
         one.train()
         assert one.arrange is None
         ends.append(one)
