@@ -33,7 +33,8 @@ from peft import LoraConfig
 from timing import named_versions
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from train_step import IN_PLACE, SIZES, _peak, _silently, step
+from train_step import IN_PLACE, _peak, _silently, step
+from train_step import SIZES as STEP_SIZES
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from contralto import testbed
@@ -42,6 +43,8 @@ from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.preference import PreferenceTrainer
 
 RESULTS = Path(__file__).parent / "results" / "packing.md"
+SIZES = {"10M": (256, 6, 704, 4, [8_000]), **STEP_SIZES}
+"""Hidden size, layers, intermediate size, heads, vocabularies."""
 PROMPT, COMPLETION = (71, 1.0), (169, 0.7)
 """Median and sigma of lognormal lengths."""
 ROWS: dict[str, dict[str, bool]] = {
@@ -225,8 +228,8 @@ def table(costs: dict[str, Cost], times: dict[str, list[float]]) -> list[list[st
 def main() -> None:
     """Measure all rows, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="50M", choices=SIZES)
-    parser.add_argument("--vocabulary", type=int, default=32_000)
+    parser.add_argument("--size", default="10M", choices=SIZES)
+    parser.add_argument("--vocabulary", type=int, default=8_000)
     parser.add_argument("--pairs", type=int, default=8, help="per batch (default 8)")
     parser.add_argument("--batches", type=int, default=2, help="per round (default 2)")
     parser.add_argument("--prompt", type=float, default=PROMPT[0], help="median tokens of a prompt")

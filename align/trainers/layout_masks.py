@@ -5,7 +5,7 @@ each token is seen from its own position to the end of what follows from it, and
 
     k sees into q    if    k <= q < end(k)    and, in a layer with a window w,    position(q) - position(k) < w
 
-Positions count along the path. FlexAttention (Dong et al. 2024, arXiv 2412.05496) skips the blocks of the mask that are empty; other
+Positions count along the path. FlexAttention skips the blocks of the mask that are empty; other
 implementations take it as a dense tensor, quadratic in the width of a row.
 """
 
