@@ -121,6 +121,17 @@ def test_train_step():
     assert ours <= compact < stock == 1
 
 
+@pytest.mark.full
+def test_packing():
+    small = "--size testbed --vocabulary 500 --pairs 3 --batches 1 --max-length 128 --rounds 1 --no-write"
+    result = _run("packing.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    lines = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("| p")]
+    tokens = {line[0].removeprefix("| "): int(line[2].replace(",", "")) for line in lines}
+    assert tokens["packing, prefix_sharing"] <= tokens["prefix_sharing"] < tokens["padded"]
+    assert tokens["padding_free"] <= tokens["packing"] <= tokens["padded"]
+
+
 def test_the_step_benchmark_counts_products_in_place_and_leaves_trl_as_it_was(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import train_step
