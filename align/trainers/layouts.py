@@ -155,13 +155,14 @@ def at_places(input_ids: Tensor, valid: Tensor, *, common: Tensor, places: Tenso
     chosen, rejected = places.chunk(2)
     at, (chosen_length, rejected_length) = _positions(input_ids)[: len(common)], valid.sum(-1, keepdim=True).chunk(2)
     shared = at < common
+    repeated = torch.cat([torch.zeros_like(shared), shared])
     source = torch.cat([chosen + at, torch.where(shared, chosen + at, rejected + at - common)]).masked_fill(~valid, 0)
     chosen_end, rejected_end = chosen + chosen_length, rejected + rejected_length - common
     ends = torch.cat([torch.where(shared, rejected_end, chosen_end), rejected_end.expand_as(at)])
     alone = torch.arange(1, shape[1] + 1, device=valid.device).repeat(shape[0])  # padding attends to itself
-    blank = torch.zeros_like(alone)
+    blank, own = torch.zeros_like(alone), valid & ~repeated
     moved = (
-        filled.scatter(0, source[valid], values[valid]).view(shape)
+        filled.scatter(0, source[own], values[own]).view(shape)
         for filled, values in (
             (blank, input_ids),
             (blank, _positions(input_ids)),
@@ -169,8 +170,8 @@ def at_places(input_ids: Tensor, valid: Tensor, *, common: Tensor, places: Tenso
         )
     )
     ids, positions, ends = moved
-    repeated = torch.cat([torch.zeros_like(shared), shared])[:, 1:]
-    return Layout({"input_ids": ids, "position_ids": positions}, source, ends, repeated if bool(shared.any()) else None)
+    inputs = {"input_ids": ids, "position_ids": positions}
+    return Layout(inputs, source, ends, repeated[:, 1:] if bool(shared.any()) else None)
 
 
 def _positions(input_ids: Tensor) -> Tensor:
