@@ -1,4 +1,4 @@
-"""Measure a preference-training step in each layout of a batch: seconds, tokens computed, FLOPs, peak memory.
+"""Measure a preference-training step in each layout of a batch: seconds, tokens computed, FLOPs.
 
     python benchmarks/packing.py                               writes benchmarks/results/packing.md
     python benchmarks/packing.py --device cuda --dtype bfloat16 --size 0.5B --attention flex_attention --pack-length 4096
@@ -12,34 +12,33 @@ sigmas are ours: nothing is known of the spread. Prompts of other data sets are 
 A random Qwen2 is trained by LoRA on random tokens by `PreferenceTrainer`, with the same weights and batches in every row of the table. A
 step is forward, reference, loss and backward of one batch, by the trainer's own `compute_loss`; the optimizer is left out, since it is
 the same. Rounds visit all rows in turn, in one process; ratios are taken within a round, over the sum of the batches, and the table
-gives their median and the middle half. Losses are compared first. Peak memory is that of all batches, in a process of its own on a CPU.
+gives their median and the range. Losses are compared first.
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
 from timing import named_versions
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from train_step import IN_PLACE, _peak, _silently, step
+from train_step import IN_PLACE, _silently, step
 from train_step import SIZES as STEP_SIZES
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from contralto import testbed
-from contralto.align.trainers.batches import PairBatch
 from contralto.align.trainers.config import PreferenceConfig
+from contralto.align.trainers.packing import arrangement
 from contralto.align.trainers.preference import PreferenceTrainer
 
 RESULTS = Path(__file__).parent / "results" / "packing.md"
@@ -47,6 +46,9 @@ SIZES = {"10M": (256, 6, 704, 4, [8_000]), **STEP_SIZES}
 """Hidden size, layers, intermediate size, heads, vocabularies."""
 PROMPT, COMPLETION = (71, 1.0), (169, 0.7)
 """Median and sigma of lognormal lengths."""
+MANY = 64
+"""Batches whose tokens are counted beside those that are computed."""
+SIDES = ("chosen_ids", "rejected_ids")
 ROWS: dict[str, dict[str, bool]] = {
     "padded": {},
     "prefix_sharing": {"prefix_sharing": True},
@@ -60,7 +62,6 @@ COLUMNS = [
     "loss",
     "tokens computed",
     "GFLOP",
-    "peak MiB",
     "seconds",
     "of padded: seconds",
     "tokens",
@@ -85,13 +86,11 @@ class Setting(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The cost of one step of each batch, summed but for the peak."""
+    """The cost of a step of each batch, summed."""
 
     losses: list[float]
     tokens: int
     gflop: float
-    peak: float
-    """MiB."""
 
 
 def rows_of(setting: Setting) -> Dataset:
@@ -105,7 +104,7 @@ def rows_of(setting: Setting) -> Dataset:
     rows = []
     for _ in range(setting.pairs * setting.batches):
         prompt = ids(setting.prompt, PROMPT[1], setting.max_length // 2)
-        sides = {f"{side}_ids": ids(*COMPLETION, setting.max_length - len(prompt)) for side in ("chosen", "rejected")}
+        sides = {side: ids(*COMPLETION, setting.max_length - len(prompt)) for side in SIDES}
         rows.append({"prompt_ids": prompt, **sides, "chosen": "", "rejected": ""})
     return Dataset.from_list(rows)
 
@@ -156,43 +155,49 @@ def batches_of(trainer: Any, setting: Setting) -> list[Any]:
     return [trainer._prepare_inputs(next(loader)) for _ in range(setting.batches)]
 
 
-def tokens_of(trainer: Any, batch: Any) -> int:
+def tokens_of(ids: Tensor, mask: Tensor, arrange: Any) -> int:
     """Return the tokens that a model computes for a batch, padding included."""
-    made = PairBatch.of(batch, trainer.arrange)
-    return int((made.inputs if made.layout is None else made.layout.inputs)["input_ids"].numel())
+    return ids.numel() if arrange is None else int(arrange(ids, mask).inputs["input_ids"].numel())
 
 
-def cost(setting: Setting, row: str) -> Cost:
-    """Return the cost of a row, measured in this process."""
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = build(setting, row, folder)
-        batches = batches_of(trainer, setting)
-        step(trainer, batches[0])  # the layout is compared with padded rows in the first step
-        with _peak(setting.device) as peak:
-            losses = [step(trainer, batch) for batch in batches]
-        with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
-            for batch in batches:
-                step(trainer, batch)
-        assert (trainer.arrange is None) == (row == "padded"), "the layout is in use"
-        tokens = sum(tokens_of(trainer, batch) for batch in batches)
-    return Cost(losses, tokens, counter.get_total_flops() / 1e9, peak[0] / 2**20)
+def many_tokens(setting: Setting, batches: int) -> list[str]:
+    """Return lines on the tokens of many batches, which no model has to compute for that."""
+    rows = list(rows_of(setting._replace(batches=batches)))
+    sums = dict.fromkeys(ROWS, 0)
+    for start in range(0, len(rows), setting.pairs):
+        pairs = rows[start : start + setting.pairs]
+        sequences = [torch.tensor(row["prompt_ids"] + row[side]) for side in SIDES for row in pairs]
+        ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+        for row in ROWS:
+            sums[row] += tokens_of(ids, (ids > 0).long(), arrangement(options_of(setting, row), "sdpa"))
+    shares = ", ".join(f"{row} {total / sums['padded']:.3f}" for row, total in sums.items())
+    return [f"Tokens computed, of those of padded rows, in {batches} batches of {setting.pairs} pairs: {shares}."]
 
 
-def cost_apart(setting: Setting, row: str) -> Cost:
-    """Return `cost` from a process of its own, so that no row uses memory that another one has left."""
-    words = [sys.executable, __file__, "--one", json.dumps([*setting, row])]
-    quiet = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    out = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | quiet).stdout
-    return Cost(*json.loads(out.splitlines()[-1]))
+def options_of(setting: Setting, row: str) -> Any:
+    """Return the options that select the layout of a row."""
+    names = ("prefix_sharing", "padding_free", "packing")
+    return SimpleNamespace(**dict.fromkeys(names, False) | {"pack_length": setting.pack_length} | ROWS[row])
 
 
-def seconds(setting: Setting, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of all batches by row, one number per round."""
+def cost(trainer: Any, batches: list[Any]) -> Cost:
+    """Return the cost of a row. The first step compares its layout with padded rows, and is not counted."""
+    step(trainer, batches[0])
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+        losses = [step(trainer, batch) for batch in batches]
+    tokens = sum(tokens_of(batch["input_ids"], batch["attention_mask"], trainer.arrange) for batch in batches)
+    return Cost(losses, tokens, counter.get_total_flops() / 1e9)
+
+
+def measure(setting: Setting, rounds: int) -> tuple[dict[str, Cost], dict[str, list[float]]]:
+    """Return the cost of every row, and the seconds of all batches, one number per round."""
     with tempfile.TemporaryDirectory() as folder:
         trainers = {row: build(setting, row, f"{folder}/{at}") for at, row in enumerate(ROWS)}
         batches = {row: batches_of(trainer, setting) for row, trainer in trainers.items()}
-        for row, trainer in trainers.items():  # warm
-            step(trainer, batches[row][0])
+        costs = {row: cost(trainer, batches[row]) for row, trainer in trainers.items()}
+        for row, trainer in trainers.items():
+            if (trainer.arrange is None) != (not ROWS[row]):
+                raise SystemExit(f"{row}: the layout is not in use")
         found: dict[str, list[float]] = {row: [] for row in ROWS}
         for _ in tqdm(range(rounds), desc="rounds"):
             for row, trainer in trainers.items():
@@ -200,13 +205,12 @@ def seconds(setting: Setting, rounds: int) -> dict[str, list[float]]:
                 for batch in batches[row]:
                     step(trainer, batch)  # its loss is read, which waits for the device
                 found[row].append(time.perf_counter() - start)
-    return found
+    return costs, found
 
 
-def middle(values: list[float]) -> str:
-    """Return the median and the middle half."""
-    values, quarter = sorted(values), len(values) // 4
-    return f"{statistics.median(values):.2f} [{values[quarter]:.2f}, {values[-1 - quarter]:.2f}]"
+def spread_of(values: list[float]) -> str:
+    """Return the median and the range."""
+    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 def table(costs: dict[str, Cost], times: dict[str, list[float]]) -> list[list[str]]:
@@ -215,13 +219,13 @@ def table(costs: dict[str, Cost], times: dict[str, list[float]]) -> list[list[st
     for row, one in costs.items():
         ratios = [own / padded for own, padded in zip(times[row], times["padded"], strict=True)]
         loss = statistics.mean(one.losses)
-        figures = [f"{loss:.6f}", f"{one.tokens:,}", f"{one.gflop:,.0f}", f"{one.peak:,.0f}"]
+        figures = [f"{loss:.6f}", f"{one.tokens:,}", f"{one.gflop:,.0f}"]
         figures += [
             f"{statistics.median(times[row]):.2f}",
-            middle(ratios),
+            spread_of(ratios),
             f"{one.tokens / costs['padded'].tokens:.2f}",
         ]
-        lines.append([row, *figures, middle([1 / ratio for ratio in ratios])])
+        lines.append([row, *figures, spread_of([1 / ratio for ratio in ratios])])
     return lines
 
 
@@ -231,7 +235,7 @@ def main() -> None:
     parser.add_argument("--size", default="10M", choices=SIZES)
     parser.add_argument("--vocabulary", type=int, default=8_000)
     parser.add_argument("--pairs", type=int, default=8, help="per batch (default 8)")
-    parser.add_argument("--batches", type=int, default=2, help="per round (default 2)")
+    parser.add_argument("--batches", type=int, default=1, help="per round (default 1)")
     parser.add_argument("--prompt", type=float, default=PROMPT[0], help="median tokens of a prompt")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--pack-length", type=int, help="of rows (default: the longest pair or sequence of a batch)")
@@ -242,20 +246,16 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true", help="checkpoint activations, as TRL does by default")
     parser.add_argument("--append", action="store_true", help="to the results of earlier settings")
     parser.add_argument("--no-write", action="store_true")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    if args.one:
-        *words, row = json.loads(args.one)
-        print(json.dumps(cost(Setting(*words), row)))
-        return
     setting = Setting(*(getattr(args, name) for name in Setting._fields))
-    costs = {row: cost_apart(setting, row) for row in ROWS}
+    costs, times = measure(setting, args.rounds)
     for losses in zip(*(one.losses for one in costs.values()), strict=True):
         if max(losses) - min(losses) > (1e-4 if args.dtype == "float32" else 3e-2) * max(1, *map(abs, losses)):
             raise SystemExit(f"{setting}: the rows do not agree on the loss: {losses}")
-    lines = table(costs, seconds(setting, args.rounds))
+    lines = table(costs, times)
     text = "\n".join("| " + " | ".join(line) + " |" for line in [COLUMNS, ["---"] * len(COLUMNS), *lines])
+    text = "\n".join([text, "", *many_tokens(setting, MANY)])
     print(text)
     if not args.no_write:
         command = " ".join(["python benchmarks/packing.py", *sys.argv[1:]])
