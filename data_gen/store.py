@@ -14,16 +14,25 @@ them without a new request.
 """
 
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
-from urllib.parse import quote
 
+from contralto.data_gen.store_file import (
+    ANSWERS,
+    APPLICATION,
+    FAILURES,
+    VERSION,
+    Transaction,
+    check,
+    named_errors,
+    open_read_only,
+    undo_interrupted_write,
+)
 from contralto.data_gen.types import Answer, Failure, Request
 
 __all__ = ["Recorded", "Store", "TrackedRequest", "Usage"]
@@ -49,16 +58,8 @@ CREATE TABLE IF NOT EXISTS sources (model TEXT NOT NULL, source TEXT NOT NULL, P
 """A table of the functions that answered, by name and source, which stores of earlier versions do not have."""
 MOST_PENDING = 64
 """Scores that wait to be written with the next answers."""
-VERSION = 1
 Line = tuple[Any, ...]
 """A row of a table."""
-APPLICATION = 0x63747261
-"""SQLite's `application_id` of a store, the letters "ctra". Stores of earlier versions have 0 and are known by their columns."""
-ANSWERS = (
-    *("key", "row", "strategy", "role", "tag", "template", "model", "request", "text", "finish_reason"),
-    *("prompt_tokens", "completion_tokens", "logprobs", "at"),
-)
-FAILURES = ("key", "row", "strategy", "role", "tag", "reason", "at")
 INSERT_ANSWER = f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(ANSWERS))})"
 INSERT_FAILURE = f"""INSERT OR {{on_conflict}} INTO failures SELECT {", ".join("?" * len(FAILURES))}
     WHERE NOT EXISTS (SELECT 1 FROM answers WHERE key = ?)"""
@@ -125,38 +126,41 @@ class Store:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path, self._is_read_only, self._is_logging = path, read_only, False
         self._pending: dict[str, Sequence[float]] = {}
+        undo_interrupted_write(path)
         is_new = not path.exists() or (not read_only and path.is_file() and path.stat().st_size == 0)
         if read_only and is_new:
             raise FileNotFoundError(f"there is no store {path} yet: no request was recorded")
         if not is_new:
-            _check(path)
+            check(path)
         if read_only:
-            self._db = _reading(path)
+            self._db = open_read_only(path)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-        self._db.execute("PRAGMA synchronous=FULL")
-        if is_new:
-            self._create_tables()
+        with named_errors(path):
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._db.execute("PRAGMA synchronous=FULL")
+            if is_new:
+                self._create_tables()
 
     def _create_tables(self) -> None:
         """Create the tables where there are none, and write into the file's header that it is a store."""
         begin = f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; PRAGMA application_id={APPLICATION}; COMMIT"
         self._db.executescript(begin)
 
-    def _writing(self) -> "_Transaction":
+    def _writing(self) -> Transaction:
         """Return a transaction for the caller to write in.
 
         The first one begins the write-ahead log, which changes the file's header: a store that is opened and only read
         keeps its bytes. The tables go into the file itself before that, so that the header says what the file is.
         """
         if not self._is_logging and not self._is_read_only:
-            (application,) = self._db.execute("PRAGMA application_id").fetchone()
-            if application != APPLICATION:
-                self._create_tables()
-            self._db.execute("PRAGMA journal_mode=WAL")
+            with named_errors(self.path):
+                (application,) = self._db.execute("PRAGMA application_id").fetchone()
+                if application != APPLICATION:
+                    self._create_tables()
+                self._db.execute("PRAGMA journal_mode=WAL")
             self._is_logging = True
-        return _Transaction(self._db)
+        return Transaction(self._db, self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -224,6 +228,10 @@ class Store:
         Args:
             keys: keys of requests; those without an outcome are left out of the result.
         """
+        with named_errors(self.path):
+            return self._get(keys)
+
+    def _get(self, keys: Sequence[str]) -> dict[str, Answer | Failure]:
         outcomes: dict[str, Answer | Failure] = {}
         for start in range(0, len(keys), 500):
             some = keys[start : start + 500]
@@ -306,7 +314,8 @@ class Store:
 
     def _has(self, table: str) -> bool:
         query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
-        return self._db.execute(query, (table,)).fetchone() is not None
+        with named_errors(self.path):
+            return self._db.execute(query, (table,)).fetchone() is not None
 
     def _write_scores(self) -> None:
         """Write the scores that wait; if the disk is full they go on waiting, since they can be computed again."""
@@ -370,84 +379,6 @@ class Store:
 
     def _count(self) -> int:
         return int(self._db.execute("SELECT COUNT(*) FROM answers").fetchone()[0])
-
-
-class _Transaction:
-    """A transaction that begins with BEGIN IMMEDIATE, so that a second writer waits at its beginning."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            self._db.execute("COMMIT" if kind is None else "ROLLBACK")
-        except sqlite3.Error:
-            if self._db.in_transaction:  # a full disk may have rolled back by itself
-                self._db.execute("ROLLBACK")
-            if kind is None:
-                raise
-
-
-def _reading(path: Path) -> sqlite3.Connection:
-    """Open a database read-only, without changing its folder.
-
-    SQLite creates files beside a database in write-ahead mode, also for a connection with `mode=ro`, which cannot remove them.
-    They are needed only while another process has the database open, and then they are there.
-    """
-    has_log = path.with_name(f"{path.name}-wal").exists()
-    if has_log or not _is_in_log_mode(path):
-        mode, settings = "mode=ro", []
-    elif all(os.access(each, os.W_OK) for each in (path, path.parent)):
-        # As the last to close the database, a connection that could write removes the files beside it.
-        mode, settings = "mode=rw", ["PRAGMA query_only=ON"]
-    else:
-        mode, settings = "immutable=1", []
-    db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?{mode}", uri=True, timeout=60, isolation_level=None)
-    for each in settings:
-        db.execute(each)
-    return db
-
-
-def _is_in_log_mode(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(20)[18:] == b"\2\2"  # https://www.sqlite.org/fileformat.html#file_format_version_numbers
-
-
-def _check(path: Path) -> None:
-    """Reject a file that is not a store, without changing it.
-
-    Raises:
-        ValueError: not a store, or a store of a later version.
-    """
-    stranger = f"{path} is not a store of answers"
-    if not path.is_file():  # not opened: a pipe would wait for a writer for ever
-        raise ValueError(f"{stranger}: it is {'a folder' if path.is_dir() else 'not a regular file'}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{stranger}: it is empty")
-    try:
-        with closing(_reading(path)) as db:
-            version, application, columns = _signature(db)
-    except sqlite3.OperationalError as error:
-        raise OSError(f"{path} cannot be read: {error}") from error
-    except sqlite3.DatabaseError as error:
-        raise ValueError(f"{stranger}: {error}") from error
-    if application == APPLICATION and version > VERSION:
-        raise ValueError(f"{path} was written by a later contralto (store version {version}): update contralto")
-    if application not in (0, APPLICATION) or version != VERSION or columns != (ANSWERS, FAILURES):
-        raise ValueError(f"{stranger}: another program wrote it")
-
-
-def _signature(db: sqlite3.Connection) -> tuple[int, int, tuple[tuple[str, ...], ...]]:
-    """Return `user_version`, `application_id`, and the columns of the tables of a store."""
-    (version,), (application,) = (
-        db.execute(f"PRAGMA {name}").fetchone() for name in ("user_version", "application_id")
-    )
-    tables = ("answers", "failures")
-    names = [db.execute("SELECT name FROM pragma_table_info(?)", (table,)).fetchall() for table in tables]
-    return version, application, tuple(tuple(name for (name,) in columns) for columns in names)
 
 
 def _answer_row(tracked: TrackedRequest, answer: Answer, now: float) -> tuple[Any, ...]:

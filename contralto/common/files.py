@@ -18,6 +18,7 @@ __all__ = [
     "lines_of",
     "locked",
     "locked_folder",
+    "naming",
     "new_folder",
     "read_json_lines",
     "read_lines",
@@ -38,7 +39,35 @@ def read_text(path: str | os.PathLike[str]) -> str:
         OSError: the file cannot be read.
         ValueError: the file is not UTF-8; the message names the line.
     """
-    return decode(Path(path).read_bytes(), str(path))
+    with naming(Path(path)):
+        content = Path(path).read_bytes()
+    return decode(content, str(path))
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file in errors of the operating system that name none, as those of `read`, `write`, `fsync` and of libraries.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: raised within the block.
+
+    Examples:
+        >>> import errno
+        >>> with naming(Path("a.bin")):
+        ...     raise OSError(errno.ENOSPC, "Error writing bytes to file")
+        Traceback (most recent call last):
+            ...
+        OSError: [Errno 28] No space left on device: 'a.bin'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def decode(content: bytes, name: str) -> str:
@@ -138,7 +167,7 @@ def replace_file(path: Path) -> Iterator[Path]:
         A path in the same folder, for libraries that open files themselves, such as `save_file` of safetensors.
 
     Raises:
-        OSError: the file cannot be written; an older one is unchanged.
+        OSError: the file cannot be written; an older one is unchanged. The error names a file.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -149,12 +178,12 @@ def replace_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        yield unfinished
-        with unfinished.open("rb+") as file:
-            os.fsync(
-                file.fileno()
-            )  # else the name can reach the disk before the content, and a crash leaves an empty file
-        unfinished.replace(path)
+        with naming(path):
+            yield unfinished
+            with unfinished.open("rb+") as file:
+                # Else the name can reach the disk before the content, and a crash leaves an empty file.
+                os.fsync(file.fileno())
+            unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 

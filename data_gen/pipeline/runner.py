@@ -199,12 +199,12 @@ class _Runner:
                 if held is None:
                     held = {worker: worker.take_back() for worker in self._workers.values()}
                     self._progress.write(
-                        f"cannot write {self._store.path} ({error}): free disk space; {len(kept)} answers are kept in memory"
+                        f"cannot write {error}: free disk space; {len(kept)} answers are kept in memory"
                     )
                 if time.monotonic() > end:
                     lost = sum(isinstance(a, Answer) for _, a in kept)
                     raise OSError(
-                        f"cannot write {self._store.path} ({error}): {lost} answers could not be recorded; "
+                        f"cannot write {error}: {lost} answers could not be recorded; "
                         "free disk space and run again: all other answers are recorded"
                     ) from error
                 time.sleep(0.5)

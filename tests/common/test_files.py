@@ -1,6 +1,7 @@
 """Files: lines end at a line feed alone, text is UTF-8, files are replaced whole, and every reader of the tree does it so."""
 
 import ast
+import errno
 import os
 import subprocess
 import sys
@@ -68,6 +69,25 @@ def test_a_file_that_a_library_writes_is_replaced_whole(tmp_path):
         unfinished.write_bytes((tmp_path / "none").read_bytes())
     assert path.read_bytes() == b"one"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_errors_of_the_system_name_the_file(tmp_path, monkeypatch):
+    """Those of `fsync`, and of libraries that write the file, name none."""
+
+    def failing(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "a.txt"
+    files.replace_text(path, "before")
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match=r"Input/output error: '.*a\.txt'"):
+        files.replace_text(path, "after")
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.txt'"), files.replace_file(path):
+        raise OSError(errno.ENOSPC, "Error writing bytes to file")
+    with pytest.raises(FileNotFoundError, match="other"), files.replace_file(path):
+        raise FileNotFoundError(errno.ENOENT, "No such file", "other")
+    assert path.read_text(encoding="utf-8") == "before"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_is_made_whole_or_not_at_all(tmp_path):

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from helpers.stored_answers import answer, asked
 
-from contralto.data_gen.store import APPLICATION, Store
+from contralto.data_gen.store import Store
+from contralto.data_gen.store_file import APPLICATION
 from contralto.data_gen.types import Answer, Failure
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -336,9 +337,67 @@ print(len(store.get([asked(n).request.key for n in range(200)])))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     full, before, after = result.stdout.splitlines()
-    assert full.startswith("full:"), result.stdout
+    assert full.startswith(f"full: {tmp_path / 'a'}: "), result.stdout
     assert (before, after) == ("1", "200")
     assert sqlite3.connect(tmp_path / "a").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def _interrupt_a_write(path):
+    """Leave a journal, as a process does that is killed while it creates the tables or ends the write-ahead log."""
+    code = f"""
+import os, signal, sqlite3
+db = sqlite3.connect({str(path)!r}, isolation_level=None)
+db.executescript("PRAGMA cache_size=1; BEGIN IMMEDIATE; CREATE TABLE IF NOT EXISTS failures(x, y, a, b, c, d, e)")
+for n in range(100):
+    db.execute("INSERT INTO failures VALUES (?, ?, '', '', '', '', 1)", (str(n), "x" * 1000))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    assert path.with_name(f"{path.name}-journal").stat().st_size
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_write_that_a_kill_interrupted_is_undone(tmp_path, read_only):
+    """A connection that only reads cannot undo it: the store could not be opened any more."""
+    path = tmp_path / "a"
+    with Store(path) as store:
+        store.record([(asked(1), answer(1))])
+    _interrupt_a_write(path)
+    with Store(path, read_only=read_only) as store:
+        assert len(store.get([asked(1).request.key])) == 1
+        assert list(store.failures()) == []
+    assert list(everything(tmp_path)) == ["a"]
+
+
+def test_a_store_whose_tables_were_half_created_is_begun_again(tmp_path):
+    _interrupt_a_write(tmp_path / "a")
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(1), answer(1))])
+        assert len(store.get([asked(1).request.key])) == 1
+
+
+def _open_as_a_stranger(path):
+    if os.getuid() == 0:
+        os.setuid(65534)  # nobody: root may write anywhere
+    with pytest.raises(
+        OSError, match=r"its last write was interrupted.*copy a and a-journal into a folder of your own"
+    ):
+        Store(path, read_only=True)
+
+
+def test_an_interrupted_write_in_a_folder_that_cannot_be_written_is_named():
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "theirs" / "a"
+        with Store(path) as store:
+            store.record([(asked(1), answer(1))])
+        _interrupt_a_write(path)
+        Path(name).chmod(0o755)
+        path.parent.chmod(0o555)
+        reader = multiprocessing.get_context("fork").Process(target=_open_as_a_stranger, args=(path,))
+        reader.start()
+        reader.join()
+        path.parent.chmod(0o755)
+        assert reader.exitcode == 0
 
 
 def _write_many(path, start, first):
