@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PARTS := align data_gen decoding eval recipes testbed
 
-.PHONY: demo test test-all check lint slow real docs mutants test-install test-vllm vllm-v1 vllm-v2 links clean
+.PHONY: demo test test-all check lint slow real docs mutants faults test-install test-vllm vllm-v1 vllm-v2 links clean
 
 demo: .venv/.demo ## decode the embedded models by contrast, align one of them: three problems, tables, demo.html
 	$(BIN)/contralto demo
@@ -43,6 +43,9 @@ docs: .venv/.docs links ## build the documentation site into site/; `make docs` 
 mutants: .venv/.dev links ## change the mathematics a little, again and again, and see whether the tests notice
 	$(BIN)/python tests/mutants --declared
 	$(BIN)/python tests/mutants
+
+faults: .venv/.dev links ## fail every write, fsync, rename, open, read and mmap once, and see what becomes of the work: hours
+	$(BIN)/python tests/faults --write
 
 .venv:
 	$(PYTHON) -m venv .venv

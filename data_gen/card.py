@@ -12,6 +12,7 @@ import jinja2
 import yaml
 
 from contralto import __version__
+from contralto.common.files import replace_text
 from contralto.common.html import read_template
 from contralto.common.plots import PALETTE, TEXT, style_axes
 from contralto.common.texts import amount
@@ -182,7 +183,7 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str,
         recipe=yaml.safe_dump(summary["recipe"], sort_keys=False, allow_unicode=True),
     )
     path = Path(folder) / "README.md"
-    path.write_text(page, encoding="utf-8")
+    replace_text(path, page)
     return path
 
 

@@ -308,7 +308,7 @@ class Store:
         return {each for (each,) in self._db.execute("SELECT source FROM sources WHERE model = ?", (model,))}
 
     def _keep_source(self, model: str, source: str) -> None:
-        with suppress(sqlite3.OperationalError), self._writing():  # a full disk: it is noted by the next run
+        with self._writing():  # an error ends the run: without the note, the next one would call the function changed
             self._db.execute(SOURCES)
             self._db.execute("INSERT OR IGNORE INTO sources VALUES (?, ?)", (model, source))
 

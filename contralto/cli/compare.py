@@ -170,7 +170,7 @@ def run(args: argparse.Namespace) -> None:
         )
     page = _page(args)
     replace_text(args.output / "compare.json", json.dumps(comparison, indent=1))
-    page.write_text(report.page(comparison), encoding="utf-8")
+    replace_text(page, report.page(comparison))
     if args.format:
         text = report.render(comparison, args.format)
         replace_text(args.output / f"compare{SUFFIXES[args.format]}", text)

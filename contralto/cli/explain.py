@@ -9,6 +9,7 @@ from contralto.cli.flags import errors_with_flags
 from contralto.cli.methods import add_method_arguments, bits_from, config_from, models_from
 from contralto.cli.outputs import check_output_file
 from contralto.cli.token_bar import TokenBar
+from contralto.common.files import replace_text
 from contralto.decoding import inputs
 from contralto.decoding.inputs import Prompt
 from contralto.decoding.methods import METHODS, DecodingConfig, logits_processor
@@ -83,7 +84,7 @@ def _explain(prompt: Prompt, config: DecodingConfig, args: argparse.Namespace) -
         greedy=models.tokenizer.decode(greedy, skip_special_tokens=True),
         pictures=explain_page.pictures(prompt, batch, config, seed=args.seed),
     )
-    args.html.write_text(page, encoding="utf-8")
+    replace_text(args.html, page)
     changed = sum(step.changed for step in steps)
     print(models.tokenizer.decode(contrastive, skip_special_tokens=True))
     print(f"\n{args.html} shows why; tokens that greedy search would not have chosen: {changed} of {len(steps)}")

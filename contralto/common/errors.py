@@ -255,7 +255,7 @@ def is_mistake(error: BaseException) -> bool:
         return False
     if isinstance(error, OUTSIDE):
         return True
-    if isinstance(error, RuntimeError) and _is_out_of_memory(error):
+    if isinstance(error, RuntimeError) and (_is_out_of_memory(error) or _is_unwritten(error, origin)):
         return True
     if origin is None or origin.tb_frame.f_code.co_code[origin.tb_lasti] != dis.opmap["RAISE_VARARGS"]:
         return False
@@ -276,6 +276,11 @@ def _is_out_of_memory(error: Exception) -> bool:
     return memory is not None and bool(memory.should_reduce_batch_size(error))
 
 
+def _is_unwritten(error: Exception, origin: TracebackType | None) -> bool:
+    """Return True if torch could not write or read a file, which it reports as RuntimeError out of C++."""
+    return origin is not None and origin.tb_frame.f_globals.get("__name__") == "torch.serialization"
+
+
 def sentence(error: BaseException, extra: str = "") -> str:
     """Return the message of an error as one line.
 
@@ -290,6 +295,8 @@ def sentence(error: BaseException, extra: str = "") -> str:
     text = " ".join(text.split()) or " ".join("".join(traceback.format_exception_only(error)).split())
     if isinstance(error, MemoryError) and text == type(error).__name__:
         return "there is not enough memory: use a smaller model, batch or file"
+    if isinstance(error, RuntimeError) and _is_unwritten(error, _origin(error.__traceback__)):
+        return f"torch could not write or read a file ({text}): make room on the disk, or check it, and run the command again"
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{os.fspath(error.filename)}: {error.strerror}"
     if type(error).__module__.split(".")[0] == "datasets" and error.__cause__ is not None:

@@ -40,6 +40,7 @@ def _assert():
         (lambda: _raise(NotImplementedError()), "NotImplementedError"),
         (lambda: __import__("nowhere_to_be_found"), "the package nowhere-to-be-found is not installed: pip install"),
         (lambda: _raise(ImportError("images are read with Pillow")), "images are read with Pillow"),
+        (lambda: torch.save(torch.zeros(10**5), "/dev/full"), "torch could not write or read a file ("),
         (_fault, None),
         (lambda: {}["key"], None),
         (lambda: None.name, None),

@@ -88,6 +88,8 @@ def test_errors_of_the_system_name_the_file(tmp_path, monkeypatch):
         raise FileNotFoundError(errno.ENOENT, "No such file", "other")
     assert path.read_text(encoding="utf-8") == "before"
     assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError, match="error: '/proc/self/mem'"):  # its first page is not mapped
+        files.read_text("/proc/self/mem")
 
 
 def test_a_folder_is_made_whole_or_not_at_all(tmp_path):

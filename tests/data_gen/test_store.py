@@ -342,6 +342,15 @@ print(len(store.get([asked(n).request.key for n in range(200)])))
     assert sqlite3.connect(tmp_path / "a").execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+def test_a_source_that_cannot_be_noted_ends_the_run(tmp_path):
+    """Or else the next run would call the function changed."""
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(1), answer(1))])
+        store._db.execute("PRAGMA query_only=ON")
+        with pytest.raises(sqlite3.OperationalError, match=f"{tmp_path / 'a'}: attempt to write a readonly database"):
+            store.note_source("m", "1")
+
+
 def _interrupt_a_write(path):
     """Leave a journal, as a process does that is killed while it creates the tables or ends the write-ahead log."""
     code = f"""

@@ -1,25 +1,15 @@
 """Fail every call of a component once, resume its work, and compare the result with that of an undisturbed run."""
 
+import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from components import Component
 from injection import Kind, Outcome, tried
-
-
-class Component(NamedTuple):
-    """A part of contralto that leaves files behind."""
-
-    name: str
-    run: Callable[[Path, bool], Any]
-    """Do the work in a folder; with True after a run that failed."""
-    read: Callable[[Path, Any], Any]
-    """Return what a reader finds in the folder, and in what `run` returned; equal in every undisturbed run."""
-    prepare: Callable[[Path], None] = lambda folder: None
-    """Make the inputs in the folder."""
 
 
 class Trial(NamedTuple):
@@ -51,9 +41,13 @@ class Trial(NamedTuple):
 def undisturbed(component: Component, folder: Path) -> Any:
     """Return what a reader finds after a run without a fault.
 
+    The first run is in this process, so that the children of later ones find everything imported.
+
     Raises:
         RuntimeError: the run fails, or two runs differ.
     """
+    _begin(component, folder)
+    component.read(folder, component.run(folder, False))
     values = []
     for _ in range(2):
         outcome = _first(component, folder, Kind.FULL, -1)
@@ -89,13 +83,21 @@ def trials(component: Component, folder: Path, kind: Kind, numbers: range, expec
 
 def _first(component: Component, folder: Path, kind: Kind, number: int) -> Outcome:
     """Run the component in a new folder."""
-    with suppress(FileNotFoundError):
-        shutil.rmtree(folder.parent)
-    folder.mkdir(parents=True)
-    component.prepare(folder)
+    _begin(component, folder)
     return tried(
         lambda: component.run(folder, False), lambda result: component.read(folder, result), folder, kind, number
     )
+
+
+def _begin(component: Component, folder: Path) -> None:
+    """Make a new folder with the inputs, which are made once."""
+    inputs = folder.parents[1] / "inputs" / component.name
+    if not inputs.exists():
+        (inputs / folder.name).mkdir(parents=True)
+        component.prepare(inputs / folder.name)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder.parent)
+    shutil.copytree(inputs, folder.parent)
 
 
 def _compared(outcome: Outcome, expected: Any, otherwise: str) -> tuple[str, str]:
@@ -112,12 +114,57 @@ def _difference(value: Any, expected: Any) -> str:
     return f"{str(value)[:300]!r} and not {str(expected)[:300]!r}"
 
 
-def table(trials: list[Trial], calls: dict[str, int]) -> str:
-    """Return a table of the verdicts, a line per component."""
-    verdicts = ("unharmed", "recovered", "refused", "silent", "unclear")
-    lines = [f"| component | calls | faults | {' | '.join(verdicts)} |", "|---" * (len(verdicts) + 3) + "|"]
-    for name, number in calls.items():
-        counts = Counter(trial.verdict for trial in trials if trial.component == name)
-        struck = sum(counts.values()) - counts["missed"]
-        lines.append(f"| {name} | {number} | {struck} | {' | '.join(str(counts[each]) for each in verdicts)} |")
+class Result(NamedTuple):
+    """The trials of a component."""
+
+    component: str
+    calls: int
+    """Of an undisturbed run."""
+    every: int
+    """1 if each call failed in some trial, n if each n-th did."""
+    trials: list[Trial]
+
+    @property
+    def verdicts(self) -> Counter[str]:
+        """Return the number of trials by verdict."""
+        return Counter(trial.verdict for trial in self.trials)
+
+
+VERDICTS = ("unharmed", "recovered", "refused", "silent", "unclear")
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return a table with a line per component."""
+    lines = [f"| component | calls | failed | faults | {' | '.join(VERDICTS)} |", "|---" * (len(VERDICTS) + 4) + "|"]
+    for each in results:
+        counts, share = each.verdicts, "each" if each.every == 1 else f"each {each.every}th"
+        faults = sum(counts[name] for name in VERDICTS)
+        numbers = " | ".join(str(counts[name]) for name in VERDICTS)
+        lines.append(f"| {each.component} | {each.calls} | {share} | {faults} | {numbers} |")
     return "\n".join(lines)
+
+
+def page(results: Sequence[Result]) -> str:
+    """Return the page of the results, with the sentences of the second runs that refused to resume."""
+    errors = sorted({trial.second_error for each in results for trial in each.trials if trial.verdict == "refused"})
+    refusals = [f"- {error}" for error in errors] or ["None: every second run ended with the undisturbed result."]
+    return "\n".join(
+        [
+            "# Every fault once",
+            "",
+            "`make faults`; [what is injected](../../docs/reliability.md)",
+            "",
+            table(results),
+            "",
+            "## Refusals of a second run",
+            "",
+            *refusals,
+            "",
+        ]
+    )
+
+
+def read(path: Path) -> Result:
+    """Read a result that was kept as JSON."""
+    name, calls, every, trials = json.loads(path.read_text(encoding="utf-8"))
+    return Result(name, calls, every, [Trial(*each) for each in trials])

@@ -106,7 +106,7 @@ def _lines(name):
 
 def test_tests_mirror_the_sources():
     """A folder of tests has the name of the folder whose modules it tests."""
-    helpers = {"fixtures", "helpers", "install", "mutants", "oracles", "project", "real", "with_vllm", "zoo"}
+    helpers = {"faults", "fixtures", "helpers", "install", "mutants", "oracles", "project", "real", "with_vllm", "zoo"}
     tests = ROOT / "tests"
     folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
     rooms = {folder for folder in folders if folder.parts[0] not in helpers}

@@ -15,6 +15,7 @@ from contralto import testbed
 from contralto.cli.demo import alignment, page
 from contralto.cli.demo.comparison import PAIRS, PROBLEM_SEED, compare_models
 from contralto.cli.demo.examples import describe_cost, find_examples, format_example, measure_cost
+from contralto.common.files import replace_text
 from contralto.eval.comparison import report
 from contralto.testbed import worlds
 
@@ -49,5 +50,5 @@ def show(html: Path, count: int) -> None:
     report.show(comparison)
     for paragraph in (describe_cost(cost), f"How to read it. {page.READING}"):
         print("\n" + textwrap.fill(paragraph, WIDTH))
-    html.write_text(page.render(comparison, examples, cost, tokenizer), encoding="utf-8")
+    replace_text(html, page.render(comparison, examples, cost, tokenizer))
     print(f"\n{html} shows the same with plots. It took {time.perf_counter() - started:.0f} s.")
