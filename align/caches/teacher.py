@@ -8,6 +8,7 @@ them. Another run on the same rows finds them again, and then does not load the 
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,9 @@ class TeacherStates(BlockCache[RowStates]):
             path: the file.
 
         Raises:
-            ValueError: the file is damaged.
+            OSError: the file is damaged.
         """
-        try:
-            return len(_counts(path))
-        except SafetensorError as error:
-            raise ValueError(str(error)) from error
+        return len(_counts(path))
 
     def _check_room(self, tokens: int) -> None:
         if not tokens:
@@ -128,11 +126,24 @@ def _tokens(rows: TokenRows) -> int:
 
 def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     with replace_file(path) as unfinished:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
+        try:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Open a safetensors file; errors name it, which are RuntimeErrors where it cannot be mapped into memory."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(f"{os.fspath(path)} cannot be read: {error}") from error
 
 
 def _counts(path: Path) -> list[list[int]]:
-    with safe_open(path, "pt") as file:
+    with _opened(path) as file:
         counts: list[list[int]] = file.get_tensor("counts").tolist()
     return counts
 
@@ -150,8 +161,11 @@ def read_states(place: Mapping[str, Any]) -> Sequence[Tensor]:
 
     Args:
         place: a value of the column `STATES`.
+
+    Raises:
+        OSError: the file cannot be read.
     """
-    with safe_open(place["file"], "pt") as file:
+    with _opened(place["file"]) as file:
         states: Tensor = file.get_slice("states")[place["start"] : place["start"] + sum(place["counts"])]
     return torch.split(states, list(place["counts"]))
 
@@ -174,7 +188,7 @@ def load_head(path: Path, device: str | torch.device) -> Head:
         path: the file.
         device: the device of its tensors.
     """
-    with safe_open(path, "pt") as file:
+    with _opened(path) as file:
         tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         numbers = {name: float(value) for name, value in file.metadata().items()}
     return Head(tensors["weight"], tensors.get("bias"), numbers["scale"], numbers["softcap"] or None)

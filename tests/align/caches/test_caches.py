@@ -3,10 +3,13 @@
 import pytest
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 
+from contralto.align.caches import teacher
 from contralto.align.caches.blocks import Processes
 from contralto.align.caches.reference import ReferenceCache
-from contralto.align.caches.teacher import TeacherStates
+from contralto.align.caches.teacher import TeacherStates, load_head, save_head
+from contralto.align.losses.chunked import Head
 from contralto.align.trainers.collators import TeacherStatesCollator
 
 
@@ -100,6 +103,22 @@ def test_damaged_blocks_are_computed_again(tmp_path, caplog, kind, damage):
     assert asked == [3, 3]
     assert f"{path} is damaged and is computed again" in caplog.text
     assert abs(len(path.read_bytes()) - len(whole)) < 1000
+
+
+def test_errors_of_the_disk_name_the_file(tmp_path, monkeypatch):
+    """safetensors gives an error of its own for a write, and torch a RuntimeError for a mapping."""
+
+    def failing(*_):
+        raise error
+
+    head = Head(torch.ones(5, 4), None, 1.0, None)
+    save_head(head, tmp_path / "a.safetensors")
+    for name, error in (("safe_open", RuntimeError("unable to mmap")), ("save_file", SafetensorError("I/O error"))):
+        monkeypatch.setattr(teacher, name, failing)
+        with pytest.raises(OSError, match=rf"a\.safetensors cannot be .*: {error}"):
+            load_head(tmp_path / "a.safetensors", "cpu") if name == "safe_open" else save_head(
+                head, tmp_path / "a.safetensors"
+            )
 
 
 def test_a_block_of_fewer_rows_is_computed_again(tmp_path, caplog):
