@@ -281,11 +281,12 @@ def c_rag_card(args: argparse.Namespace) -> list[str]:
         figures = rag_figures(shown)
         return {"hits": hits, "support": figures.support, "readable": figures.readable, "steps": steps}
 
-    for arm in ARMS:
-        for seed in range(args.seeds):
+    for seed in range(args.seeds):
+        for arm in ARMS:
             whole[arm, seed] = kept.run(f"{arm}, seed {seed}", partial(measured, arm, seed))
             print(arm, seed, statistics.mean(whole[arm, seed]["hits"]), whole[arm, seed]["support"], flush=True)
-    for (arm, seed), outcome in whole.items():
+    for arm, seed in itertools.product(ARMS, range(args.seeds)):
+        outcome = whole[arm, seed]
         support = "" if outcome["support"] is None else f"{outcome['support']:.3f}"
         over = test_of(whole["explanation", seed]["hits"], outcome["hits"])
         cells = (arm, str(seed), str(outcome["steps"]), str(proportion(outcome["hits"])), support)
@@ -420,14 +421,14 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--folder", type=Path, required=True, help="keeps the outcomes of trainings")
     parser.add_argument("--rows", type=int, help="questions to learn from (default 8000 of c_rag, 300 of qcrd)")
-    parser.add_argument("--steps", type=int, help="steps of each training (default 1200 of c_rag, 60 of qcrd)")
+    parser.add_argument("--steps", type=int, help="steps of each training (default 1500 of c_rag, 60 of qcrd)")
     parser.add_argument("--problems", type=int, default=300, help="questions of the test (default 300)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind (default 3)")
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate of qcrd (default 1e-4)")
     parser.add_argument("--results", type=Path, help="file for the table")
     args = parser.parse_args()
     args.rows = args.rows or (8000 if args.part == "c_rag" else 300)
-    args.steps = args.steps or (1200 if args.part == "c_rag" else 60)
+    args.steps = args.steps or (1500 if args.part == "c_rag" else 60)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     disable_progress_bar()  # type: ignore[no-untyped-call]
