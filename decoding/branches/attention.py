@@ -2,7 +2,8 @@
 
 A layer reads the name of its attention function from its configuration. For the time of a change, the attention modules have one
 that names a function of this module, which computes scores and weights as the eager implementation does and lets the change act
-between them. Other threads that use the model meanwhile get the function that the model had.
+between them. Other threads that use the model meanwhile get the function that the model had. In the same way `grouped_attention` reads keys of
+groups without repeating them.
 
 Read from transformers 5.23.0: `AttentionInterface.register`, a public extension point; attention modules call
 `(module, query, key, value, attention_mask, scaling=..., **kwargs)` with heads in dimension 1, keys of groups not repeated, and a mask
@@ -11,8 +12,9 @@ that is None, bool or float, `(B or 1, 1, q, keys)`.
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -22,7 +24,15 @@ from transformers import AttentionInterface
 
 from contralto.common.head import find_layers
 
-__all__ = ["IMPLEMENTATIONS", "AttentionPass", "attention_module", "changed_attention", "check_implementation"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "AttentionPass",
+    "attention_module",
+    "changed_attention",
+    "check_implementation",
+    "grouped_attention",
+    "grouped_modules",
+]
 
 IMPLEMENTATIONS = ("eager", "sdpa")
 """Implementations of attention whose masks can be added to the scores."""
@@ -119,6 +129,50 @@ def changed_attention(model: Any, changes: Mapping[int, Change]) -> Iterator[Non
             _uninstall(module)
 
 
+def grouped_modules(model: Any) -> list[nn.Module]:
+    """Return the attention modules of a model whose heads share keys in groups, and which transformers computes by `sdpa`.
+
+    Args:
+        model: a transformers model.
+    """
+    found: list[Any] = [
+        m for m in model.modules() if getattr(m, "num_key_value_groups", 1) > 1 and hasattr(m, "config")
+    ]
+    return [module for module in found if getattr(module.config, "_attn_implementation", None) == "sdpa"]
+
+
+@contextmanager
+def grouped_attention(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let attention under a mask read keys of groups as they are within the block, in this thread.
+
+    transformers repeats keys and values for every head of a group where several queries have a mask. The heads of a group can as well be
+    queries of the same head: nothing is copied, and the result is the same.
+
+    Args:
+        modules: of `grouped_modules`.
+
+    Examples:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
+        >>> model = LlamaForCausalLM(LlamaConfig(**config, num_attention_heads=4, num_key_value_heads=2))
+        >>> ids, mask = torch.tensor([[1, 2, 3]]), torch.eye(3, dtype=torch.bool)[None, None]
+        >>> with torch.no_grad(), grouped_attention(grouped_modules(model)):
+        ...     grouped = model(ids, attention_mask=mask).logits
+        >>> torch.allclose(grouped, model(ids, attention_mask=mask).logits, atol=1e-6)
+        True
+    """
+    before = getattr(_THREAD, "grouped", frozenset())
+    for module in modules:
+        _install(module)
+    _THREAD.grouped = before | set(modules)
+    try:
+        yield
+    finally:
+        _THREAD.grouped = before
+        for module in modules:
+            _uninstall(module)
+
+
 def check_implementation(model: Any) -> None:
     """Raise ValueError unless the scores of a model's attention take a mask that is added to them.
 
@@ -174,8 +228,10 @@ def _attend(
     """Compute the attention of a module with the change of this thread, or as the model does where there is none."""
     change = getattr(_THREAD, "changes", {}).get(module)
     if change is None:
-        own: tuple[Tensor, Tensor | None] = _former(module)(module, query, key, value, attention_mask, *args, **kwargs)
-        return own
+        plain = (module, query, key, value, attention_mask)
+        given = _packed(*plain) if module in getattr(_THREAD, "grouped", ()) and not args else plain
+        output, weights = _former(module)(*given, *args, **kwargs)
+        return (output, weights) if given[0] is module else (_unpacked(output, query), None)
     if kwargs.get("s_aux") is not None:
         raise ValueError(f"{type(module).__name__} has attention sinks, and attention with sinks cannot be changed")
     scaling = kwargs.get("scaling")
@@ -188,6 +244,24 @@ def _attend(
     seen = _masked(scores, attention_mask, is_causal=module.is_causal if is_causal is None else is_causal)
     weights = change(AttentionPass(module, module.layer_idx, seen, values))
     return (weights.to(values.dtype) @ values).transpose(1, 2).contiguous(), weights
+
+
+def _packed(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Any, Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the arguments of attention with the heads of a group as queries `(B, groups, heads * q, d)` of one head; as they are without gain."""
+    batch, heads, count, width = query.shape
+    groups = key.shape[1]
+    if mask is None or count == 1 or groups == heads or mask.shape[1] != 1:
+        return module, query, key, value, mask
+    packed = query.reshape(batch, groups, heads // groups * count, width)
+    return SimpleNamespace(is_causal=False), packed, key, value, mask.repeat(1, 1, heads // groups, 1)
+
+
+def _unpacked(output: Tensor, query: Tensor) -> Tensor:
+    """Return the output `(B, q, H, d)` of `(B, heads * q, groups, d)`."""
+    batch, heads, count, _ = query.shape
+    return output.transpose(1, 2).reshape(batch, heads, count, -1).transpose(1, 2).contiguous()
 
 
 def _former(module: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:

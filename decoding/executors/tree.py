@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from contralto.common.placement import input_device
+from contralto.decoding.branches.attention import grouped_attention, grouped_modules
 from contralto.decoding.branches.cache import drop_positions, keep_position
 from contralto.decoding.branches.reader import CachedReader, last_hidden
 
@@ -59,6 +60,7 @@ class CandidateTree:
 
     def __init__(self, reader: CachedReader) -> None:
         self._reader = reader
+        self._grouped = grouped_modules(reader.model)
         reader.cache.activate_past_recording()
 
     def read(self, candidates: Tensor, visible: Tensor | None = None) -> CandidateOutputs:
@@ -66,7 +68,8 @@ class CandidateTree:
         reader, self._count = self._reader, candidates.shape[1]
         visible = reader.mask if visible is None else visible
         masks = {kind: self._mask(layer, visible) for kind, layer in _mask_kinds(reader.model).items()}
-        return CandidateOutputs.of(reader.peek(candidates, layer_masks=masks.get(None, masks)), candidates)
+        with grouped_attention(self._grouped):
+            return CandidateOutputs.of(reader.peek(candidates, layer_masks=masks.get(None, masks)), candidates)
 
     def _mask(self, layer: int, visible: Tensor | None) -> Tensor:
         """Return the mask of a layer, `(B or 1, 1, k, width)`: 0 for visible positions, else the least number.
