@@ -13,6 +13,7 @@ from contralto.cli.flags import errors_with_flags, flag
 from contralto.cli.methods import add_method_arguments, bits_from, config_from, models_from
 from contralto.cli.prompts_file import read_prompts
 from contralto.cli.token_bar import DELAY, TokenBar
+from contralto.common import processes
 from contralto.common.files import decode, lines_of
 from contralto.common.hashing import content_digest, file_digest
 from contralto.common.messages import text_of
@@ -89,11 +90,13 @@ def run(args: argparse.Namespace) -> None:
         config = _config(args)
         prompts = _read_prompts(args)
         inputs.check_prompts(prompts, config)
-        with _opened(prompts, config, args) if args.output else nullcontext() as output:
-            if output and output.done == len(prompts):
-                print(f"{args.output} is complete: it holds all {output.done} rows", file=sys.stderr)
-            else:
-                _run(prompts, config, args, output)
+        writes = args.output and processes.rank() == 0
+        with _opened(prompts, config, args) if writes else nullcontext() as output:
+            done = processes.broadcast(output.done if output else 0)
+            if done < len(prompts):
+                _run(prompts, config, args, output, done)
+            elif output:
+                print(f"{args.output} is complete: it holds all {done} rows", file=sys.stderr)
 
 
 def _opened(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Namespace) -> Any:
@@ -109,34 +112,46 @@ def _opened(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Na
     return output_file.opened(args.output, rows, _settings(args, config), resume=args.resume, digests=digests)
 
 
-def _run(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Namespace, output: Any) -> None:
-    """Decode the prompts that are not in the output yet."""
+def _run(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Namespace, output: Any, done: int) -> None:
+    """Decode the prompts that are not in the output yet; of several processes each decodes batches of its own."""
     from tqdm import tqdm
 
     from contralto.decoding.aligned import vocabulary_note
 
     models = models_from(args, config, with_images=bool(prompts[0].images))
-    for i, prompt in enumerate(tqdm(prompts, desc="checking prompts", unit="prompt", delay=DELAY, leave=False)):
+    is_first = processes.rank() == 0
+    checked = tqdm(prompts, desc="checking prompts", unit="prompt", delay=DELAY, leave=False, disable=not is_first)
+    for i, prompt in enumerate(checked):
         inputs.check_rendered(i, prompt, models, raw=args.raw)
         if not prompt.images:  # images are read with their batch
             batch = inputs.batch_of([prompt], models, config, seeds=[args.seed], raw=args.raw)
             inputs.check_lengths(batch, config, args.max_new_tokens, first=i)
-    print(cost(config, models.main, models.branch_models), file=sys.stderr)
-    if note := vocabulary_note(models):
-        print(note, file=sys.stderr)
-    streams = not output and args.beams == 1 and bool(config.declaration.streaming)
+    if is_first:
+        print(cost(config, models.main, models.branch_models), file=sys.stderr)
+        if note := vocabulary_note(models):
+            print(note, file=sys.stderr)
+    several = processes.world_size()
+    streams = not args.output and several == 1 and args.beams == 1 and bool(config.declaration.streaming)
     streaming = streams and (len(prompts) == 1 or not args.compare)  # texts of one prompt are shown side by side
     size = args.batch_size if config.declaration.row_seeds or not config.sampling else 1
-    starts = range(output.done if output else 0, len(prompts), size)
-    shows_bar = bool(output) or (not sys.stdout.isatty() and sys.stderr.isatty())
-    for start in tqdm(starts, desc="batches", unit="batch", disable=not shows_bar):
-        some = prompts[start : start + size]
-        with _streamer(prompts, models, config, args, start, streaming=streaming) as streamer:
-            for i, result in enumerate(_decode(some, models, config, args, first=start, streamer=streamer), start):
+    starts = range(done, len(prompts), size)
+    shows_bar = is_first and (bool(output) or (not sys.stdout.isatty() and sys.stderr.isatty()))
+    with tqdm(total=len(starts), desc="batches", unit="batch", disable=not shows_bar) as bar:
+        for number in range(0, len(starts), several):
+            results: list[dict[str, Any]] = []
+            for start in starts[number + processes.rank() :][:1]:
+                shown = (
+                    _streamer(prompts, models, config, args, start, streaming=streaming) if is_first else nullcontext()
+                )
+                with shown as streamer:
+                    some = prompts[start : start + size]
+                    results += _decode(some, models, config, args, first=start, streamer=streamer)
+            for i, result in enumerate(processes.gathered(results), starts[number]):
                 if output:
                     output.write(result)
-                elif not streaming:
+                elif is_first and not streaming:
                     _show(i, prompts[i], result)
+            bar.update(min(several, len(starts) - number))
 
 
 # --------------------------------------------------------------------------------------------------------------- checks
@@ -154,9 +169,20 @@ def _config(args: argparse.Namespace) -> DecodingConfig:
     if args.resume and not args.output:
         raise ValueError("--resume goes on with an --output file: name it")
     check_positive(args, "max_new_tokens", "beams", "batch_size")
+    _take_device(args)
     check_placement(args)
     bits_from(args, config.models)
     return config
+
+
+def _take_device(args: argparse.Namespace) -> None:
+    """Give each of several processes its device."""
+    if processes.world_size() > 1:
+        if args.device is not None:
+            raise ValueError(
+                f"--device {args.device} is for one process, and each of several has its own: leave it out"
+            )
+        args.device = processes.device_of_process()
 
 
 def _sampling(args: argparse.Namespace) -> SamplingConfig | None:
@@ -190,6 +216,8 @@ def _read_prompts(args: argparse.Namespace) -> list[Prompt]:
         return [default._replace(content=text) for text in args.prompts]
     if args.file:
         prompts = read_prompts(args.file, default, [*parameter_names(), *SEARCH])
+    elif processes.world_size() > 1:
+        raise ValueError("standard input is that of one process: give the prompts of several with --file")
     elif sys.stdin.isatty():
         raise ValueError("no prompts: give them as arguments, with --file, or on standard input")
     else:

@@ -161,7 +161,7 @@ def grouped_attention(modules: Sequence[nn.Module]) -> Iterator[None]:
         >>> torch.allclose(grouped, model(ids, attention_mask=mask).logits, atol=1e-6)
         True
     """
-    before = getattr(_THREAD, "grouped", frozenset())
+    before: frozenset[nn.Module] = getattr(_THREAD, "grouped", frozenset())
     for module in modules:
         _install(module)
     _THREAD.grouped = before | set(modules)

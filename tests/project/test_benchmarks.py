@@ -42,7 +42,8 @@ def test_stacked_branches():
 
 
 def test_gated():
-    result = _run("gated.py", *"--problems 6 --dev-problems 4 --rounds 1 --no-write".split())
+    small = "--problems 6 --dev-problems 4 --rounds 1 --no-write"
+    result = _run("gated.py", *small.split())
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("| testbed | ") == 15
     assert "Right of 4 problems of the dev split: no gate " in result.stdout
