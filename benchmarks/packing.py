@@ -125,7 +125,7 @@ def build(setting: Setting, row: str, folder: str) -> Any:
     model: Any = Qwen2ForCausalLM(model_config)
     model.to(getattr(torch, setting.dtype))
     model.set_attn_implementation(setting.attention)
-    options = ROWS[row]
+    options: dict[str, Any] = dict(ROWS[row])
     args = PreferenceConfig(
         folder,
         per_device_train_batch_size=setting.pairs,
