@@ -59,8 +59,8 @@ CHECKS = {
         "pairs of many lengths, packed and padded",
         "packing.py",
         80,
-        "--device cuda --dtype bfloat16 --sizes 0.5B --rounds 3 --no-write",
-        "--sizes testbed --rounds 1 --batches 1 --no-write",
+        "--device cuda --dtype bfloat16 --size 0.5B --vocabulary 151936 --attention flex_attention --pack-length 2048 --no-write",
+        "--size testbed --vocabulary 500 --pairs 3 --max-length 128 --rounds 1 --no-write",
     ),
     "head": Check(
         "divergences at the head, in time and memory",

@@ -252,3 +252,23 @@ def test_options_select_the_layout():
     both = made("flex_attention", packing=True, prefix_sharing=True, pack_length=512)
     assert (both.func, both.keywords) == (packed_rows, {"share": True, "pack_length": 512})
     assert made("flash_attention_2", packing=True) is packed  # by position_ids, without a mask
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # of torch, while it compiles
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_flex_attention_on_a_gpu(family):
+    """Gradients too, compiled, with windows."""
+    ids, valid = (tensor.cuda() for tensor in random_pairs())
+    labels = ids.masked_fill(ids == 0, -100)
+    found = []
+    for attention, arrange in (("sdpa", None), ("flex_attention", partial(packed_rows, pack_length=128))):
+        model = zoo.build(family, hidden=64).cuda()  # heads of 16, the least that it compiles for
+        model.set_attn_implementation(attention)
+        install_head(model)
+        layout = None if arrange is None else arrange(ids, valid)
+        scores = model(input_ids=ids, attention_mask=valid, labels=labels, scoring=Scoring(layout=layout))
+        scores.logps.sin().sum().backward()
+        found.append((scores.logps.detach(), *(weight.grad for weight in model.parameters())))
+    for own, stock in zip(*found[::-1], strict=True):
+        assert_close(own, stock, rtol=1e-2, atol=1e-2 * stock.abs().max().item())
