@@ -141,8 +141,6 @@ def _fills(config: Any) -> list[int]:
 class _BranchForward:
     """The forward passes of a step: one for all branches of a model, without comparing rows to the cache.
 
-    The branches of a lazy method are not joined, since a forward pass of the main model would run them at every step.
-
     Args:
         method: whose branches run.
         model: the model that generates.
@@ -161,8 +159,7 @@ class _BranchForward:
             if (reader := branch.joint_reader(model)) is not None:
                 self._layered, self._reader = branch, reader
                 return
-        if not method.is_lazy:
-            self._stack()
+        self._stack()
 
     def _stack(self) -> None:
         """Stack the rows of the main model's branches below the main rows, if their inputs can be joined."""

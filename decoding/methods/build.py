@@ -125,9 +125,7 @@ def cost(config: DecodingConfig, model: Any, branch_models: Sequence[Any]) -> st
         branch_models: the models of the other branches.
     """
     method, gate = config.declaration, config.parameters.get(GATE)
-    # With a gate, views are not read in the forward pass of the main rows.
-    executor = "processor" if gate is not None and method.views else str(config.executor)
-    line = method.cost[executor] if method.contrasts else "1 forward pass per token"
+    line = method.cost[str(config.executor)] if method.contrasts else "1 forward pass per token"
     names = ", ".join(method.branches)
     line = line.format(
         branches=names, rows=len(method.branches), models=_models(config, branch_models), **config.parameters

@@ -6,7 +6,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -51,8 +51,6 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
     """
 
     supports_continuous_batching = False
-    is_lazy: ClassVar[bool] = False
-    """Whether its branches do not run at every step, so that a loop keeps them apart from the main model's forward pass."""
 
     def __init__(
         self, rule: Rule, branches: Sequence[Branch], *, threshold: str | None = None, tokenizer: Any = None

@@ -18,7 +18,7 @@ class GateStatistics:
 
     steps: int = 0
     skipped: int = 0
-    """Number of steps at which every unfinished row was sure, so that no branch had to run."""
+    """Number of steps at which every unfinished row was sure, so that no branch with a forward pass of its own had to run."""
 
 
 class GatedLogitsProcessor(ContrastiveLogitsProcessor):
@@ -32,9 +32,9 @@ class GatedLogitsProcessor(ContrastiveLogitsProcessor):
     first token is always contrasted. The scores of a row do not depend on the other rows.
 
     At a step where all rows of the batch are sure, the branches do not run; their caches catch up in one forward pass of several
-    tokens when a row needs them. So gains shrink with the batch size. Branches that are read in the forward pass of the main model
-    itself (early layers in `loop()`) save nothing; other prompts of the same model, which `loop()` otherwise stacks below the main
-    rows, have forward passes of their own here. Likelihoods (`score`) have the same scores and need all branches.
+    tokens when a row needs them. So gains shrink with the batch size. Nothing is saved by branches that `loop()` reads in the forward pass
+    of the main model: other prompts of the same model, which are further rows of it, and early layers. Likelihoods (`score`) have the
+    same scores and need all branches.
 
     In half precision a forward pass of several tokens rounds differently from passes of one: near ties may be decided differently.
 
@@ -59,8 +59,6 @@ class GatedLogitsProcessor(ContrastiveLogitsProcessor):
         >>> 0 < contrast.statistics.skipped < contrast.statistics.steps
         True
     """
-
-    is_lazy = True
 
     def __init__(self, method: ContrastiveLogitsProcessor, *, gate: float) -> None:
         if not isinstance(method, ContrastiveLogitsProcessor):

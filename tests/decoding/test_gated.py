@@ -5,7 +5,6 @@ tests/mutants/declared/decoding.yaml.
 """
 
 import copy
-import functools
 import re
 
 import pytest
@@ -79,21 +78,23 @@ def test_branches_run_only_where_a_row_needs_them(pair, batch, fast):
     assert sum(fed) <= width + steps - 1  # and read no token twice
 
 
-def test_the_prompts_of_a_branch_of_the_same_model_are_read_apart(pair):
+def test_other_prompts_of_the_same_model_stay_rows_of_its_forward_pass(pair):
+    """In the loop, where a second row costs less than a second pass; as a processor they have passes of their own."""
     model, _ = pair
     main, contrast = zoo.pad(zoo.prompts(2, seed=3)), zoo.pad(zoo.prompts(3, seed=4)[:0:-1])
-    make = functools.partial(decoding.ContextAwareDecodingLogitsProcessor, model, contrast)
-    gated = GatedLogitsProcessor(make(), gate=MIDDLE)
-    fed, handle = _fed(model)
-    try:
-        fast = _run(model, main, gated, fast=True, min_new_tokens=STEPS)
-    finally:
-        handle.remove()
-    assert gated.statistics.skipped
-    assert len(fed) == 2 * STEPS - gated.statistics.skipped
-    assert torch.equal(
-        fast, _run(model, main, GatedLogitsProcessor(make(), gate=MIDDLE), fast=False, min_new_tokens=STEPS)
-    )
+    texts, passes = [], []
+    for fast in (True, False):
+        method = decoding.ContextAwareDecodingLogitsProcessor(model, contrast)
+        gated = GatedLogitsProcessor(method, gate=MIDDLE)
+        fed, handle = _fed(model)
+        try:
+            texts.append(_run(model, main, gated, fast=fast, min_new_tokens=STEPS))
+        finally:
+            handle.remove()
+        passes.append(len(fed))
+        assert gated.statistics.skipped
+    assert torch.equal(*texts)
+    assert passes == [STEPS, 2 * STEPS - gated.statistics.skipped]
 
 
 def test_rows_that_have_ended_need_no_contrast(pair):
@@ -187,6 +188,21 @@ def test_beams(pair, window):
         output = _run(expert, zoo.pad([row]), gated, fast=False, num_beams=4, max_new_tokens=8)
         assert output[0, len(row) :].tolist()[: len(expected)] == expected
         assert gated.statistics.steps
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_window_stays_where_it_is(pair, fast):
+    """The amateur sees the prompt's last tokens and all that was generated, also those of steps that it missed."""
+    expert, amateur = pair
+    rows = zoo.prompts(2)
+    inputs, width = zoo.pad(rows), max(map(len, rows))
+    method = _method(amateur, amateur_window=2, attention_mask=inputs["attention_mask"])
+    gated = GatedLogitsProcessor(method, gate=MIDDLE)
+    output = _run(expert, inputs, gated, fast=fast)
+    assert gated.statistics.skipped
+    for found, row in zip(output[:, width:].tolist(), rows, strict=True):
+        expected = reference.greedy(_scorer(expert, amateur, MIDDLE, window=2, **RULE), row, STEPS, zoo.EOS)
+        assert found[: len(expected)] == expected
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -302,18 +318,6 @@ def test_a_configuration_with_a_gate(executor):
     assert "no contrast where the largest probability is at least 0.9" in cost(config, expert, [amateur])
     assert config.describe()["gate"] == 0.9
     assert "gate" not in DecodingConfig(models={"amateur": "testbed:amateur"}).describe()
-
-
-def test_the_cost_of_views_with_a_gate():
-    """They are no rows of the main forward pass."""
-    lines = [
-        cost(DecodingConfig(method="cad", contrast_prompt="x", parameters={"gate": gate}), None, ())
-        for gate in (None, 0.9)
-    ]
-    assert lines[0] == "cad: 2 rows per prompt in one forward pass (with context, without context)"
-    assert lines[1] == (
-        "cad: 2 forward passes per token (with context, without context); no contrast where the largest probability is at least 0.9"
-    )
 
 
 def test_controls_are_gated():

@@ -45,7 +45,7 @@ def test_gated():
     small = "--problems 6 --dev-problems 4 --rounds 1 --no-write"
     result = _run("gated.py", *small.split())
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("| testbed | ") == 15
+    assert result.stdout.count("| testbed | ") == 11
     assert "Right of 4 problems of the dev split: no gate " in result.stdout
 
 
