@@ -123,6 +123,15 @@ def test_train_step():
 
 
 @pytest.mark.full
+def test_learning_curve():
+    result = _run("learning_curve.py", "--steps", "2", "--pairs", "4", "--rounds", "1", "--no-write")
+    assert result.returncode == 0, result.stderr
+    lines = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("| contralto")]
+    assert len(lines) == 2
+    assert all(float(line[3]) < 1e-5 for line in lines), "the losses of stock TRL"
+
+
+@pytest.mark.full
 def test_packing():
     small = "--size testbed --vocabulary 500 --pairs 3 --batches 1 --max-length 128 --rounds 1 --no-write"
     result = _run("packing.py", *small.split())
