@@ -21,7 +21,7 @@ from transformers import (
 
 from contralto.decoding.rules import plausible
 
-__all__ = ["DraftLength", "Drafter", "accept_or_redraw"]
+__all__ = ["DraftLength", "Drafter", "accept_or_redraw", "look_up"]
 
 WARPERS = (
     TemperatureLogitsWarper,
@@ -77,6 +77,37 @@ def accept_or_redraw(target: Tensor, proposal: Tensor, draft: Tensor) -> Tensor:
     # Kept rows may have no residual; a rejected row has one, unless rounding has eaten it.
     residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, target)
     return torch.where(kept, draft, torch.multinomial(residual, 1).squeeze(-1))
+
+
+def look_up(row: Tensor, *, count: int, ngram_size: int = 2) -> Tensor:
+    """Return what followed the last tokens of a row where they stood before: prompt look-up decoding (Saxena 2023).
+
+    The longest n-gram of at most `ngram_size` tokens at the end of the row that has occurred before is continued as it was continued the
+    last time that `count` tokens followed it, else the first time.
+
+    Args:
+        row: `(T,)` int64.
+        count: number of tokens to return, at most.
+        ngram_size: length of the longest n-gram.
+
+    Returns:
+        `(n,)`, n from 0 to `count`.
+
+    Examples:
+        >>> look_up(torch.tensor([5, 6, 7, 8, 5, 6]), count=2)
+        tensor([7, 8])
+        >>> look_up(torch.tensor([5, 6, 7, 9, 6, 7]), count=9)
+        tensor([9, 6, 7])
+        >>> look_up(torch.tensor([5, 6, 7]), count=2)
+        tensor([], dtype=torch.int64)
+    """
+    for size in range(min(ngram_size, len(row) - 1), 0, -1):
+        windows = row[:-1].unfold(0, size, 1)  # without that of the end itself
+        starts = ((windows == row[-size:]).all(-1).nonzero().flatten() + size).tolist()
+        if starts:
+            start = max((start for start in starts if start + count <= len(row)), default=starts[0])
+            return row[start : start + count]
+    return row[:0]
 
 
 class Drafter:

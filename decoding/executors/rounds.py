@@ -9,7 +9,7 @@ from torch import Tensor
 
 from contralto.decoding.branches.prompts import Prompts
 from contralto.decoding.branches.reader import CachedReader
-from contralto.decoding.executors.drafting import Drafter, DraftLength
+from contralto.decoding.executors.drafting import Drafter, DraftLength, look_up
 from contralto.decoding.executors.generation import Generation
 from contralto.decoding.validity import check_logits
 from contralto.decoding.vocabulary import fit_vocabulary
@@ -98,6 +98,8 @@ class _Place(NamedTuple):
     """`(B, V)` probabilities, see `Drafter.proposal`."""
     confidences: Tensor
     """`(B,)` the largest of them."""
+    is_drawn: bool = True
+    """Whether drafts in its place are draws from the amateur; they are copies of earlier text otherwise."""
 
 
 class SpeculativeRounds:
@@ -112,6 +114,7 @@ class SpeculativeRounds:
         draft_length: decides how many tokens the amateur drafts.
         combine: `ContrastiveLogitsProcessor.combine` of the method.
         statistics: updated in place.
+        lookup: the longest draft by look-up, and the longest n-gram; None drafts by the amateur alone.
     """
 
     def __init__(
@@ -125,14 +128,16 @@ class SpeculativeRounds:
         draft_length: DraftLength,
         combine: Callable[..., Tensor],
         statistics: Statistics,
+        lookup: tuple[int, int] | None = None,
     ) -> None:
         self._generation, self._expert, self._amateur = generation, expert, amateur
         self._drafter, self._draft_length, self._combine = drafter, draft_length, combine
-        self._vocabulary, self._statistics = vocabulary, statistics
+        self._vocabulary, self._statistics, self._lookup = vocabulary, statistics, lookup
 
     def run(self) -> None:
         """Draft tokens, and append those that the expert accepts and one more."""
-        drafts, places = self._draft()
+        copied = self._copied()
+        drafts, places = self._draft() if copied is None else (list(copied.unbind(1)), self._look_along(copied))
         self._verify(drafts, places)
         self._statistics.rounds += 1
         for reader in (self._expert, self._amateur):
@@ -159,11 +164,44 @@ class SpeculativeRounds:
             places.append(self._look(ids))
         return drafts, places
 
+    def _copied(self) -> Tensor | None:
+        """Return drafts `(B, n)` that all unfinished rows copy from their own text; None if one of them has nothing to copy."""
+        generation, reads = self._generation, self._expert.length and self._amateur.length
+        room = generation.remaining - 1
+        if self._lookup is None or not reads or room < 1:
+            return None
+        most, ngram_size = self._lookup
+        rows = generation.unpadded.nonzero().flatten().tolist()
+        found = [look_up(generation.ids[row], count=min(most, room), ngram_size=ngram_size) for row in rows]
+        count = min(map(len, found))
+        if not count:
+            return None
+        drafts = generation.ids[:, -1:].repeat(1, count)  # of rows that have ended it does not matter
+        drafts[rows] = torch.stack([tokens[:count] for tokens in found])
+        return drafts
+
+    def _look_along(self, drafts: Tensor) -> list[_Place]:
+        """Return the amateur's distributions for the places of drafts `(B, n)` and for the one behind them, from one forward pass."""
+        generation, count = self._generation, drafts.shape[1]
+        logits = self._amateur.read(torch.cat([generation.ids, drafts], dim=1), ~generation.unfinished)
+        places = [self._place(each, i) for i, each in enumerate(logits[:, -count - 1 :].unbind(1))]
+        copies = [
+            torch.zeros_like(place.proposal).scatter_(-1, drafts[:, i, None], 1) for i, place in enumerate(places[:-1])
+        ]
+        return [p._replace(proposal=copy, is_drawn=False) for p, copy in zip(places, copies, strict=False)] + places[
+            -1:
+        ]
+
     def _look(self, ids: Tensor) -> _Place:
         """Return the amateur's distribution for the token after `ids` `(B, T)`."""
+        logits = self._amateur.read(ids, ~self._generation.unfinished)[:, -1]
+        return self._place(logits, ids.shape[1] - self._generation.ids.shape[1])
+
+    def _place(self, logits: Tensor, drafted: int) -> _Place:
+        """Return the distribution of the amateur's logits `(B, V)` behind so many drafts."""
         generation = self._generation
-        logits = fit_vocabulary(self._amateur.read(ids, ~generation.unfinished)[:, -1], self._vocabulary)
-        step = generation.generated + ids.shape[1] - generation.ids.shape[1] + 1
+        ids, logits = generation.ids, fit_vocabulary(logits, self._vocabulary)
+        step = generation.generated + drafted + 1
         check_logits(
             [logits],
             lambda: [f"logits of the amateur ({self._amateur.reader.name})"],
@@ -198,14 +236,15 @@ class SpeculativeRounds:
 
         def choose(scores: Tensor) -> Tensor:
             tokens, agreement = self._drafter.choose(scores, place.proposal, draft)
-            self._note(place.confidences[rows].tolist(), agreement[rows].tolist())
+            self._note(place, place.confidences[rows].tolist(), agreement[rows].tolist())
             return tokens
 
         return generation.step(
             logits, lambda scores: self._combine(scores, [place.logits], generation.generated), choose
         )
 
-    def _note(self, confidences: list[float], agreement: list[float]) -> None:
-        self._draft_length.learn(confidences, agreement)
+    def _note(self, place: _Place, confidences: list[float], agreement: list[float]) -> None:
+        if place.is_drawn:
+            self._draft_length.learn(confidences, agreement)
         self._statistics.tokens += len(agreement)
         self._statistics.agreement += sum(agreement)

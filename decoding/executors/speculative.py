@@ -7,6 +7,9 @@ expert processes them all in one forward pass; from left to right they are accep
 have generated them, up to the first that it would not, which is replaced. Only the time changes: greedy tokens are those of
 `ContrastiveDecodingLogitsProcessor`, sampled ones have its distribution.
 
+Text that repeats earlier text can be drafted without a model: with `prompt_lookup_num_tokens` a round copies what followed the last tokens
+before, and the amateur reads all of it in one forward pass.
+
 Contrast needs the amateur's logits for every token, drafted or not. So the first draft token of a round is free, and a forward
 pass of the amateur is lost only where the draft before it is rejected.
 
@@ -76,6 +79,9 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         amateur_window: number of last tokens of the prompt that the amateur sees; None for all, 1 as in Li et al.
         min_tokens_to_keep: smallest number of tokens that stay plausible.
         draft_length: number of tokens in every round; None (default) decides as described above, at most 16.
+        prompt_lookup_num_tokens: largest number of tokens that a round copies from the text itself, after an earlier occurrence of its last
+            tokens, as in `generate()`; the amateur drafts where there is none. None (default) copies nothing.
+        max_matching_ngram_size: with it, the length of the longest sequence of tokens that is looked up. Default 2.
         cost_ratio: `c`, at least 0. None (default) takes the share of the amateur in the expert's parameters or in its
             layers, whichever is larger.
         gate: probability of the expert's likeliest token from which there is no contrast, in (0, 1], see `GatedLogitsProcessor`. The
@@ -127,6 +133,8 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         amateur_window: int | None = None,
         min_tokens_to_keep: int = 1,
         draft_length: int | None = None,
+        prompt_lookup_num_tokens: int | None = None,
+        max_matching_ngram_size: int | None = None,
         cost_ratio: float | None = None,
         gate: float | None = None,
         attention_mask: Tensor | None = None,
@@ -147,6 +155,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
                 f"{cost_ratio}"
             )
         self._draft_length, self._cost_ratio = draft_length, cost_ratio
+        self._lookup = _lookup(prompt_lookup_num_tokens, max_matching_ngram_size)
         self._mask = None if attention_mask is None else PromptMask(attention_mask)
         self._context = unwrap(amateur).context
         self._share = amateur.share if isinstance(amateur, ModelVariant) else 1.0
@@ -170,6 +179,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
             draft_length=DraftLength(self._draft_length, self._cost(model)),
             combine=self._method.combine,
             statistics=self.statistics,
+            lookup=self._lookup,
         )
         generation.run(rounds.run)
         rounds.count_forwards()
@@ -219,6 +229,18 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
             return self._cost_ratio
         layers = [m.config.get_text_config(decoder=True).num_hidden_layers for m in (self._model, expert)]
         return self._share * float(max(layers[0] / layers[1], self._model.num_parameters() / expert.num_parameters()))
+
+
+def _lookup(count: int | None, ngram_size: int | None) -> tuple[int, int] | None:
+    """Return the longest draft by look-up and the longest n-gram, None without look-up."""
+    if count is None:
+        if ngram_size is not None:
+            raise ValueError("max_matching_ngram_size is of prompt_lookup_num_tokens: give both, or none")
+        return None
+    for name, value in (("prompt_lookup_num_tokens", count), ("max_matching_ngram_size", ngram_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    return count, 2 if ngram_size is None else ngram_size
 
 
 def _new_cache(model: Any) -> Any:

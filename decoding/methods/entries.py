@@ -165,7 +165,11 @@ METHODS.register(
         models=AMATEUR,
         views=(),
         contrast_prompt_optional=False,
-        extra={"amateur_window": WINDOW, "draft_length": Extra(of=SPECULATIVE, least=1)},
+        extra={
+            "amateur_window": WINDOW,
+            "draft_length": Extra(of=SPECULATIVE, least=1),
+            "prompt_lookup_num_tokens": Extra(of=SPECULATIVE, least=1, is_new=True),
+        },
         beams=Unsupported("has no beams"),
         sampling=True,
         row_seeds=Unsupported(DRAWS),

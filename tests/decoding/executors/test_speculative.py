@@ -503,9 +503,9 @@ def _merge(cells):
     return torch.cat([cells[:-2], cells[-2:].sum()[None]])
 
 
-def has_the_exact_distribution(pair, setting, tokens):
+def has_the_exact_distribution(pair, setting, tokens, *, least=0.3):
     texts, kept = draws(*pair, setting, tokens)
-    assert 0.3 < kept < 0.95  # both ways of a draft are often taken
+    assert least < kept < 0.95  # both ways of a draft are often taken
     assert follows(texts, law(*pair, *setting[:3])) > 1e-3
 
 
@@ -579,6 +579,51 @@ def test_drafts_grow_and_shrink_with_what_is_kept(llama):
     assert fixed.drafted <= 2 * fixed.rounds
 
 
+@pytest.mark.parametrize("copied", [1, 6])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_copied_drafts_give_the_same_tokens(qwen3, batch, copied):
+    """Prompts that repeat themselves: some drafts are copied, and kept; rows of a batch copy as many tokens as all of them can."""
+    expert, amateur = qwen3
+    rows = [torch.arange(5 + i, 11 + i).repeat(3)[: 14 + i] for i in range(batch)]
+    looked = RULE | {"prompt_lookup_num_tokens": copied}
+    plain, before = generate(expert, amateur, rows, max_new_tokens=30)
+    with mock.patch.object(rounds, "look_up", wraps=rounds.look_up) as looks:
+        tokens, statistics = generate(expert, amateur, rows, looked, max_new_tokens=30)
+    assert tokens == plain
+    assert looks.call_count
+    assert statistics.accepted
+    assert statistics.tokens == before.tokens
+
+
+def test_a_text_of_copies_takes_few_forward_passes(llama):
+    """An expert that repeats a period of tokens, which its amateur does not know."""
+    expert, amateur = llama
+    period = {7: 8, 8: 9, 9: 7}
+
+    class Repeats(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            scores = scores.clone()
+            scores[0, period[int(input_ids[0, -1])]] += 1000
+            return scores
+
+    how = {"logits_processor": [Repeats()], "max_new_tokens": 24}
+    plain, before = generate(expert, amateur, [torch.tensor([7, 8, 9, 7, 8])], RULE, **how)
+    looked = RULE | {"prompt_lookup_num_tokens": 8}
+    tokens, after = generate(expert, amateur, [torch.tensor([7, 8, 9, 7, 8])], looked, **how)
+    assert tokens == plain == [[9, 7, 8] * 8]
+    assert after.expert_forwards <= 5
+    assert after.amateur_forwards < before.amateur_forwards
+
+
+@pytest.mark.slow
+def test_sampled_texts_with_copied_drafts_have_the_exact_distribution(monkeypatch):
+    """Copies stand for draws from a distribution of one token: the residual is that of the target without it."""
+    made = SpeculativeContrastiveDecoding.__init__
+    looked = {"prompt_lookup_num_tokens": 3}
+    monkeypatch.setattr(SpeculativeContrastiveDecoding, "__init__", lambda self, *a, **k: made(self, *a, **k | looked))
+    has_the_exact_distribution(tables(), SETTINGS["plain"], 20_000, least=0.1)
+
+
 def test_dear_amateurs_draft_less(qwen3):
     """Fewer of a dear amateur's forwards are risked on a draft."""
     how = {"max_new_tokens": 40, "eos_token_id": None}
@@ -594,6 +639,8 @@ def test_dear_amateurs_draft_less(qwen3):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"prompt_lookup_num_tokens": 0}, "prompt_lookup_num_tokens must be at least 1"),
+        ({"max_matching_ngram_size": 2}, "give both, or none"),
         ({"alpha": 1.5}, r"alpha must lie in \[0, 1\]"),
         ({"form": "li", "beta": 0.5}, "form='li' has no beta"),
         ({"draft_length": 0}, "draft_length must be at least 1, or None to adapt it, not 0"),
