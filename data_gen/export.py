@@ -318,7 +318,7 @@ def push_to_hub(folder: Path, name: str, *, private: bool) -> str:
 
     api = HfApi()
     api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
-    api.upload_folder(folder_path=folder, repo_id=name, repo_type="dataset", ignore_patterns=["*.earlier"])
+    api.upload_folder(folder_path=folder, repo_id=name, repo_type="dataset", ignore_patterns=["*.earlier", "*.part"])
     return f"https://huggingface.co/datasets/{name}"
 
 

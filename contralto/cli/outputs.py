@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryFile
 
 __all__ = ["check_output_file", "check_output_folder"]
 
@@ -47,9 +47,8 @@ def check_output_folder(path: str | os.PathLike[str], flag: str) -> None:
         raise ValueError(f"{flag}: {taken} is a file, and a folder is needed")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(
-            dir=folder, prefix=".writable-"
-        ) as trial:  # file modes do not tell of full or read-only disks
+        # File modes do not tell of full or read-only disks. The file has no name, so that a killed process leaves none.
+        with TemporaryFile(dir=folder) as trial:
             trial.write(b"\0" * 4096)
             trial.flush()
             os.fsync(trial.fileno())

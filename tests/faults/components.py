@@ -48,6 +48,7 @@ def command(*words: object) -> None:
 
 def contents(folder: Path, *left_out: str) -> dict[str, str]:
     """Return a hash of every file below a folder, but for those with certain endings, and files that are not finished."""
+    left_out = (*left_out, ".part")  # a killed process leaves those, which nothing reads
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(left_out))
     return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest()[:12] for path in paths}
 
@@ -309,6 +310,13 @@ def _made_rounds(folder: Path, result: None) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------------------ evaluation
 
 
+def _start_quickly(folder: Path) -> None:
+    """Let this process, and so all trials, read the index of lm-eval's tasks once."""
+    from helpers.task_index import quick_start
+
+    quick_start().__enter__()
+
+
 def _evaluate(folder: Path, is_resumed: bool) -> None:
     options = ("--tasks", "testbed_arithmetic", "--model_args", "pretrained=testbed:expert", "--limit", 3)
     command("eval", *options, "--log_samples", "--output_path", folder / "out", "--use_cache", folder / "cache")
@@ -331,16 +339,26 @@ def _compare(folder: Path, is_resumed: bool) -> None:
 
 
 def _compared(folder: Path, result: None) -> dict[str, Any]:
-    """Return the comparison without times, and the answers of its runs."""
+    """Return the comparison and the answers of its runs, without what depends on the clock and on what was there before."""
     out = folder / "out"
     assert (out / "compare.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
+    assert (out / "compare.csv").read_text(encoding="utf-8").endswith("\n")
     answers = {}
     for path in sorted((out / "runs").rglob("*.jsonl")):
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         answers[str(path.relative_to(out))] = [
             (line["doc_id"], line["resps"], line["filtered_resps"]) for line in lines
         ]
-    return {"answers": answers, "table": (out / "compare.csv").read_text(encoding="utf-8")}
+    return {"answers": answers} | _timeless(json.loads((out / "compare.json").read_text(encoding="utf-8")))
+
+
+TIMES = ("seconds", "reused", "versions")
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _timeless(each) for name, each in value.items() if not any(time in name for time in TIMES)}
+    return [_timeless(each) for each in value] if isinstance(value, list) else value
 
 
 COMPONENTS = {
@@ -355,8 +373,8 @@ COMPONENTS = {
         Component("training", _train, _trained, _write_pairs),
         Component("training report", _report, _pages, _write_record),
         Component("rounds", _run_rounds, _made_rounds, _write_judged),
-        Component("eval", _evaluate, _evaluated),
-        Component("compare", _compare, _compared),
+        Component("eval", _evaluate, _evaluated, _start_quickly),
+        Component("compare", _compare, _compared, _start_quickly),
     )
 }
 

@@ -66,7 +66,7 @@ def preloaded() -> None:
     unfinished = LIBRARY.with_suffix(f".{os.getpid()}")
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", str(unfinished), str(SOURCE), "-ldl"], check=True)
     unfinished.replace(LIBRARY)
-    os.execve(sys.executable, sys.orig_argv, os.environ | {"LD_PRELOAD": str(LIBRARY)})
+    os.execve(sys.executable, sys.orig_argv, os.environ | {"LD_PRELOAD": str(LIBRARY), "HF_HUB_OFFLINE": "1"})
 
 
 def tried(run: Callable[[], Any], read: Callable[[Any], Any], folder: Path, kind: Kind, at: int) -> Outcome:

@@ -1,5 +1,6 @@
 """lm-eval without what it does at every start: its index of tasks is read from one folder and once, the system is not asked."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import lm_eval
@@ -8,8 +9,8 @@ from lm_eval import evaluator
 from lm_eval.tasks._index import TaskIndex
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_index():
+@contextmanager
+def quick_start():
     """lm-eval reads its thousands of task files whenever it starts; here it reads those of one folder, once.
 
     It also asks the system for its compilers and packages, which takes seconds; here it does not.
@@ -26,3 +27,10 @@ def one_index():
     TaskIndex.build, evaluator.add_env_info = staticmethod(remembered), lambda results: None
     yield
     TaskIndex.build, evaluator.add_env_info = staticmethod(build), ask
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_index():
+    """Every test of the module."""
+    with quick_start():
+        yield
