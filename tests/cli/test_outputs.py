@@ -105,3 +105,11 @@ def test_a_file_that_may_not_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match=r"page\.html cannot be written: permission denied"):
         check_output_file(tmp_path / "page.html", "--html")
+
+
+def test_a_process_that_is_killed_while_it_checks_leaves_nothing(tmp_path, monkeypatch):
+    """The file of the trial has no name."""
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(list(tmp_path.iterdir())))
+    check_output_folder(tmp_path, "--output")
+    assert seen == [[]]

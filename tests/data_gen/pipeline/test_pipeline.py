@@ -506,16 +506,20 @@ def test_the_hub_gets_the_data_set_and_not_the_answers(folder, capsys, monkeypat
         def create_repo(self, name, **how):
             calls.append((name, how["private"]))
 
-        def upload_folder(self, *, folder_path, **_):
-            calls.append(sorted(str(f.relative_to(folder_path)) for f in folder_path.rglob("*.[jp]*") if f.is_file()))
+        def upload_folder(self, *, folder_path, ignore_patterns, **_):
+            names = [str(f.relative_to(folder_path)) for f in folder_path.rglob("*") if f.is_file()]
+            calls.append(list(huggingface_hub.utils.filter_repo_objects(names, ignore_patterns=ignore_patterns)))
 
     monkeypatch.setattr(huggingface_hub, "HfApi", HfApi)
     path = write(folder)
     assert cli.main(["data", "run", str(path)]) == 0
+    for name in ("train.jsonl.earlier", "train.parquet.77.part"):  # of an earlier run, and of one that was killed
+        (folder / "out" / "dataset" / "data" / name).touch()
     assert cli.main(["data", "export", str(path), "--push-to-hub", "me/pairs", "--private"]) == 0
     assert capsys.readouterr().out.endswith("https://huggingface.co/datasets/me/pairs\n")
     assert calls[0] == ("me/pairs", True)
     assert {"data/train.jsonl", "data/train.parquet", "failed.jsonl", "rejected.jsonl"} <= set(calls[1])
+    assert not [name for name in calls[1] if name.endswith((".earlier", ".part"))]
 
 
 @pytest.mark.slow
