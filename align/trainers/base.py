@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 """Nats per token by which log-probabilities in another layout may differ on average, by the dtype of the model's products."""
+NOISE_FACTOR = 3
+"""They may also differ by so many times what scoring the two halves of a batch apart changes."""
 
 
 class LastLog(TrainerCallback):
@@ -221,7 +223,8 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
         probe = batch
         if batch.layout.holds_single_sequences:  # which would show nothing of masks
             probe = PairBatch.of(inputs, shared_prefixes)
-        off, allowed = self._layout_error(model, probe), ROUNDING[self._product_dtype(batch.mask.device.type)]
+        off, noise = self._layout_error(model, probe)
+        allowed = max(ROUNDING[self._product_dtype(batch.mask.device.type)], NOISE_FACTOR * noise)
         differs = self.sum_over_processes({"differs": torch.tensor(not off < allowed)})
         if not differs["differs"]:
             return batch
@@ -235,16 +238,18 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
         self.arrange = None
         return batch._replace(layout=None)
 
-    def _layout_error(self, model: Any, batch: PairBatch) -> float:
-        """Return the mean difference between log-probabilities in the batch's layout and in padded rows."""
-        training = model.training
+    def _layout_error(self, model: Any, batch: PairBatch) -> tuple[float, float]:
+        """Return mean differences of log-probabilities from those of padded rows: in the batch's layout, and in its halves apart."""
+        training, plain = model.training, batch._replace(layout=None)
         model.eval()
         with torch.no_grad():
-            moved, padded = (self.score_tokens(model, b).logps for b in (batch, batch._replace(layout=None)))
+            moved, padded, *halves = (
+                torch.as_tensor(self.score_tokens(model, each).logps)
+                for each in (batch, plain, plain.side(0), plain.side(1))
+            )
         model.train(training)
-        assert moved is not None
-        assert padded is not None
-        return float((moved - padded).abs().sum() / batch.mask.sum())
+        off, noise = ((one - padded).abs().sum() / batch.mask.sum() for one in (moved, torch.cat(halves)))
+        return float(off), float(noise)
 
     def _product_dtype(self, device: str) -> torch.dtype:
         """Return the dtype in which the policy multiplies matrices."""

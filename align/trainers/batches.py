@@ -87,6 +87,16 @@ class PairBatch(NamedTuple):
             blind=cls.of(inputs[BLIND]) if BLIND in inputs else None,
         )
 
+    def side(self, number: int) -> "PairBatch":
+        """Return the padded rows of the chosen completions or of the rejected ones, to be scored alone.
+
+        Args:
+            number: 0 for chosen, 1 for rejected.
+        """
+        inputs = {name: value.chunk(2)[number] for name, value in self.inputs.items()}
+        labels, mask = self.labels.chunk(2)[number], self.mask.chunk(2)[number]
+        return self._replace(inputs=inputs, labels=labels, mask=mask, layout=None)
+
 
 def _unpacked(packed: Tensor, mask: Tensor) -> Tensor:
     """Place the numbers that each row holds contiguously at the positions of the mask."""
