@@ -176,7 +176,7 @@ def _scorer(expert, amateur, gate, **rule):
     return scores
 
 
-@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_beams(pair, window):
     """Beams that are reordered while the amateur lags behind."""
     expert, amateur = pair
@@ -260,6 +260,7 @@ def test_assisted_decoding_has_the_same_tokens(pair):
     assert torch.equal(_run(expert, inputs, gated, fast=False, assistant_model=copy.deepcopy(amateur)), expected)
 
 
+@pytest.mark.slow
 def test_one_object_serves_many_calls(pair):
     """New prompts, the same ones, and a prompt that continues the last completion: the first token is contrasted each time."""
     expert, amateur = pair

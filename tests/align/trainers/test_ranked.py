@@ -122,6 +122,7 @@ def test_the_size_of_chunks_changes_no_gradient(tmp_path, family):
     assert max(float(each.abs().max()) for each in found[0].values()) > 0
 
 
+@pytest.mark.slow
 def test_brio_raises_the_accuracy_of_its_order(tmp_path):
     short_first = rows().map(lambda row: {"scores": [-score for score in row["scores"]]})
     one = brio(tmp_path, short_first, max_steps=15, learning_rate=3e-3, gamma=10.0, margin=0.1, length_alpha=1.0)
@@ -239,6 +240,7 @@ def test_the_overlap_of_ngrams_equals_the_reference(n):
         assert ngram_overlap(own, other, n=n) == pytest.approx(reference.overlap(own, other, n))
 
 
+@pytest.mark.slow
 def test_cont_learns_to_tell_its_candidates_apart_and_the_reranker_reads_it(tmp_path):
     one = cont(tmp_path / "out", max_steps=12, learning_rate=3e-3)
     one.train()
@@ -256,7 +258,7 @@ def test_cont_learns_to_tell_its_candidates_apart_and_the_reranker_reads_it(tmp_
     assert result.similarity.abs().max() <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("family", ["t5", "bart"])
+@pytest.mark.parametrize("family", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
 def test_cont_trains_encoder_decoders(tmp_path, family):
     tokenizer = testbed.tokenizer()
     model = zoo.build(family, seed=1)

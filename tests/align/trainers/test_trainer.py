@@ -868,8 +868,10 @@ def test_an_attention_that_cannot_have_a_layout_is_refused(root, tmp_path, atten
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["padding_free", "packing", "both"])
-@pytest.mark.parametrize("reference", ["live", "cached"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(each, marks=pytest.mark.slow) for each in ("padding_free", "packing")), "both"]
+)
+@pytest.mark.parametrize("reference", ["live", pytest.param("cached", marks=pytest.mark.slow)])
 def test_batches_stay_padded_if_the_first_step_shows_that_a_layout_is_not_obeyed(
     root, tmp_path, name, reference, monkeypatch, caplog
 ):
