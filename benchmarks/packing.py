@@ -32,9 +32,8 @@ from timing import named_versions
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from train_step import IN_PLACE, _silently, step
+from train_step import IN_PLACE, _silently, random_model, step
 from train_step import SIZES as STEP_SIZES
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from contralto import testbed
 from contralto.align.trainers.config import PreferenceConfig
@@ -111,18 +110,7 @@ def rows_of(setting: Setting) -> Dataset:
 
 def build(setting: Setting, row: str, folder: str) -> Any:
     """Return the trainer of a row; all have the same weights and data."""
-    hidden, layers, intermediate, heads, _ = SIZES[setting.size]
-    torch.manual_seed(0)
-    model_config = Qwen2Config(
-        vocab_size=setting.vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        intermediate_size=intermediate,
-        num_attention_heads=heads,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-    )
-    model: Any = Qwen2ForCausalLM(model_config)
+    model = random_model(SIZES[setting.size], setting.vocabulary)
     model.to(getattr(torch, setting.dtype))
     model.set_attn_implementation(setting.attention)
     options: dict[str, Any] = dict(ROWS[row])

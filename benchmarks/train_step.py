@@ -128,12 +128,12 @@ class Cost(NamedTuple):
     """MiB."""
 
 
-def build(setting: Setting, row: str, folder: str) -> Any:
-    """Return the trainer of a row; all rows of a setting have the same weights and data."""
-    hidden, layers, intermediate, heads, _ = SIZES[setting.size]
+def random_model(shape: tuple[int, int, int, int, list[int]], vocabulary: int) -> Any:
+    """Return a random Qwen2 of a shape of `SIZES`, always the same."""
+    hidden, layers, intermediate, heads, _ = shape
     torch.manual_seed(0)
-    model_config = Qwen2Config(
-        vocab_size=setting.vocabulary,
+    config = Qwen2Config(
+        vocab_size=vocabulary,
         hidden_size=hidden,
         num_hidden_layers=layers,
         intermediate_size=intermediate,
@@ -141,7 +141,12 @@ def build(setting: Setting, row: str, folder: str) -> Any:
         num_key_value_heads=2,
         tie_word_embeddings=False,
     )
-    model: Any = Qwen2ForCausalLM(model_config)
+    return Qwen2ForCausalLM(config)
+
+
+def build(setting: Setting, row: str, folder: str) -> Any:
+    """Return the trainer of a row; all rows of a setting have the same weights and data."""
+    model = random_model(SIZES[setting.size], setting.vocabulary)
     model.to(torch.bfloat16 if setting.dtype == "bfloat16" else torch.float32)
     compact, ours, kept, shared, metrics, liger = ROWS[row]
     kind: Any = PreferenceConfig if ours else DPOConfig

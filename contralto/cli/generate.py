@@ -138,14 +138,12 @@ def _run(prompts: Sequence[Prompt], config: DecodingConfig, args: argparse.Names
     shows_bar = is_first and (bool(output) or (not sys.stdout.isatty() and sys.stderr.isatty()))
     with tqdm(total=len(starts), desc="batches", unit="batch", disable=not shows_bar) as bar:
         for number in range(0, len(starts), several):
-            results: list[dict[str, Any]] = []
-            for start in starts[number + processes.rank() :][:1]:
-                shown = (
-                    _streamer(prompts, models, config, args, start, streaming=streaming) if is_first else nullcontext()
-                )
-                with shown as streamer:
+            own, results = number + processes.rank(), []  # the last round has no batch for some processes
+            if own < len(starts):
+                start = starts[own]
+                with _streamer(prompts, models, config, args, start, streaming=streaming) as streamer:
                     some = prompts[start : start + size]
-                    results += _decode(some, models, config, args, first=start, streamer=streamer)
+                    results = list(_decode(some, models, config, args, first=start, streamer=streamer))
             for i, result in enumerate(processes.gathered(results), starts[number]):
                 if output:
                     output.write(result)
@@ -317,7 +315,7 @@ def _streamer(
     """Return a context with the streamer of a batch: the texts themselves, or a progress bar; None where nothing can be streamed."""
     if streaming:
         return nullcontext(_text_streamer(prompts, models, first))
-    if args.beams > 1 or not config.declaration.streaming:
+    if args.beams > 1 or not config.declaration.streaming or processes.rank() > 0:
         return nullcontext()
     return TokenBar(args.max_new_tokens, calls=2 if args.compare else 1)
 
