@@ -29,6 +29,7 @@ from contralto.decoding.branches.cache import (
 )
 from contralto.decoding.branches.context import ContextLimit
 from contralto.decoding.branches.padding import fit_mask
+from contralto.decoding.branches.prefixes import PrefixCaches
 from contralto.decoding.branches.prompts import MULTIMODAL_INPUTS, TOKEN_TYPES, Prompts
 
 __all__ = ["CachedReader", "join_readers", "last_hidden"]
@@ -90,13 +91,34 @@ class CachedReader:
 
     @torch.no_grad()
     def prefill(self, prompts: Prompts, *, cache: Any = None, keep: int = 1, unread: Tensor | int = 0) -> Tensor:
-        """Read prompts from their beginning.
+        """Read prompts from their beginning, or what follows one that was read before, see `reused_prefixes`.
 
         Args:
             prompts: `(R, T)` token ids with the inputs that belong to them.
             cache: an empty cache to fill; None for the model's default.
             keep: number of last positions whose logits are returned.
             unread: number of tokens at the end of each row, `(R,)` or one number, that do not count towards the limit.
+
+        Returns:
+            Logits `(R, keep, V)`.
+        """
+        prefixes = PrefixCaches.current() if cache is None else None
+        if prefixes is not None:
+            return prefixes.prefill(self, prompts, keep=keep, unread=unread)
+        return self.prefill_from(prompts, cache=cache, keep=keep, unread=unread)
+
+    @torch.no_grad()
+    def prefill_from(
+        self, prompts: Prompts, *, cache: Any = None, known: int = 0, keep: int = 1, unread: Tensor | int = 0
+    ) -> Tensor:
+        """Read prompts from their column `known` on.
+
+        Args:
+            prompts: `(R, T)` token ids with the inputs that belong to them.
+            cache: a cache of the first `known` columns; None for the model's default, which is empty.
+            known: number of columns that the cache holds, at most `T - keep`.
+            keep: see `prefill`.
+            unread: see `prefill`.
 
         Returns:
             Logits `(R, keep, V)`.
@@ -109,7 +131,7 @@ class CachedReader:
         if cache is not None:
             self.kwargs["past_key_values"] = cache
         self._check_length(prompts.ids, prompts.ids.shape[1], unread)
-        outputs = self._run(prompts.ids, new=None, keep=keep)
+        outputs = self._run(prompts.ids, new=prompts.ids.shape[1] - known if known else None, keep=keep)
         embeds = self.kwargs.get("inputs_embeds")  # in place of token ids, whose rows are empty then
         self._commit(outputs, prompts.ids.shape[1] if embeds is None else embeds.shape[1])
         logits: Tensor = outputs.logits[:, -keep:]
@@ -173,6 +195,15 @@ class CachedReader:
             if value is not None and value.shape[-2] == self.rows:
                 self.kwargs[name] = value.index_select(-2, rows.to(value.device))
         self.rows = len(rows)
+
+    @property
+    def is_variation(self) -> bool:
+        """Return whether forward passes yield more than this class reads, such as the states of early layers."""
+        return type(self) is not CachedReader
+
+    def alike(self) -> "CachedReader":
+        """Return a reader of the same model without rows and without a limit."""
+        return CachedReader(self.model, context=self.context)
 
     def fork(self) -> "CachedReader":
         """Return a reader of the same rows whose cache grows by itself. Tensors are shared, not copied."""

@@ -29,12 +29,14 @@ class ModelVariant(ABC):
         description: what it is, for lines about the cost of a method.
         share: share of the model's layers that it runs.
         joint: whether `loop()` reads it in the forward pass of the model itself.
+        reads_alike: whether its states depend on tokens and positions alone, so that those of a prompt's beginning may be reused.
     """
 
     model: Any
     description: str
     share = 1.0
     joint = False
+    reads_alike = False
 
     @abstractmethod
     def context(self) -> AbstractContextManager[Any]:
@@ -68,6 +70,7 @@ class AdaptersOff(ModelVariant):
     """
 
     description = "the same model without its adapters"
+    reads_alike = True
 
     def __init__(self, peft_model: Any) -> None:
         if not (hasattr(peft_model, "disable_adapter") and hasattr(peft_model, "get_base_model")):
@@ -107,6 +110,7 @@ class EarlyExit(ModelVariant):
     """
 
     joint = True
+    reads_alike = True
 
     def __init__(self, model: Any, layers: int) -> None:
         self.model, self.layers = inner_model(model), layers
@@ -151,6 +155,8 @@ class Dropout(ModelVariant):
         >>> contrast = ContrastiveDecodingLogitsProcessor(Dropout(model, rate=0.3))
         >>> text = model.generate(**prompt, logits_processor=[contrast], max_new_tokens=4)
     """
+
+    reads_alike = True
 
     def __init__(self, model: Any, rate: float, *, seed: int = 0) -> None:
         if not 0 < rate < 1:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from contralto.common.placement import input_device
 from contralto.decoding.branches.padding import KnownTokens, fit_mask
+from contralto.decoding.branches.prefixes import TOLERANCE
 from contralto.decoding.branches.values import ValueReader, is_critic, takes_cache, values_of
 from contralto.decoding.executors.search_state import CandidateReader, choose_reader
-from contralto.decoding.executors.tree import TOLERANCE
 
 __all__ = ["CandidateValues"]
 

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 from contralto.common.placement import input_device
 from contralto.decoding.branches.attention import grouped_attention, grouped_modules
 from contralto.decoding.branches.cache import drop_positions, keep_position
+from contralto.decoding.branches.prefixes import TOLERANCE
 from contralto.decoding.branches.reader import CachedReader, last_hidden
 
 __all__ = ["CandidateOutputs", "CandidateTree", "tree_obstacle"]
@@ -26,8 +27,6 @@ OWN_WINDOWS = ("window_size", "keep_window_size", "local_attention_window_len")
 """Attributes of configurations for windows that no cache layer knows: GPT-Neo, Doge, BLT."""
 VISIBLE = 8
 """Number of last tokens that are visible in the first of two comparisons, in which a leak of the others has weight."""
-TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
-"""Largest difference between a tree and a plain forward pass, relative to the standard deviation of the values."""
 _MASK_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """Exceptions that models raise for a mask that they do not support."""
 _VERDICTS: WeakKeyDictionary[Any, dict[Any, str | None]] = WeakKeyDictionary()

@@ -260,8 +260,8 @@ def _mean_length(lm: Any, task: Task, lines: Sequence[Mapping[str, Any]]) -> flo
 
 
 def _metered(lm: Any, requests: Sequence[Any]) -> tuple[ModelCost, int]:
-    """Return cost and tokens of answers, one request at a time, since a batch pads to its longest row."""
-    lm.batch_size_per_gpu, before = 1, lm.generated
+    """Return cost and tokens of answers, one request at a time and each as if alone, since a batch pads to its longest row."""
+    lm.batch_size_per_gpu, lm.prefix_cache, before = 1, False, lm.generated
     with metered(lm.models) as cost, redirect_stderr(io.StringIO()):
         getattr(lm, requests[0].request_type)(requests)
     return cost, lm.generated - before
@@ -269,7 +269,7 @@ def _metered(lm: Any, requests: Sequence[Any]) -> tuple[ModelCost, int]:
 
 def _attention(lm: Any, requests: Sequence[Any]) -> dict[str, Any]:
     """Return the indices of attention on a few documents, answered one at a time."""
-    lm.batch_size_per_gpu = 1
+    lm.batch_size_per_gpu, lm.prefix_cache = 1, False
     with measured_attention(lm.model) as masses, redirect_stderr(io.StringIO()):
         lm.generate_until(requests)
     return {**dominance.summary(masses), "documents": len(masses)}

@@ -169,6 +169,22 @@ class ContrastiveEvalModel(Conversations):
         """
         return self.with_contrast_prompt(request, self.decoder.config.contrast_prompt or "")
 
+    def keep_answers(self, requests: Sequence[EvalRequest], answers: Sequence[Any]) -> None:
+        """Write the answers of a batch to the cache, in one transaction.
+
+        Args:
+            requests: The requests.
+            answers: Their answers.
+        """
+        cache = self.cache_hook.dbdict
+        if cache is not None:
+            cache.autocommit = False
+        for request, answer in zip(requests, answers, strict=True):
+            self.keep_answer(request, answer)
+        if cache is not None:
+            cache.commit(blocking=True)
+            cache.autocommit = True
+
     def keep_answer(self, request: EvalRequest, answer: Any) -> None:
         """Add an answer to the cache, unless it is sampled, as in lm-eval.
 

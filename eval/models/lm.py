@@ -48,6 +48,7 @@ from contralto.eval.models.base import ContrastiveEvalModel, decoder_options, de
 from contralto.eval.models.decoder import Decoder
 from contralto.eval.models.generation_options import GenerationOptions, read_options
 from contralto.eval.models.loading import ModelLoading
+from contralto.eval.models.prefixes import check_prefix_cache, read_prompts, shared_prefixes
 from contralto.eval.models.requests import EvalRequest, images_of
 from contralto.eval.models.thinking import answer_text, end_of_thought, ends_thought
 
@@ -73,6 +74,8 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
         device: Such as cuda:1; None is a GPU if there is one.
         batch_size: Rows per batch; "auto" starts with `max_batch_size` and halves it when memory runs out.
         max_batch_size: The first batch size of "auto".
+        prefix_cache: Read a beginning that the prompts of a run share, such as few-shot examples, once for each branch, see
+            `contralto.decoding.branches.reused_prefixes`. Likelihoods without a method are lm-eval's own, and read whole prompts.
         kwargs: Options of `Decoder.of`, that is `method`, its other models and parameters, `contrast_prompt`, `temperature`,
             `top_k`, `top_p`, `min_p`, `seed`, `score`, `masked`, `control`; and all arguments of lm-eval's `hf` model. `contrast_prompt` is
             a template in which `{name}` is a field of the document and `{prompt}` the whole prompt, or under a chat template the
@@ -94,8 +97,10 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
         device: str | None = None,
         batch_size: int | str | None = 1,
         max_batch_size: int | None = 64,
+        prefix_cache: bool = True,
         **kwargs: Any,
     ) -> None:
+        self.prefix_cache = check_prefix_cache(prefix_cache)
         self.decoder = Decoder.of(**take_options(kwargs))
         self.bits = take_bits(kwargs)
         check_bits(self.bits, self.decoder.config.models)
@@ -246,7 +251,8 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
             key=lambda i: (repr(requests[i].gen_kwargs), -self._length(requests[i]), requests[i].context),
         )
         answers: list[Any] = [None] * len(requests)
-        with tqdm(total=len(requests), desc=title, disable=disable_tqdm or self.rank != 0) as bar:
+        hidden = disable_tqdm or self.rank != 0
+        with shared_prefixes(self.prefix_cache), tqdm(total=len(requests), desc=title, disable=hidden) as bar:
             for _, group in groupby(order, key=lambda i: repr(requests[i].gen_kwargs)):
                 left = list(group)
                 while left:
@@ -261,24 +267,13 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
                         continue
                     for i, answer in zip(batch, results, strict=True):
                         answers[i] = answer
-                    self._keep_batch([requests[i] for i in batch], results)
+                    self.keep_answers([requests[i] for i in batch], results)
                     left = left[len(batch) :]
                     bar.update(len(batch))
         return answers
 
     def _length(self, request: EvalRequest) -> int:
         return sum(map(len, request.tokens)) if request.tokens else len(self.tok_encode(request.context))
-
-    def _keep_batch(self, requests: Sequence[EvalRequest], answers: Sequence[Any]) -> None:
-        """Write the answers of a batch to the cache, in one transaction."""
-        cache = self.cache_hook.dbdict
-        if cache is not None:
-            cache.autocommit = False
-        for request, answer in zip(requests, answers, strict=True):
-            self.keep_answer(request, answer)
-        if cache is not None:
-            cache.commit(blocking=True)
-            cache.autocommit = True
 
     def _batch(self, requests: Sequence[EvalRequest], room: int) -> DecodingBatch:
         """Return a batch with the inputs of the method's branches."""
@@ -371,6 +366,7 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
         with self._autocast():
             output = self.model.generate(
                 **batch.inputs,
+                **read_prompts(self.model, batch.inputs, kwargs),
                 pad_token_id=self.tokenizer.pad_token_id,
                 stopping_criteria=self._stopping_criteria(options.stop, prompt),
                 eos_token_id=self._end_tokens(),

@@ -49,6 +49,14 @@ def test_gated():
     assert "Right of 4 problems of the dev split: no gate " in result.stdout
 
 
+def test_prefix_reuse():
+    small = "--documents 3 --batches 2 --tokens 2 --rounds 1 --no-write"
+    result = _run("prefix_reuse.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| testbed | ") == 5
+    assert result.stdout.count("| 1 of 1 | 1 |") == 5
+
+
 def test_critic_guidance(tmp_path):
     small = f"--folder {tmp_path} --experts expert-0 --prompts 4 --problems 4 --no-write"
     result = _run("critic_guidance.py", *small.split())

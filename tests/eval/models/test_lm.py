@@ -323,7 +323,7 @@ def test_without_contrast_likelihoods_are_lm_evals():
     found = lm.loglikelihood(options(lm), disable_tqdm=True)
     assert [x for x, _ in found] == pytest.approx([x for x, _ in expected], abs=1e-4)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-    lm.batch_size_per_gpu = 1
+    lm.batch_size_per_gpu, lm.prefix_cache = 1, False
     alone = stock(HFLM, "testbed:expert", 1).loglikelihood(options(lm), disable_tqdm=True)
     assert lm.loglikelihood(options(lm), disable_tqdm=True) == alone  # without padding bit for bit
 
