@@ -207,7 +207,10 @@ def main() -> None:
         "Not read again: the share of the tokens of prompts, padding included, in all branches. The first batch reads the examples as before; with",
         "more documents the share approaches that of the examples in the prompts.",
         *setting_lines(args.tokens, args.device, args.threads),
-        "Command: `python benchmarks/prefix_reuse.py --data DIR --model SMOLLM2 --amateur PRUNED --threads 1`.",
+        (
+            f"Command: `python benchmarks/prefix_reuse.py --data DIR --model SMOLLM2 --amateur PRUNED --documents {args.documents} "
+            f"--tokens {args.tokens} --rounds {args.rounds} --threads {args.threads}`."
+        ),
     ]
     publish(lines, None if args.no_write else RESULTS)
 
