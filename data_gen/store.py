@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -60,7 +61,10 @@ MOST_PENDING = 64
 """Scores that wait to be written with the next answers."""
 Line = tuple[Any, ...]
 """A row of a table."""
-INSERT_ANSWER = f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(ANSWERS))})"
+MOST_TOGETHER = 64
+"""Answers of one statement: each statement waits for the threads of the engines, whatever it inserts."""
+INSERT_ANSWERS = "INSERT OR IGNORE INTO answers VALUES "
+MARKS = f"({', '.join('?' * len(ANSWERS))})"
 INSERT_FAILURE = f"""INSERT OR {{on_conflict}} INTO failures SELECT {", ".join("?" * len(FAILURES))}
     WHERE NOT EXISTS (SELECT 1 FROM answers WHERE key = ?)"""
 """A failure of a request that has an answer is not recorded."""
@@ -214,11 +218,11 @@ class Store:
             failures: rows of the table `failures`. A row whose key has an answer is left out.
             on_conflict: `REPLACE` or `IGNORE`, for failures whose key is there.
         """
-        keys = []
-        for each in answers:
-            self._db.execute(INSERT_ANSWER, each)
-            keys.append(each[:1])
-        self._db.executemany("DELETE FROM failures WHERE key = ?", keys)
+        rest = iter(answers)
+        while some := list(islice(rest, MOST_TOGETHER)):
+            self._db.execute(INSERT_ANSWERS + ", ".join([MARKS] * len(some)), list(chain.from_iterable(some)))
+            keys = [each[0] for each in some]
+            self._db.execute(f"DELETE FROM failures WHERE key IN ({', '.join('?' * len(keys))})", keys)
         insert = INSERT_FAILURE.format(on_conflict=on_conflict)
         self._db.executemany(insert, ((*each, each[0]) for each in failures))
 

@@ -21,6 +21,7 @@ from contralto.common.web import address_of, decoded, read_body, read_json, retr
 from contralto.data_gen.engines.base import Outcome
 from contralto.data_gen.engines.bodies import chat_messages, most_bytes, raw_prompt, token_guess
 from contralto.data_gen.engines.endpoint_options import check_address, check_extra_body, read_key
+from contralto.data_gen.engines.feed import Feed, all_of
 from contralto.data_gen.engines.limiter import Flow, Limiter
 from contralto.data_gen.engines.replies import read_answer, refused
 from contralto.data_gen.ranges import check_number, check_texts
@@ -151,10 +152,16 @@ class OpenAIEngine:
         self.check_ready()
         outcomes: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(iter(requests), outcomes), daemon=True).start()
-        while (outcome := outcomes.get()) is not None:
-            if isinstance(outcome, BaseException):
-                raise outcome
-            yield [outcome]
+        while True:
+            arrived = all_of(outcomes)
+            ready = [each for each in arrived if isinstance(each, tuple)]
+            if ready:
+                yield ready
+            end = arrived[-1]
+            if isinstance(end, BaseException):
+                raise end
+            if end is None:
+                return
 
     def _run(self, requests: Iterator[Request], outcomes: Any) -> None:
         try:
@@ -166,7 +173,7 @@ class OpenAIEngine:
     async def _serve(self, requests: Iterator[Request], outcomes: Any) -> None:
         import aiohttp
 
-        taking, flow = asyncio.Lock(), Flow(Limiter(**self._limits))
+        feed, flow = Feed(requests, self.concurrency), Flow(Limiter(**self._limits))
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         timeout = aiohttp.ClientTimeout(total=self._timeout)
         connector = aiohttp.TCPConnector(limit=self.concurrency)
@@ -174,11 +181,7 @@ class OpenAIEngine:
 
         async def work(session: Any) -> None:
             nonlocal refused
-            while not flow.is_stopping:
-                async with taking:
-                    request = await asyncio.to_thread(next, requests, None)
-                if request is None:
-                    return
+            while not flow.is_stopping and (request := await feed.take()) is not None:
                 outcome = refused or await self._ask(session, flow, request)
                 outcomes.put((request, outcome))
                 if isinstance(outcome, Failure) and outcome.stops:
@@ -196,6 +199,7 @@ class OpenAIEngine:
                     group.create_task(work(session))
         finally:
             self._flows.remove(flow)
+            feed.close()
 
     async def _ask(self, session: Any, flow: Flow, request: Request) -> Answer | Failure:
         """Send a request until it has an outcome or no attempts are left. An error fails this request alone."""

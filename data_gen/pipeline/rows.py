@@ -16,6 +16,7 @@ __all__ = [
     "RowGroup",
     "RowRun",
     "UnknownRoleError",
+    "advance_together",
     "check",
     "pending",
     "replay",
@@ -162,15 +163,43 @@ class RowGroup:
         Args:
             store: the recorded outcomes.
         """
-        while live := [run for run in self.runs if run.is_live]:
+        advance_together([self], store)
+
+    def next_round(self) -> list[TrackedRequest]:
+        """Return the requests that the strategies wait for now, each once; none if all have ended."""
+        live = [run for run in self.runs if run.is_live]
+        if live:
             self.round = list({tracked.request.key: tracked for run in live for tracked in run.requests}.values())
-            known = store.get([tracked.request.key for tracked in self.round])
-            self.missing = [tracked for tracked in self.round if tracked.request.key not in known]
-            if self.missing:
-                return
-            for run in live:
-                run.send(known, scores=store)
         self.missing = []
+        return self.round if live else []
+
+    def send(self, known: Mapping[str, Answer | Failure], *, scores: ScoreMemory) -> bool:
+        """Continue the strategies with the outcomes of `round`; return False if some are missing, and continue none.
+
+        Args:
+            known: recorded outcomes by key.
+            scores: as for `RowRun.send`.
+        """
+        self.missing = [tracked for tracked in self.round if tracked.request.key not in known]
+        if self.missing:
+            return False
+        for run in self.runs:
+            if run.is_live:
+                run.send(known, scores=scores)
+        return True
+
+
+def advance_together(groups: Iterable[RowGroup], store: Store) -> None:
+    """Continue groups as `RowGroup.advance` does each, with one reading of the store for a round of all of them.
+
+    Args:
+        groups: the groups, which wait for nothing that is under way.
+        store: the recorded outcomes.
+    """
+    going = list(groups)
+    while going := [group for group in going if group.next_round()]:
+        known = store.get([tracked.request.key for group in going for tracked in group.round])
+        going = [group for group in going if group.send(known, scores=store)]
 
 
 def check(recipe: Recipe, rows: Sequence[Row]) -> None:

@@ -8,14 +8,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from contralto.common.files import locked_folder
+from contralto.data_gen.engines.feed import all_of
 from contralto.data_gen.pipeline.progress import RunProgress
-from contralto.data_gen.pipeline.rows import RowGroup, check
+from contralto.data_gen.pipeline.rows import RowGroup, advance_together, check
 from contralto.data_gen.pipeline.workers import Answered, EngineWorker, Interrupted, WorkerEnded, signals_as_events
 from contralto.data_gen.recipe import Recipe
 from contralto.data_gen.store import Store, TrackedRequest
@@ -112,7 +114,7 @@ class _Runner:
                 if not self._open:
                     self._stop(None)
                 while self._running:
-                    self._take(_all_of(self._events))
+                    self._take(all_of(self._events))
                     self._progress.show()
         finally:
             for worker in self._workers.values():
@@ -123,13 +125,14 @@ class _Runner:
 
     def _fill(self) -> None:
         """Start groups of rows until enough are in progress."""
-        while self._ending is None and len(self._open) < self._room + 1:
-            group = next(self._groups, None)
-            if group is None:
+        while self._ending is None and (room := self._room + 1 - len(self._open)) > 0:
+            groups = list(islice(self._groups, room))
+            if not groups:
                 return
-            group.advance(self._store)
-            self._open[id(group)] = group
-            self._hand_over(group, is_new=False)
+            advance_together(groups, self._store)
+            for group in groups:
+                self._open[id(group)] = group
+                self._hand_over(group, is_new=False)
 
     def _hand_over(self, group: RowGroup, *, is_new: bool) -> None:
         """Send the missing requests of a group to their engines; a group without any is finished."""
@@ -180,10 +183,10 @@ class _Runner:
     def _go_on(self, groups: Iterable[RowGroup], answered: Counter[int]) -> None:
         """Advance the groups whose requests are all answered."""
         self._left.subtract(answered)
-        for group in groups:
-            if not self._left[id(group)] and self._ending is None:
-                group.advance(self._store)
-                self._hand_over(group, is_new=True)
+        ready = [group for group in groups if not self._left[id(group)]] if self._ending is None else []
+        advance_together(ready, self._store)
+        for group in ready:
+            self._hand_over(group, is_new=True)
         self._fill()
         if not self._open:
             self._stop(None)
@@ -217,11 +220,3 @@ class _Runner:
         self._ending = self._ending or why
         for worker in self._workers.values():
             worker.stop()
-
-
-def _all_of(events: Any) -> list[Any]:
-    """Wait for an event, and return it with all others in the queue."""
-    taken = [events.get()]
-    while not events.empty():
-        taken.append(events.get())
-    return taken

@@ -55,6 +55,19 @@ def test_many_keys_at_once(tmp_path):
         assert len(store.get([asked(n).request.key for n in range(1200)])) == 1200
 
 
+def test_answers_that_come_together_take_few_statements_and_one_transaction(tmp_path):
+    """Each statement of SQLite waits for the threads of the engines, and each transaction for the disk."""
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(0), answer(0))])
+        statements = []
+        store._db.set_trace_callback(statements.append)
+        store.record([(asked(n), answer(n)) for n in range(1, 65)])
+        store._db.set_trace_callback(None)
+        assert len(store.get([asked(n).request.key for n in range(65)])) == 65
+    kinds = [each.split()[0] for each in statements]
+    assert kinds == ["BEGIN", "INSERT", "DELETE", "COMMIT"]
+
+
 def test_usage_by_role(tmp_path):
     with Store(tmp_path / "a") as store:
         store.record([(asked(n), answer(n)) for n in (1, 2)] + [(asked(5, role="judge"), answer(5))])

@@ -25,7 +25,7 @@ from contralto.cli.pairs_view import highlighted
 from contralto.data_gen import pipeline
 from contralto.data_gen import recipe as recipes
 from contralto.data_gen.checks import annotate
-from contralto.data_gen.pipeline.rows import RowRun
+from contralto.data_gen.pipeline.rows import RowGroup, RowRun, advance_together
 from contralto.data_gen.rows import read_rows
 from contralto.data_gen.score_memory import remembered_scores
 from contralto.data_gen.scorers import chrf, score_answers
@@ -312,6 +312,21 @@ def test_answers_are_on_the_disk_before_a_strategy_sees_them(folder, monkeypatch
     pipeline.run(recipe, rows, store, is_shown=False)
     assert len(seen) == 16
     assert all(seen)
+
+
+def test_rows_that_go_on_together_read_the_store_once_a_round(folder):
+    """They read what was recorded, all of it with one query, and those that wait for an answer stay where they are."""
+    recipe, rows = loaded(folder)
+    with Store(recipe.output / "answers.sqlite") as store:
+        groups = [RowGroup(recipe, [row]) for row in rows]
+        read, get = [], store.get
+        store.get = lambda keys: read.append(len(keys)) or get(keys)
+        advance_together(groups, store)
+        assert read == [8]
+        store.record([(tracked, Answer(text="4")) for tracked in groups[0].missing])
+        advance_together(groups, store)
+        assert read == [8, 8, 1]
+        assert [tracked.role for group in groups for tracked in group.missing] == ["reviser"] + 7 * ["target"]
 
 
 def test_ctrl_c_waits_for_the_answers_under_way(folder):

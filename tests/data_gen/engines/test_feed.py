@@ -1,0 +1,70 @@
+"""The feed: requests reach the tasks that are free, in order, and none is taken before."""
+
+import asyncio
+import queue
+
+import pytest
+from helpers.stored_answers import asked
+
+from contralto.data_gen.engines.feed import Feed, all_of
+
+REQUESTS = [asked(number).request for number in range(6)]
+
+
+def test_tasks_share_the_requests_and_all_end():
+    async def serve():
+        feed, taken = Feed(iter(REQUESTS), 3), []
+
+        async def work():
+            while (request := await feed.take()) is not None:
+                taken.append(request)
+                await asyncio.sleep(0)
+
+        await asyncio.gather(*(work() for _ in range(3)))
+        return taken
+
+    assert asyncio.run(asyncio.wait_for(serve(), 10)) == REQUESTS
+
+
+def test_no_request_is_taken_that_no_task_is_free_for():
+    """What was not taken can be taken back, when the disk is full or the run stops."""
+    taken = []
+
+    def source():
+        for request in REQUESTS:
+            taken.append(request)
+            yield request
+
+    async def serve():
+        feed = Feed(source(), 2)
+        await asyncio.sleep(0.05)
+        before = len(taken)
+        await feed.take()
+        await feed.take()
+        await asyncio.sleep(0.05)
+        feed.close()
+        await asyncio.sleep(0.05)
+        return before, len(taken)
+
+    assert asyncio.run(serve()) == (0, 2)
+
+
+def test_an_error_of_the_iterator_reaches_a_task():
+    def source():
+        yield REQUESTS[0]
+        raise ValueError("no more")
+
+    async def serve():
+        feed = Feed(source(), 1)
+        assert await feed.take() == REQUESTS[0]
+        await feed.take()
+
+    with pytest.raises(ValueError, match="no more"):
+        asyncio.run(asyncio.wait_for(serve(), 10))
+
+
+def test_all_that_is_there_is_taken_at_once():
+    items = queue.SimpleQueue()
+    for number in range(3):
+        items.put(number)
+    assert all_of(items) == [0, 1, 2]
