@@ -12,6 +12,7 @@ do not, as far as a configuration shows it.
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,16 @@ from torch import Tensor
 from contralto.align.trainers.layout_masks import MASKED, WINDOWED, layer_windows, model_mask
 from contralto.align.trl_compat import is_stateful
 
-__all__ = ["LAYOUTS", "Layout", "at_places", "common_prefix", "packed", "shared_prefixes", "unsupported_reason"]
+__all__ = [
+    "LAYOUTS",
+    "Layout",
+    "Sharing",
+    "at_places",
+    "common_prefix",
+    "packed",
+    "shared_prefixes",
+    "unsupported_reason",
+]
 
 
 class Layout(NamedTuple):
@@ -33,8 +43,8 @@ class Layout(NamedTuple):
     ends: Tensor | None = None
     """`(rows, width)` the position in its row before which each token is attended to, see `contralto.align.trainers.layout_masks`. None
     if a sequence attends to itself alone and begins where positions start again at 0."""
-    repeated: Tensor | None = None
-    """`(2B, T - 1)` true where a rejected row shares its token with the chosen row, so that it need not be scored again."""
+    owners: Tensor | None = None
+    """`(2B, T - 1)` the row in which each token but the first is computed, so that it need not be scored again. None if all are in their own."""
 
     @property
     def holds_single_sequences(self) -> bool:
@@ -52,13 +62,13 @@ class Layout(NamedTuple):
         return self.inputs | {"attention_mask": model_mask(model, self.ends, self.inputs["position_ids"])}
 
     def to(self, device: torch.device) -> "Layout":
-        """Return the layout with `source` and `repeated` on a device; models can be spread over several.
+        """Return the layout with `source` and `owners` on a device; models can be spread over several.
 
         Args:
             device: the device.
         """
-        repeated = None if self.repeated is None else self.repeated.to(device)
-        return self._replace(source=self.source.to(device), repeated=repeated)
+        owners = None if self.owners is None else self.owners.to(device)
+        return self._replace(source=self.source.to(device), owners=owners)
 
     def to_padded(self, values: Tensor) -> Tensor:
         """Move values from the tokens of this layout to the predicting positions of the padded batch.
@@ -72,7 +82,7 @@ class Layout(NamedTuple):
         return values.to(self.source.device).flatten(0, 1)[self.source[:, :-1]]
 
     def without_copies(self, valid: Tensor) -> Tensor:
-        """Return the mask of tokens to score, without the tokens that a rejected row shares with its chosen row.
+        """Return the mask of tokens to score, without the tokens that are scored in another row.
 
         Args:
             valid: `(2B, T - 1)`, true for tokens of completions.
@@ -80,10 +90,10 @@ class Layout(NamedTuple):
         Returns:
             `(2B, T - 1)`.
         """
-        return valid if self.repeated is None else valid & ~self._copies(valid)
+        return valid if self.owners is None else valid & ~self._copies(valid, self.owners)
 
     def with_copies(self, scores: Tensor, valid: Tensor) -> Tensor:
-        """Copy the scores of shared tokens to the rejected rows.
+        """Copy the scores of shared tokens to all rows that share them.
 
         Args:
             scores: `(2B, T - 1)`, computed at `without_copies(valid)`.
@@ -92,15 +102,31 @@ class Layout(NamedTuple):
         Returns:
             `(2B, T - 1)`.
         """
-        if self.repeated is None:
+        if self.owners is None:
             return scores
-        chosen = scores.chunk(2)[0]
-        return torch.where(self._copies(valid), torch.cat([chosen, chosen]), scores)
+        return torch.where(self._copies(valid, self.owners), scores.gather(0, self.owners), scores)
 
-    def _copies(self, valid: Tensor) -> Tensor:
-        assert self.repeated is not None
-        chosen = valid.chunk(2)[0]
-        return self.repeated & torch.cat([chosen, chosen])
+    def _copies(self, valid: Tensor, owners: Tensor) -> Tensor:
+        """Return where a token counts that another row computes and counts too: the prompt of one may be the completion of another."""
+        rows = torch.arange(len(valid), device=valid.device)[:, None]
+        return valid & (owners != rows) & valid.gather(0, owners)
+
+
+class Sharing(NamedTuple):
+    """The sequences of a batch as paths of a forest, whose common beginnings are computed once."""
+
+    order: list[int]
+    """The rows of the padded batch, depth first: what two of them have in common, all between them have too."""
+    common: list[int]
+    """The tokens that each, in this order, has in common with the one before it and which are computed there; 0 begins a tree."""
+
+    def own_lengths(self, lengths: Sequence[int]) -> list[int]:
+        """Return the tokens of each sequence that are not computed in another, in this order.
+
+        Args:
+            lengths: of the rows of the padded batch.
+        """
+        return [lengths[row] - common for row, common in zip(self.order, self.common, strict=True)]
 
 
 def shared_prefixes(input_ids: Tensor, attention_mask: Tensor) -> Layout:
@@ -121,61 +147,79 @@ def shared_prefixes(input_ids: Tensor, attention_mask: Tensor) -> Layout:
         tensor([[0, 1, 2, 3],
                 [0, 1, 4, 0]])
     """
-    valid, common = attention_mask.bool(), common_prefix(input_ids, attention_mask)
-    chosen_length, rejected_length = valid.sum(-1, keepdim=True).chunk(2)
-    width = int((chosen_length + rejected_length - common).max())
-    chosen = width * torch.arange(len(common), device=valid.device)[:, None]
-    places = torch.cat([chosen, chosen + chosen_length])
-    return at_places(input_ids, valid, common=common, places=places, shape=(len(common), width))
+    pairs, lengths = len(input_ids) // 2, row_lengths(attention_mask)
+    order = [row for pair in range(pairs) for row in (pair, pair + pairs)]
+    chosen, rejected = torch.arange(len(order)).chunk(2)
+    shared = common_prefix(input_ids, attention_mask, chosen, rejected)
+    sharing = Sharing(order, [tokens for common in shared for tokens in (0, common)])
+    own = sharing.own_lengths(lengths)
+    width = max(map(sum, zip(own[::2], own[1::2], strict=True)))
+    places = [start for pair in range(pairs) for start in (width * pair, width * pair + own[2 * pair])]
+    return at_places(input_ids, attention_mask, sharing, places=places, shape=(pairs, width))
 
 
-def common_prefix(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return `(B, 1)` the number of tokens with which both rows of a pair begin.
+def common_prefix(input_ids: Tensor, attention_mask: Tensor, first: Tensor, second: Tensor) -> list[int]:
+    """Return the number of tokens with which two rows begin, for several pairs of rows.
 
     Args:
-        input_ids: `(2B, T)`, padded on the right, the chosen rows first.
-        attention_mask: `(2B, T)`.
+        input_ids: `(n, T)`, padded on the right.
+        attention_mask: `(n, T)`.
+        first: `(k,)` rows.
+        second: `(k,)` the rows to compare with.
     """
-    (chosen, rejected), valid = input_ids.chunk(2), attention_mask.bool().chunk(2)
-    same = (chosen == rejected) & valid[0] & valid[1]
-    return same.long().cumprod(-1).sum(-1, keepdim=True)
+    input_ids, valid = input_ids.cpu(), attention_mask.bool().cpu()
+    same = (input_ids[first] == input_ids[second]) & valid[first] & valid[second]
+    lengths: list[int] = same.long().cumprod(-1).sum(-1).tolist()
+    return lengths
 
 
-def at_places(input_ids: Tensor, valid: Tensor, *, common: Tensor, places: Tensor, shape: tuple[int, int]) -> Layout:
-    """Return the layout in which the tokens of each row stand in a given place.
+def row_lengths(attention_mask: Tensor) -> list[int]:
+    """Return the number of tokens of each row.
 
     Args:
-        input_ids: `(2B, T)`, padded on the right, the chosen rows first.
-        valid: `(2B, T)`, false for padding.
-        common: `(B, 1)` tokens that a rejected row shares with its chosen row, and which are computed there; 0 shares none.
-        places: `(2B, 1)` the position in the flattened layout of a chosen row's first token, and of the first token that a rejected row
-            does not share. All are within one row of the layout, and those of a pair that shares tokens are one behind the other.
+        attention_mask: `(n, T)`.
+    """
+    lengths: list[int] = attention_mask.bool().sum(-1).tolist()
+    return lengths
+
+
+def at_places(
+    input_ids: Tensor, attention_mask: Tensor, sharing: Sharing, *, places: Sequence[int], shape: tuple[int, int]
+) -> Layout:
+    """Return the layout in which the tokens of each row stand in a given place. It is made on the CPU, in many small steps.
+
+    Args:
+        input_ids: `(n, T)`, padded on the right.
+        attention_mask: `(n, T)`.
+        sharing: the tokens that are computed once.
+        places: the position in the flattened layout of the first token that a row does not share, in the order of `sharing`. All of a tree
+            are within one row of the layout, one behind the other.
         shape: rows and width of the layout.
     """
-    chosen, rejected = places.chunk(2)
-    at, (chosen_length, rejected_length) = _positions(input_ids)[: len(common)], valid.sum(-1, keepdim=True).chunk(2)
-    shared = at < common
-    repeated = torch.cat([torch.zeros_like(shared), shared])
-    source = torch.cat([chosen + at, torch.where(shared, chosen + at, rejected + at - common)]).masked_fill(~valid, 0)
-    chosen_end, rejected_end = chosen + chosen_length, rejected + rejected_length - common
-    ends = torch.cat([torch.where(shared, rejected_end, chosen_end), rejected_end.expand_as(at)])
-    alone = torch.arange(1, shape[1] + 1, device=valid.device).repeat(shape[0])  # padding attends to itself
-    blank, own = torch.zeros_like(alone), valid & ~repeated
+    ids, valid = input_ids.cpu(), attention_mask.bool().cpu()
+    at, lengths, rows = torch.arange(ids.shape[1]), row_lengths(valid), range(len(ids))
+    source, owners, ends, common = (torch.zeros_like(ids) for _ in range(4))
+    for i in rows:
+        row, before, tokens = sharing.order[i], sharing.order[i - 1], sharing.common[i]
+        common[row] = tokens
+        source[row] = torch.where(at < tokens, source[before], places[i] + at - tokens)
+        owners[row] = torch.where(at < tokens, owners[before], row)
+    for i in reversed(rows):
+        row, tokens = sharing.order[i], sharing.common[i]
+        ends[row] = places[i] + lengths[row] - tokens
+        if i + 1 < len(rows):  # what the next one shares is attended to until the end of that
+            ends[row] = torch.where(at < sharing.common[i + 1], ends[sharing.order[i + 1]], ends[row])
+    source = source.masked_fill(~valid, 0)
+    alone = torch.arange(1, shape[1] + 1).repeat(shape[0])  # padding attends to itself
+    blank, own = torch.zeros_like(alone), valid & (at >= common)
+    ends = ends - source // shape[1] * shape[1]
     moved = (
-        filled.scatter(0, source[own], values[own]).view(shape)
-        for filled, values in (
-            (blank, input_ids),
-            (blank, _positions(input_ids)),
-            (alone, ends - source // shape[1] * shape[1]),
-        )
+        filled.scatter(0, source[own], values[own]).view(shape).to(input_ids.device)
+        for filled, values in ((blank, ids), (blank, at.expand_as(ids)), (alone, ends))
     )
     ids, positions, ends = moved
-    inputs = {"input_ids": ids, "position_ids": positions}
-    return Layout(inputs, source, ends, repeated[:, 1:] if bool(shared.any()) else None)
-
-
-def _positions(input_ids: Tensor) -> Tensor:
-    return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    inputs, source = {"input_ids": ids, "position_ids": positions}, source.to(input_ids.device)
+    return Layout(inputs, source, ends, owners[:, 1:].to(input_ids.device) if any(sharing.common) else None)
 
 
 def packed(input_ids: Tensor, attention_mask: Tensor) -> Layout:
@@ -196,7 +240,8 @@ def packed(input_ids: Tensor, attention_mask: Tensor) -> Layout:
     """
     valid = attention_mask.bool()
     source = (valid.flatten().cumsum(0) - 1).view_as(input_ids).masked_fill(~valid, 0)
-    inputs = {"input_ids": input_ids[valid][None], "position_ids": _positions(input_ids)[valid][None]}
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    inputs = {"input_ids": input_ids[valid][None], "position_ids": positions[valid][None]}
     return Layout(inputs, source)
 
 

@@ -1,21 +1,24 @@
 """Pack the pairs of a batch into rows: prefix sharing with packing (Wang & Hegde 2024, arXiv 2410.20305).
 
-Pairs of many lengths leave much padding, whether a pair has two rows or one. Here several pairs lie in one row, each with its common
-prefix once, or several sequences that share nothing. They are assigned to rows by first-fit decreasing: from the longest to the shortest,
+Pairs of many lengths leave much padding, whether a pair has two rows or one. Here several lie in one row, with what they have in common
+once, or several sequences that share nothing. They are assigned to rows by first-fit decreasing: from the longest to the shortest,
 each goes into the first row in which it fits. The numbers stay those of the padded batch.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from contralto.align.trainers.layout_masks import MASKED
-from contralto.align.trainers.layouts import LAYOUTS, Layout, at_places, common_prefix, packed
+from contralto.align.trainers.layouts import LAYOUTS, Layout, Sharing, at_places, common_prefix, packed, row_lengths
 
-__all__ = ["arrangement", "first_fit_decreasing", "packed_rows"]
+__all__ = ["arrangement", "first_fit_decreasing", "joined", "packed_rows"]
+
+LEAST = (1, 16)
+"""Tokens in common for which sequences are put into one tree: both are tried, and the rows that hold fewer places are taken."""
 
 
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -56,13 +59,16 @@ def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int
 def packed_rows(
     input_ids: Tensor, attention_mask: Tensor, *, share: bool = True, pack_length: int | None = None
 ) -> Layout:
-    """Return rows that hold several pairs each, with the common prefix of a pair once.
+    """Return rows that hold several sequences each, with common prefixes once.
+
+    Sequences that begin alike form a tree, which lies in one row: the two of a pair, all completions of one prompt, conversations of which
+    one goes on where the other ends, and what follows the same system prompt.
 
     Args:
         input_ids: `(2B, T)`, padded on the right, the chosen rows first.
         attention_mask: `(2B, T)`.
-        share: compute the common prefix of a pair once. False packs sequences.
-        pack_length: the width of the rows; a pair that is longer is packed as two sequences. None takes the longest pair, or sequence.
+        share: compute common prefixes once. False packs sequences.
+        pack_length: the width of the rows; a tree that is longer is divided. None takes the longest pair, or sequence.
 
     Raises:
         ValueError: a sequence is longer than `pack_length`.
@@ -75,33 +81,85 @@ def packed_rows(
         >>> layout.ends
         tensor([[5, 5, 4, 4, 5, 8, 7, 8]])
     """
-    valid, common = attention_mask.bool(), common_prefix(input_ids, attention_mask)
-    pairs = len(common)
-    *lengths, shared = torch.cat([valid.sum(-1, keepdim=True), common]).view(3, pairs).tolist()  # to the host at once
-    chosen, rejected = lengths
-    sizes = [a + b - c for a, b, c in zip(chosen, rejected, shared, strict=True)]
-    limit = max(sizes) if pack_length is None else pack_length
-    fits = [share and same > 0 and size <= limit for size, same in zip(sizes, shared, strict=True)]
-    units = [[i, i + pairs] for i in range(pairs) if fits[i]]
-    units += [[i + side] for i in range(pairs) if not fits[i] for side in (0, pairs)]
-    own = [*chosen, *(b - c * fit for b, c, fit in zip(rejected, shared, fits, strict=True))]
-    unit_lengths = [sum(own[i] for i in unit) for unit in units]
-    width = pack_length or max(unit_lengths)
-    rows = first_fit_decreasing(unit_lengths, width)
-    places = _places([[i for unit in row for i in units[unit]] for row in rows], own, width).to(valid.device)
-    common = common * torch.tensor(fits, device=valid.device)[:, None]
-    return at_places(input_ids, valid, common=common, places=places, shape=(len(rows), width))
+    lengths = row_lengths(attention_mask)
+    order = list(range(len(lengths)))
+    if not share:
+        arranged = _Rows.of(Sharing(order, [0] * len(order)), lengths, pack_length)
+    else:
+        tokens = input_ids.tolist()
+        order.sort(key=lambda row: tokens[row][: lengths[row]])
+        common = [0, *common_prefix(input_ids, attention_mask, torch.tensor(order[:-1]), torch.tensor(order[1:]))]
+        limit = _longest_pair(input_ids, attention_mask) if pack_length is None else pack_length
+        found = (
+            _Rows.of(joined(Sharing(order, common), lengths, limit, least), lengths, pack_length) for least in LEAST
+        )
+        arranged = min(found, key=lambda rows: (rows.shape[0] * rows.shape[1], sum(rows.sharing.own_lengths(lengths))))
+    return at_places(input_ids, attention_mask, arranged.sharing, places=arranged.places, shape=arranged.shape)
 
 
-def _places(rows: Sequence[Sequence[int]], lengths: Sequence[int], width: int) -> Tensor:
-    """Return `(n, 1)` the positions in the flattened layout at which sequences begin that lie one behind another in their rows."""
-    places = [0] * len(lengths)
-    for number, row in enumerate(rows):
-        at = number * width
-        for sequence in row:
-            places[sequence] = at
-            at += lengths[sequence]
-    return torch.tensor(places)[:, None]
+def joined(sharing: Sharing, lengths: Sequence[int], limit: int, least: int = 1) -> Sharing:
+    """Join sequences that begin alike to trees, those that have most in common first, as long as a tree does not get too long.
+
+    Args:
+        sharing: the sequences in lexicographic order, with all that neighbours have in common.
+        lengths: of the rows of the padded batch.
+        limit: tokens of a tree.
+        least: tokens in common for which two trees are joined: large trees fill rows less well.
+
+    Examples:
+        >>> joined(Sharing([2, 0, 1], [0, 3, 1]), lengths=[5, 4, 6], limit=8)
+        Sharing(order=[2, 0, 1], common=[0, 3, 0])
+    """
+    trees = [[at] for at in range(len(sharing.order))]
+    sizes, common = [lengths[row] for row in sharing.order], [0] * len(trees)
+    for at in sorted(range(1, len(trees)), key=lambda at: -sharing.common[at]):
+        tree, other, shared = trees[at - 1], trees[at], sharing.common[at]
+        size = sizes[tree[0]] + sizes[other[0]] - shared
+        if shared >= least and size <= limit:
+            common[at], sizes[tree[0]] = shared, size
+            tree += other
+            for each in other:
+                trees[each] = tree
+    return Sharing(sharing.order, common)
+
+
+class _Rows(NamedTuple):
+    """Trees of sequences in rows."""
+
+    sharing: Sharing
+    places: list[int]
+    """See `at_places`."""
+    shape: tuple[int, int]
+    """Rows and width."""
+
+    @classmethod
+    def of(cls, sharing: Sharing, lengths: Sequence[int], pack_length: int | None) -> "_Rows":
+        """Assign trees to rows.
+
+        Args:
+            sharing: the trees.
+            lengths: of the rows of the padded batch.
+            pack_length: the width of the rows; None takes the longest tree.
+        """
+        own, trees = sharing.own_lengths(lengths), list[list[int]]()
+        for at, shared in enumerate(sharing.common):
+            trees[-1].append(at) if shared else trees.append([at])
+        sizes = [sum(own[at] for at in tree) for tree in trees]
+        width = pack_length or max(sizes)
+        rows, places = first_fit_decreasing(sizes, width), [0] * len(own)
+        for number, row in enumerate(rows):
+            start = number * width
+            for at in (at for tree in row for at in trees[tree]):
+                places[at] = start
+                start += own[at]
+        return cls(sharing, places, (len(rows), width))
+
+
+def _longest_pair(input_ids: Tensor, attention_mask: Tensor) -> int:
+    """Return the tokens of the longest pair, its common prefix once."""
+    chosen, rejected = torch.arange(len(input_ids)).chunk(2)
+    common, lengths = common_prefix(input_ids, attention_mask, chosen, rejected), row_lengths(attention_mask)
+    return max(a + b - c for a, b, c in zip(lengths[: len(common)], lengths[len(common) :], common, strict=True))
 
 
 def arrangement(args: Any, attention: str) -> Callable[[Tensor, Tensor], Layout] | None:

@@ -13,9 +13,10 @@ from oracles.packing import attended, fewest_bins
 from torch.nn.attention.flex_attention import BlockMask
 from torch.testing import assert_close
 
+from contralto.align.trainers import packing
 from contralto.align.trainers.layout_masks import attends, dense_mask, layer_windows, model_mask
-from contralto.align.trainers.layouts import packed, shared_prefixes
-from contralto.align.trainers.packing import arrangement, first_fit_decreasing, packed_rows
+from contralto.align.trainers.layouts import Sharing, packed, shared_prefixes
+from contralto.align.trainers.packing import LEAST, arrangement, first_fit_decreasing, joined, packed_rows
 from contralto.align.trainers.scoring import Scoring, install_head
 
 pytestmark = RENAMED_OPTIONS
@@ -108,7 +109,7 @@ def test_shared_tokens_are_computed_once_and_pairs_that_are_too_long_twice():
     assert not fits.all()
     split = [i for i in range(6) if not fits[i]]
     assert all(tight.source[i, 0] != tight.source[i + 6, 0] for i in split)
-    assert not tight.repeated[[i + 6 for i in split]].any()
+    assert all((tight.owners[row] == row).all() for i in split for row in (i, i + 6))
 
 
 def _last_tokens(layout, lengths):
@@ -118,12 +119,125 @@ def _last_tokens(layout, lengths):
     return sum(int(ends[at]) == at % width + 1 for at in used)
 
 
+def random_trees(seed, size=5):
+    """Pairs of conversations: of few prompts, on which completions follow that others go on from, behind one system prompt."""
+    generator = random.Random(seed)
+
+    def ids(least, most):
+        return [generator.randint(3, 6) for _ in range(generator.randint(least, most))]
+
+    system, texts = ids(0, 3), [ids(1, 4) for _ in range(3)]
+    for _ in range(2 * size - len(texts)):
+        texts.append(generator.choice(texts) + ids(0, 3))
+    generator.shuffle(texts)
+    rows = [torch.tensor(system + text) for text in texts]
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return tokens, (tokens > 0).long()
+
+
+@pytest.mark.parametrize("pack_length", [None, 14, 40])
+@pytest.mark.parametrize("seed", range(12))
+def test_trees_of_any_shape_lie_in_rows(seed, pack_length):
+    ids, valid = random_trees(seed)
+    layout = packed_rows(ids, valid, pack_length=pack_length)
+    tokens, width = layout.inputs["input_ids"], layout.inputs["input_ids"].shape[1]
+    mask = dense_mask(layout.ends, layout.inputs["position_ids"])
+    paths = [layout.source[i, : valid[i].sum()].tolist() for i in range(len(ids))]
+    for path, own in zip(paths, ids.tolist(), strict=True):
+        assert tokens.flatten()[path].tolist() == own[: len(path)]
+        assert len({at // width for at in path}) == 1
+    for row in range(len(tokens)):
+        assert mask[row, 0].tolist() == attended(
+            [[at - row * width for at in path] for path in paths if path[0] // width == row], width
+        )
+    prefixes = {tuple(own[: i + 1]) for path, own in zip(paths, ids.tolist(), strict=True) for i in range(len(path))}
+    computed = len({at for path in paths for at in path})
+    assert computed == len(prefixes) if pack_length == 40 else computed >= len(prefixes)
+    owners = torch.arange(len(ids))[:, None].expand(-1, ids.shape[1] - 1) if layout.owners is None else layout.owners
+    for path, row in zip(paths, owners.tolist(), strict=True):
+        assert path[1:] == [paths[owner][at] for at, owner in enumerate(row[: len(path) - 1], 1)]
+
+
+def test_a_tree_that_is_too_long_is_divided_where_least_is_in_common():
+    sharing = Sharing([0, 1, 2, 3], [0, 4, 2, 4])  # two pairs of a prompt of 4 tokens, which begin alike
+    assert joined(sharing, [6, 6, 6, 6], 24).common == [0, 4, 2, 4]
+    assert joined(sharing, [6, 6, 6, 6], 14).common == [0, 4, 2, 4]
+    assert joined(sharing, [6, 6, 6, 6], 13).common == [0, 4, 0, 4]
+    assert joined(sharing, [6, 6, 6, 6], 24, least=3).common == [0, 4, 0, 4]
+    assert joined(sharing, [6, 6, 6, 6], 7).common == [0, 0, 0, 0]
+
+
+def test_trees_are_left_small_where_that_fills_rows_better(monkeypatch):
+    """Six sequences behind one token fill three rows of 10 as they are, and four if as many as possible are put into trees."""
+    lengths, second = (6, 7, 4, 2, 8, 3), (18, 40, 34, 35, 25, 12)  # trees are made in the order of the second tokens
+    ids = torch.zeros(6, 8, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        ids[row, 0], ids[row, 1:length] = 7, second[row]
+    shapes = {}
+    for least in ((1,), LEAST):
+        monkeypatch.setattr(packing, "LEAST", least)
+        shapes[least] = tuple(packed_rows(ids, (ids > 0).long(), pack_length=10).inputs["input_ids"].shape)
+    assert shapes == {(1,): (4, 10), LEAST: (3, 10)}
+
+
+def test_completions_of_one_prompt_are_scored_once():
+    """Four completions make six pairs, twelve sequences of which four are computed."""
+    prompt, texts = [5, 6, 7], [[8, 9], [8, 10, 11], [12], [13, 14]]
+    pairs = [(a, b) for a in range(4) for b in range(a)]
+    rows = [torch.tensor(prompt + texts[pair[side]]) for side in (0, 1) for pair in pairs]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    counted = torch.arange(ids.shape[1]) >= 3
+    labels, valid = ids.masked_fill((ids == 0) | ~counted, -100), (ids > 0).long()
+    layout = packed_rows(ids, valid, pack_length=32)
+    assert (layout.inputs["input_ids"] > 0).sum() == 3 + 7
+    assert layout.without_copies(labels[:, 1:] != -100).sum() == 7
+    assert (labels != -100).sum() == 24
+    _assert_same_scores("llama", ids, valid, labels, layout)
+
+
+def test_what_one_counts_and_another_reads_is_scored_where_it_counts():
+    """A conversation that goes on has the answer of the shorter one in its prompt, or counts what is a prompt elsewhere."""
+    no = -100
+    ids = torch.tensor([[5, 6, 8, 0, 0], [5, 6, 8, 9, 10], [5, 6, 7, 4, 0], [5, 6, 7, 9, 11]])
+    labels = torch.tensor([[no, no, 8, no, no], [no, no, no, no, 10], [no, no, no, 4, no], [no, no, 7, 9, 11]])
+    valid = (ids > 0).long()
+    layout = packed_rows(ids, valid, pack_length=16)
+    assert (layout.inputs["input_ids"] > 0).sum() == 9
+    assert layout.without_copies(labels[:, 1:] != no).equal(labels[:, 1:] != no)
+    _assert_same_scores("llama", ids, valid, labels, layout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "qwen3", "mistral", "gemma3"])
+@pytest.mark.parametrize("seed", range(3))
+def test_trees_change_no_score_and_no_gradient(family, seed):
+    ids, valid = random_trees(seed)
+    labels = ids.masked_fill((ids == 0) | (torch.rand(ids.shape) < 0.4), -100)
+    for pack_length in (None, 14, 64):
+        _assert_same_scores(family, ids, valid, labels, packed_rows(ids, valid, pack_length=pack_length))
+
+
+def _assert_same_scores(family, ids, valid, labels, layout):
+    """Log-probabilities and gradients in float64 are those of padded rows."""
+    model = zoo.build(family).double()
+    _without_float32(model)
+    install_head(model)
+    found = []
+    for each in (None, layout):
+        model.zero_grad()
+        scores = model(input_ids=ids, attention_mask=valid, labels=labels, scoring=Scoring(layout=each))
+        scores.logps.sin().sum().backward()
+        found.append((scores.logps, *(weight.grad for weight in model.parameters())))
+    for own, stock in zip(*found[::-1], strict=True):
+        assert_close(own, stock, rtol=1e-10, atol=1e-10)
+
+
 def test_pairs_that_share_nothing_are_packed_apart():
     ids = torch.tensor([[5, 6, 7], [5, 8, 9]])
     both = packed_rows(ids[[0, 1]], torch.ones(2, 3))
     assert both.inputs["input_ids"].shape == (1, 5)
     apart = packed_rows(torch.tensor([[5, 6, 7], [4, 8, 9]]), torch.ones(2, 3))
-    assert (apart.inputs["input_ids"].shape, apart.repeated) == ((2, 3), None)
+    assert (apart.inputs["input_ids"].shape, apart.owners) == ((2, 3), None)
 
 
 def test_a_sequence_that_fits_no_row_is_refused():
@@ -208,19 +322,8 @@ def test_flex_attention_computes_the_same(family):
     ids=["prefix_sharing", "packing", "both", "fixed"],
 )
 def test_log_probabilities_and_gradients_are_those_of_padded_rows(family, arrange):
-    model = zoo.build(family).double()
-    _without_float32(model)
-    install_head(model)
     ids, valid = random_pairs()
-    labels = ids.masked_fill(ids == 0, -100)
-    found = []
-    for layout in (None, arrange(ids, valid)):
-        model.zero_grad()
-        scores = model(input_ids=ids, attention_mask=valid, labels=labels, scoring=Scoring(layout=layout))
-        scores.logps.sin().sum().backward()
-        found.append((scores.logps, *(weight.grad for weight in model.parameters())))
-    for own, stock in zip(*found[::-1], strict=True):
-        assert_close(own, stock, rtol=1e-10, atol=1e-10)
+    _assert_same_scores(family, ids, valid, ids.masked_fill(ids == 0, -100), arrange(ids, valid))
 
 
 def _without_float32(model):
