@@ -5,6 +5,7 @@ back on the main branch, and the completion would look like one that was decoded
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ __all__ = ["branch_names", "check_logits", "check_shape"]
 def check_logits(logits: Sequence[Tensor], names: Callable[[], Sequence[str]], place: Callable[..., str]) -> None:
     """Raise an error that names the branch and the row if some logits cannot be contrasted.
 
-    One maximum per row suffices: it is NaN, `+inf` or `-inf` exactly where the row holds NaN, holds `+inf`, or is all `-inf`.
-    There is one synchronization with the device for all branches.
+    One maximum per row suffices: it is NaN, `+inf` or `-inf` exactly where the row holds NaN, holds `+inf`, or is all `-inf`. The sum
+    of the maxima is finite only if each is, so that there is one synchronization with the device for all branches.
 
     Args:
         logits: `(..., V)` of each branch.
@@ -35,8 +36,7 @@ def check_logits(logits: Sequence[Tensor], names: Callable[[], Sequence[str]], p
             ...
         ValueError: the logits of the amateur contain +inf in row 1: an overflow of half precision, or damaged weights; load the model in float32 or bfloat16, or check the weights
     """
-    tops = torch.cat([each.amax(-1).flatten() for each in logits])
-    if tops.isfinite().all():
+    if math.isfinite(torch.cat([each.amax(-1).flatten() for each in logits]).sum().item()):
         return
     for name, each in zip(names(), logits, strict=True):
         if len(broken := (~each.amax(-1).isfinite()).nonzero()):

@@ -297,6 +297,8 @@ class Vocabulary:
         Raises:
             ValueError: the sizes differ by more than padding explains.
         """
+        if logits.shape[-1] == size:
+            return logits
         check_sizes(size, logits.shape[-1], share_tokenizer=self._shared)
         return fit_vocabulary(logits, size)
 

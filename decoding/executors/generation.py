@@ -154,6 +154,8 @@ class CustomGenerate(ABC):
     """The subject of error messages."""
     alternative: ClassVar[str]
     """What to do in place of beam search, the end of an error message."""
+    compiles: ClassVar[bool] = False
+    """Whether forward passes are compiled where `generate()` would compile them."""
 
     def __init__(self, *, streamer: Any = None) -> None:
         self.streamer = streamer
@@ -198,6 +200,10 @@ class CustomGenerate(ABC):
         if (config.num_beams or 1) > 1:
             raise ValueError(
                 f"{self.name} does not support beam search (num_beams={config.num_beams}): {self.alternative}"
+            )
+        if config.compile_config is not None and not self.compiles:
+            raise ValueError(
+                f"{self.name} does not compile its forward passes, whose shapes change from step to step: leave compile_config out"
             )
         check_mode(config)
         check_draws(config, processors)

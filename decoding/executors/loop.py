@@ -65,6 +65,7 @@ class ContrastiveLoop(CustomGenerate):
 
     name = "the loop"
     alternative = "pass the method as logits_processor=[method]"
+    compiles = True
 
     def __init__(self, method: "ContrastiveLogitsProcessor", *, streamer: Any = None) -> None:
         super().__init__(streamer=streamer)
@@ -182,7 +183,8 @@ class _BranchForward:
             logits = self._prefill()
             self._reader.compiled = self._compiled()
         else:
-            logits = self._reader.read(generation.ids[:, -1:].repeat(1 + len(self._stacked), 1))
+            last = generation.ids[:, -1:]
+            logits = self._reader.read(last.repeat(1 + len(self._stacked), 1) if self._stacked else last)
         if self._layered is not None:
             main, own = (part[:, -1] for part in self._layered.split_joint(logits))
             return main, {self._layered: own}

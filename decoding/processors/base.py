@@ -52,6 +52,12 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
 
     supports_continuous_batching = False
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep the signature of `__call__`: `LogitsProcessorList` reads it at every step, to see what else a processor takes."""
+        super().__init_subclass__(**kwargs)
+        call: Any = cls.__call__
+        call.__signature__ = inspect.signature(call)
+
     def __init__(
         self, rule: Rule, branches: Sequence[Branch], *, threshold: str | None = None, tokenizer: Any = None
     ) -> None:

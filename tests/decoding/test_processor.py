@@ -4,6 +4,7 @@ Reference: see test_families.py.
 """
 
 import copy
+import inspect
 import re
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import LogitsProcessorList
 
 from contralto.decoding import AdaptersOff, ContrastiveDecodingLogitsProcessor
 from contralto.decoding.branches import ModelBranch
+from contralto.decoding.processors import ContrastiveLogitsProcessor
 from contralto.decoding.vocabulary import fit_vocabulary
 
 STEPS = 8
@@ -195,6 +197,19 @@ def test_rows_may_change_places(llama):
     for _ in range(2):
         torch.testing.assert_close(branch(ids), ModelBranch(llama[1])(ids))
         ids = torch.cat([ids, torch.tensor([[7], [8], [9]])], dim=1)
+
+
+@pytest.mark.parametrize("kind", [ContrastiveDecodingLogitsProcessor, ContrastiveLogitsProcessor])
+def test_the_signature_that_transformers_reads_is_that_of_the_call(kind):
+    """It is kept for every class, and a subclass has its own."""
+
+    class More(kind):
+        def __call__(self, input_ids, scores, extra):
+            return scores
+
+    assert [*inspect.signature(kind.__call__).parameters] == ["self", "input_ids", "scores"]
+    assert [*inspect.signature(More.__call__).parameters] == ["self", "input_ids", "scores", "extra"]
+    assert "__signature__" in vars(kind.__call__)
 
 
 def test_the_caller_may_change_its_tokens_in_place(llama):

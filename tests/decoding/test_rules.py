@@ -82,6 +82,18 @@ def test_beta_0_is_the_expert(rule):
     assert_close(rules.combine((expert, amateur), (1, 0)), expert.log_softmax(-1))
 
 
+def test_a_sum_of_branches_has_gradients():
+    """Of plausible tokens, at whose threshold the sum is not continuous."""
+    generator = torch.Generator().manual_seed(0)
+    branches = [torch.randn(2, 6, generator=generator, dtype=torch.double, requires_grad=True) for _ in range(2)]
+
+    def plausible_scores(*logits):
+        scores = rules.combine(logits, (1.5, -0.5), alpha=0.05)
+        return scores[scores > -math.inf]
+
+    assert torch.autograd.gradcheck(plausible_scores, branches)
+
+
 def test_equal_branches_do_not_change_the_ranking():
     expert = _branches()[0]
     scores = rules.contrastive_decoding(expert, expert, alpha=0)
@@ -133,6 +145,14 @@ def test_a_row_with_nothing_in_common_falls_back_on_the_expert(rule):
     scores = rule(expert, amateur, alpha=0.1)
     expected = expert.log_softmax(-1).masked_fill(~rules.plausible(expert, alpha=0.1), -INF)
     assert_close(scores, expected)
+
+
+def test_a_row_with_nothing_in_common_falls_back_beside_rows_with_tokens_left():
+    first = torch.tensor([[0.0, -1.0, -INF], [0.0, -1.0, -2.0]])
+    second = torch.tensor([[-INF, -INF, 0.0], [0.0, 0.0, 0.0]])
+    scores = rules.combine((first, second), (1, 2), alpha=0.1)
+    assert_close(scores[0], first[0].log_softmax(-1))
+    assert_close(scores[1], first[1].log_softmax(-1) + 2 * second[1].log_softmax(-1))
 
 
 def test_a_dead_row_of_the_expert_stays_dead(rule):

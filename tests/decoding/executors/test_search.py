@@ -16,6 +16,7 @@ import torch
 import zoo
 from helpers.scripts import run_script
 from transformers import (
+    CompileConfig,
     DynamicCache,
     GPTNeoConfig,
     GPTNeoForCausalLM,
@@ -530,6 +531,10 @@ def test_the_processor_refuses():
         ({"prefill_chunk_size": 2}, "leave prefill_chunk_size out"),
         ({"output_hidden_states": True}, "leave output_attentions and output_hidden_states out"),
         ({"cache_implementation": "static"}, "pass max_cache_len=18"),
+        (
+            {"compile_config": CompileConfig()},
+            "contrastive search does not compile its forward passes.*leave compile_config out",
+        ),
     ],
 )
 def test_generate_refuses(how, message):

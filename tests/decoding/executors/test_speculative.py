@@ -18,6 +18,7 @@ import zoo
 from oracles import decoding as reference
 from scipy.stats import chisquare
 from transformers import (
+    CompileConfig,
     DynamicCache,
     LlamaConfig,
     LlamaForCausalLM,
@@ -682,6 +683,7 @@ def test_another_tokenizer_is_refused(llama):
         ({"num_beams": 3}, "num_beams=3\\): use ContrastiveDecodingLogitsProcessor"),
         ({"cache_implementation": "static"}, "LlamaForCausalLM with StaticCache cannot remove"),
         ({"use_cache": False}, "LlamaForCausalLM with no cache cannot remove"),
+        ({"compile_config": CompileConfig()}, "speculative contrastive decoding does not compile"),
         (
             {"return_dict_in_generate": True, "output_hidden_states": True},
             "scores and logits, not attentions or hidden",
