@@ -44,6 +44,8 @@ READING_COST = 0.05
 """Estimated cost of one more token in a forward pass of the expert, in passes of one token."""
 TOKEN_VALUE = 0.35
 """Estimated saving of one more amateur pass if the draft before it is accepted, in passes of the expert."""
+RECENT_TOKENS = 8
+"""The share accepted lately is a moving average over about so many tokens."""
 
 
 def accept_or_redraw(target: Tensor, proposal: Tensor, draft: Tensor) -> Tensor:
@@ -176,6 +178,7 @@ class DraftLength:
         # Start with one observation per class: likelier drafts are accepted more often.
         self._accepted = [math.sqrt((k + 0.5) / self.CLASSES) for k in range(self.CLASSES)]
         self._observed = [1.0] * self.CLASSES
+        self._lately = 0.5
         self.start()
 
     def start(self) -> None:
@@ -198,10 +201,12 @@ class DraftLength:
             k = self._class(confidence)
             self._reach *= self._accepted[k] / self._observed[k]
         self._drafted += 1
-        return self._fixed is not None or self._reach >= 2 * READING_COST
+        return self._fixed is not None or min(self._reach, self._lately) >= 2 * READING_COST
 
     def learn(self, confidences: Sequence[float], agreements: Sequence[float]) -> None:
-        """Update the estimated chance that a draft is accepted.
+        """Update the estimated chance that a draft is accepted, and the share accepted lately.
+
+        Tokens that nobody drafted count too: the amateur has scored them for the contrast, so drafts start again without a trial.
 
         Args:
             confidences: the amateur's largest probability in each row.
@@ -210,6 +215,8 @@ class DraftLength:
         for confidence, agreement in zip(confidences, agreements, strict=True):
             self._accepted[self._class(confidence)] += agreement
             self._observed[self._class(confidence)] += 1
+        if agreements:
+            self._lately += (min(agreements) - self._lately) / RECENT_TOKENS
 
     def _class(self, confidence: float) -> int:
         return min(int(confidence * self.CLASSES), self.CLASSES - 1)

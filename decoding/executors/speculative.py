@@ -63,7 +63,9 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
     expert, `r` the estimated probability that all tokens drafted in this round are accepted. The amateur runs once more while
     `r >= (c + 0.05) / (c + 0.35)`, where the loss of that pass if the draft fails equals the gain if it does not, and drafts
     another token if `r` is at least 0.1 after it. The probability of a token is estimated from the earlier tokens of this call
-    with about the same amateur probability (five classes). No clock is read: a seed gives the same tokens again.
+    with about the same amateur probability (five classes). While fewer than 0.1 of the last tokens, a moving average over about eight, would
+    have been accepted, nothing is drafted: a step is then one of plain contrastive decoding, whose amateur goes on telling what it
+    would have drafted. No clock is read: a seed gives the same tokens again.
 
     Greedy search and sampling, left-padded batches, several returned sequences, stopping criteria, streaming,
     `return_dict_in_generate` with scores and logits, encoder-decoders. In a batch all rows accept as many tokens

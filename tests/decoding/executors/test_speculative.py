@@ -580,6 +580,66 @@ def test_drafts_grow_and_shrink_with_what_is_kept(llama):
     assert fixed.drafted <= 2 * fixed.rounds
 
 
+def test_drafts_rest_while_none_would_be_accepted():
+    """A class that was good for long counts no more once the last tokens were rejected; a few agreements end the rest."""
+    length = drafting.DraftLength(None, 0.2)
+    for _ in range(200):
+        length.learn([0.9], [1.0])
+
+    def drafts():
+        length.start()
+        return length.allows_draft([0.9])
+
+    misses = 0
+    while drafts():
+        length.learn([0.9], [0.0])
+        misses += 1
+    assert misses == 18  # the first n with (7 / 8)^n below 0.1
+    length.learn([0.9], [1.0])
+    assert drafts()
+    for _ in range(misses):
+        length.learn([0.9, 0.9], [1.0, 0.0])  # a batch accepts what all of its rows accept
+    assert not drafts()
+    length.learn([], [])
+    assert not drafts()
+    fixed = drafting.DraftLength(3, 0.2)
+    for _ in range(50):
+        fixed.learn([0.9], [0.0])
+    assert fixed.allows_draft([0.9])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_texts_that_rest_and_draft_again_are_the_same(llama, batch):
+    """The amateur is right in every other stretch of twenty tokens, so that rests begin and end within a call."""
+    expert, amateur = llama[0], zoo.build("llama", hidden=16, seed=2)
+    rows, stretches = zoo.prompts(batch), []
+    whole = rounds.SpeculativeRounds._place
+    expected = plain(expert, amateur, rows, max_new_tokens=80, eos_token_id=None)
+    texts = [[*row.tolist(), *new] for row, new in zip(rows, expected, strict=True)]
+
+    def place(self, logits, drafted):
+        found, step = whole(self, logits, drafted), self._generation.generated + drafted
+        right = torch.tensor([text[len(row) + step] if step < 80 else 0 for text, row in zip(texts, rows, strict=True)])
+        proposal = torch.zeros_like(found.proposal).scatter_(
+            -1, right[:, None] if step // 20 % 2 else (right[:, None] + 1) % zoo.VOCAB, 1
+        )
+        return found._replace(proposal=proposal, confidences=proposal.amax(-1))
+
+    verify = rounds.SpeculativeRounds._verify
+
+    def noted(self, drafts, places):
+        stretches.append(bool(drafts))
+        return verify(self, drafts, places)
+
+    with mock.patch.multiple(rounds.SpeculativeRounds, _place=place, _verify=noted):
+        tokens, statistics = generate(expert, amateur, rows, max_new_tokens=80, eos_token_id=None)
+    assert tokens == expected
+    assert statistics.accepted
+    changes = [is_drafted for is_drafted, _ in itertools.groupby(stretches[1:-1])]
+    assert changes.count(True) > 1
+    assert changes.count(False) > 1
+
+
 @pytest.mark.parametrize("copied", [1, 6])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_copied_drafts_give_the_same_tokens(qwen3, batch, copied):
