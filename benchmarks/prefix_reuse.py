@@ -137,9 +137,9 @@ def row(setting: Setting, rounds: int) -> str:
     cells = [f"| {setting.model} | {setting.what} | {setting.batch} | {length:.0f} | {share:.0%}"]
     for name in ("short", "long"):
         if f"{name} off" in seconds:
-            off, on = seconds[f"{name} off"], seconds[f"{name} on"]
-            ratios = [b / a for a, b in zip(off, on, strict=True)]
-            cells.append(f"{statistics.median(off):.2f} | {statistics.median(on):.2f} | {spread(ratios)}")
+            former, now = seconds[f"{name} off"], seconds[f"{name} on"]
+            ratios = [b / a for a, b in zip(former, now, strict=True)]
+            cells.append(f"{statistics.median(former):.2f} | {statistics.median(now):.2f} | {spread(ratios)}")
         else:
             cells.append(" | | ")
     return " | ".join([*cells, f"{same} of {rounds}", f"{rounds} |"])
