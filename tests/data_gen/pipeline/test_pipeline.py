@@ -414,7 +414,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_a_sentence(folder):
 
         def limited(said):
             times.append(1)
-            if len(times) < 3:
+            if len(times) < 2:  # what a role answers can come in together
                 return record(said)
             with full_disk():
                 return record(said)
