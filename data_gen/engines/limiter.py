@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from contralto.data_gen.engines.window import Window
 from contralto.data_gen.ranges import check_number
 
 __all__ = ["Flow", "Limiter"]
@@ -101,10 +102,10 @@ class Limiter:
 
 
 class Flow:
-    """The state that the tasks of one call of `answer` share: the limiter, and whether to stop."""
+    """The state that the tasks of one call of `answer` share: the limiter, the window, and whether to stop."""
 
-    def __init__(self, limiter: Limiter) -> None:
-        self.limiter, self.is_stopping = limiter, False
+    def __init__(self, limiter: Limiter, window: Window) -> None:
+        self.limiter, self.window, self.is_stopping = limiter, window, False
         self._loop, self._pausing = asyncio.get_running_loop(), set[Any]()
 
     def stop(self) -> None:

@@ -12,6 +12,7 @@ import logging
 import queue
 import random
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,12 +25,15 @@ from contralto.data_gen.engines.endpoint_options import check_address, check_ext
 from contralto.data_gen.engines.feed import Feed, all_of
 from contralto.data_gen.engines.limiter import Flow, Limiter
 from contralto.data_gen.engines.replies import read_answer, refused
+from contralto.data_gen.engines.window import Window, checked_concurrency
 from contralto.data_gen.ranges import check_number, check_texts
 from contralto.data_gen.types import Answer, Failure, Request
 
 __all__ = ["OpenAIEngine"]
 
 AGAIN = {408, 409, 425, 429}
+FULL = {429, 503}
+"""Refusals of an endpoint that is asked too much."""
 FATAL = {401, 403, 404}
 LONGEST_PAUSE = 60.0
 LONGEST_HOLD = 300.0
@@ -37,7 +41,6 @@ LONGEST_HOLD = 300.0
 LOGGED_HOLD = 5.0
 """Shortest such time in seconds that is logged."""
 LIMITS: dict[str, dict[str, Any]] = {
-    "concurrency": {"above": 0, "most": 10_000, "whole": True},
     "attempts": {"above": 0, "most": 1000, "whole": True},
     "timeout": {"above": 0, "most": 86_400},
 }
@@ -55,7 +58,8 @@ class OpenAIEngine:
             the same model; the address itself by default.
         key_env: the environment variable that holds the API key. Left out: OPENAI_API_KEY, if it is set. None: no key is sent.
             The key is written nowhere, and is sent to no other address.
-        concurrency: the largest number of requests at the same time, up to 10,000.
+        concurrency: the largest number of requests at the same time, up to 10,000; or `auto`, which finds it below 256: more as long
+            as all are answered, fewer after 429, 503, a timeout, or when answers slow down, see `Window`.
         rpm: requests per minute, see `Limiter`.
         tpm: tokens per minute, see `Limiter`.
         attempts: the largest number of attempts for a request.
@@ -77,7 +81,7 @@ class OpenAIEngine:
         model: str,
         served_by: str | None = None,
         key_env: str | None = "",
-        concurrency: int = 32,
+        concurrency: int | str = 32,
         rpm: int | None = None,
         tpm: int | None = None,
         attempts: int = 8,
@@ -88,13 +92,14 @@ class OpenAIEngine:
         check_address(base_url)
         texts = {"model": model, "max_tokens_field": max_tokens_field}
         check_texts(texts, "an endpoint", *texts)
-        for name, value in {"concurrency": concurrency, "attempts": attempts, "timeout": timeout}.items():
+        self.concurrency, self._is_adaptive = checked_concurrency(concurrency)
+        for name, value in {"attempts": attempts, "timeout": timeout}.items():
             check_number(name, value, **LIMITS[name])
         Limiter(rpm=rpm, tpm=tpm)
         self._url, self._model = base_url.rstrip("/"), model
         self._key, self._no_key = read_key(key_env)
         self.secrets = Secrets(self._key)
-        self.concurrency, self._attempts, self._timeout = concurrency, attempts, timeout
+        self._attempts, self._timeout = attempts, timeout
         self._limits = {"rpm": rpm, "tpm": tpm}
         self._field, self._extra = max_tokens_field, check_extra_body(extra_body)
         self.identity = {
@@ -173,7 +178,8 @@ class OpenAIEngine:
     async def _serve(self, requests: Iterator[Request], outcomes: Any) -> None:
         import aiohttp
 
-        feed, flow = Feed(requests, self.concurrency), Flow(Limiter(**self._limits))
+        window = Window(self.concurrency, is_adaptive=self._is_adaptive)
+        feed, flow = Feed(requests, self.concurrency), Flow(Limiter(**self._limits), window)
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         timeout = aiohttp.ClientTimeout(total=self._timeout)
         connector = aiohttp.TCPConnector(limit=self.concurrency)
@@ -211,36 +217,45 @@ class OpenAIEngine:
         for attempt in range(self._attempts):
             with flow.pausing():
                 await asyncio.sleep(self._pause(attempt) if attempt else 0)
+                await flow.window.enter()
                 booking = await flow.limiter.wait(token_guess(request))
+            sent = time.monotonic()
             try:
-                outcome, is_final = await self._attempt(session, flow.limiter, booking, request, body)
+                outcome, is_final = await self._attempt(session, flow, booking, request, body)
             except TimeoutError:
                 reason = f"no answer within {self._timeout:g} s"
+                flow.window.refused(sent)
             except Exception as error:  # noqa: BLE001 - a reply of another program may be anything
                 reason = self._described(error)
             else:
                 if is_final:
                     return outcome
                 reason = outcome.reason if isinstance(outcome, Failure) else ""
+            finally:
+                await flow.window.leave()
         return Failure(f"{reason} (after {self._attempts} attempts)")
 
     async def _attempt(
-        self, session: Any, limiter: Limiter, booking: list[float], request: Request, body: Mapping[str, Any]
+        self, session: Any, flow: Flow, booking: list[float], request: Request, body: Mapping[str, Any]
     ) -> tuple[Answer | Failure, bool]:
         """Send a request once; return its outcome, and whether another attempt is pointless."""
         path = "/completions" if request.messages is None else "/chat/completions"
+        sent = time.monotonic()
         async with session.post(self._url + path, json=body, allow_redirects=False) as response:
             data = await read_body(response, limit=most_bytes(request))
             if response.status == 200:
+                flow.window.answered(sent)
                 reply = read_json(decoded(data), response.headers.get("Content-Type"), self.secrets)
                 outcome = read_answer(reply, request)
                 if isinstance(outcome, Answer):
-                    limiter.correct(booking, outcome.prompt_tokens + outcome.completion_tokens)
+                    flow.limiter.correct(booking, outcome.prompt_tokens + outcome.completion_tokens)
                 return self.without_key(outcome), True
             failed = self._refusal(response.status, data.decode("utf-8", "replace"), response.headers)
             if failed.stops or (response.status not in AGAIN and response.status < 500):
                 return failed, True
-            self._hold(limiter, retry_after(response.headers))
+            if response.status in FULL:
+                flow.window.refused(sent)
+            self._hold(flow.limiter, retry_after(response.headers))
             return failed, False
 
     @staticmethod

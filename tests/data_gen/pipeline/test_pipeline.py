@@ -314,6 +314,16 @@ def test_answers_are_on_the_disk_before_a_strategy_sees_them(folder, monkeypatch
     assert all(seen)
 
 
+def test_an_endpoint_may_find_its_concurrency_itself(folder):
+    """A recipe takes `auto`, and every row ends although the endpoint refuses a fifth of the requests."""
+    with Server(faults=Faults(too_many=0.2, retry_after="0.01")) as server:
+        target = endpoint(server, concurrency="auto", attempts=50)
+        results, _ = ran(folder, strategies=[{"use": "my_strategies:two_of_many"}], roles={"target": target})
+        assert len(server.answered) == 24
+    assert len(results) == 8
+    assert all(result.failed is None and result.outcomes for result in results)
+
+
 def test_rows_that_go_on_together_read_the_store_once_a_round(folder):
     """They read what was recorded, all of it with one query, and those that wait for an answer stay where they are."""
     recipe, rows = loaded(folder)
