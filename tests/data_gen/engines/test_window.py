@@ -130,6 +130,7 @@ class Bucket:
         return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "0.02"})
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [50, 150])
 def test_a_limited_rate_is_found(rate):
