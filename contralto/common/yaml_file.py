@@ -1,6 +1,7 @@
-"""Read YAML files of recipes; duplicate keys and excessive aliases are errors.
+"""Read YAML files of recipes; duplicate keys, excessive aliases and excessive merges are errors.
 
-YAML lets the last of two equal keys win, and lets a few lines with aliases stand for billions of values, or for themselves.
+YAML lets the last of two equal keys win, and lets a few lines with aliases stand for billions of values, or for themselves. A merge
+(`<<`) copies the keys of what it names while the file is read, so that merges are counted before they are made.
 """
 
 import os
@@ -19,6 +20,23 @@ DEEPEST = 50
 
 class _Loader(yaml.SafeLoader):
     """A loader of plain values that rejects duplicate keys; keys of a merge (`<<`) may be overridden."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._merged = 0
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for name, value in node.value:
+            if name.tag == "tag:yaml.org,2002:merge":
+                for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if isinstance(each, yaml.MappingNode):
+                        self.flatten_mapping(each)
+                        self._merged += len(each.value)
+                    if self._merged > MOST_VALUES:
+                        raise yaml.constructor.ConstructorError(
+                            None, None, f"merges (<<) copy more than {MOST_VALUES:,} keys", name.start_mark
+                        )
+        super().flatten_mapping(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[str, Any] = {}

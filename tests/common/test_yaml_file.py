@@ -10,12 +10,18 @@ NINE = "[" + ", ".join(["{0}"] * 9) + "]"
 LAUGHS = "\n".join(
     [f"a: &a {NINE.format('x')}", *(f"{n}: &{n} {NINE.format('*' + m)}" for m, n in pairwise("abcdefgh"))]
 )
+MERGES = "\n".join(
+    ["a: &a {k: 1, l: 2}", *(f"{n}: &{n} {{<<: [{', '.join(['*' + m] * 9)}]}}" for m, n in pairwise("abcdefghijklm"))]
+)
+"""Half a trillion pairs of keys and values, were they made."""
 WRONG = {
     "twice": ("seed: 1\nrows: a\nseed: 2\n", "the key 'seed' is given twice, first in line 1 .*line 3"),
     "twice within": ("roles:\n  target: {model: a, model: b}\n", "the key 'model' is given twice"),
     "two roles": ("roles:\n  target: {model: a}\n  target: {model: b}\n", "the key 'target' is given twice"),
     "quoted": ("seed: 1\n'seed': 2\n", "the key 'seed' is given twice"),
     "laughs": (LAUGHS, "too large: at most 100,000 values"),
+    "merges": (MERGES, r"is not YAML: merges \(<<\) copy more than 100,000 keys"),
+    "a merge of itself": ("a: &a {<<: *a}", "is nested too deeply|is too large|is not YAML"),
     "itself": ("checks: &x {a: *x}", "too large"),
     "itself in a list": ("&x [*x]", "too large"),
     "deep": ("[" * 3000 + "]" * 3000, "nested too deeply"),
@@ -44,6 +50,14 @@ def test_merges_and_aliases_are_yaml_as_ever(tmp_path):
     base = {"engine": "openai", "model": "m"}
     two, three = base | {"model": "n"}, base | {"k": 1, "model": "o"}
     assert read_yaml(tmp_path / "r.yaml") == {"base": base, "one": base, "two": two, "three": three}
+
+
+def test_the_most_keys_that_merges_copy():
+    """400 times the same 250 keys."""
+    wide = "a: &a {" + ", ".join(f"k{i}: 0" for i in range(250)) + "}\n"
+    assert len(parse_yaml(f"{wide}b: {{<<: [{', '.join(['*a'] * 400)}]}}", "r.yaml")["b"]) == 250
+    with pytest.raises(ValueError, match="copy more than"):
+        parse_yaml(f"{wide}b: {{<<: [{', '.join(['*a'] * 401)}]}}", "r.yaml")
 
 
 def test_the_largest_that_is_read():
