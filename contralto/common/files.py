@@ -4,6 +4,7 @@ Text is UTF-8 whatever the locale says, and a line ends at `\\n` alone. `str.spl
 U+2028, which are ordinary characters of prompts and of JSON strings.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -179,6 +180,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with naming(path):
+            unfinished.unlink(missing_ok=True)  # a link that somebody put there would be written through
             yield unfinished
             with unfinished.open("rb+") as file:
                 # Else the name can reach the disk before the content, and a crash leaves an empty file.
@@ -282,11 +284,20 @@ def locked_folder(folder: Path, busy: str) -> Iterator[IO[str]]:
         The open lock file. A child process that inherits its descriptor holds the lock as well.
 
     Raises:
-        OSError: another process holds the lock.
+        OSError: another process holds the lock, or the lock file is a symbolic link, through which another file would be emptied.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+", encoding="utf-8") as file, locked(file, busy):
+    with open(folder / ".lock", "a+", encoding="utf-8", opener=_without_links) as file, locked(file, busy):
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield file
+
+
+def _without_links(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(f"{path} is a symbolic link, and the file behind it would be emptied: remove the link") from error

@@ -145,6 +145,23 @@ def test_a_folder_is_locked_by_the_process_it_names(tmp_path):
         assert (tmp_path / "new" / ".lock").read_text(encoding="utf-8") == str(os.getpid())
 
 
+def test_links_that_others_put_there_are_not_written_through(tmp_path):
+    """In a folder that others can write into, such as a cache that a group shares."""
+    precious, folder = tmp_path / "precious", tmp_path / "shared"
+    precious.write_text("precious")
+    folder.mkdir()
+    (folder / f"a.json.{os.getpid()}.part").symlink_to(precious)
+    files.replace_text(folder / "a.json", "new")
+    assert not (folder / "a.json").is_symlink()
+    (folder / ".lock").symlink_to(precious)
+    with (
+        pytest.raises(OSError, match=r"\.lock is a symbolic link, and the file behind it would be emptied: remove"),
+        files.locked_folder(folder, "busy"),
+    ):
+        pass
+    assert (precious.read_text(), (folder / "a.json").read_text()) == ("precious", "new")
+
+
 def test_a_lock_is_for_one_process(tmp_path):
     path = tmp_path / "lock"
     code = f"""
