@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from contralto.common.files import naming
+from contralto.common.texts import printable
 
 __all__ = [
     "ANSWERS",
@@ -29,6 +30,8 @@ ANSWERS = (
     *("prompt_tokens", "completion_tokens", "logprobs", "at"),
 )
 FAILURES = ("key", "row", "strategy", "role", "tag", "reason", "at")
+STRANGE = "SELECT type, name FROM sqlite_master WHERE sql IS NOT NULL AND (type <> 'table' OR rootpage = 0) LIMIT 1"
+"""Triggers, views, indexes over expressions and virtual tables: SQL that runs when a store is read or written. A store has none."""
 
 
 class Transaction:
@@ -149,7 +152,8 @@ def check(path: Path) -> None:
         raise ValueError(f"{stranger}: it is empty")
     try:
         with closing(open_read_only(path)) as db:
-            version, application, columns = _signature(db)
+            strange = db.execute(STRANGE).fetchone()
+            version, application, columns = (0, 0, ()) if strange else _signature(db)
     except sqlite3.OperationalError as error:
         if _has_journal(path):
             raise OSError(
@@ -159,6 +163,10 @@ def check(path: Path) -> None:
         raise OSError(f"{path} cannot be read: {error}") from error
     except sqlite3.DatabaseError as error:
         raise ValueError(f"{stranger}: {error}") from error
+    if strange:
+        raise ValueError(
+            f"{stranger} that contralto wrote: it holds the {strange[0]} {printable(strange[1])[:80]}, which could change or invent answers"
+        )
     if application == APPLICATION and version > VERSION:
         raise ValueError(f"{path} was written by a later contralto (store version {version}): update contralto")
     if application not in (0, APPLICATION) or version != VERSION or columns != (ANSWERS, FAILURES):

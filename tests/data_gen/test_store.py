@@ -16,7 +16,7 @@ import pytest
 from helpers.stored_answers import answer, asked
 
 from contralto.data_gen.store import Store
-from contralto.data_gen.store_file import APPLICATION
+from contralto.data_gen.store_file import ANSWERS, APPLICATION, FAILURES
 from contralto.data_gen.types import Answer, Failure
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -136,6 +136,43 @@ def test_a_database_of_another_program_is_left_as_it_is(tmp_path, given):
         store.merge(tmp_path / "notes.db")
     shutil.rmtree(tmp_path / "own")
     assert everything(tmp_path) == before
+
+
+HOSTILE = {
+    "trigger": "CREATE TRIGGER t AFTER INSERT ON answers BEGIN DELETE FROM answers; END",
+    "view": "CREATE VIEW v AS WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT n FROM c",
+    "index": "CREATE INDEX i ON answers (length(hex(zeroblob(1000))))",
+    "table": "CREATE VIRTUAL TABLE f USING fts5(x)",
+}
+"""SQL that a store of somebody else can hold, which SQLite runs by itself."""
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_store_that_runs_sql_of_its_own_is_refused(tmp_path, kind, read_only):
+    with Store(tmp_path / "a") as store:
+        store.record([(asked(1), answer(1))])
+    with closing(sqlite3.connect(tmp_path / "a")) as db:
+        db.execute(HOSTILE[kind])
+        db.commit()
+    content = (tmp_path / "a").read_bytes()
+    with pytest.raises(ValueError, match=f"is not a store of answers that contralto wrote: it holds the {kind} [tvif]"):
+        Store(tmp_path / "a", read_only=read_only)
+    assert (tmp_path / "a").read_bytes() == content
+
+
+def test_a_view_in_the_place_of_a_table_is_not_read(tmp_path):
+    """Reading it would never end."""
+    with closing(sqlite3.connect(tmp_path / "a")) as db:
+        db.execute(f"PRAGMA application_id={APPLICATION}")
+        db.execute("PRAGMA user_version=1")
+        for table, columns in (("answers", ANSWERS), ("failures", FAILURES)):
+            values = ", ".join(f"'x' AS {column}" for column in columns)
+            endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c)"
+            db.execute(f"CREATE VIEW {table} AS {endless} SELECT {values} FROM c")
+        db.commit()
+    with pytest.raises(ValueError, match="it holds the view answers"):
+        Store(tmp_path / "a", read_only=True)
 
 
 @pytest.mark.parametrize("read_only", [False, True])
