@@ -71,7 +71,7 @@ class PairClient:
 
     Raises:
         ImportError: aiohttp is not installed.
-        ValueError: a timeout that is not positive.
+        ValueError: a timeout that is not positive; an address with a user, a password or a query; a key that no header can hold.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class PairClient:
     ) -> None:
         if timeout is not None and not 0 < timeout < math.inf:
             raise ValueError(f"timeout must be above 0 and finite (None is no limit), not {timeout!r}")
+        _check_secrets(base_url, api_key)
         try:
             import aiohttp
         except ImportError as error:
@@ -353,6 +354,16 @@ class _ClientCompletion:
     def prompt_tokens(self) -> list[int]:
         """Return the number of tokens in the prompt of each branch."""
         return [len(self._read.get(branch, ())) for branch in range(len(self.prompts))]
+
+
+def _check_secrets(base_url: str, api_key: str | None) -> None:
+    """Reject an address that holds what may be secret, since errors name it, and a key that cannot be sent. Neither is repeated."""
+    if set("@?#") & set(base_url):
+        raise ValueError("base_url must not contain a user, a password or a query: pass the key as api_key")
+    if api_key and not (api_key.isascii() and api_key.isprintable()):
+        raise ValueError(
+            "api_key contains characters that cannot be sent in a header, such as a line break: set it again"
+        )
 
 
 def _is_chat(prompt: Any) -> bool:

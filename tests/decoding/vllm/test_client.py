@@ -97,6 +97,22 @@ def test_an_odd_reply_is_a_sentence(body):
             generate(respond(event), stream=True)
 
 
+@pytest.mark.parametrize(
+    ("base_url", "api_key"),
+    [
+        (f"http://me:{KEY}@127.0.0.1:9/v1", None),
+        (f"http://127.0.0.1:9/v1?api-key={KEY}", None),
+        (f"http://127.0.0.1:9/v1#{KEY}", None),
+        ("http://127.0.0.1:9/v1", f"{KEY}\nX-Other: 1"),
+        ("http://127.0.0.1:9/v1", f"{KEY}€"),
+    ],
+)
+def test_what_would_show_a_secret_is_refused_without_it(base_url, api_key):
+    with pytest.raises(ValueError, match=r"^(base_url|api_key) ") as found:
+        client.PairClient(base_url, "m", api_key=api_key)
+    assert KEY[:8] not in str(found.value)
+
+
 def test_a_page_instead_of_json_is_shown():
     with pytest.raises(RuntimeError, match=r"the reply is not JSON: text/html, '<html>\*\*\*</html>'"):
         generate(respond(f"<html>{KEY}</html>".encode(), Content_Type="text/html"))
