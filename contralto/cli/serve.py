@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -118,7 +118,7 @@ def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             marker = _marker(model)
     command = [sys.executable, "-m", SERVER, "--model", locate(model), "--served-model-name", model]
     command += [*server_flags(options), "--middleware", MIDDLEWARE, *_address(rest), *rest]
-    return command, {"marker": marker, **limits, "held": max(Limits.held, limits["body"])}
+    return command, {"marker": marker, **limits, "held": max(Limits.held, limits["body"]), "local": _is_for_us(rest)}
 
 
 def _lora_flags(adapter: str, rest: Sequence[str]) -> list[str]:
@@ -182,17 +182,23 @@ def warning(argv: Sequence[str]) -> str:
         ('', '')
     """
     options = _listening([_dashed(word) for word in argv])
-    keys = options.get("api-key") or [os.environ.get("VLLM_API_KEY")]
-    if (
-        any([keys] if isinstance(keys, str) else keys)
-        or options.get("uds")
-        or _is_local(options.get("host", "localhost"))
-    ):
+    if _has_key(options) or options.get("uds") or _is_local(options.get("host", "localhost")):
         return ""
     return (
         f"no API key is set, and {options['host'] or 'an empty --host'} is open to other machines, all of which may use the model: "
         "set --api-key, or leave --host out"
     )
+
+
+def _is_for_us(rest: Sequence[str]) -> bool:
+    """Return whether nothing but the address keeps strangers out: it listens at a port of this machine alone, without an API key."""
+    options = _listening(rest)
+    return _is_local(options.get("host", "localhost")) and not options.get("uds") and not _has_key(options)
+
+
+def _has_key(options: Mapping[str, Any]) -> bool:
+    keys = options.get("api-key") or [os.environ.get("VLLM_API_KEY")]
+    return any([keys] if isinstance(keys, str) else keys)
 
 
 def _is_local(host: Any) -> bool:

@@ -8,6 +8,9 @@ reaches the engine. `contralto serve` sets this up; `GET /v1/contralto` returns 
 vLLM runs middlewares before its authentication. So a request without a body is sent to the server first, to learn whether it
 admits the client; of other clients nothing is kept. Requests of different clients (API keys, or addresses where there are no
 keys) never form a completion, whatever ids they choose.
+
+A server that listens on this machine alone and has no API key answers requests to the names of this machine alone. Otherwise a page in a
+browser here could read its replies under a name of its own that it lets point to 127.0.0.1 (DNS rebinding).
 """
 
 import asyncio
@@ -15,6 +18,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Hashable, Mapping, MutableMapping
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Any
 
 from contralto.common.hashing import content_digest
@@ -32,6 +36,10 @@ WATCHED = ("max_tokens", "max_completion_tokens", "min_tokens", "ignore_eos", "s
 UNSAID = (
     "the engine rejected this request: its prompts do not fit a step, the KV cache or max_model_len, or "
     "its contrast_id is in use; send it without stream to get the reason"
+)
+NOT_LOCAL = (
+    "this server has no API key and answers requests to localhost alone, not to the name in Host: let a proxy send Host: localhost, "
+    "or start the server with --api-key"
 )
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -56,12 +64,16 @@ class PairMiddleware:
     def __init__(self, app: Any) -> None:
         self._app = app
         settings = json.loads(os.environ.get(ENVIRONMENT, "{}"))
+        self._is_local = bool(settings.pop("local", False))
         self._limits = Limits(**{name: value for name, value in settings.items() if name != "marker"})
         self._info = {"timeout": self._limits.timeout, **{n: v for n, v in settings.items() if n == "marker"}}
         self._room = WaitingRoom(self._limits)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Pass a request on to the server; the branches of a completion wait for each other."""
+        if self._is_local and scope["type"] in ("http", "websocket") and not _is_named_local(scope):
+            await _turn_away(scope, send)
+            return
         path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
         is_ours = path == INFO or (path in PATHS and scope["method"] == "POST")
         if not is_ours:
@@ -136,6 +148,24 @@ class PairMiddleware:
         except TimeoutError as error:
             raise StatusError(408, f"the request did not arrive within {limits.reading:g} seconds") from error
         return b"".join(parts)
+
+
+def _is_named_local(scope: Mapping[str, Any]) -> bool:
+    """Return whether the header `Host` names this machine; no browser leaves it out or lets a page set it."""
+    host = dict(scope.get("headers", ())).get(b"host", b"localhost").decode("latin-1")
+    name = host.rpartition("]")[0][1:] if host.startswith("[") else host.partition(":")[0]
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name.lower().rstrip(".") == "localhost"
+
+
+async def _turn_away(scope: Mapping[str, Any], send: Send) -> None:
+    """Answer a request to another name with status 421."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+    else:
+        await _refuse(send, NOT_LOCAL, 421)
 
 
 async def _unknown(app: Any, scope: Mapping[str, Any]) -> list[Message]:

@@ -286,6 +286,53 @@ def test_the_server_listens_here_alone_unless_told(tmp_path, flags, host):
     assert (settings["body"], settings["waiting"]) == (64 * 2**20, 1024)
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        (None, 200),
+        ("localhost:8000", 200),
+        ("LOCALHOST", 200),
+        ("127.0.0.1:8000", 200),
+        ("127.9.9.9", 200),
+        ("[::1]:8000", 200),
+        ("evil.example:8000", 421),
+        ("localhost.evil.example", 421),
+        ("127.0.0.1.evil.example:8000", 421),
+        ("10.0.0.7:8000", 421),
+        ("[fe80::1]:8000", 421),
+        ("", 421),
+        ("[", 421),
+        ("\xff", 421),
+    ],
+)
+def test_a_page_under_another_name_reads_nothing(host, status):
+    """DNS rebinding: a browser sends the page's own name, whatever address it stands for."""
+    headers = () if host is None else ((b"host", host.encode("latin-1")),)
+    plain, app = json.dumps({"prompt": "p"}).encode(), App()
+    for path in ("/v1/completions", "/v1/models", "/v1/contralto"):
+        one = Sent((plain if path != "/v1/contralto" else b"",), headers=headers)
+        ((found, _),) = through(app, one, path=path, settings={"local": True})
+        assert found == status
+    assert bool(app.seen) == (status == 200)
+    assert through(App(), Sent((plain,), headers=headers))[0][0] == 200  # a server with a key, or open to others
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "is_local"),
+    [
+        ([], "", True),
+        (["--host", "127.0.0.1"], "", True),
+        (["--host", "0.0.0.0"], "", False),
+        (["--uds", "/run/s"], "", False),
+        (["--api-key", "sk-1"], "", False),
+        ([], "sk-1", False),
+    ],
+)
+def test_names_are_checked_where_nothing_else_keeps_strangers_out(flags, key, is_local, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    assert serve.prepare(["testbed:expert", *flags])[1]["local"] is is_local
+
+
 def test_limits_of_the_server_are_checked():
     for flags in ("--contrast-timeout 0", "--contrast-timeout nan", "--contrast-timeout 1e9", "--contrast-waiting 0"):
         with pytest.raises(ValueError, match="must be above 0"):
