@@ -13,6 +13,8 @@ Sections = Sequence[tuple[str, Table]]
 """Tables, each with the name of its section."""
 
 CSV_COLUMNS = ("task", "table", "row", "role", "column", "value", "detail", "significant")
+FORMULA = ("=", "+", "-", "@")
+"""Beginnings of cells that spreadsheets take for formulas (https://owasp.org/www-community/attacks/CSV_Injection)."""
 LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -46,7 +48,7 @@ def render(comparison: Mapping[str, Any], form: str) -> str:
 def render_tables(sentence: str, sections: Sections, form: str) -> str:
     """Return tables as a text in a format.
 
-    `csv` has one line per cell, with the columns `CSV_COLUMNS`. `latex` needs the package booktabs.
+    `csv` has one line per cell, with the columns `CSV_COLUMNS`; names that a spreadsheet would take for formulas begin with `'`. `latex` needs the package booktabs.
 
     Args:
         sentence: The result in words, which stands first.
@@ -94,8 +96,18 @@ def _csv(sentence: str, sections: Sections) -> str:
         for name, role, cells in table.rows:
             for column, cell in zip(table.head, cells, strict=True):
                 found = "yes" if cell.is_found else ""
-                writer.writerow([task or column, table.title, name, role, column, cell.main, cell.small, found])
+                texts = map(_without_formula, (task or column, table.title, name, role, column))
+                writer.writerow([*texts, cell.main, cell.small, found])
     return text.getvalue()
+
+
+def _without_formula(text: str) -> str:
+    """Return a name as one line that no spreadsheet computes; the cells of figures are our own and stay numbers.
+
+    The `csv` module leaves a carriage return unquoted where lines end at a line feed, and readers begin a new row there.
+    """
+    line = " ".join(text.split())
+    return f"'{line}" if line.startswith(FORMULA) else line
 
 
 def _latex(sentence: str, sections: Sections) -> str:

@@ -9,7 +9,8 @@ from helpers import comparisons
 
 from contralto.cli.compare import SUFFIXES, _task_names
 from contralto.eval.comparison import report
-from contralto.eval.comparison.report.formats import CSV_COLUMNS, FORMATS, _tex, render
+from contralto.eval.comparison.report.formats import CSV_COLUMNS, FORMATS, _tex, render, render_tables
+from contralto.eval.comparison.report.tabulate import Cell, Table
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +39,13 @@ def test_csv_has_a_line_for_every_cell(comparison):
     expected = [[*where, cell.main, cell.small, "yes" if cell.is_found else ""] for *where, cell in _cells(comparison)]
     assert lines == expected
     assert any(line[-1] for line in lines)
+
+
+@pytest.mark.parametrize("name", ["=1+2", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
+def test_no_name_is_a_formula_of_a_spreadsheet(name):
+    table = Table(name, "", [name], [(name, "", [Cell("-0.500", "[-1, 0]")])])
+    _, line = csv.reader(io.StringIO(render_tables("", [(name, table)], "csv"), newline=""))
+    assert line == [*[f"'{name.strip()}"] * 3, "", f"'{name.strip()}", "-0.500", "[-1, 0]", ""]
 
 
 def test_markdown_has_every_cell_in_tables_of_one_width(comparison):
