@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from contralto.common.options import OptionError
-from contralto.common.texts import printable
+from contralto.common.texts import Secrets, printable
 
 __all__ = ["Mistakes", "MistakesError", "during", "guarded", "is_mistake", "raise_mistakes", "require", "sentence"]
 
@@ -90,8 +90,9 @@ def guarded(
             raise
         if not quiet:
             several = error.sentences if isinstance(error, MistakesError) else [sentence(error, extra or command)]
+            secrets = Secrets.of_environment()
             for text in several:  # it may quote an endpoint, a file or a template
-                print(f"contralto {command}: {printable(text)}", file=sys.stderr)
+                print(f"contralto {command}: {printable(secrets.hide(text))}", file=sys.stderr)
         return 2
     return 0
 

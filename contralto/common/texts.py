@@ -20,6 +20,8 @@ _SECRET_NAME = re.compile(
 )
 
 _SECRET_VARIABLE = re.compile(r"(?i)(key|token|secret|password)$")
+_PASSWORD = re.compile(r"://[^\s/:@]*:([^\s/@]+)@")
+"""The password of an address."""
 
 
 def clean(text: str) -> str:
@@ -144,12 +146,19 @@ class Secrets:
 
     @classmethod
     def of_environment(cls) -> "Secrets":
-        """Return the secrets in environment variables, by their names: `..._KEY`, `..._TOKEN`, `..._SECRET`, `..._PASSWORD`.
+        """Return the secrets in environment variables.
 
-        They are what the code of others, such as a scorer that asks an endpoint, may show in its errors.
+        They are those that are named `..._KEY`, `..._TOKEN`, `..._SECRET` or `..._PASSWORD`, unless they are the paths of files, and
+        the passwords in addresses, such as that of `HTTPS_PROXY`. Libraries and the code of others, such as a scorer that asks an
+        endpoint, may show them in their errors.
         """
-        named = (value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name))
-        return cls(*(value for value in named if len(value) >= SHORTEST_SECRET))
+        named = [
+            value
+            for name, value in os.environ.items()
+            if _SECRET_VARIABLE.search(name) and not value.startswith(("/", "~", "./"))
+        ]
+        passwords = [password for value in os.environ.values() for password in _PASSWORD.findall(value)]
+        return cls(*(value for value in (*named, *passwords) if len(value) >= SHORTEST_SECRET))
 
     def hide(self, text: str) -> str:
         """Replace the keys in an error or a log line by `***`. Call it before the text is cut.

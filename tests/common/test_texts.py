@@ -59,7 +59,11 @@ def test_secrets_are_hidden(monkeypatch):
     monkeypatch.setenv("A_TEST_KEY", "abcdefgh")
     monkeypatch.setenv("B_TEST_TOKEN", "short")
     monkeypatch.setenv("TEST_NAME", "plain text")
-    assert texts.Secrets.of_environment().hide("abcdefgh short plain text") == "*** short plain text"
+    monkeypatch.setenv("TEST_PROXY", "http://me:pass-word@proxy:8080")
+    monkeypatch.setenv("A_FILE_KEY", "/home/me/key.json")
+    shown = "abcdefgh short plain text http://me:pass-word@proxy:8080 /home/me/model"
+    hidden = "*** short plain text http://me:***@proxy:8080 /home/me/model"
+    assert texts.Secrets.of_environment().hide(shown) == hidden
     assert texts.Secrets("12345678").hide_in_completion("a 12345678") == "a ***"
     two = texts.Secrets("first-0123456789", "second-0123456789")
     assert two.hide("second-01 and first-01 and second-0123") == "*** and *** and ***"
