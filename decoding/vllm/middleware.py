@@ -152,7 +152,7 @@ class PairMiddleware:
 
 def _is_named_local(scope: Mapping[str, Any]) -> bool:
     """Return whether the header `Host` names this machine; no browser leaves it out or lets a page set it."""
-    host = dict(scope.get("headers", ())).get(b"host", b"localhost").decode("latin-1")
+    host: str = dict(scope.get("headers", ())).get(b"host", b"localhost").decode("latin-1")
     name = host.rpartition("]")[0][1:] if host.startswith("[") else host.partition(":")[0]
     try:
         return ip_address(name).is_loopback
