@@ -242,14 +242,14 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
 
 def run_to_the_end(kind, path, log):
     """An evaluation with a cache; what is finished is noted in a file of its own."""
-    keep = ContraltoLM._keep_batch
+    keep = ContraltoLM.keep_answers
 
     def noting(self, jobs, answers):
         keep(self, jobs, answers)
         with open(log, "a") as file:
             file.writelines(hash_args("generate_until", job.arguments) + "\n" for job in jobs)
 
-    ContraltoLM._keep_batch = noting
+    ContraltoLM.keep_answers = noting
     if kind == "texts":
         lm, task = (
             ContraltoLM(*[CD[0].split("=")[1]], method="cd", amateur="testbed:amateur", batch_size=2),
