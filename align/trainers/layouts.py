@@ -28,6 +28,8 @@ __all__ = [
     "at_places",
     "common_prefix",
     "packed",
+    "paired",
+    "row_lengths",
     "shared_prefixes",
     "unsupported_reason",
 ]
@@ -147,15 +149,25 @@ def shared_prefixes(input_ids: Tensor, attention_mask: Tensor) -> Layout:
         tensor([[0, 1, 2, 3],
                 [0, 1, 4, 0]])
     """
-    pairs, lengths = len(input_ids) // 2, row_lengths(attention_mask)
-    order = [row for pair in range(pairs) for row in (pair, pair + pairs)]
-    chosen, rejected = torch.arange(len(order)).chunk(2)
-    shared = common_prefix(input_ids, attention_mask, chosen, rejected)
-    sharing = Sharing(order, [tokens for common in shared for tokens in (0, common)])
-    own = sharing.own_lengths(lengths)
+    ids, mask = input_ids.cpu(), attention_mask.cpu()
+    sharing = paired(ids, mask)
+    pairs, own = len(ids) // 2, sharing.own_lengths(row_lengths(mask))
     width = max(map(sum, zip(own[::2], own[1::2], strict=True)))
     places = [start for pair in range(pairs) for start in (width * pair, width * pair + own[2 * pair])]
-    return at_places(input_ids, attention_mask, sharing, places=places, shape=(pairs, width))
+    return at_places(ids, mask, sharing, places=places, shape=(pairs, width), device=input_ids.device)
+
+
+def paired(input_ids: Tensor, attention_mask: Tensor) -> Sharing:
+    """Return the sharing in which each rejected row follows its chosen row, and shares what it can with it alone.
+
+    Args:
+        input_ids: `(2B, T)`, padded on the right, the chosen rows first.
+        attention_mask: `(2B, T)`.
+    """
+    chosen, rejected = torch.arange(len(input_ids)).chunk(2)
+    shared = common_prefix(input_ids, attention_mask, chosen, rejected)
+    order = torch.stack([chosen, rejected], 1).flatten().tolist()
+    return Sharing(order, [tokens for common in shared for tokens in (0, common)])
 
 
 def common_prefix(input_ids: Tensor, attention_mask: Tensor, first: Tensor, second: Tensor) -> list[int]:
@@ -167,7 +179,7 @@ def common_prefix(input_ids: Tensor, attention_mask: Tensor, first: Tensor, seco
         first: `(k,)` rows.
         second: `(k,)` the rows to compare with.
     """
-    input_ids, valid = input_ids.cpu(), attention_mask.bool().cpu()
+    valid = attention_mask.bool()
     same = (input_ids[first] == input_ids[second]) & valid[first] & valid[second]
     lengths: list[int] = same.long().cumprod(-1).sum(-1).tolist()
     return lengths
@@ -184,19 +196,26 @@ def row_lengths(attention_mask: Tensor) -> list[int]:
 
 
 def at_places(
-    input_ids: Tensor, attention_mask: Tensor, sharing: Sharing, *, places: Sequence[int], shape: tuple[int, int]
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    sharing: Sharing,
+    *,
+    places: Sequence[int],
+    shape: tuple[int, int],
+    device: torch.device,
 ) -> Layout:
     """Return the layout in which the tokens of each row stand in a given place. It is made on the CPU, in many small steps.
 
     Args:
-        input_ids: `(n, T)`, padded on the right.
-        attention_mask: `(n, T)`.
+        input_ids: `(n, T)`, padded on the right, on the CPU.
+        attention_mask: `(n, T)`, on the CPU.
         sharing: the tokens that are computed once.
         places: the position in the flattened layout of the first token that a row does not share, in the order of `sharing`. All of a tree
             are within one row of the layout, one behind the other.
         shape: rows and width of the layout.
+        device: of the result.
     """
-    ids, valid = input_ids.cpu(), attention_mask.bool().cpu()
+    ids, valid = input_ids, attention_mask.bool()
     at, lengths, rows = torch.arange(ids.shape[1]), row_lengths(valid), range(len(ids))
     source, owners, ends, common = (torch.zeros_like(ids) for _ in range(4))
     for i in rows:
@@ -214,12 +233,12 @@ def at_places(
     blank, own = torch.zeros_like(alone), valid & (at >= common)
     ends = ends - source // shape[1] * shape[1]
     moved = (
-        filled.scatter(0, source[own], values[own]).view(shape).to(input_ids.device)
+        filled.scatter(0, source[own], values[own]).view(shape).to(device)
         for filled, values in ((blank, ids), (blank, at.expand_as(ids)), (alone, ends))
     )
     ids, positions, ends = moved
-    inputs, source = {"input_ids": ids, "position_ids": positions}, source.to(input_ids.device)
-    return Layout(inputs, source, ends, owners[:, 1:].to(input_ids.device) if any(sharing.common) else None)
+    inputs, source = {"input_ids": ids, "position_ids": positions}, source.to(device)
+    return Layout(inputs, source, ends, owners[:, 1:].to(device) if any(sharing.common) else None)
 
 
 def packed(input_ids: Tensor, attention_mask: Tensor) -> Layout:

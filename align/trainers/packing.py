@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from contralto.align.trainers.layout_masks import MASKED
-from contralto.align.trainers.layouts import LAYOUTS, Layout, Sharing, at_places, common_prefix, packed, row_lengths
+from contralto.align.trainers.layouts import (
+    LAYOUTS,
+    Layout,
+    Sharing,
+    at_places,
+    common_prefix,
+    packed,
+    paired,
+    row_lengths,
+)
 
 __all__ = ["arrangement", "first_fit_decreasing", "joined", "packed_rows"]
 
@@ -81,20 +90,21 @@ def packed_rows(
         >>> layout.ends
         tensor([[5, 5, 4, 4, 5, 8, 7, 8]])
     """
-    lengths = row_lengths(attention_mask)
+    ids, mask = input_ids.cpu(), attention_mask.cpu()
+    lengths = row_lengths(mask)
     order = list(range(len(lengths)))
     if not share:
         arranged = _Rows.of(Sharing(order, [0] * len(order)), lengths, pack_length)
     else:
-        tokens = input_ids.tolist()
+        tokens = ids.tolist()
         order.sort(key=lambda row: tokens[row][: lengths[row]])
-        common = [0, *common_prefix(input_ids, attention_mask, torch.tensor(order[:-1]), torch.tensor(order[1:]))]
-        limit = _longest_pair(input_ids, attention_mask) if pack_length is None else pack_length
+        common = [0, *common_prefix(ids, mask, torch.tensor(order[:-1]), torch.tensor(order[1:]))]
+        limit = _longest_pair(ids, mask) if pack_length is None else pack_length
         found = (
             _Rows.of(joined(Sharing(order, common), lengths, limit, least), lengths, pack_length) for least in LEAST
         )
         arranged = min(found, key=lambda rows: (rows.shape[0] * rows.shape[1], sum(rows.sharing.own_lengths(lengths))))
-    return at_places(input_ids, attention_mask, arranged.sharing, places=arranged.places, shape=arranged.shape)
+    return at_places(ids, mask, arranged.sharing, places=arranged.places, shape=arranged.shape, device=input_ids.device)
 
 
 def joined(sharing: Sharing, lengths: Sequence[int], limit: int, least: int = 1) -> Sharing:
@@ -157,9 +167,8 @@ class _Rows(NamedTuple):
 
 def _longest_pair(input_ids: Tensor, attention_mask: Tensor) -> int:
     """Return the tokens of the longest pair, its common prefix once."""
-    chosen, rejected = torch.arange(len(input_ids)).chunk(2)
-    common, lengths = common_prefix(input_ids, attention_mask, chosen, rejected), row_lengths(attention_mask)
-    return max(a + b - c for a, b, c in zip(lengths[: len(common)], lengths[len(common) :], common, strict=True))
+    own = paired(input_ids, attention_mask).own_lengths(row_lengths(attention_mask))
+    return max(map(sum, zip(own[::2], own[1::2], strict=True)))
 
 
 def arrangement(args: Any, attention: str) -> Callable[[Tensor, Tensor], Layout] | None:
