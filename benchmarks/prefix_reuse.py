@@ -62,7 +62,7 @@ class Setting(NamedTuple):
 def testbed_requests(count: int) -> list[tuple[dict[str, Any], str]]:
     """Documents and prompts: problems of the testbed, after examples with their solutions."""
     problems = list(itertools.islice(worlds.problems(SEED, "test"), count + EXAMPLES))
-    examples = "\n".join(f"{each.question} {each.solution}" for each in problems[:EXAMPLES])
+    examples = "\n".join(f"{each.question} {each.solution()}" for each in problems[:EXAMPLES])
     return [({"question": each.question}, f"{examples}\n{each.question}") for each in problems[EXAMPLES:]]
 
 
