@@ -30,8 +30,8 @@ def test_gpu(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "| testbed | " in (tmp_path / "decode_overhead.md").read_text()
     assert result.stdout.splitlines()[-1] == "vllm_pairs: not run: vllm is not installed"
-    stopped = _run("gpu.py", "--toy", "--folder", str(tmp_path), "--checks", "decode_overhead", "--minutes", "0.1")
-    assert (stopped.returncode, stopped.stdout.splitlines()[-1]) == (1, "decode_overhead: stopped after 6 s")
+    stopped = _run("gpu.py", "--toy", "--folder", str(tmp_path), "--checks", "decode_overhead", "--minutes", "0.025")
+    assert (stopped.returncode, stopped.stdout.splitlines()[-1]) == (1, "decode_overhead: stopped after 1 s")
 
 
 def test_stacked_branches():
