@@ -1,7 +1,9 @@
-"""Shared settings: one thread (tiny models), GPU tests only where there is one, real models only where `make real` put them."""
+"""Shared settings: one thread (tiny models), no network, GPU tests only where there is one, real models only where `make real` put them."""
 
 import gc
 import os
+import shutil
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 
@@ -25,8 +27,29 @@ REAL = Path(__file__).parents[1] / ".cache" / "real"
 """The folder of real models."""
 
 gc.disable()  # while everything is imported: nothing of it is garbage; `pytest_collection_finish` enables it
+CONNECTIONS = Path(tempfile.mkdtemp(prefix="contralto-tests-")) / "connections"
+"""The file of the connections that a test tried to make to other machines."""
+OFFLINE = Path(__file__).parent / "helpers" / "offline"
+os.environ["CONTRALTO_TEST_CONNECTIONS"] = str(CONNECTIONS)  # read by the module, here and in other processes
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(OFFLINE), os.environ.get("PYTHONPATH")]))
+from helpers.offline import sitecustomize  # noqa: F401
+
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # read when transformers is imported
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def connections():
+    """Fail a test that tries to leave this machine, also by a process that it starts; yield the file of what it tried."""
+    yield CONNECTIONS
+    if CONNECTIONS.exists():
+        tried = CONNECTIONS.read_text(encoding="utf-8")
+        CONNECTIONS.unlink()
+        pytest.fail(f"tests have no network, and this one tried:\n{tried}")
+
+
+def pytest_sessionfinish():
+    shutil.rmtree(CONNECTIONS.parent, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):
