@@ -117,8 +117,30 @@ def _default(option: Any) -> Any:
     return factory() if option.default is dataclasses.MISSING and callable(factory) else option.default
 
 
+class _HubToken(str):
+    """A token of the Hub that is pickled as `<HUB_TOKEN>`, the word by which `to_dict` shows it.
+
+    transformers writes the configuration beside every checkpoint and model (`training_args.bin`), and uploads it with them.
+    """
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, ("<HUB_TOKEN>",)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
 class RecipeOptions:
-    """Add `from_recipe` to a configuration."""
+    """Add `from_recipe` to a configuration, and keep its `hub_token` out of files."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        hidden = name == "hub_token" and isinstance(value, str)
+        super().__setattr__(name, _HubToken(value) if hidden else value)
 
     @classmethod
     def from_recipe(cls, recipe: str, output_dir: str, *, use_peft: bool, **options: Any) -> Self:
