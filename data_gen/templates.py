@@ -200,4 +200,15 @@ def _words(head: str) -> str:
 
 def _trimmed(text: str) -> str:
     """Return a text without blank lines and lines of dashes at both ends."""
-    return re.sub(r"\A(?:[ \t]*-{3,}[ \t]*(?:\n|\Z)|\s*\n)+|(?:\n[ \t]*-{3,}[ \t]*|\s)+\Z", "", text).strip()
+    lines = text.split("\n")  # a regular expression would take a time quadratic in the white space of a hostile reply
+    first, last = 0, len(lines)
+    while first < last and _is_empty(lines[first]):
+        first += 1
+    while first < last and _is_empty(lines[last - 1]):
+        last -= 1
+    return "\n".join(lines[first:last]).strip()
+
+
+def _is_empty(line: str) -> bool:
+    text = line.strip()
+    return not text or (len(text) >= 3 and not text.strip("-"))

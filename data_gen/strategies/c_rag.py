@@ -16,8 +16,9 @@ HEADS = ("evidence", "contrast", "explanation", "answer")
 KEPT = ("right", "all", "pairs")
 _CITED = re.compile(r"\[\s*(\d+(?:\s*[,;]\s*\d+)*)\s*\]")
 _JUDGED = re.compile(
-    r"(?im)^[^\w\[]*\[?\s*(?:passage\s*)?(\d+)\s*\]?[^\w]*(?:is\s+)?(not\s+relevant|relevant|irrelevant)\b"
+    r"(?im)^[^\w\[\n]*+\[?[^\S\n]*+(?:passage\s*+)?(\d++)\s*+\]?[^\w]*+(?:is\s++)?(not\s+relevant|relevant|irrelevant)\b"
 )
+"""Quantifiers that give nothing back: a reply of white space would take a time quadratic in its length."""
 
 
 class Demonstration(NamedTuple):

@@ -42,7 +42,7 @@ _VERDICTS = [
         + _ENDS
     ),
     re.compile(rf"\[\[\s*{_VERDICT}\s*\]\]"),
-    re.compile(rf"(?m)^\W*(?i:assistant|answer|response)?\s*{_VERDICT}\W*\Z"),
+    re.compile(rf"(?m)^[^\w\n]*+(?:(?i:assistant|answer|response)\s*+)?{_VERDICT}\W*+\Z"),  # linear in white space
 ]
 
 

@@ -5,6 +5,7 @@ A page or card of hostile texts has the tags of one of harmless texts, and shows
 
 import io
 import json
+import time
 from argparse import Namespace
 from html.parser import HTMLParser
 
@@ -25,10 +26,14 @@ from contralto.cli.pairs_view import show
 from contralto.common import errors, texts
 from contralto.data_gen import card, escaping, templates
 from contralto.data_gen.pipeline import Result
+from contralto.data_gen.strategies.c_rag import parse_demonstration
+from contralto.data_gen.strategies.con_j import parse_better
+from contralto.data_gen.strategies.verdicts import parse_verdict
 from contralto.data_gen.types import Pair, Rejected
 from contralto.decoding import methods
 from contralto.decoding.trace import Candidate, RuledOut, Step
 from contralto.eval.comparison import report
+from contralto.eval.judging.verdicts import VERDICTS
 from contralto.testbed import worlds
 
 HOSTILE = [
@@ -324,3 +329,26 @@ def test_templates_reach_nothing_behind_their_fields(tmp_path, text, message):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_values_are_not_templates(text):
     assert text in templates.load("prefix_good", "task").render(task=text)
+
+
+PARSERS = {
+    "sections": lambda text: templates.sections(text, "thought", "teacher_reasoning"),
+    "demonstration": lambda text: parse_demonstration(
+        f"{{contrast}}: {text}\n{{explanation}}: {text}\n{{answer}}: A", 2
+    ),
+    "verdict": parse_verdict,
+    "better": parse_better,
+    **{form: VERDICTS.get(form).read for form in ("letters", "five", "identifier")},
+}
+REPEATED = [" ", "\n", "\t", "a", "1", "-", "_", "*", "#", "|", "[[ ", "{ ", "1,", "m ", "- \n", "\n---", "[", "A\n"]
+REPEATED += ["Verdict: A, ", "answer "]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARSERS)
+def test_no_reply_takes_a_time_that_grows_with_its_square(name):
+    """200,000 characters, a fifth of the smallest limit of a reply. With regular expressions that backtrack: minutes."""
+    begin = time.process_time()
+    for part in REPEATED:
+        PARSERS[name](part * (200_000 // len(part)) + "x\0")
+    assert time.process_time() - begin < 30
