@@ -5,12 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from helpers.offline.sitecustomize import is_here
 
 ROOT = Path(__file__).parents[2]
+ADDRESSES = Path("/proc/net/fib_trie")
 PARTS = ("align", "data_gen", "decoding", "eval", "recipes", "testbed")
 OPENED = """
 import importlib, json, os, sys
@@ -104,6 +106,24 @@ def test_addresses_of_this_machine(event, host, stays):
         assert is_here(event, (one, host) if event == "socket.connect" else (host, 80)) is stays
     with socket.socket(socket.AF_UNIX) as one:
         assert is_here("socket.connect", (one, "/run/s"))
+
+
+def test_a_datagram_socket_that_asks_for_the_address_of_the_machine_fails_and_is_not_noted(connections):
+    with socket.socket(type=socket.SOCK_DGRAM) as one, pytest.raises(OSError, match="may not leave this machine"):
+        one.connect(("203.0.113.7", 80))
+    assert not connections.exists()
+    with socket.socket(type=socket.SOCK_DGRAM) as one, pytest.raises(OSError, match="may not leave this machine"):
+        one.sendto(b"x", ("203.0.113.7", 80))
+    assert connections.read_text().startswith("socket.sendto ('203.0.113.7', 80)")
+    connections.unlink()  # else this test would fail
+
+
+@pytest.mark.skipif(not ADDRESSES.exists(), reason="needs Linux")
+def test_all_addresses_of_this_machine_are_here():
+    lines = [line.split() for line in ADDRESSES.read_text().splitlines()]
+    own = {before[1] for before, line in pairwise(lines) if line[:3] == ["/32", "host", "LOCAL"]}
+    assert own
+    assert all(is_here("socket.getaddrinfo", (number, 80)) for number in own)
 
 
 def test_a_test_cannot_leave_this_machine(connections):
