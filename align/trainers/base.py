@@ -219,13 +219,13 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
         batch = PairBatch.of(inputs, self.arrange)
         if batch.layout is None or self._layout_is_checked:
             return batch
-        self._layout_is_checked = True
         probe = batch
         if batch.layout.holds_single_sequences:  # which would show nothing of masks
             probe = PairBatch.of(inputs, shared_prefixes)
         off, noise = self._layout_error(model, probe)
         allowed = max(ROUNDING[self._product_dtype(batch.mask.device.type)], NOISE_FACTOR * noise)
         differs = self.sum_over_processes({"differs": torch.tensor(not off < allowed)})
+        self._layout_is_checked = True  # not before: a forward pass that runs out of memory is tried again
         if not differs["differs"]:
             return batch
         logger.warning(

@@ -34,7 +34,7 @@ from contralto.align.trainers.preference_metrics import (
     own_image_batch,
     reward_metrics,
 )
-from contralto.align.trainers.reference_pass import reference_logps
+from contralto.align.trainers.reference_pass import ReferencePass, starting_size
 from contralto.align.trainers.scoring import Scoring, TokenScores
 from contralto.align.trl_compat import NoReference, gathered
 from contralto.common.hashing import model_digest
@@ -325,7 +325,7 @@ class PreferenceTrainer(StagedTrainer):
         Args:
             dataset: a tokenised data set, or one with images.
             name: its name, for the progress bar.
-            batch_size: rows per forward pass.
+            batch_size: rows per forward pass in training, or `precompute_ref_batch_size`.
         """
         model = self.unwrap(self.model if self.ref_model is None else self.ref_model)
         precision = (self.accelerator.mixed_precision, self.args.max_length, self.args.truncation_mode, "measured head")
@@ -334,7 +334,7 @@ class PreferenceTrainer(StagedTrainer):
         cache = (ImageReferenceCache if self.has_images else ReferenceCache)(
             self.args.reference_cache or default_folder("reference"),
             self.broadcast(key),
-            lambda rows: reference_logps(self, rows, batch_size),
+            ReferencePass(self, starting_size(self.args, batch_size, self.accelerator.device.type)),
             self.processes(),
         )
         return cache.add(dataset, name)

@@ -10,9 +10,9 @@ from transformers import AutoProcessor
 
 from contralto import testbed
 from contralto.align.caches.image_reference import ImageReferenceCache, processor_digest
-from contralto.align.trainers import preference
 from contralto.align.trainers.config import PreferenceConfig
 from contralto.align.trainers.preference import PreferenceTrainer
+from contralto.align.trainers.reference_pass import ReferencePass
 
 pytestmark = RENAMED_OPTIONS
 
@@ -50,8 +50,8 @@ def _trainer(folder, train, *, adapter, **options):
 @pytest.mark.parametrize("adapter", [True, False])
 def test_a_cached_reference_is_a_live_one(adapter, tmp_path, monkeypatch):
     """Two steps and an evaluation; a second run finds all blocks, a changed pixel is another row."""
-    passes, computed = [], preference.reference_logps
-    monkeypatch.setattr(preference, "reference_logps", lambda *args: passes.append(len(args[1])) or computed(*args))
+    passes, computed = [], ReferencePass.__call__
+    monkeypatch.setattr(ReferencePass, "__call__", lambda *args: passes.append(len(args[1])) or computed(*args))
     cached = {"precompute_ref_log_probs": True, "reference_cache": str(tmp_path / "kept")}
     runs = []
     for options in ({}, cached, cached):

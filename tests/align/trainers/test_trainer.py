@@ -610,7 +610,7 @@ def test_reference_is_kept_across_seeds_and_found_again(root, tmp_path, monkeypa
     def refuse(*args):
         raise AssertionError("the reference was asked again")
 
-    monkeypatch.setattr("contralto.align.trainers.preference.reference_logps", refuse)
+    monkeypatch.setattr("contralto.align.trainers.reference_pass.ReferencePass.__call__", refuse)
     again = trainer(tmp_path, _folder("llama", root), **options, seed=5)
     assert again.train_dataset["ref_chosen_token_logps"] == first.train_dataset["ref_chosen_token_logps"]
     for changed in ({"max_length": 40}, {"dataset": pairs(seed=3)}):
