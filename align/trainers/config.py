@@ -163,7 +163,7 @@ class StagedConfig(RecipeOptions, DPOConfig):
                 f"audit must be one of {', '.join(AUDITS)}, not {self.audit!r}{did_you_mean(self.audit, AUDITS)}"
             )
         apply_machine_defaults(self)
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
 
     @property
     def head_in_shards(self) -> bool:

@@ -80,7 +80,7 @@ class RewardsConfig(RecipeOptions, GRPOConfig):
             raise ValueError("baselines are for contrastive rewards: give contrast (sigmoid or clip) too")
         self.limits()
         apply_machine_defaults(self)
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
 
     def check_constraints(self) -> None:
         """Reject options of constraints where there are none; a recipe may have them, and leave the constraints to the command.

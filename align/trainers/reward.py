@@ -104,7 +104,7 @@ class MarginRewardConfig(RecipeOptions, RewardConfig):
         if not 0 < self.margin_scale < math.inf:
             raise ValueError(f"margin_scale must be a finite number above 0, not {self.margin_scale}")
         apply_machine_defaults(self)
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
 
 
 class MarginRewardTrainer(CardMixin, RewardTrainer):  # type: ignore[misc]  # `create_model_card` has the signature of TRL's

@@ -81,7 +81,7 @@ class SequenceConfig(RecipeOptions, TrainingArguments):
             )
         self.remove_unused_columns = False
         apply_machine_defaults(self)
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
 
 
 class RankedBatch(NamedTuple):

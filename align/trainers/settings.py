@@ -6,6 +6,7 @@ from functools import wraps
 from typing import Any, Self
 
 from accelerate.utils import is_peft_model
+from transformers.utils.import_utils import KERNELS_MAX_VERSION, KERNELS_MIN_VERSION, is_kernels_available
 
 from contralto.align.recipe_files import recipe_options
 
@@ -136,11 +137,24 @@ class _HubToken(str):
 
 
 class RecipeOptions:
-    """Add `from_recipe` to a configuration, and keep its `hub_token` out of files."""
+    """Add `from_recipe` to a configuration, keep its `hub_token` out of files, and check its arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: `model_init_kwargs`, or that of a teacher, asks for `use_kernels`, and there is no package to fetch kernels.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
         hidden = name == "hub_token" and isinstance(value, str)
         super().__setattr__(name, _HubToken(value) if hidden else value)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]  # of the configuration of TRL or transformers
+        for name, value in vars(self).items():
+            if name.endswith("model_init_kwargs") and (value or {}).get("use_kernels") and not is_kernels_available():
+                raise ValueError(
+                    f"{name} sets use_kernels, and the package that fetches kernels is missing or of another version: "
+                    f"pip install 'kernels>={KERNELS_MIN_VERSION},<{KERNELS_MAX_VERSION}', or leave use_kernels out"
+                )
 
     @classmethod
     def from_recipe(cls, recipe: str, output_dir: str, *, use_peft: bool, **options: Any) -> Self:

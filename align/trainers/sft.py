@@ -162,7 +162,7 @@ class SimCTGConfig(RecipeOptions, SFTConfig):
                 "packing and padding_free put several texts into one row, and SimCTG contrasts the tokens of one: set both to False"
             )
         apply_machine_defaults(self)
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
 
 
 class SimCTGTrainer(CardMixin, SFTTrainer):  # type: ignore[misc]  # `create_model_card` has the signature of TRL's
@@ -245,7 +245,7 @@ class CALConfig(RecipeOptions, SFTConfig):
                 f"CAL weighs the likelihood of tokens, and loss_type {self.loss_type!r} weighs it already: use nll"
             )
         apply_machine_defaults(self)
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
 
 
 class CALTrainer(CardMixin, SFTTrainer):  # type: ignore[misc]  # `create_model_card` has the signature of TRL's

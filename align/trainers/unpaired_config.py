@@ -68,7 +68,7 @@ class UnpairedConfig(RecipeOptions, KTOConfig):
         self.objective = UnpairedObjective(self.loss_type, self.loss_weights, **settings)
         self._check_order()
         apply_machine_defaults(self)
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
 
     @property
     def halves(self) -> bool:
