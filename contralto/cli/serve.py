@@ -118,7 +118,8 @@ def prepare(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             marker = _marker(model)
     command = [sys.executable, "-m", SERVER, "--model", locate(model), "--served-model-name", model]
     command += [*server_flags(options), "--middleware", MIDDLEWARE, *_address(rest), *rest]
-    return command, {"marker": marker, **limits, "held": max(Limits.held, limits["body"]), "local": _is_for_us(rest)}
+    settings = {"marker": marker, **limits, "held": max(Limits.held, limits["body"])}
+    return command, settings | {"local": _is_for_us(rest), "origins": "allowed-origins" in _listening(rest)}
 
 
 def _lora_flags(adapter: str, rest: Sequence[str]) -> list[str]:
@@ -152,9 +153,9 @@ def _address(rest: Sequence[str]) -> list[str]:
 
 
 def _listening(rest: Sequence[str]) -> dict[str, Any]:
-    """Return host, socket and API keys from the flags and from the YAML file of vLLM's `--config`."""
+    """Return host, socket, API keys and origins from the flags and from the YAML file of vLLM's `--config`."""
     parser = argparse.ArgumentParser(prog="contralto serve", add_help=False)  # vLLM's takes abbreviations, too
-    for name in ("host", "uds", "config"):
+    for name in ("host", "uds", "config", "allowed-origins"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--api-key", nargs="*")
     flags = {name.replace("_", "-"): v for name, v in vars(parser.parse_known_args(rest)[0]).items() if v is not None}

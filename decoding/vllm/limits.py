@@ -10,7 +10,7 @@ __all__ = ["ENVIRONMENT", "MIB", "Limits"]
 
 ENVIRONMENT = "CONTRALTO_SERVE"
 """The environment variable by which `contralto serve` passes settings to the middleware, as JSON: `{"marker": ..., "timeout": ...,
-"body": ..., "waiting": ..., "held": ..., "local": ...}`."""
+"body": ..., "waiting": ..., "held": ..., "local": ..., "origins": ...}`."""
 MIB = 2**20
 LONGEST_TIMEOUT = 3600.0
 """Seconds."""

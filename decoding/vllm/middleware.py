@@ -10,7 +10,8 @@ admits the client; of other clients nothing is kept. Requests of different clien
 keys) never form a completion, whatever ids they choose.
 
 A server that listens on this machine alone and has no API key answers requests to the names of this machine alone. Otherwise a page in a
-browser here could read its replies under a name of its own that it lets point to 127.0.0.1 (DNS rebinding).
+browser here could read its replies under a name of its own that it lets point to 127.0.0.1 (DNS rebinding). Nor does it answer pages of
+other origins, which vLLM lets read everything unless `--allowed-origins` names those that may (CORS).
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping, MutableMappi
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from contralto.common.hashing import content_digest
 from contralto.decoding.vllm.limits import ENVIRONMENT, Limits
@@ -40,6 +42,10 @@ UNSAID = (
 NOT_LOCAL = (
     "this server has no API key and answers requests to localhost alone, not to the name in Host: let a proxy send Host: localhost, "
     "or start the server with --api-key"
+)
+FOREIGN = (
+    "this server has no API key and answers no web pages but those of this machine: start it with --api-key, or name the origins of the "
+    "pages in --allowed-origins"
 )
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -64,15 +70,15 @@ class PairMiddleware:
     def __init__(self, app: Any) -> None:
         self._app = app
         settings = json.loads(os.environ.get(ENVIRONMENT, "{}"))
-        self._is_local = bool(settings.pop("local", False))
+        self._is_local, self._has_origins = (bool(settings.pop(name, False)) for name in ("local", "origins"))
         self._limits = Limits(**{name: value for name, value in settings.items() if name != "marker"})
         self._info = {"timeout": self._limits.timeout, **{n: v for n, v in settings.items() if n == "marker"}}
         self._room = WaitingRoom(self._limits)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Pass a request on to the server; the branches of a completion wait for each other."""
-        if self._is_local and scope["type"] in ("http", "websocket") and not _is_named_local(scope):
-            await _turn_away(scope, send)
+        if self._is_local and scope["type"] in ("http", "websocket") and (refusal := self._refusal(scope)):
+            await _turn_away(scope, send, *refusal)
             return
         path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
         is_ours = path == INFO or (path in PATHS and scope["method"] == "POST")
@@ -85,6 +91,16 @@ class PairMiddleware:
             await _answer(send, 200, self._info)
         else:
             await self._take(scope, receive, send)
+
+    def _refusal(self, scope: Mapping[str, Any]) -> tuple[str, int] | None:
+        """Return the reason and the status for a request that a page of another site may have made; None for others.
+
+        No browser leaves the headers out or lets a page set them. `Origin: null` is a file or a frame of any site.
+        """
+        headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
+        if not _is_local(f"//{headers.get(b'host', 'localhost')}"):
+            return NOT_LOCAL, 421
+        return None if self._has_origins or _is_local(headers.get(b"origin", "//localhost")) else (FOREIGN, 403)
 
     async def _take(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Read a request, and pass it on when all branches of its completion have arrived."""
@@ -150,22 +166,21 @@ class PairMiddleware:
         return b"".join(parts)
 
 
-def _is_named_local(scope: Mapping[str, Any]) -> bool:
-    """Return whether the header `Host` names this machine; no browser leaves it out or lets a page set it."""
-    host: str = dict(scope.get("headers", ())).get(b"host", b"localhost").decode("latin-1")
-    name = host.rpartition("]")[0][1:] if host.startswith("[") else host.partition(":")[0]
+def _is_local(address: str) -> bool:
+    """Return whether an address, such as `http://localhost:3000`, is of this machine."""
     try:
-        return ip_address(name).is_loopback
+        name = urlsplit(address).hostname or ""
+        return name.rstrip(".") == "localhost" or ip_address(name).is_loopback
     except ValueError:
-        return name.lower().rstrip(".") == "localhost"
+        return False
 
 
-async def _turn_away(scope: Mapping[str, Any], send: Send) -> None:
-    """Answer a request to another name with status 421."""
+async def _turn_away(scope: Mapping[str, Any], send: Send, why: str, status: int) -> None:
+    """Answer a request of another site."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
     else:
-        await _refuse(send, NOT_LOCAL, 421)
+        await _refuse(send, why, status)
 
 
 async def _unknown(app: Any, scope: Mapping[str, Any]) -> list[Message]:

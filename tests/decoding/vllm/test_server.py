@@ -318,6 +318,38 @@ def test_a_page_under_another_name_reads_nothing(host, status):
 
 
 @pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:3000", 200),
+        ("http://[::1]", 200),
+        ("https://evil.example", 403),
+        ("https://localhost.evil.example", 403),
+        ("http://10.0.0.7:8000", 403),
+        ("null", 403),
+        ("", 403),
+    ],
+)
+def test_a_page_of_another_site_reads_and_asks_nothing(origin, status):
+    """CORS: vLLM lets pages of all sites read its replies. A form is sent without asking first."""
+    headers, app = ((b"host", b"127.0.0.1:8000"), (b"origin", origin.encode())), App()
+    one = Sent((json.dumps({"prompt": "p"}).encode(),), headers=headers)
+    for path in ("/v1/completions", "/v1/models"):
+        assert through(app, one, path=path, settings={"local": True})[0][0] == status
+    assert bool(app.seen) == (status == 200)
+    assert through(App(), one, settings={"local": True, "origins": True})[0][0] == 200  # vLLM's flag says who may
+    assert through(App(), one)[0][0] == 200
+
+
+def test_the_user_s_origins_are_left_to_the_server(tmp_path):
+    (tmp_path / "flags.yaml").write_text('allowed_origins: ["https://app.example"]')
+    for flags in (["--allowed-origins", '["https://app.example"]'], ["--config", str(tmp_path / "flags.yaml")]):
+        command, settings = serve.prepare(["testbed:expert", *flags])
+        assert settings["origins"]
+        assert command[-2:] == flags
+    assert not serve.prepare(["testbed:expert"])[1]["origins"]
+
+
+@pytest.mark.parametrize(
     ("flags", "key", "is_local"),
     [
         ([], "", True),
