@@ -25,7 +25,7 @@ def open_image(source: Any) -> "Image":
     Raises:
         ImportError: Pillow is not installed.
         OSError: the file cannot be read.
-        ValueError: it is not an image, is cut short or too large, or `to_rgb` rejects it; the message names the file.
+        ValueError: it is not an image, is PostScript, is cut short or too large, or `to_rgb` rejects it; the message names the file.
         TypeError: `source` is something else.
     """
     try:
@@ -41,6 +41,10 @@ def open_image(source: Any) -> "Image":
     name = "an image" if isinstance(source, bytes) else fspath(source)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.format == "EPS":
+                raise ValueError(
+                    "PostScript is a program, which Pillow would run in Ghostscript: save the image as PNG"
+                )
             return to_rgb(image)
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is not an image that Pillow can read") from error

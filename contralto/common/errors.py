@@ -249,9 +249,9 @@ def is_mistake(error: BaseException) -> bool:
     names = {f"{kind.__module__.split('.')[0]}.{kind.__qualname__}" for kind in type(error).__mro__}
     if names & LIBRARIES:
         return True
-    origin = _origin(error.__traceback__)
-    if origin is not None and origin.tb_frame.f_code.co_filename in TEMPLATES:
+    if any(frame.f_code.co_filename in TEMPLATES for frame, _ in traceback.walk_tb(error.__traceback__)):
         return True
+    origin = _origin(error.__traceback__)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "contralto":
         return False
     if isinstance(error, OUTSIDE):

@@ -268,6 +268,11 @@ def _template(text):
         ),
         (_template("{{ 1 + messages[0].content }}"), "does not fit the chat template: unsupported operand type"),
         (_template("{{ raise_exception('no') }}"), "does not fit the chat template: no\n"),
+        (_template("{% for i in range(10 ** 9) %}{% endfor %}"), "does not fit the chat template: Range too big"),
+        (
+            _template("{{ messages.__class__.__mro__ }}"),
+            "does not fit the chat template: access to attribute '__class__'",
+        ),
     ],
 )
 def test_broken_models_and_templates_are_named(tmp_path, capfd, change, said):

@@ -13,6 +13,8 @@ from helpers.serving import Server
 from PIL import Image as Pillow
 
 from contralto import cli
+from contralto.align.text_data import load_texts
+from contralto.data_gen.dataset import load_pairs
 from contralto.data_gen.rows import RowSource, read_rows
 from contralto.data_gen.types import Ask, Sampling, make_request
 
@@ -193,3 +195,24 @@ def test_nothing_is_sent_and_nothing_is_written(folder, capsys):
         assert "../secret.txt is outside of" in capsys.readouterr().err
         assert server.seen == []
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["URL/a.png", "pipe.png", "page.png", "leak.png", "notes.png"])
+def test_rows_to_train_on_download_and_run_nothing(folder, name):
+    """They may name any image of the machine, but neither an address nor another file."""
+    with Server() as server:
+        name = name.replace("URL", server.url)
+        row = {"messages": [{"role": role, "content": "What is it?"} for role in ("user", "assistant")]}
+        (folder / "texts.jsonl").write_text(json.dumps(row | {"images": [name]}))
+        message = {"role": Value("string"), "content": Value("string")}
+        features = Features(
+            {**{key: List(message) for key in ("prompt", "chosen", "rejected")}, "images": List(Image())}
+        )
+        pair = {"prompt": [row["messages"][:1]], "chosen": [row["messages"][1:]], "rejected": [row["messages"][1:]]}
+        place = name if "://" in name else str(folder / name)
+        table = Dataset.from_dict(pair | {"images": [[place]]}, features).data.table
+        pyarrow.parquet.write_table(table, folder / "pairs.parquet")
+        for load, file in ((load_texts, "texts.jsonl"), (load_pairs, "pairs.parquet")):
+            with pytest.raises(ValueError, match=r"there is no such file|is not an image that Pillow can read"):
+                load(str(folder / file))
+        assert not server.seen

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from contralto.decoding.images import ritual_transform
 from contralto.decoding.pictures import open_image, to_rgb
@@ -113,6 +113,15 @@ def test_broken_files_are_named(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path}.*{message}"):
         open_image(path)
+
+
+def test_no_program_is_run(tmp_path, monkeypatch):
+    """Pillow gives PostScript to Ghostscript, where there is one."""
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "load", lambda *_, **__: pytest.fail("it was run"))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", format="EPS")
+    for source in (tmp_path / "a.png", (tmp_path / "a.png").read_bytes()):
+        with pytest.raises(ValueError, match=r": PostScript is a program, which Pillow would run in Ghostscript: save"):
+            open_image(source)
 
 
 def test_bombs_are_named(tmp_path, monkeypatch):
