@@ -1,6 +1,6 @@
 """The parts that contralto's models in lm-eval share: decoder, requests with seeds, cache of answers.
 
-Read from lm_eval 0.4.13: `CacheHook.dbdict`, and that sampled answers are not cached.
+Read from lm_eval 0.4.13: `CacheHook.dbdict`, a `SqliteDict` that has not been read yet, and that sampled answers are not cached.
 """
 
 import inspect
@@ -14,6 +14,7 @@ from contralto.eval.models.conversations import Conversations
 from contralto.eval.models.decoder import SAMPLING, Decoder, seed_of
 from contralto.eval.models.generation_options import GenerationOptions
 from contralto.eval.models.requests import EvalRequest, images_of
+from contralto.eval.models.stored_answers import read_answer
 
 __all__ = ["ContrastiveEvalModel", "decoder_options", "describe_arguments", "take_options"]
 
@@ -77,9 +78,10 @@ class ContrastiveEvalModel(Conversations):
             cache_hook: lm-eval's hook.
 
         Raises:
-            ValueError: The cache holds answers of another configuration.
+            ValueError: The cache holds answers of another configuration, or more than answers.
         """
         if cache_hook.dbdict is not None:
+            cache_hook.dbdict.decode = read_answer
             owner, own = cache_hook.dbdict.get(IDENTITY), self.configuration
             if owner is None and len(cache_hook.dbdict):
                 raise ValueError("use_cache names a cache of another model's answers: name another file")

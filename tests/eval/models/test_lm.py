@@ -6,6 +6,7 @@ import math
 import re
 from functools import cache
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.models.hf_vlms import HFMultimodalLM
 from lm_eval.models.huggingface import HFLM
+from sqlitedict import SqliteDict
 
 from contralto import testbed
 from contralto.common.hashing import fingerprint
@@ -23,6 +25,7 @@ from contralto.decoding.executors.score import score
 from contralto.decoding.images import noised, ritual_transform
 from contralto.decoding.inputs import Prompt, encode
 from contralto.decoding.loading import Models
+from contralto.eval.models.base import IDENTITY
 from contralto.eval.models.decoder import Decoder, seed_of
 from contralto.eval.models.lm import ContraltoLM
 from contralto.eval.models.requests import EvalRequest
@@ -434,6 +437,33 @@ def test_a_cache_belongs_to_one_configuration(tmp_path):
     with pytest.raises(ValueError, match="another model's answers"):
         CachingLM(lm, stranger)
     stock(HFLM, "testbed:expert").set_cache_hook(type(lm.cache_hook)(None))
+
+
+class Calls:
+    """A value whose pickle creates a file when it is read."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["its identity", "an answer"])
+def test_a_cache_of_somebody_else_runs_nothing(tmp_path, place):
+    lm, path = text_lm().decoding_by(**CD), str(tmp_path / "answers.db")
+    CachingLM(lm, path).generate_until(asks(lm, 1))
+    with SqliteDict(path, autocommit=True) as kept:
+        assert len(kept) == 2
+        for key in list(kept):
+            kept[key] = Calls(tmp_path / "ran") if (key == IDENTITY) is (place == "its identity") else kept[key]
+    with pytest.raises(ValueError, match=r"more than answers: reading it would call pathlib.*; name another file"):
+        CachingLM(text_lm().decoding_by(**CD), path).generate_until(asks(lm, 1))
+    assert not (tmp_path / "ran").exists()
+    with SqliteDict(path) as kept:  # as lm-eval reads it
+        list(kept.values())
+    assert (tmp_path / "ran").exists()
 
 
 @pytest.mark.slow
