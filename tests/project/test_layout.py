@@ -2,13 +2,14 @@
 
 import ast
 import importlib
-import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -89,15 +90,42 @@ def test_lazy_names_are_found():
         _ = decoding.Nothing
 
 
+def _needs(extras):
+    """Yield what the base package and extras need, but for contralto's own extras and vLLM, which has constraints of its own."""
+    optional = PROJECT["project"]["optional-dependencies"]
+    for line in [*PROJECT["project"]["dependencies"], *(need for extra in extras for need in optional[extra])]:
+        need = Requirement(line)
+        if canonicalize_name(need.name) not in ("contralto", "vllm"):
+            yield need
+
+
+def _pins(name):
+    pairs = (line.split("==") for line in _lines(name))
+    return {canonicalize_name(package): version for package, version in pairs}
+
+
 def test_constraints_cover_the_dependencies():
-    pinned = {line.split("==")[0].lower().replace("_", "-") for line in _lines("constraints.txt")}
-    wanted = [*PROJECT["project"]["dependencies"]]
-    wanted += [need for needs in PROJECT["project"]["optional-dependencies"].values() for need in needs]
-    names = {re.split("[<>=]", need)[0].split("[")[0].lower().replace("_", "-") for need in wanted} - {
-        "contralto",
-        "vllm",
-    }
-    assert names <= pinned
+    names = {canonicalize_name(need.name) for need in _needs(PROJECT["project"]["optional-dependencies"])}
+    assert names <= set(_pins("constraints.txt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [
+        ("constraints.txt", PROJECT["project"]["optional-dependencies"]),
+        ("constraints-vllm.txt", ("align", "data", "eval", "vision")),
+    ],
+)
+def test_the_tested_versions_are_in_the_ranges(name, extras):
+    pins, needs = _pins(name), list(_needs(extras))
+    assert len(needs) > 10
+    assert [str(need) for need in needs if not need.specifier.contains(pins[canonicalize_name(need.name)])] == []
+
+
+def test_every_range_begins_somewhere():
+    """Stubs of types follow what they describe."""
+    needs = [need for need in _needs(PROJECT["project"]["optional-dependencies"]) if not need.name.startswith("types-")]
+    assert [str(need) for need in needs if not any(each.operator == ">=" for each in need.specifier)] == []
 
 
 def _lines(name):
