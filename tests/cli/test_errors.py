@@ -243,6 +243,12 @@ def _cut(folder):
     weights.write_bytes(weights.read_bytes()[:1000])
 
 
+def _headed(folder):
+    """A header of 2^62 bytes."""
+    (weights,) = folder.glob("*.safetensors")
+    weights.write_bytes((2**62).to_bytes(8, "little") + weights.read_bytes()[8:])
+
+
 def _template(text):
     def change(folder):
         for file in folder.glob("chat_template*"):
@@ -259,6 +265,10 @@ def _template(text):
     ("change", "said"),
     [
         (_cut, "cannot load {model}: model.safetensors is damaged: Error while deserializing header"),
+        (
+            _headed,
+            "cannot load {model}: model.safetensors is damaged: Error while deserializing header: header too large",
+        ),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot load {model}: It looks like the config file"),
         (lambda folder: (folder / "config.json").unlink(), "cannot load {model}: Unrecognized model"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot load {model}: "),
