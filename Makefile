@@ -63,7 +63,7 @@ audit: .venv/.dev .venv-audit/.ready ## look the exact set up in PyPI's list of 
 	touch $@ .venv/.demo
 
 .venv/.real: .venv/.dev
-	$(INSTALL) --editable '.[dev,quantized]'
+	$(INSTALL) --editable '.[dev,quantized,ray]'
 	touch $@
 
 .venv/.docs: .venv/.dev

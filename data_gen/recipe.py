@@ -14,6 +14,7 @@
       reviser: {engine: openai, base_url: "https://...", model: ..., price: {input: 2.5, output: 10}}
     checks: {...}                          # see `checks`
     filters: {...}
+    ray: {concurrency: 8, num_gpus: 1}     # the workers of contralto data run --runner ray
     license: cc-by-4.0                     # of the data set, for its card: an identifier of the hub
     language: en                           # a code, or a list of codes
     date: 2026-11-29                       # when it was made
@@ -40,6 +41,7 @@ from contralto.data_gen.engines.registry import ENGINES
 from contralto.data_gen.functions import find_function, search_folder
 from contralto.data_gen.publication import ABOUT, read_publication
 from contralto.data_gen.ranges import check_number, check_texts
+from contralto.data_gen.ray_settings import read_ray_settings
 from contralto.data_gen.rows import RowSource
 from contralto.data_gen.settings import check_call
 from contralto.data_gen.strategies.registry import STRATEGIES, StrategyFunction, check_strategy
@@ -58,6 +60,7 @@ OPTIONAL_KEYS = {
     "seed": "added to the seed of every request (default: 0)",
     "checks": "checks by name, each with its settings; they write columns",
     "filters": "conditions by column; pairs that fail one are dropped",
+    "ray": "the workers of `run --runner ray`: concurrency (default: 2), num_cpus (1) and num_gpus (0) of each",
     **ABOUT,
 }
 """The keys that a recipe may have, with their descriptions."""
@@ -165,7 +168,7 @@ def load_recipe(
     mistakes, engines = Mistakes(), dict[str, Engine]()
     with mistakes.collected():
         _check_keys(mapping, str(path), needed=[*KEYS], optional=[*OPTIONAL_KEYS])
-    for check in (read_publication, _check_values):
+    for check in (read_publication, read_ray_settings, _check_values):
         with mistakes.collected():
             check(mapping, str(path))
     roles_by_name: dict[str, Role] = {}

@@ -16,7 +16,7 @@ them without a new request.
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -61,6 +61,7 @@ MOST_PENDING = 64
 """Scores that wait to be written with the next answers."""
 Line = tuple[Any, ...]
 """A row of a table."""
+OF_ROWS = " WHERE row IN (SELECT value FROM json_each(?))"
 MOST_TOGETHER = 64
 """Answers of one statement: each statement waits for the threads of the engines, whatever it inserts."""
 INSERT_ANSWERS = "INSERT OR IGNORE INTO answers VALUES "
@@ -353,11 +354,12 @@ class Store:
         )
         return [Usage(*row) for row in self._db.execute(query)]
 
-    def merge(self, other: Path) -> int:
+    def merge(self, other: Path, *, rows: Collection[str] | None = None) -> int:
         """Copy the answers and failures of another store that are not here, and return the number of new answers.
 
         Args:
             other: the other store. It is only read.
+            rows: ids of rows, whose outcomes alone are copied, without scores; None copies everything.
 
         Raises:
             OSError: no such file.
@@ -368,14 +370,18 @@ class Store:
         with Store(other, read_only=True) as source:
             before = self._count()
             tables = {"answers": ANSWERS, "failures": FAILURES}
-            lines = {name: source._db.execute(f"SELECT {', '.join(of)} FROM {name}") for name, of in tables.items()}
+            chosen, ids = ("", ()) if rows is None else (OF_ROWS, (json.dumps(list(rows)),))
+            lines = {
+                name: source._db.execute(f"SELECT {', '.join(of)} FROM {name}{chosen}", ids)
+                for name, of in tables.items()
+            }
             with self._writing():
                 self._insert(**lines, on_conflict="IGNORE")
                 if source._has("sources"):
                     self._db.execute(SOURCES)
                     sources = source._db.execute("SELECT model, source FROM sources")
                     self._db.executemany("INSERT OR IGNORE INTO sources VALUES (?, ?)", sources)
-                if source._has("scores"):
+                if rows is None and source._has("scores"):
                     self._db.execute(SCORES)
                     scores = source._db.execute("SELECT key, scores, at FROM scores")
                     self._db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?)", scores)

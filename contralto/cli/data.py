@@ -5,8 +5,10 @@ import re
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,8 @@ ACTIONS = {
     "merge": "copy the answers of shards or other stores, then export",
     "batch": "write the unanswered requests of a role as an OpenAI batch file, or read the file with its answers",
 }
+
+RUNNERS = ("threads", "ray")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parsers[name].add_argument(
             "--shard", type=_shard, metavar="I/N", help="only the I-th of N parts of the rows, 1 to N"
         )
+    parsers["run"].add_argument(
+        "--runner",
+        choices=RUNNERS,
+        default="threads",
+        help="who runs the engines: threads of this process (default), or workers on a Ray cluster, a local one without RAY_ADDRESS",
+    )
     parsers["preview"].add_argument("-n", type=int, default=5, help="how many rows (default 5)")
     parsers["merge"].add_argument(
         "stores", nargs="*", type=Path, help="stores or their folders; without any, the shards in the output folder"
@@ -125,6 +135,15 @@ class DataJob:
 
         return Store(self.folder / "answers.sqlite", read_only=read_only)
 
+    @contextmanager
+    def working(self) -> Iterator["Store"]:
+        """Open the store for writing, locked, with what interrupted runs on Ray have left in their shards."""
+        from contralto.data_gen import pipeline
+
+        with pipeline.locked(self.folder), self.store() as store:
+            pipeline.collect(self.folder, store)
+            yield store
+
 
 def _with_columns(recipe: "Recipe", columns: Mapping[str, str]) -> "Recipe":
     """Return a recipe with columns of its rows under other names, also in the text that the data set's card shows."""
@@ -156,15 +175,28 @@ def run(args: argparse.Namespace) -> None:
 def _run(job: DataJob, args: argparse.Namespace) -> None:
     from contralto.data_gen import pipeline
 
-    with pipeline.locked(job.folder), job.store() as store:
-        pipeline.run(job.recipe, job.rows, store)
+    if args.runner == "ray":
+        _check_ray(args)
+    with job.working() as store:
+        runner = pipeline.run_on_ray if args.runner == "ray" else pipeline.run
+        runner(job.recipe, job.rows, store)
         _finish(job, args, store)
+
+
+def _check_ray(args: argparse.Namespace) -> None:
+    """Reject what a run on Ray cannot do, before anything is made."""
+    if args.shard:
+        raise ValueError("--runner ray cuts the rows into shards by itself: leave out --shard")
+    if args.trust_remote_code:
+        raise ValueError("--trust-remote-code is not passed on to workers: leave out --runner ray, or the model's code")
+    if find_spec("ray") is None:
+        raise ModuleNotFoundError("No module named 'ray'", name="ray")
 
 
 def _retry_failed(job: DataJob, args: argparse.Namespace) -> None:
     from contralto.data_gen import pipeline
 
-    with pipeline.locked(job.folder), job.store() as store:
+    with job.working() as store:
         failed = {recorded.row for recorded in store.failures()}
         rows = [row for row in job.rows if row["id"] in failed]
         if not rows:
@@ -258,7 +290,7 @@ def _batch(job: DataJob, args: argparse.Namespace) -> None:
         raise ValueError(f"batch files are for roles of the engine openai, and {args.role!r} has another")
     if bool(args.write) == bool(args.read):
         raise ValueError("give either --write FILE for the open requests, or --read FILE for their answers")
-    with pipeline.locked(job.folder), job.store() as store:
+    with job.working() as store:
         tracked = [each for each in pipeline.pending(job.recipe, job.rows, store) if each.role == args.role]
         if args.write:
             args.write.write_text("".join(batch_line(engine, each.request) for each in tracked), encoding="utf-8")
@@ -363,6 +395,6 @@ def _preview(job: DataJob, args: argparse.Namespace) -> None:
     if args.n < 1:
         raise ValueError(f"-n must be at least 1, not {args.n}")
     rows = job.rows[: args.n]
-    with pipeline.locked(job.folder), job.store() as store:
+    with job.working() as store:
         pipeline.run(job.recipe, rows, store, is_shown=sys.stderr.isatty())
         show(Console(width=table_width()), pipeline.replay(job.recipe, rows, store))

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from contralto.common.lazy import exports
 
 if TYPE_CHECKING:
+    from contralto.data_gen.pipeline.cluster import collect as collect
+    from contralto.data_gen.pipeline.cluster import run_on_ray as run_on_ray
     from contralto.data_gen.pipeline.costs import Estimate as Estimate
     from contralto.data_gen.pipeline.costs import estimate as estimate
     from contralto.data_gen.pipeline.rows import Result as Result
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
+        "cluster": ["collect", "run_on_ray"],
         "costs": ["Estimate", "estimate"],
         "rows": ["Result", "check", "pending", "replay", "shard_of"],
         "runner": ["locked", "run"],

@@ -23,7 +23,7 @@ from contralto.data_gen.recipe import Recipe
 from contralto.data_gen.store import Store, TrackedRequest
 from contralto.data_gen.types import Answer, Failure, Request, Row
 
-__all__ = ["locked", "run"]
+__all__ = ["locked", "note_sources", "run"]
 
 PATIENCE = 300.0
 """Seconds that answers wait in memory for space on a full disk."""
@@ -69,18 +69,22 @@ def run(
         getattr(engine, "check_ready", lambda: None)()
     check(recipe, rows)
     progress = RunProgress(recipe, store, len(rows), is_shown=is_shown)
-    _name_changed_functions(recipe, store, progress)
+    for line in note_sources(recipe, store):
+        progress.write(line)
     _Runner(recipe, rows, store, progress, patience).go()
 
 
-def _name_changed_functions(recipe: Recipe, store: Store, progress: RunProgress) -> None:
-    """Print a line for each function that has changed since its answers were recorded."""
+def note_sources(recipe: Recipe, store: Store) -> Iterator[str]:
+    """Note the sources of functions that answer, and yield a line for each that has changed since its answers were recorded.
+
+    Args:
+        recipe: the recipe.
+        store: where the answers are recorded.
+    """
     for engine in recipe.engines:
         model, source = (engine.identity.get(name) for name in ("model", "source"))
         if source is not None and (count := store.note_source(str(model), str(source))):
-            progress.write(
-                f"{model} has changed since {count} of its answers were recorded: they stay in {store.path}, and the new code is asked again"
-            )
+            yield f"{model} has changed since {count} of its answers were recorded: they stay in {store.path}, and the new code is asked again"
 
 
 class _Runner:

@@ -19,7 +19,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 UV = os.environ.get("UV", str(Path(sys.executable).with_name("uv")))
-LEFT_OUT = {"dev": "every other test", "docs": "make docs", "vllm": "make test-vllm", "real": "make real"}
+LEFT_OUT = {
+    "dev": "every other test",
+    "docs": "make docs",
+    "vllm": "make test-vllm",
+    "real": "make real",
+    "ray": "make real",
+}
 """Extras that other commands install."""
 PAIRS = '{"prompt": "Ben went", "chosen": " to the barn.", "rejected": " to to the."}\n'
 EXPERT = ("--model", "testbed:expert", "--amateur", "testbed:amateur")

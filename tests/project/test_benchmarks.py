@@ -182,3 +182,12 @@ def test_a_stopped_distill_card_goes_on(tmp_path):
     one, two = ([(each["key"], each["run"]["dev"], each["run"]["right"]) for each in lines] for lines in found)
     assert one == two
     assert [each["run"]["seconds"] for each in found[0][:4]] == [each["run"]["seconds"] for each in found[1][:4]]
+
+
+@pytest.mark.real
+def test_data_ray():
+    pytest.importorskip("ray")
+    result = _run("data_ray.py", "--rows", "300", "--seconds", "2", "--no-write")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| 0 | 0 | ") == 3
+    assert result.stdout.count("| yes |") == 3
