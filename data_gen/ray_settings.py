@@ -1,4 +1,4 @@
-"""What a recipe says about the workers of a run on a Ray cluster."""
+"""Settings of the workers of a run on a Ray cluster, as recipes name them."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
