@@ -4,8 +4,8 @@
 
 A function answers, and notes the time of each of its calls. Three runs: one process; two workers on a local Ray cluster; the same
 with SIGKILL of a random worker every few seconds. Printed are rows that are lost, calls for an answer that was on disk by then, calls
-for an answer that died with its worker before it was on disk, whether the data set has the bytes of one process, and rows per second,
-once with the start of the cluster.
+for an answer that died with its worker before it was on disk, and whether the data set has the bytes of one process. The rows per
+second are those after the first answer, before which the cluster and the workers begin.
 """
 
 import argparse
@@ -31,6 +31,11 @@ from contralto.data_gen.store import Store
 from contralto.data_gen.store_file import open_read_only
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "data_ray.md"
+UNDER_WAY = 4
+"""Requests that a worker here has under way at most: one row each, of 2 * concurrency + 2 rows, see `pipeline.runner`."""
+NOTE = f"""An answer that its worker had not written to the disk when it was killed is asked for again, as after a kill of one process:
+at most what the worker had under way, here {UNDER_WAY} requests for a kill. The command fails if there are more. The function answers
+at once, so these are the rates of recording and of the start of workers, on two cores that did other work, too."""
 FUNCTIONS = """
 import os
 import time
@@ -57,6 +62,8 @@ class Found(NamedTuple):
 
     name: str
     seconds: float
+    before: float
+    """Seconds before the first answer."""
     kills: int
     lost: int
     """Rows without a pair."""
@@ -65,6 +72,11 @@ class Found(NamedTuple):
     died: int
     """Calls for an answer that was not on disk when its worker died."""
     is_identical: bool
+
+    @property
+    def is_kept(self) -> bool:
+        """Return True if nothing is lost, repeated or different, but for what workers had under way when they died."""
+        return self.is_identical and not self.lost and not self.repeated and self.died <= UNDER_WAY * self.kills
 
 
 def write_recipe(folder: Path, rows: int) -> Path:
@@ -117,14 +129,13 @@ def files(output: Path) -> dict[str, bytes]:
     return {str(f.relative_to(found)): f.read_bytes() for f in found.rglob("*") if f.is_file() and f.suffix != ".png"}
 
 
-def repeated_calls(calls: Path, store: Path) -> tuple[int, int]:
+def repeated_calls(times: list[list[str]], store: Path) -> tuple[int, int]:
     """Return the numbers of calls for answers on disk, and for answers that were lost with a worker."""
     with closing(open_read_only(store)) as db:
         recorded = {
             json.loads(content)["messages"][-1]["content"]: at
             for content, at in db.execute("SELECT request, at FROM answers")
         }
-    times = [line.split(" ", 1) for file in calls.iterdir() for line in file.read_text().splitlines()]
     late = sum(float(at) > recorded[said] for at, said in times)
     return late, len(times) - len(recorded) - late
 
@@ -136,7 +147,7 @@ def measure(name: str, recipe_path: Path, folder: Path, expected: dict[str, byte
     os.environ["CALLS"] = str(calls)
     recipe = recipes.load_recipe(recipe_path, output=folder / "pairs")
     rows = read_rows(recipe.rows, folder=recipe_path.parent)
-    start = time.perf_counter()
+    start, begun = time.perf_counter(), time.time()
     if killer:
         killer.start()
     with pipeline.locked(recipe.output), Store(recipe.output / "answers.sqlite") as store:
@@ -145,27 +156,29 @@ def measure(name: str, recipe_path: Path, folder: Path, expected: dict[str, byte
         if killer:
             killer.stop()
         exported = export.export(recipe, rows, store)
-    late, died = repeated_calls(calls, recipe.output / "answers.sqlite")
+    times = [line.split(" ", 1) for file in calls.iterdir() for line in file.read_text().splitlines()]
+    late, died = repeated_calls(times, recipe.output / "answers.sqlite")
+    before, kills = min(float(at) for at, _ in times) - begun, killer.kills if killer else 0
     same = expected is None or files(recipe.output) == expected
-    return Found(name, seconds, killer.kills if killer else 0, len(rows) - exported.pairs, late, died, same)
+    return Found(name, seconds, before, kills, len(rows) - exported.pairs, late, died, same)
 
 
 def table(found: list[Found], rows: int) -> str:
     """The results."""
     lines = [
-        "| run | rows | s | rows per second | kills | rows lost | asked for again: on disk | lost with a worker | same bytes |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| run | rows | s | first answer after, s | then rows per second | kills | rows lost | asked again: on disk | died with worker | same bytes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {f.name} | {rows:,} | {f.seconds:.1f} | {rows / f.seconds:,.0f} | {f.kills} | {f.lost} | {f.repeated} | {f.died} "
-        f"| {'yes' if f.is_identical else 'NO'} |"
+        f"| {f.name} | {rows:,} | {f.seconds:.1f} | {f.before:.1f} | {rows / (f.seconds - f.before):,.0f} | {f.kills} | {f.lost} "
+        f"| {f.repeated} | {f.died} | {'yes' if f.is_identical else 'NO'} |"
         for f in found
     ]
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Run, kill, compare, and return 1 if a row is lost, an answer is asked for twice, or a byte differs."""
+    """Run, kill, compare, and return 1 unless all is kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000, help="rows of a run (default 20000)")
     parser.add_argument("--seconds", type=float, default=3.0, help="between two kills (default 3)")
@@ -182,8 +195,8 @@ def main() -> int:
     print(table(found, args.rows))
     if not args.no_write:
         command = f"`python benchmarks/data_ray.py --rows {args.rows} --seconds {args.seconds:g}`"
-        RESULTS.write_text(f"# Killed workers of a Ray cluster\n\n{command}\n\n{table(found, args.rows)}\n")
-    return int(any(each.lost or each.repeated or not each.is_identical for each in found))
+        RESULTS.write_text(f"# Killed workers of a Ray cluster\n\n{command}\n\n{table(found, args.rows)}\n\n{NOTE}\n")
+    return int(not all(each.is_kept for each in found))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from contralto.common.lazy import exports
 
 if TYPE_CHECKING:
-    from contralto.data_gen.pipeline.cluster import collect as collect
     from contralto.data_gen.pipeline.cluster import run_on_ray as run_on_ray
     from contralto.data_gen.pipeline.costs import Estimate as Estimate
     from contralto.data_gen.pipeline.costs import estimate as estimate
@@ -26,13 +25,15 @@ if TYPE_CHECKING:
     from contralto.data_gen.pipeline.rows import shard_of as shard_of
     from contralto.data_gen.pipeline.runner import locked as locked
     from contralto.data_gen.pipeline.runner import run as run
+    from contralto.data_gen.pipeline.shards import collect as collect
 
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "cluster": ["collect", "run_on_ray"],
+        "cluster": ["run_on_ray"],
         "costs": ["Estimate", "estimate"],
         "rows": ["Result", "check", "pending", "replay", "shard_of"],
         "runner": ["locked", "run"],
+        "shards": ["collect"],
     },
 )

@@ -7,91 +7,64 @@ answer on disk is never asked again. The calling process alone uses the store of
 recorded already, and back what the shard has recorded.
 """
 
-import json
+import logging
 import math
 import os
 import pickle
-import shutil
-from collections.abc import Iterator, Sequence
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
-from contralto.common.errors import is_mistake, sentence
 from contralto.data_gen.pipeline.rows import check
-from contralto.data_gen.pipeline.runner import locked, note_sources, run
-from contralto.data_gen.ray_settings import read_ray_settings
-from contralto.data_gen.recipe import Recipe, load_recipe
+from contralto.data_gen.pipeline.runner import note_sources
+from contralto.data_gen.pipeline.shards import Shard, ShardEnd, ShardWorker, collect, cut
+from contralto.data_gen.pipeline.workers import Interrupted, signals_as_events
+from contralto.data_gen.ray_settings import RaySettings, read_ray_settings
+from contralto.data_gen.recipe import Recipe
 from contralto.data_gen.store import Store
 from contralto.data_gen.types import Row
 
-__all__ = ["Shard", "ShardWorker", "collect", "cut", "run_on_ray"]
+__all__ = ["run_on_ray"]
 
-MOST_ROWS = 1024
-"""Rows of a shard, but for the last rows of a group."""
-SHARDS_EACH = 8
-"""Shards per worker at least, where there are rows enough: a worker that ends early takes another."""
-MOST_STARTS = 5
-"""Starts of a shard without a new answer between them, after which it is given up."""
-PREFIX = "ray-"
-
-
-class Shard(NamedTuple):
-    """Consecutive rows with the folder of their store."""
-
-    folder: Path
-    rows: Sequence[Row]
-
-    @property
-    def store(self) -> Path:
-        """Return the file of the store."""
-        return self.folder / "answers.sqlite"
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no statistics are sent to anybody
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # an error of the calling process is raised, and need not be logged
+}
+"""Variables that Ray reads when it begins."""
+CONNECT_SECONDS = 10.0
 
 
-def cut(recipe: Recipe, rows: Sequence[Row], workers: int) -> list[Shard]:
-    """Cut rows into shards that begin where a group of rows begins.
+class _Stop:
+    """The reason to stop before all shards are finished, and the file by which the workers learn of it."""
 
-    Args:
-        recipe: the recipe, whose engines say how many rows are a group.
-        rows: all rows.
-        workers: the number of workers.
-    """
-    together = max((engine.rows_together for engine in recipe.engines), default=1)
-    wanted = min(MOST_ROWS, math.ceil(len(rows) / (SHARDS_EACH * workers)))
-    size = together * math.ceil(wanted / together)
-    starts = range(0, len(rows), size or 1)
-    return [Shard(recipe.output / "shards" / f"{PREFIX}{i}", rows[s : s + size]) for i, s in enumerate(starts)]
+    def __init__(self, file: Path, write: Callable[[str], object]) -> None:
+        self._file, self._write = file, write
+        self.why: BaseException | None = None
+        file.unlink(missing_ok=True)  # of a run that was killed
 
+    def put(self, _: Interrupted) -> None:
+        """Stop for Ctrl-C or SIGTERM; a queue of events takes them by this name."""
+        self._write("stopping: waiting for pending answers (Ctrl-C again to stop at once)")
+        self.set(KeyboardInterrupt())
 
-def collect(folder: Path, store: Store) -> int:
-    """Move what interrupted runs on Ray left in their shards into the store, and return the number of new answers.
-
-    Args:
-        folder: the folder of the data set, locked by the caller.
-        store: its store.
-
-    Raises:
-        OSError: a worker still works on a shard.
-    """
-    shards = (folder / "shards").glob(f"{PREFIX}*")
-    return sum(_take_over(Shard(each, []), store) for each in sorted(shards) if each.is_dir())
-
-
-def _take_over(shard: Shard, store: Store) -> int:
-    """Move the outcomes of a shard into the store, and return the number of new answers."""
-    with locked(shard.folder):
-        new = store.merge(shard.store) if shard.store.exists() else 0
-        shutil.rmtree(shard.folder)
-    return new
+    def set(self, why: BaseException) -> None:
+        """Stop; the first reason is kept."""
+        self.why = self.why or why
+        self._file.touch()
 
 
 def run_on_ray(recipe: Recipe, rows: Sequence[Row], store: Store, *, is_shown: bool = True) -> None:
     """Request all answers that are not recorded yet by workers on a Ray cluster.
 
-    The cluster is that of `RAY_ADDRESS`, otherwise a local one that ends with the run. After an error or Ctrl-C the answers that
-    workers have recorded are in the shards' folders; `collect` takes them over.
+    The cluster is that of `RAY_ADDRESS`, otherwise a local one that ends with the run. After Ctrl-C, SIGTERM or an error no new
+    request is sent, and the answers that were requested are awaited and recorded. A second Ctrl-C ends the run at once; what
+    workers have recorded is then in the shards' folders, from which `collect` takes it.
 
     Args:
         recipe: the recipe; `ray` in it says how many workers there are.
@@ -102,6 +75,7 @@ def run_on_ray(recipe: Recipe, rows: Sequence[Row], store: Store, *, is_shown: b
     Raises:
         ValueError: a mistake in the recipe, or an engine lacks something.
         OSError: a worker reported an error, or died again and again on the same rows.
+        KeyboardInterrupt: Ctrl-C was pressed, or SIGTERM came.
     """
     for engine in recipe.engines:
         getattr(engine, "check_ready", lambda: None)()
@@ -113,53 +87,123 @@ def run_on_ray(recipe: Recipe, rows: Sequence[Row], store: Store, *, is_shown: b
             bar.write(line)
         shards = cut(recipe, rows, settings.concurrency)
         for shard in shards:
-            _prepare(shard, store)
-        answers = 0
-        with _cluster(settings.concurrency * settings.num_cpus, settings.concurrency * settings.num_gpus):
-            for number, error in _finished(recipe, shards):
-                if error:
-                    raise OSError(error)
-                answers += _take_over(shards[number], store)
-                bar.update(len(shards[number].rows))
-                bar.set_postfix(answers=f"{answers:,}", refresh=False)
-    _remove_if_empty(recipe.output / "shards")
+            shard.prepare(store)
+        if shards:
+            with _cluster(settings, bar.write):
+                _take_results(recipe, shards, store, bar)
 
 
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # shards of the user's own, or none at all
-        folder.rmdir()
-
-
-def _prepare(shard: Shard, store: Store) -> None:
-    """Write the store of a shard, with the outcomes that are recorded already."""
-    with locked(shard.folder), Store(shard.store) as own:
-        if store.path.stat().st_size:
-            own.merge(store.path, rows=[row["id"] for row in shard.rows])
+def _take_results(recipe: Recipe, shards: Sequence[Shard], store: Store, bar: Any) -> None:
+    """Run the shards, and move the outcomes of each into the store as its run ends."""
+    answers, stop = 0, _Stop(shards[0].stop, bar.write)
+    with signals_as_events(stop):
+        for end in _ends(recipe, shards):
+            answers += shards[end.number].take_over(store)
+            if end.error:
+                stop.set(OSError(end.error))
+            bar.update(len(shards[end.number].rows) if end.is_finished else 0)
+            bar.set_postfix(answers=f"{answers:,}", refresh=False)
+    shards[0].stop.unlink(missing_ok=True)
+    with suppress(OSError):  # shards of the user's own
+        shards[0].folder.parent.rmdir()
+    if stop.why:
+        raise stop.why
 
 
 @contextmanager
-def _cluster(num_cpus: float, num_gpus: float) -> Iterator[None]:
+def _cluster(settings: RaySettings, write: Callable[[str], object]) -> Iterator[None]:
     """Connect to the cluster of `RAY_ADDRESS`, or begin a local one; one that the caller is connected to stays."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     import ray
+    import ray.data  # configures its logging
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+    wanted, local = _reserved(settings), dict[str, Any]()
+    if address := os.environ.get("RAY_ADDRESS"):
+        check_address(address)
     else:
-        local: dict[str, Any] = {"address": "local", "include_dashboard": False}
-        ray.init(num_cpus=math.ceil(num_cpus) + 1, num_gpus=math.ceil(num_gpus), **local, **quiet)
+        write("starting a local Ray cluster")
+        local = {"address": "local", "include_dashboard": False}
+        local |= {"num_cpus": math.ceil(wanted["CPU"]) + 1, "num_gpus": math.ceil(wanted["GPU"])}
+    with held_back():
+        ray.init(log_to_driver=False, logging_level="ERROR", **local)
     try:
+        if line := shortage(settings, ray.cluster_resources()):
+            write(line)
         yield
     finally:
         ray.shutdown()
 
 
-def _finished(recipe: Recipe, shards: Sequence[Shard]) -> Iterator[tuple[int, str]]:
-    """Yield the numbers of shards as they are finished, each with the sentence of an error or an empty string."""
+def check_address(address: str) -> None:
+    """Raise an error if nothing answers at the address of a cluster, for which Ray waits many minutes.
+
+    Args:
+        address: what `RAY_ADDRESS` says. Only `HOST:PORT` is checked.
+
+    Raises:
+        ConnectionError: nothing answers.
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): begin one there with ray start --head, or unset it"
+        ) from error
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Hold back what libraries in C++ write to standard error, and write it if the block raises."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "wb") as shown:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            shown.write(held.read())
+            raise
+        finally:
+            os.dup2(shown.fileno(), 2)
+
+
+def _reserved(settings: RaySettings) -> dict[str, float]:
+    """Return what all workers together reserve, under Ray's names."""
+    return {"CPU": settings.concurrency * settings.num_cpus, "GPU": settings.concurrency * settings.num_gpus}
+
+
+def shortage(settings: RaySettings, resources: Mapping[str, float]) -> str:
+    """Return a line that says what a cluster lacks for all workers to run, or an empty string.
+
+    It is no error: a cluster may grow, and some of the workers do the work of all.
+
+    Args:
+        settings: the workers.
+        resources: the resources of the cluster, by Ray's names.
+
+    Examples:
+        >>> shortage(RaySettings(concurrency=8, num_gpus=1), {"CPU": 64, "GPU": 2})
+        'the cluster has 2 GPUs now, and 8 workers reserve 8: some of them wait until it has more'
+        >>> shortage(RaySettings(concurrency=2), {"CPU": 2})
+        ''
+    """
+    for name, wanted in _reserved(settings).items():
+        if (has := resources.get(name, 0)) < wanted:
+            workers = f"{settings.concurrency} workers reserve {wanted:g}"
+            return f"the cluster has {has:g} {name}s now, and {workers}: some of them wait until it has more"
+    return ""
+
+
+def _ends(recipe: Recipe, shards: Sequence[Shard]) -> Iterator[ShardEnd]:
+    """Yield the ends of the shards' runs as they come."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -170,7 +214,7 @@ def _finished(recipe: Recipe, shards: Sequence[Shard]) -> Iterator[tuple[int, st
         {"number": i, "folder": str(shard.folder.resolve()), "rows": pickle.dumps(shard.rows)}
         for i, shard in enumerate(shards)
     ]
-    finished = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    ended = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         ShardWorker,
         fn_constructor_args=(str(recipe.path.resolve()),),
         batch_size=1,
@@ -178,60 +222,5 @@ def _finished(recipe: Recipe, shards: Sequence[Shard]) -> Iterator[tuple[int, st
         num_cpus=settings.num_cpus,
         num_gpus=settings.num_gpus,
     )
-    for row in finished.iter_rows():
-        yield int(row["number"]), str(row["error"])
-
-
-class ShardWorker:
-    """A worker: the pipeline on one shard after another, in a process of Ray.
-
-    Args:
-        recipe: the file of the recipe, on a disk that all machines share.
-    """
-
-    def __init__(self, recipe: str) -> None:
-        self._path = Path(recipe)
-        self._recipe: Recipe | None = None
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Run shards, and return their numbers with the sentence of an error each, or an empty string.
-
-        Args:
-            batch: the columns `number`, `folder` and `rows` (pickled).
-
-        Raises:
-            Exception: a bug.
-        """
-        shards = [
-            Shard(Path(str(folder)), pickle.loads(rows))  # pickled by the driver of this job
-            for folder, rows in zip(batch["folder"], batch["rows"], strict=True)
-        ]
-        return {"number": list(batch["number"]), "error": [self._error(shard) for shard in shards]}
-
-    def _error(self, shard: Shard) -> str:
-        """Run a shard, and return the sentence of the error that ended it."""
-        try:
-            self._recipe = self._recipe or load_recipe(self._path)
-            with locked(shard.folder), Store(shard.store) as store:
-                _note_start(shard, store)
-                run(self._recipe, shard.rows, store, is_shown=False)
-        except Exception as error:
-            if not is_mistake(error):
-                raise
-            return sentence(error)
-        return ""
-
-
-def _note_start(shard: Shard, store: Store) -> None:
-    """Note that a worker starts on a shard; refuse one on which workers die again and again."""
-    noted = shard.folder / "starts.jsonl"
-    starts = [json.loads(line) for line in noted.read_text().splitlines()] if noted.exists() else []
-    now = sum(usage.requests for usage in store.usage()) + sum(1 for _ in store.failures())
-    if len(starts) >= MOST_STARTS and set(starts[-MOST_STARTS:]) == {now}:
-        first, last = shard.rows[0]["id"], shard.rows[-1]["id"]
-        raise OSError(
-            f"workers died {MOST_STARTS} times on the rows {first!r} to {last!r} without a new answer: "
-            "run them without --runner ray to see what ends the process, such as too little memory for the engine"
-        )
-    with noted.open("a") as file:
-        file.write(f"{now}\n")
+    for row in ended.iter_rows():
+        yield ShardEnd(int(row["number"]), bool(row["is_finished"]), str(row["error"]))

@@ -5,8 +5,8 @@ import queue
 import sqlite3
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,8 @@ __all__ = ["locked", "note_sources", "run"]
 
 PATIENCE = 300.0
 """Seconds that answers wait in memory for space on a full disk."""
+Interrupts = Callable[[Any], AbstractContextManager[None]]
+"""A context in which interruptions are put into a queue as events."""
 
 
 @contextmanager
@@ -46,7 +48,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def run(
-    recipe: Recipe, rows: Sequence[Row], store: Store, *, is_shown: bool = True, patience: float = PATIENCE
+    recipe: Recipe,
+    rows: Sequence[Row],
+    store: Store,
+    *,
+    is_shown: bool = True,
+    patience: float = PATIENCE,
+    interrupts: Interrupts = signals_as_events,
 ) -> None:
     """Request all answers that are not recorded yet, until every row has pairs, is rejected, or has failed.
 
@@ -59,6 +67,7 @@ def run(
         store: where the answers are recorded.
         is_shown: show a progress bar.
         patience: seconds to wait for space on a full disk.
+        interrupts: a context in which interruptions are put into the queue that it is called with.
 
     Raises:
         ValueError: an engine lacks something that it needs, such as a key, or a strategy rejects its settings.
@@ -71,7 +80,7 @@ def run(
     progress = RunProgress(recipe, store, len(rows), is_shown=is_shown)
     for line in note_sources(recipe, store):
         progress.write(line)
-    _Runner(recipe, rows, store, progress, patience).go()
+    _Runner(recipe, rows, store, progress, patience).go(interrupts)
 
 
 def note_sources(recipe: Recipe, store: Store) -> Iterator[str]:
@@ -110,10 +119,10 @@ class _Runner:
         self._ending: BaseException | None = None
         self._running = len(self._workers)
 
-    def go(self) -> None:
+    def go(self, interrupts: Interrupts) -> None:
         """Run to the end; no worker is left when it returns or raises, unless Ctrl-C was pressed twice."""
         try:
-            with signals_as_events(self._events), logging_redirect_tqdm():  # keeps the bar whole
+            with interrupts(self._events), logging_redirect_tqdm():  # keeps the bar whole
                 self._fill()
                 if not self._open:
                     self._stop(None)

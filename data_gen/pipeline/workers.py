@@ -5,13 +5,17 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from contralto.data_gen.engines.base import Engine, Outcome
 from contralto.data_gen.engines.outcomes import checked_outcomes
 from contralto.data_gen.types import Failure, Request
 
-__all__ = ["Answered", "EngineWorker", "Interrupted", "WorkerEnded", "signals_as_events"]
+__all__ = ["Answered", "EngineWorker", "Interrupted", "WorkerEnded", "file_as_event", "signals_as_events"]
+
+LOOKS = 0.5
+"""Seconds between two looks for a file."""
 
 
 class Answered(NamedTuple):
@@ -27,7 +31,7 @@ class WorkerEnded(NamedTuple):
 
 
 class Interrupted(NamedTuple):
-    """The event of Ctrl-C or SIGTERM."""
+    """The event of Ctrl-C or SIGTERM, here or where a worker's run was started."""
 
     signal: int
 
@@ -138,3 +142,28 @@ def signals_as_events(events: Any) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+@contextmanager
+def file_as_event(file: Path, events: Any) -> Iterator[None]:
+    """Turn the appearance of a file into an event, for a worker whose run was started on another machine.
+
+    Args:
+        file: the file, on a disk that both machines share.
+        events: the queue for `Interrupted`.
+    """
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not file.exists():
+            if is_over.wait(LOOKS):
+                return
+        events.put(Interrupted(signal.SIGTERM))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()

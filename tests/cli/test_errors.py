@@ -198,6 +198,7 @@ sys.exit(cli.main({argv!r}))
     ("command", "missing", "said"),
     [
         ("data run r.yaml", "yaml", "the package pyyaml is not installed: pip install 'contralto[data]'"),
+        ("data run r.yaml --runner ray", "ray", "the package ray is not installed: pip install"),
         pytest.param("align dpo", "trl", "contralto[align]", marks=SLOW),
         ("eval --tasks a", "lm_eval", "contralto[eval]"),
         ("generate --model testbed:expert x", "psutil", "the package psutil is not installed: pip install"),
