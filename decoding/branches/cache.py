@@ -27,6 +27,7 @@ __all__ = [
     "repeat_cache",
     "repeat_rows",
     "split_cache",
+    "trim_cache",
 ]
 
 
@@ -158,6 +159,28 @@ def join_caches(caches: Sequence[Any]) -> bool:
             setattr(layers[0], name, torch.cat([pad(state, (0, 0, width - state.shape[2], 0)) for state in states]))
         if layers[0].is_sliding:
             layers[0].cumulative_length = max(layer.cumulative_length for layer in layers)
+    return True
+
+
+def trim_cache(cache: Any, count: int) -> bool:
+    """Remove the first tokens from a cache, in place: padding of all rows, such as that of a longer row that has left.
+
+    Args:
+        cache: of a decoder-only model.
+        count: number of tokens to remove.
+
+    Returns:
+        False if a layer keeps them in another form, such as a recurrent state; nothing is changed then.
+    """
+    if any(type(layer) not in JOINABLE or getattr(layer, "record_past", False) for layer in cache.layers):
+        return False
+    for layer in cache.layers:
+        width = layer.keys.shape[2] - count
+        if layer.is_sliding:
+            layer.cumulative_length -= count
+            width = min(layer.keys.shape[2], layer.cumulative_length)
+        first = layer.keys.shape[2] - width
+        layer.keys, layer.values = layer.keys[:, :, first:], layer.values[:, :, first:]
     return True
 
 

@@ -26,6 +26,7 @@ from contralto.decoding.branches.cache import (
     repeat_cache,
     repeat_rows,
     split_cache,
+    trim_cache,
 )
 from contralto.decoding.branches.context import ContextLimit
 from contralto.decoding.branches.padding import fit_mask
@@ -195,6 +196,19 @@ class CachedReader:
             if value is not None and value.shape[-2] == self.rows:
                 self.kwargs[name] = value.index_select(-2, rows.to(value.device))
         self.rows = len(rows)
+
+    def trim(self, count: int) -> None:
+        """Remove the first columns, which are padding in all rows; nothing where the cache cannot.
+
+        Args:
+            count: number of columns.
+        """
+        if count < 1 or not trim_cache(self.cache, count):
+            return
+        for name in self._growing:
+            if (value := self.kwargs.get(name)) is not None:
+                self.kwargs[name] = value[..., count:]
+        self.length -= count
 
     @property
     def is_variation(self) -> bool:

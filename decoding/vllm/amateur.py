@@ -1,7 +1,6 @@
-"""Experimental: contrastive decoding with another, smaller model, which runs inside vLLM's logits processor.
+"""Contrastive decoding with another, smaller model, which runs inside vLLM's logits processor.
 
-    llm = LLM("large", logits_processors=["contralto.decoding.vllm:AmateurContrast"],
-              additional_config={"contrast_amateur": {"model": "small"}})
+    llm = make_llm("large", amateur="small")
     llm.generate(prompts, SamplingParams(temperature=0, extra_args={"contrast_method": "cd", "contrast_beta": 0.5}))
 
 Each completion is one request, so that nothing has to be kept in step. The cost is one forward pass of the amateur per step by
@@ -10,6 +9,7 @@ branches that are prompts or adapters of one model.
 """
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,18 +17,23 @@ import torch
 from torch import Tensor
 
 from contralto.common.hub import from_pretrained, locate
+from contralto.common.placement import input_device
 from contralto.decoding.branches.context import check_longest
 from contralto.decoding.methods import METHODS
 from contralto.decoding.validity import check_logits
 from contralto.decoding.vllm.members import Members
 from contralto.decoding.vllm.sampling import Warp, draw, seeds_of
-from contralto.decoding.vllm.sequences import SequenceReader, bytes_needed
+from contralto.decoding.vllm.sequences import SequenceReader, token_bytes, weight_bytes
 from contralto.decoding.vllm.settings import PREFIX, Row, Rule, check_penalties, supported
 from contralto.decoding.vocabulary import check_sizes, same_tokenizer, vocabulary_size
 
 __all__ = ["AmateurContrast"]
 
+LOGGER: Any = import_module("vllm.logger").init_logger("vllm.contralto")
+"""A logger of vLLM's, so that its messages stand among those of the engine."""
 KEY = "contrast_amateur"
+CACHE_GIB = 4.0
+"""The memory of the amateur's cache in GiB; also vLLM's own on a CPU."""
 TIED = ("id", "branch", "marker", "start")
 """Arguments of requests that are one of several branches."""
 
@@ -53,11 +58,14 @@ class AmateurContrast(Members):
 
     - `model`: a folder or a hub id;
     - `dtype`: `auto` (default), `float32`, `bfloat16`, ...;
-    - `device`: by default vLLM's.
+    - `device`: by default vLLM's;
+    - `cache_gib`: the most memory of its cache, 4 GiB by default.
 
     Memory: the amateur's weights, and a cache of `2 * layers * key-value heads * head size` numbers for every token of every
-    running request, padded to the longest. vLLM does not know of it: lower `gpu_memory_utilization` by that share, or set
-    `kv_cache_memory_bytes`. `bytes_needed` estimates it; too little free memory is an error at the start.
+    running request, padded to the longest, but never more than `cache_gib`: requests beyond it are read from their beginning in
+    every step, which is slow, and a warning says so. Both are logged at the start. Both are taken before vLLM measures how much memory is left
+    for its own cache, so that vLLM leaves room for them, unless `kv_cache_memory_bytes` sets the size of that cache. While requests
+    join and leave, a part of the cache exists twice for a moment.
     """
 
     def __init__(self, vllm_config: Any, *rest: Any) -> None:
@@ -70,7 +78,11 @@ class AmateurContrast(Members):
             )
         if vllm_config.speculative_config is not None:
             raise ValueError("AmateurContrast processes one token at a time: leave speculative_config out")
-        self._reader = SequenceReader(_load(options, self._device, vllm_config))
+        model = _load(options, self._device, vllm_config)
+        most = _cached_tokens(options, model, vllm_config)
+        self._reader = SequenceReader(model, most=most, warn=LOGGER.warning)
+        self._reserved = _reserve(most * token_bytes(model), model, vllm_config)
+        """Memory of the cache, until the first request needs it."""
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
@@ -83,6 +95,11 @@ class AmateurContrast(Members):
             ValueError: arguments of several branches, a method without an amateur, or sampling or penalties by vLLM.
         """
         row = _row(sampling_params.extra_args)
+        if row is not None and (sampling_params.n or 1) != 1:
+            raise ValueError(
+                f"n must be 1 with {PREFIX}method, not {sampling_params.n}: the completions would all be drawn from one seed; "
+                f"send {sampling_params.n} requests, each with its own {PREFIX}seed"
+            )
         if row is not None and sampling_params.temperature:
             raise ValueError(
                 f"temperature must be 0 with {PREFIX}method, not {sampling_params.temperature}: set {PREFIX}temperature"
@@ -99,6 +116,7 @@ class AmateurContrast(Members):
         places, texts, starts = self._sequences_v1() if ctx is None else self._sequences_v2(ctx)
         if not texts:
             return logits
+        self._reserved = None
         amateur = self._reader(texts, logits.shape[-1]).to(logits.device)
         members = [self._members[index] for index in starts]
         steps = torch.tensor([len(text) - start for text, start in zip(texts, starts.values(), strict=True)])
@@ -161,7 +179,6 @@ def _load(options: Mapping[str, Any], device: Any, vllm_config: Any) -> Any:
 
     Raises:
         ValueError: another tokenizer than the expert's, or a shorter context than vLLM's `max_model_len`.
-        MemoryError: the device has not enough free memory for its weights and its cache.
     """
     from transformers import AutoModelForCausalLM
 
@@ -169,15 +186,53 @@ def _load(options: Mapping[str, Any], device: Any, vllm_config: Any) -> Any:
     trusted = bool(vllm_config.model_config.trust_remote_code)
     dtype = options.get("dtype", "auto")
     model = from_pretrained(AutoModelForCausalLM, name, dtype=dtype, trust_remote_code=trusted)
-    size, requests = vllm_config.model_config.get_vocab_size(), vllm_config.scheduler_config.max_num_seqs
     shared = same_tokenizer(str(vllm_config.model_config.tokenizer), locate(name))
-    check_sizes(size, vocabulary_size(model), share_tokenizer=shared)
-    longest = int(vllm_config.model_config.max_model_len)
-    check_longest(name, model, longest)
-    needed = bytes_needed(model, longest * requests)
-    if device.type == "cuda" and needed > torch.cuda.mem_get_info(device)[0]:
-        raise MemoryError(
-            f"{name} and its cache may need {needed / 2**30:.1f} GiB in addition to vLLM: lower max_num_seqs, "
-            "max_model_len or gpu_memory_utilization"
-        )
+    check_sizes(vllm_config.model_config.get_vocab_size(), vocabulary_size(model), share_tokenizer=shared)
+    check_longest(name, model, int(vllm_config.model_config.max_model_len))
     return model.to(device).eval()
+
+
+def _cached_tokens(options: Mapping[str, Any], model: Any, vllm_config: Any) -> int:
+    """Return the number of tokens that the amateur's cache may hold, and log the memory that it and the weights take.
+
+    Raises:
+        ValueError: `cache_gib` is not a positive number, or has no room for one request of `max_model_len` tokens.
+    """
+    gib = options.get("cache_gib", CACHE_GIB)
+    if isinstance(gib, bool) or not isinstance(gib, int | float) or not 0 < gib < float("inf"):
+        raise ValueError(f"cache_gib of {KEY} must be a number of GiB above 0, not {gib!r}")
+    longest, each = int(vllm_config.model_config.max_model_len), token_bytes(model)
+    if gib * 2**30 < longest * each:
+        raise ValueError(
+            f"a request of max_model_len {longest} tokens takes {longest * each / 2**30:.2g} GiB of the amateur's cache, which has "
+            f"{gib:g}: raise cache_gib of {KEY}, or lower max_model_len"
+        )
+    most = min(int(gib * 2**30 / each), longest * vllm_config.scheduler_config.max_num_seqs)
+    LOGGER.info(
+        "The amateur %s takes %.2f GiB for its weights and at most %.2f GiB for its cache of %d tokens.",
+        options["model"],
+        weight_bytes(model) / 2**30,
+        most * each / 2**30,
+        most,
+    )
+    return int(most)
+
+
+def _reserve(size: int, model: Any, vllm_config: Any) -> Tensor | None:
+    """Return a tensor as large as the amateur's cache, so that vLLM finds this memory used when it measures what is left.
+
+    Raises:
+        MemoryError: the device has less free memory.
+    """
+    if vllm_config.cache_config.kv_cache_memory_bytes is not None:
+        return None  # vLLM measures nothing
+    device = input_device(model)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else size
+    if size > free:
+        raise MemoryError(
+            f"the amateur's cache may take {size / 2**30:.2g} GiB, and its device has {free / 2**30:.2g} GiB left: lower cache_gib of "
+            f"{KEY}, max_num_seqs or max_model_len"
+        )
+    return torch.ones(
+        size, dtype=torch.uint8, device=device
+    )  # not empty: memory counts as used on a CPU once it is written

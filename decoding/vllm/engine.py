@@ -7,20 +7,39 @@ from typing import Any
 from contralto.common.hub import locate
 from contralto.decoding.vllm.checks import DEFAULT_TIMEOUT
 
-__all__ = ["PROCESSOR", "SCHEDULER", "cpu_options", "engine_options", "make_llm", "marker_of", "server_flags"]
+__all__ = [
+    "AMATEUR",
+    "PROCESSOR",
+    "SCHEDULER",
+    "amateur_options",
+    "cpu_options",
+    "engine_options",
+    "make_llm",
+    "marker_of",
+    "server_flags",
+]
 
 PROCESSOR = "contralto.decoding.vllm:PairedContrast"
+AMATEUR = "contralto.decoding.vllm:AmateurContrast"
 SCHEDULER = "contralto.decoding.vllm.pair_scheduler"
 MINE = {"scheduler_cls": SCHEDULER, "scheduling_policy": "fcfs", "long_prefill_token_threshold": 0}
 
 
-def make_llm(model: str, *, timeout: float = DEFAULT_TIMEOUT, **options: Any) -> Any:
-    """Return a `vllm.LLM` for `generate_pairs`, with the processor and the scheduler that it needs.
+def make_llm(
+    model: str,
+    *,
+    amateur: str | Mapping[str, Any] | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
+    **options: Any,
+) -> Any:
+    """Return a `vllm.LLM` for `generate_pairs`, with the processor and the scheduler that it needs; or with an amateur.
 
     Options that cannot work raise an error before anything is loaded.
 
     Args:
         model: a folder, a hub id, or `testbed:NAME`.
+        amateur: another model, which contrasts single requests; a name, or the settings of `AmateurContrast`. `generate_pairs` does not
+            work with such an engine.
         timeout: seconds that a request waits for the other branches of its completion.
         options: further arguments of `vllm.LLM`, such as `tensor_parallel_size=2`, `enable_lora=True, max_loras=2`. A
             completion starts when its prompts fit `max_num_batched_tokens` together.
@@ -29,12 +48,44 @@ def make_llm(model: str, *, timeout: float = DEFAULT_TIMEOUT, **options: Any) ->
         ImportError: vLLM is not installed.
         ValueError: options that could schedule branches apart, see `engine_options`.
     """
-    checked = engine_options(timeout=timeout, **options)
+    checked = engine_options(timeout=timeout, **options) if amateur is None else amateur_options(amateur, **options)
     try:
         from vllm import LLM
     except ImportError as error:
         raise ImportError("make_llm needs vLLM: pip install 'contralto[vllm]'") from error
     return LLM(locate(model), **(cpu_options(checked) if checked.get("enable_lora") else checked))
+
+
+def amateur_options(amateur: str | Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """Return the arguments of `vllm.LLM` for requests that are contrasted with another model.
+
+    Args:
+        amateur: its name, or the settings of `AmateurContrast`.
+        options: further arguments.
+
+    Raises:
+        ValueError: speculative decoding.
+
+    Examples:
+        >>> amateur_options("small", max_num_seqs=8)["additional_config"]
+        {'contrast_amateur': {'model': 'small'}}
+        >>> amateur_options("small", speculative_config={"method": "ngram", "num_speculative_tokens": 2})
+        Traceback (most recent call last):
+            ...
+        ValueError: speculative_config: the contrast with an amateur cannot be combined with speculative decoding: leave it out
+    """
+    _check_speculative(options, "the contrast with an amateur")
+    processors = [p for p in options.pop("logits_processors", None) or () if p != AMATEUR]
+    settings = {"model": amateur} if isinstance(amateur, str) else dict(amateur)
+    more = dict(options.pop("additional_config", None) or {}) | {"contrast_amateur": settings}
+    return {**options, "logits_processors": [*processors, AMATEUR], "additional_config": more}
+
+
+def _check_speculative(options: Mapping[str, Any], title: str) -> None:
+    """Reject speculative decoding, which verifies several tokens of a request in one step."""
+    for name in ("speculative_config", "spec_method", "spec_model", "spec_tokens"):
+        if options.get(name):
+            raise ValueError(f"{name}: {title} cannot be combined with speculative decoding: leave it out")
 
 
 def cpu_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -69,11 +120,7 @@ def engine_options(*, timeout: float = DEFAULT_TIMEOUT, **options: Any) -> dict[
     """
     if not timeout > 0:
         raise ValueError(f"timeout must be a number of seconds above 0, not {timeout}")
-    for name in ("speculative_config", "spec_method", "spec_model", "spec_tokens"):
-        if options.get(name):
-            raise ValueError(
-                f"{name}: the branches of a completion cannot be combined with speculative decoding: leave it out"
-            )
+    _check_speculative(options, "the branches of a completion")
     if (options.get("data_parallel_size") or 1) > 1:
         raise ValueError(
             f"data_parallel_size must be 1, not {options['data_parallel_size']}: the branches of a completion "

@@ -1,6 +1,7 @@
 """Run another model on the running sequences of an engine. This module does not import vLLM."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from contralto.decoding.branches.padding import KnownTokens
 from contralto.decoding.branches.prompts import prepare_images
 from contralto.decoding.branches.reader import CachedReader, join_readers
 
-__all__ = ["SequenceReader", "bytes_needed"]
+__all__ = ["SequenceReader", "token_bytes", "weight_bytes"]
 
 
 class SequenceReader:
@@ -20,11 +21,15 @@ class SequenceReader:
 
     Args:
         model: a transformers decoder-only model.
+        most: largest number of tokens, padding included, that the cache holds, at least those of the longest sequence; None for no
+            limit. Sequences beyond it are read from their beginning in every step, one after the other.
+        warn: called with a sentence when this happens for the first time.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, most: int | None = None, warn: Callable[[str], Any] = warnings.warn) -> None:
         self._model, self._tokens = model, KnownTokens.of(model)
         self._batches: list[_Batch] = []
+        self._most, self._warn, self._is_full = most, warn, False
 
     @torch.no_grad()
     def __call__(self, sequences: Sequence[list[int]], size: int) -> Tensor:
@@ -37,14 +42,34 @@ class SequenceReader:
         Returns:
             `(B, size)`, `-inf` for tokens that the model does not have.
         """
+        wanted = list(dict.fromkeys(map(tuple, sequences)))
+        room = self._room(wanted)
         unchanged, grown = self._reused(sequences)
+        unchanged = _first(unchanged, room)
+        grown = _first(grown, room - _count(unchanged))
         reused = {sequence for batch in [*unchanged, *grown] for sequence in batch.sequences}
-        new = [sequence for sequence in dict.fromkeys(map(tuple, sequences)) if sequence not in reused]
-        self._batches = [*unchanged, *self._grow(grown), *([self._read(new)] if new else [])]
+        new = [sequence for sequence in wanted if sequence not in reused]
+        kept, passing = new[: room - len(reused)], new[room - len(reused) :]
+        self._batches = [*unchanged, *self._grow(grown), *([self._read(kept)] if kept else [])]
         rows = {s: logits for batch in self._batches for s, logits in zip(batch.sequences, batch.logits, strict=True)}
+        rows |= {sequence: self._read([sequence]).logits[0] for sequence in passing}
         logits = torch.stack([rows[tuple(sequence)] for sequence in sequences])
         extra = size - logits.shape[-1]
         return pad(logits, (0, extra), value=-torch.inf) if extra > 0 else logits[:, :size]
+
+    def _room(self, wanted: Sequence[tuple[int, ...]]) -> int:
+        """Return the number of sequences that are cached: all of them, or as many as fit beside one that is only read."""
+        longest = max(map(len, wanted))
+        if self._most is None or len(wanted) * longest <= self._most:
+            return len(wanted)
+        room = max(self._most // longest - 1, 0)
+        if not self._is_full:
+            self._is_full = True
+            self._warn(
+                f"{len(wanted)} sequences of up to {longest} tokens do not fit the {self._most} tokens of the cache: "
+                f"{len(wanted) - room} of them are read from their beginning in every step, which is slow"
+            )
+        return room
 
     def _reused(self, sequences: Sequence[list[int]]) -> tuple[list["_Batch"], list["_Batch"]]:
         """Return the cached sequences that are unchanged, and those with one token more, which the model has not read yet."""
@@ -100,27 +125,54 @@ class _Batch:
         """Return some of the rows; the cache is changed in place unless a copy is needed."""
         reader = self.reader.fork() if copy else self.reader
         if copy or rows != list(range(len(self.sequences))):
-            index = torch.tensor(rows, device=self.logits.device)
+            index, sequences = torch.tensor(rows, device=self.logits.device), [self.sequences[row] for row in rows]
             reader.reorder(index)
-            return _Batch([self.sequences[row] for row in rows], reader, self.logits[index])
+            reader.trim(reader.length - max(map(len, sequences)))
+            return _Batch(sequences, reader, self.logits[index])
         return _Batch(list(self.sequences), reader, self.logits)
 
 
-def bytes_needed(model: Any, tokens: int) -> int:
-    """Return the memory that a model takes beside vLLM, in bytes: its weights, and the keys and values of its cache.
+def _count(batches: Sequence[_Batch]) -> int:
+    return sum(len(batch.sequences) for batch in batches)
+
+
+def _first(batches: Sequence[_Batch], count: int) -> list[_Batch]:
+    """Return the first `count` rows of batches."""
+    first = []
+    for batch in batches:
+        rows = min(len(batch.sequences), count)
+        if rows:
+            first.append(batch if rows == len(batch.sequences) else batch.select(list(range(rows))))
+        count -= rows
+    return first
+
+
+def weight_bytes(model: Any) -> int:
+    """Return the size of a model's weights in bytes.
 
     Args:
         model: a transformers model.
-        tokens: number of tokens of all running requests, padding included.
 
     Examples:
         >>> from contralto import testbed
-        >>> bytes_needed(testbed.load("amateur"), 0) == 4 * testbed.load("amateur").num_parameters()
+        >>> weight_bytes(testbed.load("amateur")) == 4 * testbed.load("amateur").num_parameters()
         True
+    """
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def token_bytes(model: Any) -> int:
+    """Return the size of a token in a model's cache in bytes: `2 * layers * key-value heads * head size` numbers.
+
+    Args:
+        model: a transformers model.
+
+    Examples:
+        >>> from contralto import testbed
+        >>> token_bytes(testbed.load("amateur"))
+        256
     """
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width = next(model.parameters()).element_size()
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return int(weights + 2 * config.num_hidden_layers * heads * size * tokens * width)
+    return int(2 * config.num_hidden_layers * heads * size * next(model.parameters()).element_size())

@@ -1,12 +1,13 @@
 """The sequences of an engine read by another model: its logits equal those of whole forward passes."""
 
 import random
+import re
 
 import pytest
 import torch
 import zoo
 
-from contralto.decoding.vllm.sequences import SequenceReader
+from contralto.decoding.vllm.sequences import SequenceReader, token_bytes
 
 STEPS = 14
 
@@ -44,6 +45,54 @@ def test_logits_are_those_of_whole_forwards(family):
             with torch.no_grad():
                 expected = model(torch.tensor([sequence])).logits[0, -1]
             torch.testing.assert_close(row[: zoo.VOCAB], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_padding_does_not_outlive_its_sequence(family):
+    """An engine that is never idle: the cache is as long as the longest running sequence, whatever has left."""
+    model = zoo.build(family, seed=1).eval()
+    reader, rng, running = SequenceReader(model), random.Random(0), []
+    for step in range(40):
+        running = [[*sequence, rng.randrange(4, zoo.VOCAB)] for sequence in running if len(sequence) < 9]
+        running += [[rng.randrange(4, zoo.VOCAB)]] if step % 2 == 0 else []
+        logits = reader(running, zoo.VOCAB)
+        assert sum(batch.reader.length * len(batch.sequences) for batch in reader._batches) <= 10 * len(running)
+        for sequence, row in zip(running, logits, strict=True):
+            with torch.no_grad():
+                expected = model(torch.tensor([sequence])).logits[0, -1]
+            torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "most"), [("llama", 24), ("llama", 60), ("mamba", 40)])
+def test_a_full_cache(family, most):
+    """The cache never holds more than it may, and logits are the same; the first time there is a warning."""
+    model, warned = zoo.build(family, seed=1).eval(), []
+    reader = SequenceReader(model, most=most, warn=warned.append)
+    for sequences in schedule(seed=3):
+        logits = reader(sequences, zoo.VOCAB)
+        held = sum(layer.keys.shape[0] * layer.keys.shape[2] for layer in layers_of(reader)) if family == "llama" else 0
+        assert held <= most * model.config.num_hidden_layers
+        for sequence, row in zip(sequences, logits, strict=True):
+            with torch.no_grad():
+                expected = model(torch.tensor([sequence])).logits[0, -1]
+            torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-4)
+    assert len(warned) == 1
+    assert re.match(
+        rf"\d+ sequences of up to \d+ tokens do not fit the {most} tokens of the cache: \d+ of them are", warned[0]
+    )
+
+
+def layers_of(reader):
+    return [layer for batch in reader._batches for layer in batch.reader.cache.layers]
+
+
+def test_the_size_of_a_cache_is_computed_in_advance():
+    model = zoo.build("llama", seed=1).eval()
+    reader = SequenceReader(model)
+    for sequences in ([[5, 6, 7], [8, 9, 4]], [[5, 6, 7, 8], [8, 9, 4, 4]]):
+        reader(sequences, zoo.VOCAB)
+    held = sum(states.nbytes for layer in layers_of(reader) for states in (layer.keys, layer.values))
+    assert held == 8 * token_bytes(model)
 
 
 def test_only_new_tokens_are_read(monkeypatch):
