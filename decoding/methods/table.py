@@ -131,7 +131,7 @@ def _capabilities(method: Method) -> list[str]:
         _support(method.row_seeds),
         _support(True if method.likelihoods else method.likelihoods),  # type: ignore[arg-type]
         _support(method.encoder_decoder),
-        "the rule; images are not tested" if method.vllm and method.reads_images else _support(method.vllm),
+        "yes, with images in Python" if method.vllm and method.reads_images else _support(method.vllm),
     ]
 
 

@@ -39,7 +39,7 @@ def adapters_of(config: DecodingConfig, adapter: str | None) -> list[str | None]
         return [_adapter(adapter)]
     if not method.vllm or method.reads_images:
         known = [name for name in supported() if not METHODS[name].reads_images]
-        why = "contrasts images, which is not tested there" if method.vllm else method.vllm.reason
+        why = "contrasts images, which this backend does not send to vLLM" if method.vllm else method.vllm.reason
         raise ValueError(
             f"method={config.method!r} is not supported with vLLM, because it {why}: use {', '.join(known)} or no "
             "method, or another backend"

@@ -39,7 +39,7 @@ from contralto.decoding.vllm.session import (
     check_prompts,
     contrast_values,
 )
-from contralto.decoding.vllm.settings import IMAGES, PREFIX
+from contralto.decoding.vllm.settings import PREFIX
 
 __all__ = ["PairClient", "Piece"]
 
@@ -202,7 +202,9 @@ class PairClient:
         shared, own = dict(body or {}), dict(main_body or {})
         restarts = {"stop", "structured_outputs", "response_format"} & {*shared, *own}
         if any(_holds_images(prompt) for prompt in prompts):
-            raise ValueError(IMAGES)
+            raise ValueError(
+                "images are not sent to a server: use generate_pairs, or contralto.decoding with transformers"
+            )
         progress = PairProgress(marker, max_tokens, whole=bool(restarts))
         return _ClientCompletion(list(prompts), models, given, shared, own, logprobs, progress)
 

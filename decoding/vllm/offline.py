@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from contralto.decoding.vllm.engine import marker_of
+from contralto.decoding.vllm.images import images_of
 from contralto.decoding.vllm.session import (
     PATIENCE,
     BranchReply,
@@ -14,7 +15,7 @@ from contralto.decoding.vllm.session import (
     check_prompts,
     contrast_values,
 )
-from contralto.decoding.vllm.settings import IMAGES, PREFIX
+from contralto.decoding.vllm.settings import PREFIX
 
 __all__ = ["generate_pairs"]
 
@@ -25,6 +26,7 @@ def generate_pairs(
     *,
     method: str,
     form: str | None = None,
+    n: int = 1,
     max_tokens: int = 16,
     seed: int | Sequence[int] = 0,
     adapters: Sequence[Any] | None = None,
@@ -40,11 +42,13 @@ def generate_pairs(
     Args:
         llm: from `make_llm`.
         prompts: for every completion the prompts of its branches, the main one first: strings, lists of token ids,
-            conversations (lists of messages), or vLLM's own dictionaries; without images.
+            conversations (lists of messages; images are parts `{"type": "image", "image": ...}`), or vLLM's own dictionaries.
         method: name of a method that vLLM supports, such as `cad`.
         form: form of the method; None for the default.
+        n: number of completions for each entry of `prompts`; they follow each other in the result, as with
+            `generate(num_return_sequences=n)`, and each is the one that its seed draws alone.
         max_tokens: maximum number of tokens of a completion.
-        seed: of sampling: one per completion, or a number to which the completion's index is added.
+        seed: of sampling: one per completion, or a number to which the completion's index in the result is added.
         adapters: a `LoRARequest` or None for every branch: `[tuned, None]` contrasts an adapter with the model without it.
         marker: a token id that no completion contains; None to find one.
         logprobs: whether outputs contain the log-probabilities of all branches.
@@ -54,7 +58,8 @@ def generate_pairs(
         values: `temperature` (0, the default, is greedy), `top_k`, `top_p`, `min_p`, and parameters such as `alpha=0.5`.
 
     Raises:
-        ValueError: options that exclude each other, or a number of prompts other than that of the method's branches.
+        ValueError: options that exclude each other, a number of prompts other than that of the method's branches, or `n` above 1
+            without a temperature.
         RefusedError: the engine rejected completions that can never start; its `outputs` has the others.
         RuntimeError: branches do not stay in step.
     """
@@ -62,10 +67,22 @@ def generate_pairs(
         marker = marker_of(llm.get_tokenizer(), vocabulary=llm.model_config.get_vocab_size(), ends=_end_tokens(llm))
     arguments = contrast_values(method=method, form=form, marker=marker, **values)
     adapters = _adapters(adapters, check_prompts(prompts, arguments))
+    _check_count(n, values, sampling)
+    prompts = [branches for branches in prompts for _ in range(n)]
     requests = _Requests(
         llm, arguments, dict(sampling or {}), dict(main_sampling or {}), adapters, 0 if logprobs else None, use_tqdm
     )
     return _run(requests, prompts, _seeds(seed, len(prompts)), marker, max_tokens)
+
+
+def _check_count(n: Any, values: Mapping[str, Any], sampling: Mapping[str, Any] | None) -> None:
+    """Reject a number of completions that cannot be meant."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n must be a whole number of at least 1, not {n!r}")
+    if "n" in (sampling or {}):
+        raise ValueError("n is an argument of its own: take it out of sampling")
+    if n > 1 and not values.get("temperature"):
+        raise ValueError(f"n={n} needs a temperature above 0: greedy decoding writes the same completion {n} times")
 
 
 def _adapters(adapters: Sequence[Any] | None, branches: Sequence[str]) -> list[Any]:
@@ -148,15 +165,15 @@ class _Completion:
 def _tokenized(prompt: Any, tokenizer: Any) -> dict[str, Any]:
     """Return a prompt in vLLM's format, with its token ids."""
     if isinstance(prompt, Mapping):
-        if prompt.get("multi_modal_data") or prompt.get("multi_modal_uuids"):
-            raise ValueError(IMAGES)
         text, rest = prompt.get("prompt"), {name: value for name, value in prompt.items() if name != "prompt"}
         return dict(prompt) if text is None else {**rest, "prompt_token_ids": tokenizer.encode(text)}
     if isinstance(prompt, str):
         return {"prompt_token_ids": tokenizer.encode(prompt)}
     if prompt and isinstance(prompt[0], Mapping):
+        images = images_of(prompt)
         options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
-        return {"prompt_token_ids": list(tokenizer.apply_chat_template(prompt, **options)["input_ids"])}
+        tokens = list(tokenizer.apply_chat_template(list(prompt), **options)["input_ids"])
+        return {"prompt_token_ids": tokens} | ({"multi_modal_data": {"image": images}} if images else {})
     return {"prompt_token_ids": list(prompt)}
 
 

@@ -2,7 +2,7 @@
 
 vLLM's scheduler starts requests as they arrive, processes long prompts in pieces and preempts running requests; each of these
 puts two branches out of step. Here a completion waits outside vLLM's queues until all its branches have arrived, and is handed
-over when the next step can process all its prompts whole and the cache has room for all tokens that it may generate.
+over when the next step can process all its prompts whole, images included, and the cache has room for all tokens that it may generate.
 
 vLLM does not call its scheduler a public interface. What is overridden here is `add_request`, `schedule`, `update_from_output`,
 `finish_requests` and `get_num_unfinished_requests`; `tests/with_vllm/test_guard.py` reports what a new version of vLLM has moved. Read from
@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from contralto.decoding.vllm.checks import check_config, timeout_of
-from contralto.decoding.vllm.settings import IMAGES, PREFIX, Row, check_group
+from contralto.decoding.vllm.settings import PREFIX, Row, check_group
 
 __all__ = ["AsyncPairScheduler", "PairScheduler", "pair_scheduler"]
 
@@ -61,6 +61,8 @@ class _Pairing:
     lora_config: Any
     running: Any
     requests: Any
+    encoder_cache_manager: Any
+    max_num_encoder_input_tokens: int
     max_num_running_reqs: int
     max_num_scheduled_tokens: int
     max_model_len: int
@@ -141,8 +143,13 @@ class _Pairing:
                 f"prompts and max_tokens need {blocks} blocks of the KV cache, which has {self._all_blocks()}: "
                 "increase its memory, or lower max_tokens"
             )
-        if any(request.mm_features for request in requests):
-            return IMAGES
+        if self.vllm_config.model_config.is_encoder_decoder:
+            return "encoder-decoders cannot be contrasted in vLLM: use contralto.decoding with transformers"
+        if (embeddings := _embeddings(requests)) > self._most_embeddings():
+            return (
+                f"its images have {embeddings} embeddings, but a step encodes at most {self._most_embeddings()}: raise "
+                "max_num_batched_tokens, or use fewer or smaller images"
+            )
         used = self._adapters(requests) | (self._loaded if PLATFORM.is_cpu() else set())
         if len(used) > self._most_adapters():
             return f"{len(used)} adapters are more than max_loras {self._most_adapters()}: raise it"
@@ -209,9 +216,22 @@ class _Pairing:
         is_text = len(requests) > 1
         if is_text and due > self.max_num_scheduled_tokens:
             return False
+        if is_text and not self._images_fit(new):
+            return False
         if is_text and len(self._adapters(new)) > self._most_adapters():
             return False
         return bool(sum(map(self._blocks, new)) <= self._all_blocks())
+
+    def _images_fit(self, requests: Sequence[Any]) -> bool:
+        """Return whether this step can encode all images that are not encoded yet; otherwise vLLM would cut prompts before them."""
+        unread = _embeddings(
+            [request for request in requests if request.num_computed_tokens < request.num_prompt_tokens]
+        )
+        return bool(unread <= min(self._most_embeddings(), self.encoder_cache_manager.num_freeable_slots))
+
+    def _most_embeddings(self) -> int:
+        """Return the largest number of image embeddings that one step computes and keeps."""
+        return int(min(self.max_num_encoder_input_tokens, self.encoder_cache_manager.cache_size))
 
     def _slots(self) -> int:
         most: int = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
@@ -338,6 +358,12 @@ def pair_scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
     """
     kind = AsyncPairScheduler if vllm_config.scheduler_config.async_scheduling else PairScheduler
     return kind(vllm_config, *args, **kwargs)
+
+
+def _embeddings(requests: Iterable[Any]) -> int:
+    """Return the number of embeddings of the images of requests; an image that several of them show counts once."""
+    images = [image for request in requests for image in request.mm_features or ()]
+    return sum({image.identifier: image.mm_position.get_num_embeds() for image in images}.values())
 
 
 def _options(request: Any) -> dict[str, Any]:

@@ -41,7 +41,6 @@ __all__ = [
 PREFIX = "contrast_"
 LONGEST_ID = 256
 """Maximum number of characters of an id."""
-IMAGES = "contrastive decoding in vLLM does not support prompts with images: use contralto.decoding with transformers"
 TYPES = {float: "a number", int: "a whole number", bool: "true or false"}
 
 

@@ -7,6 +7,8 @@ vLLM reads its environment when it is imported: so a process for each runner.
 """
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 from runner import RUNNER
@@ -35,6 +37,15 @@ if RUNNER == "v2":
         driver, compiler = _Driver, None
 
     triton.backends.backends["cpu"] = _Backend()
+IMAGES = Path(sys.prefix) / "images"
+"""The Makefile puts torchvision here, apart: PyPI's is built for CUDA, and where its operators do not load, its import ends with an error."""
+if RUNNER is not None and IMAGES.is_dir():
+    import torch
+
+    OPERATORS = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):  # those that torchvision takes for granted; resizing and the like are plain PyTorch
+        OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    sys.path.append(str(IMAGES))
 
 
 def pytest_collection_modifyitems(items):

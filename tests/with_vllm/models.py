@@ -1,8 +1,10 @@
 """The embedded models in a shape that vLLM's CPU kernels take, and LoRA adapters for them."""
 
 import shutil
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from contralto import testbed
@@ -39,6 +41,17 @@ def widen(name, folder):
     new.load_state_dict(weights)
     shutil.copytree(testbed.path(name), folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
     new.save_pretrained(folder)
+    return folder
+
+
+def widen_vision(name, folder):
+    """An embedded vision-language model for vLLM, which knows the names that LLaVA's weights had before transformers 5."""
+    widen(name, folder)
+    file = Path(folder) / "model.safetensors"
+    weights = {
+        key.replace("vision_tower.", "vision_tower.vision_model."): value for key, value in load_file(file).items()
+    }
+    save_file(weights, file, {"format": "pt"})
     return folder
 
 

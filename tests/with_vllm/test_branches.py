@@ -279,10 +279,21 @@ def test_engines_that_cannot_work(how, message):
         ([["one", "two"]], {"method": "cad", "adapters": [None]}, "adapters must have one entry per branch"),
         ([["one", "two"]], {"method": "cad", "max_tokens": 0}, "max_tokens must be at least 1, not 0"),
         ([["one", "two"]], {"method": "cad", "lam": 1.0}, "cad has no contrast_lam"),
+        ([["one", "two"]], {"method": "cad", "n": 0}, "n must be a whole number of at least 1, not 0"),
         (
-            [[{"prompt": "one", "multi_modal_data": {"image": 1}}, "two"]],
+            [["one", "two"]],
+            {"method": "cad", "n": 3},
+            "n=3 needs a temperature above 0: greedy decoding writes the same",
+        ),
+        (
+            [["one", "two"]],
+            {"method": "cad", "sampling": {"n": 2}},
+            "n is an argument of its own: take it out of sampling",
+        ),
+        (
+            [["one", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]]],
             {"method": "vcd"},
-            "contrastive decoding in vLLM does not support prompts with images",
+            "a part of type 'image_url' is not read here: write text, or an image as",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 docs/decisions/006-vllm.md says what to do then.
 """
 
+import dataclasses
 import inspect
 from importlib import import_module
 
@@ -84,6 +85,11 @@ def test_what_the_scheduler_has(engines):
         "max_model_len",
     ]
     names += ["max_num_running_reqs", "max_num_scheduled_tokens", "_pause_state"]
+    names += ["max_num_encoder_input_tokens", "encoder_cache_manager"]
+    assert {"cache_size", "num_freeable_slots"} <= set(vars(scheduler.encoder_cache_manager))
+    inputs = import_module("vllm.multimodal.inputs")
+    assert "identifier" in {field.name for field in dataclasses.fields(inputs.MultiModalFeatureSpec)}
+    assert callable(inputs.PlaceholderRange.get_num_embeds)
     assert [name for name in names if not hasattr(scheduler, name)] == []
     assert all(hasattr(group.kv_cache_spec, "block_size") for group in scheduler.kv_cache_config.kv_cache_groups)
     request = set(dir(import_module("vllm.v1.request").Request))

@@ -86,6 +86,19 @@ def test_texts_do_not_depend_on_the_batch(engines):
     assert together[-1].tokens == last[0].tokens
 
 
+def test_several_completions_of_a_prompt(engines):
+    """`n=3`: three for each prompt, one after the other, each as its seed draws it alone."""
+    some, how = prompts(3), {"use_tqdm": False, "max_tokens": LENGTH, "temperature": 1.0, **HOW}
+    found = [output.tokens for output in generate_pairs(engines(), some, n=3, seed=7, **how)]
+    alone = [generate_pairs(engines(), [some[i // 3]], seed=[7 + i], **how)[0].tokens for i in range(9)]
+    assert found == alone
+    assert len(set(map(tuple, found))) > 6
+    seeds = [5, 5, 6] * 3
+    given = [output.tokens for output in generate_pairs(engines(), some, n=3, seed=seeds, **how)]
+    assert all(given[i] == given[i + 1] for i in (0, 3, 6))
+    assert any(given[i] != given[i + 2] for i in (0, 3, 6))
+
+
 def test_texts_survive_a_resume(engines):
     """vLLM's own scheduler parts the branches; the texts are the same."""
     some, how = prompts(max(COUNT, 9)), {"use_tqdm": False, "max_tokens": LENGTH, "temperature": 1.0, "seed": 7, **HOW}
