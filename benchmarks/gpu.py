@@ -97,6 +97,13 @@ CHECKS = {
         "--device cuda --dtype bfloat16 --rounds 2 --seconds 1 --static --no-write",
         "--sizes 50M --batches 1 --contexts 16 --rounds 1 --seconds 0 --tokens 4 --no-write",
     ),
+    "compiled_steps": Check(
+        "steps over static caches, in CUDA graphs and not",
+        "compiled_steps.py",
+        60,
+        "--device cuda --dtype bfloat16 --shapes 50M/10M --rounds 3 --no-write",
+        "--shapes testbed --backend eager --tokens 6 --rounds 1 --no-write",
+    ),
     "vllm_pairs": Check(
         "pairs of requests in vLLM, with CUDA graphs",
         "vllm_pairs.py",

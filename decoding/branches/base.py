@@ -12,6 +12,7 @@ from contralto.decoding.branches.variants import ModelVariant, check_loaded
 if TYPE_CHECKING:
     from contralto.decoding.branches.prompts import Prompts
     from contralto.decoding.branches.reader import CachedReader
+    from contralto.decoding.branches.static import StaticSteps
 
 __all__ = ["Branch", "Unwrapped", "model_state", "unwrap"]
 
@@ -101,6 +102,13 @@ class Branch(ABC):
 
         Args:
             size: the vocabulary size of the main model.
+        """
+
+    def fix_shapes(self, static: "StaticSteps | None") -> None:  # noqa: B027  optional
+        """Read the next generation with a static cache, and compiled where `generate()` would compile, until `end`.
+
+        Args:
+            static: the steps; None for a cache that grows.
         """
 
     def joint_prompts(self, model: Any, ids: Tensor) -> "Prompts | None":

@@ -34,6 +34,7 @@ from contralto.decoding.branches.prompts import (
     prepare_images,
 )
 from contralto.decoding.branches.reader import CachedReader
+from contralto.decoding.branches.static import StaticSteps
 
 __all__ = ["ModelBranch"]
 
@@ -121,6 +122,7 @@ class ModelBranch(Branch):
         self._prompt_mask = None if attention_mask is None else PromptMask(attention_mask)
         self._encoder_outputs: Any = None
         self._state: list[Any] = []
+        self._static: StaticSteps | None = None
         self.set_fills(())
         self.reset()
 
@@ -174,9 +176,26 @@ class ModelBranch(Branch):
         self._reader.limit = self._limit
 
     def end(self) -> None:
-        """Discard the mask and the padding tokens that `begin` set."""
+        """Discard the mask and the padding tokens that `begin` set, and a static cache, which has no room for other texts."""
         self._begun = None
         self.set_fills(())
+        if self._static is not None:
+            self._static = None
+            self.reset()
+
+    def fix_shapes(self, static: StaticSteps | None) -> None:
+        """Read the next generation with a static cache, and compiled where `generate()` would compile, until `end`.
+
+        A model that runs in a context, such as one without its adapters, keeps a cache that grows, as does one that transformers does not
+        compile.
+
+        Args:
+            static: the steps; None for a cache that grows.
+        """
+        is_plain = self._unwrapped.is_adapted and not self._reader.is_variation and not self._is_encoder_decoder
+        if static is not None and is_plain and self._model._can_compile_fullgraph:
+            self._static = static
+            self.reset()
 
     def limit_tokens(self, size: int) -> None:
         """Declare that ids of generated tokens are below `size`, so that they need not be checked.
@@ -386,7 +405,11 @@ class ModelBranch(Branch):
         self._hidden = 0 if self._window is None else max(0, self._prompt_length - self._window)
         self._mask = self._find_mask(ids) if mask is None else mask
         prompts = self._prepare(self._replace_unknown(ids, self._mask), self._mask, self._hidden)
-        logits = self._reader.prefill(prompts, keep=scored + 1, unread=unread)
+        static = None if scored else self._static
+        cache = None if static is None else static.cache(self._model)
+        logits = self._reader.prefill(prompts, cache=cache, keep=scored + 1, unread=unread)
+        if static is not None:
+            self._reader.compiled = static.compiled(self._reader)
         self._seen = ids
         return self._select(logits)
 
@@ -396,6 +419,8 @@ class ModelBranch(Branch):
         known, self._seen = self._known(ids, new, self._mask), None
         logits = self._reader.read(known[:, self._hidden :], new=new, keep=1)
         self._seen = ids
+        if self._reader.compiled is not None:  # the next compiled call may write over its outputs
+            logits = logits.clone()
         return self._select(logits)
 
     def _select(self, logits: Tensor) -> Tensor:

@@ -10,13 +10,12 @@ Processors, rule and warpers act in the order of `order`, as they do where the m
 token is chosen per row, which all branches continue with.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import StaticCache
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from contralto.decoding.branches.base import Branch
@@ -25,6 +24,7 @@ from contralto.decoding.branches.context import ContextLimit, context_length
 from contralto.decoding.branches.padding import check_mask
 from contralto.decoding.branches.prompts import Prompts, prepare_positions, stack, takes_positions
 from contralto.decoding.branches.reader import CachedReader
+from contralto.decoding.branches.static import StaticSteps
 from contralto.decoding.executors.generation import CustomGenerate, Generation
 from contralto.decoding.executors.prefill import fits_static, prefill_apart, prefill_groups
 
@@ -159,8 +159,12 @@ class _BranchForward:
         for branch in self._branches:
             if (reader := branch.joint_reader(model)) is not None:
                 self._layered, self._reader = branch, reader
-                return
-        self._stack()
+                break
+        else:
+            self._stack()
+        for branch in self._branches:
+            if branch is not self._layered and branch not in self._stacked:
+                branch.fix_shapes(self._static)
 
     def _stack(self) -> None:
         """Stack the rows of the main model's branches below the main rows, if their inputs can be joined."""
@@ -181,7 +185,8 @@ class _BranchForward:
         """Return the next-token logits `(B, V)` of the main model and of the branches that share its forward pass."""
         if not generation.generated:
             logits = self._prefill()
-            self._reader.compiled = self._compiled()
+            if self._static is not None and self._layered is None:  # hooks, which read early layers, are not compiled
+                self._reader.compiled = self._static.compiled(self._reader)
         else:
             last = generation.ids[:, -1:]
             logits = self._reader.read(last.repeat(1 + len(self._stacked), 1) if self._stacked else last)
@@ -209,17 +214,14 @@ class _BranchForward:
 
     def _cache(self) -> Any:
         """Return a static cache for all rows, if one was requested."""
-        if self._config.cache_implementation is None:
-            return None
-        length = max(group.ids.shape[1] for group in self._groups) + self._config.max_length
-        return StaticCache(config=self._model.config.get_text_config(decoder=True), max_cache_len=length)
+        return None if self._static is None else self._static.cache(self._model)
 
-    def _compiled(self) -> Callable[..., Any] | None:
-        """Return the compiled forward where `generate()` would compile it. Hooks, which read early layers, are not compiled."""
-        if self._layered is not None or not self._model._valid_auto_compile_criteria(self._reader.kwargs, self._config):
+    @property
+    def _static(self) -> StaticSteps | None:
+        """Return the steps of one shape, if they were requested."""
+        if self._config.cache_implementation != "static":
             return None
-        compiled: Callable[..., Any] = self._model.get_compiled_call(self._config.compile_config)
-        return compiled
+        return StaticSteps(max(group.ids.shape[1] for group in self._groups) + self._config.max_length, self._config)
 
 
 def _is_used(cache: Any) -> bool:

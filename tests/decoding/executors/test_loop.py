@@ -3,7 +3,7 @@
 import pytest
 import torch
 import zoo
-from transformers import StaticCache, StoppingCriteria
+from transformers import CompileConfig, StaticCache, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from contralto import decoding
@@ -85,6 +85,57 @@ def test_static_cache(model, monkeypatch):
     found = _run(model, inputs, _method(model, contrast), fast=True, do_sample=False, cache_implementation="static")
     assert torch.equal(found, expected)
     assert isinstance(caches[0], StaticCache)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "qwen3"])
+def test_static_cache_of_another_model(model, family, monkeypatch):
+    """The amateur's cache is static too, for this call alone: a longer text of the same processor has one of its own."""
+    amateur, (inputs, _) = zoo.build(family, seed=2), _inputs()
+    contrast = decoding.ContrastiveDecodingLogitsProcessor(amateur)
+    expected = _run(model, inputs, decoding.ContrastiveDecodingLogitsProcessor(amateur), fast=True, do_sample=False)
+    caches = {}
+    read = CachedReader._run
+
+    def note(self, *args, **kwargs):
+        caches.setdefault(self.model, set()).add(type(self.cache))
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(CachedReader, "_run", note)
+    found = _run(model, inputs, contrast, fast=True, do_sample=False, cache_implementation="static")
+    assert torch.equal(found, expected)
+    assert caches == {model: {StaticCache}, amateur: {StaticCache}}
+    how = {"do_sample": False, "max_new_tokens": 4 * STEPS}
+    slow = model.generate(**inputs, logits_processor=[contrast], **how)
+    other = decoding.ContrastiveDecodingLogitsProcessor(amateur)
+    assert torch.equal(slow, model.generate(**inputs, custom_generate=other.loop(), **how))
+
+
+def test_a_static_cache_grows_where_a_model_runs_in_a_context(model):
+    """Without adapters or with its first layers alone, a model is neither compiled nor given a static cache."""
+    inputs, _ = _inputs()
+    for amateur in (decoding.EarlyExit(model, layers=1), decoding.Dropout(zoo.build("llama", seed=3), rate=0.3)):
+        expected, found = (
+            _run(model, inputs, decoding.ContrastiveDecodingLogitsProcessor(amateur), fast=True, do_sample=False, **how)
+            for how in ({}, {"cache_implementation": "static"})
+        )
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.slow
+def test_both_models_are_compiled_where_generate_would(model):
+    """`eager` compiles to the same operations, so that tokens are equal and graphs cheap; each model has its own."""
+    amateur, (inputs, _) = zoo.build("llama", hidden=16, seed=2), _inputs()
+    config = CompileConfig(backend="eager", mode=None, fullgraph=False)
+    config._compile_all_devices = True
+    contrast = decoding.ContrastiveDecodingLogitsProcessor(amateur)
+    expected = _run(model, inputs, contrast, fast=True, do_sample=False)
+    torch._dynamo.utils.counters.clear()
+    found = _run(
+        model, inputs, contrast, fast=True, do_sample=False, cache_implementation="static", compile_config=config
+    )
+    assert torch.equal(found, expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
+    assert {each._compiled_call is not None for each in (model, amateur)} == {True}
 
 
 @pytest.mark.gpu
