@@ -1,14 +1,16 @@
 """Measure the speed-up of speculative over plain contrastive decoding, by the acceptance rate of drafts.
 
-    python benchmarks/speculative.py                         all settings; writes benchmarks/results/speculative.md
+    python benchmarks/speculative.py                         the testbed and random models; writes benchmarks/results/speculative.md
+    python benchmarks/speculative.py --model SMOLLM2 --amateur PRUNED    beside them, a real model with several ways to draft
     python benchmarks/speculative.py --device cuda --dtype bfloat16 --sizes 1.5B 8B
     python benchmarks/speculative.py --sizes testbed --rounds 1 --seconds 0 --tokens 8 --no-write
 
 Each round runs, one after the other and on the same prompt, generate() of the expert alone, plain contrastive decoding
-(the logits processor), and speculative contrastive decoding. Times are those of whole calls, prompts of 64 tokens
+(its loop), and speculative contrastive decoding. Times are those of whole calls, prompts of 64 tokens
 included. Ratios are taken within a round; the table gives their medians and the middle half of the rounds.
 
-The testbed's pair is a real one. The others are random Llamas: the amateur has the first layers of its expert, and the
+The testbed's pair is a real one, and so are those of `--model`: drafted by an amateur, by the model's own first layers, and by
+look-up in the prompt, with a gate and without. The others are random Llamas: the amateur has the first layers of its expert, and the
 strength of the expert's later layers decides how much the two agree. Acceptance is the mean over all tokens of the
 probability that a draft in their place is accepted.
 """
@@ -17,7 +19,7 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +27,11 @@ import torch
 from timing import llama, parse_flags, publish, setting_lines, spread
 from torch import Tensor
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contralto import testbed
-from contralto.decoding import ContrastiveDecodingLogitsProcessor
+from contralto.common.hub import from_pretrained
+from contralto.decoding import ContrastiveDecodingLogitsProcessor, EarlyExit, GatedLogitsProcessor
 from contralto.decoding.executors.speculative import SpeculativeContrastiveDecoding
 from contralto.testbed import worlds
 
@@ -44,10 +48,28 @@ HEAD_STD = 0.2
 """Of the head's weights: sharp enough that the likeliest token has about 0.4 of the probability."""
 COLUMNS = ["models", "how", "acceptance", "drafts kept", "tokens per expert forward", "expert", "plain", "speculative"]
 COLUMNS += ["speculative / plain", "speculative / expert", "rounds"]
+GATE, LOOKUP = 0.9, 8
+"""Of real models: a gate, and tokens of a draft from the prompt."""
+REPEAT = "Repeat this text, word for word: {}"
 ENOUGH = 0.5
 """Above this acceptance speculation is to gain."""
 
 Prompter = Callable[[int], dict[str, Tensor]]
+
+
+class Pair(NamedTuple):
+    """An expert and an amateur, their prompts, and how the amateur drafts."""
+
+    name: str
+    expert: Any
+    amateur: Any
+    prompt: Prompter
+    options: Mapping[str, Any] = {}
+    """Of both ways of contrastive decoding, such as a gate."""
+    drafting: Mapping[str, Any] = {}
+    """Of speculation alone."""
+    stops: bool = True
+    """Whether texts end at the end token, or go on to the last token."""
 
 
 class Round(NamedTuple):
@@ -74,7 +96,7 @@ class Found(NamedTuple):
     text: str
 
 
-def pair(size: str, strength: float, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def random_pair(size: str, strength: float, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """A random expert, and the amateur that its first layers make."""
     hidden, layers, intermediate, vocabulary, few = SIZES[size]
     torch.manual_seed(0)
@@ -102,10 +124,10 @@ def random_prompts(vocabulary: int, device: str) -> Prompter:
     return prompt
 
 
-def problems(device: str) -> Prompter:
-    """Another of the testbed's problems for every round."""
-    tokenizer = testbed.tokenizer()
-    questions = [problem.question for problem in itertools.islice(worlds.problems(2027, "test"), 200)]
+def problems(tokenizer: Any, device: str, request: str = "{}") -> Prompter:
+    """Another of the testbed's problems for every round, in a request."""
+    found = itertools.islice(worlds.problems(2027, "test"), 200)
+    questions = [request.format(problem.question) for problem in found]
 
     def prompt(index: int) -> dict[str, Tensor]:
         chat = [{"role": "user", "content": questions[index % len(questions)]}]
@@ -125,21 +147,21 @@ def speed(expert: Any, inputs: dict[str, Tensor], seed: int, **how: Any) -> floa
     return float((output.shape[1] - inputs["input_ids"].shape[1]) / (time.perf_counter() - start))
 
 
-def rounds(
-    models: tuple[Any, Any], prompt: Prompter, count: int, seconds: float, how: dict[str, Any]
-) -> Iterator[Round]:
+def rounds(pair: Pair, count: int, seconds: float, how: dict[str, Any]) -> Iterator[Round]:
     """The three systems in turn, at least `count` times and for at least so many seconds."""
-    expert, amateur = models
-    plain, speculative = ContrastiveDecodingLogitsProcessor(amateur), SpeculativeContrastiveDecoding(amateur)
+    plain: Any = ContrastiveDecodingLogitsProcessor(pair.amateur)
+    if gate := pair.options.get("gate"):
+        plain = GatedLogitsProcessor(plain, gate=gate)
+    speculative = SpeculativeContrastiveDecoding(pair.amateur, **pair.options, **pair.drafting)
     end = time.perf_counter() + seconds
     for done in itertools.count():
         if done >= count and time.perf_counter() > end:
             return
-        inputs = prompt(done)
+        inputs = pair.prompt(done)
         speeds = (
-            speed(expert, inputs, done, **how),
-            speed(expert, inputs, done, logits_processor=[plain], **how),
-            speed(expert, inputs, done, custom_generate=speculative, **how),
+            speed(pair.expert, inputs, done, **how),
+            speed(pair.expert, inputs, done, custom_generate=plain.loop(), **how),
+            speed(pair.expert, inputs, done, custom_generate=speculative, **how),
         )
         did = speculative.statistics
         kept = did.accepted / max(did.drafted, 1)
@@ -175,6 +197,37 @@ def verdict(found: list[Found]) -> list[str]:
     return ["", *lines]
 
 
+def _pairs(args: argparse.Namespace) -> Iterator[Pair]:
+    """The pairs of a run, one after the other, since not all fit into memory."""
+    for size in args.sizes:
+        if size == "testbed":
+            expert, amateur = (testbed.load(name).to(args.device) for name in ("expert", "amateur"))
+            yield Pair(size, expert, amateur, problems(testbed.tokenizer(), args.device))
+            continue
+        for strength in args.strengths:
+            models = random_pair(size, strength, args.device, getattr(torch, args.dtype))
+            prompt = random_prompts(SIZES[size][3], args.device)
+            yield Pair(f"{size}, {strength}", *models, prompt, stops=False)
+    if args.model:
+        yield from real_pairs(args.model, args.amateur, args.device, getattr(torch, args.dtype))
+
+
+def real_pairs(model: str, amateur: str, device: str, dtype: torch.dtype) -> Iterator[Pair]:
+    """A real model with the drafts of an amateur, of its own first layers, and of its prompt."""
+    expert, other = (
+        from_pretrained(AutoModelForCausalLM, name, dtype=dtype).eval().to(device) for name in (model, amateur)
+    )
+    tokenizer, layers = from_pretrained(AutoTokenizer, model), expert.config.num_hidden_layers // 3
+    name, ask, copy = Path(model).name, problems(tokenizer, device), problems(tokenizer, device, REPEAT)
+    lookup = {"prompt_lookup_num_tokens": LOOKUP}
+    yield Pair(f"{name}, amateur", expert, other, ask)
+    yield Pair(f"{name}, amateur, gate {GATE:g}", expert, other, ask, {"gate": GATE})
+    yield Pair(f"{name}, first {layers} layers", expert, EarlyExit(expert, layers=layers), ask)
+    yield Pair(f"{name}, amateur, look-up", expert, other, ask, {}, lookup)
+    yield Pair(f"{name}, amateur, look-up, copying", expert, other, copy, {}, lookup)
+    yield Pair(f"{name}, amateur, look-up, copying, gate {GATE:g}", expert, other, copy, {"gate": GATE}, lookup)
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -184,6 +237,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48, help="generated per run, at most")
     parser.add_argument("--rounds", type=int, default=4, help="at least so many per setting")
     parser.add_argument("--seconds", type=float, default=15, help="at least so long per setting")
+    parser.add_argument("--model", help="a real model: a folder or a hub id")
+    parser.add_argument("--amateur", help="its amateur")
     args = parse_flags(parser)
     lines = [
         "# What speculative contrastive decoding gains",
@@ -191,32 +246,32 @@ def main() -> None:
         "Tokens per second, medians, batch 1. Speculative against plain contrastive decoding and against the expert alone,",
         "each measured in turn in the same round; ratios above 1 are gains, with the middle half of the rounds.",
         "",
+        "## Figures",
+        "",
         f"| {' | '.join(COLUMNS)} |",
         "|---" * len(COLUMNS) + "|",
     ]
     found: list[Found] = []
-    for size in args.sizes:
-        for strength in tqdm(args.strengths if size != "testbed" else [None], desc=size, unit="pair"):
-            if strength is None:
-                models = testbed.load("expert").to(args.device), testbed.load("amateur").to(args.device)
-                name, prompt = "testbed", problems(args.device)
-            else:
-                models = pair(size, strength, args.device, getattr(torch, args.dtype))
-                name, prompt = f"{size}, {strength}", random_prompts(SIZES[size][3], args.device)
-            for way in args.ways:
-                how = {"do_sample": way == "sampling", "max_new_tokens": args.tokens, "pad_token_id": 0, "top_k": 0}
-                how |= {} if strength is None else {"eos_token_id": None}
-                list(rounds(models, prompt, 1, 0, how | {"max_new_tokens": 4}))  # warm-up
-                found.append(summary(name, way, list(rounds(models, prompt, args.rounds, args.seconds, how))))
-            del models
+    for pair in tqdm(_pairs(args), unit="pair"):
+        for way in args.ways:
+            how = {"do_sample": way == "sampling", "max_new_tokens": args.tokens, "pad_token_id": 0, "top_k": 0}
+            how |= {} if pair.stops else {"eos_token_id": None}
+            list(rounds(pair, 1, 0, how | {"max_new_tokens": 4}))  # warm-up
+            found.append(summary(pair.name, way, list(rounds(pair, args.rounds, args.seconds, how))))
     lines += [each.text for each in found]
     lines += verdict(found)
     lines += ["", *setting_lines(args.tokens, args.device, args.threads)]
+    real = (
+        f"{Path(args.model).name}: the model against {Path(args.amateur).name}, on the same problems; *copying* asks to repeat them."
+        if args.model
+        else ""
+    )
     lines += [
+        *([real] if real else []),
         f"Weights in {args.dtype}. testbed: the trained pair, 0.17M and 0.02M parameters, on its own problems. The rest: random",
         "Llamas, named by the size of the expert and the strength of the layers that its amateur lacks; the amateurs of 50M,",
         "1.5B and 8B have 2 of 12, 4 of 28 and 6 of 36 layers. Sampling is at temperature 1 without top-k.",
-        "Command: `python benchmarks/speculative.py`.",
+        f"Command: `python benchmarks/speculative.py{real and ' --model smollm2 --amateur pruned'}`.",
     ]
     publish(lines, None if args.no_write else RESULTS)
 
