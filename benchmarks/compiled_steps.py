@@ -45,10 +45,10 @@ def systems(expert: Any, amateur: Any, prompts: Tensor) -> dict[str, Any]:
 def caches(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The arguments of generate() for each kind of cache."""
     default = args.device != "cpu" and args.backend == "inductor"
-    config = CompileConfig() if default else CompileConfig(backend=args.backend, mode=None, fullgraph=False)
-    config._compile_all_devices = True
+    config = CompileConfig() if default else CompileConfig(backend=args.backend, mode="default", fullgraph=False)
+    config._compile_all_devices = True  # type: ignore[assignment]
     static = {"cache_implementation": "static"}
-    how = {}, {**static, "disable_compile": True}, {**static, "compile_config": config}
+    how: tuple[dict[str, Any], ...] = {}, {**static, "disable_compile": True}, {**static, "compile_config": config}
     return dict(zip(CACHES, how, strict=True))
 
 
@@ -56,7 +56,7 @@ def table(shape: str, args: argparse.Namespace) -> list[str]:
     """The lines of a pair of models."""
     models = [model.to(getattr(torch, args.dtype)) for model in pair(shape, args.device)]
     prompts = prompts_of(args.batch, args.context, args.device)
-    decoders, kinds = systems(*models, prompts), caches(args)
+    decoders, kinds = systems(models[0], models[1], prompts), caches(args)
     times: dict[tuple[str, str], list[float]] = {(name, cache): [] for name in decoders for cache in kinds}
     first: dict[tuple[str, str], float] = {}
     for name, cache in tqdm(times, desc=f"{shape}, warm-up"):

@@ -21,7 +21,8 @@ import torch
 from timing import named_versions, publish
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from contralto import testbed
 from contralto.decoding import ProxyTuningLogitsProcessor
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--no-write", action="store_true", help="only print")
     args = parser.parse_args()
     torch.manual_seed(0)
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     bench, first = Bench(args), args.experts[0]
     small, rate = bench.best(STUDENT, True, first)
     corpus = tuned(STUDENT, bench.data[False], args.steps, rate)
