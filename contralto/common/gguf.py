@@ -123,14 +123,19 @@ def _metadata(file: Path) -> dict[str, Any]:
     """Return the architecture, the types of the tensors, the end-of-turn token and the license.
 
     Raises:
-        ValueError: a part of a model in several files, or an architecture that transformers does not read.
+        ValueError: a damaged file, a part of a model in several files, or an architecture that transformers does not read.
     """
     from collections import Counter
 
     from gguf import GGUFReader
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
-    reader = GGUFReader(file)
+    try:
+        reader = GGUFReader(file)
+    except (IndexError, KeyError, OverflowError, ValueError) as error:  # whatever the sizes in the file lead it to
+        raise ValueError(
+            f"it is damaged or cut short ({type(error).__name__} of the reader): fetch it again"
+        ) from error
 
     def value(name: str) -> Any:
         field = reader.get_field(name)

@@ -92,6 +92,27 @@ def test_what_is_no_gguf_file(converted, tmp_path):
         convert(file, tmp_path / "new", dtype="int8")
 
 
+@pytest.mark.parametrize("damage", ["cut", "keys", "tensors", "name", "text"])
+def test_a_damaged_file_is_named(damage, tmp_path):
+    """A download that broke off, and sizes that would take 2^60 entries or bytes."""
+    file = tmp_path / "tiny.gguf"
+    gguf_files.write(file, gguf_files.tiny())
+    content, huge = file.read_bytes(), (2**60).to_bytes(8, "little")
+    places = {"tensors": 8, "keys": 16, "name": 24}
+    if damage == "cut":
+        content = content[: len(content) * 9 // 10]
+    elif damage == "text":
+        content = content.replace(b"general.architecture", b"general.architectur\xff", 1)
+    else:
+        content = content[: places[damage]] + huge + content[places[damage] + 8 :]
+    file.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"cannot convert .*tiny.gguf: it is damaged or cut short \(.*\): fetch it again"
+    ):
+        convert(file, tmp_path / "deep" / "out")
+    assert not (tmp_path / "deep").exists()
+
+
 @pytest.mark.parametrize(
     ("values", "architecture", "message"),
     [
