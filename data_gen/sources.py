@@ -73,6 +73,8 @@ def _jsonl(path: Path) -> Iterator[Any]:
             except json.JSONDecodeError as error:
                 what = "an empty line" if not line.strip() else f"not JSON, column {error.colno}: {error.msg}"
                 raise ValueError(f"{path}, row {at}: {what}; each line must contain one JSON object") from error
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deeply
+                raise ValueError(f"{path}, row {at}: not JSON: {error}") from error
 
 
 def _json(path: Path) -> Iterable[Any]:
@@ -85,6 +87,8 @@ def _json(path: Path) -> Iterable[Any]:
     except json.JSONDecodeError as error:
         if text.lstrip().startswith("{") and error.msg == "Extra data":
             return _jsonl(path)
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # as above
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, list):
         raise ValueError(f"{path}: contains a JSON {type(content).__name__}, not a list of rows")

@@ -44,6 +44,8 @@ LIBRARIES = {
     "zipfile.BadZipFile",
 }
 """Errors of libraries about a file, a template, an address or a device, by package and class, so that nothing is imported."""
+READERS = {"json.decoder"}
+"""Modules whose errors are those of the text that they read, also where C raises them: too deep, too many digits."""
 TEMPLATES = ("<template>", "<unknown>")
 """The file names of Jinja's templates in tracebacks."""
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "mauve": "mauve-text"}
@@ -252,6 +254,8 @@ def is_mistake(error: BaseException) -> bool:
     if any(frame.f_code.co_filename in TEMPLATES for frame, _ in traceback.walk_tb(error.__traceback__)):
         return True
     origin = _origin(error.__traceback__)
+    if origin is not None and origin.tb_frame.f_globals.get("__name__") in READERS:
+        return True
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "contralto":
         return False
     if isinstance(error, OUTSIDE):

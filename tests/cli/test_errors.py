@@ -36,6 +36,9 @@ def _assert():
         (lambda: open("nowhere.txt"), "nowhere.txt: No such file or directory"),  # noqa: SIM115
         (lambda: b"\xff".decode(), "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
         (lambda: json.loads("{"), "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        (lambda: json.loads("[" * 10**5), "maximum recursion depth exceeded while decoding a JSON array"),
+        (lambda: json.loads("9" * 5000), "Exceeds the limit (4300 digits) for integer string conversion"),
+        (lambda: json.loads(None), None),
         (lambda: _raise(MemoryError()), "there is not enough memory: use a smaller model, batch or file"),
         (lambda: _raise(NotImplementedError()), "NotImplementedError"),
         (lambda: __import__("nowhere_to_be_found"), "the package nowhere-to-be-found is not installed: pip install"),
