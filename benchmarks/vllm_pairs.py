@@ -17,7 +17,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,20 +118,21 @@ def rounds(contrast: Pairs | Amateur, llm: Any, model: Any, samples: int, args: 
     for i in range(args.rounds):
         torch.manual_seed(i)
         prompts = (prompts_of(samples, args.context, "cpu") + i * 17) % 120 + 10
-        plain, _ = _timed(_generated, llm, prompts.tolist(), args.tokens)
-        contrasted, texts = _timed(contrast.texts, llm, prompts.tolist(), args.tokens)
-        loop, others = _timed(_loop, contrast, model, prompts.to(args.device), args.tokens)
-        alone, _ = _timed(_loop, contrast, model, prompts[:1].to(args.device), args.tokens)
+        clock = time.process_time if args.processor_time else time.perf_counter
+        plain, _ = _timed(clock, _generated, llm, prompts.tolist(), args.tokens)
+        contrasted, texts = _timed(clock, contrast.texts, llm, prompts.tolist(), args.tokens)
+        loop, others = _timed(clock, _loop, contrast, model, prompts.to(args.device), args.tokens)
+        alone, _ = _timed(clock, _loop, contrast, model, prompts[:1].to(args.device), args.tokens)
         assert all(len(text) == args.tokens for text in texts)
         speeds = [samples * args.tokens / each for each in (plain, contrasted, loop)]
         yield Round(*speeds, args.tokens / alone, sum(map(list.__eq__, texts, others)))
 
 
-def _timed(function: Any, *arguments: Any) -> tuple[float, TEXTS]:
+def _timed(clock: Callable[[], float], function: Any, *arguments: Any) -> tuple[float, TEXTS]:
     """Return the seconds of a call, and its texts."""
-    start = time.perf_counter()
+    start = clock()
     texts = function(*arguments)
-    return time.perf_counter() - start, texts
+    return clock() - start, texts
 
 
 def _generated(llm: Any, prompts: TEXTS, tokens: int, extra: Mapping[str, Any] | None = None) -> TEXTS:
@@ -248,10 +249,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--memory", type=float, default=0.5, help="share of a GPU's memory for vLLM; the loop has the rest"
     )
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="measure the time of the process on a CPU, one thread: for a machine that has other work",
+    )
     parser.add_argument("--no-write", action="store_true", help="only print")
     args = parser.parse_args()
     if args.amateur and not args.model:
         parser.error("--amateur needs --model")
+    if args.processor_time and args.device != "cpu":
+        parser.error("--processor-time needs --device cpu")
     return args
 
 
@@ -260,6 +268,9 @@ def main() -> None:
     args = parse()
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    if args.processor_time:
+        os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+        torch.set_num_threads(1)
     lines = [
         "# What a text by contrast costs in vLLM",
         "",
@@ -282,7 +293,7 @@ def main() -> None:
         "",
         *setting_lines(args.tokens, args.device, torch.get_num_threads()),
         f"vLLM {vllm.__version__}; {args.dtype}; sizes are random Llamas; prompts of {args.context} random tokens, the others of half as many.",
-        f"Load average of the machine at the start: {load:.1f}. Command: `python benchmarks/vllm_pairs.py{real}`.",
+        f"{'Processor time of the process' if args.processor_time else 'Time of the wall'}. Load average of the machine at the start: {load:.1f}. Command: `python benchmarks/vllm_pairs.py{real}`.",
     ]
     publish(lines, None if args.no_write else RESULTS)
 

@@ -1,6 +1,7 @@
 """Engines, one alive at a time, and the float64 oracle."""
 
 import gc
+import math
 from functools import cache
 
 import torch
@@ -103,12 +104,12 @@ FORMULAS = {
 
 
 @torch.no_grad()
-def oracle(models, branches, tokens, *, method, form=None, choose=None, allowed=None, marker=MARKER, **how):
+def oracle(models, branches, tokens, *, method, form=None, gate=None, choose=None, allowed=None, marker=MARKER, **how):
     """What should stand at every place of a text, by the papers' formulas in float64, given the tokens before it.
 
     One forward of the whole text per branch, no cache; the marker is impossible. If every token is the one that should stand
     there, the text is the oracle's. Returns the tokens, and the log-probabilities of the text's own tokens by branch.
-    `choose(scores, step)` draws; `allowed(before)` are the tokens that a grammar lets the main branch write.
+    With a gate, the main model's own where its largest probability is at least that. `choose(scores, step)` draws; `allowed(before)` are the tokens that a grammar lets the main branch write.
     """
     formula = FORMULAS[f"{method} {form}" if form else method]
     seen = [_logits(model, branch, tokens) for model, branch in zip(models, branches, strict=True)]
@@ -123,6 +124,8 @@ def oracle(models, branches, tokens, *, method, form=None, choose=None, allowed=
             if marker is not None:
                 branch[marker] = -torch.inf
         scores = formula(*logits, step=step, **how)
+        if gate is not None and step and max(map(math.exp, reference.log_softmax(logits[0]))) >= gate:
+            scores = logits[0]
         text.append(choose(scores, step) if choose else max(range(len(scores)), key=scores.__getitem__))
     return text, logs
 

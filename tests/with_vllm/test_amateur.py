@@ -35,7 +35,12 @@ ENGINES = {
 
 @pytest.mark.parametrize("name", ENGINES if RUNNER == "v1" else ["small steps, few slots"])
 @pytest.mark.parametrize(
-    "how", [{"beta": 1.0, "alpha": 0.05}, {"form": "li", "alpha": 0.2, "amateur_temperature": 0.5}]
+    "how",
+    [
+        {"beta": 1.0, "alpha": 0.05},
+        {"form": "li", "alpha": 0.2, "amateur_temperature": 0.5},
+        {"beta": 1.0, "alpha": 0.05, "gate": 0.6},
+    ],
 )
 def test_texts(engines, expert, name, how):
     llm = engines(make=make, **ENGINES[name])

@@ -43,6 +43,7 @@ def test_many_texts(engines, expert):
         {"method": "icd", "alpha": 2.0, "beta": 0.01},
         {"method": "m3id", "lam": 0.2, "beta": 0.01},
         {"method": "ritual", "kappa": 2.0, "beta": 0.01},
+        {"method": "cfg", "guidance_scale": 3.0, "gate": 0.5},
     ],
     ids=lambda how: f"{how['method']} {how.get('form', '')}",
 )
@@ -69,6 +70,14 @@ def test_whatever_the_engine(engines, expert, name):
     scheduler._preempt_request = lambda *args, **how: (preempted.append(args), plain(*args, **how))
     found = check(llm, expert, prompts(FEW), method="cad", alpha=1.0)
     assert sum(output.desyncs for output in found) == len(preempted) == 0
+
+
+def test_a_gate_changes_something(engines, expert):
+    """And not everything: texts differ from those without a gate, and from those without a contrast."""
+    how = {"method": "cfg", "guidance_scale": 3.0}
+    some = {gate: check(engines(), expert, prompts(FEW), gate=gate, **how) for gate in (0.01, 0.5, 1.0)}
+    texts = [[output.tokens for output in found] for found in some.values()]
+    assert texts[0] != texts[1] != texts[2]
 
 
 def test_one_at_a_time(engines, expert):
