@@ -108,12 +108,12 @@ def rows_of(setting: Setting) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def build(setting: Setting, row: str, folder: str) -> Any:
-    """Return the trainer of a row; all have the same weights and data."""
+def build(setting: Setting, row: str, folder: str, **more: Any) -> Any:
+    """Return the trainer of a row, with more options; all have the same weights and data."""
     model = random_model(SIZES[setting.size], setting.vocabulary)
     model.to(getattr(torch, setting.dtype))
     model.set_attn_implementation(setting.attention)
-    options: dict[str, Any] = dict(ROWS[row])
+    options: dict[str, Any] = ROWS[row] | more
     args = PreferenceConfig(
         folder,
         per_device_train_batch_size=setting.pairs,

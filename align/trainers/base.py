@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, is_peft_model
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin, broadcast_object_list, is_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -26,6 +26,7 @@ from contralto.align.trainers.batches import (
 )
 from contralto.align.trainers.checks import has_images
 from contralto.align.trainers.collators import ColumnCollator, TwoImageCollator
+from contralto.align.trainers.compiling import compile_layers, compiles_layers, layers_of
 from contralto.align.trainers.config import with_own_peft_config
 from contralto.align.trainers.layouts import shared_prefixes
 from contralto.align.trainers.scoring import Scoring, TokenScores, install_head
@@ -103,6 +104,24 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
         self.data_collator = ColumnCollator(collator)
         if self.has_images:
             self._precompute_images()
+        self._uncompiled = self._layers_to_compile()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator, which must not compile the whole model where its layers are compiled."""
+        super().create_accelerator_and_postprocess()
+        if compiles_layers(self):
+            self.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend=DynamoBackend.NO)
+
+    def _layers_to_compile(self) -> list[nn.Module]:
+        """Return the layers that are compiled in the first training step, when nothing is measured with hooks any more."""
+        if not compiles_layers(self):
+            return []
+        if self.aux_loss_enabled:
+            raise ValueError(
+                "torch_compile is set, and the load-balancing loss is read by hooks that a compiled layer does not call: leave "
+                "torch_compile out, or set output_router_logits to False in the model's config"
+            )
+        return layers_of(self.policy, self.unwrap(self.ref_model))
 
     def _precompute_images(self) -> None:
         """Give the data sets their columns, for which the collator has to be there, and drop the reference."""
@@ -143,6 +162,9 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
             return_outputs: return the model's outputs as well, for a `compute_metrics` that reads logits.
         """
         batch = self.arranged(model, inputs)
+        if self.model.training:
+            compile_layers(self._uncompiled, self.args)
+            self._uncompiled = []
         reference = self.reference(batch)
         policy = self.score(model, batch, reference)
         loss = self.loss(batch, policy, reference)

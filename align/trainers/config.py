@@ -430,6 +430,11 @@ class PreferenceConfig(StagedConfig):
             raise ValueError(f"mask_kinds must name some of {', '.join(KINDS)}, not {self.mask_kinds}")
         if set(self.mask_kinds) != set(KINDS) and self.mask != "mapo":
             raise ValueError(f"mask_kinds is read with mask mapo alone, not with mask {self.mask}")
+        if self.mask != "ones" and (self.torch_compile or self.torch_compile_backend or self.torch_compile_mode):
+            raise ValueError(
+                f"torch_compile is set, and the mask {self.mask} is read by hooks that a compiled layer does not call: leave "
+                "torch_compile out"
+            )
         if self.mask != "learned":
             learned = ("lambda_u", "lambda_d", "mask_independent", "mask_dropout", "mask_learning_rate")
             if given := [name for name in learned if getattr(self, name)]:

@@ -122,6 +122,18 @@ def test_data_size():
 
 
 @pytest.mark.full
+def test_compiled_layers():
+    small = (
+        "--size testbed --vocabulary 500 --pairs 2 --batches 2 --max-length 64 --pack-length 128 --rounds 1 --no-write"
+    )
+    result = _run("compiled_layers.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    lines = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith(("| eager", "| compiled"))]
+    eager, compiled = (int(line[2]) for line in lines)
+    assert eager == 0 < compiled
+
+
+@pytest.mark.full
 def test_train_step():
     small = "--sizes testbed --vocabularies 500 --lengths 192/64 --rounds 1 --steps 1 --pairs 1 --no-write"
     result = _run("train_step.py", *small.split())

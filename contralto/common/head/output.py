@@ -9,6 +9,7 @@ more than multiply (an adapter on it, say), the logits themselves are taken from
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
@@ -227,7 +228,7 @@ def _watching(model: Any, watched: _WatchedPass, rows: Select | None, *, replace
 def _known_numbers(like: Tensor) -> Tensor:
     """Return values to replace the output layer's result `(GRID, V)`: magnitudes up to `SPAN`, permuted in each row."""
     size = like.shape[-1]
-    sizes = torch.logspace(-2, torch.tensor(SPAN).log10().item(), size, dtype=like.dtype, device=like.device)
+    sizes = torch.logspace(-2, math.log10(SPAN), size, dtype=like.dtype, device=like.device)
     signed = sizes * torch.tensor([1.0, -1.0], device=like.device).repeat(size)[:size]
     return torch.stack([signed.roll(row * (size // GRID)) for row in range(GRID)])
 
