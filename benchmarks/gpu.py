@@ -104,6 +104,14 @@ CHECKS = {
         "--device cuda --dtype bfloat16 --shapes 50M/10M --rounds 3 --no-write",
         "--shapes testbed --backend eager --tokens 6 --rounds 1 --no-write",
     ),
+    "compiled_layers": Check(
+        "a step with layers compiled one by one",
+        "compiled_layers.py",
+        60,
+        "--device cuda --dtype bfloat16 --size 0.5B --vocabulary 151936 --attention flex_attention --max-length 1024 --pack-length 2048 "
+        "--batches 1 --rounds 2 --no-write",
+        "--size testbed --vocabulary 500 --pairs 2 --batches 1 --max-length 64 --pack-length 128 --rounds 1 --no-write",
+    ),
     "vllm_pairs": Check(
         "pairs of requests in vLLM, with CUDA graphs",
         "vllm_pairs.py",
