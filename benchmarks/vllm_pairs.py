@@ -15,6 +15,7 @@ import argparse
 import gc
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -83,15 +84,14 @@ class Amateur:
     name = "amateur"
 
     def __init__(self, folder: str, dtype: str, device: str) -> None:
-        self._options = {"contrast_amateur": {"model": folder, "dtype": dtype}}
+        self._settings = {"model": folder, "dtype": dtype}
         self._amateur = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
 
     def engine(self, folder: str, **options: Any) -> Any:
         """Return vLLM with the amateur in its logits processor."""
-        from vllm import LLM
+        from contralto.decoding.vllm import make_llm
 
-        processors = ["contralto.decoding.vllm:AmateurContrast"]
-        return LLM(folder, logits_processors=processors, additional_config=self._options, **options)
+        return make_llm(folder, amateur=self._settings, **options)
 
     def texts(self, llm: Any, prompts: TEXTS, tokens: int) -> TEXTS:
         """Return the texts of prompts."""
@@ -288,12 +288,13 @@ def main() -> None:
             lines += measured(found, args)
     import vllm
 
-    real = "".join(f" --{name} {name.upper()}" for name in ("model", "amateur") if getattr(args, name))
+    named = {args.model: "MODEL", args.amateur: "AMATEUR"}
+    command = " ".join(["python benchmarks/vllm_pairs.py", *(named.get(each, each) for each in sys.argv[1:])])
     lines += [
         "",
         *setting_lines(args.tokens, args.device, torch.get_num_threads()),
         f"vLLM {vllm.__version__}; {args.dtype}; sizes are random Llamas; prompts of {args.context} random tokens, the others of half as many.",
-        f"{'Processor time of the process' if args.processor_time else 'Time of the wall'}. Load average of the machine at the start: {load:.1f}. Command: `python benchmarks/vllm_pairs.py{real}`.",
+        f"{'Processor time of the process' if args.processor_time else 'Time of the wall'}. Load average of the machine at the start: {load:.1f}. Command: `{command}`.",
     ]
     publish(lines, None if args.no_write else RESULTS)
 

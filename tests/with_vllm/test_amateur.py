@@ -63,7 +63,8 @@ def test_texts(engines, expert, name, how):
         assert (
             output.tokens == oracle(models, [ids, ids], output.tokens, method="cd", marker=None, beta=0.0, alpha=0.0)[0]
         )
-    assert {output.tokens[-1] == EOS for output in map(Output, outputs)} == {True, False}
+    if RUNNER == "v1" or "gate" not in how:  # of few texts none may end early
+        assert {output.tokens[-1] == EOS for output in map(Output, outputs)} == {True, False}
     assert (name == "tiny cache") == bool(preempted)
 
 
