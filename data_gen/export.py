@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from contralto.common.files import earlier, replace_file, set_aside
+from contralto.common.files import earlier, remove_unfinished, replace_file, set_aside
 from contralto.common.hashing import content_digest
 from contralto.data_gen.dataset import to_dataset
 from contralto.data_gen.image_files import check_image
@@ -82,6 +82,7 @@ def export(recipe: Recipe, rows: Sequence[Row], store: Store) -> Exported:
         results = list(replay(recipe, bar, store))
     pairs = [row for result in results for row in pair_rows(result)]
     lost, folder = _lost(results), folder_of(recipe)
+    remove_unfinished(folder)
     if not pairs:
         raise ValueError(_without_pairs(recipe, results, lost))
     unit = _unit(recipe, pairs)

@@ -24,6 +24,7 @@ __all__ = [
     "read_json_lines",
     "read_lines",
     "read_text",
+    "remove_unfinished",
     "replace_file",
     "replace_text",
     "set_aside",
@@ -188,6 +189,33 @@ def replace_file(path: Path) -> Iterator[Path]:
             unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files of `replace_file` that processes of this machine left when they were killed.
+
+    Args:
+        folder: the folder, with those below it; the caller replaces no file in it at the moment.
+
+    Raises:
+        OSError: a file cannot be removed.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     Path(folder, f"a.jsonl.{os.getpid()}.part").touch()
+        ...     remove_unfinished(Path(folder))
+        ...     os.listdir(folder)
+        []
+    """
+    import psutil
+
+    for unfinished in folder.rglob("*.part"):
+        number = unfinished.stem.rpartition(".")[2]
+        if not unfinished.is_file() or not number.isdecimal():
+            continue
+        if int(number) == os.getpid() or not psutil.pid_exists(int(number)):
+            unfinished.unlink(missing_ok=True)
 
 
 def set_aside(path: Path, *, into: Path | None = None) -> None:

@@ -19,8 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from contralto.common.bars import SteadyBar
 from contralto.data_gen.pipeline.rows import check
 from contralto.data_gen.pipeline.runner import note_sources
 from contralto.data_gen.pipeline.shards import Shard, ShardEnd, ShardWorker, collect, cut
@@ -82,7 +81,7 @@ def run_on_ray(recipe: Recipe, rows: Sequence[Row], store: Store, *, is_shown: b
     check(recipe, rows)
     settings = read_ray_settings(recipe.mapping)
     collect(recipe.output, store)
-    with tqdm(total=len(rows), desc="rows", unit="row", disable=not is_shown) as bar:
+    with SteadyBar(total=len(rows), desc="rows", unit="row", disable=not is_shown) as bar:
         for line in note_sources(recipe, store):
             bar.write(line)
         shards = cut(recipe, rows, settings.concurrency)

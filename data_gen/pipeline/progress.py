@@ -5,6 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from contralto.common.bars import SteadyBar
 from contralto.common.texts import amount
 from contralto.data_gen.pipeline.rows import RowGroup
 from contralto.data_gen.recipe import Price, Recipe
@@ -31,7 +32,7 @@ class RunProgress:
         spent = (self._price(u.role).of(u.prompt_tokens, u.completion_tokens) for u in store.usage())
         self._spent = sum(spent)
         self._currency = next((p.currency for p in self._prices.values() if p.input or p.output), "")
-        self._bar: Any = tqdm(total=total, desc="rows", unit="row", disable=not is_shown, smoothing=0.05)
+        self._bar: Any = SteadyBar(total=total, desc="rows", unit="row", disable=not is_shown)
 
     def _price(self, role: str) -> Price:
         return self._prices.get(role) or Price()

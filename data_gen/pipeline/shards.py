@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from contralto.common.errors import is_mistake, sentence
+from contralto.common.files import read_lines
 from contralto.data_gen.pipeline.runner import locked, run
 from contralto.data_gen.pipeline.workers import file_as_event
 from contralto.data_gen.recipe import Recipe, load_recipe
@@ -155,7 +156,7 @@ class ShardWorker:
 def _note_start(shard: Shard, store: Store) -> None:
     """Note that a worker starts on a shard; reject one on which workers die again and again."""
     noted = shard.folder / "starts.jsonl"
-    starts = [json.loads(line) for line in noted.read_text().splitlines()] if noted.exists() else []
+    starts = [json.loads(line) for line in read_lines(noted)] if noted.exists() else []
     now = sum(usage.requests for usage in store.usage()) + sum(1 for _ in store.failures())
     if len(starts) >= MOST_STARTS and set(starts[-MOST_STARTS:]) == {now}:
         first, last = shard.rows[0]["id"], shard.rows[-1]["id"]
@@ -163,5 +164,5 @@ def _note_start(shard: Shard, store: Store) -> None:
             f"workers died {MOST_STARTS} times on the rows {first!r} to {last!r} without a new answer: "
             "run them without --runner ray to see what ends the process, such as too little memory for the engine"
         )
-    with noted.open("a") as file:
+    with noted.open("a", encoding="utf-8") as file:
         file.write(f"{now}\n")

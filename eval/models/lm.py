@@ -27,6 +27,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, StoppingCriteria
 
 from contralto import __version__
+from contralto.common.bars import SteadyBar
 from contralto.common.errors import during
 from contralto.common.hashing import fingerprint
 from contralto.common.hub import from_pretrained, trusts_remote_code
@@ -252,7 +253,7 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
         )
         answers: list[Any] = [None] * len(requests)
         hidden = disable_tqdm or self.rank != 0
-        with shared_prefixes(self.prefix_cache), tqdm(total=len(requests), desc=title, disable=hidden) as bar:
+        with shared_prefixes(self.prefix_cache), SteadyBar(total=len(requests), desc=title, disable=hidden) as bar:
             for _, group in groupby(order, key=lambda i: repr(requests[i].gen_kwargs)):
                 left = list(group)
                 while left:

@@ -12,10 +12,10 @@ from typing import Any
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from tqdm import tqdm
 
 from contralto import __version__
 from contralto.common.adapters import split_adapter
+from contralto.common.bars import SteadyBar
 from contralto.decoding.vllm.adapters import adapters_of, lora_options, loras
 from contralto.eval.models.arguments import check_arguments
 from contralto.eval.models.base import ContrastiveEvalModel, decoder_options, describe_arguments, take_options
@@ -177,7 +177,7 @@ class ContraltoVLLM(ContrastiveEvalModel, TemplateLM):  # type: ignore[misc]
         for i, request in enumerate(prepared):
             groups.setdefault(repr(request.gen_kwargs), []).append(i)
         answers = [""] * len(prepared)
-        with tqdm(total=len(prepared), desc="Running generate_until requests", disable=disable_tqdm) as bar:
+        with SteadyBar(total=len(prepared), desc="Running generate_until requests", disable=disable_tqdm) as bar:
             for places in groups.values():
                 for start in range(0, len(places), KEPT_TOGETHER):
                     batch = places[start : start + KEPT_TOGETHER]

@@ -124,6 +124,27 @@ def test_a_file_in_a_new_folder_keeps_its_line_ends(tmp_path):
     assert [(each.name, each.read_text()) for each in path.parent.iterdir()] == [("c.txt.earlier", "later")]
 
 
+def test_what_killed_processes_left_unfinished_is_removed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+        names = (
+            f"a.jsonl.{ended.pid}.part",
+            f"data/b.png.{os.getpid()}.part",
+            f"c.{living.pid}.part",
+            "d.part",
+            "e.x.part",
+        )
+        (tmp_path / "data").mkdir()
+        (tmp_path / f"folder.{ended.pid}.part").mkdir()
+        for name in (*names, "a.jsonl"):
+            (tmp_path / name).touch()
+        files.remove_unfinished(tmp_path)
+        left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+        living.communicate(b"\n")
+    assert left == sorted(["a.jsonl", *names[2:]])
+
+
 def test_the_line_of_a_wrong_byte_is_named():
     assert files.decode(b"\xef\xbb\xbfone", "a.txt") == "one"
     for content, line in ((b"\xff", 1), (b"\n\xff", 2), (b"a\nb\n\xff\n", 3)):

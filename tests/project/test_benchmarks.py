@@ -115,6 +115,17 @@ def test_distill_loss():
     assert result.stdout.count("| 16 | ") == 8
 
 
+def test_long_runs():
+    """Two hours of the endpoint instead of a day, and what is right whatever the machine does meanwhile."""
+    result = _run("long_runs.py", "--share", "0.04", "--no-write")
+    assert result.returncode in (0, 1), result.stderr
+    table = [line.split(" | ") for line in result.stdout.split("|---|\n")[1].splitlines() if line.startswith("| ")]
+    assert [line[0].split(",")[0] for line in table] == ["| endpoint", "| evaluation", "| training"]
+    assert [line[7] for line in table] == ["0", "0", "0"], "nothing is lost"
+    assert table[0][8] == "0", "nothing is asked twice"
+    assert all(float(line[3]) < 1.2 for line in table), "memory"
+
+
 def test_data_size():
     result = _run("data_size.py", "--sizes", "40", "80", "--no-write")
     assert result.returncode == 0, result.stderr
