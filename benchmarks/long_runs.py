@@ -126,7 +126,7 @@ def watched_bars(watch: Watch, now: Callable[[], float]) -> Iterator[None]:
         watch.note(int(bar.n), (values["total"] - values["n"]) / values["rate"] if values["rate"] else None)
         return shown
 
-    SteadyBar.update = noted  # type: ignore[method-assign]
+    SteadyBar.update = noted  # type: ignore[method-assign, assignment]
     tqdm_std.time = now  # type: ignore[attr-defined]
     tqdm.monitor_interval = 0
     try:
@@ -170,8 +170,10 @@ def endpoint(count: int) -> dict[str, Any]:
             except KeyboardInterrupt:
                 pipeline.run(recipe, rows, store)
             results = list(pipeline.replay(recipe, rows, store))
-    right = [f"{8 * row['prompt'][0]['content'][::-1]}!" for row in rows]
-    lost = sum(not r.outcomes or r.outcomes[0].chosen != text for r, text in zip(results, right, strict=True))
+    lost = sum(
+        not r.outcomes or getattr(r.outcomes[0], "chosen", "") != f"{8 * f'question {i}'[::-1]}!"
+        for i, r in enumerate(results)
+    )
     faults = {name: engine.faults[name] for name in ("429", "500", "reset", "hang")}
     twice = sum(max(0, times - 1) for times in engine.delivered)
     return {"hours": clock.now / HOUR, "lost": lost, "twice": twice, "faults": faults, **watch.found()}
@@ -352,6 +354,9 @@ NOTES = [
     "Memory after a twelfth of the run and at its end; CPU time per item in the second quarter and in the last one. The estimate of the remaining",
     "time is compared with the actual one at each update of the progress bar in the middle half of the run; the clock of the endpoint is simulated,",
     "that of the evaluation is CPU time. Objects are those of Python, with what a run has to keep, such as the answers of an evaluation.",
+    "",
+    "What is not as it should be: the aim of an estimate within a fifth is not reached everywhere. After an interruption the first answers of the new",
+    "run have to be waited for, and the estimate is too long until then; an evaluation answers the longest prompts first, in few batches.",
 ]
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Clock:
         return self.now
 
 
-class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+class _Selector(selectors.DefaultSelector):
     """A selector that moves a clock instead of waiting."""
 
     clock: Clock
@@ -162,7 +162,7 @@ class FlakyEngine(openai.OpenAIEngine):
         self.delivered[int(prompt.split()[-1])] += 1
         self._answered += 1
         if self.at_half and 2 * self._answered >= len(self.delivered):
-            self.at_half, act = None, self.at_half
+            act, self.at_half = self.at_half, None
             act()
         return web.Response(text=_reply(prompt), content_type="application/json")
 

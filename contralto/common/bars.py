@@ -26,6 +26,8 @@ class SteadyBar(tqdm):  # type: ignore[type-arg]
         10.0
     """
 
+    _time: Any  # of tqdm, whose types leave it out
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._moment = self._before = 0.0
         super().__init__(*args, **kwargs)
