@@ -355,8 +355,8 @@ NOTES = [
     "time is compared with the actual one at each update of the progress bar in the middle half of the run; the clock of the endpoint is simulated,",
     "that of the evaluation is CPU time. Objects are those of Python, with what a run has to keep, such as the answers of an evaluation.",
     "",
-    "What is not as it should be: the aim of an estimate within a fifth is not reached everywhere. After an interruption the first answers of the new",
-    "run have to be waited for, and the estimate is too long until then; an evaluation answers the longest prompts first, in few batches.",
+    "The aim of an estimate within a fifth is not reached everywhere, and the causes were not measured. Likely ones: after the interruption the bar",
+    "begins anew, and the first answers have to be waited for; an evaluation answers the longest prompts first, and later ones are quicker.",
 ]
 
 if __name__ == "__main__":
