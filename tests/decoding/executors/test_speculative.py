@@ -532,6 +532,23 @@ def test_short_sampled_texts_have_the_exact_distribution(name):
 
 
 @pytest.mark.slow
+def test_sampled_texts_that_rest_now_and_then_have_the_exact_distribution(monkeypatch):
+    """Rests begin and end after what was drawn, so that they could favour some texts."""
+    monkeypatch.setattr(drafting, "READING_COST", 0.35)
+    resting, allows = [], drafting.DraftLength.allows_draft
+
+    def note(self, confidences):
+        resting.append(self._lately < 2 * drafting.READING_COST)
+        return allows(self, confidences)
+
+    monkeypatch.setattr(drafting.DraftLength, "allows_draft", note)
+    has_the_exact_distribution(tables(), SETTINGS["plain"], 6_000, least=0.2)
+    changes = sum(a != b for a, b in itertools.pairwise(resting))
+    assert 0.1 < sum(resting) / len(resting) < 0.9
+    assert changes > 200
+
+
+@pytest.mark.slow
 def test_sampled_batches_have_the_exact_distribution():
     """The first three tokens of 20 000 rows, drafted together: what a row keeps depends on the others, its law does not."""
     pair, (rule, temperature, top_k, _) = tables(), SETTINGS["temperature, top-k, fixed length"]
