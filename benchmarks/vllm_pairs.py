@@ -30,6 +30,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from contralto import testbed
+from contralto.common.hub import from_pretrained
 from contralto.decoding import ContextAwareDecodingLogitsProcessor, ContrastiveDecodingLogitsProcessor
 
 RESULTS = Path(__file__).parent / "results" / "vllm_pairs.md"
@@ -85,7 +86,8 @@ class Amateur:
 
     def __init__(self, folder: str, dtype: str, device: str) -> None:
         self._settings = {"model": folder, "dtype": dtype}
-        self._amateur = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+        model: Any = from_pretrained(AutoModelForCausalLM, folder, dtype=dtype)
+        self._amateur = model.to(device).eval()
 
     def engine(self, folder: str, **options: Any) -> Any:
         """Return vLLM with the amateur in its logits processor."""
@@ -124,8 +126,10 @@ def rounds(contrast: Pairs | Amateur, llm: Any, model: Any, samples: int, args: 
         loop, others = _timed(clock, _loop, contrast, model, prompts.to(args.device), args.tokens)
         alone, _ = _timed(clock, _loop, contrast, model, prompts[:1].to(args.device), args.tokens)
         assert all(len(text) == args.tokens for text in texts)
-        speeds = [samples * args.tokens / each for each in (plain, contrasted, loop)]
-        yield Round(*speeds, args.tokens / alone, sum(map(list.__eq__, texts, others)))
+        made = samples * args.tokens
+        yield Round(
+            made / plain, made / contrasted, made / loop, args.tokens / alone, sum(map(list.__eq__, texts, others))
+        )
 
 
 def _timed(clock: Callable[[], float], function: Any, *arguments: Any) -> tuple[float, TEXTS]:
