@@ -200,7 +200,8 @@ def real_model(args: argparse.Namespace) -> Iterator[Subject]:
 
 def measured(subject: Subject, args: argparse.Namespace) -> Iterator[str]:
     """The lines of a model: an engine for each contrast, and for each number of texts a warm-up and the rounds."""
-    model = AutoModelForCausalLM.from_pretrained(subject.folder, dtype=args.dtype).to(args.device).eval()
+    model: Any = from_pretrained(AutoModelForCausalLM, subject.folder, dtype=args.dtype)
+    model = model.to(args.device).eval()
     for contrast in subject.contrasts:
         llm = contrast.engine(
             subject.folder,
