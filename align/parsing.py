@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from contralto.align.recipe_files import find_recipe, read_recipe, recipes
 from contralto.align.trainers import TRAINERS
 from contralto.common.suggestions import closest, did_you_mean
@@ -102,7 +104,7 @@ def launch_options(of_recipe: list[str], of_command: list[str], names: Iterable[
         names: the options of `contralto align`, for a suggestion.
 
     Raises:
-        ValueError: one of them is no option of `accelerate launch` either.
+        ValueError: one of them is no option of `accelerate launch` either, or asks for several processes on a CPU.
     """
     from accelerate.commands.launch import launch_command_parser
     from trl.cli.accelerate_config import resolve_accelerate_config_argument
@@ -115,7 +117,20 @@ def launch_options(of_recipe: list[str], of_command: list[str], names: Iterable[
         meant = MEANT.get(name) or closest(name, [*names, *known])
         hint = f" (did you mean {meant}?)" if meant else ""
         raise ValueError(f"{unknown} is no flag of contralto align or of accelerate launch{hint}; --help lists them")
+    if words:
+        _check_processes(launch_command_parser().parse_args([*words, "script"]))
     return words
+
+
+def _check_processes(args: argparse.Namespace) -> None:
+    """Raise ValueError for several processes where accelerate would start one: it has no launcher for CPUs."""
+    own = (args.multi_gpu, args.tpu, args.use_deepspeed, args.use_fsdp, args.use_megatron_lm, args.mpirun_hostfile)
+    on_cpu = args.cpu or not torch.accelerator.is_available()
+    if on_cpu and not any(own) and (args.num_processes or 1) > 1:
+        raise ValueError(
+            f"accelerate launch starts one process on a CPU, not {args.num_processes}: leave --num_processes out, or write "
+            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {args.num_processes} -m contralto.align in place of contralto align"
+        )
 
 
 def with_underscores(argv: Sequence[str]) -> list[str]:

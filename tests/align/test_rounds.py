@@ -145,21 +145,21 @@ def test_rounds_that_are_done_are_left_alone_and_settings_stand(recipes, monkeyp
     asked = []
     monkeypatch.setattr(rounds, "_run_module", lambda words, lock, what: asked.append(what))
     out = recipes / "out"
-    cli_align.run(_argv("on_policy", recipes, out, "--num_processes", "2", rounds=1))
+    cli_align.run(_argv("on_policy", recipes, out, "--mixed_precision", "no", rounds=1))
     assert asked == ["round 1: the pairs", "round 1: the training"]
     del asked[:]
-    cli_align.run(_argv("on_policy", recipes, out, "--num_processes", "2", rounds=2))
+    cli_align.run(_argv("on_policy", recipes, out, "--mixed_precision", "no", rounds=2))
     assert asked == ["round 2: the pairs", "round 2: the training"]
     assert not capsys.readouterr().err
     (recipes / "judged.yaml").write_text(JUDGED.replace("temperature: 1.0", "temperature: 0.5"))
-    cli_align.run(_argv("on_policy", recipes, out, "--num_processes", "2", rounds=2))
+    cli_align.run(_argv("on_policy", recipes, out, "--mixed_precision", "no", rounds=2))
     assert "has changed since the first round: rounds that are done keep their pairs" in capsys.readouterr().err
     with pytest.raises(ValueError, match="were begun with another flags"):
         cli_align.run(_argv("on_policy", recipes, out, "--beta", "0.2", rounds=2))
     with pytest.raises(ValueError, match="were begun with another recipe"):
-        cli_align.run(_argv("on_policy_apo_zero", recipes, out, "--num_processes", "2"))
+        cli_align.run(_argv("on_policy_apo_zero", recipes, out, "--mixed_precision", "no"))
     with locked_folder(out, ""), pytest.raises(OSError, match="another process is working on"):
-        cli_align.run(_argv("on_policy", recipes, out, "--num_processes", "2", rounds=3))
+        cli_align.run(_argv("on_policy", recipes, out, "--mixed_precision", "no", rounds=3))
 
 
 @pytest.mark.slow

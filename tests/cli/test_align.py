@@ -6,8 +6,11 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -262,7 +265,18 @@ def test_flags_of_accelerate_are_passed_on(pairs, tmp_path, monkeypatch):
     launched = []
     monkeypatch.setattr(accelerate.commands.launch, "launch_command", launched.append)
     cli_align.run(
-        ["cpo", "--num_processes", "2", "--beta", "0.3", "--mixed_precision", "no", "--output_dir", str(tmp_path)]
+        [
+            "cpo",
+            "--num_processes",
+            "2",
+            "--multi_gpu",
+            "--beta",
+            "0.3",
+            "--mixed_precision",
+            "no",
+            "--output_dir",
+            str(tmp_path),
+        ]
     )
     (args,) = launched
     assert (args.num_processes, args.mixed_precision, args.training_script, args.module) == (
@@ -290,6 +304,11 @@ MISTAKES = [
         "is one file, without a split to evaluate on",
     ),
     (["margin.yaml", "--model_name_or_path", "testbed:expert", "--dataset_name", "PAIRS"], "has no column margin"),
+    (
+        ["cpo", "--num_processes", "2"],
+        "accelerate launch starts one process on a CPU, not 2: .* torchrun --nproc_per_node 2",
+    ),
+    (["cpo", "--num_processes", "3", "--cpu"], "starts one process on a CPU, not 3"),
     (["strange.yaml"], r"--betta is no flag of contralto align or of accelerate launch \(did you mean --beta\?\)"),
     (["cpo", "--lr", "1"], r"--lr is no flag .*did you mean --learning_rate\?"),
     (["cpo", "--model", "testbed:none", "--dataset", "PAIRS"], "none"),
@@ -405,6 +424,32 @@ def test_two_processes_equal_one_with_twice_the_accumulation(pairs, tmp_path, lo
     assert one.keys() == two.keys()
     for name, weight in one.items():
         assert_close(two[name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(pairs, tmp_path):
+    """By torchrun, killed after a checkpoint: over within a minute, nothing left behind, and the same bits after all."""
+    options = ["--max_steps", "12", "--save_steps", "4", "--learning_rate", "0.01", "--resume_from_checkpoint", "last"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "contralto.align"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "ACCELERATE_USE_CPU": "true"}
+    whole, broken = ([*launch, *_argv("apo_zero", pairs, tmp_path / name, *options)] for name in ("whole", "broken"))
+    subprocess.run(whole, check=True, env=env, capture_output=True)
+    run = subprocess.Popen(broken, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "broken" / "checkpoint-4").exists() and run.poll() is None:
+        time.sleep(0.02)
+    ranks = {each.environ()["RANK"]: each for each in psutil.Process(run.pid).children() if "RANK" in each.environ()}
+    ranks["1"].kill()
+    said = run.communicate(timeout=60)[1]
+    assert run.returncode == 1
+    assert "Root Cause" in said
+    assert "Signal 9 (SIGKILL)" in said
+    assert not any(each.is_running() for each in ranks.values())
+    assert not (tmp_path / "broken" / "adapter_model.safetensors").exists()
+    subprocess.run(broken, check=True, env=env, capture_output=True)
+    first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "broken"))
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name
 
 
 @pytest.mark.slow

@@ -61,13 +61,22 @@ def test_what_several_processes_cannot_share(tmp_path, monkeypatch, capsys):
         assert message in capsys.readouterr().err
 
 
+RANKS = """import os, sys
+from contralto.cli import main
+print("rank", os.environ["RANK"], "of", os.environ["WORLD_SIZE"], file=sys.stderr)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.slow
 def test_a_launcher_starts_it(tmp_path):
-    """As the page on several GPUs says, on a CPU."""
-    prompts, output = _prompts(tmp_path), tmp_path / "out.jsonl"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "contralto"]
-    quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    """As the page on several GPUs says, on a CPU, where accelerate launch would start one process."""
+    prompts, output, script = _prompts(tmp_path), tmp_path / "out.jsonl", tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
+    quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "ACCELERATE_USE_CPU": "true"}
     command = [*launch, *_command(prompts, output, "greedy")]
     done = subprocess.run(command, check=False, env=os.environ | quiet, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert {"rank 0 of 2", "rank 1 of 2"} <= {*done.stderr.splitlines()}
     assert output.read_text().count("\n") == len(QUESTIONS)
