@@ -311,6 +311,15 @@ def commands() -> str:
     )
 
 
+def method_costs() -> str:
+    """Return what each method of decoding costs and has gained."""
+    if (folder := str(ROOT / "docs")) not in sys.path:
+        sys.path.insert(0, folder)
+    from generators import costs
+
+    return costs.method_costs()
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "recipe-keys": recipe_keys,
@@ -325,6 +334,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training-options": training_options,
     "audit-faults": audit_faults,
     "monitor-symptoms": monitor_symptoms,
+    "method-costs": method_costs,
 }
 """The tables by the name in their place."""
 

@@ -10,6 +10,8 @@ import torch
 from helpers.scripts import run_script
 from torch.utils.flop_counter import FlopCounterMode
 
+from contralto.decoding.methods import METHODS
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 pytestmark = pytest.mark.slow
@@ -57,6 +59,44 @@ def test_prefix_reuse():
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("| testbed | ") == 5
     assert result.stdout.count("| 1 of 1 | 1 |") == 5
+
+
+def test_method_costs():
+    """Every method in each of its executors; a loop reads all views in one pass, a processor in a pass each."""
+    small = "--batches 1 --tokens 8 --rounds 1 --no-write"
+    result = _run("method_costs.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    lines = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")]
+    passes = {(line[0].removeprefix("| "), line[1]): line[2:5] for line in lines if line[1] not in ("executor", "-")}
+    methods = [method for method in METHODS.values() if method.contrasts]
+    assert {key for key in passes if "gate" not in key[0] and key[1] != "transformers"} == {
+        (method.name, executor) for method in methods for executor in method.executors
+    }
+    assert passes["cfg", "loop"] == ["1.00", "2.00", "0.00"]
+    assert passes["cfg", "processor"] == passes["cfg", "transformers"] == ["2.00", "2.00", "0.00"]
+    assert passes["cd", "loop"] == ["1.00", "1.00", "1.00"]
+
+
+def test_compiled_steps():
+    small = "--shapes testbed --backend eager --tokens 6 --rounds 1 --no-write"
+    result = _run("compiled_steps.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("\n| testbed | ") == 9
+
+
+@pytest.mark.full
+def test_proxy_tuning():
+    small = "--experts expert-0 --rows 32 --steps 2 --problems 8 --dev 4 --no-write"
+    result = _run("proxy_tuning.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("\n| expert-0 | ") == 4
+
+
+def test_speculative():
+    small = "--sizes testbed --rounds 1 --seconds 0 --tokens 8 --ways greedy --no-write"
+    result = _run("speculative.py", *small.split(), "--model", "testbed:expert", "--amateur", "testbed:amateur")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("\n| testbed") == 7
 
 
 def test_critic_guidance(tmp_path):
