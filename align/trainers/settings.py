@@ -1,7 +1,7 @@
 """The options of a training: those of a recipe, and those that were set, in contrast to defaults and derived values."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, Self
 
@@ -149,8 +149,9 @@ class RecipeOptions:
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]  # of the configuration of TRL or transformers
-        for name, value in vars(self).items():
-            if name.endswith("model_init_kwargs") and (value or {}).get("use_kernels") and not is_kernels_available():
+        given = {name: value for name, value in vars(self).items() if name.endswith("model_init_kwargs")}
+        for name, value in given.items():
+            if isinstance(value, Mapping) and value.get("use_kernels") and not is_kernels_available():
                 raise ValueError(
                     f"{name} sets use_kernels, and the package that fetches kernels is missing or of another version: "
                     f"pip install 'kernels>={KERNELS_MIN_VERSION},<{KERNELS_MAX_VERSION}', or leave use_kernels out"

@@ -23,6 +23,7 @@ TESTED = {"transformers": "5.23.0", "trl": "1.16.0", "peft": "0.21.2", "lm_eval"
 SEAMS = {
     "transformers": {
         "_attn_implementation": "configuration_utils",
+        "_can_compile_fullgraph": "modeling_utils",
         "_eos_token_tensor": "generation.utils",
         "_expand_inputs_for_generation": "generation.utils",
         "_get_logits_processor": "generation.utils",
