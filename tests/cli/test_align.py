@@ -183,7 +183,7 @@ def test_options_may_be_written_with_dashes(pairs, tmp_path, monkeypatch):
     ((_, args, model, _),) = trained
     assert args.learning_rate == yaml.safe_load(parsing.recipes()["apo_zero"].read_text())["lora_learning_rate"]
     assert (args.output_dir, model.use_peft, model.lora_r) == (str(tmp_path / "a-b"), True, 3)
-    cli_align.run(["cpo", "--num-processes", "2", "--output-dir", str(tmp_path)])
+    cli_align.run(["cpo", "--num-processes", "2", "--multi-gpu", "--output-dir", str(tmp_path)])
     assert launched[0].num_processes == 2
 
 
