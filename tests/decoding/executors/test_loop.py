@@ -110,15 +110,24 @@ def test_static_cache_of_another_model(model, family, monkeypatch):
     assert torch.equal(slow, model.generate(**inputs, custom_generate=other.loop(), **how))
 
 
-def test_a_static_cache_grows_where_a_model_runs_in_a_context(model):
-    """Without adapters or with its first layers alone, a model is neither compiled nor given a static cache."""
+def test_a_static_cache_grows_where_a_model_runs_in_a_context(model, monkeypatch):
+    """Under dropout a model is neither compiled nor given a static cache; its first layers alone are read by the main model."""
     inputs, _ = _inputs()
-    for amateur in (decoding.EarlyExit(model, layers=1), decoding.Dropout(zoo.build("llama", seed=3), rate=0.3)):
+    thinned, caches, read = zoo.build("llama", seed=3), [], CachedReader._run
+
+    def note(self, *args, **kwargs):
+        caches.extend([self.cache] if self.model is thinned else [])
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(CachedReader, "_run", note)
+    for amateur in (decoding.EarlyExit(model, layers=1), decoding.Dropout(thinned, rate=0.3)):
         expected, found = (
             _run(model, inputs, decoding.ContrastiveDecodingLogitsProcessor(amateur), fast=True, do_sample=False, **how)
             for how in ({}, {"cache_implementation": "static"})
         )
         assert torch.equal(found, expected)
+    assert any(cache is not None for cache in caches)
+    assert not any(isinstance(cache, StaticCache) for cache in caches)
 
 
 @pytest.mark.slow
