@@ -104,11 +104,11 @@ class Branch(ABC):
             size: the vocabulary size of the main model.
         """
 
-    def fix_shapes(self, static: "StaticSteps | None") -> None:  # noqa: B027  optional
+    def fix_shapes(self, static: "StaticSteps") -> None:  # noqa: B027  optional
         """Read the next generation with a static cache, and compiled where `generate()` would compile, until `end`.
 
         Args:
-            static: the steps; None for a cache that grows.
+            static: the steps.
         """
 
     def joint_prompts(self, model: Any, ids: Tensor) -> "Prompts | None":

@@ -183,17 +183,17 @@ class ModelBranch(Branch):
             self._static = None
             self.reset()
 
-    def fix_shapes(self, static: StaticSteps | None) -> None:
+    def fix_shapes(self, static: StaticSteps) -> None:
         """Read the next generation with a static cache, and compiled where `generate()` would compile, until `end`.
 
         A model that runs in a context, such as one without its adapters, keeps a cache that grows, as does one that transformers does not
         compile.
 
         Args:
-            static: the steps; None for a cache that grows.
+            static: the steps.
         """
         is_plain = self._unwrapped.is_adapted and not self._reader.is_variation and not self._is_encoder_decoder
-        if static is not None and is_plain and self._model._can_compile_fullgraph:
+        if is_plain and self._model._can_compile_fullgraph:
             self._static = static
             self.reset()
 

@@ -162,9 +162,10 @@ class _BranchForward:
                 break
         else:
             self._stack()
-        for branch in self._branches:
-            if branch is not self._layered and branch not in self._stacked:
-                branch.fix_shapes(self._static)
+        if (static := self._static) is not None:
+            for branch in self._branches:
+                if branch is not self._layered and branch not in self._stacked:
+                    branch.fix_shapes(static)
 
     def _stack(self) -> None:
         """Stack the rows of the main model's branches below the main rows, if their inputs can be joined."""
