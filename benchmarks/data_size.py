@@ -42,9 +42,9 @@ def one_pair(row: Row) -> Strategy:
     return Pair(prompt=row["prompt"], chosen=f"{said.text}!", rejected=said.text)
 
 
-def recipe_in(folder: Path) -> Recipe:
-    """Return a recipe of one strategy and one function."""
-    role = Role(name="target", engine=FunctionEngine(use="data_size:answer"), sampling=Sampling(), price=Price())
+def recipe_in(folder: Path, engine: Any) -> Recipe:
+    """Return a recipe of one strategy and one engine."""
+    role = Role(name="target", engine=engine, sampling=Sampling(), price=Price())
     return Recipe(
         path=folder / "recipe.yaml",
         output=folder / "out",
@@ -76,7 +76,7 @@ def measure(count: int) -> dict[str, float]:
         for i in range(count)
     ]
     with tempfile.TemporaryDirectory() as name:
-        recipe = recipe_in(Path(name))
+        recipe = recipe_in(Path(name), FunctionEngine(use="data_size:answer"))
         with Store(recipe.output / "answers.sqlite") as store:
             last = count // 10
             first = seconds(lambda: pipeline.run(recipe, rows[:-last], store, is_shown=False))

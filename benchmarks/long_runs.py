@@ -141,6 +141,7 @@ def watched_bars(watch: Watch, now: Callable[[], float]) -> Iterator[None]:
 
 def endpoint(count: int) -> dict[str, Any]:
     """Make rows at the flaky endpoint, with an interruption in the middle."""
+    from data_size import recipe_in
     from simulated_endpoint import HOUR, Clock, FlakyEngine, simulated
 
     from contralto.data_gen import pipeline
@@ -162,7 +163,7 @@ def endpoint(count: int) -> dict[str, Any]:
         yield
 
     with tempfile.TemporaryDirectory() as folder, simulated(clock), watched_bars(watch, clock.time):
-        recipe = _recipe(Path(folder), engine)
+        recipe = recipe_in(Path(folder), engine)
         with Store(recipe.output / "answers.sqlite") as store:
             try:
                 pipeline.run(recipe, rows, store, interrupts=at_noon)
@@ -177,29 +178,6 @@ def endpoint(count: int) -> dict[str, Any]:
     faults = {name: engine.faults[name] for name in ("429", "500", "reset", "hang")}
     twice = sum(max(0, times - 1) for times in engine.delivered)
     return {"hours": clock.now / HOUR, "lost": lost, "twice": twice, "faults": faults, **watch.found()}
-
-
-def _recipe(folder: Path, engine: Any) -> Any:
-    """Return a recipe of one strategy and one endpoint."""
-    from contralto.data_gen.recipe import Price, Recipe, Role, Use
-    from contralto.data_gen.rows import RowSource
-    from contralto.data_gen.types import Ask, Pair, Row, Sampling, Strategy
-
-    def one_pair(row: Row) -> Strategy:
-        said = yield Ask(role="target", messages=row["prompt"])
-        return Pair(prompt=row["prompt"], chosen=f"{said.text}!", rejected=said.text)
-
-    return Recipe(
-        path=folder / "recipe.yaml",
-        output=folder / "out",
-        seed=0,
-        rows=RowSource(source=""),
-        strategies=(Use(name="one_pair", start=one_pair),),
-        roles={"target": Role(name="target", engine=engine, sampling=Sampling(), price=Price())},
-        checks={},
-        filters={},
-        mapping={},
-    )
 
 
 # ------------------------------------------------------------------------------------------------- evaluation, training
