@@ -11,8 +11,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from contralto.align.recipe_files import find_recipe, read_recipe, recipes
 from contralto.align.trainers import TRAINERS
 from contralto.common.suggestions import closest, did_you_mean
@@ -124,6 +122,8 @@ def launch_options(of_recipe: list[str], of_command: list[str], names: Iterable[
 
 def _check_processes(args: argparse.Namespace) -> None:
     """Raise ValueError for several processes where accelerate would start one: it has no launcher for CPUs."""
+    import torch
+
     own = (args.multi_gpu, args.tpu, args.use_deepspeed, args.use_fsdp, args.use_megatron_lm, args.mpirun_hostfile)
     on_cpu = args.cpu or not torch.accelerator.is_available()
     if on_cpu and not any(own) and (args.num_processes or 1) > 1:
