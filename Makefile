@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 PYTHONPATH=.cache/triton
 PARTS := align data_gen decoding eval recipes testbed
 
-.PHONY: demo test test-all check lint slow real docs mutants faults audit test-install test-vllm vllm-v1 vllm-v2 links clean
+.PHONY: demo test test-all check lint slow real docs mutants faults audit test-install test-kernels test-vllm vllm-v1 vllm-v2 links clean
 
 demo: .venv/.demo ## decode the embedded models by contrast, align one of them: three problems, tables, demo.html
 	$(BIN)/contralto demo
@@ -79,6 +80,16 @@ test-install: .venv/.uv links ## build wheel and sdist, install them in a clean 
 
 .venv/.uv: .venv/.real
 	$(INSTALL) uv==0.13.9
+	touch $@
+
+test-kernels: .venv/.dev links .cache/triton/.ready ## the Triton kernels in Triton's interpreter, on a CPU, and whether the tests notice changes of them
+	$(INTERPRETED) $(BIN)/pytest -q -m kernel tests/align/losses
+	$(INTERPRETED) $(BIN)/python tests/mutants --declared --only align/losses/target_kernel.py
+
+# Apart from .venv: where Triton is installed, torch and others choose other ways, also on a CPU.
+.cache/triton/.ready: Makefile | .venv/.dev
+	rm -rf .cache/triton
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .cache/triton triton==3.9.0
 	touch $@
 
 test-vllm: .venv-vllm/.ready links ## the vLLM back-end with a real vLLM on a CPU, in an environment of its own

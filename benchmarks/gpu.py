@@ -12,6 +12,7 @@ the exit code.
 import argparse
 import importlib.util
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -45,8 +46,8 @@ CHECKS = {
         "losses, gradients and tokens on the device, in bfloat16 beside TRL",
         "pytest",
         100,
-        "-q -m gpu tests/align tests/decoding tests/eval",
-        "-q -m gpu tests/align/losses",
+        "-q -m 'gpu or kernel' tests/align tests/decoding tests/eval",
+        "-q -m 'gpu or kernel' tests/align/losses",
     ),
     "train_step": Check(
         "a step of training beside stock TRL, 0.5B",
@@ -61,6 +62,13 @@ CHECKS = {
         80,
         "--device cuda --dtype bfloat16 --size 0.5B --vocabulary 151936 --attention flex_attention --pack-length 2048 --no-write",
         "--size testbed --vocabulary 500 --pairs 3 --max-length 128 --rounds 1 --no-write",
+    ),
+    "head_passes": Check(
+        "the passes over logits at the head, in torch and in the Triton kernel",
+        "head_passes.py",
+        40,
+        "--device cuda --dtype bfloat16 --no-write",
+        "--tokens 8 --vocabulary 64 --width 8 --rounds 1 --no-write",
     ),
     "head": Check(
         "divergences at the head, in time and memory",
@@ -135,7 +143,7 @@ def run(check: Check, *, toy: bool, limit: float) -> tuple[str, str]:
     if check.needs and importlib.util.find_spec(check.needs) is None:
         return f"not run: {check.needs} is not installed", ""
     start = ["-m", check.script] if check.script == "pytest" else [str(HERE / check.script)]
-    command = [sys.executable, *start, *(check.toy if toy else check.gpu).split()]
+    command = [sys.executable, *start, *shlex.split(check.toy if toy else check.gpu)]
     process = subprocess.Popen(
         command,
         cwd=HERE.parent,

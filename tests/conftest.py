@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,22 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    if not _runs_kernels():
+        for item in items:
+            if "kernel" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs Triton: run make test-kernels"))
     if not (REAL / "smollm2" / "config.json").is_file():
         for item in items:
             if "real" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="there is no real model: run make real"))
     _leave_to_the_full_suite(items)
     items.sort(key=lambda item: item.name.split("[")[0] not in LONGEST)
+
+
+def _runs_kernels():
+    """Return whether Triton is installed, and runs on a GPU or in its interpreter."""
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return find_spec("triton") is not None and (torch.cuda.is_available() or is_interpreted)
 
 
 def pytest_collection_finish():

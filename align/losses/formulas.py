@@ -23,6 +23,7 @@ __all__ = [
     "SkewGradient",
     "TokenTerm",
     "divergence_term",
+    "log_softmax",
     "statistic",
     "target_term",
 ]
@@ -37,6 +38,19 @@ class Distributions(NamedTuple):
     q: Tensor
     log_p: Tensor
     p: Tensor
+
+
+def log_softmax(z: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Write log softmax and softmax of logits to the given memory, and return both.
+
+    Args:
+        z: `(n, V)` logits.
+        log_q: `(n, V)` memory for the log softmax.
+        q: `(n, V)` memory for the softmax.
+    """
+    torch.sub(z, z.amax(-1, keepdim=True), out=log_q)
+    total = torch.exp(log_q, out=q).sum(-1, keepdim=True)
+    return log_q.sub_(total.log()), q.div_(total)
 
 
 class TokenTerm(NamedTuple):

@@ -8,7 +8,8 @@ the logits again.
 Softmax and sums are in float32 (float64 for float64 inputs); logits must be finite.
 
 On a CPU the passes over `(n, V)` cost as much as the products in half precision, and new memory costs more than a pass. So they write to
-buffers that a sweep allocates once, and log-probabilities of targets turn the logits into their gradient in place.
+buffers that a sweep allocates once, and log-probabilities of targets turn the logits into their gradient in place (`target_passes`; on a
+GPU in a kernel where `passes_choice` finds it right and faster).
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from contralto.align.losses.formulas import Distributions, TokenTerm, statistic
+from contralto.align.losses.formulas import Distributions, TokenTerm, log_softmax
+from contralto.align.losses.passes_choice import run_passes
+from contralto.align.losses.target_passes import TargetTile, write_gradient
 from contralto.align.losses.workspace import (
     Workspace,
     add_product,
@@ -181,23 +184,13 @@ class SweepPlan:
         assert self.targets is not None
         return torch.cat(self._recorded[name]) if name in self._recorded else self.targets.new_zeros(0)
 
-    def record(self, rows: slice, logits: Tensor, tokens: Distributions) -> None:
-        """Record the statistics of some tokens.
+    def record(self, name: str, values: Tensor) -> None:
+        """Record a statistic of some tokens, which follow those of the last call.
 
         Args:
-            rows: the tokens.
-            logits: `(n, V)` the student's logits.
-            tokens: their distributions.
+            name: one of `statistics`, or `teacher_logps`.
+            values: `(n,)`.
         """
-        if self.targets is None:
-            return
-        targets = self.targets[rows, None]
-        if self.teacher is not None:
-            self._append("teacher_logps", tokens.log_p.gather(-1, targets).squeeze(-1))
-        for name in self.statistics:
-            self._append(name, statistic(name, logits, tokens, targets))
-
-    def _append(self, name: str, values: Tensor) -> None:
         self._recorded.setdefault(name, []).append(values)
 
 
@@ -239,7 +232,7 @@ def _sweep(
     count = 1 + (plan.teacher is not None) + (plan.terms_per_token - 1) * per_term
     mixed = plan.teacher is not None and plan.teacher.hidden is not None and plan.teacher.hidden.dtype != hidden.dtype
     shape = min(size, len(hidden)), vocabulary
-    work = Workspace(hidden, shape, tiles=count, in_full=wanted[1] or mixed)
+    work = Workspace(hidden, shape, tiles=count, in_full=wanted[1] or mixed, sums=wanted[2])
     result = _SweepResult(
         [hidden.new_empty(len(hidden), dtype=precision) for _ in range(plan.terms_per_token)],
         [torch.empty_like(hidden, dtype=precision) for _ in range(plan.terms_per_token)] if per_term else [],
@@ -267,65 +260,92 @@ def _sweep_chunk(
     *,
     records: bool,
 ) -> None:
-    """Fill in a chunk's part of the result. The tiles `(n, V)` hold logits first and gradients in the end."""
+    """Fill in a chunk's part of the result."""
     tiles = list(work.tiles[:, : chunk.stop - chunk.start])
     student.multiply(chunk, tiles[0])
-    sources = 1
-    if plan.teacher is not None:
-        plan.teacher.multiply(chunk, tiles[1])
-        sources = 2
-    outputs = [tiles[0], *tiles[sources:]] if result.hidden_grads else tiles[:1]
-    for rows, terms in plan.blocks(chunk, work.step):
-        block = slice(rows.start - chunk.start, rows.stop - chunk.start)
-        logits = [work.read("student", tiles[0][block])]
-        slope = student.finish(logits[0])
-        if plan.teacher is not None:
-            logits.append(work.read("teacher", tiles[1][block]))
-            plan.teacher.finish(logits[1])
-        gradients = _sweep_block(plan, terms, rows, logits, work, result, factors, records=records)
-        for tile, gradient in zip(outputs, gradients, strict=False):
-            _write(gradient, slope, out=tile[block])
-    for hidden_grad, tile in zip(result.hidden_grads, outputs, strict=False):
-        project_back(tile, student.head, hidden_grad[chunk])
+    fill = _sweep_targets if plan.teacher is None else _sweep_divergences
+    gradients = fill(plan, student, chunk, tiles, work, result, factors, records=records)
+    for hidden_grad, gradient in zip(result.hidden_grads, gradients, strict=False):
+        project_back(gradient, student.head, hidden_grad[chunk])
     by_hidden, by_weight, by_bias = result.sum_grads
     if by_hidden is not None:
-        project_back(tiles[0], student.head, by_hidden[chunk])
+        project_back(gradients[0], student.head, by_hidden[chunk])
     if by_weight is not None and student.hidden is not None:
-        add_product(by_weight, tiles[0].t(), student.hidden[chunk])
+        add_product(by_weight, gradients[0].t(), student.hidden[chunk])
     if by_bias is not None:
-        by_bias += tiles[0].sum(0, dtype=by_bias.dtype)
+        by_bias += gradients[0].sum(0, dtype=by_bias.dtype)
 
 
-def _write(gradient: Tensor, slope: Tensor | float, *, out: Tensor) -> None:
-    """Write a gradient times the derivative of the logits to `out`, where it may be already."""
-    if isinstance(slope, Tensor) or slope != 1:
-        gradient.mul_(slope)
-    if gradient.data_ptr() != out.data_ptr():
-        out.copy_(gradient)
-
-
-def _sweep_block(
+def _sweep_targets(
     plan: SweepPlan,
-    terms: list[TokenTerm],
-    rows: slice,
-    logits: list[Tensor],
+    student: LogitsSource,
+    chunk: slice,
+    tiles: list[Tensor],
     work: Workspace,
     result: _SweepResult,
     factors: Sequence[Tensor] | None,
     *,
     records: bool,
 ) -> list[Tensor]:
+    """Fill in the log-probabilities of a chunk's targets and the statistics, and return the gradient of the products, if it is wanted."""
+    ((_, (term,)),) = plan.parts
+    assert term.per_token is not None
+    is_wanted = bool(result.hidden_grads) or factors is not None
+    tile = TargetTile(
+        tiles[0],
+        term.per_token[chunk],
+        student,
+        None if factors is None else factors[0][chunk],
+        work.gradients(tiles[0]) if is_wanted else None,
+        tuple(plan.statistics) if records else (),
+    )
+    found = run_passes(tile, work)
+    result.values[0][chunk] = found.logps
+    for name, values in found.statistics.items():
+        plan.record(name, values)
+    return [] if tile.gradient is None else [tile.gradient]
+
+
+def _sweep_divergences(
+    plan: SweepPlan,
+    student: LogitsSource,
+    chunk: slice,
+    tiles: list[Tensor],
+    work: Workspace,
+    result: _SweepResult,
+    factors: Sequence[Tensor] | None,
+    *,
+    records: bool,
+) -> list[Tensor]:
+    """Fill in the terms of a chunk, and return their gradients `(n, V)`, in tiles that held logits: of every term, or of their weighted sum."""
+    assert plan.teacher is not None
+    plan.teacher.multiply(chunk, tiles[1])
+    outputs = [tiles[0], *tiles[2:]] if result.hidden_grads else tiles[:1]
+    for rows, terms in plan.blocks(chunk, work.step):
+        block = slice(rows.start - chunk.start, rows.stop - chunk.start)
+        z, x = work.read("student", tiles[0][block]), work.read("teacher", tiles[1][block])
+        slope = student.finish(z)
+        plan.teacher.finish(x)
+        count = rows.stop - rows.start
+        log_q, q = log_softmax(z, work.block("log q", count), work.block("q", count))
+        log_p, p = log_softmax(x, work.block("log p", count), work.block("p", count))
+        tokens = Distributions(log_q, q, log_p, p)
+        if records and plan.targets is not None:
+            plan.record("teacher_logps", log_p.gather(-1, plan.targets[rows, None]).squeeze(-1))
+        gradients = _sweep_block(terms, rows, tokens, result, factors)
+        for tile, gradient in zip(outputs, gradients, strict=False):
+            write_gradient(gradient, slope, out=tile[block])
+    return outputs
+
+
+def _sweep_block(
+    terms: list[TokenTerm],
+    rows: slice,
+    tokens: Distributions,
+    result: _SweepResult,
+    factors: Sequence[Tensor] | None,
+) -> list[Tensor]:
     """Fill in the values of some tokens, and return dD / dz `(n, V)`: of every term, or of their sum weighted by the factors."""
-    if plan.teacher is None and not (records and plan.statistics):
-        return _sweep_targets(terms[0], rows, logits[0], result, factors)
-    count = rows.stop - rows.start
-    log_q, q = _log_softmax(logits[0], work.block("log q", count), work.block("q", count))
-    log_p, p = log_q, q
-    if plan.teacher is not None:
-        log_p, p = _log_softmax(logits[1], work.block("log p", count), work.block("p", count))
-    tokens = Distributions(log_q, q, log_p, p)
-    if records:
-        plan.record(rows, logits[0], tokens)
     gradients: list[Tensor] = []
     for k, term in enumerate(terms):
         per_token = () if term.per_token is None else (_cast(term.per_token[rows, None], tokens.q),)
@@ -339,28 +359,6 @@ def _sweep_block(
     if factors is None or len(gradients) < 2:
         return gradients
     return [torch.stack(gradients).sum(0)]
-
-
-def _log_softmax(z: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Write log softmax and softmax of logits `(n, V)` to the given memory, and return both."""
-    torch.sub(z, z.amax(-1, keepdim=True), out=log_q)
-    total = torch.exp(log_q, out=q).sum(-1, keepdim=True)
-    return log_q.sub_(total.log()), q.div_(total)
-
-
-def _sweep_targets(
-    term: TokenTerm, rows: slice, z: Tensor, result: _SweepResult, factors: Sequence[Tensor] | None
-) -> list[Tensor]:
-    """Compute log-probabilities of the targets, and turn logits `(n, V)` into their gradient in place, in as few passes as there are."""
-    assert term.per_token is not None
-    targets, largest = term.per_token[rows, None], z.amax(-1, keepdim=True)
-    shifted = z.gather(-1, targets) - largest
-    total = z.sub_(largest).exp_().sum(-1, keepdim=True)
-    result.values[0][rows] = (shifted - total.log()).squeeze(-1)
-    if not result.hidden_grads and factors is None:
-        return []
-    factor = torch.ones_like(total) if factors is None else factors[0][rows, None]
-    return [z.mul_(-factor / total).scatter_add_(-1, targets, factor)]
 
 
 class _PerToken(torch.autograd.Function):

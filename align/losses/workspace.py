@@ -25,15 +25,20 @@ class Workspace:
         shape: the tokens of a chunk and the vocabulary.
         tiles: number of tensors of that shape which the terms need.
         in_full: the tiles must be in full precision: a trained head has a gradient, or the teacher is in full precision.
+        sums: gradients of logits are summed as they are, for a bias, and not only multiplied.
     """
 
-    def __init__(self, hidden: Tensor, shape: tuple[int, int], *, tiles: int, in_full: bool) -> None:
+    def __init__(
+        self, hidden: Tensor, shape: tuple[int, int], *, tiles: int, in_full: bool, sums: bool = False
+    ) -> None:
         precision = precision_of(hidden)
         in_full = in_full or _is_half_on_gpu(hidden)
         self.tiles = hidden.new_empty(tiles, *shape, dtype=precision if in_full else hidden.dtype)
+        self._gradient_dtype = hidden.dtype if _is_half_on_gpu(hidden) and not sums else self.tiles.dtype
         self.step = max(1, _budget(_BLOCK_BYTES, hidden) // (shape[1] * precision.itemsize))
         self._shape, self._precision = (min(self.step, shape[0]), shape[1]), precision
         self._blocks: dict[str, Tensor] = {}
+        self._gradients: Tensor | None = None
 
     def block(self, name: str, count: int) -> Tensor:
         """Return memory `(count, V)` in full precision for a block.
@@ -45,6 +50,18 @@ class Workspace:
         if name not in self._blocks:
             self._blocks[name] = self.tiles.new_empty(self._shape, dtype=self._precision)
         return self._blocks[name][:count]
+
+    def gradients(self, tile: Tensor) -> Tensor:
+        """Return memory for the gradient of a tile, in the dtype in which it is multiplied: the tile itself, or memory of its own.
+
+        Args:
+            tile: `(n, V)`, of `tiles`.
+        """
+        if tile.dtype == self._gradient_dtype:
+            return tile
+        if self._gradients is None:
+            self._gradients = self.tiles.new_empty(self.tiles.shape[1:], dtype=self._gradient_dtype)
+        return self._gradients[: len(tile)]
 
     def read(self, name: str, block: Tensor) -> Tensor:
         """Return a block of a tile in full precision: itself, or a copy.

@@ -6,6 +6,7 @@ transformers were imported starts within milliseconds.
 
 import importlib
 import importlib.machinery
+import linecache
 import os
 import signal
 import sys
@@ -110,7 +111,8 @@ def enter(prepare: Callable[[], Sequence[object]], tests: Sequence[str]) -> NoRe
 
 
 def _change(path: Path, source: str) -> Sequence[object]:
-    """Let Python read another text in place of a module's."""
+    """Let Python read another text in place of a module's, and so what asks it for the source of a function, as Triton does."""
+    linecache.cache[str(path)] = (len(source), None, source.splitlines(keepends=True), str(path))
     read = importlib.machinery.SourceFileLoader.get_code
 
     def get_code(loader: Any, name: str) -> Any:

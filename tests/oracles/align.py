@@ -358,6 +358,39 @@ def head(hidden: Floats, weight: Sequence[Floats], bias: Floats, scale: float, s
     return z if softcap is None else [softcap * math.tanh(x / softcap) for x in z]
 
 
+class TargetReference(NamedTuple):
+    """The log-probability of a token, its gradient by the products with the head, and statistics of the distribution."""
+
+    logp: float
+    gradient: list[float]
+    entropy: float
+    log_sum_sq_probs: float
+    mean_logits: float
+    is_top1: bool
+
+
+def target_passes(
+    products: Floats, target: int, *, scale: float, softcap: float | None, temperature: float, factor: float
+) -> TargetReference:
+    """Of the products of one hidden state, with their bias; `factor` is that of the log-probability in the loss."""
+    curves = [1.0 if softcap is None else 1 - math.tanh(scale * x / softcap) ** 2 for x in products]
+    logits = [scale * x if softcap is None else softcap * math.tanh(scale * x / softcap) for x in products]
+    z = [x / temperature for x in logits]
+    top = max(z)
+    log_sum = math.log(math.fsum(math.exp(x - top) for x in z))
+    log_q = [x - top - log_sum for x in z]
+    q = [math.exp(x) for x in log_q]
+    by_logit = [factor * ((v == target) - x) / temperature for v, x in enumerate(q)]
+    return TargetReference(
+        log_q[target],
+        [g * c * scale for g, c in zip(by_logit, curves, strict=True)],
+        -math.fsum(x * y for x, y in zip(q, log_q, strict=True) if x > 0),
+        math.log(math.fsum(x * x for x in q)),
+        math.fsum(z) / len(z),
+        z.index(top) == target,
+    )
+
+
 # Masks and schedules
 
 

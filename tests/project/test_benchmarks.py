@@ -155,6 +155,15 @@ def test_distill_loss():
     assert result.stdout.count("| 16 | ") == 8
 
 
+def test_head_passes():
+    """Without a GPU the torch passes alone."""
+    small = "--tokens 8 --vocabulary 64 --width 8 --rounds 1 --no-write"
+    result = _run("head_passes.py", *small.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| 8 | ") == 6
+    assert "The kernel has not been run: it needs Triton, and a GPU or its interpreter." in result.stdout
+
+
 def test_long_runs():
     """Two hours of the endpoint instead of a day, and what is right whatever the machine does meanwhile."""
     result = _run("long_runs.py", "--share", "0.04", "--no-write")
