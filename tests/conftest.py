@@ -56,15 +56,15 @@ def pytest_sessionfinish():
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     if not _runs_kernels():
         for item in items:
-            if "kernel" in item.keywords:
+            if item.get_closest_marker("kernel"):
                 item.add_marker(pytest.mark.skip(reason="needs Triton: run make test-kernels"))
     if not (REAL / "smollm2" / "config.json").is_file():
         for item in items:
-            if "real" in item.keywords:
+            if item.get_closest_marker("real"):
                 item.add_marker(pytest.mark.skip(reason="there is no real model: run make real"))
     _leave_to_the_full_suite(items)
     items.sort(key=lambda item: item.name.split("[")[0] not in LONGEST)

@@ -38,7 +38,6 @@ class _Kind(NamedTuple):
     gradient: torch.dtype | None
     bias: torch.dtype | None
     has_softcap: bool
-    has_factors: bool
     statistics: tuple[str, ...]
 
 
@@ -89,7 +88,7 @@ class PassesChoice:
             reason = self._reasons[kind] = self._try(tile.part(slice(work.step)), work)
             if reason is not None and reason not in self._logged:
                 self._logged.add(reason)
-                logger.warning("the head's log-probabilities are computed in torch, not by the Triton kernel: %s", reason)
+                logger.warning("log-probabilities at the head are computed in torch and not by a kernel: %s", reason)
         return self._reasons[kind]
 
     def _try(self, tile: TargetTile, work: Workspace) -> str | None:
@@ -120,7 +119,6 @@ def _kind_of(tile: TargetTile) -> _Kind:
         None if tile.gradient is None else tile.gradient.dtype,
         None if head is None or head.bias is None else head.bias.dtype,
         head is not None and head.softcap is not None,
-        tile.factors is not None,
         tile.statistics,
     )
 
@@ -173,9 +171,9 @@ def cuda_milliseconds(call: Callable[[], object]) -> float:
     Args:
         call: what is timed; it has run before.
     """
-    times = []
+    times: list[float] = []
     for _ in range(ROUNDS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         call()
         end.record()

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from contralto.align.losses.formulas import STATISTICS
 from contralto.align.losses.target_passes import TargetResult, TargetTile
@@ -26,8 +25,11 @@ LOWEST: Any = tl.constexpr(torch.finfo(torch.float32).min)
 
 
 @triton.jit
-def _logit(product, inner, outer, slope, HAS_SOFTCAP: tl.constexpr):
-    """Return the logit of a product, and the derivative: outer tanh(inner z), or slope z."""
+def _logits(products, bias, at, mask, inner, outer, slope, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):
+    """Return the logits of some columns, and their derivatives: outer tanh(inner z), or slope z. A masked column gives 0."""
+    product = tl.load(products + at, mask=mask, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        product += tl.load(bias + at, mask=mask, other=0.0).to(tl.float32)
     if HAS_SOFTCAP:
         decay = tl.exp(-2 * tl.abs(product * inner))
         tanh = (1 - decay) / (1 + decay)
@@ -38,11 +40,85 @@ def _logit(product, inner, outer, slope, HAS_SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def _scan(
+    products,
+    bias,
+    target,
+    vocabulary,
+    inner,
+    outer,
+    slope,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
+    HAS_LOG_SUM_SQ_PROBS: tl.constexpr,
+    HAS_MEAN_LOGITS: tl.constexpr,
+    HAS_IS_TOP1: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Return the largest logit m, sum exp(z - m), sum exp(z - m) (z - m), sum exp(2 (z - m)), sum z, and the largest before the target."""
+    largest = LOWEST
+    before_target = LOWEST
+    total = 0.0
+    centred = 0.0
+    squares = 0.0
+    plain_sum = 0.0
+    for start in range(0, vocabulary, TILE):
+        columns = start + tl.arange(0, TILE)
+        inside = columns < vocabulary
+        logit, _slope = _logits(products, bias, columns, inside, inner, outer, slope, HAS_BIAS, HAS_SOFTCAP)
+        if HAS_MEAN_LOGITS:
+            plain_sum += tl.sum(logit, axis=0)
+        logit = tl.where(inside, logit, -float("inf"))
+        if HAS_IS_TOP1:
+            earlier = tl.where(columns < target, logit, -float("inf"))
+            before_target = tl.maximum(before_target, tl.max(earlier, axis=0))
+        higher = tl.maximum(largest, tl.max(logit, axis=0))
+        shifted = logit - higher
+        power = tl.exp(shifted)
+        rescale = tl.exp(largest - higher)
+        if HAS_ENTROPY:
+            own = tl.sum(power * tl.where(power > 0, shifted, 0.0), axis=0)  # a column of -inf adds nothing
+            centred = rescale * (centred + total * (largest - higher)) + own
+        if HAS_LOG_SUM_SQ_PROBS:
+            squares = squares * rescale * rescale + tl.sum(power * power, axis=0)
+        total = total * rescale + tl.sum(power, axis=0)
+        largest = higher
+    return largest, total, centred, squares, plain_sum, before_target
+
+
+@triton.jit
+def _write_gradient(
+    gradient,
+    products,
+    bias,
+    target,
+    factor,
+    largest,
+    total,
+    vocabulary,
+    inner,
+    outer,
+    slope,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Write factor (1[v = target] - exp(z - m) / total) times the derivative of z."""
+    share = factor / total
+    for start in range(0, vocabulary, TILE):
+        columns = start + tl.arange(0, TILE)
+        inside = columns < vocabulary
+        logit, derivative = _logits(products, bias, columns, inside, inner, outer, slope, HAS_BIAS, HAS_SOFTCAP)
+        pull = tl.where(columns == target, factor, 0.0)
+        change = (pull - share * tl.exp(logit - largest)) * derivative
+        tl.store(gradient + columns, change.to(gradient.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _passes(
     products,
-    product_stride,
     gradient,
-    gradient_stride,
     bias,
     targets,
     factors,
@@ -57,7 +133,6 @@ def _passes(
     slope,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_FACTORS: tl.constexpr,
     HAS_GRADIENT: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_LOG_SUM_SQ_PROBS: tl.constexpr,
@@ -65,48 +140,20 @@ def _passes(
     HAS_IS_TOP1: tl.constexpr,
     TILE: tl.constexpr,
 ):
+    """Process the token of a program. Pointers of what is not wanted are not used.
+
+    The target's logit is read before anything is overwritten; an id outside the vocabulary gives NaN.
+    """
     row = tl.program_id(0).to(tl.int64)
-    products += row * product_stride
+    products += row * vocabulary
     target = tl.load(targets + row).to(tl.int64)
-    is_known = (target >= 0) & (target < vocabulary)
-    # The product of the target is read before any is overwritten; an id outside the vocabulary gives NaN.
-    target_product = tl.load(products + target, mask=is_known, other=float("nan")).to(tl.float32)
-    if HAS_BIAS:
-        target_product += tl.load(bias + target, mask=is_known, other=0.0).to(tl.float32)
-    target_logit, _ = _logit(target_product, inner, outer, slope, HAS_SOFTCAP)
-
-    largest = LOWEST
-    before_target = LOWEST
-    total = 0.0
-    centred = 0.0
-    squares = 0.0
-    plain_sum = 0.0
-    for start in range(0, vocabulary, TILE):
-        columns = start + tl.arange(0, TILE)
-        inside = columns < vocabulary
-        product = tl.load(products + columns, mask=inside, other=0.0).to(tl.float32)
-        if HAS_BIAS:
-            product += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-        logit, _ = _logit(product, inner, outer, slope, HAS_SOFTCAP)
-        if HAS_MEAN_LOGITS:
-            plain_sum += tl.sum(tl.where(inside, logit, 0.0), axis=0)
-        logit = tl.where(inside, logit, -float("inf"))
-        if HAS_IS_TOP1:
-            earlier = tl.where(columns < target, logit, -float("inf"))
-            before_target = tl.maximum(before_target, tl.max(earlier, axis=0))
-        higher = tl.maximum(largest, tl.max(logit, axis=0))
-        shifted = logit - higher
-        power = tl.exp(shifted)
-        rescale = tl.exp(largest - higher)
-        if HAS_ENTROPY:
-            # sum exp(z - m) (z - m), carried to the new m; a column of -inf adds nothing
-            own = tl.sum(tl.where(power > 0, power * shifted, 0.0), axis=0)
-            centred = rescale * (centred + total * (largest - higher)) + own
-        if HAS_LOG_SUM_SQ_PROBS:
-            squares = squares * rescale * rescale + tl.sum(power * power, axis=0)
-        total = total * rescale + tl.sum(power, axis=0)
-        largest = higher
-
+    known = (target >= 0) & (target < vocabulary)
+    target_logit, _slope = _logits(products, bias, target, known, inner, outer, slope, HAS_BIAS, HAS_SOFTCAP)
+    target_logit = tl.where(known, target_logit, float("nan"))
+    largest, total, centred, squares, plain_sum, before_target = _scan(
+        products, bias, target, vocabulary, inner, outer, slope, HAS_BIAS, HAS_SOFTCAP,
+        HAS_ENTROPY, HAS_LOG_SUM_SQ_PROBS, HAS_MEAN_LOGITS, HAS_IS_TOP1, TILE
+    )  # fmt: skip
     log_total = tl.log(total)
     tl.store(logps + row, target_logit - largest - log_total)
     if HAS_ENTROPY:
@@ -117,23 +164,11 @@ def _passes(
         tl.store(mean_logits + row, plain_sum / vocabulary)
     if HAS_IS_TOP1:
         tl.store(is_top1 + row, ((target_logit >= largest) & (target_logit > before_target)).to(tl.float32))
-
     if HAS_GRADIENT:
-        gradient += row * gradient_stride
-        factor = 1.0
-        if HAS_FACTORS:
-            factor = tl.load(factors + row).to(tl.float32)
-        share = factor / total
-        for start in range(0, vocabulary, TILE):
-            columns = start + tl.arange(0, TILE)
-            inside = columns < vocabulary
-            product = tl.load(products + columns, mask=inside, other=0.0).to(tl.float32)
-            if HAS_BIAS:
-                product += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-            logit, derivative = _logit(product, inner, outer, slope, HAS_SOFTCAP)
-            pull = tl.where(columns == target, factor, 0.0)
-            change = (pull - share * tl.exp(logit - largest)) * derivative
-            tl.store(gradient + columns, change.to(gradient.dtype.element_ty), mask=inside)
+        _write_gradient(
+            gradient + row * vocabulary, products, bias, target, tl.load(factors + row).to(tl.float32),
+            largest, total, vocabulary, inner, outer, slope, HAS_BIAS, HAS_SOFTCAP, TILE
+        )  # fmt: skip
 
 
 def kernel_passes(tile: TargetTile) -> TargetResult:
@@ -143,27 +178,30 @@ def kernel_passes(tile: TargetTile) -> TargetResult:
     NaN, where torch raises an error.
 
     Args:
-        tile: products in half precision or float32.
+        tile: products in half precision or float32, of rows that follow each other in memory, as its gradient does.
 
     Returns:
         Log-probabilities and statistics in float32, in nats.
+
+    Raises:
+        ValueError: products or gradient have gaps.
     """
     products, source = tile.products, tile.source
     count, vocabulary = products.shape
     logps, *values = (products.new_empty(count, dtype=torch.float32) for _ in ("logps", *tile.statistics))
     statistics = dict(zip(tile.statistics, values, strict=True))
+    if not products.is_contiguous() or not (tile.gradient is None or tile.gradient.is_contiguous()):
+        raise ValueError("the kernel needs products and gradients without gaps between their rows")
     bias = None if source.head is None else source.head.bias
     scale, softcap = (1.0, None) if source.head is None else (source.head.scale, source.head.softcap)
-    gradient = products if tile.gradient is None else tile.gradient
+    factors = torch.ones_like(logps) if tile.factors is None else tile.factors
     with torch.cuda.device_of(products):
         _passes[(count,)](
             products,
-            products.stride(0),
-            gradient,
-            gradient.stride(0),
-            _contiguous(bias, products),
+            products if tile.gradient is None else tile.gradient,
+            products if bias is None else bias.contiguous(),
             tile.targets.contiguous(),
-            _contiguous(tile.factors, products),
+            factors.contiguous(),  # the gradient of a sum is one number with a stride of 0
             logps,
             vocabulary=vocabulary,
             inner=0.0 if softcap is None else scale / softcap,
@@ -172,15 +210,9 @@ def kernel_passes(tile: TargetTile) -> TargetResult:
             **{name: statistics.get(name, logps) for name in STATISTICS},
             HAS_BIAS=bias is not None,
             HAS_SOFTCAP=softcap is not None,
-            HAS_FACTORS=tile.factors is not None,
             HAS_GRADIENT=tile.gradient is not None,
             **{f"HAS_{name.upper()}": name in tile.statistics for name in STATISTICS},
             TILE=TILE,
             num_warps=WARPS,
         )
     return TargetResult(logps, {name: each.bool() if name == "is_top1" else each for name, each in statistics.items()})
-
-
-def _contiguous(tensor: Tensor | None, instead: Tensor) -> Tensor:
-    """Return a vector without gaps: the gradient of a sum is one number with a stride of 0. `instead` stands for none and is not read."""
-    return instead if tensor is None else tensor.contiguous()

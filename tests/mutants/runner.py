@@ -112,11 +112,11 @@ def enter(prepare: Callable[[], Sequence[object]], tests: Sequence[str]) -> NoRe
 
 def _change(path: Path, source: str) -> Sequence[object]:
     """Let Python read another text in place of a module's, and so what asks it for the source of a function, as Triton does."""
-    linecache.cache[str(path)] = (len(source), None, source.splitlines(keepends=True), str(path))
     read = importlib.machinery.SourceFileLoader.get_code
 
     def get_code(loader: Any, name: str) -> Any:
         if Path(loader.path).resolve() == path.resolve():
+            linecache.cache[loader.path] = (len(source), None, source.splitlines(keepends=True), loader.path)
             return compile(source, loader.path, "exec")
         return read(loader, name)
 

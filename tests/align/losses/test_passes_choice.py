@@ -64,7 +64,7 @@ def _assert_torch(choice, tile, reason, caplog):
         assert again.gradient is None or torch.equal(again.gradient, copy.gradient)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage() == f"the head's log-probabilities are computed in torch, not by the Triton kernel: {reason}"
+    assert record.getMessage() == f"log-probabilities at the head are computed in torch and not by a kernel: {reason}"
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -104,7 +104,7 @@ def _other_gradient(columns):
 
 
 def _scaled_gradient(tile, result):
-    tile.gradient[5] *= 1.002
+    tile.gradient[5] *= 1.01
 
 
 def _no_gradient(tile, result):
@@ -165,7 +165,7 @@ def test_each_kind_of_tile_is_tried(caplog):
         if tile.gradient is None:
             raise RuntimeError("no")
 
-    kinds = [{}, {"half": True}, {"statistics": ["entropy"]}, {"factors": torch.ones(TOKENS)}]
+    kinds = [{}, {"half": True}, {"statistics": ["entropy"]}]
     for options in kinds:
         assert _choice(Kernel(fault)).reason_against(_tile(**options), WORK) is None
     choice = PassesChoice(lambda: Kernel(fault), lambda call: 0.0, least_tokens=4)

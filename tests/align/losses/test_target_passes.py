@@ -4,6 +4,10 @@ The kernel runs on a GPU, or in Triton's interpreter: `make test-kernels`.
 """
 
 import math
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -17,7 +21,8 @@ from contralto.align.losses.sweep import LogitsSource
 from contralto.align.losses.target_passes import TargetTile, torch_passes
 from contralto.align.losses.workspace import Workspace
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 TOKENS, TILE = 6, 16
 VOCABULARIES = (13, 32, 50)
 """Less than a tile of the kernel, whole tiles, and tiles with a rest."""
@@ -29,6 +34,9 @@ HEADS = {
     "capped downwards": {"scale": -1.7, "softcap": 3.0},
 }
 kernel = pytest.mark.kernel
+no_numbers = pytest.mark.filterwarnings(
+    "ignore:invalid value encountered:RuntimeWarning"
+)  # of numpy, in the interpreter
 BOTH = ["torch", pytest.param("kernel", marks=kernel)]
 
 
@@ -55,7 +63,7 @@ def _tile(vocabulary=50, kind="plain", *, factors=None, gradient="in place", sta
     head = Head(torch.zeros(vocabulary, 1, device=DEVICE), bias, **options)
     products = _random(TOKENS, vocabulary, seed=seed)
     targets = torch.arange(TOKENS, device=DEVICE) * 5 % vocabulary
-    targets[1], targets[2] = vocabulary - 1, products[2].argmax()
+    targets[1], targets[2] = vocabulary - 1, (head.scale * (products if bias is None else products + bias))[2].argmax()
     memory = {"in place": products, None: None}.get(gradient, gradient)
     if isinstance(memory, torch.dtype):
         memory = torch.full_like(products, math.nan, dtype=memory)
@@ -75,12 +83,12 @@ def _expected(tile):
     ]
 
 
-def _assert_reference(found, gradient, expected, *, atol=2e-5, statistics=STATISTICS):
+def _assert_reference(found, gradient, expected, *, rtol=1e-5, statistics=STATISTICS):
     double = {"dtype": torch.float64, "device": DEVICE}
-    assert_close(found.logps.double(), torch.tensor([e.logp for e in expected], **double), rtol=1e-5, atol=atol)
+    assert_close(found.logps.double(), torch.tensor([e.logp for e in expected], **double), rtol=rtol, atol=2e-5)
     for name in statistics:
         values = torch.tensor([getattr(e, name) for e in expected], **double)
-        assert_close(found.statistics[name].double(), values, rtol=1e-5, atol=atol)
+        assert_close(found.statistics[name].double(), values, rtol=rtol, atol=2e-5)
     if gradient is not None:
         assert_close(gradient.double(), torch.tensor([e.gradient for e in expected], **double), rtol=1e-5, atol=1e-6)
 
@@ -93,7 +101,7 @@ def test_equal_the_reference(passes, kind, vocabulary):
         tile = _tile(vocabulary, kind, factors=factors)
         expected = _expected(tile)
         _assert_reference(passes(tile), tile.gradient, expected)
-        assert 0 < sum(e.is_top1 for e in expected) < TOKENS or vocabulary > 13
+        assert 0 < sum(e.is_top1 for e in expected) < TOKENS
 
 
 @pytest.mark.parametrize("passes", BOTH, indirect=True)
@@ -115,7 +123,9 @@ def test_a_gradient_in_half_precision_is_rounded_once(passes, dtype, statistics)
     expected = torch.tensor([e.gradient for e in _expected(tile)], dtype=torch.float64, device=DEVICE)
     passes(tile)
     assert tile.gradient.dtype == dtype
-    assert_close(tile.gradient.double(), expected, rtol=torch.finfo(dtype).eps / 2 * 1.01, atol=1e-7)
+    is_cut = INTERPRETED and passes.__name__ == "kernel_passes" and dtype == torch.bfloat16  # as the interpreter does
+    eps = torch.finfo(dtype).eps * (1 if is_cut else 0.5)
+    assert_close(tile.gradient.double(), expected, rtol=1.01 * eps, atol=1e-7)
 
 
 @pytest.mark.parametrize("passes", BOTH, indirect=True)
@@ -128,7 +138,8 @@ def test_large_logits_lose_no_digits(passes):
     tile.products[3] = torch.linspace(1e4, -1e4, 32)
     expected = _expected(tile)
     found = passes(tile)
-    _assert_reference(found, tile.gradient, expected, statistics=["entropy", "log_sum_sq_probs", "is_top1"])
+    names = ["entropy", "log_sum_sq_probs", "is_top1"]
+    _assert_reference(found, tile.gradient, expected, rtol=1e-6, statistics=names)
     assert found.logps[2] < -9e3
 
 
@@ -160,6 +171,7 @@ def test_the_kernels_entropy_is_finite_beside_minus_infinity(passes):
     assert_close(passes(tile).statistics["entropy"].double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@no_numbers
 @pytest.mark.parametrize("passes", BOTH, indirect=True)
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_what_is_no_number_stays_none(passes, wrong):
@@ -171,6 +183,7 @@ def test_what_is_no_number_stays_none(passes, wrong):
 
 
 @kernel
+@no_numbers
 @pytest.mark.parametrize("passes", ["kernel"], indirect=True)
 @pytest.mark.parametrize("target", [-100, -1, 50, 2**40])
 def test_a_target_outside_the_vocabulary_is_no_number(passes, target):
@@ -209,6 +222,53 @@ def test_the_head_with_the_kernel(passes, kind, trained, monkeypatch):
             loss(found.logps).backward()
             runs.append([*(each.detach() for each in found), *(each.grad for each in moving)])
     assert_close(runs[2:], runs[:2], rtol=1e-4, atol=1e-5)
+
+
+COMPILE = """
+import itertools, subprocess
+from pathlib import Path
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from contralto.align.losses import target_kernel
+
+kernel = target_kernel._passes
+flags = [name for name in kernel.arg_names if name.startswith("HAS_")]
+types = dict.fromkeys(("inner", "outer", "slope"), "fp32") | {"vocabulary": "i32", "targets": "*i64", "bias": "*bf16"}
+kinds = (("*fp32", ()), ("*bf16", ("HAS_GRADIENT",)), ("*bf16", flags))
+for capability, (gradient, on) in itertools.product((80, 90), kinds):
+    constants = {name: name in on for name in flags} | {"TILE": target_kernel.TILE}
+    signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in kernel.arg_names}
+    signature["gradient"] = gradient
+    attributes = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] in "*i"}
+    source = ASTSource(kernel, signature, constants, attributes)
+    code = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": target_kernel.WARPS})
+    Path("code.cubin").write_bytes(code.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    print(subprocess.run([tool, "-res-usage", "code.cubin"], check=True, capture_output=True, text=True).stdout)
+"""
+
+
+@kernel
+def test_the_kernel_rejects_rows_with_gaps():
+    from contralto.align.losses.target_kernel import kernel_passes
+
+    tile = _tile()
+    with pytest.raises(ValueError, match="without gaps between their rows"):
+        kernel_passes(tile._replace(products=tile.products[:, ::2]))
+
+
+@kernel
+def test_the_kernel_compiles_for_gpus(tmp_path):
+    """For compute capabilities 8.0 and 9.0, without a GPU: registers for four programs at a time, for two with all statistics; none spilled."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
+    result = subprocess.run([sys.executable, "-c", COMPILE], check=False, **options)
+    assert result.returncode == 0, result.stderr
+    usage = re.findall(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", result.stdout)
+    most = [65536 // (programs * 16 * 32) for programs in (4, 4, 2)] * 2
+    assert [int(found[0]) <= limit for found, limit in zip(usage, most, strict=True)] == [True] * 6, usage
+    assert {(stack, local) for _, stack, local in usage} == {("0", "0")}
 
 
 @kernel
