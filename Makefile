@@ -41,8 +41,9 @@ real: .venv/.real links .cache/real/smollm2 ## the tests with a real pretrained 
 docs: .venv/.docs links ## build the documentation site into site/; `make docs` fails on any warning
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-mutants: .venv/.dev links ## change the mathematics a little, again and again, and see whether the tests notice
+mutants: .venv/.dev links .cache/triton/.ready ## change the mathematics a little, again and again, and see whether the tests notice
 	$(BIN)/python tests/mutants --declared
+	$(INTERPRETED) $(BIN)/python tests/mutants --declared --only align/losses/target_kernel.py
 	$(BIN)/python tests/mutants
 
 faults: .venv/.dev links ## fail every write, fsync, rename, open, read and mmap once, and see what becomes of the work: hours
@@ -82,9 +83,8 @@ test-install: .venv/.uv links ## build wheel and sdist, install them in a clean 
 	$(INSTALL) uv==0.13.9
 	touch $@
 
-test-kernels: .venv/.dev links .cache/triton/.ready ## the Triton kernels in Triton's interpreter, on a CPU, and whether the tests notice changes of them
+test-kernels: .venv/.dev links .cache/triton/.ready ## the Triton kernels in Triton's interpreter, on a CPU
 	$(INTERPRETED) $(BIN)/pytest -q -m kernel tests/align/losses
-	$(INTERPRETED) $(BIN)/python tests/mutants --declared --only align/losses/target_kernel.py
 
 # Apart from .venv: where Triton is installed, torch and others choose other ways, also on a CPU.
 .cache/triton/.ready: Makefile | .venv/.dev

@@ -16,12 +16,13 @@ import importlib.util
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import torch
-from timing import named_versions, parse_flags, publish, setting_lines, spread
+from timing import parse_flags, publish, setting_lines, spread
 from torch import Tensor
 from tqdm import tqdm
 
@@ -53,7 +54,8 @@ def runs(device: str) -> dict[str, Run]:
     """Return the passes that can be run here."""
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     has_kernel = importlib.util.find_spec("triton") is not None and (device != "cpu" or is_interpreted)
-    return {"torch": torch_passes} | ({"kernel": by_kernel} if has_kernel else {})
+    found: dict[str, Run] = {"torch": torch_passes}
+    return found | {"kernel": by_kernel} if has_kernel else found
 
 
 def problem(args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,7 +88,7 @@ def milliseconds(call: Callable[[], object], device: str) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
-def cells(calls: dict[str, Callable[[], object]], args: argparse.Namespace) -> tuple[list[str], float | None]:
+def cells(calls: Mapping[str, Callable[[], object]], args: argparse.Namespace) -> tuple[list[str], float | None]:
     """Return milliseconds of torch and kernel and their ratio as cells, and the kernel's milliseconds."""
     for call in calls.values():
         milliseconds(call, args.device)
@@ -104,7 +106,7 @@ def passes_row(name: str, args: argparse.Namespace, choice: PassesChoice) -> str
     tile, work = chunk(*problem(args), gradient=gradient, names=names)
     if "kernel" in runs(args.device):
         choice.reason_against(tile, work)
-    calls = {key: (lambda run=run: run(tile, work)) for key, run in runs(args.device).items()}
+    calls = {key: partial(run, tile, work) for key, run in runs(args.device).items()}
     figures, kernel = cells(calls, args)
     bytes_ = tile.products.nbytes * (2 if gradient else 1) + (0 if tile.gradient is None else tile.gradient.nbytes)
     speed = "-" if kernel is None else f"{bytes_ / kernel / 1e6:.0f}"
@@ -120,10 +122,10 @@ def head_row(name: str, args: argparse.Namespace) -> str:
         with mock.patch.object(sweep, "run_passes", passes):
             logps = chunked_logps(hidden.requires_grad_(gradient), Head(weight), targets, also=names).logps
         if gradient:
-            logps.sum().backward()
+            logps.sum().backward()  # type: ignore[no-untyped-call]
             hidden.grad = None
 
-    figures, _ = cells({key: (lambda passes=passes: run(passes)) for key, passes in runs(args.device).items()}, args)
+    figures, _ = cells({key: partial(run, passes) for key, passes in runs(args.device).items()}, args)
     return f"| {name} | {args.tokens} | {' | '.join(figures)} |"
 
 
@@ -160,7 +162,7 @@ def main() -> None:
     if "kernel" not in runs(args.device):
         lines += ["The kernel has not been run: it needs Triton, and a GPU or its interpreter."]
     lines += ["", *setting_lines(args.tokens, args.device, args.threads)]
-    lines += [f"{args.rounds} rounds; {named_versions('torch')}. Command: `python benchmarks/head_passes.py`."]
+    lines += [f"{args.rounds} rounds. Command: `python benchmarks/head_passes.py`."]
     publish(lines, None if args.no_write else RESULTS)
 
 

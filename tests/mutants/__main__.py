@@ -39,7 +39,7 @@ PART = 60
 
 
 KERNELS = "kernels.yaml"
-"""Declared changes of Triton kernels: only where these run, as in `make test-kernels`, are there tests to notice them."""
+"""Declared changes of Triton kernels: only where Triton's interpreter runs them are there tests to notice them."""
 
 
 class Task(NamedTuple):
