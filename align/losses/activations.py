@@ -131,6 +131,7 @@ class _Recorder:
             self.keep("residual", hidden)
 
     def keep(self, kind: Kind, value: Any) -> None:
+        """Keep the mean activation of each token `(B, T)`, unless the value has another number of tokens."""
         value = value[0] if isinstance(value, tuple) else value
         if value.shape[:-1] in (self.shape, (self.shape.numel(),)):  # some layers flatten rows and tokens
             mean = value.detach().mean(-1, dtype=torch.float32).view(self.shape)

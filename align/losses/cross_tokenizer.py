@@ -150,6 +150,7 @@ def hybrid(
         raise ValueError("matched_weight and unmatched_weight belong together: set both, or neither")
 
     def compare(log_q: Tensor, log_p: Tensor, log_c: Tensor, log_d: Tensor) -> Tensor:
+        """Return the weighted sum of both parts `(n,)`, see `gold`."""
         share = len(matched.teacher) / log_p.shape[-1]
         of_matched = share if matched_weight is None else matched_weight
         of_others = 1 - share if unmatched_weight is None else unmatched_weight
@@ -299,6 +300,7 @@ class _Compared(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, log_scale: Tensor, plan: _Plan
     ) -> tuple[Tensor, Tensor]:
+        """Compute the values in chunks, and all gradients of their weighted sum."""
         tensors, wanted = (hidden, weight, bias, log_scale), ctx.needs_input_grad[:4]
         precision = precision_of(hidden)
         sums = [
@@ -317,6 +319,7 @@ class _Compared(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients that the forward pass computed."""
         if ctx.grads is None:
             raise RuntimeError("a comparison gives its gradients once: they are handed on, not copied")
         grads, ctx.grads = ctx.grads, None

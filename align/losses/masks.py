@@ -136,6 +136,7 @@ class _MaskNetwork(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_states: Sequence[Tensor]) -> Tensor:
+        """Return the mask `(B, T)` of the hidden states `(B, T, H)` of each layer."""
         dtype = self.weight.dtype
         scores = [self.norm(h.to(dtype)) @ w + b for h, w, b in zip(hidden_states, self.weight, self.bias, strict=True)]
         mixed = sum(v * self.dropout(score.relu()) for v, score in zip(self.mixer, scores, strict=True))

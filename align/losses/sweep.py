@@ -373,6 +373,7 @@ class _PerToken(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, plan: SweepPlan
     ) -> tuple[Tensor, ...]:
+        """Compute the values, with a frozen head also the gradients of each term with respect to the hidden states."""
         ctx.recomputes = weight is None or any(ctx.needs_input_grad[1:3])
         per_term = ctx.needs_input_grad[0] and not ctx.recomputes
         result = _sweep(plan, (hidden, weight, bias), per_term=per_term, records=True)
@@ -383,6 +384,7 @@ class _PerToken(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Weight these gradients by the incoming ones, or compute the logits again."""
         if ctx.recomputes:
             result = _sweep(ctx.plan, ctx.saved_tensors, factors=grads, wanted=ctx.needs_input_grad[:3])
             return (*(None if g is None else g.to(ctx.dtype) for g in result.sum_grads), None)
@@ -397,6 +399,7 @@ class _Weighted(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, plan: SweepPlan, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Compute the values, and all gradients of their weighted sum."""
         wanted = ctx.needs_input_grad[:3]
         factors = [weights.to(precision_of(hidden))]
         result = _sweep(
@@ -410,6 +413,7 @@ class _Weighted(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients that the forward pass computed."""
         if ctx.grads is None:
             raise RuntimeError("a weighted divergence gives its gradients once: they are handed on, not copied")
         grads, ctx.grads = ctx.grads, None

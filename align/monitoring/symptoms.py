@@ -75,6 +75,7 @@ class _Evidence(NamedTuple):
 
     @property
     def pairs(self) -> str:
+        """Return the number of pairs and where they come from, for a sentence."""
         return f"{len(self.chosen)} {'training' if self.record.source == 'train_dataset' else 'held-out'} pairs"
 
 

@@ -35,6 +35,7 @@ def records_settings(post_init: Callable[[Any], None]) -> Callable[[Any], None]:
 
     @wraps(post_init)
     def recorded(args: Any) -> None:
+        """Run the `__post_init__`, and record which options were set before it."""
         if GIVEN in vars(args):  # the outermost class records
             post_init(args)
             return

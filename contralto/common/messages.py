@@ -192,6 +192,7 @@ def fill(template: str, prompt: str, fields: Mapping[str, Any] | None = None) ->
     """
 
     def value(match: re.Match[str]) -> str:
+        """Return what a name in braces stands for."""
         name = match[1]
         if name == "prompt":
             return prompt

@@ -106,9 +106,11 @@ class _Mentions(ast.NodeVisitor):
         self.is_hidden |= any(part in HIDDEN for chain in self.chains for part in chain)
 
     def visit_Name(self, node: ast.Name) -> None:
+        """Add a name."""
         self.chains.add((node.id,))
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
+        """Add a name with the attributes behind it."""
         parts, inner = [node.attr], node.value
         while isinstance(inner, ast.Attribute):
             parts.append(inner.attr)
@@ -120,6 +122,7 @@ class _Mentions(ast.NodeVisitor):
             self.visit(inner)
 
     def visit_Call(self, node: ast.Call) -> None:
+        """Note calls that reach a name by a string, such as `getattr` with a variable."""
         if isinstance(node.func, ast.Name) and node.func.id in BY_NAME:
             self.is_hidden |= len(node.args) < 2 or not isinstance(node.args[1], ast.Constant)
         self.generic_visit(node)

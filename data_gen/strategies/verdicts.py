@@ -192,6 +192,7 @@ def judged(contrast: Callable[..., Contrasting]) -> Callable[..., Strategy]:
 
     @wraps(contrast)
     def strategy(row: Row, *, judge: str | None = None, judge_template: str = "judge", **settings: Any) -> Strategy:
+        """Make the pair of a contrast, judged if there is a judge."""
         load_judge_template(judge_template)
         made = yield from contrast(row, **settings)
         if isinstance(made, Rejected):

@@ -97,6 +97,7 @@ def rewritten(markdown: str, page: str, repo_url: str | None) -> str:
 
 def _line(line: str, page: str, repo_url: str | None) -> str:
     def resolve(link: re.Match[str]) -> str:
+        """Return a link of Markdown with the address of its target in the site or the repository."""
         text, target = link[1], link[2]
         if "://" in target or target.startswith(("#", "mailto:")):
             return link[0]

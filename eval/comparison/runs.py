@@ -346,6 +346,7 @@ class _Line(io.TextIOBase):
         self.target, self.title, self.quiet, self.width = target, title, quiet, 0
 
     def write(self, text: str) -> int:
+        """Show a part of a progress bar, and return its number of characters."""
         if not self.quiet and text.strip("\r\n\x1b[A "):
             shown = f"{self.title}  {text.strip()}"
             self.target.write(f"\r{shown:<{self.width}}")

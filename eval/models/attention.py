@@ -56,6 +56,7 @@ class _Meter:
         self._length = 0
 
     def begin(self, _module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Begin the sums of a prompt in its first forward pass, and note the length that is read."""
         ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
         if ids is None or len(ids) != 1:
             raise ValueError("attention is measured one prompt at a time, by input_ids: set the batch size to 1")

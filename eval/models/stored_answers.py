@@ -13,6 +13,7 @@ __all__ = ["read_answer"]
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
+        """Reject every function and class that a pickle names."""
         raise ValueError(
             f"use_cache names a file that holds more than answers: reading it would call {module_name}.{global_name}; name another file"
         )

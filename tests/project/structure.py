@@ -257,7 +257,7 @@ def docstrings(module: Module) -> Iterator[str]:
 
 
 def undocumented(module: Module) -> Iterator[str]:
-    """Yield public modules, classes, functions and methods without a docstring."""
+    """Yield public modules, classes and functions, and methods with a public name of any class, without a docstring."""
     if any(word.startswith("_") for word in module.name.split(".")):
         return
     inner: list[ast.Module | ast.ClassDef] = [module.tree]
@@ -265,11 +265,12 @@ def undocumented(module: Module) -> Iterator[str]:
         yield "1: the module has no docstring"
     while inner:
         for node in inner.pop().body:
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node.name[0] != "_":
-                if not ast.get_docstring(node):
-                    yield f"{node.lineno}: {node.name} has no docstring"
-                if isinstance(node, ast.ClassDef):
-                    inner.append(node)
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                continue
+            if node.name[0] != "_" and not ast.get_docstring(node):
+                yield f"{node.lineno}: {node.name} has no docstring"
+            if isinstance(node, ast.ClassDef):
+                inner.append(node)
 
 
 def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

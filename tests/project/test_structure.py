@@ -26,7 +26,7 @@ BREAKS = {
     "names": "def of(name):\n    return name == 'vcd'",
     "privates": "def of(branch):\n    branch._fills = 1",
     "docstrings": "def of():\n    '''What it gives.'''",
-    "undocumented": "'''A module.'''\nclass Given:\n    '''A class.'''\n    def read(self):\n        return 1",
+    "undocumented": "'''A module.'''\nclass _Given:\n    def _find(self):\n        pass\n    def read(self):\n        return 1",
     "retired": "def of(told):\n    return told",
 }
 
