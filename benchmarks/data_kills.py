@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from killed_runs import files, publish
 from tqdm import tqdm
 
 from contralto.data_gen import card, checks, export, pipeline  # noqa: F401 - the children need them all
@@ -97,16 +98,6 @@ def fork(recipe: Path, output: Path) -> int:
         os._exit(code)
 
 
-def files(output: Path) -> dict[str, bytes]:
-    """The data set; pictures carry dates."""
-    found = output / "dataset"
-    return {
-        str(f.relative_to(found)): f.read_bytes()
-        for f in sorted(found.rglob("*"))
-        if f.is_file() and f.suffix != ".png"
-    }
-
-
 def until_finished(recipe: Path, output: Path, seconds: float, kills: int, rng: random.Random) -> Iterator[None]:
     """Start a run until it ends by itself; yields at every kill, of which there are at most `kills`."""
     while True:
@@ -155,14 +146,16 @@ def serve() -> tuple[subprocess.Popen[str], str]:
     return process, f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
 
 
-def table(found: list[Found]) -> str:
-    """The results."""
-    lines = [
-        "| engine | requests | a whole run, s | kills | runs that were killed and resumed | data sets byte-identical |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [f"| {f.engine} | {f.requests} | {f.seconds:.1f} | {f.kills} | {f.runs} | {f.identical} |" for f in found]
-    return "\n".join(lines)
+def cells(found: Found) -> dict[str, object]:
+    """The cells of a row of the table, by heading."""
+    return {
+        "engine": found.engine,
+        "requests": found.requests,
+        "a whole run, s": f"{found.seconds:.1f}",
+        "kills": found.kills,
+        "runs that were killed and resumed": found.runs,
+        "data sets byte-identical": found.identical,
+    }
 
 
 def main() -> int:
@@ -201,14 +194,11 @@ def main() -> int:
     finally:
         server.terminate()
         server.wait()
-    print(table(found))
+    command = f"python benchmarks/data_kills.py --kills {args.kills}"
+    publish("Killed runs", command, list(map(cells, found)), "", None if args.no_write else RESULTS)
     for each in found:
         verdict = "byte-identical" if each.identical == each.runs else f"{each.runs - each.identical} DIFFER"
         print(f"{each.engine}: {verdict} after {each.kills} kills")
-    if not args.no_write:
-        RESULTS.write_text(
-            f"# Killed runs\n\n`python benchmarks/data_kills.py --kills {args.kills}`\n\n{table(found)}\n"
-        )
     return int(any(each.identical < each.runs for each in found))
 
 

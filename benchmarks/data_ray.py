@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import psutil
 import yaml
+from killed_runs import files, publish
 
 from contralto.data_gen import export, pipeline
 from contralto.data_gen import recipe as recipes
@@ -123,12 +124,6 @@ def is_worker(process: psutil.Process) -> bool:
         return False
 
 
-def files(output: Path) -> dict[str, bytes]:
-    """The data set; pictures carry dates."""
-    found = output / "dataset"
-    return {str(f.relative_to(found)): f.read_bytes() for f in found.rglob("*") if f.is_file() and f.suffix != ".png"}
-
-
 def repeated_calls(times: list[list[str]], store: Path) -> tuple[int, int]:
     """Return the numbers of calls for answers on disk, and for answers that were lost with a worker."""
     with closing(open_read_only(store)) as db:
@@ -163,18 +158,20 @@ def measure(name: str, recipe_path: Path, folder: Path, expected: dict[str, byte
     return Found(name, seconds, before, kills, len(rows) - exported.pairs, late, died, same)
 
 
-def table(found: list[Found], rows: int) -> str:
-    """The results."""
-    lines = [
-        "| run | rows | s | first answer after, s | then rows per second | kills | rows lost | asked again: on disk | died with worker | same bytes |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {f.name} | {rows:,} | {f.seconds:.1f} | {f.before:.1f} | {rows / (f.seconds - f.before):,.0f} | {f.kills} | {f.lost} "
-        f"| {f.repeated} | {f.died} | {'yes' if f.is_identical else 'NO'} |"
-        for f in found
-    ]
-    return "\n".join(lines)
+def cells(found: Found, rows: int) -> dict[str, object]:
+    """The cells of a row of the table, by heading."""
+    return {
+        "run": found.name,
+        "rows": f"{rows:,}",
+        "s": f"{found.seconds:.1f}",
+        "first answer after, s": f"{found.before:.1f}",
+        "then rows per second": f"{rows / (found.seconds - found.before):,.0f}",
+        "kills": found.kills,
+        "rows lost": found.lost,
+        "asked again: on disk": found.repeated,
+        "died with worker": found.died,
+        "same bytes": "yes" if found.is_identical else "NO",
+    }
 
 
 def main() -> int:
@@ -192,10 +189,9 @@ def main() -> int:
         expected = files(folder / "one" / "pairs")
         found.append(measure("two workers", recipe, folder / "two", expected, 0))
         found.append(measure("two workers, killed", recipe, folder / "killed", expected, args.seconds))
-    print(table(found, args.rows))
-    if not args.no_write:
-        command = f"`python benchmarks/data_ray.py --rows {args.rows} --seconds {args.seconds:g}`"
-        RESULTS.write_text(f"# Killed workers of a Ray cluster\n\n{command}\n\n{table(found, args.rows)}\n\n{NOTE}\n")
+    command = f"python benchmarks/data_ray.py --rows {args.rows} --seconds {args.seconds:g}"
+    rows = [cells(each, args.rows) for each in found]
+    publish("Killed workers of a Ray cluster", command, rows, NOTE, None if args.no_write else RESULTS)
     return int(not all(each.is_kept for each in found))
 
 
