@@ -161,9 +161,9 @@ def _listening(rest: Sequence[str]) -> dict[str, Any]:
     flags = {name.replace("_", "-"): v for name, v in vars(parser.parse_known_args(rest)[0]).items() if v is not None}
     file = {}
     if "config" in flags:
-        import yaml
+        from contralto.common.yaml_file import read_yaml
 
-        file = yaml.safe_load(Path(flags["config"]).read_text(encoding="utf-8"))
+        file = read_yaml(flags["config"])
     return {**({_dashed(f"--{name}")[2:]: v for name, v in file.items()} if isinstance(file, dict) else {}), **flags}
 
 

@@ -8,6 +8,7 @@ files and templates, are the user's wherever they are raised.
 
 import dis
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,8 @@ READERS = {"json.decoder"}
 """Modules whose errors are those of the text that they read, also where C raises them: too deep, too many digits."""
 TEMPLATES = ("<template>", "<unknown>")
 """The file names of Jinja's templates in tracebacks."""
+_OS_ERROR = re.compile(r"\(os error \d+\)$")
+"""The end of Rust's messages about files."""
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "mauve": "mauve-text"}
 """Packages whose module has another name."""
 
@@ -92,7 +95,7 @@ def guarded(
             raise
         if not quiet:
             several = error.sentences if isinstance(error, MistakesError) else [sentence(error, extra or command)]
-            secrets = Secrets.of_environment()
+            secrets = Secrets.of_process()
             for text in several:  # it may quote an endpoint, a file or a template
                 print(f"contralto {command}: {printable(secrets.hide(text))}", file=sys.stderr)
         return 2
@@ -258,7 +261,7 @@ def is_mistake(error: BaseException) -> bool:
         return True
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "contralto":
         return False
-    if isinstance(error, OUTSIDE):
+    if isinstance(error, OUTSIDE) or _is_of_rust(error):
         return True
     if isinstance(error, RuntimeError) and (_is_out_of_memory(error) or _is_unwritten(error, origin)):
         return True
@@ -286,6 +289,11 @@ def _is_unwritten(error: Exception, origin: TracebackType | None) -> bool:
     return origin is not None and origin.tb_frame.f_globals.get("__name__") == "torch.serialization"
 
 
+def _is_of_rust(error: BaseException) -> bool:
+    """Return True if tokenizers could not write or read a file, which it reports as a bare Exception out of Rust."""
+    return type(error) is Exception and _OS_ERROR.search(str(error)) is not None
+
+
 def sentence(error: BaseException, extra: str = "") -> str:
     """Return the message of an error as one line.
 
@@ -300,8 +308,10 @@ def sentence(error: BaseException, extra: str = "") -> str:
     text = " ".join(text.split()) or " ".join("".join(traceback.format_exception_only(error)).split())
     if isinstance(error, MemoryError) and text == type(error).__name__:
         return "there is not enough memory: use a smaller model, batch or file"
-    if isinstance(error, RuntimeError) and _is_unwritten(error, _origin(error.__traceback__)):
-        return f"torch could not write or read a file ({text}): make room on the disk, or check it, and run the command again"
+    is_of_torch = isinstance(error, RuntimeError) and _is_unwritten(error, _origin(error.__traceback__))
+    if is_of_torch or _is_of_rust(error):
+        library = "torch" if is_of_torch else "the tokenizer"
+        return f"{library} could not write or read a file ({text}): make room on the disk, or check it, and run the command again"
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{os.fspath(error.filename)}: {error.strerror}"
     if type(error).__module__.split(".")[0] == "datasets" and error.__cause__ is not None:

@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +17,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 SHORTEST_SECRET = 8
 """Shorter keys, such as EMPTY, are placeholders of local servers: they are hidden in errors, but not cut out of completions."""
 _SECRET_NAME = re.compile(
-    r"(?i)api[-_]?key|authorization|bearer|passw(or)?d|client[-_]?secret|secret[-_]?key|(access|auth|api|hf)[-_]?token|^token$"
+    r"(?i)api[-_]?key|authorization|bearer|passw(or)?d|client[-_]?secret|secret[-_]?key|(access|auth|api|hf|hub)[-_]?token|^token$"
 )
 
 _SECRET_VARIABLE = re.compile(r"(?i)(key|token|secret|password)$")
@@ -145,20 +146,21 @@ class Secrets:
         self._forms = sorted(forms, key=len, reverse=True)
 
     @classmethod
-    def of_environment(cls) -> "Secrets":
-        """Return the secrets in environment variables.
+    def of_process(cls) -> "Secrets":
+        """Return the secrets in environment variables and in the flags of the command.
 
-        They are those that are named `..._KEY`, `..._TOKEN`, `..._SECRET` or `..._PASSWORD`, unless they are the paths of files, and
-        the passwords in addresses, such as that of `HTTPS_PROXY`. Libraries and the code of others, such as a scorer that asks an
-        endpoint, may show them in their errors.
+        They are the variables that are named `..._KEY`, `..._TOKEN`, `..._SECRET` or `..._PASSWORD`, unless they are the paths of files,
+        flags such as `--api-key` and `--hub_token`, and the passwords in addresses, such as that of `HTTPS_PROXY`. Libraries and the
+        code of others, such as a scorer that asks an endpoint, may show them in their errors.
         """
         named = [
             value
             for name, value in os.environ.items()
             if _SECRET_VARIABLE.search(name) and not value.startswith(("/", "~", "./"))
         ]
-        passwords = [password for value in os.environ.values() for password in _PASSWORD.findall(value)]
-        return cls(*(value for value in (*named, *passwords) if len(value) >= SHORTEST_SECRET))
+        passwords = [password for value in (*os.environ.values(), *sys.argv) for password in _PASSWORD.findall(value)]
+        found = (*named, *_flag_values(sys.argv), *passwords)
+        return cls(*(value for value in found if len(value) >= SHORTEST_SECRET))
 
     def hide(self, text: str) -> str:
         """Replace the keys in an error or a log line by `***`. Call it before the text is cut.
@@ -193,6 +195,18 @@ class Secrets:
             text: such as a recipe.
         """
         return self.hide_in_completion(text) != text
+
+
+def _flag_values(words: Sequence[str]) -> Iterator[str]:
+    """Yield the values of flags under whose names secrets stand."""
+    is_secret = False
+    for word in words:
+        if word.startswith("--"):
+            name, _, value = word.partition("=")
+            is_secret = bool(_SECRET_NAME.search(name.lstrip("-")))
+            word = value
+        if is_secret:
+            yield word
 
 
 def _without_beginnings(text: str, secrets: Sequence[str]) -> str:

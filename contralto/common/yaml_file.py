@@ -26,6 +26,7 @@ class _Loader(yaml.SafeLoader):
         self._merged = 0
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Copy the keys of merges into a mapping, as PyYAML does, after they have been counted."""
         for name, value in node.value:
             if name.tag == "tag:yaml.org,2002:merge":
                 for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
@@ -39,6 +40,7 @@ class _Loader(yaml.SafeLoader):
         super().flatten_mapping(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Return a mapping, as PyYAML does, unless it gives a key twice."""
         seen: dict[str, Any] = {}
         for name, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if not isinstance(name, yaml.ScalarNode) or name.tag == "tag:yaml.org,2002:merge":
@@ -79,16 +81,25 @@ def parse_yaml(text: str, name: str) -> Any:
         >>> parse_yaml("seed: 1\\nseed: 2", "recipe.yaml")
         Traceback (most recent call last):
             ...
-        ValueError: recipe.yaml is not YAML: the key 'seed' is given twice, first in line 1 in "<unicode string>", line 2, column 1: seed: 2 ^
+        ValueError: recipe.yaml is not YAML: the key 'seed' is given twice, first in line 1 (line 2, column 1)
     """
     try:
         value = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:  # also a date that does not exist
-        raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{name} is not YAML: {_problem(error)}") from error
     except RecursionError as error:
         raise ValueError(f"{name} is nested too deeply") from error
     _check_size(value, name)
     return value
+
+
+def _problem(error: Exception) -> str:
+    """Return what is wrong and where, without the line itself: a secret may stand there."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    text = ": ".join(each for each in (error.context, error.problem, error.note) if each)
+    mark = error.problem_mark or error.context_mark
+    return text if mark is None else f"{text} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def _check_size(document: Any, name: str) -> None:

@@ -37,7 +37,7 @@ def checked(outcome: Any) -> Answer | Failure:
         'the engine returned None, not an Answer or a Failure'
     """
     if isinstance(outcome, Failure):
-        reason = Secrets.of_environment().hide(str(outcome.reason or "no reason given"))
+        reason = Secrets.of_process().hide(str(outcome.reason or "no reason given"))
         return Failure(short(reason, 1000), stops=bool(outcome.stops))
     if not isinstance(outcome, Answer):
         return Failure(f"the engine returned {kind_of(outcome)}, not an Answer or a Failure")
@@ -102,7 +102,7 @@ def described(error: BaseException, *, by: str) -> str:
         >>> described(KeyError("no"), by="my:scorer")
         "my:scorer raised KeyError: 'no'"
     """
-    return short(Secrets.of_environment().hide(f"{by} raised {type(error).__name__}: {error}"), 500)
+    return short(Secrets.of_process().hide(f"{by} raised {type(error).__name__}: {error}"), 500)
 
 
 def kind_of(value: Any) -> str:

@@ -10,6 +10,8 @@ import sys
 import pytest
 import torch
 from datasets.exceptions import DatasetGenerationError
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from contralto import cli, testbed
 from contralto.common import errors
@@ -44,6 +46,8 @@ def _assert():
         (lambda: __import__("nowhere_to_be_found"), "the package nowhere-to-be-found is not installed: pip install"),
         (lambda: _raise(ImportError("images are read with Pillow")), "images are read with Pillow"),
         (lambda: torch.save(torch.zeros(10**5), "/dev/full"), "torch could not write or read a file ("),
+        (lambda: Tokenizer(WordLevel({"a": 0})).save("/dev/full"), "the tokenizer could not write or read a file ("),
+        (lambda: _raise(Exception("of somebody")), None),
         (_fault, None),
         (lambda: {}["key"], None),
         (lambda: None.name, None),

@@ -1,6 +1,7 @@
 """Texts of others: surrogates, control characters, secrets."""
 
 import json
+import sys
 
 import pytest
 
@@ -63,7 +64,11 @@ def test_secrets_are_hidden(monkeypatch):
     monkeypatch.setenv("A_FILE_KEY", "/home/me/key.json")
     shown = "abcdefgh short plain text http://me:pass-word@proxy:8080 /home/me/model"
     hidden = "*** short plain text http://me:***@proxy:8080 /home/me/model"
-    assert texts.Secrets.of_environment().hide(shown) == hidden
+    assert texts.Secrets.of_process().hide(shown) == hidden
+    argv = ["contralto", "--api-key", "first-key", "other-key", "--hub_token=the-token", "--pad_token", "<|im_end|>"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--model", "http://me:pass-wort@host/model"])
+    shown = "first-key other-key the-token <|im_end|> http://me:pass-wort@host/model"
+    assert texts.Secrets.of_process().hide(shown) == "*** *** *** <|im_end|> http://me:***@host/model"
     assert texts.Secrets("12345678").hide_in_completion("a 12345678") == "a ***"
     two = texts.Secrets("first-0123456789", "second-0123456789")
     assert two.hide("second-01 and first-01 and second-0123") == "*** and *** and ***"

@@ -15,7 +15,7 @@ MERGES = "\n".join(
 )
 """Half a trillion pairs of keys and values, were they made."""
 WRONG = {
-    "twice": ("seed: 1\nrows: a\nseed: 2\n", "the key 'seed' is given twice, first in line 1 .*line 3"),
+    "twice": ("seed: 1\nrows: a\nseed: 2\n", r"the key 'seed' is given twice, first in line 1 \(line 3, column 1\)"),
     "twice within": ("roles:\n  target: {model: a, model: b}\n", "the key 'model' is given twice"),
     "two roles": ("roles:\n  target: {model: a}\n  target: {model: b}\n", "the key 'target' is given twice"),
     "quoted": ("seed: 1\n'seed': 2\n", "the key 'seed' is given twice"),
@@ -40,6 +40,14 @@ def test_wrong_yaml_is_one_sentence(name):
         parse_yaml(text, "r.yaml")
     assert error.match(message)
     assert "\n" not in str(error.value)
+
+
+def test_a_line_that_is_not_yaml_is_not_repeated():
+    """A secret may stand there."""
+    with pytest.raises(
+        ValueError, match=r"s.yaml is not YAML: mapping values are not allowed here \(line 2, column 18\)$"
+    ):
+        parse_yaml("port: 1\napi-key: sk-12345: 8001", "s.yaml")
 
 
 def test_merges_and_aliases_are_yaml_as_ever(tmp_path):

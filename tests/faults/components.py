@@ -47,10 +47,14 @@ def command(*words: object) -> None:
 
 
 def contents(folder: Path, *left_out: str) -> dict[str, str]:
-    """Return a hash of every file below a folder, but for those with certain endings, and files that are not finished."""
-    left_out = (*left_out, ".part")  # a killed process leaves those, which nothing reads
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(left_out))
-    return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest()[:12] for path in paths}
+    """Return a hash of every file below a folder, but for names with certain endings, and what is not finished."""
+    left_out = (*left_out, ".part")  # a killed process leaves those files and folders, which nothing reads
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(own): sha256(path.read_bytes()).hexdigest()[:12]
+        for own, path in paths.items()
+        if not any(part.endswith(left_out) for part in own.parts)
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------- store
@@ -361,6 +365,25 @@ def _timeless(value: Any) -> Any:
     return [_timeless(each) for each in value] if isinstance(value, list) else value
 
 
+# -------------------------------------------------------------------------------------------------------------- folders
+
+
+def _write_gguf(folder: Path) -> None:
+    from helpers import gguf_files
+
+    gguf_files.write(folder.parent / "tiny.gguf", gguf_files.tiny())
+
+
+def _convert(folder: Path, is_resumed: bool) -> None:
+    """Convert a file; a folder that is complete stays as it is, since the command makes new ones only."""
+    if not (folder / "converted").exists():
+        command("convert", folder.parent / "tiny.gguf", "--output", folder / "converted")
+
+
+def _write_repositories(folder: Path, is_resumed: bool) -> None:
+    command("hub", "write", folder, "cad", "dola")
+
+
 COMPONENTS = {
     each.name: each
     for each in (
@@ -375,6 +398,8 @@ COMPONENTS = {
         Component("rounds", _run_rounds, _made_rounds, _write_judged),
         Component("eval", _evaluate, _evaluated, _start_quickly),
         Component("compare", _compare, _compared, _start_quickly),
+        Component("convert", _convert, _files, _write_gguf),
+        Component("hub write", _write_repositories, _files),
     )
 }
 

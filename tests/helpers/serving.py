@@ -72,6 +72,8 @@ class Server:
     """A refusal for some requests: status and body."""
     raw: Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse | None]] | None = None
     """Makes the whole response for some requests, whatever it is."""
+    other: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
+    """Answers requests for all other paths."""
     seen: list[Seen] = field(default_factory=list)
     port: int = 0
     """0: any that is free."""
@@ -103,6 +105,7 @@ class Server:
         app = web.Application(client_max_size=2**26)
         app.router.add_post("/v1/chat/completions", self._answer)
         app.router.add_post("/v1/completions", self._answer)
+        app.router.add_route("*", "/{path:.*}", self._answer_other)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=False, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port)
@@ -143,6 +146,12 @@ class Server:
         if fault == "truncated":
             return await self._truncate(request, json.dumps(said).encode())
         return web.json_response(said)
+
+    async def _answer_other(self, request: web.Request) -> web.StreamResponse:
+        if self.other is None:
+            raise web.HTTPNotFound
+        self.seen.append(Seen(time.monotonic(), "other", {}, dict(request.headers)))
+        return await self.other(request)
 
     @staticmethod
     async def _truncate(request: web.Request, data: bytes) -> web.StreamResponse:
