@@ -5,7 +5,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 PYTHONPATH=.cache/triton
 PARTS := align data_gen decoding eval recipes testbed
 
-.PHONY: demo test test-all check lint slow real docs mutants faults audit test-install test-kernels test-vllm vllm-v1 vllm-v2 links clean
+.PHONY: demo test test-all check lint slow real docs mutants faults audit test-install test-kernels test-vllm vllm-v1 vllm-v2 test-deepspeed links clean
 
 demo: .venv/.demo ## decode the embedded models by contrast, align one of them: three problems, tables, demo.html
 	$(BIN)/contralto demo
@@ -107,10 +107,23 @@ vllm-v1 vllm-v2: ## one of vLLM's two model runners
 		--constraint constraints-vllm.txt torchvision
 	touch $@
 
+test-deepspeed: .venv-deepspeed/.ready links ## ZeRO 3 with two processes on a CPU against one, in an environment with DeepSpeed
+	.venv-deepspeed/bin/python -m pytest -q tests/align/trainers/test_deepspeed.py
+
+# The packages of .venv, and DeepSpeed, which is built for the torch that it finds.
+.venv-deepspeed/.ready: .venv/.dev
+	[ -d .venv-deepspeed ] || $(BIN)/python -m venv .venv-deepspeed
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> $$(.venv-deepspeed/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/tested.pth
+	.venv-deepspeed/bin/pip install --quiet --disable-pip-version-check 'setuptools<80' 'wheel<0.46'
+	DS_ACCELERATOR=cpu DS_BUILD_OPS=0 .venv-deepspeed/bin/pip install --quiet --disable-pip-version-check --no-build-isolation \
+		--constraint constraints.txt deepspeed==0.19.8
+	touch $@
+
 .venv-audit/.ready:
 	[ -d .venv-audit ] || $(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	touch $@
 
 clean:
-	rm -rf .venv .venv-audit .venv-vllm build site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-audit .venv-deepspeed .venv-vllm build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, Trainer
 from trl import DPOTrainer, KTOTrainer  # type: ignore[attr-defined]
+from trl.models import prepare_deepspeed  # type: ignore[attr-defined]
 from trl.trainer.utils import (
     create_model_from_path,
     get_comet_experiment_url,
@@ -92,6 +93,7 @@ class PairTrainer(DPOTrainer):
     model: Any
     hidden_options: tuple[str, ...] = ("padding_free",)
     _signature_columns: Any
+    _precompute_engine: Any
 
     def __init__(self, model: Any, ref_model: Any = None, **kwargs: Any) -> None:
         with _hidden(kwargs["args"], *self.hidden_options):
@@ -112,6 +114,15 @@ class PairTrainer(DPOTrainer):
     def mode(self) -> str:
         """Return `train` or `eval`, the name of the metrics that are being collected."""
         return "train" if self.model.training else "eval"
+
+    @property
+    def callable_policy(self) -> Any:
+        """Return the policy, before training in the inference engine without which DeepSpeed leaves its weights in shards."""
+        if not self.is_deepspeed_enabled or self.model_wrapped is not self.model:
+            return self.model
+        if self._precompute_engine is None:
+            self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
+        return self._precompute_engine
 
     # ------------------------------------------------------------------------------ what subclasses provide
 

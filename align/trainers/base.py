@@ -287,10 +287,10 @@ class StagedTrainer(CardMixin, PairTrainer):  # type: ignore[misc]  # `create_mo
             # reentrant checkpoints warn of inputs without gradients
             warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
             if not (own and is_peft_model(unwrapped)):
-                yield (self.model if own else self.ref_model), unwrapped
+                yield (self.callable_policy if own else self.ref_model), unwrapped
                 return
             with use_adapter(unwrapped, "ref" if "ref" in unwrapped.peft_config else None):
-                yield self.model, unwrapped.get_base_model()
+                yield self.callable_policy, unwrapped.get_base_model()
 
     # ------------------------------------------------------------------------------------------------------ processes
 

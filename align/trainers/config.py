@@ -21,6 +21,7 @@ from contralto.align.losses.objective import Objective
 from contralto.align.losses.preference import F_DIVERGENCES
 from contralto.align.losses.registry import BUILT_IN, LOSSES
 from contralto.align.trainers.settings import RecipeOptions, freeze_settings, records_settings
+from contralto.align.trainers.sharding import has_head_in_shards
 from contralto.common.suggestions import did_you_mean
 
 __all__ = [
@@ -168,9 +169,7 @@ class StagedConfig(RecipeOptions, DPOConfig):
     @property
     def head_in_shards(self) -> bool:
         """Return whether the language-model head is sharded over processes: ZeRO 3, FSDP 1."""
-        zero_3 = self.deepspeed_plugin is not None and self.deepspeed_plugin.zero_stage == 3
-        sharding: Any = self.fsdp_config or {}
-        return zero_3 or (bool(self.fsdp) and int(sharding.get("version", 2)) == 1)
+        return has_head_in_shards(self)
 
     def checked_pairs(
         self, train: Any, evaluation: Any

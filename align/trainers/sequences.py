@@ -23,6 +23,7 @@ from contralto.align.trainers.config import apply_machine_defaults, option, with
 from contralto.align.trainers.sequence_rows import Tokenise, pad_sequences, pad_sources, tokenised_rows
 from contralto.align.trainers.sequence_scores import SequenceScores, SequenceTask, install_sequences
 from contralto.align.trainers.settings import RecipeOptions, records_settings
+from contralto.align.trainers.sharding import fsdp_version, uses_deepspeed
 from contralto.align.trl_compat import PlainTrainer, create_model_from_path
 from contralto.common.hashing import fingerprint, weights_digest
 from contralto.common.hub import from_pretrained
@@ -74,7 +75,7 @@ class SequenceConfig(RecipeOptions, TrainingArguments):
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.max_prompt_length is not None and self.max_prompt_length < 2:
             raise ValueError(f"max_prompt_length must be at least 2, not {self.max_prompt_length}")
-        if self.fsdp or self.deepspeed:
+        if fsdp_version(self) or uses_deepspeed(self):
             raise ValueError(
                 "candidates are read outside of the wrapped model, which fsdp and deepspeed shard: leave them out, processes of "
                 "--num_processes are supported"

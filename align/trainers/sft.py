@@ -23,6 +23,7 @@ from contralto.align.trainers.batches import IGNORED
 from contralto.align.trainers.config import apply_machine_defaults, option, require_config, with_own_peft_config
 from contralto.align.trainers.scoring import Scoring, install_head
 from contralto.align.trainers.settings import RecipeOptions, records_settings
+from contralto.align.trainers.sharding import has_head_in_shards
 from contralto.align.trl_compat import gathered, record_metrics
 from contralto.common.head import head_of
 
@@ -246,6 +247,8 @@ class CALConfig(RecipeOptions, SFTConfig):
             )
         apply_machine_defaults(self)
         super().__post_init__()
+        if has_head_in_shards(self):
+            raise ValueError("CAL reads the whole head, which ZeRO 3 and FSDP 1 keep in shards: use FSDP 2 or ZeRO 2")
 
 
 class CALTrainer(CardMixin, SFTTrainer):  # type: ignore[misc]  # `create_model_card` has the signature of TRL's
@@ -303,6 +306,7 @@ class CALTrainer(CardMixin, SFTTrainer):  # type: ignore[misc]  # `create_model_
         """Return a function like the model whose log-probabilities are weighted, with weights of mean 1."""
 
         def forward(**inputs: Any) -> Any:
+            """Call the model, and weight the log-probabilities of its output."""
             if not inputs.get("fused_lm_head"):
                 return model(**inputs)
             with _last_states(_policy(self)) as seen:
@@ -371,6 +375,7 @@ def _blind(policy: Any, input_ids: Tensor) -> Iterator[None]:
     hidden = input_ids == policy.config.image_token_id
 
     def cover(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Hide the images in the attention mask that the language model gets."""
         mask = kwargs.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.shape != hidden.shape:
             raise ValueError(

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -192,6 +193,9 @@ def weights_digest(name: str) -> str:
 def model_digest(model: "nn.Module", *, frozen_only: bool, extra: Sequence[object] = ()) -> str:
     """Return the SHA-256 of all weights of a model.
 
+    Weights that ZeRO 3 or FSDP 2 keep in shards are made whole for it, one at a time, so that all processes have to call it; the digest
+    is that of the same model in one process.
+
     Args:
         model: the model.
         frozen_only: leave out the parameters that require a gradient, such as those of a new adapter: the digest is then that of
@@ -208,11 +212,28 @@ def model_digest(model: "nn.Module", *, frozen_only: bool, extra: Sequence[objec
 
     digest = sha256(repr(list(extra)).encode())
     trained = {name for name, weight in model.named_parameters() if frozen_only and weight.requires_grad}
-    for name, value in sorted(model.state_dict().items()):
-        if name not in trained and isinstance(value, torch.Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, kept in sorted(model.state_dict(keep_vars=True).items()):
+        if name not in trained and isinstance(kept, torch.Tensor):
+            with _whole(kept) as value:
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def _whole(weight: Any) -> "Iterator[Tensor]":
+    """Yield a weight that may be kept in shards."""
+    from torch.distributed.tensor import DTensor
+
+    if hasattr(weight, "ds_id"):  # of ZeRO 3, whose shards look like empty weights
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([weight]):
+            yield weight.detach()
+    elif isinstance(weight, DTensor):
+        yield weight.full_tensor().detach()
+    else:
+        yield weight.detach()
 
 
 def fingerprint(model: "nn.Module") -> str:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -404,26 +405,31 @@ FSDP2 = "fsdp: true\nfsdp_config: {version: 2, transformer_layer_cls_to_wrap: [L
         ("apo_zero", LORA, ""),
         pytest.param("tdpo2", LORA, "", marks=pytest.mark.full),
         ("tdpo1", [], FSDP2),
+        ("apo_zero", [], FSDP2),
         pytest.param("cpo", [], FSDP2, marks=pytest.mark.full),
     ],
-    ids=["apo_zero-lora", "tdpo2-lora", "tdpo1-fsdp2", "cpo-fsdp2"],
+    ids=["apo_zero-lora", "tdpo2-lora", "tdpo1-fsdp2", "apo_zero-fsdp2", "cpo-fsdp2"],
 )
 def test_two_processes_equal_one_with_twice_the_accumulation(pairs, tmp_path, loss, adapter, sharded):
-    """By gloo; with an adapter and a precomputed reference, with a divergence, with sharded models, without a reference."""
+    """By gloo; with a precomputed reference, whole and in shards, with a divergence, with sharded models, without a reference."""
     recipe = tmp_path / "own.yaml"
     recipe.write_text(f"loss_type: [{loss}]\n")
     both = ["--learning_rate", "0.01", "--save_strategy", "no", "--gradient_checkpointing", "false"]
-    if loss == "apo_zero":
-        both += ["--precompute_ref_log_probs", "--reference_cache", str(tmp_path / "cache")]
-    cli_align.run(_argv(recipe, pairs, tmp_path / "one", *both, "--gradient_accumulation_steps", "2", adapter=adapter))
+    both += ["--precompute_ref_log_probs"] if loss == "apo_zero" else []
+    caches = [["--reference_cache", str(tmp_path / f"cache-{name}")] for name in ("one", "two")]
+    one = _argv(recipe, pairs, tmp_path / "one", *both, *caches[0], adapter=adapter)
+    cli_align.run([*one, "--gradient_accumulation_steps", "2"])
     recipe.write_text(recipe.read_text() + sharded)
-    argv = _argv(recipe, pairs, tmp_path / "two", *both, adapter=adapter)
+    argv = _argv(recipe, pairs, tmp_path / "two", *both, *caches[1], adapter=adapter)
     run_ranks(lambda: run.run(argv, launched=True))
     file = "adapter_model.safetensors" if adapter else "model.safetensors"
     one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, weight in one.items():
         assert_close(two[name], weight, rtol=1e-4, atol=1e-5)
+    kept = [{path.relative_to(cache) for path in Path(cache).glob("*/*.arrow")} for _, cache in caches]
+    assert kept[0] == kept[1], "the key is that of the whole weights"
+    assert bool(kept[0]) == (loss == "apo_zero")
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ The literal values were computed by the version before these functions were gath
 import importlib
 import json
 import sys
+from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -92,6 +93,29 @@ def test_training_changes_the_digest_of_frozen_weights_only_where_they_change():
         model[0].bias += 1
     after = [hashing.model_digest(model, frozen_only=frozen_only) for frozen_only in (False, True)]
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, True]
+
+
+def test_weights_in_shards_have_the_digest_of_whole_ones(monkeypatch):
+    """ZeRO 3 keeps them elsewhere, and leaves an empty tensor: two models in shards must not look alike."""
+    whole, sharded = _model(), _model()
+    kept = {}
+    for number, weight in enumerate(sharded.parameters()):
+        kept[number], weight.ds_id, weight.data = weight.data, number, torch.empty(0)
+
+    @contextmanager
+    def gathered(weights):
+        for weight in weights:
+            weight.data = kept[weight.ds_id]
+        yield
+        for weight in weights:
+            weight.data = torch.empty(0)
+
+    zero = SimpleNamespace(zero=SimpleNamespace(GatheredParameters=gathered))
+    monkeypatch.setitem(sys.modules, "deepspeed", zero)
+    for frozen_only in (False, True):
+        digests = {hashing.model_digest(model, frozen_only=frozen_only) for model in (whole, sharded)}
+        assert len(digests) == 1
+    assert all(not weight.numel() for weight in sharded.parameters())
 
 
 def test_other_extra_values_are_another_digest():
