@@ -27,6 +27,8 @@ __all__ = ["SeededSampling", "gumbel_noise", "row_seed"]
 GOLDEN = -7046029254386353131  # 2^64 / golden ratio, odd, as int64
 FIRST, SECOND = -4658895280553007687, -7723592293110705685
 """The multipliers of SplitMix64 (Steele et al. 2014), as int64."""
+BLOCK = 2**15
+"""Elements that are computed together on a CPU, whose cache holds them: fewer calls for the rows of a small vocabulary."""
 
 
 def gumbel_noise(seeds: Tensor, step: int | Tensor, size: int) -> Tensor:
@@ -52,7 +54,7 @@ def gumbel_noise(seeds: Tensor, step: int | Tensor, size: int) -> Tensor:
     keys = _mix(_mix(seeds) + (steps + 1) * GOLDEN)
     tokens = torch.arange(1, size + 1, device=seeds.device) * GOLDEN
     noise = torch.empty(len(seeds), size, dtype=torch.float64, device=seeds.device)
-    together = 1 if seeds.device.type == "cpu" else max(1, len(seeds))  # a CPU's cache holds one row
+    together = max(1, BLOCK // size if seeds.device.type == "cpu" else len(seeds))
     for rows in range(0, len(seeds), together):
         part = slice(rows, rows + together)
         bits = _mix(keys[part, None] + tokens)

@@ -40,6 +40,15 @@ def test_noise_is_gumbel_and_of_each_stream_its_own():
         assert abs(torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1]) < 0.015
 
 
+@pytest.mark.parametrize("size", [1, 7, 160, 4099, 2**15 + 1])
+def test_noise_does_not_depend_on_the_rows_that_are_computed_together(size):
+    """Bitwise, below, at and above a block: recorded answers stand."""
+    rows = 2 + 2 * 2**15 // size if size > 1 else 40
+    noise = gumbel_noise(torch.arange(rows), 5, size)
+    for row in (0, 1, rows // 2, rows - 1):
+        assert torch.equal(noise[row : row + 1], gumbel_noise(torch.tensor([row]), 5, size))
+
+
 def test_the_hash_is_splitmix64():
     """Against the algorithm in Python's integers."""
     mask = 2**64 - 1
