@@ -30,7 +30,9 @@ from contralto.data_gen.store_file import (
     VERSION,
     Transaction,
     check,
+    checked_line,
     named_errors,
+    numbers_in,
     open_read_only,
     undo_interrupted_write,
 )
@@ -61,7 +63,9 @@ MOST_PENDING = 64
 """Scores that wait to be written with the next answers."""
 Line = tuple[Any, ...]
 """A row of a table."""
-OF_ROWS = " WHERE row IN (SELECT value FROM json_each(?))"
+OF_ROWS = "WHERE row IN (SELECT value FROM json_each(?))"
+OF_ANSWERS = ("key", "text", "finish_reason", "prompt_tokens", "completion_tokens", "logprobs")
+"""The columns of an answer that are read."""
 MOST_TOGETHER = 64
 """Answers of one statement: each statement waits for the threads of the engines, whatever it inserts."""
 INSERT_ANSWERS = "INSERT OR IGNORE INTO answers VALUES "
@@ -241,14 +245,29 @@ class Store:
         for start in range(0, len(keys), 500):
             some = keys[start : start + 500]
             marks = ", ".join("?" * len(some))
+            where = f"WHERE key IN ({marks})"
             outcomes |= {
-                key: Failure(reason)
-                for key, reason in self._db.execute(f"SELECT key, reason FROM failures WHERE key IN ({marks})", some)
+                key: Failure(reason) for key, reason in self._lines("failures", ("key", "reason"), where, some)
             }
-            columns = "key, text, finish_reason, prompt_tokens, completion_tokens, logprobs"
-            for key, *rest in self._db.execute(f"SELECT {columns} FROM answers WHERE key IN ({marks})", some):
-                outcomes[key] = _answer(*rest)
+            outcomes |= {key: self._answer(*rest) for key, *rest in self._lines("answers", OF_ANSWERS, where, some)}
         return outcomes
+
+    def _lines(self, table: str, columns: Sequence[str], rest: str = "", values: Sequence[Any] = ()) -> Iterator[Line]:
+        """Yield lines of a table; other types of values than a store holds end in an error that names the file."""
+        with named_errors(self.path):
+            for line in self._db.execute(f"SELECT {', '.join(columns)} FROM {table} {rest}", values):
+                yield checked_line(self.path, table, columns, line)
+
+    def _answer(
+        self, text: str, finish_reason: str, prompt_tokens: int, completion_tokens: int, logprobs: str | None
+    ) -> Answer:
+        return Answer(
+            text=text,
+            finish_reason=finish_reason,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            logprobs=None if logprobs is None else tuple(numbers_in(self.path, "answers", logprobs)),
+        )
 
     def known_scores(self, key: str) -> list[float] | None:
         """Return the scores that `keep_scores` kept under a key, None without any.
@@ -260,8 +279,8 @@ class Store:
             return list(self._pending[key])
         if not self._has("scores"):
             return None
-        found = self._db.execute("SELECT scores FROM scores WHERE key = ?", (key,)).fetchone()
-        return None if found is None else list(json.loads(found[0]))
+        found = list(self._lines("scores", ("scores",), "WHERE key = ?", (key,)))
+        return numbers_in(self.path, "scores", found[0][0]) if found else None
 
     def keep_scores(self, key: str, scores: Sequence[float]) -> None:
         """Keep scores, written to the disk with the next answers; a store that is only read keeps none.
@@ -310,7 +329,7 @@ class Store:
     def _known_sources(self, model: str) -> set[str]:
         if not self._has("sources"):
             return set()
-        return {each for (each,) in self._db.execute("SELECT source FROM sources WHERE model = ?", (model,))}
+        return {each for (each,) in self._lines("sources", ("source",), "WHERE model = ?", (model,))}
 
     def _keep_source(self, model: str, source: str) -> None:
         with self._writing():  # an error ends the run: without the note, the next one would call the function changed
@@ -335,10 +354,10 @@ class Store:
 
     def failures(self) -> Iterator[Recorded]:
         """Yield the failed requests, by row."""
-        query = "SELECT key, row, strategy, role, tag, reason FROM failures ORDER BY row, strategy, key"
+        columns = ("key", "row", "strategy", "role", "tag", "reason")
         # All at once: an open cursor would keep a caller that writes meanwhile from beginning the write-ahead log.
-        for key, row, strategy, role, tag, reason in self._db.execute(query).fetchall():
-            yield Recorded(key, row, strategy, role, tag, Failure(reason))
+        for *where, reason in list(self._lines("failures", columns, "ORDER BY row, strategy, key")):
+            yield Recorded(*where, Failure(reason))
 
     def forget_failures(self) -> int:
         """Remove all failures, so that the requests are sent again, and return their number."""
@@ -349,10 +368,10 @@ class Store:
 
     def usage(self) -> list[Usage]:
         """Return the recorded requests and tokens by role and model."""
-        query = (
-            "SELECT role, model, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) FROM answers GROUP BY role, model"
-        )
-        return [Usage(*row) for row in self._db.execute(query)]
+        query = """SELECT role, model, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) FROM answers
+            GROUP BY role, model, typeof(prompt_tokens), typeof(completion_tokens)"""  # sums leave out NULL and texts
+        with named_errors(self.path):
+            return [Usage(*checked_line(self.path, "answers", Usage._fields, line)) for line in self._db.execute(query)]
 
     def merge(self, other: Path, *, rows: Collection[str] | None = None) -> int:
         """Copy the answers and failures of another store that are not here, and return the number of new answers.
@@ -371,19 +390,16 @@ class Store:
             before = self._count()
             tables = {"answers": ANSWERS, "failures": FAILURES}
             chosen, ids = ("", ()) if rows is None else (OF_ROWS, (json.dumps(list(rows)),))
-            lines = {
-                name: source._db.execute(f"SELECT {', '.join(of)} FROM {name}{chosen}", ids)
-                for name, of in tables.items()
-            }
+            lines = {name: source._lines(name, of, chosen, ids) for name, of in tables.items()}
             with self._writing():
                 self._insert(**lines, on_conflict="IGNORE")
                 if source._has("sources"):
                     self._db.execute(SOURCES)
-                    sources = source._db.execute("SELECT model, source FROM sources")
+                    sources = source._lines("sources", ("model", "source"))
                     self._db.executemany("INSERT OR IGNORE INTO sources VALUES (?, ?)", sources)
                 if rows is None and source._has("scores"):
                     self._db.execute(SCORES)
-                    scores = source._db.execute("SELECT key, scores, at FROM scores")
+                    scores = source._lines("scores", ("key", "scores", "at"))
                     self._db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?)", scores)
         return self._count() - before
 
@@ -399,13 +415,3 @@ def _answer_row(tracked: TrackedRequest, answer: Answer, now: float) -> tuple[An
     where = (request.key, tracked.row, tracked.strategy, tracked.role, tracked.tag, tracked.template, tracked.model)
     tokens = (answer.prompt_tokens, answer.completion_tokens)
     return (*where, json.dumps(content, ensure_ascii=False), answer.text, answer.finish_reason, *tokens, logprobs, now)
-
-
-def _answer(text: str, finish_reason: str, prompt_tokens: int, completion_tokens: int, logprobs: str | None) -> Answer:
-    return Answer(
-        text=text,
-        finish_reason=finish_reason,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        logprobs=None if logprobs is None else tuple(json.loads(logprobs)),
-    )

@@ -1,10 +1,12 @@
 """The SQLite file of a store: what makes it one, how it is opened, its transactions, its errors."""
 
+import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from contralto.common.files import naming
@@ -17,7 +19,9 @@ __all__ = [
     "VERSION",
     "Transaction",
     "check",
+    "checked_line",
     "named_errors",
+    "numbers_in",
     "open_read_only",
     "undo_interrupted_write",
 ]
@@ -30,6 +34,15 @@ ANSWERS = (
     *("prompt_tokens", "completion_tokens", "logprobs", "at"),
 )
 FAILURES = ("key", "row", "strategy", "role", "tag", "reason", "at")
+KINDS: dict[str, tuple[type, ...]] = {
+    "requests": (int,),
+    "prompt_tokens": (int,),
+    "completion_tokens": (int,),
+    "logprobs": (str, type(None)),
+    "at": (int, float),
+}
+"""Types of the values of columns; those of all others are texts. SQLite keeps any type in any column."""
+NAMES = {str: "a text", int: "a whole number", float: "a number", bytes: "bytes", type(None): "NULL"}
 STRANGE = "SELECT type, name FROM sqlite_master WHERE sql IS NOT NULL AND (type <> 'table' OR rootpage = 0) LIMIT 1"
 """Triggers, views, indexes over expressions and virtual tables: SQL that runs when a store is read or written. A store has none."""
 
@@ -78,6 +91,55 @@ def named_errors(path: Path) -> Iterator[None]:
         if error.args[:1] and str(error.args[0]).startswith(str(path)):
             raise
         raise type(error)(f"{path}: {error}") from error
+
+
+def checked_line(path: Path, table: str, columns: Sequence[str], line: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a line of a table whose values have the types that a store holds.
+
+    Args:
+        path: the file, which errors name.
+        table: `answers`, `failures` or `scores`.
+        columns: the names of the values.
+        line: the values, as SQLite returned them.
+
+    Raises:
+        ValueError: a value has another type, which another program wrote.
+
+    Examples:
+        >>> checked_line(Path("a.sqlite"), "answers", ["text"], (b"5",))
+        Traceback (most recent call last):
+            ...
+        ValueError: a.sqlite holds bytes in the column text of its answers, where contralto writes a text: another program changed the file; restore a copy of it
+    """
+    for column, value in zip(columns, line, strict=True):
+        kinds = KINDS.get(column, (str,))
+        if not isinstance(value, kinds):
+            raise _changed(path, f"{NAMES[type(value)]} in the column {column} of its {table}", NAMES[kinds[0]])
+    return line
+
+
+def numbers_in(path: Path, table: str, text: str) -> list[float]:
+    """Return the numbers of a JSON list, in which a store keeps log-probabilities and scores.
+
+    Args:
+        path: the file, which errors name.
+        table: as for `checked_line`.
+        text: the JSON.
+
+    Raises:
+        ValueError: the text is something else, which another program wrote.
+    """
+    with suppress(ValueError, RecursionError):
+        numbers = json.loads(text)
+        if isinstance(numbers, list) and all(type(number) in (int, float) for number in numbers):
+            return numbers
+    raise _changed(path, f"a text in its {table}", "a JSON list of numbers")
+
+
+def _changed(path: Path, held: str, expected: str) -> ValueError:
+    return ValueError(
+        f"{path} holds {held}, where contralto writes {expected}: another program changed the file; restore a copy of it"
+    )
 
 
 def undo_interrupted_write(path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from helpers.stored_answers import answer, asked
 
+from contralto.common.errors import is_mistake
 from contralto.data_gen.store import Store
 from contralto.data_gen.store_file import ANSWERS, APPLICATION, FAILURES
 from contralto.data_gen.types import Answer, Failure
@@ -324,6 +325,91 @@ def test_a_store_that_is_being_written_is_merged(tmp_path):
         assert store.merge(tmp_path / "b") == 1
 
 
+def changed(path, *, table="answers", column, value):
+    """A store in which another program wrote a value, without the rules of the table."""
+    with Store(path) as store:
+        store.record([(asked(1), answer(1)), (asked(2), Failure("cut"))])
+        store.note_source("m", "1")
+        store.keep_scores("k", [1.0])
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        names = ", ".join(name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", (table,)))
+        db.executescript(f"ALTER TABLE {table} RENAME TO own; CREATE TABLE {table} ({names})")
+        db.executescript(
+            f"INSERT INTO {table} SELECT * FROM own; DROP TABLE own; UPDATE {table} SET {column} = {value}"
+        )
+
+
+def reads(path, read):
+    """Read a store in one of the ways in which commands do."""
+    if read == "merge":
+        with Store(path.with_name("own")) as own:
+            own.merge(path)
+        return
+    with Store(path, read_only=True) as store:
+        if read == "get":
+            store.get([asked(1).request.key, asked(2).request.key])
+        elif read == "known_scores":
+            store.known_scores("k")
+        else:
+            list(getattr(store, read)())
+
+
+CHANGED = {
+    "get": {
+        "answers": {"text": ["x'ff'", "NULL", "5", "CAST(x'ff' AS TEXT)"], "finish_reason": ["NULL", "0.5"]},
+        "failures": {"reason": ["x'ff'", "NULL"]},
+    },
+    "usage": {"answers": {"role": ["NULL"], "model": ["x'ff'"]}},
+    "failures": {"failures": {"row": ["NULL"], "tag": ["5"], "reason": ["x'ff'"]}},
+    "known_scores": {"scores": {"scores": ["NULL", "5", "'5'", "'[\"a\"]'", "'[1'"]}},
+    "merge": {
+        "answers": {"key": ["NULL"], "text": ["NULL", "x'ff'"], "request": ["NULL"], "at": ["'noon'"]},
+        "failures": {"reason": ["NULL"]},
+        "sources": {"source": ["NULL"]},
+        "scores": {"at": ["NULL"]},
+    },
+}
+TOKENS = {"prompt_tokens": ["NULL", "'many'", "x'ff'", "0.5"], "completion_tokens": ["NULL", "''"]}
+for each in ("get", "usage", "merge"):
+    CHANGED[each]["answers"] |= TOKENS
+CHANGED["get"]["answers"]["logprobs"] = ["x'ff'", "5", "'5'", "'[true]'", "'[[1]]'", "'['"]
+CASES = [
+    (read, table, column, value)
+    for read, tables in CHANGED.items()
+    for table, columns in tables.items()
+    for column, values in columns.items()
+    for value in values
+]
+
+
+@pytest.mark.parametrize(("read", "table", "column", "value"), CASES)
+def test_values_of_other_types_end_in_a_sentence_with_the_file(tmp_path, read, table, column, value):
+    """SQLite keeps any type in any column, and a table with the same columns need not have the same rules."""
+    path = tmp_path / "theirs"
+    changed(path, table=table, column=column, value=value)
+    with pytest.raises((ValueError, sqlite3.OperationalError), match=str(path)) as error:
+        reads(path, read)
+    assert is_mistake(error.value)
+    if isinstance(error.value, ValueError):
+        assert f"{table}, where contralto writes a" in str(error.value)
+
+
+def test_tokens_of_another_type_are_not_left_out_of_the_sums(tmp_path):
+    """As SQL's sums do with NULL, where other answers of the role have numbers."""
+    changed(tmp_path / "theirs", column="prompt_tokens", value="NULL")
+    with closing(sqlite3.connect(tmp_path / "theirs", isolation_level=None)) as db:
+        db.execute("INSERT INTO answers SELECT 'k', " + ", ".join(ANSWERS[1:]) + " FROM answers")
+        db.execute("UPDATE answers SET prompt_tokens = 3 WHERE key = 'k'")
+    with pytest.raises(ValueError, match="holds NULL in the column prompt_tokens of its answers"):
+        reads(tmp_path / "theirs", "usage")
+
+
+def test_a_store_that_nobody_changed_reads_in_all_ways(tmp_path):
+    changed(tmp_path / "theirs", column="text", value="text")
+    for read in CHANGED:
+        reads(tmp_path / "theirs", read)
+
+
 # ------------------------------------------------------------------------------------------------------------------ size
 
 
@@ -372,6 +458,7 @@ def test_a_full_disk_records_nothing_of_a_list_and_breaks_nothing(tmp_path):
 import resource, sqlite3, sys
 from pathlib import Path
 from helpers.stored_answers import answer, asked
+from contralto.common.errors import is_mistake
 from contralto.data_gen.store import Store
 store = Store(Path({str(tmp_path / "a")!r}))
 store.record([(asked(0), answer(0))])
@@ -487,6 +574,7 @@ def test_killed_at_any_instant_a_writer_leaves_whole_lists(tmp_path):
 import sys
 from pathlib import Path
 from helpers.stored_answers import answer, asked
+from contralto.common.errors import is_mistake
 from contralto.data_gen.store import Store
 store = Store(Path({str(tmp_path / "a")!r}))
 start = int(sys.argv[1])

@@ -704,6 +704,16 @@ def test_preview_estimate_and_status(folder, capsys):
     assert cells[1:-1] == ["refined", "8", "2", "2", "0", "0", "6"]
 
 
+@pytest.mark.parametrize("command", ["run", "status", "estimate", "export"])
+def test_a_store_that_another_program_changed_ends_in_a_sentence(folder, capsys, command):
+    ran(folder)[1].close()
+    with closing(sqlite3.connect(folder / "out" / "answers.sqlite", isolation_level=None)) as db:
+        db.execute("UPDATE answers SET text = x'ff00' WHERE role = 'reviser'")
+    assert cli.main(["data", command, str(folder / "recipe.yaml")]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "answers.sqlite holds bytes in the column text of its answers, where contralto writes a text" in line
+
+
 PAID = """
 from contralto.data_gen.types import Answer
 
