@@ -19,6 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
+from contralto.data_gen import store
 from contralto.data_gen.engines import limiter, openai, window
 
 HOUR = 3600.0
@@ -60,7 +61,7 @@ class _Selector(selectors.DefaultSelector):
 
 @contextmanager
 def simulated(clock: Clock) -> Iterator[None]:
-    """Give new event loops, and the modules of the endpoint's engine, a clock.
+    """Give new event loops, the modules of the endpoint's engine, and the store a clock.
 
     Args:
         clock: the clock.
@@ -74,10 +75,10 @@ def simulated(clock: Clock) -> Iterator[None]:
             loop.time = clock.time  # type: ignore[method-assign]
             return loop
 
-    modules, real = (openai, limiter, window), openai.time  # type: ignore[attr-defined]
+    modules, real = (openai, limiter, window, store), openai.time  # type: ignore[attr-defined]
     asyncio.set_event_loop_policy(Policy())
     for module in modules:
-        module.time = SimpleNamespace(monotonic=clock.time)  # type: ignore[attr-defined]
+        module.time = SimpleNamespace(monotonic=clock.time, time=clock.time)  # type: ignore[attr-defined]
     try:
         yield
     finally:
@@ -121,10 +122,10 @@ class FlakyEngine(openai.OpenAIEngine):
                 under_way += 1
                 yield request
 
-        def put(outcome: Any) -> None:
+        def put(some: list[Any]) -> None:
             nonlocal under_way
-            under_way -= 1
-            outcomes.put(outcome)
+            under_way -= len(some)
+            outcomes.put(some)
 
         self._clock.is_idle = lambda: under_way < self.concurrency
         await web.SockSite(runner, self._socket.dup()).start()  # the site closes it, and another run may follow

@@ -19,7 +19,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -66,6 +66,8 @@ Line = tuple[Any, ...]
 OF_ROWS = "WHERE row IN (SELECT value FROM json_each(?))"
 OF_ANSWERS = ("key", "text", "finish_reason", "prompt_tokens", "completion_tokens", "logprobs")
 """The columns of an answer that are read."""
+LONGEST_GAP = 600.0
+"""Seconds between two answers of a run, in which an endpoint may be slow; a longer time is one between two runs."""
 MOST_TOGETHER = 64
 """Answers of one statement: each statement waits for the threads of the engines, whatever it inserts."""
 INSERT_ANSWERS = "INSERT OR IGNORE INTO answers VALUES "
@@ -356,8 +358,10 @@ class Store:
         """Yield the failed requests, by row."""
         columns = ("key", "row", "strategy", "role", "tag", "reason")
         # All at once: an open cursor would keep a caller that writes meanwhile from beginning the write-ahead log.
-        for *where, reason in list(self._lines("failures", columns, "ORDER BY row, strategy, key")):
-            yield Recorded(*where, Failure(reason))
+        for key, row, strategy, role, tag, reason in list(
+            self._lines("failures", columns, "ORDER BY row, strategy, key")
+        ):
+            yield Recorded(key, row, strategy, role, tag, Failure(reason))
 
     def forget_failures(self) -> int:
         """Remove all failures, so that the requests are sent again, and return their number."""
@@ -372,6 +376,15 @@ class Store:
             GROUP BY role, model, typeof(prompt_tokens), typeof(completion_tokens)"""  # sums leave out NULL and texts
         with named_errors(self.path):
             return [Usage(*checked_line(self.path, "answers", Usage._fields, line)) for line in self._db.execute(query)]
+
+    def seconds_per_answer(self) -> float:
+        """Return the mean time from one answer to the next, without times between two runs, see `LONGEST_GAP`; 0 if there is none."""
+        times = self._lines("answers", ("at",), "ORDER BY at")
+        seconds = count = 0
+        for (at,), (after,) in pairwise(times):
+            if after - at <= LONGEST_GAP:
+                seconds, count = seconds + after - at, count + 1
+        return seconds / max(1, count)
 
     def merge(self, other: Path, *, rows: Collection[str] | None = None) -> int:
         """Copy the answers and failures of another store that are not here, and return the number of new answers.
@@ -407,6 +420,9 @@ class Store:
         return int(self._db.execute("SELECT COUNT(*) FROM answers").fetchone()[0])
 
 
+_READABLE = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def _answer_row(tracked: TrackedRequest, answer: Answer, now: float) -> tuple[Any, ...]:
     request = tracked.request
     content: dict[str, Any] = {"prompt": request.prompt} if request.messages is None else {"messages": request.messages}
@@ -414,4 +430,4 @@ def _answer_row(tracked: TrackedRequest, answer: Answer, now: float) -> tuple[An
     logprobs = None if answer.logprobs is None else json.dumps(answer.logprobs)
     where = (request.key, tracked.row, tracked.strategy, tracked.role, tracked.tag, tracked.template, tracked.model)
     tokens = (answer.prompt_tokens, answer.completion_tokens)
-    return (*where, json.dumps(content, ensure_ascii=False), answer.text, answer.finish_reason, *tokens, logprobs, now)
+    return (*where, _READABLE(content), answer.text, answer.finish_reason, *tokens, logprobs, now)

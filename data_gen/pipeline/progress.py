@@ -32,6 +32,7 @@ class RunProgress:
         spent = (self._price(u.role).of(u.prompt_tokens, u.completion_tokens) for u in store.usage())
         self._spent = sum(spent)
         self._currency = next((p.currency for p in self._prices.values() if p.input or p.output), "")
+        self._seconds = store.seconds_per_answer() if is_shown else 0.0
         self._bar: Any = SteadyBar(total=total, desc="rows", unit="row", disable=not is_shown)
 
     def _price(self, role: str) -> Price:
@@ -59,7 +60,10 @@ class RunProgress:
         """
         self._new += group.size if is_new else 0
         self._failed += sum(run.failed is not None for run in group.runs)
-        self._bar.update(group.size)
+        if is_new:
+            self._bar.update(group.size)
+        else:
+            self._bar.add_earlier(group.size, self._seconds * sum(len(run.answered) for run in group.runs))
 
     def show(self) -> None:
         """Show the current values."""

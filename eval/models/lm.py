@@ -247,13 +247,14 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
         disable_tqdm: bool,
     ) -> list[Any]:
         """Answer requests in batches of equal options, the longest first, and store every answer at once."""
+        tokens = [self._length(request) + 1 for request in requests]
         order = sorted(
-            range(len(requests)),
-            key=lambda i: (repr(requests[i].gen_kwargs), -self._length(requests[i]), requests[i].context),
+            range(len(requests)), key=lambda i: (repr(requests[i].gen_kwargs), -tokens[i], requests[i].context)
         )
         answers: list[Any] = [None] * len(requests)
         hidden = disable_tqdm or self.rank != 0
-        with shared_prefixes(self.prefix_cache), SteadyBar(total=len(requests), desc=title, disable=hidden) as bar:
+        bar = SteadyBar(total=len(requests), work=sum(tokens), desc=title, disable=hidden)
+        with shared_prefixes(self.prefix_cache), bar:
             for _, group in groupby(order, key=lambda i: repr(requests[i].gen_kwargs)):
                 left = list(group)
                 while left:
@@ -270,7 +271,7 @@ class ContraltoLM(ContrastiveEvalModel, ModelLoading, HFLM):  # type: ignore[mis
                         answers[i] = answer
                     self.keep_answers([requests[i] for i in batch], results)
                     left = left[len(batch) :]
-                    bar.update(len(batch))
+                    bar.update(len(batch), work=sum(tokens[i] for i in batch))
         return answers
 
     def _length(self, request: EvalRequest) -> int:
