@@ -81,8 +81,11 @@ def has_lone_surrogate(value: Any) -> bool:
     while left:  # a stack of our own, since the depth is not ours
         one = left.pop()
         if isinstance(one, str):
-            if _LONE.search(one):
+            if not one.isascii() and _LONE.search(one):
                 return True
+        elif type(one) is dict:  # without the slower question for any mapping
+            left += one
+            left += one.values()
         elif isinstance(one, Mapping):
             left += [*one.keys(), *one.values()]
         elif isinstance(one, list | tuple):

@@ -2,13 +2,14 @@
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from contralto.data_gen.types import Request
 
-__all__ = ["Feed", "all_of"]
+__all__ = ["Feed", "Outlet", "all_of"]
 
 
 def all_of(items: Any) -> list[Any]:
@@ -26,7 +27,8 @@ def all_of(items: Any) -> list[Any]:
 class Feed:
     """Take requests from an iterator in a thread of its own, each as a task is free for it.
 
-    One thread for all requests: a call in another thread for each costs as much as the request itself at a quick endpoint.
+    One thread for all requests: a call in another thread for each costs as much as the request itself at a quick endpoint. Each thread
+    wakes the other once for all that has come meanwhile.
 
     Args:
         requests: the requests; the iterator may block. None is taken from it that no task is free for.
@@ -36,6 +38,9 @@ class Feed:
     def __init__(self, requests: Iterator[Request], tasks: int) -> None:
         self._requests, self._tasks = requests, tasks
         self._loop, self._arrived = asyncio.get_running_loop(), asyncio.Queue[Request | BaseException | None]()
+        self._coming = deque[Request | BaseException | None]()
+        self._is_called = self._is_asking = False
+        self._wanted = 0
         self._free = threading.Semaphore(0)
         self._is_closed = False
         threading.Thread(target=self._run, daemon=True).start()
@@ -46,7 +51,10 @@ class Feed:
         Raises:
             BaseException: the iterator raised it.
         """
-        self._free.release()
+        self._wanted += 1
+        if not self._is_asking:
+            self._is_asking = True
+            self._loop.call_soon(self._ask)
         item = await self._arrived.get()
         if isinstance(item, BaseException):
             raise item
@@ -70,6 +78,46 @@ class Feed:
         for _ in range(self._tasks):
             self._put(end)
 
+    def _ask(self) -> None:
+        self._is_asking, wanted, self._wanted = False, self._wanted, 0
+        self._free.release(wanted)
+
     def _put(self, item: Request | BaseException | None) -> None:
-        with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, item)
+        self._coming.append(item)
+        if not self._is_called:
+            self._is_called = True
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._is_called = False  # before the items are taken: one that comes meanwhile is taken here, or calls again
+        while self._coming:
+            self._arrived.put_nowait(self._coming.popleft())
+
+
+class Outlet:
+    """Put items of an event loop into a queue that another thread reads, in lists of all items of one pass of the loop.
+
+    Args:
+        items: a `queue.SimpleQueue`.
+    """
+
+    def __init__(self, items: Any) -> None:
+        self._items, self._held = items, list[Any]()
+        self._loop = asyncio.get_running_loop()
+
+    def put(self, item: Any) -> None:
+        """Put an item into the queue with others.
+
+        Args:
+            item: the item.
+        """
+        self._held.append(item)
+        if len(self._held) == 1:
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Put the items into the queue that are not there yet."""
+        if self._held:
+            self._items.put(self._held)
+            self._held = []

@@ -48,6 +48,8 @@ class Limiter:
         Returns:
             A booking for `correct`.
         """
+        if not self._rpm and not self._tpm and self._not_before <= time.monotonic():
+            return [0.0, float(tokens)]  # without a turn, which nobody else waits for either
         async with self._turn:
             tokens = min(tokens, self._tpm or tokens)
             while (pause := self._pause(time.monotonic(), tokens)) > 0:

@@ -22,7 +22,7 @@ from contralto.common.web import address_of, decoded, read_body, read_json, retr
 from contralto.data_gen.engines.base import Outcome
 from contralto.data_gen.engines.bodies import chat_messages, most_bytes, raw_prompt, token_guess
 from contralto.data_gen.engines.endpoint_options import check_address, check_extra_body, read_key
-from contralto.data_gen.engines.feed import Feed, all_of
+from contralto.data_gen.engines.feed import Feed, Outlet, all_of
 from contralto.data_gen.engines.limiter import Flow, Limiter
 from contralto.data_gen.engines.replies import read_answer, refused
 from contralto.data_gen.engines.window import Window, checked_concurrency
@@ -155,11 +155,11 @@ class OpenAIEngine:
             requests: the requests; the iterator may block.
         """
         self.check_ready()
-        outcomes: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
+        outcomes: queue.SimpleQueue[list[Outcome] | BaseException | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(iter(requests), outcomes), daemon=True).start()
         while True:
             arrived = all_of(outcomes)
-            ready = [each for each in arrived if isinstance(each, tuple)]
+            ready = [outcome for some in arrived if isinstance(some, list) for outcome in some]
             if ready:
                 yield ready
             end = arrived[-1]
@@ -180,6 +180,7 @@ class OpenAIEngine:
 
         window = Window(self.concurrency, is_adaptive=self._is_adaptive)
         feed, flow = Feed(requests, self.concurrency), Flow(Limiter(**self._limits), window)
+        outlet = Outlet(outcomes)
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         timeout = aiohttp.ClientTimeout(total=self._timeout)
         connector = aiohttp.TCPConnector(limit=self.concurrency)
@@ -189,7 +190,7 @@ class OpenAIEngine:
             nonlocal refused
             while not flow.is_stopping and (request := await feed.take()) is not None:
                 outcome = refused or await self._ask(session, flow, request)
-                outcomes.put((request, outcome))
+                outlet.put((request, outcome))
                 if isinstance(outcome, Failure) and outcome.stops:
                     refused = outcome
 
@@ -206,6 +207,7 @@ class OpenAIEngine:
         finally:
             self._flows.remove(flow)
             feed.close()
+            outlet.flush()
 
     async def _ask(self, session: Any, flow: Flow, request: Request) -> Answer | Failure:
         """Send a request until it has an outcome or no attempts are left. An error fails this request alone."""
@@ -216,7 +218,8 @@ class OpenAIEngine:
         reason = ""
         for attempt in range(self._attempts):
             with flow.pausing():
-                await asyncio.sleep(self._pause(attempt) if attempt else 0)
+                if attempt:
+                    await asyncio.sleep(self._pause(attempt))
                 await flow.window.enter()
                 booking = await flow.limiter.wait(token_guess(request))
             sent = time.monotonic()
@@ -232,7 +235,7 @@ class OpenAIEngine:
                     return outcome
                 reason = outcome.reason if isinstance(outcome, Failure) else ""
             finally:
-                await flow.window.leave()
+                flow.window.leave()
         return Failure(f"{reason} (after {self._attempts} attempts)")
 
     async def _attempt(
@@ -294,5 +297,6 @@ class OpenAIEngine:
         """
         if isinstance(outcome, Failure):
             return replace(outcome, reason=self.secrets.hide(outcome.reason))
-        hide = self.secrets.hide_in_completion
-        return replace(outcome, text=hide(outcome.text), finish_reason=hide(outcome.finish_reason))
+        text, reason = map(self.secrets.hide_in_completion, (outcome.text, outcome.finish_reason))
+        is_same = text == outcome.text and reason == outcome.finish_reason
+        return outcome if is_same else replace(outcome, text=text, finish_reason=reason)

@@ -16,7 +16,8 @@ __all__ = ["MOST_TOKENS", "checked", "checked_outcomes"]
 
 MOST_TOKENS = 2**53
 """Largest count of tokens; SQLite holds no integers from 2**63 on."""
-
+USUAL = {"stop", "length"}
+"""Reasons for an end that need no cleaning."""
 BROKEN_OFF = {"abort", "content_filter", "error", "refusal"}
 """Reasons for an end that are neither the model's own nor the limit: of OpenAI, Anthropic, OpenRouter and vLLM."""
 
@@ -59,6 +60,8 @@ def _checked_answer(answer: Answer) -> Answer:
         TypeError: a field is of another type.
         ValueError: a number is outside its range.
     """
+    if _is_plain(answer):
+        return answer
     for name in ("text", "finish_reason"):
         if not isinstance(getattr(answer, name), str):
             raise TypeError(f"{name} is {kind_of(getattr(answer, name))}, not a string")
@@ -68,6 +71,20 @@ def _checked_answer(answer: Answer) -> Answer:
         prompt_tokens=_count("prompt_tokens", answer.prompt_tokens),
         completion_tokens=_count("completion_tokens", answer.completion_tokens),
         logprobs=None if answer.logprobs is None else tuple(_logprob(value) for value in answer.logprobs),
+    )
+
+
+def _is_plain(answer: Answer) -> bool:
+    """Return True if an answer obviously holds what `_checked_answer` would return, as most do."""
+    return (
+        type(answer) is Answer
+        and type(answer.text) is type(answer.finish_reason) is str
+        and answer.text.isascii()
+        and answer.finish_reason in USUAL
+        and type(answer.prompt_tokens) is type(answer.completion_tokens) is int
+        and 0 <= answer.prompt_tokens <= MOST_TOKENS
+        and 0 <= answer.completion_tokens <= MOST_TOKENS
+        and answer.logprobs is None
     )
 
 

@@ -112,6 +112,8 @@ class _Runner:
         self._room = 1 + math.ceil(
             2 * max((getattr(engine, "concurrency", 1) for engine in engines), default=1) / together
         )
+        self._ready: dict[int, list[Request]] = defaultdict(list)
+        """Requests that are answered one by one and not sent yet, by engine."""
         self._waiting: dict[str, tuple[RowGroup, TrackedRequest]] = {}
         self._left: Counter[int] = Counter()
         """The number of answers that a group waits for, by its identity."""
@@ -124,6 +126,7 @@ class _Runner:
         try:
             with interrupts(self._events), logging_redirect_tqdm():  # keeps the bar whole
                 self._fill()
+                self._send()
                 if not self._open:
                     self._stop(None)
                 while self._running:
@@ -162,12 +165,22 @@ class _Runner:
         self._waiting |= {tracked.request.key: (group, tracked) for tracked in group.missing}
         rounds: dict[int, list[Request]] = defaultdict(list)
         for tracked in group.round:
-            rounds[self._role_of[tracked.role]].append(replace(tracked.request, known=tracked.request.key not in new))
+            request = tracked.request if tracked.request.key in new else replace(tracked.request, known=True)
+            rounds[self._role_of[tracked.role]].append(request)
         for engine, requests in rounds.items():
             worker = self._workers[engine]
             wanted = requests if worker.engine.rows_together > 1 else [r for r in requests if not r.known]
-            if any(not request.known for request in wanted):
+            if worker.engine.rows_together == 1:
+                self._ready[engine] += wanted
+            elif any(not request.known for request in wanted):
                 worker.put(wanted)
+
+    def _send(self) -> None:
+        """Send the requests of all groups that are answered one by one: the engine's thread is woken once for them."""
+        for engine, requests in self._ready.items():
+            if requests:
+                self._workers[engine].put(requests)
+        self._ready.clear()
 
     def _take(self, events: list[Any]) -> None:
         """Record what the workers returned, then advance the groups that wait for it."""
@@ -201,6 +214,7 @@ class _Runner:
         for group in ready:
             self._hand_over(group, is_new=True)
         self._fill()
+        self._send()
         if not self._open:
             self._stop(None)
 

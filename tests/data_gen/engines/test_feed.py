@@ -2,11 +2,12 @@
 
 import asyncio
 import queue
+import time
 
 import pytest
 from helpers.stored_answers import asked
 
-from contralto.data_gen.engines.feed import Feed, all_of
+from contralto.data_gen.engines.feed import Feed, Outlet, all_of
 
 REQUESTS = [asked(number).request for number in range(6)]
 
@@ -61,6 +62,43 @@ def test_an_error_of_the_iterator_reaches_a_task():
 
     with pytest.raises(ValueError, match="no more"):
         asyncio.run(asyncio.wait_for(serve(), 10))
+
+
+def test_the_loop_is_woken_once_for_all_requests_that_come_together():
+    """Each waking costs a system call, and the other thread the interpreter's lock."""
+
+    async def serve():
+        loop, calls = asyncio.get_running_loop(), []
+        call = loop.call_soon_threadsafe
+        loop.call_soon_threadsafe = lambda *args: (calls.append(args), call(*args))
+        feed = Feed(iter(REQUESTS[:5]), 5)
+        taken = [asyncio.create_task(feed.take()) for _ in range(5)]
+        await asyncio.sleep(0)  # the tasks ask
+        await asyncio.sleep(0)  # the feed is told
+        time.sleep(0.2)  # noqa: ASYNC251 - the loop is not to look
+        found = [await task for task in taken]
+        return found, len(calls)
+
+    found, calls = asyncio.run(asyncio.wait_for(serve(), 10))
+    assert found == REQUESTS[:5]
+    assert calls == 1
+
+
+def test_outcomes_of_one_pass_of_the_loop_are_one_list():
+    async def serve():
+        items = queue.SimpleQueue()
+        outlet = Outlet(items)
+        for number in range(3):
+            outlet.put(number)
+        await asyncio.sleep(0)
+        outlet.put(3)
+        await asyncio.sleep(0)
+        outlet.put(4)
+        outlet.flush()
+        await asyncio.sleep(0)
+        return all_of(items)
+
+    assert asyncio.run(serve()) == [[0, 1, 2], [3], [4]]
 
 
 def test_all_that_is_there_is_taken_at_once():

@@ -26,11 +26,11 @@ from contralto.common.web import retry_after
 from contralto.data_gen import pipeline
 from contralto.data_gen import recipe as recipes
 from contralto.data_gen.checks import check_settings
-from contralto.data_gen.engines import FunctionEngine
+from contralto.data_gen.engines import FunctionEngine, outcomes
 from contralto.data_gen.engines import openai as engines_openai
 from contralto.data_gen.engines.limiter import Limiter
 from contralto.data_gen.engines.openai import OpenAIEngine
-from contralto.data_gen.engines.outcomes import checked
+from contralto.data_gen.engines.outcomes import MOST_TOKENS, checked
 from contralto.data_gen.ranges import check_number
 from contralto.data_gen.rows import read_rows
 from contralto.data_gen.store import Store, TrackedRequest
@@ -934,3 +934,30 @@ def test_surrogates_are_found_at_any_depth():
 def test_a_line_is_short_after_all():
     assert len(short({"a": "x" * 1000})) == 300
     assert checked(Failure("z" * 10**6)).reason.endswith("...")
+
+
+PLAIN = [
+    Answer(text="red", prompt_tokens=3, completion_tokens=1),
+    Answer(text=" \n", finish_reason="length", completion_tokens=MOST_TOKENS),
+    Answer(text="a\x00b", prompt_tokens=0),
+]
+UNUSUAL = [
+    Answer(text="gr\u00fcn"),
+    Answer(text="half \ud800"),
+    Answer(text="red", finish_reason="end_turn"),
+    Answer(text="red", finish_reason=" "),
+    Answer(text="red", prompt_tokens=True),
+    Answer(text="red", completion_tokens=2.0),
+    Answer(text="red", completion_tokens=-1),
+    Answer(text="red", prompt_tokens=MOST_TOKENS + 1),
+    Answer(text="red", logprobs=[-1]),
+    Answer(text=None),
+]
+
+
+@pytest.mark.parametrize("answer", PLAIN + UNUSUAL)
+def test_the_short_way_for_usual_answers_changes_none(answer, monkeypatch):
+    short_way = checked(answer)
+    assert outcomes._is_plain(answer) == (answer in PLAIN)
+    monkeypatch.setattr(outcomes, "_is_plain", lambda answer: False)
+    assert checked(answer) == short_way

@@ -26,6 +26,7 @@ from contralto.data_gen import pipeline
 from contralto.data_gen import recipe as recipes
 from contralto.data_gen.checks import annotate
 from contralto.data_gen.pipeline.rows import RowGroup, RowRun, advance_together
+from contralto.data_gen.pipeline.workers import EngineWorker
 from contralto.data_gen.rows import read_rows
 from contralto.data_gen.score_memory import remembered_scores
 from contralto.data_gen.scorers import chrf, score_answers
@@ -337,6 +338,17 @@ def test_rows_that_go_on_together_read_the_store_once_a_round(folder):
         advance_together(groups, store)
         assert read == [8, 8, 1]
         assert [tracked.role for group in groups for tracked in group.missing] == ["reviser"] + 7 * ["target"]
+
+
+def test_requests_of_rows_that_start_together_reach_the_engine_at_once(folder, monkeypatch):
+    sent, put = [], EngineWorker.put
+    monkeypatch.setattr(
+        EngineWorker, "put", lambda worker, requests: (sent.append(len(requests)), put(worker, requests))
+    )
+    results, _ = ran(folder, strategies=["my_strategies:two_of_many"])
+    assert all(result.outcomes for result in results)
+    assert sum(sent) == 3 * len(results)
+    assert sent[0] == 3 * 4, "of the rows that are open at the beginning"
 
 
 def test_ctrl_c_waits_for_the_answers_under_way(folder):
