@@ -36,7 +36,8 @@ UNDER_WAY = 4
 """Requests that a worker here has under way at most: one row each, of 2 * concurrency + 2 rows, see `pipeline.runner`."""
 NOTE = f"""An answer that its worker had not written to the disk when it was killed is asked for again, as after a kill of one process:
 at most what the worker had under way, here {UNDER_WAY} requests for a kill. The command fails if there are more. The function answers
-at once, so these are the rates of recording and of the start of workers, on two cores that did other work, too."""
+at once, so these are the rates of recording and of the start of workers, on two cores that did other work, too. A worker that starts again
+imports Ray and Ray Data, 1.7 s of a processor, and contralto, .2 s."""
 FUNCTIONS = """
 import os
 import time

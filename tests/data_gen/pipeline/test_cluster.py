@@ -272,6 +272,8 @@ def test_an_interrupted_cluster_records_what_it_requested_and_leaves_no_process(
     while not calls(folder) and process.poll() is None:
         time.sleep(0.1)
     children = psutil.Process(process.pid).children(recursive=True)
+    workers = [each for each in children if "ShardWorker" in " ".join(each.cmdline())]
+    assert {each.nice() for each in workers} == {psutil.Process().nice()}, "at the priority of the command"
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate()
     assert process.returncode == 130, error
