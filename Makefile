@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 PYTHONPATH=.cache/triton
+INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.cache/triton
 PARTS := align data_gen decoding eval recipes testbed
 
 .PHONY: demo test test-all check lint slow real docs mutants faults audit test-install test-kernels test-vllm vllm-v1 vllm-v2 test-deepspeed links clean
