@@ -5,7 +5,8 @@
 
 The first table has the passes over one chunk of products, as large as the head makes it: to log-probabilities alone, as a reference needs
 them, with the gradient, and with the metrics of a step that is logged. GB/s is the memory of the products times how often the kernel reads and writes them, over its
-time. The second table has the head of a LoRA training as a whole, from hidden states to their gradient. Each round runs both, one
+time. The second table has the head of a LoRA training as a whole, from hidden states to their gradient; on a CPU a third one has the cast of its
+weight under autocast. Each round runs both, one
 after the other; ratios are taken within a round, and the tables give medians and the middle half of the rounds. Before that the library makes its own
 choice, which compares their results; the last lines say how it went. Where Triton is missing, or there is neither a GPU nor its
 interpreter, the torch passes are measured alone.
@@ -15,6 +16,7 @@ import argparse
 import importlib.util
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -32,7 +34,7 @@ from contralto.align.losses.formulas import STATISTICS
 from contralto.align.losses.passes_choice import PassesChoice, load_kernel
 from contralto.align.losses.sweep import LogitsSource
 from contralto.align.losses.target_passes import TargetResult, TargetTile, torch_passes
-from contralto.align.losses.workspace import Workspace, tokens_per_chunk
+from contralto.align.losses.workspace import Workspace, cast_for_now, tokens_per_chunk
 
 RESULTS = Path(__file__).parent / "results" / "head_passes.md"
 KINDS: dict[str, tuple[bool, tuple[str, ...]]] = {
@@ -129,6 +131,18 @@ def head_row(name: str, args: argparse.Namespace) -> str:
     return f"| {name} | {args.tokens} | {' | '.join(figures)} |"
 
 
+def cast_row(args: argparse.Namespace) -> str:
+    """Return the line of the third table."""
+    weight = torch.randn(args.vocabulary, args.width)
+
+    def kept() -> None:
+        with cast_for_now(weight, torch.bfloat16):
+            pass
+
+    figures, _ = cells({"new": lambda: weight.to(torch.bfloat16), "kept": kept}, args)
+    return f"| {args.vocabulary} x {args.width} | {' | '.join(figures)} |"
+
+
 def choices(choice: PassesChoice) -> list[str]:
     """Return the lines about the library's own choice."""
     verdicts = zip(KINDS, choice.reasons, strict=False)
@@ -159,10 +173,17 @@ def main() -> None:
         "",
         *choices(choice),
     ]
+    if args.device == "cpu":
+        lines += [
+            "| a frozen weight to bfloat16, as under autocast | ms in new memory | ms in kept memory | kept / new |",
+            "|---|---|---|---|",
+            cast_row(args),
+            "",
+        ]
     if "kernel" not in runs(args.device):
         lines += ["The kernel has not been run: it needs Triton, and a GPU or its interpreter."]
     lines += ["", *setting_lines(args.tokens, args.device, args.threads)]
-    lines += [f"{args.rounds} rounds. Command: `python benchmarks/head_passes.py`."]
+    lines += [f"{args.rounds} rounds. Command: `python benchmarks/head_passes.py {' '.join(sys.argv[1:])}`."]
     publish(lines, None if args.no_write else RESULTS)
 
 

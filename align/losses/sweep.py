@@ -25,6 +25,7 @@ from contralto.align.losses.target_passes import TargetTile, write_gradient
 from contralto.align.losses.workspace import (
     Workspace,
     add_product,
+    cast_for_now,
     compute_dtype,
     precision_of,
     product,
@@ -143,9 +144,18 @@ class SweepPlan:
             The values of each term, `(N,)`; with weights the weighted sum of the values, and the values.
         """
         head, dtype = self.student.head, compute_dtype(hidden)
-        tensors: list[Tensor | None] = [hidden, None, None]
-        if head is not None:
-            tensors = [None if each is None else each.to(dtype) for each in (hidden, head.weight, head.bias)]
+        if head is None:
+            return self._apply((hidden, None, None), weights)
+        hidden, bias = hidden.to(dtype), None if head.bias is None else head.bias.to(dtype)
+        if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (head.weight, bias)):
+            weight = head.weight.to(dtype)  # for the backward pass, too
+            return self._apply((hidden, weight, bias), weights)
+        with cast_for_now(head.weight.detach(), dtype) as weight:
+            return self._apply((hidden, weight, bias), weights)
+
+    def _apply(
+        self, tensors: tuple[Tensor, Tensor | None, Tensor | None], weights: Tensor | None
+    ) -> tuple[Tensor, ...]:
         if weights is None:
             return _PerToken.apply(*tensors, self)  # type: ignore[no-any-return, no-untyped-call]
         return _Weighted.apply(*tensors, self, weights)  # type: ignore[no-any-return, no-untyped-call]

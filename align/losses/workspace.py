@@ -1,13 +1,24 @@
 """The memory of a sweep over the logits, and its products with a head in the precision of each device."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from contralto.common.head import Head
 
-__all__ = ["Workspace", "add_product", "compute_dtype", "precision_of", "product", "project_back", "tokens_per_chunk"]
+__all__ = [
+    "Workspace",
+    "add_product",
+    "cast_for_now",
+    "compute_dtype",
+    "precision_of",
+    "product",
+    "project_back",
+    "tokens_per_chunk",
+]
 
 _CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**28}
 """The largest size of the logits of a chunk: enough tokens for an efficient product with the head's matrix."""
@@ -101,6 +112,37 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
     """
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+_KEPT: dict[torch.dtype, Tensor] = {}
+"""Memory on the CPU for cast weights."""
+
+
+@contextmanager
+def cast_for_now(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Cast a weight for the time of a `with` block.
+
+    On a CPU the memory is kept for the next weight, since the pages of new memory take longer than the cast; the values are not, since a
+    weight may change unseen. On a GPU the allocator keeps memory.
+
+    Args:
+        weight: a weight that gets no gradient.
+        dtype: the dtype of the product.
+
+    Yields:
+        The weight in the dtype, itself if it has it.
+    """
+    if weight.dtype == dtype or weight.device.type != "cpu":
+        yield weight.to(dtype)
+        return
+    memory = _KEPT.pop(dtype, None)
+    if memory is None or len(memory) < weight.numel():
+        with torch.inference_mode(False):  # else only inference could write to it
+            memory = torch.empty(weight.numel(), dtype=dtype)
+    try:
+        yield memory[: weight.numel()].view(weight.shape).copy_(weight)
+    finally:
+        _KEPT[dtype] = memory
 
 
 def _budget(bytes_by_device: dict[str, int], tensor: Tensor) -> int:
