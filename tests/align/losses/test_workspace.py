@@ -39,6 +39,7 @@ def test_a_weight_in_its_dtype_is_itself():
 
 def test_two_at_a_time_have_memory_of_their_own():
     one, other = torch.randn(6, 4), torch.randn(6, 4)
+    _cast(one)  # there is memory to share
     with cast_for_now(one, HALF) as first, cast_for_now(other, HALF) as second:
         assert torch.equal(first, one.to(HALF))
         assert torch.equal(second, other.to(HALF))
