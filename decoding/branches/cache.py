@@ -18,6 +18,7 @@ from transformers.generation.utils import ALL_CACHE_NAMES
 __all__ = [
     "JOINABLE",
     "crop_cache",
+    "crop_layers",
     "drop_positions",
     "find_cache",
     "fork_cache",
@@ -79,10 +80,25 @@ def crop_cache(cache: Any, dropped: int, new: int) -> bool:
         return not dropped and new == 1  # a recurrent state cannot go back, and Mamba drops it when fed several tokens
     try:
         if dropped:
-            cache.crop(-dropped)
+            crop_layers(cache, dropped)
     except RuntimeError:  # a sliding window that has already moved on
         return False
     return True
+
+
+def crop_layers(cache: Any, dropped: int) -> None:
+    """Crop the layers that hold something: a sliding window that was never filled, as of a skipped layer, cannot be cropped.
+
+    Args:
+        cache: of a model.
+        dropped: number of tokens to remove; with 0, sliding windows let go of what they recorded.
+
+    Raises:
+        RuntimeError: a sliding window has moved on, and records nothing.
+    """
+    for layer in split_cache(cache)[0].layers:
+        if getattr(layer, "is_initialized", True):
+            layer.crop(-dropped)
 
 
 def fork_cache(cache: Any) -> Any:
@@ -135,7 +151,7 @@ def drop_positions(cache: Any, count: int) -> None:
         for layer in cache.layers:
             layer.cumulative_length.sub_(count)
     else:
-        cache.crop(-count)
+        crop_layers(cache, count)
 
 
 def join_caches(caches: Sequence[Any]) -> bool:

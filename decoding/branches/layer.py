@@ -11,16 +11,20 @@ from contralto.decoding.branches.prompts import Prompts
 from contralto.decoding.branches.reader import CachedReader
 from contralto.decoding.branches.variants import EarlyExit, check_loaded
 
-__all__ = ["EarlyExitBranch", "LayerBranch", "model_branch"]
+__all__ = ["EarlyExitBranch", "LayerBranch", "LayerReader", "model_branch"]
 
 
-class _LayerReader(CachedReader):
+class LayerReader(CachedReader):
     """A reader whose logits `((1 + L) * R, n, V)` are the model's own, and after them those of each layer."""
 
     layers: Sequence[int]
     final_norm: bool
+    reads_layers = True
+    """Whether the logits of the layers are returned, too."""
 
     def _run(self, ids: Tensor, *, new: int | None, keep: int, **changed: Any) -> Any:
+        if not self.reads_layers:
+            return super()._run(ids, new=new, keep=keep, **changed)
         changed |= {"output_hidden_states": True}
         with read_layers(self.model, self.layers, keep=keep, final_norm=self.final_norm):
             return super()._run(ids, new=new, keep=keep, **changed)
@@ -72,7 +76,7 @@ class LayerBranch(ModelBranch):
             )
 
     def _make_reader(self, context: Any) -> CachedReader:
-        reader = _LayerReader(self._model, context=context)
+        reader = LayerReader(self._model, context=context)
         reader.layers, reader.final_norm = self._layers, self._final_norm
         return reader
 
@@ -133,7 +137,7 @@ class EarlyExitBranch(ModelBranch):
             find_path(model)
         except ValueError:  # then the branch has forward passes of its own, which need no path
             return None
-        reader = _LayerReader(model)
+        reader = LayerReader(model)
         reader.layers, reader.final_norm = [self._layer], True
         return reader
 

@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from contralto.common.placement import input_device
 from contralto.decoding.branches.cache import (
     crop_cache,
+    crop_layers,
     find_cache,
     fork_cache,
     join_caches,
@@ -170,7 +171,7 @@ class CachedReader:
         """
         dropped = self.length - length
         if self._records:
-            self.cache.crop(-dropped)  # also by 0: sliding windows let go of what they recorded
+            crop_layers(self.cache, dropped)  # also by 0: sliding windows let go of what they recorded
         elif not crop_cache(self.cache, dropped, new):
             return False
         for name in self._growing:

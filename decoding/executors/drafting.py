@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from transformers import (
 
 from contralto.decoding.rules import plausible
 
-__all__ = ["DraftLength", "Drafter", "accept_or_redraw", "look_up"]
+__all__ = ["CopyLength", "DraftLength", "Drafter", "Passage", "accept_or_redraw", "look_up"]
 
 WARPERS = (
     TemperatureLogitsWarper,
@@ -40,8 +40,10 @@ A warper that is missing here makes the acceptance of drafts less likely; the ge
 """
 
 LONGEST_DRAFT = 16
-READING_COST = 0.05
+TOKEN_COST = 0.05
 """Estimated cost of one more token in a forward pass of the expert, in passes of one token."""
+TOKEN_COST_ON_CPU = 0.2
+"""The same where arithmetic, not memory, takes the time: SmolLM2 (135M) on one thread."""
 TOKEN_VALUE = 0.35
 """Estimated saving of one more amateur pass if the draft before it is accepted, in passes of the expert."""
 RECENT_TOKENS = 8
@@ -81,7 +83,16 @@ def accept_or_redraw(target: Tensor, proposal: Tensor, draft: Tensor) -> Tensor:
     return torch.where(kept, draft, torch.multinomial(residual, 1).squeeze(-1))
 
 
-def look_up(row: Tensor, *, count: int, ngram_size: int = 2) -> Tensor:
+class Passage(NamedTuple):
+    """An earlier place of a row that reads like its end, and goes on."""
+
+    tokens: Tensor
+    """`(n,)` int64, what follows there."""
+    match: int
+    """The number of tokens before them that are also the last tokens of the row."""
+
+
+def look_up(row: Tensor, *, count: int, ngram_size: int = 2) -> Passage | None:
     """Return what followed the last tokens of a row where they stood before: prompt look-up decoding (Saxena 2023).
 
     The longest n-gram of at most `ngram_size` tokens at the end of the row that has occurred before is continued as it was continued the
@@ -93,23 +104,24 @@ def look_up(row: Tensor, *, count: int, ngram_size: int = 2) -> Tensor:
         ngram_size: length of the longest n-gram.
 
     Returns:
-        `(n,)`, n from 0 to `count`.
+        1 to `count` tokens; None if the last token is new.
 
     Examples:
         >>> look_up(torch.tensor([5, 6, 7, 8, 5, 6]), count=2)
-        tensor([7, 8])
-        >>> look_up(torch.tensor([5, 6, 7, 9, 6, 7]), count=9)
-        tensor([9, 6, 7])
-        >>> look_up(torch.tensor([5, 6, 7]), count=2)
-        tensor([], dtype=torch.int64)
+        Passage(tokens=tensor([7, 8]), match=2)
+        >>> look_up(torch.tensor([5, 6, 7, 9, 6, 7]), count=9, ngram_size=1)
+        Passage(tokens=tensor([9, 6, 7]), match=2)
+        >>> look_up(torch.tensor([5, 6, 7]), count=2) is None
+        True
     """
     for size in range(min(ngram_size, len(row) - 1), 0, -1):
         windows = row[:-1].unfold(0, size, 1)  # without that of the end itself
         starts = ((windows == row[-size:]).all(-1).nonzero().flatten() + size).tolist()
         if starts:
             start = max((start for start in starts if start + count <= len(row)), default=starts[0])
-            return row[start : start + count]
-    return row[:0]
+            equal = row[:start].flip(0) == row[-start:].flip(0)
+            return Passage(row[start : start + count], int(equal.long().cumprod(0).sum()))
+    return None
 
 
 class Drafter:
@@ -168,18 +180,25 @@ class DraftLength:
     Args:
         fixed: number of tokens in every round; None to decide token by token.
         cost_ratio: cost of a forward pass of the amateur, in passes of the expert.
+        token_cost: cost of one more token in a forward pass, in passes of one token.
     """
 
     CLASSES = 5
 
-    def __init__(self, fixed: int | None, cost_ratio: float) -> None:
+    def __init__(self, fixed: int | None, cost_ratio: float, token_cost: float) -> None:
         self._fixed = fixed
-        self._least = (cost_ratio + READING_COST) / (cost_ratio + TOKEN_VALUE)
+        self._least = (cost_ratio + token_cost) / (cost_ratio + TOKEN_VALUE)
+        self._least_draft = 2 * token_cost
         # Start with one observation per class: likelier drafts are accepted more often.
         self._accepted = [math.sqrt((k + 0.5) / self.CLASSES) for k in range(self.CLASSES)]
         self._observed = [1.0] * self.CLASSES
         self._lately = 0.5
         self.start()
+
+    @property
+    def rests(self) -> bool:
+        """Return whether nothing is drafted, since the last tokens would not have been accepted."""
+        return self._fixed is None and self._lately < self._least_draft
 
     def start(self) -> None:
         """Begin a round."""
@@ -201,7 +220,7 @@ class DraftLength:
             k = self._class(confidence)
             self._reach *= self._accepted[k] / self._observed[k]
         self._drafted += 1
-        return self._fixed is not None or min(self._reach, self._lately) >= 2 * READING_COST
+        return self._fixed is not None or (not self.rests and self._reach >= self._least_draft)
 
     def learn(self, confidences: Sequence[float], agreements: Sequence[float]) -> None:
         """Update the estimated chance that a draft is accepted, and the share accepted lately.
@@ -220,3 +239,60 @@ class DraftLength:
 
     def _class(self, confidence: float) -> int:
         return min(int(confidence * self.CLASSES), self.CLASSES - 1)
+
+
+class CopyLength:
+    """Decides how many tokens of an earlier passage are copied: the longer it has matched, the likelier it goes on.
+
+    Let `p_k` be the probability that a copied token is accepted whose passage matches the text before it by k tokens, in classes 1, 2-3, 4-7,
+    8-15, ..., a moving average over about eight tokens of this call. Tokens are copied as long as the product of their `p_k` is at least
+    twice what it costs to read one more.
+
+    Args:
+        token_cost: cost of one more token in a forward pass, in passes of one token.
+
+    Examples:
+        >>> length = CopyLength(token_cost=0.1)
+        >>> length.allowed([2], 8), length.allowed([20], 8)
+        (3, 8)
+        >>> for _ in range(20):
+        ...     length.learn([2], [0.0])
+        >>> length.allowed([2], 8)
+        0
+    """
+
+    FIRST = (0.4, 0.6, 0.8, 0.9, 0.95)
+    """The estimates of the classes before anything was copied."""
+
+    def __init__(self, token_cost: float) -> None:
+        self._least = 2 * token_cost
+        self._accepted = list(self.FIRST)
+
+    def allowed(self, matches: Sequence[int], count: int) -> int:
+        """Return how many tokens to copy.
+
+        Args:
+            matches: by row, the number of tokens that its passage matches.
+            count: the number of tokens to choose from.
+        """
+        reach = 1.0
+        for i in range(count):
+            for match in matches:
+                reach *= self._accepted[self._class(match + i)]
+            if reach < self._least:
+                return i
+        return count
+
+    def learn(self, matches: Sequence[int], agreements: Sequence[float]) -> None:
+        """Update the estimates.
+
+        Args:
+            matches: by row, the number of tokens that the passage matched before a token.
+            agreements: the probability that this token is accepted.
+        """
+        for match, agreement in zip(matches, agreements, strict=True):
+            k = self._class(match)
+            self._accepted[k] += (agreement - self._accepted[k]) / RECENT_TOKENS
+
+    def _class(self, match: int) -> int:
+        return min(match.bit_length() - 1, len(self.FIRST) - 1)

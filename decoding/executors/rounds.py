@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from contralto.decoding.branches.layer import LayerReader
 from contralto.decoding.branches.prompts import Prompts
 from contralto.decoding.branches.reader import CachedReader
-from contralto.decoding.executors.drafting import Drafter, DraftLength, look_up
+from contralto.decoding.executors.drafting import CopyLength, Drafter, DraftLength, look_up
 from contralto.decoding.executors.generation import Generation
 from contralto.decoding.validity import check_logits
 from contralto.decoding.vocabulary import fit_vocabulary
@@ -65,17 +66,20 @@ class RowReader:
         """Return the number of columns in the cache; 0 before the first call."""
         return self.reader.length and self.reader.length + self._hidden
 
-    def read(self, ids: Tensor, finished: Tensor) -> Tensor:
+    def read(self, ids: Tensor, finished: Tensor, *, along: bool = False) -> Tensor:
         """Read the new columns of the rows.
 
         Args:
             ids: `(B, T)` int64, at first the prompts.
             finished: `(B,)` bool, the rows that have ended.
+            along: return the logits of early layers, too, behind the model's own, as a `LayerReader` does.
 
         Returns:
             `(B, new, V)` float32 logits, on the device of `ids`; only those of the last position for the prompts.
         """
         rows = self._prepare(ids, finished)[:, self._hidden :]
+        if isinstance(self.reader, LayerReader):
+            self.reader.reads_layers = along
         if self.length:
             logits = self.reader.read(rows, new=ids.shape[1] - self.length)
         else:
@@ -98,8 +102,17 @@ class _Place(NamedTuple):
     """`(B, V)` probabilities, see `Drafter.proposal`."""
     confidences: Tensor
     """`(B,)` the largest of them."""
-    is_drawn: bool = True
-    """Whether drafts in its place are draws from the amateur; they are copies of earlier text otherwise."""
+    matches: Tensor | None = None
+    """`(B,)` where drafts are copies of earlier passages, see `Passage.match`; None where they are draws from the amateur."""
+
+
+class _Copies(NamedTuple):
+    """What all unfinished rows could copy."""
+
+    tokens: Tensor
+    """`(B, n)`."""
+    matches: Tensor
+    """`(B,)`, see `Passage.match`."""
 
 
 class SpeculativeRounds:
@@ -112,9 +125,11 @@ class SpeculativeRounds:
         vocabulary: size of the expert's vocabulary.
         drafter: draws the drafts.
         draft_length: decides how many tokens the amateur drafts.
+        copy_length: decides how many tokens are copied.
         combine: `ContrastiveLogitsProcessor.combine` of the method.
         statistics: updated in place.
         lookup: the longest draft by look-up, and the longest n-gram; None drafts by the amateur alone.
+        early: the branch of an amateur whose logits the expert's reader can read along, see `EarlyExitBranch`; None for others.
     """
 
     def __init__(
@@ -126,19 +141,27 @@ class SpeculativeRounds:
         vocabulary: int,
         drafter: Drafter,
         draft_length: DraftLength,
+        copy_length: CopyLength,
         combine: Callable[..., Tensor],
         statistics: Statistics,
         lookup: tuple[int, int] | None = None,
+        early: Any = None,
     ) -> None:
         self._generation, self._expert, self._amateur = generation, expert, amateur
         self._drafter, self._draft_length, self._combine = drafter, draft_length, combine
         self._vocabulary, self._statistics, self._lookup = vocabulary, statistics, lookup
+        self._copy_length, self._early = copy_length, early
+        self._declined: _Copies | None = None
 
     def run(self) -> None:
         """Draft tokens, and append those that the expert accepts and one more."""
-        copied = self._copied()
-        drafts, places = self._draft() if copied is None else (list(copied.unbind(1)), self._look_along(copied))
-        self._verify(drafts, places)
+        copies = self._copies()
+        if copies is not None:
+            self._verify(list(copies.tokens.unbind(1)), self._look_along(copies))
+        elif self._early is not None and self._amateur.length and self._draft_length.rests:
+            self._step_along()
+        else:
+            self._verify(*self._draft())
         self._statistics.rounds += 1
         for reader in (self._expert, self._amateur):
             reader.forget(self._generation.ids.shape[1] - 1)
@@ -164,33 +187,46 @@ class SpeculativeRounds:
             places.append(self._look(ids))
         return drafts, places
 
-    def _copied(self) -> Tensor | None:
-        """Return drafts `(B, n)` that all unfinished rows copy from their own text; None if one of them has nothing to copy."""
+    def _copies(self) -> _Copies | None:
+        """Return what all unfinished rows copy from their own text; None if it is too seldom accepted, or one of them has nothing to copy."""
         generation, reads = self._generation, self._expert.length and self._amateur.length
-        room = generation.remaining - 1
+        room, self._declined = generation.remaining - 1, None
         if self._lookup is None or not reads or room < 1:
             return None
         most, ngram_size = self._lookup
-        rows = generation.unpadded.nonzero().flatten().tolist()
-        found = [look_up(generation.ids[row], count=min(most, room), ngram_size=ngram_size) for row in rows]
-        count = min(map(len, found))
-        if not count:
+        ids, rows = generation.ids, generation.unpadded.nonzero().flatten().tolist()
+        found = [look_up(ids[row], count=min(most, room), ngram_size=ngram_size) for row in rows]
+        passages = [passage for passage in found if passage is not None]
+        if len(passages) < len(found):
             return None
-        drafts = generation.ids[:, -1:].repeat(1, count)  # of rows that have ended it does not matter
-        drafts[rows] = torch.stack([tokens[:count] for tokens in found])
-        return drafts
+        count = min(len(passage.tokens) for passage in passages)
+        copies = _Copies(ids[:, -1:].repeat(1, count), torch.zeros_like(ids[:, 0]))  # of ended rows it does not matter
+        copies.tokens[rows] = torch.stack([passage.tokens[:count] for passage in passages])
+        copies.matches[rows] = torch.tensor([passage.match for passage in passages], device=ids.device)
+        if count := self._copy_length.allowed(copies.matches[generation.unfinished].tolist(), count):
+            return copies._replace(tokens=copies.tokens[:, :count])
+        self._declined = copies
+        return None
 
-    def _look_along(self, drafts: Tensor) -> list[_Place]:
-        """Return the amateur's distributions for the places of drafts `(B, n)` and for the one behind them, from one forward pass."""
-        generation, count = self._generation, drafts.shape[1]
+    def _look_along(self, copies: _Copies) -> list[_Place]:
+        """Return the amateur's distributions for the places of copies and for the one behind them, from one forward pass."""
+        generation, drafts = self._generation, copies.tokens
         logits = self._amateur.read(torch.cat([generation.ids, drafts], dim=1), ~generation.unfinished)
-        places = [self._place(each, i) for i, each in enumerate(logits[:, -count - 1 :].unbind(1))]
-        copies = [
-            torch.zeros_like(place.proposal).scatter_(-1, drafts[:, i, None], 1) for i, place in enumerate(places[:-1])
+        *places, last = [self._place(each, i) for i, each in enumerate(logits[:, -drafts.shape[1] - 1 :].unbind(1))]
+        copied = [
+            place._replace(
+                proposal=torch.zeros_like(place.proposal).scatter_(-1, drafts[:, i, None], 1),
+                matches=copies.matches + i,
+            )
+            for i, place in enumerate(places)
         ]
-        return [p._replace(proposal=copy, is_drawn=False) for p, copy in zip(places, copies, strict=False)] + places[
-            -1:
-        ]
+        return [*copied, last]
+
+    def _step_along(self) -> None:
+        """Append one token to each row without a draft, from a forward pass of the expert that yields the amateur's logits, too."""
+        logits = self._expert.read(self._generation.ids, ~self._generation.unfinished, along=True)
+        main, early = self._early.split_joint(logits)
+        self._step(main[:, -1], self._place(early[:, -1], 0), None)
 
     def _look(self, ids: Tensor) -> _Place:
         """Return the amateur's distribution for the token after `ids` `(B, T)`."""
@@ -236,15 +272,23 @@ class SpeculativeRounds:
 
         def choose(scores: Tensor) -> Tensor:
             tokens, agreement = self._drafter.choose(scores, place.proposal, draft)
-            self._note(place, place.confidences[rows].tolist(), agreement[rows].tolist())
+            self._note(place, tokens, agreement[rows].tolist())
             return tokens
 
         return generation.step(
             logits, lambda scores: self._combine(scores, [place.logits], generation.generated), choose
         )
 
-    def _note(self, place: _Place, confidences: list[float], agreement: list[float]) -> None:
-        if place.is_drawn:
-            self._draft_length.learn(confidences, agreement)
+    def _note(self, place: _Place, tokens: Tensor, agreement: list[float]) -> None:
+        """Learn from the agreement of the unfinished rows, also about copies that were not drafted."""
+        rows = self._generation.unfinished
+        if place.matches is None:
+            self._draft_length.learn(place.confidences[rows].tolist(), agreement)
+        else:
+            self._copy_length.learn(place.matches[rows].tolist(), agreement)
+        if self._declined is not None:
+            equal = (self._declined.tokens[:, 0] == tokens)[rows].float().tolist()
+            self._copy_length.learn(self._declined.matches[rows].tolist(), equal)
+            self._declined = None
         self._statistics.tokens += len(agreement)
         self._statistics.agreement += sum(agreement)

@@ -28,14 +28,22 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
+from contralto.common.placement import input_device
 from contralto.decoding.branches.base import unwrap
 from contralto.decoding.branches.context import check_tokens, context_length
-from contralto.decoding.branches.model import ModelBranch
+from contralto.decoding.branches.layer import model_branch
 from contralto.decoding.branches.padding import KnownTokens, PromptMask, fit_mask
 from contralto.decoding.branches.prompts import Prompts
 from contralto.decoding.branches.reader import CachedReader
 from contralto.decoding.branches.variants import ModelVariant
-from contralto.decoding.executors.drafting import Drafter, DraftLength, accept_or_redraw
+from contralto.decoding.executors.drafting import (
+    TOKEN_COST,
+    TOKEN_COST_ON_CPU,
+    CopyLength,
+    Drafter,
+    DraftLength,
+    accept_or_redraw,
+)
 from contralto.decoding.executors.generation import CustomGenerate, Generation
 from contralto.decoding.executors.rounds import RowReader, SpeculativeRounds, Statistics
 from contralto.decoding.processors.base import ContrastiveLogitsProcessor
@@ -59,13 +67,15 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
     `Q` is the amateur's distribution after temperature, top-k, top-p, ..., on the tokens that the amateur itself finds
     plausible at the same `alpha`: what is implausible to the amateur seldom survives the expert's mask.
 
-    The number of drafted tokens is decided token by token. Let `c` be the cost of a forward pass of the amateur in passes of the
-    expert, `r` the estimated probability that all tokens drafted in this round are accepted. The amateur runs once more while
-    `r >= (c + 0.05) / (c + 0.35)`, where the loss of that pass if the draft fails equals the gain if it does not, and drafts
-    another token if `r` is at least 0.1 after it. The probability of a token is estimated from the earlier tokens of this call
-    with about the same amateur probability (five classes). While fewer than 0.1 of the last tokens, a moving average over about eight, would
+    The number of drafted tokens is decided token by token. Let `c` be the cost of a forward pass of the amateur, `t` that of one more token in
+    a pass, in passes of the expert, and `r` the estimated probability that all tokens drafted in this round are accepted. The amateur runs once more while
+    `r >= (c + t) / (c + 0.35)`, where the loss of that pass if the draft fails equals the gain if it does not, and drafts
+    another token if `r` is at least `2 t` after it. The probability of a token is estimated from the earlier tokens of this call
+    with about the same amateur probability (five classes). While fewer than `2 t` of the last tokens, a moving average over about eight, would
     have been accepted, nothing is drafted: a step is then one of plain contrastive decoding, whose amateur goes on telling what it
-    would have drafted. No clock is read: a seed gives the same tokens again.
+    would have drafted. As many tokens are copied as are accepted with a probability of `2 t` or more, which is estimated from the
+    earlier copies whose passage matched the text over about as many tokens. No clock is read: a seed gives the same tokens again, on
+    the same kind of device.
 
     Greedy search and sampling, left-padded batches, several returned sequences, stopping criteria, streaming,
     `return_dict_in_generate` with scores and logits, encoder-decoders. In a batch all rows accept as many tokens
@@ -86,6 +96,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         max_matching_ngram_size: with it, the length of the longest sequence of tokens that is looked up. Default 2.
         cost_ratio: `c`, at least 0. None (default) takes the share of the amateur in the expert's parameters or in its
             layers, whichever is larger.
+        token_cost: `t`, in [0, 1]. None (default) takes 0.2 on a CPU, 0.05 on an accelerator.
         gate: probability of the expert's likeliest token from which there is no contrast, in (0, 1], see `GatedLogitsProcessor`. The
             amateur drafts all the same. None (default) contrasts every token.
         attention_mask: `(prompts, T)`, 0 for padding, as for `ContrastiveDecodingLogitsProcessor`. The mask of `generate()` is used
@@ -138,6 +149,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         prompt_lookup_num_tokens: int | None = None,
         max_matching_ngram_size: int | None = None,
         cost_ratio: float | None = None,
+        token_cost: float | None = None,
         gate: float | None = None,
         attention_mask: Tensor | None = None,
         encoder_inputs: Mapping[str, Tensor] | None = None,
@@ -156,15 +168,19 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
                 "cost_ratio must be at least 0 (time of a forward pass of the amateur / of the expert), not "
                 f"{cost_ratio}"
             )
-        self._draft_length, self._cost_ratio = draft_length, cost_ratio
+        if token_cost is not None and not 0 <= token_cost <= 1:
+            raise ValueError(
+                f"token_cost must lie in [0, 1] (time of one more token in a forward pass / of a pass), not {token_cost}"
+            )
+        self._draft_length, self._cost_ratio, self._token_cost = draft_length, cost_ratio, token_cost
         self._lookup = _lookup(prompt_lookup_num_tokens, max_matching_ngram_size)
         self._mask = None if attention_mask is None else PromptMask(attention_mask)
         self._context = unwrap(amateur).context
         self._share = amateur.share if isinstance(amateur, ModelVariant) else 1.0
         self._make_branch = partial(
-            ModelBranch, amateur, window=amateur_window, encoder_inputs=encoder_inputs, vision_inputs=vision_inputs
+            model_branch, amateur, window=amateur_window, encoder_inputs=encoder_inputs, vision_inputs=vision_inputs
         )
-        branch = self._make_branch()
+        self._branch = branch = self._make_branch()
         method, self._model = ContrastiveLogitsProcessor(rule, [branch], tokenizer=tokenizer), branch.model
         self._method = method if gate is None else GatedLogitsProcessor(method, gate=gate)
         _new_cache(self._model)
@@ -172,16 +188,19 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
 
     def _generate(self, model: Any, generation: Generation, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         self.statistics = Statistics()
+        early, cost = self._branch.joint_reader(model), self._cost_per_token(model)
         rounds = SpeculativeRounds(
             generation,
-            expert=RowReader(CachedReader(model), Prompts(generation.ids, model_kwargs)),
+            expert=RowReader(early or CachedReader(model), Prompts(generation.ids, model_kwargs)),
             amateur=self._amateur_reader(generation, model, model_kwargs),
             vocabulary=vocabulary_size(model),
             drafter=Drafter(generation.warpers, self._alpha, sample=generation.config.do_sample),
-            draft_length=DraftLength(self._draft_length, self._cost(model)),
+            draft_length=DraftLength(self._draft_length, self._cost(model), cost),
+            copy_length=CopyLength(cost),
             combine=self._method.combine,
             statistics=self.statistics,
             lookup=self._lookup,
+            early=early and self._branch,
         )
         generation.run(rounds.run)
         rounds.count_forwards()
@@ -224,6 +243,12 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
         kwargs = {"past_key_values": _new_cache(self._model), **prompts.kwargs}
         reader = CachedReader(self._model, context=self._context)
         return RowReader(reader, Prompts(prompts.ids, kwargs), hidden=hidden, prepare=prepare)
+
+    def _cost_per_token(self, expert: Any) -> float:
+        """Return `t`, by the kind of device."""
+        if self._token_cost is not None:
+            return self._token_cost
+        return TOKEN_COST_ON_CPU if input_device(expert).type == "cpu" else TOKEN_COST
 
     def _cost(self, expert: Any) -> float:
         """Return `c`: the ratio of layers or of parameters, whichever is larger, for fast and slow devices."""

@@ -30,8 +30,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from zoo import vision as zoo_vision
 
 from contralto import testbed
-from contralto.decoding import AdaptersOff, ContrastiveDecodingLogitsProcessor
-from contralto.decoding.executors import drafting, generation, rounds
+from contralto.decoding import AdaptersOff, ContrastiveDecodingLogitsProcessor, EarlyExit
+from contralto.decoding.branches import reader
+from contralto.decoding.branches.cache import crop_layers
+from contralto.decoding.executors import drafting, generation, rounds, speculative
 from contralto.decoding.executors.speculative import SpeculativeContrastiveDecoding, accept_or_redraw
 from contralto.testbed import worlds
 
@@ -534,11 +536,11 @@ def test_short_sampled_texts_have_the_exact_distribution(name):
 @pytest.mark.slow
 def test_sampled_texts_that_rest_now_and_then_have_the_exact_distribution(monkeypatch):
     """Rests begin and end after what was drawn, so that they could favour some texts."""
-    monkeypatch.setattr(drafting, "READING_COST", 0.35)
+    monkeypatch.setattr(speculative, "TOKEN_COST_ON_CPU", 0.35)
     resting, allows = [], drafting.DraftLength.allows_draft
 
     def note(self, confidences):
-        resting.append(self._lately < 2 * drafting.READING_COST)
+        resting.append(self.rests)
         return allows(self, confidences)
 
     monkeypatch.setattr(drafting.DraftLength, "allows_draft", note)
@@ -588,7 +590,7 @@ def test_a_seed_gives_the_same_text_again(llama):
 def test_drafts_grow_and_shrink_with_what_is_kept(llama):
     """A perfect amateur drafts long, a hopeless one soon nothing at all, and never more than `draft_length`."""
     how = {"max_new_tokens": 50, "eos_token_id": None}
-    perfect = generate(llama[0], llama[0], zoo.prompts(1), {"beta": 0.0, "cost_ratio": 0.2}, **how)[1]
+    perfect = generate(llama[0], llama[0], zoo.prompts(1), {"beta": 0.0, "cost_ratio": 0.1}, **how)[1]
     assert perfect.drafted / perfect.rounds > 4
     hopeless = generate(llama[0], zoo.build("llama", hidden=16, seed=2), zoo.prompts(1), **how)[1]
     assert hopeless.acceptance < 0.1
@@ -599,7 +601,7 @@ def test_drafts_grow_and_shrink_with_what_is_kept(llama):
 
 def test_drafts_rest_while_none_would_be_accepted():
     """A class that was good for long counts no more once the last tokens were rejected; a few agreements end the rest."""
-    length = drafting.DraftLength(None, 0.2)
+    length = drafting.DraftLength(None, 0.2, 0.05)
     for _ in range(200):
         length.learn([0.9], [1.0])
 
@@ -619,7 +621,7 @@ def test_drafts_rest_while_none_would_be_accepted():
     assert not drafts()
     length.learn([], [])
     assert not drafts()
-    fixed = drafting.DraftLength(3, 0.2)
+    fixed = drafting.DraftLength(3, 0.2, 0.05)
     for _ in range(50):
         fixed.learn([0.9], [0.0])
     assert fixed.allows_draft([0.9])
@@ -649,7 +651,8 @@ def test_texts_that_rest_and_draft_again_are_the_same(llama, batch):
         return verify(self, drafts, places)
 
     with mock.patch.multiple(rounds.SpeculativeRounds, _place=place, _verify=noted):
-        tokens, statistics = generate(expert, amateur, rows, max_new_tokens=80, eos_token_id=None)
+        settings = RULE | {"token_cost": 0.05}
+        tokens, statistics = generate(expert, amateur, rows, settings, max_new_tokens=80, eos_token_id=None)
     assert tokens == expected
     assert statistics.accepted
     changes = [is_drafted for is_drafted, _ in itertools.groupby(stretches[1:-1])]
@@ -663,7 +666,7 @@ def test_copied_drafts_give_the_same_tokens(qwen3, batch, copied):
     """Prompts that repeat themselves: some drafts are copied, and kept; rows of a batch copy as many tokens as all of them can."""
     expert, amateur = qwen3
     rows = [torch.arange(5 + i, 11 + i).repeat(3)[: 14 + i] for i in range(batch)]
-    looked = RULE | {"prompt_lookup_num_tokens": copied}
+    looked = RULE | {"prompt_lookup_num_tokens": copied, "token_cost": 0.05}
     plain, before = generate(expert, amateur, rows, max_new_tokens=30)
     with mock.patch.object(rounds, "look_up", wraps=rounds.look_up) as looks:
         tokens, statistics = generate(expert, amateur, rows, looked, max_new_tokens=30)
@@ -686,7 +689,7 @@ def test_a_text_of_copies_takes_few_forward_passes(llama):
 
     how = {"logits_processor": [Repeats()], "max_new_tokens": 24}
     plain, before = generate(expert, amateur, [torch.tensor([7, 8, 9, 7, 8])], RULE, **how)
-    looked = RULE | {"prompt_lookup_num_tokens": 8}
+    looked = RULE | {"prompt_lookup_num_tokens": 8, "token_cost": 0.05}
     tokens, after = generate(expert, amateur, [torch.tensor([7, 8, 9, 7, 8])], looked, **how)
     assert tokens == plain == [[9, 7, 8] * 8]
     assert after.expert_forwards <= 5
@@ -700,6 +703,64 @@ def test_sampled_texts_with_copied_drafts_have_the_exact_distribution(monkeypatc
     looked = {"prompt_lookup_num_tokens": 3}
     monkeypatch.setattr(SpeculativeContrastiveDecoding, "__init__", lambda self, *a, **k: made(self, *a, **k | looked))
     has_the_exact_distribution(tables(), SETTINGS["plain"], 6_000, least=0.1)
+
+
+def test_copies_rest_while_none_would_be_accepted(llama):
+    """A text that repeats nothing after a prompt of one token: passages are found everywhere, and hardly any of them is copied."""
+    expert, amateur = llama
+    order = torch.randperm(zoo.VOCAB - 10, generator=torch.Generator().manual_seed(0)) + 10
+
+    class Shuffled(LogitsProcessor):
+        """After a token that stood before comes another one than before."""
+
+        def __call__(self, input_ids, scores):
+            scores = scores.clone()
+            step = input_ids.shape[1] - 40
+            scores[:, 7 if step % 2 else order[step % len(order)]] += 1000
+            return scores
+
+    how = {"logits_processor": [Shuffled()], "max_new_tokens": 30, "eos_token_id": None}
+    prompt = [torch.tensor([7, 8] * 20)]
+    expected, before = generate(expert, amateur, prompt, RULE, **how)
+    with mock.patch.object(drafting.CopyLength, "learn", autospec=True, side_effect=drafting.CopyLength.learn) as learn:
+        tokens, after = generate(expert, amateur, prompt, RULE | {"prompt_lookup_num_tokens": 8}, **how)
+    assert tokens == expected
+    assert after.drafted - before.drafted < 10
+    assert learn.call_count > 10  # also about copies that were declined
+    eager = generate(expert, amateur, prompt, RULE | {"prompt_lookup_num_tokens": 8, "token_cost": 0.0}, **how)[1]
+    assert eager.drafted > 60
+
+
+def test_copies_are_drafted_again_when_they_would_be_accepted():
+    """What was declined is learnt about: a rest ends when the text begins to repeat itself."""
+    length = drafting.CopyLength(0.2)
+    assert length.allowed([2], 8) == 1
+    assert length.allowed([2, 2], 8) == 0  # both rows have to be right
+    for _ in range(8):
+        length.learn([2], [0.0])
+    assert length.allowed([2], 8) == 0
+    assert length.allowed([16], 8) == 8  # of another class
+    for _ in range(16):
+        length.learn([2], [1.0])
+    assert length.allowed([2], 8) > 1
+    assert length.allowed([2], 1) == 1
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("family", ["llama", "mistral", *slow([("gpt2",), ("qwen3",)])])
+def test_its_own_first_layers_are_read_along_while_drafts_rest(family, batch):
+    """The expert's forward pass yields them then; the amateur's cache catches up when it drafts again."""
+    expert, rows = zoo.build(family, seed=1), zoo.prompts(batch)
+    early, how = EarlyExit(expert, layers=1), {"max_new_tokens": 40, "eos_token_id": None}
+    expected, drafting_always = generate(expert, early, rows, RULE | {"token_cost": 0.0}, **how)
+    assert expected == plain(expert, early, rows, **how)
+    for cost in (0.24, 1.0):  # rests now and then, and nearly always
+        tokens, statistics = generate(expert, early, rows, RULE | {"token_cost": cost}, **how)
+        assert tokens == expected
+        assert statistics.tokens == drafting_always.tokens
+        assert statistics.amateur_forwards < drafting_always.amateur_forwards
+    assert statistics.amateur_forwards <= 2
+    assert statistics.expert_forwards == 40
 
 
 def test_dear_amateurs_draft_less(qwen3):
@@ -723,6 +784,7 @@ def test_dear_amateurs_draft_less(qwen3):
         ({"form": "li", "beta": 0.5}, "form='li' has no beta"),
         ({"draft_length": 0}, "draft_length must be at least 1, or None to adapt it, not 0"),
         ({"cost_ratio": -1.0}, "cost_ratio must be at least 0 .*, not -1.0"),
+        ({"token_cost": 1.5}, r"token_cost must lie in \[0, 1\] .*, not 1.5"),
         ({"amateur_window": 0}, "window must be at least 1 .*, not 0"),
     ],
 )
@@ -871,13 +933,12 @@ FORGET = rounds.RowReader.forget
 
 def _forgets_nothing(self, length):
     """The mask and the positions are cropped, the cache is not."""
-    with mock.patch.object(self.reader.cache, "crop", return_value=None):
+    with mock.patch.object(reader, "crop_layers", return_value=None):
         FORGET(self, length)
 
 
 def _forgets_too_little(self, length):
-    crop = self.reader.cache.crop
-    with mock.patch.object(self.reader.cache, "crop", lambda count: crop(min(count + 1, 0))):
+    with mock.patch.object(reader, "crop_layers", lambda cache, dropped: crop_layers(cache, max(dropped - 1, 0))):
         FORGET(self, length)
 
 
