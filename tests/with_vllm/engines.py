@@ -99,6 +99,8 @@ FORMULAS = {
     "vcd": lambda e, a, step, **how: rules.vcd(e, a, **how),
     "m3id": lambda e, a, step, lam=0.02, beta=0.1: rules.m3id(e, a, step, lam=lam, alpha=beta),
     "ritual": lambda e, a, step, **how: rules.ritual(e, a, **how),
+    "ritual-vcd": lambda e, t, n, step, **how: rules.vcd_ritual(e, n, t, **how),
+    "vdd": lambda e, a, step, **how: rules.vcd(e, a, **how),
     "proxy": lambda e, a, b, step, **how: rules.proxy_tuning(e, a, b, **how),
 }
 

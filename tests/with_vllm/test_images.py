@@ -111,9 +111,11 @@ def blind(processor, image, number):
 
 
 CASES = {
-    "vcd": (noised, {"method": "vcd", "alpha": 1.0, "beta": 0.05}),
-    "ritual": (transformed, {"method": "ritual", "kappa": 3.0, "beta": 0.05}),
-    "m3id": (blind, {"method": "m3id", "lam": 0.2, "beta": 0.05}),
+    "vcd": ((noised,), {"method": "vcd", "alpha": 1.0, "beta": 0.05}),
+    "ritual": ((transformed,), {"method": "ritual", "kappa": 3.0, "beta": 0.05}),
+    "ritual-vcd": ((transformed, noised), {"method": "ritual-vcd", "kappa": 3.0, "alpha": 1.0, "beta": 0.05}),
+    "m3id": ((blind,), {"method": "m3id", "lam": 0.2, "beta": 0.05}),
+    "vdd": ((blind,), {"method": "vdd", "alpha": 1.0, "beta": 0.05}),
 }
 ENGINES = {
     "plain": {},
@@ -128,17 +130,21 @@ ENGINES = {
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", CASES)
 def test_texts(eyes, processor, model64, engine, case):
-    other, how = CASES[case]
+    views, how = CASES[case]
     llm, found, plain = eyes(**ENGINES[engine]), [], []
     some = pictures(COUNT)
-    others = [other(processor, image, number) for number, image in enumerate(some)]
-    pairs = [(question(image, number), others[number][0]) for number, image in enumerate(some)]
+    others = [[view(processor, image, number) for view in views] for number, image in enumerate(some)]
+    pairs = [(question(image, number), *(prompt for prompt, _ in others[number])) for number, image in enumerate(some)]
     for number, output in enumerate(generate_pairs(llm, pairs, max_tokens=LENGTH, use_tqdm=False, **how)):
         image, messages = some[number], question(some[number], number)
         shown = logits_of(model64, processor, messages, preprocessed(processor, image), output.tokens)
-        hidden = messages if others[number][1] is not None else question(None, number)
-        contrast = logits_of(model64, processor, hidden, others[number][1], output.tokens)
-        text, logs = oracle([shown, contrast], output.tokens, **how)
+        contrasts = [
+            logits_of(
+                model64, processor, messages if pixels is not None else question(None, number), pixels, output.tokens
+            )
+            for _, pixels in others[number]
+        ]
+        text, logs = oracle([shown, *contrasts], output.tokens, **how)
         assert output.tokens == text
         assert has_ended(output, LENGTH)
         assert output.desyncs == 0
