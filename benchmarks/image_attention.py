@@ -1,10 +1,11 @@
-"""Measure SID, AVISC, PAI, ONLY and VDD on the testbed's adversarial questions about drawn scenes, with three models and the control.
+"""Measure ICD, SID, AVISC, PAI, ONLY and VDD on the testbed's adversarial questions about drawn scenes, with three models and the control.
 
     python benchmarks/image_attention.py                 print the table as Markdown
     python benchmarks/image_attention.py --pictures 20
 
 Settings are the papers', but for what a model of 2 layers and 16 image tokens does not have: SID hides from layer 1 on and keeps 4 tokens, PAI
-amplifies from layer 1 on. Nothing was tuned. An answer is one token. Greedy decoding under the mask is greedy decoding. *Matched* is greedy
+amplifies from layer 1 on. ICD's disturbed instruction begins with the prefix of its paper, whose words the models hardly know, or with
+a question of their own world. Nothing was tuned. An answer is one token. Greedy decoding under the mask is greedy decoding. *Matched* is greedy
 decoding with its threshold moved until it says yes as often as the method; tests are McNemar's, exact.
 """
 
@@ -22,6 +23,11 @@ from contralto.eval.stats import bias_matched, mcnemar_exact, proportion
 from contralto.testbed import scenes
 from contralto.testbed.scenes import Question
 
+PREFIXES = {
+    "ICD": "You are a confused objects detector to provide a fuzzy overview or impression of the image.",
+    "ICD, no image": "Is there no image?",
+}
+"""What disturbs an instruction: the first is the paper's."""
 METHODS: Mapping[str, Callable[[Any, Any, Any], Any]] = {
     "VDD": lambda model, seen, blind: decoding.VisualContrastiveDecodingLogitsProcessor(model, blind),
     "SID": lambda model, seen, blind: decoding.SIDLogitsProcessor(model, seen, start_layer=1, keep=4),
@@ -34,7 +40,7 @@ METHODS: Mapping[str, Callable[[Any, Any, Any], Any]] = {
 @torch.no_grad()
 def scores(reader: Reader, asked: Sequence[Question]) -> dict[str, Tensor]:
     """Return the scores `(n, V)` after each question, of the model and of each method."""
-    found: dict[str, list[Tensor]] = {name: [] for name in ("greedy", *METHODS)}
+    found: dict[str, list[Tensor]] = {name: [] for name in ("greedy", *METHODS, *PREFIXES)}
     tokenizer = reader.processor.tokenizer
     for start in range(0, len(asked), BATCH):
         batch = asked[start : start + BATCH]
@@ -47,6 +53,10 @@ def scores(reader: Reader, asked: Sequence[Question]) -> dict[str, Tensor]:
         found["greedy"].append(logits)
         for name, make in METHODS.items():
             found[name].append(make(reader.model, seen, blind)(seen["input_ids"], logits))
+        for name, prefix in PREFIXES.items():
+            other = dict(reader.inputs([q.scene for q in batch], [f"{prefix} {q.text}" for q in batch], PLAIN))
+            disturbed = decoding.InstructionContrastiveDecodingLogitsProcessor(reader.model, other)
+            found[name].append(disturbed(seen["input_ids"], logits))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
@@ -56,7 +66,7 @@ def lines(name: str, reader: Reader, asked: Sequence[Question]) -> list[str]:
     margins = reader.lean(all_scores["greedy"])
     baseline = reader.decide(all_scores["greedy"]).hits(labels)
     found = [_row(name, "greedy", baseline, float(reader.decide(all_scores["greedy"]).yes.mean()), labels, None)]
-    for method in METHODS:
+    for method in (*METHODS, *PREFIXES):
         answers = reader.decide(all_scores[method])
         matched = torch.from_numpy(bias_matched(margins.numpy(), int(answers.yes.sum())))
         controls = [baseline, (matched == labels).tolist()]

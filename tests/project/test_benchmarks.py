@@ -133,7 +133,7 @@ def test_vision_card_compares_with_the_card():
 def test_image_attention():
     result = _run("image_attention.py", "--pictures", "3", "--models", "vision-0")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("| vision-0 | ") == 6
+    assert result.stdout.count("| vision-0 | ") == 8
 
 
 @pytest.mark.full
