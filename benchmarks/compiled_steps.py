@@ -23,7 +23,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CompileConfig
 
-from contralto.decoding import ClassifierFreeGuidanceLogitsProcessor, ContrastiveDecodingLogitsProcessor
+from contralto.decoding import (
+    ClassifierFreeGuidanceLogitsProcessor,
+    ContrastiveDecodingLogitsProcessor,
+    ContrastiveSearch,
+)
 
 RESULTS = Path(__file__).parent / "results" / "compiled_steps.md"
 HEAD = ["models", "decoding", "cache", "ms", "time / growing cache", "time / greedy, same cache", "compiling, s"]
@@ -39,6 +43,7 @@ def systems(expert: Any, amateur: Any, prompts: Tensor) -> dict[str, Any]:
             "custom_generate": ContrastiveDecodingLogitsProcessor(amateur, attention_mask=mask).loop()
         },
         "cfg, loop": lambda: {"custom_generate": ClassifierFreeGuidanceLogitsProcessor(expert).loop()},
+        "contrastive search": lambda: {"custom_generate": ContrastiveSearch()},
     }
 
 
@@ -47,7 +52,8 @@ def caches(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     default = args.device != "cpu" and args.backend == "inductor"
     config = CompileConfig() if default else CompileConfig(backend=args.backend, mode="default", fullgraph=False)
     config._compile_all_devices = True  # type: ignore[assignment]
-    static = {"cache_implementation": "static"}
+    room = args.context + args.tokens + ContrastiveSearch().k
+    static = {"cache_implementation": "static", "max_cache_len": room}
     how: tuple[dict[str, Any], ...] = {}, {**static, "disable_compile": True}, {**static, "compile_config": config}
     return dict(zip(CACHES, how, strict=True))
 

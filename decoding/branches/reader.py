@@ -290,7 +290,8 @@ class CachedReader:
         changed: dict[str, Any] = {"output_hidden_states": True}
         for name in (self.positions_name, *TOKEN_TYPES):
             if (value := self.kwargs.get(name)) is not None:
-                changed[name] = value[..., -1:].expand(*value.shape[:-1], count)  # (..., R, T) -> (..., R, k)
+                # (..., R, T) -> (..., R, k), contiguous, since compiled passes look at strides too
+                changed[name] = value[..., -1:].expand(*value.shape[:-1], count).contiguous()
         if mask is not None or layer_masks is not None:
             changed[self.mask_name] = mask if layer_masks is None else None
         return self._run(ids, new=count, keep=count, layer_masks=layer_masks, **changed)

@@ -7,7 +7,7 @@ from transformers import StaticCache
 
 from contralto.decoding.branches.reader import CachedReader
 
-__all__ = ["StaticSteps"]
+__all__ = ["StaticSteps", "compiled_call"]
 
 
 class StaticSteps(NamedTuple):
@@ -32,8 +32,18 @@ class StaticSteps(NamedTuple):
         Args:
             reader: it has read its prompts.
         """
-        model = reader.model
-        if not model._valid_auto_compile_criteria(reader.kwargs, self.config):
-            return None
-        compiled: Callable[..., Any] = model.get_compiled_call(self.config.compile_config)
-        return compiled
+        return compiled_call(reader, self.config)
+
+
+def compiled_call(reader: CachedReader, config: Any) -> Callable[..., Any] | None:
+    """Return the compiled forward of a reader's model where `generate()` would compile it; None elsewhere.
+
+    Args:
+        reader: it has read its prompts.
+        config: the prepared generation configuration.
+    """
+    model = reader.model
+    if not model._valid_auto_compile_criteria(reader.kwargs, config):
+        return None
+    compiled: Callable[..., Any] = model.get_compiled_call(config.compile_config)
+    return compiled

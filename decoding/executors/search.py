@@ -38,7 +38,8 @@ class ContrastiveSearch(CustomGenerate):
     stopping criteria and `return_dict_in_generate` work as in greedy search; `output_scores` gives the contrastive
     scores, `output_logits` the model's logits. A returned cache holds all tokens but the last, as `generate()` leaves it.
 
-    A static cache needs room for the candidates: pass `max_cache_len` to `generate()`. `stop_strings` need a tokenizer,
+    A static cache needs room for the candidates: pass `max_cache_len` to `generate()`. Trees over it are compiled where `generate()` would
+    compile. `stop_strings` need a tokenizer,
     which transformers does not hand to callables: pass a `StopStringCriteria` as a stopping criterion.
 
     Args:
@@ -63,6 +64,7 @@ class ContrastiveSearch(CustomGenerate):
     """
 
     name = "contrastive search"
+    compiles = True
     alternative = "its scores cannot be summed over steps, so pass num_beams=1 to generate()"
 
     def __init__(self, *, alpha: float = 0.6, k: int = 4, path: SearchPath = "auto", streamer: Any = None) -> None:
@@ -73,7 +75,9 @@ class ContrastiveSearch(CustomGenerate):
         self.alpha, self.k, self.path = alpha, k, path
 
     def _generate(self, model: Any, generation: Generation, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-        state = SearchState(model, generation.ids, model_kwargs, alpha=self.alpha, k=self.k, path=self.path)
+        state = SearchState(
+            model, generation.ids, model_kwargs, alpha=self.alpha, k=self.k, path=self.path, config=generation.config
+        )
         returns_cache = generation.config.return_dict_in_generate
 
         def advance() -> None:

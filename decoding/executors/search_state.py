@@ -8,6 +8,7 @@ from torch.nn.functional import pad
 
 from contralto.decoding.branches.prompts import Prompts
 from contralto.decoding.branches.reader import CachedReader
+from contralto.decoding.branches.static import compiled_call
 from contralto.decoding.executors.tree import CandidateOutputs, CandidateTree, tree_obstacle
 from contralto.decoding.rules.candidates import (
     check_penalty_weight,
@@ -79,6 +80,7 @@ class SearchState:
         alpha: weight of the degeneration penalty.
         k: number of candidates.
         path: how candidates are read, see `ContrastiveSearch`.
+        config: the prepared generation configuration, which says whether the tree is compiled; None compiles nothing.
 
     Attributes:
         reader: the rows and their cache.
@@ -89,9 +91,17 @@ class SearchState:
     """
 
     def __init__(
-        self, model: Any, input_ids: Tensor, model_kwargs: dict[str, Any], *, alpha: float, k: int, path: SearchPath
+        self,
+        model: Any,
+        input_ids: Tensor,
+        model_kwargs: dict[str, Any],
+        *,
+        alpha: float,
+        k: int,
+        path: SearchPath,
+        config: Any = None,
     ) -> None:
-        self._alpha, self._k, self._path = alpha, k, path
+        self._alpha, self._k, self._path, self._config = alpha, k, path, config
         self.reader = CachedReader(model)
         logits = self.reader.prefill(Prompts(input_ids, model_kwargs | {"output_hidden_states": True}))
         self.logits = logits[:, -1].clone()  # a view would keep the logits of the whole prompt
@@ -112,7 +122,8 @@ class SearchState:
             `(B, V)`, `-inf` except for the candidates.
 
         Raises:
-            ValueError: NaN or `+inf` in the logits or in the cosines, or a row without a possible token.
+            ValueError: NaN or `+inf` in the logits or in the cosines, or a row without a possible token; at the first call, passes that
+            `compile_config` asks to compile and that cannot be.
         """
         if self._candidates is not None:
             self._drop()
@@ -120,12 +131,24 @@ class SearchState:
         candidates = logits.topk(min(self._k, logits.shape[-1])).indices
         if self._candidate_reader is None:
             self._candidate_reader = choose_reader(self.reader, candidates, self._path)
+            if self._config is not None:
+                self._compile(self._config)
         self._candidates = candidates
         self._outputs = self._candidate_reader.read(candidates)
         self._units = unit_vectors(self._outputs.hidden)
         penalty = largest_cosine(self._units, self._context.units, self.reader.mask).to(logits.device)
         self._check(penalty, "cosines of the candidates' hidden states")
         return contrastive_search(logits, candidates, penalty, alpha=self._alpha)
+
+    def _compile(self, config: Any) -> None:
+        """Compile forward passes where `generate()` would: with a static cache every tree has the same shapes."""
+        compiled = compiled_call(self.reader, config) if isinstance(self._candidate_reader, CandidateTree) else None
+        if config.compile_config is not None and compiled is None:
+            raise ValueError(
+                "contrastive search compiles nothing but trees over a static cache, on the devices of generate(): pass "
+                "cache_implementation='static', max_cache_len and a model that can be read as a tree, or leave compile_config out"
+            )
+        self.reader.compiled = compiled
 
     def _check(self, values: Tensor, name: str) -> None:
         """Raise ValueError if values `(B, ...)` are NaN or `+inf`, or all `-inf` in a row."""

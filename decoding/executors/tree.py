@@ -67,7 +67,7 @@ class CandidateTree:
         reader, self._count = self._reader, candidates.shape[1]
         visible = reader.mask if visible is None else visible
         masks = {kind: self._mask(layer, visible) for kind, layer in _mask_kinds(reader.model).items()}
-        with grouped_attention(self._grouped):
+        with grouped_attention(self._grouped if reader.compiled is None else ()):  # a graph has no place for the change
             return CandidateOutputs.of(reader.peek(candidates, layer_masks=masks.get(None, masks)), candidates)
 
     def _mask(self, layer: int, visible: Tensor | None) -> Tensor:

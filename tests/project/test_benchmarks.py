@@ -81,7 +81,7 @@ def test_compiled_steps():
     small = "--shapes testbed --backend eager --tokens 6 --rounds 1 --no-write"
     result = _run("compiled_steps.py", *small.split())
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("\n| testbed | ") == 9
+    assert result.stdout.count("\n| testbed | ") == 12
 
 
 @pytest.mark.full

@@ -425,6 +425,23 @@ def test_static_cache(family, path):
                     cache_implementation="static", max_cache_len=STEPS + RULE["k"]) == expected("t5")  # fmt: skip
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_trees_are_compiled_where_generate_would(family):
+    """`eager` compiles to the same operations, so that tokens are equal; candidates and single tokens have a graph each at most."""
+    model, inputs = zoo.build(family, seed=1), zoo.pad(zoo.prompts(2))
+    config = CompileConfig(backend="eager", mode=None, fullgraph=False)
+    config._compile_all_devices = True
+    how = {"cache_implementation": "static", "max_cache_len": inputs["input_ids"].shape[1] + STEPS + RULE["k"]}
+    torch._dynamo.utils.counters.clear()
+    found = generate(model, inputs, custom_generate=ContrastiveSearch(**RULE), **how, compile_config=config)
+    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+    assert found == generate(model, inputs, custom_generate=ContrastiveSearch(**RULE))
+    replicated = ContrastiveSearch(**RULE, path="replicate")
+    with pytest.raises(ValueError, match="compiles nothing but trees over a static cache"):
+        generate(model, inputs, custom_generate=replicated, **how, compile_config=config)
+
+
 # ------------------------------------------------------------------------------------------------------- images
 
 
@@ -533,7 +550,7 @@ def test_the_processor_refuses():
         ({"cache_implementation": "static"}, "pass max_cache_len=18"),
         (
             {"compile_config": CompileConfig()},
-            "contrastive search does not compile its forward passes.*leave compile_config out",
+            "compiles nothing but trees over a static cache.*leave compile_config out",
         ),
     ],
 )
