@@ -93,15 +93,15 @@ def run(context: Context) -> None:
     every = items(context)
     units, keys = context.units(), [_key(context, item, "none", 0.0) for item in every]
     units.fill(
-        keys, lambda batch: replies(context, [every[i] for i in batch], "none", 0.0), title="known", batch_size=8
+        keys, lambda batch: _answers(context, [every[i] for i in batch], "none", 0.0), title="known", batch_size=8
     )
-    known = known_items(context, every, units.of(keys) or ())
+    known = _known(context, every)
     for shown in ("conflict", "unrelated"):
         for alpha in ALPHAS:
-            asked = shown_items(known, shown)
+            asked = _shown_items(known, shown)
             units.fill(
                 [_key(context, item, shown, alpha) for item in asked],
-                lambda batch, asked=asked, shown=shown, alpha=alpha: replies(  # type: ignore[misc]
+                lambda batch, asked=asked, shown=shown, alpha=alpha: _answers(  # type: ignore[misc]
                     context, [asked[i] for i in batch], shown, alpha
                 ),
                 title=f"{shown}, alpha {alpha:g}",
@@ -115,27 +115,17 @@ def _key(context: Context, item: Mapping[str, str], shown: str, alpha: float) ->
     return context.key("model", **subject, **other, shown=shown, alpha=alpha)
 
 
-def known_items(context: Context, every: Sequence[dict[str, str]], texts: Sequence[str | None]) -> list[dict[str, str]]:
-    """Return the items whose question the model answers rightly without a context, at most as many as the size.
-
-    Args:
-        context: The context of the line.
-        every: All items.
-        texts: What the model answers to each without a context.
-    """
-    right = [item for item, text in zip(every, texts, strict=True) if _says(text, item["memory"])]
+def _known(context: Context, every: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the items whose question the model answers rightly without a context, at most as many as the size."""
+    units = context.units()
+    right = [item for item in every if _says(units.get(_key(context, item, "none", 0.0)), item["memory"])]
     if context.is_small:
         right = right or list(every)  # tiny models know nothing, and a trial has to go on
     return right[: context.sizes["items"]]
 
 
-def shown_items(known: Sequence[dict[str, str]], shown: str) -> list[dict[str, str]]:
-    """Return the items of a kind of context: every contradiction, or every fact once.
-
-    Args:
-        known: Items whose question the model answers rightly.
-        shown: "conflict" or "unrelated".
-    """
+def _shown_items(known: Sequence[dict[str, str]], shown: str) -> list[dict[str, str]]:
+    """Return the items of a kind of context: every contradiction, or every fact once."""
     if shown == "conflict":
         return list(known)
     return list({(item["kind"], item["subject"]): item for item in known}.values())
@@ -146,18 +136,8 @@ def _before(item: Mapping[str, str], shown: str) -> str:
     return {"none": "", "conflict": f"{item['context']} ", "unrelated": f"{UNRELATED} "}[shown]
 
 
-def replies(
-    context: Context, batch: Sequence[Mapping[str, str]], shown: str, alpha: float, **options: Any
-) -> list[str]:
-    """Return greedy continuations of the questions.
-
-    Args:
-        context: The context of the line.
-        batch: The items.
-        shown: What stands before the question: "none", "conflict" or "unrelated".
-        alpha: Of context-aware decoding; 0 is plain decoding.
-        options: Further options of decoding, such as a gate.
-    """
+def _answers(context: Context, batch: Sequence[Mapping[str, str]], shown: str, alpha: float) -> list[str]:
+    """Return greedy continuations of the questions."""
     model, tokenizer = context.model(), context.tokenizer()
     plain = tokenizer([item["question"] for item in batch], return_tensors="pt", padding=True)
     inputs = tokenizer([_before(item, shown) + item["question"] for item in batch], return_tensors="pt", padding=True)
@@ -165,7 +145,7 @@ def replies(
         each.pop("token_type_ids", None)
     how: dict[str, Any] = {}
     if alpha:
-        config = DecodingConfig.from_options(method="cad", contrast_prompt="{prompt}", alpha=alpha, **options)
+        config = DecodingConfig.from_options(method="cad", contrast_prompt="{prompt}", alpha=alpha)
         how = generate_kwargs(config, DecodingBatch(model, (), inputs, (plain,)))
     output = model.generate(**inputs, **how, max_new_tokens=4, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     texts: list[str] = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -184,30 +164,29 @@ def render(context: Context) -> Section | None:
         context: The context of the line.
     """
     every = items(context)
-    bare = context.units().of([_key(context, item, "none", 0.0) for item in every])
-    if bare is None:
+    if context.units().of([_key(context, item, "none", 0.0) for item in every]) is None:
         return None
-    known = known_items(context, every, bare)
+    known = _known(context, every)
     if not known:
         return None
     rows: list[list[str]] = []
     figures: dict[str, Figure] = {}
     p_values: dict[int, float] = {}
     for shown, counted in (("conflict", "context"), ("unrelated", "memory")):
-        asked = shown_items(known, shown)
+        asked = _shown_items(known, shown)
         clusters = [f"{item['kind']} {item['subject']}" for item in asked]
         control: dict[str, list[bool]] = {}
         for alpha in ALPHAS:
             texts = context.units().of([_key(context, item, shown, alpha) for item in asked])
             if texts is None:
                 return None
-            hits = outcomes(texts, asked, shown)
+            hits = _outcomes(texts, asked, shown)
             control = control or hits
             shares = {name: stats.proportion(each, clusters=clusters) for name, each in hits.items()}
             figures |= {f"{shown}, alpha {alpha:g}, {name}": Figure(*share[:3]) for name, share in shares.items()}
             cells = ["", ""]
             if alpha:
-                p_values[len(rows)], cells = compare(control[counted], hits[counted], clusters)
+                p_values[len(rows)], cells = _against(control[counted], hits[counted], clusters)
             rows.append([f"{shown} ({len(texts)})", f"{alpha:g}", *map(str, shares.values()), *cells])
     adjusted = dict(zip(p_values, stats.holm(list(p_values.values())).tolist(), strict=True))
     rows = [[*row, p_text(adjusted[i]) if i in adjusted else ""] for i, row in enumerate(rows)]
@@ -216,26 +195,15 @@ def render(context: Context) -> Section | None:
     return Section([*_intro(every, known), "", *table(head, rows)], figures)
 
 
-def outcomes(texts: Sequence[str], asked: Sequence[Mapping[str, str]], shown: str) -> dict[str, list[bool]]:
-    """Return which of the two answers each continuation begins with.
-
-    Args:
-        texts: The continuations.
-        asked: Their items.
-        shown: What stood before the questions.
-    """
+def _outcomes(texts: Sequence[str], asked: Sequence[Mapping[str, str]], shown: str) -> dict[str, list[bool]]:
+    """Return which of the two answers each continuation begins with."""
     memory = [_says(text, item["memory"]) for text, item in zip(texts, asked, strict=True)]
     told = [shown == "conflict" and _says(text, item["other"]) for text, item in zip(texts, asked, strict=True)]
     return {"context": told, "memory": memory, "neither": [not a and not b for a, b in zip(memory, told, strict=True)]}
 
 
-def compare(control: Sequence[bool], hits: Sequence[bool], clusters: Sequence[str]) -> tuple[float, list[str]]:
+def _against(control: Sequence[bool], hits: Sequence[bool], clusters: Sequence[str]) -> tuple[float, list[str]]:
     """Compare two conditions with whole facts as units.
-
-    Args:
-        control: What is true of each item in one condition.
-        hits: The same in the other.
-        clusters: The fact of each item.
 
     Returns:
         The exact p, and the cells of the difference with its bootstrap interval and of the test with the detectable difference.
