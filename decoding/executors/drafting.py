@@ -254,7 +254,7 @@ class CopyLength:
     Examples:
         >>> length = CopyLength(token_cost=0.1)
         >>> length.allowed([2], 8), length.allowed([20], 8)
-        (3, 8)
+        (4, 8)
         >>> for _ in range(20):
         ...     length.learn([2], [0.0])
         >>> length.allowed([2], 8)
