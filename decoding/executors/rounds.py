@@ -107,7 +107,7 @@ class _Place(NamedTuple):
 
 
 class _Copies(NamedTuple):
-    """What all unfinished rows could copy."""
+    """Passages that all unfinished rows could copy."""
 
     tokens: Tensor
     """`(B, n)`."""

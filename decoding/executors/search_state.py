@@ -122,8 +122,8 @@ class SearchState:
             `(B, V)`, `-inf` except for the candidates.
 
         Raises:
-            ValueError: NaN or `+inf` in the logits or in the cosines, or a row without a possible token; at the first call, passes that
-            `compile_config` asks to compile and that cannot be.
+            ValueError: NaN or `+inf` in the logits or in the cosines, or a row without a possible token; at the first call, a
+            `compile_config` for passes that are not compiled.
         """
         if self._candidates is not None:
             self._drop()

@@ -121,7 +121,7 @@ ENGINES = {
     "plain": {},
     "odd slots, small steps, prefix caching": {
         "max_num_seqs": 5,
-        "max_num_batched_tokens": 64,
+        "max_num_batched_tokens": 96,
         "enable_prefix_caching": True,
     },
 }
