@@ -123,7 +123,7 @@ class SearchState:
 
         Raises:
             ValueError: NaN or `+inf` in the logits or in the cosines, or a row without a possible token; at the first call, a
-            `compile_config` for passes that are not compiled.
+                `compile_config` for passes that are not compiled.
         """
         if self._candidates is not None:
             self._drop()
