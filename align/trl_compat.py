@@ -474,7 +474,7 @@ def gathered(model: Any) -> AbstractContextManager[Any]:
         model: a causal language model, not wrapped.
     """
     layer = model.get_output_embeddings()
-    if layer is None:
+    if layer is None or not hasattr(layer.weight, "ds_id"):  # a model beside the one that ZeRO 3 trains may be whole
         return nullcontext()
     bias: Any = getattr(layer, "bias", None)
     context: AbstractContextManager[Any] = maybe_gather_lm_head_ctx(layer.weight, bias)

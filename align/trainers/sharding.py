@@ -1,11 +1,13 @@
 """Sharded training, as the options of a trainer or `accelerate launch` ask for it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from accelerate.utils import parse_flag_from_env
 
-__all__ = ["fsdp_version", "has_head_in_shards", "uses_deepspeed"]
+__all__ = ["fsdp_version", "has_head_in_shards", "loading_whole", "uses_deepspeed"]
 
 
 def fsdp_version(args: Any) -> int | None:
@@ -38,3 +40,26 @@ def has_head_in_shards(args: Any) -> bool:
     """
     plugin = args.deepspeed_plugin
     return (plugin is not None and plugin.zero_stage == 3) or fsdp_version(args) == 1
+
+
+@contextmanager
+def loading_whole(args: Any) -> Iterator[None]:
+    """Load models with whole weights within the block, also where ZeRO 3 shards those of every model that is loaded.
+
+    Args:
+        args: a configuration of transformers.
+    """
+    plugin = args.deepspeed_plugin
+    if plugin is None or plugin.zero_stage != 3:
+        yield
+        return
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if args.deepspeed:
+            set_hf_deepspeed_config(args.hf_deepspeed_config)  # type: ignore[no-untyped-call]
+        else:
+            plugin.set_deepspeed_weakref()

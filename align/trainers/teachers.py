@@ -1,6 +1,7 @@
 """The teacher of a distillation: loaded by name, quantised or not, and its hidden states for a cache on disk."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from contralto.align.trainers.batches import PairBatch
 from contralto.align.trainers.distillation_config import TEACHER, DistillationConfig
 from contralto.align.trainers.scoring import Scoring
 from contralto.align.trainers.selection import CompletionBatch
+from contralto.align.trainers.sharding import loading_whole
 from contralto.align.trl_compat import create_model_from_path, gathered
 from contralto.common.hashing import content_digest, model_digest, weights_digest
 from contralto.common.head import head_of
@@ -47,7 +49,8 @@ def load_teacher(args: DistillationConfig) -> Any:
         options["quantization_config"] = BitsAndBytesConfig(**bits)  # type: ignore[no-untyped-call]
         options["device_map"] = {"": str(args.device)}
     given = cast(dict[str, Any], args.teacher_model_init_kwargs or {})
-    teacher = create_model_from_path(locate(base or name), **{"device_map": None} | options | given)
+    with loading_whole(args) if args.precompute_teacher else nullcontext():  # it runs before DeepSpeed could gather it
+        teacher = create_model_from_path(locate(base or name), **{"device_map": None} | options | given)
     return teacher if base is None else without_adapter(with_adapter(teacher, name))
 
 

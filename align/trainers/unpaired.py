@@ -126,13 +126,15 @@ class UnpairedTrainer(CardMixin, RowTrainer):  # type: ignore[misc]  # `create_m
         if kwargs.get("eval_dataset") is not None:
             kwargs["eval_dataset"] = _rows("eval_dataset", kwargs["eval_dataset"], args)
         args = with_adapter_dtype(args, model, kwargs.get("peft_config"))
-        if not self.uses_reference:
+        if not self.uses_reference and args.deepspeed_plugin is None:  # DeepSpeed prepares no module without weights
             ref_model = NoReference()
         needs = {
             "reads_kl": "kl" in self.objective.needs,
             "numbers": [QUALITY] if QUALITY in self.objective.needs else [],
         }
         super().__init__(model, ref_model, **needs, args=args, **with_own_peft_config(kwargs))
+        if not self.uses_reference:
+            self.ref_model = None
 
     def _advise_on_weights(self, train: Any) -> None:
         """Warn if rows of one label outweigh those of the other, under losses that weigh them."""
