@@ -4,7 +4,7 @@
     python benchmarks/data_engines.py --model Qwen/Qwen3-0.6B --device cuda --batch-size 64
 
 *transformers*: the engine, and the whole pipeline with its store, against a loop over `generate()` on the same prompts in the
-same batches, tokenised and decoded. Sampling costs the engine more than `do_sample=True`: its noise is of each row's own stream.
+same batches, tokenised and decoded. The noise of the engine is of each row's own stream.
 *endpoint*: the engine, and the whole pipeline, against a bare asynchronous aiohttp client of the same concurrency that sends
 the same bodies, at a server in a process of its own that answers after 20 ms, as no model does, or after 200 ms, as a fast one
 does. At 20 ms it is the processors that limit all three. The pipeline reads and writes the store in a thread beside the client's, all that

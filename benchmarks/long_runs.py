@@ -120,8 +120,8 @@ def watched_bars(watch: Watch, now: Callable[[], float]) -> Iterator[None]:
     """Note each update of a progress bar, which goes by a clock."""
     update = SteadyBar.update
 
-    def noted(bar: Any, n: float | None = 1) -> bool | None:
-        shown = update(bar, n)
+    def noted(bar: Any, n: float | None = 1, *, work: float | None = None) -> bool | None:
+        shown = update(bar, n, work=work)
         values = bar.format_dict
         watch.note(int(bar.n), (values["total"] - values["n"]) / values["rate"] if values["rate"] else None)
         return shown
