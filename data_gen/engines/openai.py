@@ -235,7 +235,7 @@ class OpenAIEngine:
                     return outcome
                 reason = outcome.reason if isinstance(outcome, Failure) else ""
             finally:
-                flow.window.leave()
+                await flow.window.leave()
         return Failure(f"{reason} (after {self._attempts} attempts)")
 
     async def _attempt(

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import deque
 from typing import Any
 
 from contralto.data_gen.ranges import check_number
@@ -57,33 +56,19 @@ class Window:
         self._most, self._is_adaptive = most, is_adaptive
         self._under_way, self._decreased_at = 0, 0.0
         self._smoothed = self._least = 0.0
-        self._waiting = deque[asyncio.Future[None]]()
+        self._waiting = asyncio.Condition()
 
     async def enter(self) -> None:
-        """Wait until a request may be sent, in the order of the calls; `leave` follows it."""
-        if self._has_room():
+        """Wait until a request may be sent; `leave` follows it."""
+        async with self._waiting:
+            await self._waiting.wait_for(lambda: self._under_way < int(self.limit))
             self._under_way += 1
-            return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():  # it was given a place before it was cancelled
-                self.leave()
-            raise
 
-    def leave(self) -> None:
+    async def leave(self) -> None:
         """Let others follow a request that has ended."""
-        self._under_way -= 1
-        while self._waiting and self._has_room():
-            turn = self._waiting.popleft()
-            if not turn.done():  # cancelled
-                turn.set_result(None)
-                self._under_way += 1
-
-    def _has_room(self) -> bool:
-        return self._under_way < int(self.limit)
+        async with self._waiting:
+            self._under_way -= 1
+            self._waiting.notify(max(1, int(self.limit) - self._under_way))
 
     def answered(self, sent: float) -> None:
         """Raise the limit after an answer, or lower it if answers have become slow.

