@@ -155,17 +155,20 @@ class Drafter:
         """Choose a token `(B,)` for each row of `probabilities` `(B, V)`."""
         return torch.multinomial(probabilities, 1).squeeze(1) if self._sample else probabilities.argmax(-1)
 
-    def choose(self, scores: Tensor, proposal: Tensor, draft: Tensor | None) -> tuple[Tensor, Tensor]:
+    def choose(self, scores: Tensor, proposal: Tensor | None, draft: Tensor | None) -> tuple[Tensor, Tensor]:
         """Accept or replace a draft.
 
         Args:
             scores: `(B, V)` of the contrast, warped.
-            proposal: `(B, V)` probabilities, `Q`.
+            proposal: `(B, V)` probabilities, `Q`; None if the amateur has not run.
             draft: `(B,)` int64, the drafted tokens; None if there are none.
 
         Returns:
-            The token of each row, `(B,)`, and the probability that a draft from `proposal` is accepted, `(B,)`.
+            The token of each row, `(B,)`, and the probability that a draft from `proposal` is accepted, `(B,)`; without one 0.
         """
+        if proposal is None:
+            tokens = self.draw(scores.softmax(-1)) if self._sample else scores.argmax(-1)
+            return tokens, torch.zeros_like(scores[:, 0])
         if not self._sample:
             tokens = scores.argmax(-1)
             return tokens, (tokens == self.draw(proposal)).float()

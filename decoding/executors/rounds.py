@@ -12,6 +12,7 @@ from contralto.decoding.branches.prompts import Prompts
 from contralto.decoding.branches.reader import CachedReader
 from contralto.decoding.executors.drafting import CopyLength, Drafter, DraftLength, look_up
 from contralto.decoding.executors.generation import Generation
+from contralto.decoding.processors.base import ContrastiveLogitsProcessor
 from contralto.decoding.validity import check_logits
 from contralto.decoding.vocabulary import fit_vocabulary
 
@@ -32,7 +33,7 @@ class Statistics:
     tokens: int = 0
     """Number of tokens generated, over all rows."""
     agreement: float = 0.0
-    """Sum over these tokens of the probability that a draft in their place is accepted."""
+    """Sum over these tokens of the probability that a draft in their place is accepted; 0 where a gate has left the amateur out."""
 
     @property
     def acceptance(self) -> float:
@@ -126,7 +127,7 @@ class SpeculativeRounds:
         drafter: draws the drafts.
         draft_length: decides how many tokens the amateur drafts.
         copy_length: decides how many tokens are copied.
-        combine: `ContrastiveLogitsProcessor.combine` of the method.
+        method: the contrast, which may have a gate.
         statistics: updated in place.
         lookup: the longest draft by look-up, and the longest n-gram; None drafts by the amateur alone.
         early: the branch of an amateur whose logits the expert's reader can read along, see `EarlyExitBranch`; None for others.
@@ -142,13 +143,13 @@ class SpeculativeRounds:
         drafter: Drafter,
         draft_length: DraftLength,
         copy_length: CopyLength,
-        combine: Callable[..., Tensor],
+        method: ContrastiveLogitsProcessor,
         statistics: Statistics,
         lookup: tuple[int, int] | None = None,
         early: Any = None,
     ) -> None:
         self._generation, self._expert, self._amateur = generation, expert, amateur
-        self._drafter, self._draft_length, self._combine = drafter, draft_length, combine
+        self._drafter, self._draft_length, self._method = drafter, draft_length, method
         self._vocabulary, self._statistics, self._lookup = vocabulary, statistics, lookup
         self._copy_length, self._early = copy_length, early
         self._declined: _Copies | None = None
@@ -158,8 +159,8 @@ class SpeculativeRounds:
         copies = self._copies()
         if copies is not None:
             self._verify(list(copies.tokens.unbind(1)), self._look_along(copies))
-        elif self._early is not None and self._amateur.length and self._draft_length.rests:
-            self._step_along()
+        elif self._amateur.length and self._draft_length.rests:
+            self._step_alone()
         else:
             self._verify(*self._draft())
         self._statistics.rounds += 1
@@ -222,11 +223,26 @@ class SpeculativeRounds:
         ]
         return [*copied, last]
 
-    def _step_along(self) -> None:
-        """Append one token to each row without a draft, from a forward pass of the expert that yields the amateur's logits, too."""
-        logits = self._expert.read(self._generation.ids, ~self._generation.unfinished, along=True)
-        main, early = self._early.split_joint(logits)
-        self._step(main[:, -1], self._place(early[:, -1], 0), None)
+    def _step_alone(self) -> None:
+        """Append one token to each row without a draft.
+
+        The amateur comes out of the expert's pass, or runs where the contrast needs it: a gate may leave it out.
+        """
+        generation, place = self._generation, None
+        logits = self._expert.read(generation.ids, ~generation.unfinished, along=self._early is not None)
+        main, early = (logits, None) if self._early is None else self._early.split_joint(logits)
+
+        def run() -> list[Tensor]:
+            nonlocal place
+            place = self._look(generation.ids) if early is None else self._place(early[:, -1], 0)
+            return [place.logits]
+
+        def contrast(scores: Tensor) -> Tensor:
+            return self._method.contrast_where_needed(
+                generation.ids, scores, run, generation.generated, generation.unfinished
+            )
+
+        generation.step(main[:, -1], contrast, lambda scores: self._choose(scores, place, None))
 
     def _look(self, ids: Tensor) -> _Place:
         """Return the amateur's distribution for the token after `ids` `(B, T)`."""
@@ -268,23 +284,25 @@ class SpeculativeRounds:
 
     def _step(self, logits: Tensor, place: _Place, draft: Tensor | None) -> Tensor:
         """Append one token per row, drafted or not, and return the chosen tokens `(B,)`."""
-        generation, rows = self._generation, self._generation.unfinished
-
-        def choose(scores: Tensor) -> Tensor:
-            tokens, agreement = self._drafter.choose(scores, place.proposal, draft)
-            self._note(place, tokens, agreement[rows].tolist())
-            return tokens
-
+        generation = self._generation
         return generation.step(
-            logits, lambda scores: self._combine(scores, [place.logits], generation.generated), choose
+            logits,
+            lambda scores: self._method.combine(scores, [place.logits], generation.generated),
+            lambda scores: self._choose(scores, place, draft),
         )
 
-    def _note(self, place: _Place, tokens: Tensor, agreement: list[float]) -> None:
+    def _choose(self, scores: Tensor, place: _Place | None, draft: Tensor | None) -> Tensor:
+        """Return tokens `(B,)` from the warped scores, and learn from them."""
+        tokens, agreement = self._drafter.choose(scores, None if place is None else place.proposal, draft)
+        self._note(place, tokens, agreement[self._generation.unfinished].tolist())
+        return tokens
+
+    def _note(self, place: _Place | None, tokens: Tensor, agreement: list[float]) -> None:
         """Learn from the agreement of the unfinished rows, also about copies that were not drafted."""
         rows = self._generation.unfinished
-        if place.matches is None:
+        if place is not None and place.matches is None:
             self._draft_length.learn(place.confidences[rows].tolist(), agreement)
-        else:
+        elif place is not None and place.matches is not None:
             self._copy_length.learn(place.matches[rows].tolist(), agreement)
         if self._declined is not None:
             equal = (self._declined.tokens[:, 0] == tokens)[rows].float().tolist()

@@ -98,7 +98,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
             layers, whichever is larger.
         token_cost: `t`, in [0, 1]. None (default) takes 0.15 on a CPU, 0.05 on an accelerator.
         gate: probability of the expert's likeliest token from which there is no contrast, in (0, 1], see `GatedLogitsProcessor`. The
-            amateur drafts all the same. None (default) contrasts every token.
+            amateur drafts all the same, and while drafts rest it runs only where the gate is open. None (default) contrasts every token.
         attention_mask: `(prompts, T)`, 0 for padding, as for `ContrastiveDecodingLogitsProcessor`. The mask of `generate()` is used
             anyway, so that this one is only compared with it. None (default) compares nothing.
         encoder_inputs: for an encoder-decoder amateur, the inputs of its encoder, usually the `inputs` of `generate()`.
@@ -197,7 +197,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
             drafter=Drafter(generation.warpers, self._alpha, sample=generation.config.do_sample),
             draft_length=DraftLength(self._draft_length, self._cost(model), cost),
             copy_length=CopyLength(cost),
-            combine=self._method.combine,
+            method=self._method,
             statistics=self.statistics,
             lookup=self._lookup,
             early=early and self._branch,

@@ -30,7 +30,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from zoo import vision as zoo_vision
 
 from contralto import testbed
-from contralto.decoding import AdaptersOff, ContrastiveDecodingLogitsProcessor, EarlyExit
+from contralto.decoding import AdaptersOff, ContrastiveDecodingLogitsProcessor, EarlyExit, GatedLogitsProcessor
 from contralto.decoding.branches import reader
 from contralto.decoding.branches.cache import crop_layers
 from contralto.decoding.executors import drafting, generation, rounds
@@ -536,13 +536,13 @@ def test_short_sampled_texts_have_the_exact_distribution(name):
 @pytest.mark.slow
 def test_sampled_texts_that_rest_now_and_then_have_the_exact_distribution(monkeypatch):
     """Rests begin and end after what was drawn, so that they could favour some texts."""
-    resting, allows = [], drafting.DraftLength.allows_draft
+    resting, run = [], rounds.SpeculativeRounds.run
 
-    def note(self, confidences):
-        resting.append(self.rests)
-        return allows(self, confidences)
+    def note(self):
+        resting.append(self._draft_length.rests)
+        run(self)
 
-    monkeypatch.setattr(drafting.DraftLength, "allows_draft", note)
+    monkeypatch.setattr(rounds.SpeculativeRounds, "run", note)
     has_the_exact_distribution(tables(), SETTINGS["plain"], 6_000, least=0.2, token_cost=0.35)
     changes = sum(a != b for a, b in itertools.pairwise(resting))
     assert 0.1 < sum(resting) / len(resting) < 0.9
@@ -643,13 +643,13 @@ def test_texts_that_rest_and_draft_again_are_the_same(llama, batch):
         )
         return found._replace(proposal=proposal, confidences=proposal.amax(-1))
 
-    verify = rounds.SpeculativeRounds._verify
+    run = rounds.SpeculativeRounds.run
 
-    def noted(self, drafts, places):
-        stretches.append(bool(drafts))
-        return verify(self, drafts, places)
+    def noted(self):
+        stretches.append(not self._draft_length.rests)
+        run(self)
 
-    with mock.patch.multiple(rounds.SpeculativeRounds, _place=place, _verify=noted):
+    with mock.patch.multiple(rounds.SpeculativeRounds, _place=place, run=noted):
         settings = RULE | {"token_cost": 0.05}
         tokens, statistics = generate(expert, amateur, rows, settings, max_new_tokens=80, eos_token_id=None)
     assert tokens == expected
@@ -760,6 +760,26 @@ def test_its_own_first_layers_are_read_along_while_drafts_rest(family, batch):
         assert statistics.amateur_forwards < drafting_always.amateur_forwards
     assert statistics.amateur_forwards <= 2
     assert statistics.expert_forwards == 40
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("early", [False, True])
+def test_a_gate_leaves_the_amateur_out_while_drafts_rest(llama, batch, early):
+    """The loop with the same gate runs it as often; without rests it runs at every token."""
+    expert, rows = llama[0], zoo.prompts(batch)
+    amateur = EarlyExit(expert, layers=1) if early else zoo.build("llama", hidden=16, seed=2)
+    how = {"max_new_tokens": 40, "eos_token_id": None, "do_sample": False}
+    gate = {"gate": 0.06}  # random models are sure of little
+    expected, drafting_always = generate(expert, amateur, rows, RULE | gate | {"token_cost": 0.0}, **how)
+    gated = GatedLogitsProcessor(ContrastiveDecodingLogitsProcessor(amateur, **RULE), **gate)
+    output = expert.generate(**zoo.pad(rows), custom_generate=gated.loop(), **how)
+    assert output[:, max(map(len, rows)) :].tolist() == expected
+    tokens, statistics = generate(expert, amateur, rows, RULE | gate | {"token_cost": 1.0}, **how)
+    assert tokens == expected
+    assert statistics.tokens == drafting_always.tokens
+    assert 0 < gated.statistics.skipped < gated.statistics.steps == 40
+    if not early:
+        assert statistics.amateur_forwards == 40 - gated.statistics.skipped
 
 
 def test_dear_amateurs_draft_less(qwen3):
