@@ -52,7 +52,7 @@ def caches(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     default = args.device != "cpu" and args.backend == "inductor"
     config = CompileConfig() if default else CompileConfig(backend=args.backend, mode="default", fullgraph=False)
     config._compile_all_devices = True  # type: ignore[assignment]
-    room = args.context + args.tokens + ContrastiveSearch().k
+    room = args.context + args.tokens + 2 + ContrastiveSearch().k  # `gaps` reads two tokens more
     static = {"cache_implementation": "static", "max_cache_len": room}
     how: tuple[dict[str, Any], ...] = {}, {**static, "disable_compile": True}, {**static, "compile_config": config}
     return dict(zip(CACHES, how, strict=True))

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -415,19 +414,20 @@ def test_two_processes_equal_one_with_twice_the_accumulation(pairs, tmp_path, lo
     recipe = tmp_path / "own.yaml"
     recipe.write_text(f"loss_type: [{loss}]\n")
     both = ["--learning_rate", "0.01", "--save_strategy", "no", "--gradient_checkpointing", "false"]
-    both += ["--precompute_ref_log_probs"] if loss == "apo_zero" else []
-    caches = [["--reference_cache", str(tmp_path / f"cache-{name}")] for name in ("one", "two")]
-    one = _argv(recipe, pairs, tmp_path / "one", *both, *caches[0], adapter=adapter)
+    caches = {name: tmp_path / f"cache-{name}" for name in ("one", "two")}
+    own = {name: ["--precompute_ref_log_probs", "--reference_cache", str(cache)] for name, cache in caches.items()}
+    own = own if loss == "apo_zero" else {"one": [], "two": []}
+    one = _argv(recipe, pairs, tmp_path / "one", *both, *own["one"], adapter=adapter)
     cli_align.run([*one, "--gradient_accumulation_steps", "2"])
     recipe.write_text(recipe.read_text() + sharded)
-    argv = _argv(recipe, pairs, tmp_path / "two", *both, *caches[1], adapter=adapter)
+    argv = _argv(recipe, pairs, tmp_path / "two", *both, *own["two"], adapter=adapter)
     run_ranks(lambda: run.run(argv, launched=True))
     file = "adapter_model.safetensors" if adapter else "model.safetensors"
     one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, weight in one.items():
         assert_close(two[name], weight, rtol=1e-4, atol=1e-5)
-    kept = [{path.relative_to(cache) for path in Path(cache).glob("*/*.arrow")} for _, cache in caches]
+    kept = [{path.relative_to(cache) for path in cache.glob("*/*.arrow")} for cache in caches.values()]
     assert kept[0] == kept[1], "the key is that of the whole weights"
     assert bool(kept[0]) == (loss == "apo_zero")
 
