@@ -195,7 +195,7 @@ class DraftLength:
         # Start with one observation per class: likelier drafts are accepted more often.
         self._accepted = [math.sqrt((k + 0.5) / self.CLASSES) for k in range(self.CLASSES)]
         self._observed = [1.0] * self.CLASSES
-        self._lately = 0.5
+        self._lately, self._agreed = 0.5, 0.0
         self.start()
 
     @property
@@ -211,7 +211,8 @@ class DraftLength:
         """Return whether the amateur should run on its drafted tokens."""
         if self._fixed is not None:
             return self._drafted < self._fixed
-        return self._drafted < LONGEST_DRAFT and self._reach >= self._least
+        most = min(LONGEST_DRAFT, 2 + 2 * self._agreed)  # no long draft of an amateur that has not been right yet
+        return self._drafted < most and self._reach >= self._least
 
     def allows_draft(self, confidences: Sequence[float]) -> bool:
         """Return whether to draft another token.
@@ -239,6 +240,7 @@ class DraftLength:
             self._observed[self._class(confidence)] += 1
         if agreements:
             self._lately += (min(agreements) - self._lately) / RECENT_TOKENS
+            self._agreed += min(agreements)
 
     def _class(self, confidence: float) -> int:
         return min(int(confidence * self.CLASSES), self.CLASSES - 1)

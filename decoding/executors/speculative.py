@@ -70,8 +70,9 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
     The number of drafted tokens is decided token by token. Let `c` be the cost of a forward pass of the amateur, `t` that of one more token in
     a pass, in passes of the expert, and `r` the estimated probability that all tokens drafted in this round are accepted. The amateur runs once more while
     `r >= (c + t) / (c + 0.35)`, where the loss of that pass if the draft fails equals the gain if it does not, and drafts
-    another token if `r` is at least `2 t` after it. The probability of a token is estimated from the earlier tokens of this call
-    with about the same amateur probability (five classes). While fewer than `2 t` of the last tokens, a moving average over about eight, would
+    another token if `r` is at least `2 t` after it; a round drafts at most `2 + 2 n` tokens, where n tokens of this call would have been
+    accepted so far. The probability of a token is estimated from the earlier tokens of this call with about the same amateur
+    probability (five classes). While fewer than `2 t` of the last tokens, a moving average over about eight, would
     have been accepted, nothing is drafted: a step is then one of plain contrastive decoding, whose amateur goes on telling what it
     would have drafted. As many tokens are copied as are accepted with a probability of `2 t` or more, which is estimated from the
     earlier copies whose passage matched the text over about as many tokens. No clock is read: a seed gives the same tokens again, on

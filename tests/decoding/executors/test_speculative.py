@@ -598,6 +598,25 @@ def test_drafts_grow_and_shrink_with_what_is_kept(llama):
     assert fixed.drafted <= 2 * fixed.rounds
 
 
+def test_the_first_drafts_of_a_call_are_short():
+    """An amateur that is sure of itself from the first token on may be wrong every time."""
+    length = drafting.DraftLength(None, 0.2, 0.05)
+
+    def longest():
+        length.start()
+        while length.allows_draft([0.99]) and length.allows_pass():
+            pass
+        return length._drafted
+
+    assert longest() == 2
+    for _ in range(3):
+        length.learn([0.99], [1.0])
+    assert longest() == 8
+    for _ in range(20):
+        length.learn([0.99], [1.0])
+    assert longest() == drafting.LONGEST_DRAFT
+
+
 def test_drafts_rest_while_none_would_be_accepted():
     """A class that was good for long counts no more once the last tokens were rejected; a few agreements end the rest."""
     length = drafting.DraftLength(None, 0.2, 0.05)
