@@ -184,18 +184,19 @@ class DraftLength:
         fixed: number of tokens in every round; None to decide token by token.
         cost_ratio: cost of a forward pass of the amateur, in passes of the expert.
         token_cost: cost of one more token in a forward pass, in passes of one token.
+        waits: begin at rest, where it costs nothing to see whether drafts would be accepted.
     """
 
     CLASSES = 5
 
-    def __init__(self, fixed: int | None, cost_ratio: float, token_cost: float) -> None:
+    def __init__(self, fixed: int | None, cost_ratio: float, token_cost: float, *, waits: bool = False) -> None:
         self._fixed = fixed
         self._least = (cost_ratio + token_cost) / (cost_ratio + TOKEN_VALUE)
         self._least_draft = 2 * token_cost
         # Start with one observation per class: likelier drafts are accepted more often.
         self._accepted = [math.sqrt((k + 0.5) / self.CLASSES) for k in range(self.CLASSES)]
         self._observed = [1.0] * self.CLASSES
-        self._lately, self._agreed = 0.5, 0.0
+        self._lately, self._agreed = 0.0 if waits else 0.5, 0.0
         self.start()
 
     @property

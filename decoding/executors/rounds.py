@@ -81,17 +81,21 @@ class RowReader:
         rows = self._prepare(ids, finished)[:, self._hidden :]
         if isinstance(self.reader, LayerReader):
             self.reader.reads_layers = along
-        if self.length:
-            logits = self.reader.read(rows, new=ids.shape[1] - self.length)
-        else:
+        logits = None
+        if not self.length:
             logits = self.reader.prefill(self._prompts)
             self.reader.record_past()  # not before, or sliding windows would keep the whole prompt
-        self.forwards += 1
+            self.forwards += 1
+        if ids.shape[1] > self.length:
+            logits = self.reader.read(rows, new=ids.shape[1] - self.length)
+            self.forwards += 1
+        assert logits is not None
         return logits.to(device=ids.device, dtype=torch.float32)
 
     def forget(self, length: int) -> None:
         """Crop the cache to at most `length` columns."""
-        self.reader.crop(min(length, self.length) - self._hidden)
+        if self.length:
+            self.reader.crop(min(length, self.length) - self._hidden)
 
 
 class _Place(NamedTuple):
@@ -159,7 +163,7 @@ class SpeculativeRounds:
         copies = self._copies()
         if copies is not None:
             self._verify(list(copies.tokens.unbind(1)), self._look_along(copies))
-        elif self._amateur.length and self._draft_length.rests:
+        elif (self._early is not None or self._amateur.length) and self._draft_length.rests:
             self._step_alone()
         else:
             self._verify(*self._draft())
@@ -190,7 +194,8 @@ class SpeculativeRounds:
 
     def _copies(self) -> _Copies | None:
         """Return what all unfinished rows copy from their own text; None if it is too seldom accepted, or one of them has nothing to copy."""
-        generation, reads = self._generation, self._expert.length and self._amateur.length
+        generation = self._generation
+        reads = self._expert.length and (self._early is not None or self._amateur.length)
         room, self._declined = generation.remaining - 1, None
         if self._lookup is None or not reads or room < 1:
             return None

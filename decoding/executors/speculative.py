@@ -74,7 +74,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
     accepted so far. The probability of a token is estimated from the earlier tokens of this call with about the same amateur
     probability (five classes). While fewer than `2 t` of the last tokens, a moving average over about eight, would
     have been accepted, nothing is drafted: a step is then one of plain contrastive decoding, whose amateur goes on telling what it
-    would have drafted. As many tokens are copied as are accepted with a probability of `2 t` or more, which is estimated from the
+    would have drafted. The expert's own first layers as amateur begin with such a rest, since its passes yield their logits, too. As many tokens are copied as are accepted with a probability of `2 t` or more, which is estimated from the
     earlier copies whose passage matched the text over about as many tokens. No clock is read: a seed gives the same tokens again, on
     the same kind of device.
 
@@ -196,7 +196,7 @@ class SpeculativeContrastiveDecoding(CustomGenerate):
             amateur=self._amateur_reader(generation, model, model_kwargs),
             vocabulary=vocabulary_size(model),
             drafter=Drafter(generation.warpers, self._alpha, sample=generation.config.do_sample),
-            draft_length=DraftLength(self._draft_length, self._cost(model), cost),
+            draft_length=DraftLength(self._draft_length, self._cost(model), cost, waits=early is not None),
             copy_length=CopyLength(cost),
             method=self._method,
             statistics=self.statistics,
