@@ -11,7 +11,7 @@ more than multiply (an adapter on it, say), the logits themselves are taken from
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -115,9 +115,11 @@ def head_inputs(
         ValueError: a model without a row of logits per token.
     """
 
-    def run(rows: Select | None, *, replace: bool = False) -> tuple[_WatchedPass, Tensor]:
+    def run(
+        rows: Select | None, *, replace: bool = False, is_idle: bool = False
+    ) -> tuple[_WatchedPass, Tensor]:
         watched = _WatchedPass()
-        with _watching(model, watched, rows, replace=replace):
+        with _watching(model, watched, rows, replace=replace), _idle(model) if is_idle else nullcontext():
             output = forward(*args, **kwargs)
         watched.backbone = output if watched.backbone is None else watched.backbone
         watched.aux_loss = getattr(output, "aux_loss", None)
@@ -134,7 +136,7 @@ def head_inputs(
             assert watched.states is not None
             return watched.inputs(select(watched.states), _head(model, form))
     if form.kind == "head":
-        watched, _ = run(lambda states: states[:1, :1].detach())
+        watched, _ = run(lambda states: states[:1, :0].detach(), is_idle=True)
         assert watched.states is not None
         return watched.inputs(select(watched.states), _head(model, form))
     rows = None if form.kind == "whole" else (lambda states: select(states)[None])
@@ -222,6 +224,27 @@ def _watching(model: Any, watched: _WatchedPass, rows: Select | None, *, replace
     if layer is not None:
         handles += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
     with hooked(handles):
+        yield
+
+
+@contextmanager
+def _idle(model: Any) -> Iterator[None]:
+    """Let the output layer, which is given no rows, cast nothing either, and hand on a row of zeros.
+
+    Autocast casts the weight however few the rows are, and on a CPU the product of a single row in half precision copies it.
+    """
+    layer, switched_off = model.get_output_embeddings(), ExitStack()
+
+    def before(_layer: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        switched_off.enter_context(torch.autocast(inputs[0].device.type, enabled=False))
+        return (inputs[0].to(layer.weight.dtype),)
+
+    def after(_layer: nn.Module, _inputs: Any, result: Any) -> Any:
+        switched_off.close()
+        return result.new_zeros(1, 1, result.shape[-1]) if isinstance(result, Tensor) else None
+
+    handles = [layer.register_forward_pre_hook(before), layer.register_forward_hook(after, always_call=True)]
+    with switched_off, hooked(handles):
         yield
 
 
