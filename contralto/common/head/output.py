@@ -115,9 +115,7 @@ def head_inputs(
         ValueError: a model without a row of logits per token.
     """
 
-    def run(
-        rows: Select | None, *, replace: bool = False, is_idle: bool = False
-    ) -> tuple[_WatchedPass, Tensor]:
+    def run(rows: Select | None, *, replace: bool = False, is_idle: bool = False) -> tuple[_WatchedPass, Tensor]:
         watched = _WatchedPass()
         with _watching(model, watched, rows, replace=replace), _idle(model) if is_idle else nullcontext():
             output = forward(*args, **kwargs)

@@ -10,6 +10,7 @@ import zoo
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -229,6 +230,52 @@ def test_divergences_between_odd_models_are_those_of_their_logits():
                 ),
             ).result
         assert_close(found.divergence, (p.exp() * (p - q)).sum(-1), rtol=1e-6, atol=1e-8)
+
+
+class Casts(TorchDispatchMode):
+    """Counts what is cast or copied from a weight."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight, self.count = weight, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        copies = function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        self.count += copies and any(
+            isinstance(arg, torch.Tensor) and arg.data_ptr() == self.weight.data_ptr() for arg in args
+        )
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_the_models_own_head_neither_multiplies_nor_casts(is_trained):
+    """Where the head is applied to the scored tokens alone: autocast would cast the weight twice, once for nothing."""
+    model = small("llama").float()
+    weight = model.get_output_embeddings().weight.requires_grad_(is_trained)
+    install_head(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scored(model)
+        with Casts(weight) as casts:
+            found = scored(model).logps
+    assert casts.count == 1
+    assert (found - own_logps(model)).abs().mean() < 0.05
+
+
+def test_autocast_and_hooks_are_as_before_where_the_forward_fails():
+    """As accelerate switches autocast on, around the forward; a later forward is whole."""
+    model = small("llama").float()
+    model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
+    install_head(model)
+    scored(model)
+    layer = model.get_output_embeddings()
+    failing = layer.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        scored(model)
+    assert not torch.is_autocast_enabled("cpu")
+    failing.remove()
+    assert len(layer._forward_hooks) == len(layer._forward_pre_hooks) == 0
+    assert scored(model).logps.isfinite().all()
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_a_model_is_measured_in_the_forward_that_is_made_anyway(monkeypatch):
