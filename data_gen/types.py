@@ -13,14 +13,13 @@ It is a pure function of the row, its settings and the answers: it opens no conn
 numbers. So it can be replayed from recorded answers at any time, with the same result.
 """
 
-import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from contralto.common.hashing import content_digest, pixels_digest
+from contralto.common.hashing import content_digest, json_digest, pixels_digest
 from contralto.common.texts import has_lone_surrogate
 from contralto.data_gen.image_files import check_image
 from contralto.data_gen.ranges import check_number
@@ -269,9 +268,6 @@ def make_request(ask: Ask, *, engine: Mapping[str, Any], sampling: Sampling, see
     )
 
 
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
-
-
 def digest(value: Any) -> str:
     """Return the SHA-256 of a JSON value, the same in every process and for every order of a mapping's keys.
 
@@ -282,7 +278,7 @@ def digest(value: Any) -> str:
         >>> digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
         True
     """
-    return content_digest(_CANONICAL(value))
+    return json_digest(value, separators=(",", ":"))
 
 
 def image_digest(image: Any) -> str:

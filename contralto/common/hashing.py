@@ -60,7 +60,7 @@ def json_digest(value: Any, length: int = 64, **options: Any) -> str:
     Args:
         value: the value.
         length: the number of hexadecimal digits to return, from the left.
-        options: keyword arguments of `json.dumps`; keys are sorted in any case.
+        options: keyword arguments of `json.JSONEncoder`; keys are sorted in any case.
 
     Raises:
         TypeError: the value cannot be written as JSON.
@@ -69,7 +69,13 @@ def json_digest(value: Any, length: int = 64, **options: Any) -> str:
         >>> json_digest({"a": 1, "b": [2]}) == json_digest({"b": [2], "a": 1})
         True
     """
-    return content_digest(json.dumps(value, sort_keys=True, **options), length)
+    return content_digest(_encoder(**options)(value), length)
+
+
+@cache
+def _encoder(**options: Any) -> Callable[[Any], str]:
+    """Return a function that writes JSON, which `json.dumps` would make again for every value."""
+    return json.JSONEncoder(sort_keys=True, **options).encode
 
 
 def seed_from(text: str) -> int:
