@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 from urllib.parse import quote
@@ -77,20 +78,28 @@ def has_lone_surrogate(value: Any) -> bool:
         >>> has_lone_surrogate({"prompt": [{"content": "a\\udc00"}]}), has_lone_surrogate(["a", 1])
         (True, False)
     """
+    with suppress(RecursionError, TypeError, ValueError):  # too deep, names that are no strings, a mapping within itself
+        if "\\ud" not in _IN_ASCII(value):  # where every surrogate is spelt out
+            return False
     left = [value]
     while left:  # a stack of our own, since the depth is not ours
         one = left.pop()
         if isinstance(one, str):
-            if not one.isascii() and _LONE.search(one):
+            if _LONE.search(one):
                 return True
-        elif type(one) is dict:  # without the slower question for any mapping
-            left += one
-            left += one.values()
         elif isinstance(one, Mapping):
             left += [*one.keys(), *one.values()]
         elif isinstance(one, list | tuple):
             left += one
     return False
+
+
+def _parts(value: Any) -> Any:
+    """Return what JSON can write of another value: the contents of a mapping, nothing of an image."""
+    return dict(value) if isinstance(value, Mapping) else None
+
+
+_IN_ASCII = json.JSONEncoder(default=_parts).encode
 
 
 def secret_name(value: Any) -> str | None:

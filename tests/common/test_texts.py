@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import MappingProxyType
 
 import pytest
 
@@ -13,6 +14,9 @@ def test_lone_surrogates():
     deep = [{"a": [1, ({"b": "x\udc00"},)]}]
     assert texts.has_lone_surrogate(deep)
     assert texts.has_lone_surrogate({"x\ud800": 1})
+    assert texts.has_lone_surrogate({("x", "\ud800"): 1})
+    assert texts.has_lone_surrogate(MappingProxyType({"x": [object(), MappingProxyType({"y": ("\udfff",)})]}))
+    assert not texts.has_lone_surrogate([object(), b"\xed\xa0\x80", "\\ud800", float("nan")])
     assert not texts.has_lone_surrogate([{"a": [1, None, ("é",)]}, 2.5, {"😀": "😀"}])
 
 
