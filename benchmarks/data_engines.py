@@ -7,8 +7,8 @@
 same batches, tokenised and decoded. The noise of the engine is of each row's own stream.
 *endpoint*: the engine, and the whole pipeline, against a bare asynchronous aiohttp client of the same concurrency that sends
 the same bodies, at a server in a process of its own that answers after 20 ms, as no model does, or after 200 ms, as a fast one
-does. At 20 ms it is the processors that limit all three. The pipeline reads and writes the store in a thread beside the client's, all that
-came in meanwhile at once, and every answer is on the disk before it is used.
+does, and takes a tenth of the processor time of a client (`quick_server.py`). The pipeline reads and writes the store in a thread beside the
+client's, all that came in meanwhile at once, and every answer is on the disk before it is used.
 
 Each round runs all of them one after the other. Ratios are taken within a round, above 1 is faster than bare; the table gives
 their medians and the middle half of the rounds.
@@ -182,7 +182,7 @@ def endpoint_lines(args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[st
 
 def endpoint_line(args: argparse.Namespace, rows: Sequence[Row], latency: float, concurrency: int) -> str:
     """One server, asked so many requests at a time."""
-    command = [sys.executable, str(ROOT / "tests" / "helpers" / "serving.py"), str(latency)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "quick_server.py"), str(latency)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdout
     url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"

@@ -13,6 +13,8 @@ GPU in a kernel where `passes_choice` finds it right and faster).
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -64,6 +66,30 @@ class LogitsSource:
         """
         head = None if weight is None or self.head is None else self.head._replace(weight=weight, bias=bias)
         return LogitsSource(head, self.temperature, hidden)
+
+    @property
+    def product_dtype(self) -> torch.dtype | None:
+        """Return the dtype of the product with the head: that of autocast where it is on; None without hidden states."""
+        if self.head is None or self.hidden is None:
+            return None if self.hidden is None else self.hidden.dtype
+        return compute_dtype(self.hidden)
+
+    @contextmanager
+    def cast(self, dtype: torch.dtype | None) -> Iterator["LogitsSource"]:
+        """Cast hidden states and a head that get no gradient for the time of a `with` block.
+
+        Args:
+            dtype: the dtype of the product.
+
+        Yields:
+            The source in the dtype; logits as they are.
+        """
+        if self.head is None or self.hidden is None or dtype is None:
+            yield self
+            return
+        bias = None if self.head.bias is None else self.head.bias.detach().to(dtype)
+        with cast_for_now(self.head.weight.detach(), dtype) as weight:
+            yield self.with_tensors(self.hidden.to(dtype), weight, bias)
 
     def multiply(self, rows: slice, out: Tensor) -> None:
         """Write the product of hidden states and weight for some tokens to `out`, or logits as they are if there is no head.
@@ -132,6 +158,8 @@ class SweepPlan:
         self.student, self.teacher, self.parts, self.chunk_size = student, teacher, parts, chunk_size
         self.targets, self.statistics = targets, statistics
         self._recorded: dict[str, list[Tensor]] = {}
+        self.teacher_dtype: torch.dtype | None = None
+        """The dtype of the teacher's product in the forward pass, for the backward pass, where autocast is off."""
 
     def run(self, hidden: Tensor, weights: Tensor | None = None) -> tuple[Tensor, ...]:
         """Compute the terms.
@@ -144,6 +172,7 @@ class SweepPlan:
             The values of each term, `(N,)`; with weights the weighted sum of the values, and the values.
         """
         head, dtype = self.student.head, compute_dtype(hidden)
+        self.teacher_dtype = None if self.teacher is None else self.teacher.product_dtype
         if head is None:
             return self._apply((hidden, None, None), weights)
         hidden, bias = hidden.to(dtype), None if head.bias is None else head.bias.to(dtype)
@@ -159,6 +188,16 @@ class SweepPlan:
         if weights is None:
             return _PerToken.apply(*tensors, self)  # type: ignore[no-any-return, no-untyped-call]
         return _Weighted.apply(*tensors, self, weights)  # type: ignore[no-any-return, no-untyped-call]
+
+    @contextmanager
+    def with_cast_teacher(self) -> Iterator["SweepPlan"]:
+        """Yield the plan with the teacher in the dtype of its product, for the time of a `with` block."""
+        if self.teacher is None:
+            yield self
+            return
+        plan = copy(self)  # it records in the same place
+        with self.teacher.cast(self.teacher_dtype) as plan.teacher:
+            yield plan
 
     @property
     def terms_per_token(self) -> int:
@@ -240,7 +279,7 @@ def _sweep(
     vocabulary = hidden.shape[-1] if weight is None else len(weight)
     size = plan.chunk_size or tokens_per_chunk(hidden, vocabulary)
     count = 1 + (plan.teacher is not None) + (plan.terms_per_token - 1) * per_term
-    mixed = plan.teacher is not None and plan.teacher.hidden is not None and plan.teacher.hidden.dtype != hidden.dtype
+    mixed = plan.teacher is not None and plan.teacher_dtype != hidden.dtype
     shape = min(size, len(hidden)), vocabulary
     work = Workspace(hidden, shape, tiles=count, in_full=wanted[1] or mixed, sums=wanted[2])
     result = _SweepResult(
@@ -253,7 +292,7 @@ def _sweep(
             for tensor, want in zip(tensors, wanted, strict=True)
         ],
     )
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.autocast(hidden.device.type, enabled=False), plan.with_cast_teacher() as plan:
         for start in range(0, len(hidden), size):
             chunk = slice(start, min(start + size, len(hidden)))
             _sweep_chunk(plan, student, chunk, work, result, factors, records=records)

@@ -114,8 +114,8 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
-_KEPT: dict[torch.dtype, Tensor] = {}
-"""Memory on the CPU for cast weights."""
+_KEPT: dict[torch.dtype, list[Tensor]] = {}
+"""Memory on the CPU for cast weights: one for each that is cast at the same time, such as a student's and a teacher's."""
 
 
 @contextmanager
@@ -135,14 +135,15 @@ def cast_for_now(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     if weight.dtype == dtype or weight.device.type != "cpu":
         yield weight.to(dtype)
         return
-    memory = _KEPT.pop(dtype, None)
+    kept = _KEPT.setdefault(dtype, [])
+    memory = kept.pop() if kept else None
     if memory is None or len(memory) < weight.numel():
         with torch.inference_mode(False):  # else only inference could write to it
             memory = torch.empty(weight.numel(), dtype=dtype)
     try:
         yield memory[: weight.numel()].view(weight.shape).copy_(weight)
     finally:
-        _KEPT[dtype] = memory
+        kept.append(memory)
 
 
 def _budget(bytes_by_device: dict[str, int], tensor: Tensor) -> int:

@@ -442,6 +442,20 @@ def test_under_autocast_it_is_the_models_own_head(trained):
         assert_close(mine, theirs, rtol=0.05, atol=0.02 * theirs.abs().max().item())
 
 
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("states", [torch.float32, torch.bfloat16])
+def test_under_autocast_a_model_does_not_differ_from_itself(trained, states):
+    """Products of policy and reference in the same dtype: what rounding alone makes of one of them looks like a divergence."""
+    hidden, head = _random(64, 32, dtype=torch.float32) / 8, _head(100, 32, dtype=torch.float32)
+    hidden = hidden.to(states)
+    leaf, weight = hidden.clone().requires_grad_(), head.weight.clone().requires_grad_(trained)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = chunked_divergence("reverse_kl", leaf, Head(weight), hidden, head, chunk_size=10).divergence
+    values.sum().backward()
+    for found in (values, leaf.grad, *([weight.grad] if trained else [])):
+        assert_close(found.detach().float(), torch.zeros(found.shape), rtol=0, atol=1e-6)
+
+
 def test_trained_models_of_unlike_width():
     """The embedded expert teaches the student: values as from the models' own logits, and the gradient leads downhill."""
     expert, student = testbed.load("expert"), testbed.load("student")

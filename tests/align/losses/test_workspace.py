@@ -40,15 +40,19 @@ def test_a_weight_in_its_dtype_is_itself():
 def test_two_at_a_time_have_memory_of_their_own():
     one, other = torch.randn(6, 4), torch.randn(6, 4)
     _cast(one)  # there is memory to share
-    with cast_for_now(one, HALF) as first, cast_for_now(other, HALF) as second:
-        assert torch.equal(first, one.to(HALF))
-        assert torch.equal(second, other.to(HALF))
+    places = set()
+    for _ in range(2):
+        with cast_for_now(one, HALF) as first, cast_for_now(other, HALF) as second:
+            assert torch.equal(first, one.to(HALF))
+            assert torch.equal(second, other.to(HALF))
+            places |= {first.data_ptr(), second.data_ptr()}
+    assert len(places) == 2, "the memory of both is kept"
 
 
 def test_an_error_gives_the_memory_back():
     with pytest.raises(RuntimeError, match="stop"), cast_for_now(torch.randn(6, 4), HALF):
         raise RuntimeError("stop")
-    assert len(workspace._KEPT) == 1
+    assert len(workspace._KEPT[HALF]) == 1
 
 
 def test_training_follows_inference():
