@@ -292,10 +292,10 @@ def _sweep(
             for tensor, want in zip(tensors, wanted, strict=True)
         ],
     )
-    with torch.autocast(hidden.device.type, enabled=False), plan.with_cast_teacher() as plan:
+    with torch.autocast(hidden.device.type, enabled=False), plan.with_cast_teacher() as cast:
         for start in range(0, len(hidden), size):
             chunk = slice(start, min(start + size, len(hidden)))
-            _sweep_chunk(plan, student, chunk, work, result, factors, records=records)
+            _sweep_chunk(cast, student, chunk, work, result, factors, records=records)
     return result
 
 

@@ -78,7 +78,9 @@ def has_lone_surrogate(value: Any) -> bool:
         >>> has_lone_surrogate({"prompt": [{"content": "a\\udc00"}]}), has_lone_surrogate(["a", 1])
         (True, False)
     """
-    with suppress(RecursionError, TypeError, ValueError):  # too deep, names that are no strings, a mapping within itself
+    with suppress(
+        RecursionError, TypeError, ValueError
+    ):  # too deep, names that are no strings, a mapping within itself
         if "\\ud" not in _IN_ASCII(value):  # where every surrogate is spelt out
             return False
     left = [value]
