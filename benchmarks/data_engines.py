@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=512, help="of the local models: a run has to last a few seconds")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[4, 32])
     parser.add_argument(
         "--latency", type=float, nargs="+", default=[0.02, 0.2], help="seconds until the server answers"

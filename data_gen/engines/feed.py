@@ -3,8 +3,9 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from contralto.data_gen.types import Request
@@ -25,18 +26,23 @@ def all_of(items: Any) -> list[Any]:
 
 
 class Feed:
-    """Take requests from an iterator in a thread of its own, each as a task is free for it.
+    """Take requests from an iterable, each as a task is free for it, in a thread of its own where that may block.
 
     One thread for all requests: a call in another thread for each costs as much as the request itself at a quick endpoint. Each thread
-    wakes the other once for all that has come meanwhile.
+    wakes the other once for all that has come meanwhile. And no thread for requests that are there, since a change of threads keeps
+    a free task waiting.
 
     Args:
-        requests: the requests; the iterator may block. None is taken from it that no task is free for.
+        requests: the requests: a sequence, or an iterable that may block. None is taken that no task is free for. An iterator with a method
+            `now` returns the next request from it if that is there, and None if it is not.
         tasks: the number of tasks that call `take`.
     """
 
-    def __init__(self, requests: Iterator[Request], tasks: int) -> None:
-        self._requests, self._tasks = requests, tasks
+    def __init__(self, requests: Iterable[Request], tasks: int) -> None:
+        self._requests, self._tasks = iter(requests), tasks
+        self._now: Callable[[], Request | None] = getattr(self._requests, "now", lambda: None)
+        if isinstance(requests, Sequence):
+            self._now = partial(next, self._requests, None)
         self._loop, self._arrived = asyncio.get_running_loop(), asyncio.Queue[Request | BaseException | None]()
         self._coming = deque[Request | BaseException | None]()
         self._is_called = self._is_asking = False
@@ -51,6 +57,8 @@ class Feed:
         Raises:
             BaseException: the iterator raised it.
         """
+        if (request := self._now()) is not None:
+            return request
         self._wanted += 1
         if not self._is_asking:
             self._is_asking = True

@@ -156,7 +156,7 @@ class OpenAIEngine:
         """
         self.check_ready()
         outcomes: queue.SimpleQueue[list[Outcome] | BaseException | None] = queue.SimpleQueue()
-        threading.Thread(target=self._run, args=(iter(requests), outcomes), daemon=True).start()
+        threading.Thread(target=self._run, args=(requests, outcomes), daemon=True).start()
         while True:
             arrived = all_of(outcomes)
             ready = [outcome for some in arrived if isinstance(some, list) for outcome in some]
@@ -168,14 +168,14 @@ class OpenAIEngine:
             if end is None:
                 return
 
-    def _run(self, requests: Iterator[Request], outcomes: Any) -> None:
+    def _run(self, requests: Iterable[Request], outcomes: Any) -> None:
         try:
             asyncio.run(self._serve(requests, outcomes))
             outcomes.put(None)
         except BaseException as error:  # noqa: BLE001 - the thread that reads the outcomes raises it
             outcomes.put(error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error)
 
-    async def _serve(self, requests: Iterator[Request], outcomes: Any) -> None:
+    async def _serve(self, requests: Iterable[Request], outcomes: Any) -> None:
         import aiohttp
 
         window = Window(self.concurrency, is_adaptive=self._is_adaptive)

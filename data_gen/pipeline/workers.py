@@ -3,10 +3,10 @@
 import queue
 import signal
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from contralto.data_gen.engines.base import Engine, Outcome
 from contralto.data_gen.engines.outcomes import checked_outcomes
@@ -36,6 +36,30 @@ class Interrupted(NamedTuple):
     signal: int
 
 
+class _OneByOne:
+    """The requests of an engine that answers them one by one, for a worker: an iterator that waits for the next one.
+
+    Args:
+        take: returns the next request; None if there are no more, or, where it may not wait, none yet.
+    """
+
+    def __init__(self, take: Callable[..., Request | None]) -> None:
+        self._take = take
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Request:
+        request = self._take(waits=True)
+        if request is None:
+            raise StopIteration
+        return request
+
+    def now(self) -> Request | None:
+        """Return the next request if it is there, which `Feed` asks before it lets a thread wait."""
+        return self._take(waits=False)
+
+
 class EngineWorker(threading.Thread):
     """An engine in a thread of its own, which takes requests and yields lists of outcomes.
 
@@ -61,7 +85,8 @@ class EngineWorker(threading.Thread):
         Args:
             requests: the requests.
         """
-        self._inbox.put(requests)
+        for each in [requests] if self.engine.rows_together > 1 else [[request] for request in requests]:
+            self._inbox.put(each)
 
     def run(self) -> None:
         """Run the engine until the worker is stopped, and put its outcomes into the queue as events."""
@@ -72,21 +97,25 @@ class EngineWorker(threading.Thread):
                     self._waiting = {request.key: request for request in requests if not request.known}
                     self._answer(requests)
             else:
-                self._answer(self._one_by_one())
+                self._answer(_OneByOne(self._take))
                 if not self._is_stopping:
                     raise ValueError("the engine ended before its requests: its answer() must process all of them")
         except BaseException as caught:  # noqa: BLE001 - the main thread raises it
             error = caught
         self._events.put(WorkerEnded(error))
 
-    def _one_by_one(self) -> Iterator[Request]:
-        """Yield the requests as they are handed over, until the run stops."""
-        for requests in iter(self._inbox.get, None):
-            for request in requests:
-                if self._is_stopping:
-                    return
-                self._waiting[request.key] = request
-                yield request
+    def _take(self, *, waits: bool) -> Request | None:
+        """Return the next request; None if the run stops, or, where it may not wait, if there is none yet."""
+        try:
+            requests = self._inbox.get(block=waits)
+        except queue.Empty:
+            return None
+        if requests is None or self._is_stopping:
+            self._inbox.put(None)  # for whoever asks next
+            return None
+        (request,) = requests
+        self._waiting[request.key] = request
+        return request
 
     def _answer(self, requests: Iterable[Request]) -> None:
         """Call the engine, and record requests that it omits as failed, since the run would wait for them."""
@@ -102,8 +131,9 @@ class EngineWorker(threading.Thread):
     def take_back(self) -> list[list[Request]]:
         """Remove and return the rounds that the engine has not started."""
         rounds = []
-        while not self._inbox.empty():
-            rounds.append(self._inbox.get())
+        with suppress(queue.Empty):  # which the engine empties, too
+            while True:
+                rounds.append(self._inbox.get_nowait())
         return [requests for requests in rounds if requests is not None]
 
     def stop(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import queue
 import time
+from contextlib import suppress
 
 import pytest
 from helpers.stored_answers import asked
@@ -48,6 +49,68 @@ def test_no_request_is_taken_that_no_task_is_free_for():
         return before, len(taken)
 
     assert asyncio.run(serve()) == (0, 2)
+
+
+class Inbox:
+    """Requests that come later."""
+
+    def __init__(self, requests=()):
+        self.items = queue.SimpleQueue()
+        for request in requests:
+            self.items.put(request)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if (request := self.items.get()) is None:
+            raise StopIteration
+        return request
+
+    def now(self):
+        with suppress(queue.Empty):
+            if (request := self.items.get_nowait()) is not None:
+                return request
+            self.items.put(None)
+        return None
+
+
+@pytest.mark.parametrize("kind", [list, Inbox])
+def test_a_request_that_is_there_is_taken_without_waiting(kind):
+    """Not even for another task: a thread that is woken keeps a free place empty."""
+
+    async def serve():
+        feed = Feed(kind(REQUESTS[:3]), 2)
+        found = []
+        for _ in range(3):
+            with pytest.raises(StopIteration) as taken:
+                feed.take().send(None)
+            found.append(taken.value.value)
+        feed.close()
+        return found
+
+    assert asyncio.run(asyncio.wait_for(serve(), 10)) == REQUESTS[:3]
+
+
+def test_requests_that_come_later_are_waited_for_and_all_tasks_end():
+    inbox = Inbox(REQUESTS[:2])
+
+    async def serve():
+        feed, taken = Feed(inbox, 3), []
+
+        async def work():
+            while (request := await feed.take()) is not None:
+                taken.append(request)
+                await asyncio.sleep(0.01)
+
+        tasks = [asyncio.create_task(work()) for _ in range(3)]
+        for request in [*REQUESTS[2:], None]:
+            await asyncio.sleep(0.03)
+            inbox.items.put(request)
+        await asyncio.gather(*tasks)
+        return taken
+
+    assert asyncio.run(asyncio.wait_for(serve(), 10)) == REQUESTS
 
 
 def test_an_error_of_the_iterator_reaches_a_task():
