@@ -59,7 +59,8 @@ def caches(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def table(shape: str, args: argparse.Namespace) -> list[str]:
-    """The lines of a pair of models."""
+    """The lines of a pair of models, whose graphs begin anew: PyTorch keeps eight of one forward in a process, and compiles no more."""
+    torch._dynamo.reset()
     models = [model.to(getattr(torch, args.dtype)) for model in pair(shape, args.device)]
     prompts = prompts_of(args.batch, args.context, args.device)
     decoders, kinds = systems(models[0], models[1], prompts), caches(args)
