@@ -12,7 +12,7 @@ import selectors
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -109,7 +109,7 @@ class FlakyEngine(openai.OpenAIEngine):
         self._answered = 0
         self.faults: Counter[str] = Counter()
 
-    async def _serve(self, requests: Iterator[Any], outcomes: Any) -> None:
+    async def _serve(self, requests: Iterable[Any], outcomes: Any) -> None:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._answer)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
