@@ -78,10 +78,9 @@ def has_lone_surrogate(value: Any) -> bool:
         >>> has_lone_surrogate({"prompt": [{"content": "a\\udc00"}]}), has_lone_surrogate(["a", 1])
         (True, False)
     """
-    with suppress(
-        RecursionError, TypeError, ValueError
-    ):  # too deep, names that are no strings, a mapping within itself
-        if "\\ud" not in _IN_ASCII(value):  # where every surrogate is spelt out
+    # JSON in ASCII spells out every surrogate; values that are too deep for it, or have names that are no strings, are searched anyway
+    with suppress(RecursionError, TypeError, ValueError):
+        if "\\ud" not in _IN_ASCII(value):
             return False
     left = [value]
     while left:  # a stack of our own, since the depth is not ours
