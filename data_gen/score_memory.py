@@ -4,6 +4,7 @@ Strategies run again whenever a data set is written. A score is taken from the s
 the reward model, the row and the answers are the same.
 """
 
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,6 +19,7 @@ from contralto.data_gen.types import digest, image_digest
 __all__ = [
     "RecordedScores",
     "ScoreMemory",
+    "ScoreMemoryError",
     "StandInScores",
     "UnscoredError",
     "is_computing",
@@ -45,6 +47,10 @@ class ScoreMemory(Protocol):
 
 class UnscoredError(LookupError):
     """The error where a score is not recorded, and none may be computed."""
+
+
+class ScoreMemoryError(OSError):
+    """The error where recorded scores cannot be read or written: it is the store's, which a strategy cannot be blamed for."""
 
 
 class _KeepsNothing:
@@ -161,13 +167,30 @@ def remembered(
         raise UnscoredError(str(scorer))
     if memory is None or key is None:
         return compute()
-    scores = memory.known_scores(key)
+    with _of_the_memory():
+        scores = memory.known_scores(key)
+        is_new = scores is None and getattr(scorer, "identity", None) is None
+        line = memory.note_scorer(*_named(scorer)) if is_new else ""
+    if line:
+        tqdm.write(line)
     if scores is None:
-        if getattr(scorer, "identity", None) is None and (line := memory.note_scorer(*_named(scorer))):
-            tqdm.write(line)
         scores = compute()
-        memory.keep_scores(key, scores)
+        with _of_the_memory():
+            memory.keep_scores(key, scores)
     return scores
+
+
+@contextmanager
+def _of_the_memory() -> Iterator[None]:
+    """Tell errors of the memory from those of a strategy, in whose midst scores are read.
+
+    Raises:
+        ScoreMemoryError: the store cannot be read or written, or another program changed it.
+    """
+    try:
+        yield
+    except (sqlite3.Error, OSError, ValueError) as error:
+        raise ScoreMemoryError(str(error)) from error
 
 
 def is_computing() -> bool:

@@ -7,7 +7,14 @@ from contralto.common.texts import has_lone_surrogate
 from contralto.data_gen.engines.bodies import CHARACTERS_PER_TOKEN, prompt_token_guess
 from contralto.data_gen.engines.outcomes import described
 from contralto.data_gen.recipe import Recipe, Use
-from contralto.data_gen.score_memory import RecordedScores, ScoreMemory, StandInScores, UnscoredError, remembered_scores
+from contralto.data_gen.score_memory import (
+    RecordedScores,
+    ScoreMemory,
+    ScoreMemoryError,
+    StandInScores,
+    UnscoredError,
+    remembered_scores,
+)
 from contralto.data_gen.store import Store, TrackedRequest
 from contralto.data_gen.types import Answer, Ask, Failure, Outcome, Row, digest, drive, make_request
 
@@ -113,7 +120,7 @@ class RowRun:
             self.requests = [_tracked(self._recipe, ask, self.strategy, self._row["id"]) for ask in asks]
         except StopIteration as end:
             self.outcomes = end.value
-        except UnknownRoleError:
+        except (UnknownRoleError, ScoreMemoryError):
             raise
         except UnscoredError:
             self.is_unscored = True

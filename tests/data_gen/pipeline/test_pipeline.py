@@ -28,7 +28,7 @@ from contralto.data_gen.checks import annotate
 from contralto.data_gen.pipeline.rows import RowGroup, RowRun, advance_together
 from contralto.data_gen.pipeline.workers import EngineWorker
 from contralto.data_gen.rows import read_rows
-from contralto.data_gen.score_memory import remembered_scores
+from contralto.data_gen.score_memory import ScoreMemoryError, remembered_scores
 from contralto.data_gen.scorers import chrf, score_answers
 from contralto.data_gen.store import Store, TrackedRequest
 from contralto.data_gen.types import Answer, Ask, Failure, Pair, Rejected, Sampling, digest, make_request
@@ -950,6 +950,27 @@ def test_scores_move_with_their_store(tmp_path):
     two.merge(tmp_path / "c.sqlite")
     assert two.known_scores("k") == [0.1, 2.0]
     assert three.known_scores("k") is None
+
+
+@pytest.mark.parametrize("call", ["known_scores", "note_scorer", "keep_scores"])
+@pytest.mark.parametrize(
+    "error",
+    [sqlite3.DatabaseError("disk image is malformed"), ValueError("bytes in a column")],
+    ids=["disk", "changed"],
+)
+def test_scores_that_cannot_be_read_or_kept_end_the_run(folder, monkeypatch, call, error):
+    """The store's errors fail no rows: a data set without them would look whole."""
+    (folder / "my_scorer.py").write_text(SCORER)
+    use = {"use": "best_of_n", "n": 4, "scorer": "my_scorer:score"}
+    recipe, rows = loaded(folder, strategies=[use], roles={"target": ECHO})
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(Store, call, fails)
+    with Store(folder / "answers.sqlite") as store, pytest.raises(ScoreMemoryError, match=str(error)):
+        pipeline.run(recipe, rows, store, is_shown=False)
+    sys.modules.pop("my_scorer")
 
 
 def test_a_function_within_a_function_is_not_remembered():
