@@ -137,7 +137,7 @@ def table(results: Sequence[Result]) -> str:
     """Return a table with a line per component."""
     lines = [f"| component | calls | failed | faults | {' | '.join(VERDICTS)} |", "|---" * (len(VERDICTS) + 4) + "|"]
     for each in results:
-        counts, share = each.verdicts, "each" if each.every == 1 else f"each {each.every}th"
+        counts, share = each.verdicts, "each" if each.every == 1 else f"one in {each.every}"
         faults = sum(counts[name] for name in VERDICTS)
         numbers = " | ".join(str(counts[name]) for name in VERDICTS)
         lines.append(f"| {each.component} | {each.calls} | {share} | {faults} | {numbers} |")
