@@ -163,7 +163,7 @@ class SpeculativeRounds:
         copies = self._copies()
         if copies is not None:
             self._verify(list(copies.tokens.unbind(1)), self._look_along(copies))
-        elif (self._early is not None or self._amateur.length) and self._draft_length.rests:
+        elif self._has_amateur and self._draft_length.rests:
             self._step_alone()
         else:
             self._verify(*self._draft())
@@ -192,10 +192,15 @@ class SpeculativeRounds:
             places.append(self._look(ids))
         return drafts, places
 
+    @property
+    def _has_amateur(self) -> bool:
+        """Return whether the amateur can be read without the prompt: it has been, or the expert's own pass yields its logits."""
+        return self._early is not None or bool(self._amateur.length)
+
     def _copies(self) -> _Copies | None:
         """Return what all unfinished rows copy from their own text; None if it is too seldom accepted, or one of them has nothing to copy."""
         generation = self._generation
-        reads = self._expert.length and (self._early is not None or self._amateur.length)
+        reads = self._expert.length and self._has_amateur
         room, self._declined = generation.remaining - 1, None
         if self._lookup is None or not reads or room < 1:
             return None
